@@ -1,0 +1,79 @@
+"""Every error and warning of steadygrad.
+
+::
+
+    SteadyGradError
+    ├── UsageError (ValueError)         an argument is wrong; the message says what to type
+    │   └── SpecError                   a clip spec that cannot be read
+    ├── AttachError (RuntimeError)      an optimizer that cannot be attached to, or is already
+    ├── NonFiniteError (RuntimeError)   `raise` was asked for and gradients are not finite
+    ├── KernelError (RuntimeError)      a kernel form asked for by name cannot serve here
+    ├── RunFileError (OSError)          a run file that cannot be opened or read
+    ├── CalibrationError (ValueError)   a run that gives no threshold, and why
+    └── MissingExtraError (ImportError) a library that is not installed, with the pip command
+    SteadyGradWarning (UserWarning)
+    ├── NoGradientsWarning              nothing was measured or clipped
+    └── RecordingWarning                recording stopped; the training goes on
+"""
+
+from __future__ import annotations
+
+
+class SteadyGradError(Exception):
+    """Base of every steadygrad error."""
+
+
+class UsageError(SteadyGradError, ValueError):
+    """An argument is wrong."""
+
+
+class SpecError(UsageError):
+    """A clip spec that cannot be read."""
+
+
+class AttachError(SteadyGradError, RuntimeError):
+    """An optimizer cannot be attached to."""
+
+
+class NonFiniteError(SteadyGradError, RuntimeError):
+    """Gradients are not finite and the caller asked for an error."""
+
+
+class KernelError(SteadyGradError, RuntimeError):
+    """A kernel form asked for by name cannot serve here."""
+
+
+class RunFileError(SteadyGradError, OSError):
+    """A run file cannot be opened or read."""
+
+
+class CalibrationError(SteadyGradError, ValueError):
+    """A run that gives no threshold."""
+
+
+class MissingExtraError(SteadyGradError, ImportError):
+    """A library that an optional part needs is not installed.
+
+    Args:
+        library: the import name that failed, e.g. ``"torch"``.
+        extra: the steadygrad extra that installs it.
+        what: what needed it, as a noun phrase.
+    """
+
+    def __init__(self, library: str, extra: str, what: str) -> None:
+        super().__init__(
+            f"{what} needs {library}, which is not installed. "
+            f'Install it with: pip install "steadygrad[{extra}]"'
+        )
+
+
+class SteadyGradWarning(UserWarning):
+    """Base of every steadygrad warning."""
+
+
+class NoGradientsWarning(SteadyGradWarning):
+    """Nothing was measured or clipped."""
+
+
+class RecordingWarning(SteadyGradWarning):
+    """Recording stopped; the training goes on."""

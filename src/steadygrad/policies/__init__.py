@@ -1,0 +1,49 @@
+"""Clipping methods: one file each, found by being here.
+
+A new method is one new module with a frozen dataclass derived from
+`steadygrad.policies.base.Policy`; its class becomes a public name of this
+package and its `name` a word that specs understand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from steadygrad.policies.base import Decision, Policy, State
+
+_TOOLS = {"base", "parse", "groups"}
+
+
+def _discover() -> dict[str, type[Policy]]:
+    found: dict[str, type[Policy]] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        members = vars(importlib.import_module(f"{__name__}.{module}")).values()
+        for member in members if module not in _TOOLS else ():
+            if isinstance(member, type) and issubclass(member, Policy) and member.name:
+                found[member.name] = member
+    return found
+
+
+REGISTRY: dict[str, type[Policy]] = _discover()
+"""Spec word -> policy class."""
+
+globals().update({cls.__name__: cls for cls in REGISTRY.values()})
+
+from steadygrad.policies.groups import Groups  # noqa: E402  (needs the registry)
+from steadygrad.policies.parse import parse  # noqa: E402
+
+__all__ = [
+    "REGISTRY",
+    "Decision",
+    "Groups",
+    "Policy",
+    "State",
+    "parse",
+    *sorted(cls.__name__ for cls in REGISTRY.values()),
+]
+
+
+def __getattr__(name: str) -> Any:  # tells type checkers that discovered classes are names here
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {__all__}")

@@ -1,0 +1,203 @@
+"""The contract of a clipping method: pure arithmetic on GradientStats.
+
+A policy never sees a framework. It is given an array namespace `xp` and must
+not branch in Python on array values, so that one implementation runs eagerly in
+NumPy, on a GPU without host synchronisation, under `jax.jit` and inside
+`tf.function`. Of `xp` it may use the names in `NAMESPACE` (TensorFlow is served
+by a shim with exactly those) and the operators.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from steadygrad.errors import SpecError
+from steadygrad.stats import GradientStats
+
+State = dict[str, Any]
+"""A policy's memory: a flat dict of arrays, so that any checkpoint format holds it."""
+
+NAMESPACE = (
+    "abs all any arange asarray astype clip concat exp floor full full_like isfinite isnan log "
+    "max maximum mean min minimum ones ones_like searchsorted sign sort sqrt stack sum take "
+    "where zeros zeros_like logical_and logical_or logical_not"
+).split()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with the gradients of this step.
+
+    Attributes:
+        threshold: the `max_norm` (or `clip_value`) in force, 0-d; inf where there is none.
+        coef: what gradients are multiplied by, in (0, 1]: 0-d, or ``[tensors]``.
+        skip: 0-d bool, or False: drop the step whole.
+    """
+
+    threshold: Any
+    coef: Any
+    skip: Any = False
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Base of every clipping method; subclasses are frozen dataclasses.
+
+    A subclass names itself with `name` (the word of its spec), lists its
+    parameters as fields (the first is the one that follows the colon in a spec),
+    and implements `decide`, plus `init` where it has a memory. It registers
+    itself by being defined in a module of `steadygrad.policies`.
+    """
+
+    name: ClassVar[str] = ""
+
+    @property
+    def elementwise(self) -> bool:
+        """True where `transform` changes single elements; `decide` still gives the threshold."""
+        return False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `transform` reads beside the gradient: ``weight``, ``second_moment``."""
+        return frozenset()
+
+    @property
+    def per_tensor(self) -> frozenset[str]:
+        """State keys whose first axis counts tensors: they grow when parameters are added."""
+        return frozenset()
+
+    def for_tensor(self, name: str) -> Policy:
+        """The policy that governs one tensor: itself, save for groups."""
+        return self
+
+    @property
+    def norm_type(self) -> float:
+        """The p of the norm that `decide` wants measured."""
+        return 2.0
+
+    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+        """The state before the first step.
+
+        Args:
+            xp: array namespace.
+            names: names of the tensors that will be measured, in order.
+            float_dtype: dtype for figures.
+            int_dtype: dtype for counters.
+
+        Returns:
+            A flat dict of arrays of `xp`.
+        """
+        return {}
+
+    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        """Decide one step; pure.
+
+        Args:
+            xp: array namespace of ``state`` and ``stats``.
+            state: as `init` or the last call returned it; not modified.
+            stats: this step's figures. Non-finite ones must not enter the state.
+
+        Returns:
+            The next state and the decision.
+        """
+        raise NotImplementedError
+
+    def transform(self, xp: Any, grad: Any, *, weight: Any = None, second_moment: Any = None) -> Any:
+        """One tensor's gradient after an elementwise method; pure.
+
+        Args:
+            xp: array namespace of the arrays.
+            grad: a gradient of any shape; finite.
+            weight: the parameter, where `needs` holds ``weight``.
+            second_moment: the optimizer's running mean of squares (None before its
+                first step), where `needs` holds ``second_moment``.
+
+        Returns:
+            An array of the shape and dtype of ``grad``.
+        """
+        raise NotImplementedError
+
+    def touches(self, xp: Any, stats: GradientStats) -> Any:
+        """Which tensors `transform` could change, ``[tensors]`` bool: the others are left alone."""
+        return xp.ones_like(stats.max_abs) > 0
+
+    def spec(self) -> str:
+        """The spec string that makes this policy again: ``parse(p.spec()) == p``."""
+        parts = []
+        for index, field in enumerate(dataclasses.fields(self)):
+            value = getattr(self, field.name)
+            default = field.default
+            if index == 0 and default is dataclasses.MISSING:
+                parts.insert(0, spec_value(value))
+            elif value != default:
+                key = field.metadata.get("spec", field.name)
+                parts.append(f"{key}={spec_value(value)}")
+        return f"{self.name}:{','.join(parts)}" if parts else self.name
+
+
+def spec_value(value: Any) -> str:
+    """A field's value as a spec writes it.
+
+    Example:
+        >>> spec_value(1.0), spec_value(float("inf")), spec_value(True)
+        ('1.0', 'inf', 'true')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def coefficient(xp: Any, norm: Any, max_norm: Any) -> Any:
+    """``min(1, max_norm / norm)``, with no epsilon.
+
+    Exactly 1 at and below the threshold, and where the norm is not finite: a
+    broken gradient is dealt with by `on_nonfinite`, never by scaling.
+
+    Args:
+        xp: array namespace.
+        norm: norms, any shape.
+        max_norm: threshold, a float or an array that broadcasts with ``norm``.
+
+    Returns:
+        The coefficients, in the shape of ``norm``.
+
+    Example:
+        >>> import numpy as np
+        >>> coefficient(np, np.array([5.0, 10.0, np.nan]), 5.0)
+        array([1. , 0.5, 1. ])
+    """
+    over = xp.isfinite(norm) & (norm > max_norm)
+    one = xp.ones_like(norm)
+    return xp.where(over, max_norm / xp.where(over, norm, one), one)
+
+
+def require_positive(policy: Policy, *fields: str) -> None:
+    """Refuse a policy whose named fields are not numbers over 0 (inf is allowed).
+
+    Raises:
+        SpecError: says which field, what it was, and what to type.
+    """
+    for field in fields:
+        value = getattr(policy, field)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and value > 0):
+            raise SpecError(
+                f"{type(policy).__name__}: {field} must be a number over 0, got {value!r}; "
+                f"for example {field}=1.0 (to leave gradients alone, use the spec 'none')"
+            )
+
+
+def require_norm_type(policy: Policy, value: float) -> None:
+    """Refuse a norm whose p is under 0.5.
+
+    Raises:
+        SpecError: with the reason.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and value >= 0.5):
+        raise SpecError(
+            f"{type(policy).__name__}: norm_type must be a number >= 0.5 or inf, got {value!r}: "
+            "for smaller p the 'norm' of a large model is beyond any float. Type norm_type=2.0"
+        )

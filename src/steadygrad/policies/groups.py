@@ -1,0 +1,177 @@
+"""Groups by name pattern: each with its own policy, its own norm and its own state.
+
+A group is itself decided by an ordinary policy over a slice of the stats, so
+every method works in groups without knowing of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from steadygrad.errors import SpecError
+from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.policies.none import NoClip
+from steadygrad.policies.parse import parse
+from steadygrad.stats import GradientStats, combine_norms
+
+INF = float("inf")
+
+
+@dataclass(frozen=True)
+class Groups(Policy):
+    """Each tensor is governed by the first pattern that matches its name; the others are left alone.
+
+    Args:
+        members: ``((pattern, policy), ...)``; patterns as in `fnmatch`.
+
+    Raises:
+        SpecError: no group, a group inside a group, or groups that want two different finite p
+            (one read measures one p; the inf-norm comes with every read).
+
+    Example:
+        >>> Groups.of({"embed.*": "none", "*": "norm:1.0"}).for_tensor("head.weight")
+        ClipNorm(max_norm=1.0, p=2.0)
+    """
+
+    members: tuple[tuple[str, Policy], ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise SpecError("clip groups are empty; type for example {'*': 'norm:1.0'}")
+        if any(isinstance(policy, Groups) for _, policy in self.members):
+            raise SpecError("a clip group cannot hold groups; write all patterns in one mapping")
+        if len(self._finite_norms()) > 1:
+            raise SpecError(
+                f"clip groups ask for the norms p={sorted(self._finite_norms())}; one read measures "
+                "one finite p (and inf): use the same p in every group"
+            )
+
+    @classmethod
+    def of(cls, groups: Mapping[str, str | Policy]) -> Groups:
+        """Groups from ``{pattern: spec or policy}``."""
+        return cls(
+            tuple((k, parse(v) if isinstance(v, str) else v) for k, v in groups.items()),
+        )
+
+    def _finite_norms(self) -> set[float]:
+        bearing = [p for _, p in self.members if not isinstance(p, NoClip) and not p.elementwise]
+        return {p.norm_type for p in bearing} - {INF}
+
+    @property
+    def norm_type(self) -> float:
+        finite = self._finite_norms()
+        if finite:
+            return finite.pop()
+        all_inf = any(policy.norm_type == INF for _, policy in self.members)
+        return INF if all_inf else 2.0
+
+    @property
+    def elementwise(self) -> bool:
+        return any(policy.elementwise for _, policy in self.members)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(policy.needs for _, policy in self.members))
+
+    @property
+    def per_tensor(self) -> frozenset[str]:
+        return frozenset(
+            f"{index}/{key}"
+            for index, (_, policy) in enumerate(self.members)
+            for key in policy.per_tensor
+        )
+
+    def for_tensor(self, name: str) -> Policy:
+        return next((policy for pattern, policy in self.members if fnmatchcase(name, pattern)), _NONE)
+
+    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+        state: State = {}
+        for number, policy, indices in _slices(self, names):
+            inner = policy.init(xp, tuple(names[i] for i in indices), float_dtype, int_dtype)
+            state.update({f"{number}/{key}": value for key, value in inner.items()})
+        return state
+
+    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        after, coefs, order, nearest = dict(state), [], [], None
+        for number, policy, indices in _slices(self, stats.names):
+            part = _take(xp, stats, indices, policy.norm_type)
+            inner = {k.split("/", 1)[1]: v for k, v in state.items() if k.startswith(f"{number}/")}
+            inner, decision = policy.decide(xp, inner, part)
+            after.update({f"{number}/{key}": value for key, value in inner.items()})
+            coefs.append(decision.coef * xp.ones_like(part.norms))
+            order.extend(indices)
+            nearest = _nearer(xp, nearest, part.total_norm, decision)
+        assert nearest is not None
+        places = sorted(range(len(order)), key=order.__getitem__)
+        coef = xp.take(xp.concat(coefs), xp.asarray(places), axis=0)
+        return after, Decision(threshold=nearest[1], coef=coef, skip=nearest[2])
+
+    def touches(self, xp: Any, stats: GradientStats) -> Any:
+        flags, order = [], []
+        for _, policy, indices in _slices(self, stats.names):
+            part = _take(xp, stats, indices, policy.norm_type)
+            touched = policy.touches(xp, part) if policy.elementwise else part.max_abs < 0
+            flags.append(touched)
+            order.extend(indices)
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return xp.take(xp.concat(flags), xp.asarray(places), axis=0)
+
+    def spec(self) -> str:
+        return "{" + ", ".join(f"{k}: {p.spec()}" for k, p in self.members) + "}"
+
+
+_NONE = NoClip()
+
+
+@functools.lru_cache(maxsize=64)
+def _slices(groups: Groups, names: tuple[str, ...]) -> list[tuple[int, Policy, tuple[int, ...]]]:
+    """``(number, policy, tensor indices)`` of every group that holds a tensor, and of the rest."""
+    policies = [policy for _, policy in groups.members] + [_NONE]
+    patterns = [pattern for pattern, _ in groups.members] + ["*"]
+    owner = [next(i for i, p in enumerate(patterns) if fnmatchcase(name, p)) for name in names]
+    return [
+        (number, policy, tuple(i for i, o in enumerate(owner) if o == number))
+        for number, policy in enumerate(policies)
+        if number in owner
+    ]
+
+
+def _take(xp: Any, stats: GradientStats, indices: tuple[int, ...], p: float) -> GradientStats:
+    where = xp.asarray(list(indices))
+
+    def pick(array: Any) -> Any:
+        return xp.take(array, where, axis=0)
+
+    norms, max_abs, nonfinite = pick(stats.norms), pick(stats.max_abs), pick(stats.nonfinite)
+    norm_type = stats.norm_type
+    if p == INF and norm_type != INF:
+        norms, norm_type = xp.where(nonfinite > 0, norms, max_abs), INF
+    return GradientStats(
+        names=tuple(stats.names[i] for i in indices),
+        norms=norms,
+        max_abs=max_abs,
+        nonfinite=nonfinite,
+        zeros=pick(stats.zeros),
+        sizes=tuple(stats.sizes[i] for i in indices),
+        total_norm=combine_norms(xp, norms, norm_type),
+        norm_type=norm_type,
+    )
+
+
+def _nearer(xp: Any, best: Any, norm: Any, decision: Decision) -> tuple[Any, Any, Any]:
+    """Keep the threshold of the group that stands highest against its own, and any group's skip."""
+    height = norm / decision.threshold
+    height = xp.where(xp.isfinite(height), height, xp.zeros_like(height))
+    skip = xp.asarray(decision.skip)
+    if best is None:
+        return height, decision.threshold, skip
+    higher = height > best[0]
+    return (
+        xp.where(higher, height, best[0]),
+        xp.where(higher, decision.threshold, best[1]),
+        xp.logical_or(best[2], skip),
+    )

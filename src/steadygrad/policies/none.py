@@ -1,0 +1,25 @@
+"""Observe only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.stats import GradientStats
+
+
+@dataclass(frozen=True)
+class NoClip(Policy):
+    """Measure and record, and leave every gradient as it is.
+
+    Example:
+        >>> NoClip().spec()
+        'none'
+    """
+
+    name: ClassVar[str] = "none"
+
+    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        one = xp.ones_like(stats.total_norm)
+        return state, Decision(threshold=one * float("inf"), coef=one)

@@ -1,0 +1,51 @@
+"""Clipping each tensor by its own norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from steadygrad.policies.base import (
+    Decision,
+    Policy,
+    State,
+    coefficient,
+    require_norm_type,
+    require_positive,
+)
+from steadygrad.stats import GradientStats
+
+
+@dataclass(frozen=True)
+class ClipTensorNorm(Policy):
+    """Scale each tensor's gradient by ``min(1, max_norm / norm)`` of that tensor alone.
+
+    Keeps the direction within a tensor, not between tensors. Keras calls it `clipnorm`.
+
+    Args:
+        max_norm: the threshold for every tensor.
+        p: which norm, 0.5 to inf.
+
+    Raises:
+        SpecError: a threshold that is not over 0, a p under 0.5.
+
+    Example:
+        >>> ClipTensorNorm(1.0).spec()
+        'tensor-norm:1.0'
+    """
+
+    name: ClassVar[str] = "tensor-norm"
+    max_norm: float
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "max_norm")
+        require_norm_type(self, self.p)
+
+    @property
+    def norm_type(self) -> float:
+        return self.p
+
+    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        coef = coefficient(xp, stats.norms, self.max_norm)
+        return state, Decision(threshold=xp.full_like(stats.total_norm, self.max_norm), coef=coef)

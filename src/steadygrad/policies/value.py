@@ -1,0 +1,46 @@
+"""Clipping by value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from steadygrad.policies.base import Decision, Policy, State, require_positive
+from steadygrad.stats import GradientStats
+
+
+@dataclass(frozen=True)
+class ClipValue(Policy):
+    """Clamp every element to ``[-clip_value, clip_value]``: the direction changes.
+
+    Args:
+        clip_value: the largest magnitude an element may keep.
+
+    Raises:
+        SpecError: a value that is not over 0.
+
+    Example:
+        >>> import numpy as np
+        >>> ClipValue(0.5).transform(np, np.array([-2.0, 0.25]))
+        array([-0.5 ,  0.25])
+    """
+
+    name: ClassVar[str] = "value"
+    clip_value: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "clip_value")
+
+    @property
+    def elementwise(self) -> bool:
+        return True
+
+    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        norm = stats.total_norm
+        return state, Decision(xp.full_like(norm, self.clip_value), xp.ones_like(norm))
+
+    def touches(self, xp: Any, stats: GradientStats) -> Any:
+        return stats.max_abs > self.clip_value
+
+    def transform(self, xp: Any, grad: Any, *, weight: Any = None, second_moment: Any = None) -> Any:
+        return xp.clip(grad, -self.clip_value, self.clip_value)

@@ -1,0 +1,76 @@
+"""GradientStats: the currency between measuring and deciding.
+
+A plain record of arrays of one array library (NumPy, torch, jax.numpy or
+TensorFlow), so that a policy reads the same fields on a CPU, on a device
+without synchronising, and under a tracer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GradientStats:
+    """What one read of a list of gradients tells.
+
+    Attributes:
+        names: one name a tensor, in the order measured.
+        norms: p-norm of each tensor, shape ``[tensors]``, float64 where the device
+            has it. Exact for finite tensors; inf or nan where the tensor holds one.
+        max_abs: largest \\|g\\| among the finite elements, shape ``[tensors]``.
+        nonfinite: number of NaN and inf elements, shape ``[tensors]``, integer.
+        zeros: number of elements equal to zero, shape ``[tensors]``, integer.
+        sizes: number of elements, one Python int a tensor.
+        total_norm: p-norm over all tensors taken as one vector, before clipping; 0-d.
+        norm_type: the p of the norms; ``inf`` for the largest magnitude.
+
+    Example:
+        >>> import numpy as np
+        >>> s = GradientStats(("w",), np.array([5.0]), np.array([4.0]), np.array([0]),
+        ...                   np.array([0]), (2,), np.float64(5.0), 2.0)
+        >>> float(s.total_norm)
+        5.0
+    """
+
+    names: tuple[str, ...]
+    norms: Any
+    max_abs: Any
+    nonfinite: Any
+    zeros: Any
+    sizes: tuple[int, ...]
+    total_norm: Any
+    norm_type: float = 2.0
+
+
+def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
+    """Join per-tensor p-norms into the norm of the tensors taken as one vector.
+
+    Scaled by the largest norm, so that it holds wherever the result itself is
+    representable. A NaN among the norms gives NaN, else an inf gives inf.
+
+    Args:
+        xp: the array namespace of ``norms``.
+        norms: shape ``[tensors]``, at least one tensor.
+        norm_type: p of the norms, or ``inf``.
+
+    Returns:
+        The total norm, 0-d, in the dtype of ``norms``.
+
+    Example:
+        >>> import numpy as np
+        >>> float(combine_norms(np, np.array([3e200, 4e200]), 2.0))
+        5e+200
+    """
+    largest = xp.max(norms)  # NaN wins over inf in every namespace we serve
+    if norm_type == float("inf"):
+        return largest
+    usable = xp.isfinite(largest) & (largest > 0)
+    scale = xp.where(usable, largest, xp.ones_like(largest))
+    ratios = xp.where(usable, norms / scale, xp.zeros_like(norms))
+    if norm_type == 2.0:
+        joined = scale * xp.sqrt(xp.sum(ratios * ratios))
+    else:
+        joined = scale * xp.sum(ratios**norm_type) ** (1.0 / norm_type)
+    return xp.where(usable, joined, largest)
