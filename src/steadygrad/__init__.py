@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from steadygrad._version import __version__
 
 if TYPE_CHECKING:
-    from steadygrad.calibrate import Calibration, calibrate
+    from steadygrad.calibration import Calibration, calibrate
     from steadygrad.rules import Finding, diagnose
     from steadygrad.runlog import Run, open_run
     from steadygrad.stats import GradientStats
@@ -23,8 +23,8 @@ _HOME = {
     "Run": "steadygrad.runlog",
     "diagnose": "steadygrad.rules",
     "Finding": "steadygrad.rules",
-    "calibrate": "steadygrad.calibrate",
-    "Calibration": "steadygrad.calibrate",
+    "calibrate": "steadygrad.calibration",
+    "Calibration": "steadygrad.calibration",
     "GradientStats": "steadygrad.stats",
 }
 
