@@ -1,0 +1,139 @@
+"""The rules that hold for the whole tree: what imports what, and what the package promises."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steadygrad
+
+SRC = Path(steadygrad.__file__).parent
+ROOT = SRC.parent.parent
+
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "optax")
+
+# Imports run from a higher floor to the same or a lower one.
+FLOORS = {
+    "errors": 0,
+    "stats": 0,
+    "_version": 0,
+    "policies": 1,
+    "kernels": 1,
+    "runlog": 1,
+    "rules": 1,
+    "calibration": 1,
+    "torch": 2,
+    "tensorflow": 2,
+    "keras": 2,
+    "jax": 2,
+    "sinks": 2,
+    "launch": 3,
+    "report": 3,
+    "integrations": 3,
+    "demos": 3,
+    "compare": 3,
+    "cli": 4,
+}
+
+FRAMEWORK_FREE = ["", "runlog", "rules", "calibration", "policies", "stats", "errors", "report", "cli"]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def loaded_after(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sorted(set({FRAMEWORKS!r}) & set(sys.modules)))"
+    return set(python(code).split())
+
+
+@pytest.mark.parametrize("part", FRAMEWORK_FREE)
+def test_importing_loads_no_framework(part: str) -> None:
+    assert loaded_after(f"steadygrad.{part}".rstrip(".")) == set()
+
+
+def test_the_framework_check_can_fail() -> None:
+    assert "torch" in loaded_after("steadygrad.torch")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert python("import sys, steadygrad; print('numpy' in sys.modules, 'rich' in sys.modules)") == (
+        "False False"
+    )
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level parts of steadygrad that a file imports, at any depth of its code."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module]
+            if node.module == "steadygrad":
+                names = [f"steadygrad.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        parts |= {n.split(".")[1] for n in names if n.startswith("steadygrad.")}
+    return parts
+
+
+def upward_imports(files: dict[str, set[str]]) -> list[str]:
+    bad = []
+    for name, parts in files.items():
+        home = name.split("/")[0].removesuffix(".py")
+        bad += [f"{name} -> {p}" for p in parts if p in FLOORS and FLOORS[p] > FLOORS[home]]
+    return bad
+
+
+def test_imports_run_one_way() -> None:
+    files = {
+        str(path.relative_to(SRC)): imports_of(path)
+        for path in SRC.rglob("*.py")
+        if path.parent != SRC or path.stem in FLOORS
+    }
+    assert {name.split("/")[0].removesuffix(".py") for name in files} <= set(FLOORS)
+    assert upward_imports(files) == []
+
+
+def test_the_import_check_can_fail() -> None:
+    assert upward_imports({"stats.py": {"torch"}}) == ["stats.py -> torch"]
+
+
+PUBLIC = [
+    "steadygrad",
+    *(f"steadygrad.{p}" for p in ("policies", "runlog", "rules", "calibration", "torch", "kernels")),
+    *(f"steadygrad.{p}" for p in ("tensorflow", "jax", "report", "sinks")),
+]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_all_is_true(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = loaded.__all__
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(loaded, name) is not None
+
+
+def test_the_changelog_leads_with_this_version() -> None:
+    top = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert top is not None
+    assert top.group(1) == steadygrad.__version__
+
+
+def test_every_error_is_one_family() -> None:
+    from steadygrad import errors
+
+    members = [m for m in vars(errors).values() if isinstance(m, type)]
+    for member in members:
+        base = errors.SteadyGradWarning if issubclass(member, Warning) else errors.SteadyGradError
+        assert issubclass(member, base)
+        assert member.__name__ in (errors.__doc__ or "")
