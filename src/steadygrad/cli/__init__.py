@@ -1,0 +1,79 @@
+"""The command line: one file a subcommand, found by listing this folder.
+
+A subcommand's file is imported only when it is asked for, and imports nothing
+beyond click and the standard library at its top: `steadygrad run` has to start
+a script before anything that could change it is loaded, and `--help` stays quick.
+`run` leaves click before the script starts (`Handover`), so that click never
+sees the script's exceptions.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from steadygrad._version import __version__
+from steadygrad.errors import SteadyGradError, UsageError
+
+__all__ = ["Handover", "group", "main"]
+
+
+class Handover(BaseException):
+    """Raised by a subcommand to have `action` called after click is out of the way."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        super().__init__("this subcommand starts from steadygrad.cli.main()")
+        self.action = action
+
+
+class _Folder(click.Group):
+    """A click group whose subcommands are the modules of this folder."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = (module.name for module in pkgutil.iter_modules(__path__))
+        return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SteadyGradError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = 2 if isinstance(error, UsageError) else 1
+            raise shown from error
+
+
+@click.group(cls=_Folder, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="steadygrad")
+def group() -> None:
+    """Keep training steady: see what gradients do, clip them exactly, know why a run breaks.
+
+    Start with:  steadygrad run train.py
+    """
+
+
+def main() -> None:
+    """The `steadygrad` command."""
+    action = _dispatch()
+    if action is not None:
+        action()
+
+
+def _dispatch() -> Callable[[], None] | None:
+    # returned, not called here: inside `except` every exception of the script
+    # would be shown as raised "during handling of" the Handover
+    try:
+        group.main(prog_name="steadygrad")
+    except Handover as handover:
+        return handover.action
+    return None
