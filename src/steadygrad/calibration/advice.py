@@ -1,0 +1,132 @@
+"""The sentences of a calibration: what to type, why, and what to beware of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from steadygrad.calibration.estimate import Floats, two_digits
+from steadygrad.calibration.result import Calibration, Outcome
+
+OFTEN, NEARLY_ALWAYS = 0.10, 0.50
+
+
+def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
+    """What a fixed threshold would have done to ``norms``, ``[steps]``."""
+    over = norms[norms > max_norm]
+    rate = over.size / norms.size
+    coef = float(np.median(max_norm / over)) if over.size else 1.0
+    if not over.size:
+        verdict = "never acts"
+    elif rate > NEARLY_ALWAYS:
+        verdict = "clips nearly always"
+    else:
+        verdict = "clips often" if rate > OFTEN else "clips the spikes"
+    return Outcome(max_norm, rate, coef, verdict)
+
+
+def advise(c: Calibration, info: Mapping[str, Any], rows: Any) -> Calibration:
+    """The calibration with its advice written."""
+    sentences = [_what_to_type(c), *_moving(c), *_broken(c), *_defaults(c), *_was_clipped(c, rows)]
+    optimizers = len(info.get("optimizers") or ())
+    if optimizers > 1:
+        sentences.append(
+            f"The run has {optimizers} optimizers; these figures are optimizer {c.optimizer}'s."
+        )
+    return dataclasses.replace(c, advice=tuple(sentences))
+
+
+def percent(share: float) -> str:
+    """A share as text, with as many digits as help.
+
+    Example:
+        >>> percent(0.0), percent(0.0034), percent(0.25), percent(0.998)
+        ('0 %', '0.3 %', '25 %', '99.8 %')
+    """
+    value = 100 * share
+    if 0 < value < 0.05:
+        return "under 0.1 %"
+    digits = 1 if 0 < value < 10 or 99 < value < 100 else 0
+    return f"{value:.{digits}f} %"
+
+
+def _what_to_type(c: Calibration) -> str:
+    times = f"{c.threshold / c.median:.2g} times the median norm {c.median:.3g}"
+    place = f"threshold {c.threshold:g} is {times}"
+    rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
+    if not c.needed:
+        return (
+            f"Nothing in this run called for clipping: no spikes in {c.steps} steps, the peak is "
+            f"{c.peak / c.median:.2g} times the median. As insurance type --clip {c.spec}; the "
+            f"{place}, and {rate}."
+        )
+    below = ""
+    tops = sorted(s.norm for s in c.spikes if s.norm > c.threshold)
+    if tops:
+        span = f"{tops[0]:.3g}" if len(tops) == 1 else f"{tops[0]:.3g} to {tops[-1]:.3g}"
+        below = f", below {len(tops)} spike{'s' * (len(tops) > 1)} of {span}"
+    return (
+        f"Type --clip {c.spec}. The {place}{below}; {rate} "
+        f"(95 % interval {c.interval[0]:.3g} to {c.interval[1]:.3g})."
+    )
+
+
+def _moving(c: Calibration) -> list[str]:
+    if c.stationary:
+        return []
+    factor = c.drift if c.drift > 1 else 1 / c.drift
+    last = c.threshold * c.drift**0.5
+    first = c.threshold / c.drift**0.5
+    start, end = two_digits(first), two_digits(last)
+    schedule = f"norm-schedule:{start},to={end},over={c.last_step - c.first_step + 1}"
+    return [
+        f"The norm is {c.trend}: {factor:.2g} times over the run. One fixed threshold is too "
+        "tight at one end and too loose at the other: use a method that follows the norm, "
+        f"--clip auto or --clip zclip, or a schedule, --clip {schedule}; "
+        f"fixed, --clip norm:{c.threshold:g} is the compromise."
+    ]
+
+
+def _broken(c: Calibration) -> list[str]:
+    told = []
+    if c.diverged_at is not None:
+        told.append(
+            f"From step {c.diverged_at} the norms are 100 times over their level and never return; "
+            "the figures rest on the steps before. Clipping helps if spikes caused this; if the "
+            "learning rate is too high, lower it."
+        )
+    if c.nonfinite:
+        told.append(
+            f"{c.nonfinite} steps had a NaN or inf norm and are left out. Find their origin with: "
+            "steadygrad diagnose RUN.db"
+        )
+    return told
+
+
+def _defaults(c: Calibration) -> list[str]:
+    parts = [
+        f"{o.max_norm:g} {o.verdict}" + (f" ({percent(o.clip_rate)})" if o.clip_rate else "")
+        for o in c.defaults
+    ]
+    told = [f"The common defaults here: {', '.join(parts)}."]
+    one = next(o for o in c.defaults if o.max_norm == 1.0)
+    if one.clip_rate > NEARLY_ALWAYS:
+        told.append(
+            f"At 1.0 the typical step is multiplied by {one.coef:.2g}: with SGD that is a smaller "
+            "learning rate under another name; with Adam it mostly cancels, spikes excepted."
+        )
+    return told
+
+
+def _was_clipped(c: Calibration, rows: Any) -> list[str]:
+    rate = float((rows["coef"] < 1).mean())
+    if rate < OFTEN:
+        return []
+    return [
+        f"The recorded run was itself clipped in {percent(rate)} of its steps. Norms before "
+        "clipping were used, but a run with this threshold takes another path: record it and "
+        "calibrate once more."
+    ]

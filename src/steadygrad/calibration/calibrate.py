@@ -1,0 +1,154 @@
+"""`calibrate`: a threshold from the norms of a recorded run, with its evidence.
+
+Only norms before clipping are read, so a run that was clipped serves as well as
+one that was not; how far it can be trusted is said in the advice.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steadygrad.calibration import estimate
+from steadygrad.calibration.advice import advise, judge
+from steadygrad.calibration.estimate import Floats, two_digits
+from steadygrad.calibration.result import Calibration, Spike
+from steadygrad.calibration.source import open_steps, recorded_norm_type
+from steadygrad.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+MIN_STEPS = 20
+START_SHARE, START_STEPS = 0.05, 100
+COMMON = (0.5, 1.0, 5.0)
+PERCENTILES = ("1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
+
+
+def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None) -> Calibration:
+    """Recommend a `max_norm` from a recorded run, with the evidence for it.
+
+    The threshold stands three robust standard deviations over the median of the
+    log norms, at least 1.25 and at most 4 times that median: over what the run
+    does when all is well, under its spikes. The first 5 % of the steps (100 at
+    most) count as start-up, and what follows a divergence is left out.
+
+    Args:
+        run: a run, or the path of a run file.
+        optimizer: number of the optimizer; by default the one with the most steps.
+
+    Returns:
+        The calibration; `Calibration.spec` is what to type.
+
+    Raises:
+        CalibrationError: fewer than 20 usable steps; the message says why.
+        UsageError: the run has no such optimizer.
+
+    Example:
+        >>> import numpy as np
+        >>> from steadygrad.runlog import Run
+        >>> from steadygrad.runlog.records import STEP_DTYPE
+        >>> steps = np.zeros(400, STEP_DTYPE).view(np.recarray)
+        >>> steps.step = np.arange(400)
+        >>> steps.norm = np.exp(np.random.default_rng(0).normal(0, 0.2, 400))
+        >>> steps.norm[[100, 300]] = 50.0
+        >>> c = calibrate(Run.from_arrays(steps=steps))
+        >>> c.spec, c.clip_rate, [s.step for s in c.spikes]
+        ('norm:1.9', 0.005277044854881266, [100, 300])
+
+    References:
+        Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural
+        networks. ICML 2013, section 3.2: the threshold from statistics of the norm.
+    """
+    recorded, number, rows, _ = open_steps(run, optimizer)
+    usable = np.isfinite(rows["norm"]) & (rows["norm"] > 0)
+    kept = rows[usable]
+    _require_steps(kept.size, rows)
+    x = np.log(kept["norm"].astype(np.float64))
+    end = estimate.divergence(x)
+    diverged_at = None if end is None else int(kept["step"][end])
+    start = min(int(x.size * START_SHARE), START_STEPS)
+    stretch = slice(start, end)
+    if x[stretch].size < MIN_STEPS:
+        raise CalibrationError(
+            f"the norms left their range for good at step {diverged_at}: too early to tell what is "
+            f"normal here (needed: {MIN_STEPS} steps). Record a run that lasts longer, for example "
+            "with --clip norm:1.0 or a tenth of the learning rate, and calibrate that"
+        )
+    return _conclude(recorded, number, rows, kept, x, stretch, diverged_at)
+
+
+def _require_steps(usable: int, rows: Any) -> None:
+    if usable >= MIN_STEPS:
+        return
+    norm = rows["norm"]
+    broken, zero = int((~np.isfinite(norm)).sum()), int((norm == 0).sum())
+    parts = [f"{usable} usable of {norm.size} recorded steps"]
+    parts += [f"{broken} with a NaN or inf norm"] if broken else []
+    parts += [f"{zero} with norm 0"] if zero else []
+    raise CalibrationError(
+        f"too few steps for a threshold: {', '.join(parts)}; needed: {MIN_STEPS}. "
+        "Record a longer run, or find what breaks it with: steadygrad diagnose RUN.db"
+    )
+
+
+def _conclude(
+    run: Run,
+    number: int,
+    rows: Any,
+    kept: Any,
+    x: Floats,
+    stretch: slice,
+    diverged_at: int | None,
+) -> Calibration:
+    stable, steps = x[stretch], kept["step"][stretch]
+    norms = np.exp(stable)
+    threshold = two_digits(float(np.exp(estimate.log_threshold(stable))))
+    places, heights = estimate.spikes(stable)
+    found = tuple(
+        Spike(int(steps[i]), float(norms[i]), float(np.exp(h)))
+        for i, h in zip(places, heights, strict=True)
+    )
+    change, moving = estimate.drift(stable)
+    low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable))
+    median = float(np.median(norms))
+    broken = int((~np.isfinite(rows["norm"])).sum())
+    norm_type = recorded_norm_type(run)
+    spec = "auto" if moving else f"norm:{threshold}" + ("" if norm_type == 2 else f",p={norm_type}")
+    evidence = Calibration(
+        threshold=threshold,
+        median=median,
+        peak=float(kept["norm"].max()),
+        clip_rate=float((norms > threshold).mean()),
+        interval=(min(low, threshold), max(high, threshold)),
+        stationary=not moving,
+        advice=(),
+        spec=spec,
+        needed=bool(found) or diverged_at is not None or broken > 0,
+        trend=("rising" if change > 0 else "falling") if moving else "flat",
+        drift=float(np.exp(change)),
+        percentiles={p: float(np.percentile(norms, float(p))) for p in PERCENTILES},
+        spikes=found,
+        curve=_curve(norms),
+        defaults=tuple(judge(norms, median, t) for t in COMMON),
+        sigma=estimate.upper_sigma(stable, float(np.median(stable))),
+        steps=int(stable.size),
+        first_step=int(steps[0]),
+        last_step=int(steps[-1]),
+        nonfinite=broken,
+        diverged_at=diverged_at,
+        norm_type=norm_type,
+        optimizer=number,
+    )
+    return advise(evidence, run.info, rows)
+
+
+def _curve(norms: Floats, points: int = 61) -> tuple[tuple[float, float], ...]:
+    """Threshold -> clip rate, at thresholds evenly spaced on the log scale."""
+    ordered = np.sort(norms)
+    grid = np.geomspace(ordered[0] * 0.9, ordered[-1], points)
+    grid[-1] = ordered[-1]
+    rates = 1.0 - np.searchsorted(ordered, grid, side="right") / ordered.size
+    return tuple((float(t), float(r)) for t, r in zip(grid, rates, strict=True))

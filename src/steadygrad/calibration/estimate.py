@@ -1,0 +1,120 @@
+"""The arithmetic of calibration: pure functions of one series of log norms.
+
+Norms spread over decades and their noise is a factor, not a difference, so
+everything happens on the log scale. Location and spread are a median and the
+median of the deviations above it: a quarter of the steps may be spikes before
+either moves far.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+MAD_TO_SIGMA = 1.4826
+SIGMAS = 3.0
+"""The threshold stands so many robust deviations over the median ..."""
+NEAREST, FARTHEST = math.log(1.25), math.log(4.0)
+"""... but no nearer and no farther than these (Pascanu et al.: half to ten times the average)."""
+SPIKE_SIGMAS = 6.0
+SPIKE_LEAST, SPIKE_SURE = math.log(2.0), math.log(10.0)
+"""Under 2 times its level a norm is no spike; over 10 times it is, however wide the others."""
+DIVERGED_FACTOR = math.log(100.0)
+DRIFT_FACTOR = math.log(1.5)
+KENDALL_Z = 2.58
+RESAMPLES, RESAMPLED_POINTS = 200, 20_000
+
+
+def upper_sigma(x: Floats, median: float) -> float:
+    """Robust standard deviation of the side above the median, where clipping happens."""
+    above = x[x > median] - median
+    return MAD_TO_SIGMA * float(np.median(above)) if above.size else 0.0
+
+
+def log_threshold(x: Floats) -> float:
+    """Log of the threshold for log norms ``x``, ``[steps]``."""
+    median = float(np.median(x))
+    reach = SIGMAS * upper_sigma(x, median)
+    return median + min(max(reach, NEAREST), FARTHEST)
+
+
+def block_medians(x: Floats, blocks: int) -> tuple[Floats, Floats]:
+    """Centres and medians of ``blocks`` stretches of equal length."""
+    edges = np.linspace(0, x.size, blocks + 1).astype(int)
+    pairs = list(itertools.pairwise(edges))
+    centres = np.array([(a + b - 1) / 2 for a, b in pairs])
+    return centres, np.array([np.median(x[a:b]) for a, b in pairs])
+
+
+def baseline(x: Floats) -> Floats:
+    """The level that each step's log norm is compared with: block medians, joined by lines."""
+    blocks = min(max(x.size // 25, 1), 100)
+    centres, medians = block_medians(x, blocks)
+    return np.interp(np.arange(x.size), centres, medians)
+
+
+def spikes(x: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Places of the outlying steps and their log height over the local level."""
+    height = x - baseline(x)
+    sigma = upper_sigma(height, float(np.median(height)))
+    found = np.flatnonzero(height > min(max(SPIKE_SIGMAS * sigma, SPIKE_LEAST), SPIKE_SURE))
+    return found, height[found]
+
+
+def divergence(x: Floats) -> int | None:
+    """Place from which the norms stay 100 times over their level until then, or None."""
+    blocks = min(max(x.size // 10, 4), 100)
+    if x.size < 2 * blocks:
+        return None
+    _, medians = block_medians(x, blocks)
+    lowest_from_here = np.minimum.accumulate(medians[::-1])[::-1]
+    for j in range(1, blocks):
+        level = float(np.median(medians[:j]))
+        if lowest_from_here[j] > level + DIVERGED_FACTOR:
+            start = int(np.linspace(0, x.size, blocks + 1)[j - 1])
+            over = np.flatnonzero(x[start:] > level + DIVERGED_FACTOR)
+            return start + int(over[0])
+    return None
+
+
+def drift(x: Floats) -> tuple[float, bool]:
+    """Log change over the whole series along its Theil-Sen line, and whether it is a trend.
+
+    A trend is a change of 1.5 times or more that Mann and Kendall's test on 20
+    block medians tells from noise (two-sided 1 %).
+    """
+    blocks = min(20, x.size // 5)
+    centres, medians = block_medians(x, blocks)
+    i, j = np.triu_indices(blocks, 1)
+    rises = medians[j] - medians[i]
+    change = float(np.median(rises / (centres[j] - centres[i]))) * (x.size - 1)
+    variance = blocks * (blocks - 1) * (2 * blocks + 5) / 18
+    score = abs(float(np.sign(rises).sum())) - 1
+    return change, abs(change) > DRIFT_FACTOR and score / math.sqrt(variance) > KENDALL_Z
+
+
+def bootstrap(x: Floats, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of `log_threshold`, by resampling whole blocks of neighbouring steps.
+
+    Blocks of about the square root of the length keep the correlation between
+    neighbours. Beyond 20,000 steps every k-th is used, which widens the interval a little.
+    """
+    x = x[:: -(-x.size // RESAMPLED_POINTS)]
+    length = max(1, round(math.sqrt(x.size)))
+    blocks = -(-x.size // length)
+    starts = np.random.default_rng(seed).integers(0, x.size - length + 1, (RESAMPLES, blocks))
+    draws = [
+        log_threshold(x[(row[:, None] + np.arange(length)).ravel()[: x.size]]) for row in starts
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def two_digits(value: float) -> float:
+    """Rounded to two significant digits: what a person types."""
+    return float(f"{value:.2g}")

@@ -1,0 +1,87 @@
+"""A calibration as text for the terminal, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from steadygrad.calibration.advice import percent
+from steadygrad.calibration.calibrate import calibrate
+from steadygrad.calibration.replay import replay
+from steadygrad.calibration.result import Calibration
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+BAR = 40
+
+
+def show(
+    run: Run | str | os.PathLike[str],
+    *,
+    optimizer: int | None = None,
+    replays: Sequence[str] = (),
+    as_json: bool = False,
+) -> str:
+    """Calibrate a run and say what came out.
+
+    Args:
+        run: a run, or the path of a run file.
+        optimizer: number of the optimizer; by default the one with the most steps.
+        replays: specs of policies to replay against the run.
+        as_json: one JSON object instead of text.
+
+    Returns:
+        The text, without a final newline.
+
+    Raises:
+        CalibrationError: the run gives no threshold, and why.
+        SpecError: a spec in ``replays`` that cannot be read.
+    """
+    found = calibrate(run, optimizer=optimizer)
+    played = [replay(run, spec, optimizer=found.optimizer) for spec in replays]
+    if as_json:
+        plain = found.to_dict()
+        if played:
+            plain["replays"] = [p.to_dict() for p in played]
+        return json.dumps(plain, indent=2)
+    lines = [*found.advice, "", *_figures(found), "", *_curve(found)]
+    if played:
+        lines += ["", *(f"{p.sentence}." for p in played)]
+    return "\n".join(lines)
+
+
+def _figures(c: Calibration) -> list[str]:
+    rows = [
+        (
+            "threshold",
+            f"{c.threshold:g}   (95 % interval {c.interval[0]:.3g} to {c.interval[1]:.3g})",
+        ),
+        ("median norm", f"{c.median:.4g}   (95th percentile {c.percentiles['95']:.4g})"),
+        ("peak", f"{c.peak:.4g}"),
+        ("spikes", _spikes(c)),
+        ("trend", c.trend if c.stationary else f"{c.trend}, {c.drift:.3g}x over the run"),
+        ("steps", f"{c.steps} (numbers {c.first_step} to {c.last_step})"),
+    ]
+    return [f"{name:<12}  {text}" for name, text in rows]
+
+
+def _spikes(c: Calibration) -> str:
+    worst = sorted(c.spikes, key=lambda s: -s.factor)[:3]
+    named = ", ".join(f"step {s.step} ({s.factor:.3g}x)" for s in worst)
+    return f"{len(c.spikes)}: {named}" if c.spikes else "none"
+
+
+def _curve(c: Calibration) -> list[str]:
+    """Thresholds and their clip rates, as bars."""
+    marks = sorted({c.threshold, c.percentiles["50"], c.percentiles["95"], c.peak, 0.5, 1.0, 5.0})
+    lines = ["  max_norm  clips"]
+    for mark in marks:
+        rate = next((r for t, r in reversed(c.curve) if t <= mark), 1.0)
+        if mark == c.threshold:
+            rate = c.clip_rate
+        arrow = "  <- recommended" if mark == c.threshold else ""
+        lines.append(f"  {mark:<8.3g}  {percent(rate):>11}  {'#' * round(BAR * rate)}{arrow}")
+    return lines
