@@ -1,0 +1,18 @@
+"""Record: one SQLite file a run, its writer and its reader."""
+
+from steadygrad.runlog.reader import as_run, open_run
+from steadygrad.runlog.records import ACTIONS, STEP_DTYPE, StepRecord, TensorInfo
+from steadygrad.runlog.run import Event, Run
+from steadygrad.runlog.writer import RunWriter
+
+__all__ = [
+    "ACTIONS",
+    "STEP_DTYPE",
+    "Event",
+    "Run",
+    "RunWriter",
+    "StepRecord",
+    "TensorInfo",
+    "as_run",
+    "open_run",
+]

@@ -1,0 +1,162 @@
+"""A bounded queue with a daemon thread behind it: the way off the hot path.
+
+The training thread only appends to a deque, which needs no lock. The thread looks at
+it every few tenths of a second instead of being woken, since waking a thread costs more
+than the append. When the queue is full the producer waits a moment, then drops and counts:
+a slow disk must neither stop a training nor eat its memory. A forked child inherits the
+object without the thread, so there every method returns at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+_LIVE: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _disown_after_fork() -> None:
+    for pump in list(_LIVE):
+        pump.stopped = True
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_disown_after_fork)
+
+
+class Pump:
+    """Hands items from a training thread to a consumer in a thread of its own.
+
+    Args:
+        consume: called in the thread with the items since the last call, often empty.
+        finish: called in the thread once, after the last item.
+        fail: called in the thread with what `consume` or `finish` raised; the end of it.
+        name: the thread's name.
+        interval: seconds between two looks at the queue.
+        max_bytes: how much may wait, going by the size that `put` is told.
+        patience: seconds for which `put` waits for room before it drops.
+        batch: most items handed over in one call.
+    """
+
+    def __init__(
+        self,
+        consume: Callable[[list[Any]], None],
+        finish: Callable[[], None],
+        fail: Callable[[BaseException], None],
+        *,
+        name: str,
+        interval: float = 0.2,
+        max_bytes: int = 32 << 20,
+        patience: float = 1.0,
+        batch: int = 1024,
+    ) -> None:
+        self.stopped = False
+        self._consume, self._finish, self._fail = consume, finish, fail
+        self._interval, self._max_bytes = interval, max_bytes
+        self._patience, self._batch = patience, batch
+        self._queue: deque[Any] = deque()
+        self._wake = threading.Event()
+        self._congested = False
+        self._closing = False
+        self._pid = os.getpid()
+        _LIVE.add(self)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def usable(self) -> bool:
+        """Whether items still go anywhere: not after a failure, `close`, or a fork."""
+        return not (self.stopped or self._closing) and os.getpid() == self._pid
+
+    def put(self, item: Any, size: int) -> bool:
+        """Queue an item of about ``size`` bytes; False where it had to be dropped."""
+        if not self.usable:
+            return False
+        waiting = len(self._queue) * size
+        if waiting > self._max_bytes // 2:
+            self._wake.set()
+            if waiting > self._max_bytes and not self._room_comes(size):
+                return False
+        self._queue.append(item)
+        return True
+
+    def _room_comes(self, size: int) -> bool:
+        if self._congested:  # waited in vain once: wait again only after a batch got through
+            return False
+        deadline = time.monotonic() + self._patience
+        while len(self._queue) * size > self._max_bytes and not self.stopped:
+            if time.monotonic() > deadline:
+                self._congested = True
+                return False
+            time.sleep(0.001)
+        return not self.stopped
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until everything queued was consumed; False where that took too long."""
+        if not self.usable or threading.current_thread() is self._thread:
+            return False
+        token = threading.Event()
+        self._queue.append(token)
+        self._wake.set()
+        return token.wait(timeout) and not self.stopped
+
+    def close(self, timeout: float = 10.0) -> bool:
+        """Consume what is queued, finish, and end the thread, within ``timeout`` seconds."""
+        if os.getpid() != self._pid:
+            return False
+        self._closing = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._round():
+                pass
+        except Exception as error:
+            self.stopped = True
+            self._fail(error)
+        finally:
+            self.stopped = True
+            self._release_waiters()
+
+    def _round(self) -> bool:
+        closing = self._closing
+        if not closing:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            closing = self._closing
+        while True:
+            items, tokens = self._drain()
+            self._consume(items)
+            self._congested = False
+            for token in tokens:
+                token.set()
+            if not self._queue:
+                break
+        if closing:
+            self._finish()
+        return closing
+
+    def _drain(self) -> tuple[list[Any], list[threading.Event]]:
+        items: list[Any] = []
+        tokens: list[threading.Event] = []
+        while self._queue and len(items) < self._batch:
+            item = self._queue.popleft()
+            if isinstance(item, threading.Event):
+                tokens.append(item)
+            else:
+                items.append(item)
+        return items, tokens
+
+    def _release_waiters(self) -> None:
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, threading.Event):
+                item.set()

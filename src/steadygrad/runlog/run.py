@@ -1,0 +1,313 @@
+"""Run: a recorded training, read from a file or made of arrays.
+
+Per-tensor figures are decoded when they are asked for: a report over 100,000 steps reads
+them in slices, and a question about the total norm reads none. What backs a run (a file,
+arrays in memory) is a `Source`; everything a user sees is defined once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from steadygrad.errors import UsageError
+from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
+
+Floats = NDArray[np.float64]
+FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened once in a run.
+
+    Attributes:
+        step: the step it belongs to; None where it belongs to none.
+        time: seconds since the Unix epoch.
+        kind: what it is, e.g. ``alert``.
+        data: JSON values.
+    """
+
+    step: int | None
+    time: float
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What a `Run` reads from; rows are numbered from 0 in the order recorded."""
+
+    path: Path | None
+    info: dict[str, Any]
+    tensors: list[TensorInfo]
+    events: list[Event]
+    rows: int
+
+    def steps(self, first: int, last: int) -> NDArray[Any]:
+        """Rows ``first`` up to ``last`` of `STEP_DTYPE`."""
+
+    def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
+        """One of `FIGURES` for ascending rows and some tensors, NaN where not measured."""
+
+    def sample_names(self) -> list[str]:
+        """Names that `samples` knows."""
+
+    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
+        """Steps, and values ``[steps, tensors]``, NaN where not measured."""
+
+
+class Run:
+    """A recorded training.
+
+    Made by `open_run` or `Run.from_arrays`.
+
+    Example:
+        >>> run = Run.from_arrays(steps={"norm": [1.0, 9.0]}, tensors=["w"],
+        ...                       tensor_norms=[[1.0], [9.0]])
+        >>> run.steps.norm
+        array([1., 9.])
+        >>> run.tensor_rows(slice(1, 2))
+        array([[9.]])
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.path: Path | None = source.path
+        self.info: dict[str, Any] = source.info
+        self.tensors: list[TensorInfo] = source.tensors
+        self.events: list[Event] = source.events
+
+    def __len__(self) -> int:
+        return self._source.rows
+
+    def __repr__(self) -> str:
+        origin = str(self.path) if self.path else "arrays"
+        return f"<Run {origin}: {len(self)} steps, {len(self.tensors)} tensors>"
+
+    @cached_property
+    def steps(self) -> np.recarray[Any, Any]:
+        """All steps, one row each, with the columns of `STEP_DTYPE`."""
+        return self.step_rows(slice(None))
+
+    @cached_property
+    def tensor_norms(self) -> Floats:
+        """Gradient norm, ``[steps, tensors]``: within 0.2 %; NaN where not measured."""
+        return self.tensor_rows(slice(None))
+
+    @cached_property
+    def tensor_max_abs(self) -> Floats:
+        """Largest finite magnitude, ``[steps, tensors]``: within 0.2 %."""
+        return self.tensor_rows(slice(None), figure="max_abs")
+
+    @cached_property
+    def tensor_nonfinite(self) -> Floats:
+        """Number of NaN and inf elements, ``[steps, tensors]``, exact."""
+        return self.tensor_rows(slice(None), figure="nonfinite")
+
+    @cached_property
+    def tensor_zeros(self) -> Floats:
+        """Share of elements that are zero, 0 to 1, ``[steps, tensors]``, within 2e-5."""
+        return self.tensor_rows(slice(None), figure="zeros")
+
+    def step_rows(self, rows: slice) -> np.recarray[Any, Any]:
+        """Read some steps only.
+
+        Args:
+            rows: a slice of row numbers.
+
+        Returns:
+            The rows, with the columns of `STEP_DTYPE`.
+        """
+        first, last, stride = rows.indices(len(self))
+        forward = stride > 0
+        low, high = (first, last) if forward else (last + 1, first + 1)
+        table = self._source.steps(low, max(low, high))
+        return table[::stride].view(np.recarray)
+
+    def tensor_rows(
+        self,
+        rows: int | slice | ArrayLike,
+        tensors: slice | Sequence[int] | ArrayLike | None = None,
+        *,
+        figure: str = "norms",
+    ) -> Floats:
+        """Read per-tensor figures of some steps without decoding all.
+
+        Args:
+            rows: row numbers as a slice, an index array or a mask over all rows; one int
+                gives one row.
+            tensors: the same over `tensors`; None for all of them.
+            figure: ``norms``, ``max_abs``, ``nonfinite`` or ``zeros``.
+
+        Returns:
+            Values ``[rows, tensors]`` (``[tensors]`` for one int), NaN where not measured.
+
+        Raises:
+            UsageError: no such figure, row or tensor.
+        """
+        if figure not in FIGURES:
+            raise UsageError(f"no figure {figure!r}: choose one of {', '.join(FIGURES)}")
+        wanted = _indices(rows, len(self), "row")
+        columns = _indices(slice(None) if tensors is None else tensors, len(self.tensors), "tensor")
+        unique, back = np.unique(wanted, return_inverse=True)
+        values = self._source.figures(figure, unique, columns)
+        if len(unique) != len(wanted) or not np.array_equal(unique, wanted):
+            values = values[back]
+        return values[0] if isinstance(rows, (int, np.integer)) else values
+
+    @property
+    def sample_names(self) -> list[str]:
+        """Names of the figures recorded beyond the gradients'."""
+        return self._source.sample_names()
+
+    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
+        """Read figures that were measured at scheduled steps.
+
+        Args:
+            name: e.g. ``weight_norm``; an unknown one gives no rows.
+
+        Returns:
+            The steps ``[samples]``, and values ``[samples, tensors]``, NaN where not measured.
+        """
+        return self._source.samples(name)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | NDArray[Any],
+        tensors: Sequence[TensorInfo | str] = (),
+        tensor_norms: ArrayLike | None = None,
+        tensor_max_abs: ArrayLike | None = None,
+        tensor_nonfinite: ArrayLike | None = None,
+        tensor_zeros: ArrayLike | None = None,
+        info: Mapping[str, Any] | None = None,
+        events: Iterable[Event] = (),
+        samples: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    ) -> Run:
+        """Make a run of arrays, without a file.
+
+        Args:
+            steps: columns by name, records, or rows of `STEP_DTYPE`; what is missing takes
+                the defaults of `StepRecord`, ``step`` and ``time`` the row number.
+            tensors: descriptions, or just names.
+            tensor_norms: ``[steps, tensors]``; NaN where not given. So are the next three.
+            tensor_max_abs: ``[steps, tensors]``.
+            tensor_nonfinite: ``[steps, tensors]``, counts.
+            tensor_zeros: ``[steps, tensors]``, shares in 0..1.
+            info: facts about the run.
+            events: what happened once.
+            samples: name to (steps, values ``[steps, tensors]``).
+
+        Returns:
+            A run that behaves as one that was read from a file.
+
+        Raises:
+            UsageError: shapes that do not fit together.
+        """
+        known = [TensorInfo(t) if isinstance(t, str) else t for t in tensors]
+        table = _step_table(steps)
+        shape = (len(table), len(known))
+        given = (tensor_norms, tensor_max_abs, tensor_nonfinite, tensor_zeros)
+        figures = {
+            name: _matrix(name, values, shape) for name, values in zip(FIGURES, given, strict=True)
+        }
+        sampled = {
+            name: (np.asarray(at, np.int64), np.asarray(values, np.float64))
+            for name, (at, values) in (samples or {}).items()
+        }
+        return cls(_Arrays(table, known, figures, dict(info or {}), list(events), sampled))
+
+
+class _Arrays:
+    """A `Source` in memory."""
+
+    def __init__(
+        self,
+        table: NDArray[Any],
+        tensors: list[TensorInfo],
+        figures: dict[str, Floats],
+        info: dict[str, Any],
+        events: list[Event],
+        samples: dict[str, tuple[NDArray[np.int64], Floats]],
+    ) -> None:
+        self.path: Path | None = None
+        self.info, self.tensors, self.events = info, tensors, events
+        self.rows = len(table)
+        self._table, self._figures, self._samples = table, figures, samples
+
+    def steps(self, first: int, last: int) -> NDArray[Any]:
+        return self._table[first:last]
+
+    def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
+        return self._figures[figure][np.ix_(rows, tensors)]
+
+    def sample_names(self) -> list[str]:
+        return sorted(self._samples)
+
+    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
+        nothing = np.zeros(0, np.int64), np.zeros((0, len(self.tensors)))
+        return self._samples.get(name, nothing)
+
+
+def _step_table(steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | NDArray[Any]) -> Any:
+    names = STEP_DTYPE.names or ()
+    if isinstance(steps, np.ndarray):
+        columns: Mapping[str, Any] = {name: steps[name] for name in steps.dtype.names or ()}
+    elif isinstance(steps, Mapping):
+        columns = {name: np.asarray(values) for name, values in steps.items()}
+    else:
+        values = attrgetter(*names)
+        return np.array([values(record) for record in steps], STEP_DTYPE)
+    unknown = set(columns) - set(names)
+    lengths = {len(column) for column in columns.values()}
+    if unknown or len(lengths) != 1:
+        raise UsageError(
+            f"steps must be columns of one length among {', '.join(names)}; "
+            f"got {sorted(columns)} of lengths {sorted(lengths)}"
+        )
+    return _filled(columns, lengths.pop())
+
+
+def _filled(columns: Mapping[str, Any], rows: int) -> NDArray[Any]:
+    table = np.zeros(rows, STEP_DTYPE)
+    default = StepRecord(0)
+    for name in STEP_DTYPE.names or ():
+        table[name] = getattr(default, name)
+    table["step"] = table["time"] = np.arange(rows)
+    for name, column in columns.items():
+        table[name] = column
+    return table
+
+
+def _matrix(name: str, values: ArrayLike | None, shape: tuple[int, int]) -> Floats:
+    if values is None:
+        return np.full(shape, np.nan)
+    matrix = np.asarray(values, np.float64)
+    if matrix.shape != shape:
+        raise UsageError(
+            f"tensor {name} must have shape {shape} (steps, tensors), got {matrix.shape}"
+        )
+    return matrix
+
+
+def _indices(wanted: Any, length: int, what: str) -> NDArray[np.int64]:
+    if isinstance(wanted, slice):
+        return np.arange(*wanted.indices(length))
+    array = np.atleast_1d(np.asarray(wanted))
+    if array.dtype == bool:
+        if array.shape != (length,):
+            raise UsageError(f"a {what} mask must have length {length}, got {array.shape}")
+        return np.flatnonzero(array)
+    indices = array.astype(np.int64) if len(array) else np.zeros(0, np.int64)
+    outside = (indices < -length) | (indices >= length)
+    if outside.any():
+        raise UsageError(f"no {what} {indices[outside][0]}: there are {length}")
+    return np.where(indices < 0, indices + length, indices)

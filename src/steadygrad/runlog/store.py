@@ -1,0 +1,287 @@
+"""Writing into the SQLite file: rows into chunks, chunks into transactions.
+
+One transaction a batch. Fresh steps go into small chunks of their own; once there are
+enough of them they are replaced, in the same transaction, by one large chunk. SQLite
+reports a busy file (a reader on a network file system) before anything is lost, so the
+beginning and the commit of a transaction are tried again, never its inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from steadygrad.runlog.encode import encode_block, encode_steps, pack
+from steadygrad.runlog.filesystem import journal_mode
+from steadygrad.runlog.items import EventItem, InfoItem, Item, SampleItem, StepItem, TensorsItem
+from steadygrad.runlog.records import STEP_DTYPE
+from steadygrad.runlog.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
+
+FRESH_LEVEL, CHUNK_LEVEL = 1, 6
+MAX_CHUNK_ROWS = 256
+MAX_CHUNK_BYTES = 8 << 20
+BUSY_SECONDS = 30.0
+SIDE_FILES = ("-wal", "-shm", "-journal")
+
+_COLUMNS = tuple(STEP_DTYPE.names or ())
+_record_values = attrgetter(*_COLUMNS)
+
+
+class Store:
+    """One run file, open for writing by one thread at a time.
+
+    Args:
+        path: an existing empty file.
+        mode: SQLite's journal; None chooses by the file system.
+
+    Raises:
+        sqlite3.Error: where SQLite cannot write there.
+    """
+
+    def __init__(self, path: Path, mode: str | None = None) -> None:
+        self.mode = mode or journal_mode(path)
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=1.0
+        )
+        self._rows = 0
+        self._chunk_start = 0
+        self._fresh: list[StepItem] = []
+        self._layouts: dict[bytes, int] = {}
+        self._sizes: list[int] = []
+        try:
+            self._create()
+        except sqlite3.Error:
+            self._connection.close()
+            raise
+
+    def _create(self) -> None:
+        run = self._connection.execute
+        run(f"PRAGMA application_id = {APPLICATION_ID}")
+        run(f"PRAGMA journal_mode = {self.mode}")
+        run("PRAGMA synchronous = NORMAL")
+        run("PRAGMA wal_autocheckpoint = 0")  # the caller checkpoints by the clock
+        run("PRAGMA cache_spill = OFF")  # a spill takes the lock in mid-transaction
+        run("BEGIN IMMEDIATE")
+        for statement in TABLES:
+            run(statement)
+        self._connection.executemany("INSERT INTO step_columns VALUES (?, ?)", enumerate(_COLUMNS))
+        run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        run("COMMIT")
+
+    def write(self, items: Iterable[Item]) -> None:
+        """Write a batch in one transaction.
+
+        Raises:
+            sqlite3.Error: where the disk is full, gone, or busy for too long.
+        """
+        self._retry("BEGIN IMMEDIATE")
+        try:
+            self._write_all(items)
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._retry("COMMIT")
+
+    def _write_all(self, items: Iterable[Item]) -> None:
+        steps: list[StepItem] = []
+        for item in items:
+            if isinstance(item, StepItem):
+                steps.append(item)
+            else:
+                _WRITERS[type(item)](self, item)
+        if steps:
+            self._append(steps)
+
+    def _retry(self, statement: str) -> None:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while not self._done(statement, last_try=time.monotonic() > deadline):
+            pass
+
+    def _done(self, statement: str, last_try: bool) -> bool:
+        try:
+            self._connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if last_try or "locked" not in str(error):
+                raise
+            return False
+        return True
+
+    def checkpoint(self) -> None:
+        """Move what the journal holds into the file itself, as far as readers allow."""
+        if self.mode == "WAL":
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def finish(self) -> None:
+        """Join the fresh chunks and leave one self-contained file."""
+        self._retry("BEGIN IMMEDIATE")
+        self._join_fresh(everything=True)
+        self._retry("COMMIT")
+        self._leave_wal()
+        self._connection.close()
+
+    def _leave_wal(self) -> None:
+        # as a plain file it opens in a read-only folder; with a reader still inside, WAL stays
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+
+    def abandon(self) -> None:
+        """Close after a failure, whatever state the file is in."""
+        try:
+            self._connection.close()
+        except sqlite3.Error:
+            return
+
+    def _append(self, steps: list[StepItem]) -> None:
+        self._fresh.extend(steps)
+        if len(self._fresh) < self._chunk_rows:
+            self._write_chunk(self._rows, steps, FRESH_LEVEL)
+        else:
+            self._join_fresh()
+        self._rows += len(steps)
+
+    def _join_fresh(self, everything: bool = False) -> None:
+        for table in ("steps", "figures"):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE first_row >= ?", (self._chunk_start,)
+            )
+        size = self._chunk_rows
+        while len(self._fresh) >= size or (everything and self._fresh):
+            chunk, self._fresh = self._fresh[:size], self._fresh[size:]
+            self._write_chunk(self._chunk_start, chunk, CHUNK_LEVEL)
+            self._chunk_start += len(chunk)
+        if self._fresh:
+            self._write_chunk(self._chunk_start, self._fresh, FRESH_LEVEL)
+
+    @property
+    def _chunk_rows(self) -> int:
+        row_bytes = 4 * 8 * max(1, len(self._sizes))
+        return max(8, min(MAX_CHUNK_ROWS, MAX_CHUNK_BYTES // row_bytes))
+
+    def _write_chunk(self, first_row: int, steps: Sequence[StepItem], level: int) -> None:
+        table = np.array([_record_values(item.record) for item in steps], STEP_DTYPE)
+        unknown = np.isnan(table["time"])
+        if unknown.any():
+            table["time"][unknown] = np.array([item.time for item in steps])[unknown]
+        self._connection.execute(
+            "INSERT INTO steps VALUES (?, ?, ?)",
+            (first_row, len(steps), encode_steps(table, level)),
+        )
+        for ids, places in _by_layout(steps).items():
+            self._write_figures(first_row, ids, places, [steps[place] for place in places], level)
+
+    def _write_figures(
+        self, first_row: int, ids: bytes, places: list[int], steps: list[StepItem], level: int
+    ) -> None:
+        sizes = np.array([self._sizes[i] for i in np.frombuffer(ids, np.int64)], np.float64)
+        block = encode_block(
+            places,
+            np.stack([item.norms for item in steps]),
+            np.stack([item.max_abs for item in steps]),
+            np.stack([item.nonfinite for item in steps]),
+            np.stack([item.zeros for item in steps]) / np.maximum(sizes, 1.0),
+            level,
+        )
+        self._connection.execute(
+            "INSERT INTO figures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                first_row,
+                self._layout(ids),
+                len(steps),
+                block.offsets,
+                block.norms,
+                block.max_abs,
+                block.zeros,
+                block.exact_norms,
+                block.exact_max_abs,
+                block.nonfinite,
+            ),
+        )
+
+    def _layout(self, ids: bytes) -> int:
+        if ids not in self._layouts:
+            number = len(self._layouts)
+            self._connection.execute("INSERT INTO layouts VALUES (?, ?)", (number, ids))
+            self._layouts[ids] = number
+        return self._layouts[ids]
+
+    def _write_tensors(self, item: TensorsItem) -> None:
+        for number, tensor in enumerate(item.tensors, item.first_id):
+            self._sizes.append(int(np.prod(tensor.shape, dtype=np.float64)))
+            shape = json.dumps([int(length) for length in tensor.shape])
+            row = (tensor.dtype, tensor.module, int(tensor.position), int(tensor.optimizer))
+            self._connection.execute(
+                "INSERT INTO tensors VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (number, tensor.name, shape, *row),
+            )
+
+    def _write_sample(self, item: SampleItem) -> None:
+        self._connection.execute(
+            'INSERT INTO samples (name, step, layout, "values") VALUES (?, ?, ?, ?)',
+            (
+                item.name,
+                item.step,
+                self._layout(item.tensor_ids.tobytes()),
+                pack(item.values.view(np.int64)),
+            ),
+        )
+
+    def _write_event(self, item: EventItem) -> None:
+        self._connection.execute(
+            "INSERT INTO events (step, time, kind, data) VALUES (?, ?, ?, ?)",
+            (item.step, item.time, item.kind, to_json(item.data)),
+        )
+
+    def _write_info(self, item: InfoItem) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO info VALUES (?, ?)",
+            [(key, to_json(value)) for key, value in item.values.items()],
+        )
+
+
+_WRITERS: dict[type, Callable[[Store, Any], None]] = {
+    TensorsItem: Store._write_tensors,
+    SampleItem: Store._write_sample,
+    EventItem: Store._write_event,
+    InfoItem: Store._write_info,
+}
+
+
+def _by_layout(steps: Sequence[StepItem]) -> dict[bytes, list[int]]:
+    places: dict[bytes, list[int]] = {}
+    for place, item in enumerate(steps):
+        if len(item.tensor_ids):
+            places.setdefault(item.tensor_ids.tobytes(), []).append(place)
+    return places
+
+
+def to_json(value: Any) -> str:
+    """Write any value as JSON; what JSON does not know becomes its nearest plain form."""
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return str(value)
+
+
+def remove_side_files(path: Path) -> None:
+    """Remove what SQLite may have left beside a file that is being replaced."""
+    for suffix in SIDE_FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

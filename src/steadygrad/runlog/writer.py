@@ -1,0 +1,354 @@
+"""RunWriter: what a training hands its steps to.
+
+Handing over copies four short arrays and appends them to a queue; everything else
+(quantising, compressing, SQLite, waiting for a disk) happens in a daemon thread. No signal
+handler is installed, because trainers compose the ones they find: a batch is committed
+every 200 ms instead, so that whatever ends the process costs less than a second of steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from steadygrad.errors import RecordingWarning, RunFileError
+from steadygrad.runlog.facts import basic_facts, without_secrets
+from steadygrad.runlog.items import EventItem, InfoItem, Item, SampleItem, StepItem, TensorsItem
+from steadygrad.runlog.pump import Pump
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.schema import is_run_file
+from steadygrad.runlog.store import Store, remove_side_files
+
+COMMIT_SECONDS = 0.2
+NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
+CHECKPOINT_SECONDS = 2.0
+
+_INHERITED: list[Any] = []
+
+
+class RunWriter:
+    """Records a run into one SQLite file, off the hot path.
+
+    After construction nothing here raises into the training: where the disk is full or
+    the folder read-only, one `RecordingWarning` is given and recording ends.
+
+    Args:
+        path: the file to write; folders on the way are made.
+        info: facts about the run as JSON values (`update_info` adds more).
+        force: replace an earlier run file at ``path``.
+
+    Raises:
+        RunFileError: a file stands at ``path`` and ``force`` is not given, or it is not
+            a run file.
+
+    Example:
+        >>> import tempfile
+        >>> from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
+        >>> path = tempfile.mkdtemp() + "/run.db"
+        >>> with RunWriter(path, info={"seed": 1}) as writer:
+        ...     ids = writer.add_tensors([TensorInfo("w", (2,))])
+        ...     writer.write_step(StepRecord(0, norm=5.0), ids, [5.0], [4.0], [0], [0])
+        >>> open_run(path).steps.norm
+        array([5.])
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        info: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> None:
+        self.path = Path(path).absolute()
+        self._tensors = 0
+        self._lock = threading.Lock()
+        self._recorder = _Recorder(self.path, force)
+        self._pump = self._recorder.pump
+        self._close = weakref.finalize(self, self._recorder.close)
+        _close_with_worker(self._recorder)
+        self.update_info(**{**basic_facts(), **(info or {})})
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Seconds that recording has cost the training thread; callers add their own."""
+        return self._recorder.overhead
+
+    @overhead_seconds.setter
+    def overhead_seconds(self, seconds: float) -> None:
+        self._recorder.overhead = seconds
+
+    @property
+    def recording(self) -> bool:
+        """Whether steps still reach the file."""
+        return self._recorder.store is not None and self._pump.usable
+
+    def add_tensors(self, tensors: Sequence[TensorInfo]) -> list[int]:
+        """Make tensors known to the file, at any time.
+
+        Args:
+            tensors: what is to be measured, in the order of the file's columns.
+
+        Returns:
+            Their numbers, for `write_step` and `write_sample`.
+        """
+        with self._lock:
+            first = self._tensors
+            self._tensors += len(tensors)
+        self._put(TensorsItem(first, tuple(tensors)), 300 * len(tensors))
+        return list(range(first, first + len(tensors)))
+
+    def write_step(
+        self,
+        record: StepRecord,
+        tensor_ids: Sequence[int] | NDArray[np.integer[Any]],
+        norms: ArrayLike,
+        max_abs: ArrayLike,
+        nonfinite: ArrayLike,
+        zeros: ArrayLike,
+    ) -> None:
+        """Record one optimizer step; the arrays are copied and may be used again.
+
+        Args:
+            record: the step.
+            tensor_ids: numbers from `add_tensors`; an int64 array is quickest.
+            norms: norm of each of these tensors' gradients, shape ``[tensors]``.
+            max_abs: largest finite magnitude in each, shape ``[tensors]``.
+            nonfinite: number of NaN and inf elements in each, shape ``[tensors]``.
+            zeros: number of zero elements in each, shape ``[tensors]``.
+        """
+        began = time.perf_counter()
+        try:
+            item = StepItem(
+                record,
+                time.time(),
+                np.array(tensor_ids, np.int64),
+                np.array(norms, np.float64),
+                np.array(max_abs, np.float64),
+                np.array(nonfinite, np.float64),
+                np.array(zeros, np.float64),
+            )
+        except (TypeError, ValueError) as error:
+            self._recorder.fail(error)
+            return
+        if not self._pump.put(item, 1000 + 5 * item.norms.nbytes):
+            self._recorder.missed(record)
+        self._recorder.overhead += time.perf_counter() - began
+
+    def write_sample(
+        self,
+        name: str,
+        step: int,
+        tensor_ids: Sequence[int] | NDArray[np.integer[Any]],
+        values: ArrayLike,
+    ) -> None:
+        """Record a figure per tensor beyond the gradients', e.g. ``weight_norm``.
+
+        Args:
+            name: what was measured.
+            step: the step it belongs to.
+            tensor_ids: numbers from `add_tensors`.
+            values: one float a tensor, kept exactly.
+        """
+        ids, floats = np.array(tensor_ids, np.int64), np.array(values, np.float64)
+        self._put(SampleItem(name, int(step), ids, floats), 500 + 2 * floats.nbytes)
+
+    def write_event(self, kind: str, data: Mapping[str, Any], step: int | None = None) -> None:
+        """Record something that happened once.
+
+        Args:
+            kind: e.g. ``"script_clip"``, ``"nan_origin"``, ``"alert"``.
+            data: JSON values.
+            step: the step it belongs to, if any.
+        """
+        self._put(EventItem(kind, dict(data), step, time.time()), 1000)
+
+    def update_info(self, **values: Any) -> None:
+        """Add or replace facts about the run; values become JSON.
+
+        Args:
+            values: the facts; what looks like a secret in ``command`` is blotted out.
+        """
+        if "command" in values:
+            values["command"] = without_secrets(values["command"])
+        self._recorder.info_given.update(values)
+        self._put(InfoItem(values), 1000)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until all that was handed over is committed.
+
+        Args:
+            timeout: most seconds to wait.
+
+        Returns:
+            Whether everything is in the file.
+        """
+        return self._pump.flush(timeout) and self.recording
+
+    def close(self) -> None:
+        """Commit everything and leave one self-contained file; called at exit by itself."""
+        self._close()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and "exit" not in self._recorder.info_given:
+            self.update_info(exit=kind.__name__)
+        self.close()
+
+    def _put(self, item: Item, size: int) -> None:
+        self._pump.put(item, size)
+
+
+class _Recorder:
+    """The part that the thread keeps alive, so that a dropped `RunWriter` is closed."""
+
+    def __init__(self, path: Path, force: bool) -> None:
+        self.path = path
+        self.overhead = 0.0
+        self.info_given: dict[str, Any] = {}
+        self._missed: list[StepRecord] = []
+        self._missed_count = 0
+        self._warned = False
+        self._began = self._checkpointed = time.monotonic()
+        self.store = self._create(force)
+        network = self.store is not None and self.store.mode != "WAL"
+        self.pump = Pump(
+            self._consume,
+            self._finish,
+            self.fail,
+            name="steadygrad-recorder",
+            interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
+        )
+        if self.store is None:
+            self.pump.close()
+        # a forked child must never run SQLite's clean-up on this connection: keep it for ever
+        _INHERITED.append(self.store)
+
+    def _create(self, force: bool) -> Store | None:
+        try:
+            _claim(self.path, force)
+            return Store(self.path)
+        except RunFileError:
+            raise
+        except (OSError, sqlite3.Error) as error:
+            self._warn(error)
+            return None
+
+    def missed(self, record: StepRecord) -> None:
+        """Count a step that found no room in the queue."""
+        if self.pump.usable:
+            self._missed_count += 1
+            self._missed = [*self._missed[:1], record]
+
+    def _consume(self, items: list[Item]) -> None:
+        store = self.store
+        if store is None:
+            return
+        gap = self._take_gap()
+        if items or gap:
+            store.write([*items, *gap])
+        if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
+            store.write([InfoItem(self._running_facts())])
+            store.checkpoint()
+            self._checkpointed = time.monotonic()
+
+    def _take_gap(self) -> list[Item]:
+        count, missed = self._missed_count, self._missed
+        if not count:
+            return []
+        self._missed_count, self._missed = 0, []
+        data = {"steps": count, "first_step": missed[0].step, "last_step": missed[-1].step}
+        return [EventItem("gap", data, missed[0].step, time.time())]
+
+    def _running_facts(self) -> dict[str, Any]:
+        facts = {
+            "overhead_seconds": self.overhead,
+            "wall_seconds": time.monotonic() - self._began,
+        }
+        return {key: value for key, value in facts.items() if key not in self.info_given}
+
+    def _finish(self) -> None:
+        store, self.store = self.store, None
+        if store is None:
+            return
+        ended = {} if "ended" in self.info_given else {"ended": time.time()}
+        try:
+            store.write([InfoItem({**self._running_facts(), **ended})])
+            store.finish()
+        except BaseException:
+            self.store = store
+            raise
+
+    def fail(self, error: BaseException) -> None:
+        """End the recording: one warning, and no more."""
+        store, self.store = self.store, None
+        self.pump.stopped = True
+        if store is not None and threading.current_thread().name == "steadygrad-recorder":
+            store.abandon()
+        self._warn(error)
+
+    def _warn(self, error: BaseException) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        message = (
+            f"recording into {self.path} stopped: {error} ({type(error).__name__}). The training "
+            "goes on, unrecorded from here. Free some space or choose another path for the run file"
+        )
+        try:
+            warnings.warn(message, RecordingWarning, stacklevel=4)
+        except RecordingWarning:  # warnings are errors here, and still a training goes on
+            print(f"steadygrad: {message}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Finish the file, unless this process inherited it."""
+        self.pump.close()
+
+
+def _claim(path: Path, force: bool) -> None:
+    """Create the file, so that two writers can never share one."""
+    if force and path.exists():
+        with path.open("rb") as existing:
+            header = existing.read(100)
+        if header and not is_run_file(header):
+            raise RunFileError(f"{path} is not a run file: not replaced. Choose another path")
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        raise RunFileError(
+            f"{path} exists already, and a run is never overwritten silently: choose another "
+            "path, or pass force=True (on the command line: --force)"
+        ) from None
+    remove_side_files(path)
+
+
+def _close_with_worker(recorder: _Recorder) -> None:
+    # a process started by multiprocessing ends without running atexit
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None or multiprocessing.parent_process() is None:
+        return
+    from multiprocessing.util import Finalize
+
+    with contextlib.suppress(ValueError):
+        Finalize(recorder, recorder.close, exitpriority=10)
