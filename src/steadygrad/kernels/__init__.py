@@ -2,8 +2,9 @@
 
 Everything above this package works on what `read` returns and writes gradients
 through `scale_` alone, so a faster form is added here without a change elsewhere.
-All forms keep one contract and pass one conformance suite; `reference` is plain
-torch and serves every tensor.
+All forms keep one contract and pass one conformance suite: `reference` is plain
+torch and serves every tensor, `c` is one pass over CPU tensors. "auto" gives each
+tensor to the fastest form that can serve it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from steadygrad.errors import KernelError
-from steadygrad.kernels import reference
+from steadygrad.kernels import auto, native, reference
 from steadygrad.kernels.reference import Read
 
 __all__ = ["Read", "read", "scale_"]
@@ -28,7 +29,7 @@ class Form(Protocol):
     def scale_(self, tensors: Sequence[torch.Tensor], coefs: Any) -> None: ...
 
 
-_FORMS: dict[str, Form] = {"reference": reference}
+_FORMS: dict[str, Form] = {"auto": auto, "reference": reference, "c": native}
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str = "auto") -> Read:
@@ -80,8 +81,6 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: Any, *, form: str = "auto") -
 
 
 def _pick(form: str) -> Form:
-    if form == "auto":
-        return reference
     if form not in _FORMS:
-        raise KernelError(f"no kernel form {form!r}; there are: auto, {', '.join(sorted(_FORMS))}")
+        raise KernelError(f"no kernel form {form!r}; there are: {', '.join(sorted(_FORMS))}")
     return _FORMS[form]

@@ -1,0 +1,326 @@
+/* The Python face of core.c: stable ABI, no framework's ABI.
+ *
+ * Tensors arrive as Python objects and are described by their framework through the
+ * C exchange table of DLPack (a few nanoseconds each, so nothing need be cached and
+ * nothing goes stale when a storage moves), or, where a framework has no such table,
+ * as an array of sg_tensor that Python has filled. Results go to memory that the caller
+ * owns, given by address. The GIL is released while memory is read.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+/* ---- what DLPack's exchange table promises, version 1 ---- */
+
+typedef struct {
+    void *data;
+    int32_t device_type;
+    int32_t device_id;
+    int32_t ndim;
+    uint8_t code;
+    uint8_t bits;
+    uint16_t lanes;
+    int64_t *shape;
+    int64_t *strides;
+    uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct {
+    uint32_t major;
+    uint32_t minor;
+    void *older;
+    void *allocate;
+    void *owned_from_object;
+    void *object_from_owned;
+    int (*describe)(void *object, dl_tensor *out);
+    void *stream;
+} dl_exchange;
+
+enum { DL_CPU = 1, DL_FLOAT = 2, DL_BFLOAT = 4, DL_COMPLEX = 5 };
+
+static int type_of(const dl_tensor *d)
+{
+    if (d->lanes != 1)
+        return -1;
+    switch (d->code << 8 | d->bits) {
+    case DL_FLOAT << 8 | 32: return SG_F32;
+    case DL_FLOAT << 8 | 64: return SG_F64;
+    case DL_FLOAT << 8 | 16: return SG_F16;
+    case DL_BFLOAT << 8 | 16: return SG_BF16;
+    case DL_COMPLEX << 8 | 64: return SG_C64;
+    case DL_COMPLEX << 8 | 128: return SG_C128;
+    default: return -1;
+    }
+}
+
+/* ---- layouts ---- */
+
+enum { FLAT, GAPPED, OVERLAPPING };
+
+static int is_contiguous(const dl_tensor *d)
+{
+    int64_t expected = 1;
+    for (int i = d->ndim - 1; i >= 0; i--) {
+        if (d->shape[i] != 1 && d->strides[i] != expected)
+            return 0;
+        expected *= d->shape[i];
+    }
+    return 1;
+}
+
+/* Dimensions taken by rising stride: flat when each steps over exactly what is below
+ * it, free of overlap when it steps over at least that. */
+static int layout_of(const dl_tensor *d)
+{
+    int64_t covered = 1;
+    int layout = FLAT;
+    uint64_t done = 0;
+    if (is_contiguous(d))
+        return FLAT;
+    for (int taken = 0; taken < d->ndim; taken++) {
+        int next = -1;
+        for (int i = 0; i < d->ndim; i++)
+            if (!(done >> i & 1) && (next < 0 || d->strides[i] < d->strides[next]))
+                next = i;
+        done |= (uint64_t)1 << next;
+        if (d->shape[next] == 1)
+            continue;
+        if (d->strides[next] < covered)
+            return OVERLAPPING;
+        if (d->strides[next] != covered)
+            layout = GAPPED;
+        covered = (d->shape[next] - 1) * d->strides[next] + covered;
+    }
+    return layout;
+}
+
+/* 0, or -1 where these loops cannot serve. */
+static int describe(const dl_tensor *d, int writing, sg_tensor *t)
+{
+    int type = type_of(d), layout;
+    if (type < 0 || d->device_type != DL_CPU || d->ndim > 63)
+        return -1;
+    t->size = 1;
+    for (int i = 0; i < d->ndim; i++)
+        t->size *= d->shape[i];
+    layout = t->size ? layout_of(d) : FLAT;
+    if (layout == OVERLAPPING && writing)
+        return -1;
+    t->data = (char *)d->data + d->byte_offset;
+    t->type = type;
+    t->rank = layout == FLAT ? 0 : d->ndim;
+    t->shape = d->shape;
+    t->strides = d->strides;
+    return 0;
+}
+
+/* ---- Python objects to sg_tensor ---- */
+
+typedef struct {
+    dl_exchange *exchange;
+    PyObject *plain;     /* types whose objects hold their own memory; */
+    PyObject *parameter; /* a subclass may be a wrapper around others */
+} source;
+
+static int describe_object(const source *s, PyObject *object, int writing, sg_tensor *t)
+{
+    dl_tensor d;
+    PyObject *type = (PyObject *)Py_TYPE(object);
+    if (type != s->plain && type != s->parameter)
+        return -1;
+    if (s->exchange->describe(object, &d) != 0) {
+        PyErr_Clear(); /* sparse, functorch and the like: not an error, not ours */
+        return -1;
+    }
+    return describe(&d, writing, t);
+}
+
+/* NULL with *refused set to the index of the first object that cannot be served, or
+ * with a Python exception. */
+static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, int writing,
+                               Py_ssize_t *refused)
+{
+    sg_tensor *tensors = malloc((size_t)(n + 1) * sizeof *tensors);
+    *refused = -1;
+    if (!tensors) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *object = PyList_GetItem(list, i); /* borrowed */
+        if (!object || describe_object(s, object, writing, tensors + i) != 0) {
+            *refused = i;
+            free(tensors);
+            return NULL;
+        }
+    }
+    return tensors;
+}
+
+static dl_exchange *exchange_of(PyObject *capsule)
+{
+    dl_exchange *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    while (exchange && exchange->major > 1)
+        exchange = exchange->older;
+    if (exchange && exchange->major == 1 && exchange->describe)
+        return exchange;
+    if (!PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "no DLPack exchange table of version 1");
+    return NULL;
+}
+
+static const sg_loops *loops_named(const char *name)
+{
+    const sg_loops *loops;
+    for (int i = 0; (loops = sg_loops_at(i)); i++)
+        if (strcmp(loops->name, name) == 0)
+            return loops;
+    PyErr_Format(PyExc_ValueError, "no instruction set %s on this processor", name);
+    return NULL;
+}
+
+/* ---- running without the GIL ---- */
+
+static sg_figures figures_at(unsigned long long address, Py_ssize_t n)
+{
+    double *rows = (double *)(uintptr_t)address;
+    return (sg_figures){rows, rows + n, (int64_t *)(rows + 2 * n), (int64_t *)(rows + 3 * n)};
+}
+
+static PyObject *finish(int failed)
+{
+    return failed ? PyErr_NoMemory() : PyLong_FromLong(-1);
+}
+
+static PyObject *run_read(const sg_tensor *tensors, Py_ssize_t n, double p, int threads,
+                          const sg_loops *loops, unsigned long long out)
+{
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = sg_read(tensors, n, p, threads, loops, figures_at(out, n));
+    Py_END_ALLOW_THREADS
+    return finish(failed);
+}
+
+static PyObject *run_scale(const sg_tensor *tensors, Py_ssize_t n, unsigned long long coefs,
+                           int threads, const sg_loops *loops)
+{
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = sg_scale(tensors, n, (const double *)(uintptr_t)coefs, threads, loops);
+    Py_END_ALLOW_THREADS
+    return finish(failed);
+}
+
+static PyObject *read_objects(PyObject *self, PyObject *args)
+{
+    PyObject *list, *capsule, *result;
+    source s;
+    double p;
+    int threads;
+    const char *name;
+    unsigned long long out;
+    Py_ssize_t refused;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOdisK", &list, &capsule, &s.plain, &s.parameter, &p,
+                          &threads, &name, &out))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
+    const sg_loops *loops = n < 0 ? NULL : loops_named(name);
+    if (!loops || !(s.exchange = exchange_of(capsule)))
+        return NULL;
+    sg_tensor *tensors = describe_all(&s, list, n, 0, &refused);
+    if (!tensors)
+        return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
+    result = run_read(tensors, n, p, threads, loops, out);
+    free(tensors);
+    return result;
+}
+
+static PyObject *scale_objects(PyObject *self, PyObject *args)
+{
+    PyObject *list, *capsule, *result;
+    source s;
+    int threads;
+    const char *name;
+    unsigned long long coefs;
+    Py_ssize_t refused;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOKis", &list, &capsule, &s.plain, &s.parameter, &coefs,
+                          &threads, &name))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
+    const sg_loops *loops = n < 0 ? NULL : loops_named(name);
+    if (!loops || !(s.exchange = exchange_of(capsule)))
+        return NULL;
+    sg_tensor *tensors = describe_all(&s, list, n, 1, &refused);
+    if (!tensors)
+        return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
+    result = run_scale(tensors, n, coefs, threads, loops);
+    free(tensors);
+    return result;
+}
+
+static PyObject *read_table(PyObject *self, PyObject *args)
+{
+    unsigned long long table, out;
+    Py_ssize_t n;
+    double p;
+    int threads;
+    const char *name;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KndisK", &table, &n, &p, &threads, &name, &out))
+        return NULL;
+    const sg_loops *loops = loops_named(name);
+    return loops ? run_read((const sg_tensor *)(uintptr_t)table, n, p, threads, loops, out) : NULL;
+}
+
+static PyObject *scale_table(PyObject *self, PyObject *args)
+{
+    unsigned long long table, coefs;
+    Py_ssize_t n;
+    int threads;
+    const char *name;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KnKis", &table, &n, &coefs, &threads, &name))
+        return NULL;
+    const sg_loops *loops = loops_named(name);
+    return loops ? run_scale((const sg_tensor *)(uintptr_t)table, n, coefs, threads, loops) : NULL;
+}
+
+static PyObject *instruction_sets(PyObject *self, PyObject *unused)
+{
+    PyObject *names = PyList_New(0);
+    const sg_loops *loops;
+    (void)self;
+    (void)unused;
+    for (int i = 0; names && (loops = sg_loops_at(i)); i++) {
+        PyObject *name = PyUnicode_FromString(loops->name);
+        if (!name || PyList_Append(names, name) != 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static PyMethodDef methods[] = {
+    {"read_objects", read_objects, METH_VARARGS,
+     "(tensors, exchange, type, type, p, threads, set, out) -> -1, or the index refused"},
+    {"scale_objects", scale_objects, METH_VARARGS,
+     "(tensors, exchange, type, type, coefs, threads, set) -> -1, or the index refused"},
+    {"read_table", read_table, METH_VARARGS, "(table, count, p, threads, set, out) -> -1"},
+    {"scale_table", scale_table, METH_VARARGS, "(table, count, coefs, threads, set) -> -1"},
+    {"instruction_sets", instruction_sets, METH_NOARGS, "() -> names, best first"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_read", NULL, 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__read(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,71 @@
+/* The measuring and scaling core: plain C, knows neither Python nor a framework.
+ *
+ * A caller describes tensors (pointer, size, type, and strides where the memory has
+ * gaps) and gets four figures for each from one read. Work is cut into chunks whose
+ * borders depend on the tensor alone and joined in their order, so the bits of a
+ * result do not depend on the number of threads.
+ */
+#ifndef STEADYGRAD_CORE_H
+#define STEADYGRAD_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { SG_F32, SG_F64, SG_F16, SG_BF16, SG_C64, SG_C128, SG_TYPES };
+
+/* shape and strides (in elements) are read only where rank > 0; rank 0 is flat memory. */
+typedef struct {
+    void *data;
+    int64_t size;
+    const int64_t *shape;
+    const int64_t *strides;
+    int32_t rank;
+    int32_t type;
+} sg_tensor;
+
+typedef struct {
+    double *norms;      /* p-norm; nan where the tensor holds NaN, else inf where it holds inf */
+    double *max_abs;    /* over finite elements */
+    int64_t *nonfinite;
+    int64_t *zeros;
+} sg_figures;
+
+/* What one chunk gives. The p-norm of its elements is unit * sum^(1/p). */
+typedef struct {
+    double unit;
+    double sum;
+    double max_abs;
+    int64_t nonfinite;
+    int64_t zeros;
+    int has_nan;
+} sg_part;
+
+typedef void (*sg_reader)(const void *data, int64_t size, sg_part *part);
+typedef void (*sg_scaler)(void *data, int64_t size, double coef);
+
+/* One set of loops for one instruction set, indexed by type. */
+typedef struct {
+    const char *name;
+    sg_reader read[SG_TYPES];
+    sg_scaler scale[SG_TYPES];
+} sg_loops;
+
+/* The sets that this processor runs, best first; NULL past the last. */
+const sg_loops *sg_loops_at(int rank);
+
+/* 0, or -1 when memory for the chunks ran out. */
+int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads,
+            const sg_loops *loops, sg_figures out);
+
+/* Multiplies in place; a tensor whose coefficient is 1 is not written. */
+int sg_scale(const sg_tensor *tensors, int64_t count, const double *coefs, int threads,
+             const sg_loops *loops);
+
+int64_t sg_item_size(int type);
+
+/* Bytes from which threads are worth their start, and what each must have to do. */
+#define SG_THREADING_FROM ((int64_t)4 << 20)
+#define SG_BYTES_A_THREAD ((int64_t)2 << 20)
+#define SG_CHUNK_BYTES 65536
+
+#endif

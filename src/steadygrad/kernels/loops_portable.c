@@ -1,0 +1,3 @@
+#include "parts.h"
+#include "isa_portable.h"
+#include "loops.h"

@@ -1,0 +1,212 @@
+"""The C form: one call reads or scales any number of CPU tensors.
+
+Tensors are described to C by torch itself, through DLPack's C exchange table, at each
+call: there is no cache that could go stale. A torch without that table (before 2.10)
+is served by a table of pointers built here. What C cannot serve (other devices,
+sparse, subclasses that wrap other tensors, overlapping memory to be written) is
+refused by index, so that the caller can send it elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from steadygrad.errors import KernelError
+from steadygrad.kernels.reference import Read
+
+try:
+    from steadygrad.kernels import _read  # type: ignore[attr-defined, unused-ignore]
+except ImportError:  # no compiler when it was installed
+    _read = None
+
+DTYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.complex64: 4,
+    torch.complex128: 5,
+}
+ALL_SERVED = -1
+# struct sg_tensor of core.h
+ROW = np.dtype(
+    [
+        ("data", "u8"),
+        ("size", "i8"),
+        ("shape", "u8"),
+        ("strides", "u8"),
+        ("rank", "i4"),
+        ("type", "i4"),
+    ]
+)
+_EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_SETS: list[str] = _read.instruction_sets() if _read else []
+
+
+def available() -> bool:
+    """Whether the extension was built."""
+    return _read is not None
+
+
+def instruction_sets() -> list[str]:
+    """The loops that this processor can run, best first.
+
+    Example:
+        >>> "portable" in instruction_sets() or not available()
+        True
+    """
+    return list(_SETS)
+
+
+def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
+    """Measure; see `steadygrad.kernels.read`."""
+    figures, refused = try_read(list(tensors), norm_type)
+    if refused != ALL_SERVED:
+        raise refusal(tensors[refused])
+    return figures
+
+
+def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
+    """Multiply; see `steadygrad.kernels.scale_`."""
+    if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
+        raise KernelError(f'form "c" takes coefficients on the CPU; got {coefs.device}')
+    refused = try_scale(list(tensors), each_coef(coefs, len(tensors)))
+    if refused != ALL_SERVED:
+        raise refusal(tensors[refused])
+
+
+def try_read(
+    tensors: list[torch.Tensor], p: float, *, threads: int | None = None, use: str | None = None
+) -> tuple[Read, int]:
+    """Measure all or none; the index of the first tensor refused, or `ALL_SERVED`."""
+    n = len(tensors)
+    out = np.empty((4, n), np.float64)
+    threads = threads or torch.get_num_threads()
+    use = use or best()
+    where = out.ctypes.data
+    if _EXCHANGE is not None:
+        refused = _read.read_objects(
+            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use, where
+        )
+    else:
+        table, _held, refused = describe(tensors, writing=False)
+        if refused == ALL_SERVED:
+            _read.read_table(table.ctypes.data, n, p, threads, use, where)
+    counts = out[2:].view(np.int64)
+    return Read(out[0], out[1], counts[0], counts[1]), refused
+
+
+def try_scale(
+    tensors: list[torch.Tensor],
+    coefs: npt.NDArray[np.float64],
+    *,
+    threads: int | None = None,
+    use: str | None = None,
+) -> int:
+    """Multiply all or none; the index of the first tensor refused, or `ALL_SERVED`."""
+    written = np.flatnonzero(coefs != 1.0)
+    if written.size == 0:
+        return ALL_SERVED
+    threads = threads or torch.get_num_threads()
+    use = use or best()
+    where = coefs.ctypes.data
+    if _EXCHANGE is not None:
+        refused = _read.scale_objects(
+            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, where, threads, use
+        )
+    else:
+        table, _held, refused = describe(tensors, writing=True)
+        if refused == ALL_SERVED:
+            _read.scale_table(table.ctypes.data, len(tensors), where, threads, use)
+    if refused == ALL_SERVED:
+        # autograd must know of a write that it did not see
+        torch.autograd.graph.increment_version([tensors[i] for i in written.tolist()])
+    return int(refused)
+
+
+def each_coef(coefs: Any, n: int) -> npt.NDArray[np.float64]:
+    """One float64 coefficient a tensor, contiguous."""
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(coefs, np.float64), (n,)))
+
+
+def best() -> str:
+    """The instruction set to use; an error where the extension is missing."""
+    if not _SETS:
+        raise KernelError(
+            'form "c" was not built: no C compiler when steadygrad was installed. Install one and run: '
+            "pip install --force-reinstall --no-deps --no-cache-dir steadygrad. "
+            'Or use form="auto"'
+        )
+    return _SETS[0]
+
+
+def refusal(tensor: torch.Tensor) -> KernelError:
+    """What to say of a tensor that C cannot serve."""
+    return KernelError(
+        'form "c" serves dense, floating-point or complex torch tensors on the CPU that do not '
+        f"overlap where they are written; got {type(tensor).__name__} of dtype {tensor.dtype}, "
+        f'layout {tensor.layout}, on {tensor.device}. Use form="auto"'
+    )
+
+
+def describe(
+    tensors: Sequence[torch.Tensor], *, writing: bool
+) -> tuple[npt.NDArray[Any], list[npt.NDArray[np.int64]], int]:
+    """The tensors as rows for C, the arrays that the rows point into, and who is refused."""
+    table = np.zeros(len(tensors), ROW)
+    held: list[npt.NDArray[np.int64]] = []
+    for index, tensor in enumerate(tensors):
+        if not _served(tensor, writing):
+            return table, held, index
+        flat = tensor.is_contiguous() or _dense(tensor)
+        row = table[index]
+        row["data"], row["size"], row["type"] = (
+            tensor.data_ptr(),
+            tensor.numel(),
+            DTYPES[tensor.dtype],
+        )
+        if not flat:
+            layout = np.array([tensor.shape, tensor.stride()], np.int64)
+            row["shape"], row["strides"] = layout[0].ctypes.data, layout[1].ctypes.data
+            row["rank"] = tensor.ndim
+            held.append(layout)
+    return table, held, ALL_SERVED
+
+
+def _served(tensor: torch.Tensor, writing: bool) -> bool:
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.dtype in DTYPES
+        and not (writing and _overlaps(tensor))
+    )
+
+
+def _steps(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return sorted((stride, size) for stride, size in pairs if size != 1)
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order."""
+    covered = 1
+    for stride, size in _steps(tensor):
+        if stride != covered:
+            return False
+        covered *= size
+    return True
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    covered = 1
+    for stride, size in _steps(tensor) if tensor.numel() else []:
+        if stride < covered:
+            return True
+        covered += (size - 1) * stride
+    return False
