@@ -1,0 +1,28 @@
+"""`steadygrad diagnose RUN.db`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("run", metavar="RUN.db", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning"]),
+    help="Exit with 1 where a finding is that grave, for use in CI.",
+)
+def command(run: str, as_json: bool, fail_on: str | None) -> None:
+    """Explain a recorded run: what is wrong with it, the gravest first.
+
+    Exits with 0, with 1 where --fail-on applies, and with 2 for a file that cannot be read.
+    """
+    from steadygrad.errors import RunFileError
+    from steadygrad.rules.show import show
+
+    try:
+        failed = show(run, as_json=as_json, fail_on=fail_on)
+    except RunFileError as error:
+        raise click.UsageError(str(error)) from error
+    raise SystemExit(int(failed))

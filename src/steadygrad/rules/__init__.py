@@ -1,0 +1,93 @@
+"""Diagnoses: one file a rule, found by being here; records in, findings out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import os
+import pkgutil
+import re
+
+import numpy as np
+
+from steadygrad.errors import UsageError
+from steadygrad.rules.base import Rule
+from steadygrad.rules.finding import SEVERITIES, Finding
+from steadygrad.rules.view import View
+from steadygrad.runlog import Run, as_run
+
+__all__ = ["REGISTRY", "SEVERITIES", "Finding", "Rule", "diagnose", "page"]
+
+
+def _discover() -> dict[str, Rule]:
+    names = (m.name for m in pkgutil.iter_modules(__path__))
+    modules = (n for n in sorted(names) if re.fullmatch(r"sg\d{3}_\w+", n))
+    rules = [importlib.import_module(f"{__name__}.{name}").RULE for name in modules]
+    return {rule.id: rule for rule in rules}
+
+
+REGISTRY: dict[str, Rule] = _discover()
+"""Id -> rule, ascending."""
+
+
+def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
+    """Explain a run: what is wrong with it, the gravest first; an empty list is good news.
+
+    Args:
+        run: an open run, or the path of a run file.
+
+    Returns:
+        The findings. A rule that has too few steps to judge stays silent.
+
+    Raises:
+        RunFileError: the path is no run file.
+
+    Example:
+        >>> import numpy as np
+        >>> from steadygrad.runlog import Run
+        >>> norms = [1.0, 1.1, 0.9, 1.0, float("nan")]
+        >>> run = Run.from_arrays(steps={"norm": norms, "nonfinite": [0, 0, 0, 0, 3]})
+        >>> diagnose(run)[0].id
+        'SG101'
+    """
+    opened = as_run(run)
+    findings: list[Finding] = []
+    for optimizer in np.unique(opened.steps["optimizer"]):
+        view = View(opened, int(optimizer))
+        findings += _explain(view)
+    return sorted(findings, key=lambda f: f.gravity)
+
+
+def _explain(view: View) -> list[Finding]:
+    found = [f for rule in REGISTRY.values() for f in rule.check(view)]
+    silenced = {
+        other
+        for f in found
+        if f.severity != "info"
+        for other in REGISTRY[f.id].supersedes
+        if other != f.id
+    }
+    return [f for f in found if f.id not in silenced]
+
+
+def page(rule_id: str) -> str:
+    """The page of one rule, in Markdown: what it is, its neighbours, the evidence, the fix.
+
+    Args:
+        rule_id: e.g. ``"SG101"``; letter case does not matter.
+
+    Returns:
+        The text.
+
+    Raises:
+        UsageError: there is no such rule; the message lists them.
+
+    Example:
+        >>> page("sg101").splitlines()[0]
+        '# SG101: a NaN or inf made by an operation'
+    """
+    known = rule_id.upper()
+    if known not in REGISTRY:
+        raise UsageError(f"there is no rule {rule_id!r}; there are: {', '.join(REGISTRY)}")
+    text = importlib.resources.files(__name__).joinpath("pages", f"{known}.md")
+    return text.read_text(encoding="utf-8")

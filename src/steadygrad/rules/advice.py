@@ -1,0 +1,103 @@
+"""Fixes as code: one snippet a framework, with this run's numbers in it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from steadygrad.rules.view import View, median, number
+
+_PREFIX = {
+    "torch": "import steadygrad.torch as sg\n",
+    "keras": "import steadygrad.keras as sg\n",
+    "jax": "import steadygrad.jax as sg\n",
+}
+
+
+def code(view: View, *, torch: str, keras: str, jax: str) -> str:
+    """The snippet for this run's framework; TensorFlow reads Keras's.
+
+    Args:
+        view: the run.
+        torch: the fix for PyTorch.
+        keras: the fix for Keras and TensorFlow.
+        jax: the fix for JAX with optax.
+
+    Returns:
+        One of the three.
+    """
+    return {"torch": torch, "jax": jax}.get(view.framework, keras)
+
+
+def clip_code(view: View, spec: str) -> str:
+    """Code that clips with a spec in this run's framework.
+
+    Args:
+        view: the run.
+        spec: a clip spec, e.g. ``norm:1.0``.
+
+    Returns:
+        The snippet, import included.
+    """
+    return code(
+        view,
+        torch=_PREFIX["torch"] + f'sg.attach(optimizer, clip="{spec}", model=model)',
+        keras=_PREFIX["keras"] + f'sg.attach(optimizer, clip="{spec}")  # before model.fit',
+        jax=_PREFIX["jax"] + f'optimizer = sg.guard(optimizer, clip="{spec}")',
+    )
+
+
+def lower_lr(view: View, factor: float = 10.0) -> str:
+    """Code that divides the learning rate.
+
+    Args:
+        view: the run; its median learning rate gives the number.
+        factor: what to divide by.
+
+    Returns:
+        The snippet.
+    """
+    lr = median(view.lr)
+    new = number(lr / factor) if math.isfinite(lr) and lr > 0 else f"lr / {factor:g}"
+    was = f"  # was {number(lr)}" if math.isfinite(lr) and lr > 0 else ""
+    return code(
+        view,
+        torch=f'for group in optimizer.param_groups:\n    group["lr"] = {new}{was}',
+        keras=f"optimizer.learning_rate = {new}{was}",
+        jax=f"optimizer = optax.adam(learning_rate={new}){was}",
+    )
+
+
+def recommended(view: View, until: int | None = None) -> float:
+    """A clipping threshold for this run: calibrated where that is possible.
+
+    Args:
+        view: the run.
+        until: index of the first step that should no longer count, for runs whose
+            later steps are already ruined; calibration is then not asked.
+
+    Returns:
+        A threshold over the ordinary norms; 1.0 where nothing finite was seen.
+    """
+    if until is None and not view.several:
+        calibrated = _calibrated(view)
+        if math.isfinite(calibrated):
+            return calibrated
+    norms = view.norm[:until][view.usable[:until]]
+    norms = norms[norms > 0]
+    if not norms.size:
+        return 1.0
+    return float(number(min(2 * median(norms), 1.5 * float(np.quantile(norms, 0.9)))))
+
+
+def _calibrated(view: View) -> float:
+    from steadygrad.calibration import calibrate
+    from steadygrad.errors import CalibrationError
+
+    try:
+        threshold = calibrate(view.run).threshold
+    except CalibrationError:
+        return math.nan
+    usable = isinstance(threshold, float) and math.isfinite(threshold) and threshold > 0
+    return float(number(threshold)) if usable else math.nan

@@ -1,0 +1,81 @@
+"""Finding: what a rule says, as frozen plain data, so that every reporter shows the same words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+SEVERITIES = ("error", "warning", "info")
+"""Gravest first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or worth knowing, about a run.
+
+    Attributes:
+        id: the rule, e.g. ``SG101``.
+        title: one sentence that says what happened.
+        severity: ``error``, ``warning`` or ``info``.
+        confidence: how sure the rule is, 0 to 1.
+        evidence: measured facts, one sentence each, with numbers and steps.
+        steps: the optimizer steps to look at, ascending.
+        tensors: names of the tensors to look at, the most telling first.
+        causes: what may have led to it, the most likely first.
+        fixes: code for this run's framework, the best first; comments say what it does.
+        docs: how to read more.
+        optimizer: number of the optimizer within the run.
+        figures: the same facts as numbers, for programs.
+
+    Example:
+        >>> f = Finding("SG101", "NaN at step 3.", "error", 0.9, steps=(3,))
+        >>> f.docs
+        'steadygrad explain SG101'
+        >>> f.to_dict()["steps"]
+        [3]
+    """
+
+    id: str
+    title: str
+    severity: str
+    confidence: float
+    evidence: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    tensors: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+    fixes: tuple[str, ...] = ()
+    docs: str = ""
+    optimizer: int = 0
+    figures: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"severity is one of {SEVERITIES}, got {self.severity!r}")
+        if not self.docs:
+            object.__setattr__(self, "docs", f"steadygrad explain {self.id}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON-ready data: lists for tuples, a dict for the figures."""
+        data: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            data[field.name] = list(value) if isinstance(value, tuple) else value
+        data["figures"] = {name: finite_or_text(value) for name, value in self.figures}
+        return data
+
+    @property
+    def gravity(self) -> tuple[int, float, int, str]:
+        """Sort key: the gravest and surest first, then the earliest."""
+        first = self.steps[0] if self.steps else 0
+        return SEVERITIES.index(self.severity), -round(self.confidence, 6), first, self.id
+
+
+def finite_or_text(value: float) -> float | str:
+    """A number JSON can hold, or its name where it cannot.
+
+    Example:
+        >>> finite_or_text(1.5), finite_or_text(float("inf"))
+        (1.5, 'inf')
+    """
+    number = float(value)
+    return number if abs(number) < float("inf") else str(number)

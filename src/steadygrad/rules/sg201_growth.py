@@ -1,0 +1,77 @@
+"""SG201: norms that grow and do not come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, lower_lr, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.view import View, blocks, median, number, order_agreement, running_median
+
+GROWN = 10.0
+
+_CAUSES = (
+    "the learning rate is too high for this loss surface, or rises in a schedule",
+    "weights grow without bound: an unbounded critic or target, no weight decay, no normalisation",
+    "a loss that feeds on its own output (bootstrapped targets, a one-sided adversary)",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    if int(view.usable.sum()) < 12:
+        return
+    norms = blocks(view.norm[view.usable])
+    window = max(3, len(norms) // 12)
+    smooth = running_median(norms, window)[window - 1 :]
+    third = max(1, len(smooth) // 3)
+    start, end = median(smooth[:third]), median(smooth[-max(1, len(smooth) // 10) :])
+    grown = end / max(start, 1e-300)
+    steady = order_agreement(smooth)
+    trend = view.loss_trend
+    learning = trend.known and not trend.diverged and trend.fall >= 0.15 and trend.end < trend.start
+    if grown < GROWN or steady < 0.6 or (learning and grown < 1e3):
+        return
+    yield _finding(view, grown, steady, (start, end))
+
+
+def _finding(view: View, grown: float, steady: float, ends: tuple[float, float]) -> Finding:
+    trend = view.loss_trend
+    numbers = view.step[view.usable]
+    half = max(3, len(numbers) // 3)
+    evidence = [
+        f"The median gradient norm rises from {number(ends[0])} in the first third to "
+        f"{number(ends[1])} at the end (step {numbers[-1]}).",
+        f"It rises in {50 * (1 + steady):.0f} % of all pairs of (smoothed) steps.",
+    ]
+    if trend.known:
+        evidence.append(f"The loss goes from {number(trend.start)} to {number(trend.end)}.")
+    grave = trend.diverged or grown >= 100
+    return finding(
+        view,
+        "SG201",
+        "error" if grave else "warning",
+        min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * steady),
+        f"Gradient norms grow and do not come back: {number(grown)} times in this run.",
+        evidence=evidence,
+        steps=[int(numbers[half]), int(numbers[-1])],
+        tensors=_growers(view),
+        causes=_CAUSES,
+        fixes=[lower_lr(view), clip_code(view, f"norm:{recommended(view, until=half):g}")],
+        figures={"growth": grown, "rising": steady},
+    )
+
+
+def _growers(view: View) -> list[str]:
+    table = view.healthy_norms
+    if table.shape[0] < 6 or not table.shape[1]:
+        return []
+    cut = table.shape[0] // 3
+    early, late = (np.nanmax(part, axis=0, initial=0.0) for part in (table[:cut], table[-cut:]))
+    growth = late / np.maximum(early, 1e-300)
+    return [view.tensors[i].name for i in np.argsort(growth)[::-1][:3]]
+
+
+RULE = Rule("SG201", "sustained growth of gradients", check, supersedes=("SG202",))

@@ -1,0 +1,90 @@
+"""SG301: gradients that shrink layer by layer on their way back, while the loss stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.depth import Profile, biases, depth_profile
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.view import View, number, percent
+
+SHRUNK = 300.0
+
+_CAUSES = (
+    "saturating activations (sigmoid, tanh) in a deep stack: each layer multiplies the gradient "
+    "by at most 1/4 (sigmoid) or 1 (tanh)",
+    "initial weights too small for the depth",
+    "no residual connections and no normalisation",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    if not view.enough or (view.loss_trend.known and not view.loss_trend.stalled):
+        return
+    profile = _steepest(view)
+    if profile is None:
+        return
+    least = SHRUNK if view.loss_trend.known else 10 * SHRUNK
+    if profile.ratio >= least and profile.agreement >= 0.5:
+        yield _finding(view, profile)
+
+
+def _steepest(view: View) -> Profile | None:
+    table = view.healthy_norms
+    both = [depth_profile(view, table, columns) for columns in (view.weights, biases(view))]
+    found = [p for p in both if p is not None]
+    return max(found, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
+
+
+def _fixes(view: View) -> list[str]:
+    return [
+        code(
+            view,
+            torch="x = x + block(x)                          # residual connections\n"
+            "layer = nn.Sequential(nn.Linear(n, n), nn.LayerNorm(n), nn.ReLU())\n"
+            'nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")',
+            keras="x = keras.layers.Add()([x, block(x)])\n"
+            'keras.layers.Dense(n, activation="relu", kernel_initializer="he_normal")\n'
+            "keras.layers.LayerNormalization()",
+            jax="x = x + block(x)\n"
+            "nn.Dense(n, kernel_init=nn.initializers.he_normal()); nn.LayerNorm(); nn.relu",
+        ),
+        "# Clipping does nothing here: it can only make a gradient smaller.",
+    ]
+
+
+def _finding(view: View, profile: Profile) -> Finding:
+    trend = view.loss_trend
+    first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
+    evidence = [
+        f"Median gradient norm: {number(profile.norms[0])} in {first}, "
+        f"{number(profile.norms[-1])} in {last}: {number(profile.ratio)} times less at the input.",
+        f"Each layer passes on about {number(profile.per_layer)} of the gradient; "
+        f"{len(profile.norms)} layers.",
+    ]
+    if trend.known:
+        evidence.append(
+            f"The loss stalls: {number(trend.start)} at the start, {number(trend.lowest)} at its "
+            f"lowest ({percent(max(trend.fall, 0.0))} less)."
+        )
+    return finding(
+        view,
+        "SG301",
+        "error" if trend.known and profile.ratio >= 1e4 else "warning",
+        min(
+            0.95, (0.85 if trend.known else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)
+        ),
+        f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
+        "layers than in the last.",
+        evidence=evidence,
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[view.tensors[i].name for i in profile.columns[:4]],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"ratio": profile.ratio, "per_layer": profile.per_layer},
+    )
+
+
+RULE = Rule("SG301", "gradients that vanish through depth", check, supersedes=("SG205",))

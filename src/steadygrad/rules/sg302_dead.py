@@ -1,0 +1,134 @@
+"""SG302: tensors or units whose gradient is exactly zero, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code, lower_lr
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.depth import biases
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.view import Array, View, columns_median, percent
+
+DEAD = 0.7
+"""Share of a layer's units from which it counts as dead."""
+
+_CAUSES = (
+    "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
+    "inputs or weights so large that every unit saturates to exactly 0",
+    "a mask, a max or a detach that cuts the graph",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    if not view.enough or not len(view.order) or not _matters(view):
+        return
+    late = view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :]
+    zeros = columns_median(late)
+    whole = np.flatnonzero((zeros == 1) & _mattering(view))
+    partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
+    units = _dead_units(view)
+    if whole.size:
+        yield _whole(view, whole)
+    elif partly.size or units.size:
+        yield _partly(view, partly, zeros, units)
+
+
+ENOUGH_LATE = 8
+
+
+def _matters(view: View) -> bool:
+    """A loss that fell, or that is (nearly) zero, explains a zero gradient."""
+    trend = view.loss_trend
+    return not trend.known or trend.stalled or trend.diverged
+
+
+def _mattering(view: View) -> Array:
+    """Matrices, and vectors that are biases: an embedding's rows are mostly zero by design."""
+    weight = np.zeros(len(view.tensors), dtype=bool)
+    weight[view.weights] = True
+    weight[biases(view)] = True
+    return weight
+
+
+def _dead_units(view: View) -> Array:
+    steps, dead = view.sample("activation_zero")
+    if not len(steps):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(columns_median(dead[-3:]) >= DEAD)
+
+
+def _whole(view: View, columns: Array) -> Finding:
+    every = len(columns) == int(_mattering(view).sum())
+    names = [view.tensors[i].name for i in columns]
+    known = view.loss_trend.known
+    return finding(
+        view,
+        "SG302",
+        "error" if known else "warning",
+        0.93 if known else 0.7,
+        ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
+        + (" while the loss stalls: dead units, or a graph that is cut."),
+        evidence=[
+            f"In the second half of the run every element of {', '.join(names[:4])} is exactly 0.",
+            _loss(view),
+        ],
+        steps=[int(view.step[-1])],
+        tensors=names[:8],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"tensors": len(names)},
+    )
+
+
+def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
+    names = [view.tensors[i].name for i in (columns if columns.size else units)]
+    shares = (
+        zeros[columns]
+        if columns.size
+        else columns_median(view.sample("activation_zero")[1][-3:])[units]
+    )
+    return finding(
+        view,
+        "SG302",
+        "warning",
+        0.85,
+        f"{percent(float(np.max(shares)))} of the units behind {names[0]} are dead while the loss "
+        "stalls.",
+        evidence=[
+            f"Share of units that are zero for the whole batch: {percent(float(np.min(shares)))} "
+            f"to {percent(float(np.max(shares)))} in {len(names)} layers.",
+            _loss(view),
+        ],
+        steps=[int(view.step[-1])],
+        tensors=names[:8],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"share": float(np.max(shares))},
+    )
+
+
+def _loss(view: View) -> str:
+    trend = view.loss_trend
+    if not trend.known:
+        return "The loss is not recorded."
+    return f"The loss: {trend.start:.4g} at the start, {trend.end:.4g} at the end."
+
+
+def _fixes(view: View) -> list[str]:
+    return [
+        lower_lr(view),
+        code(
+            view,
+            torch="act = nn.LeakyReLU(0.01)  # or nn.GELU(): never exactly flat\n"
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")\n'
+            "nn.init.zeros_(layer.bias)",
+            keras='keras.layers.Dense(n, activation="gelu", kernel_initializer="he_normal")',
+            jax="nn.gelu(nn.Dense(n, kernel_init=nn.initializers.he_normal())(x))",
+        ),
+    ]
+
+
+RULE = Rule("SG302", "dead units and all-zero gradients", check, supersedes=("SG301", "SG205"))

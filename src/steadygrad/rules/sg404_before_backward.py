@@ -1,0 +1,46 @@
+"""SG404: clipping before backward: there is nothing there yet, or last step's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.clips import MOST, Call, at, calls, figure, share
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.placed import fixes
+from steadygrad.rules.view import View, percent
+
+
+def _early(call: Call) -> bool:
+    return figure(call, "backward_since_step", 1) == 0 and not call.get("after_step")
+
+
+def check(view: View) -> Iterator[Finding]:
+    found = calls(view)
+    rate = share(found, _early)
+    if rate < MOST:
+        return
+    empty = share([c for c in found if _early(c)], lambda c: figure(c, "params", 0) == 0)
+    yield finding(
+        view,
+        "SG404",
+        "error",
+        0.95,
+        "Gradients are clipped before backward(): the clip sees "
+        + ("no gradients." if empty > 0.5 else "none, or those of the step before."),
+        evidence=[
+            f"{percent(rate)} of the {len(found)} clip calls come after the last step and before "
+            "the next backward().",
+            "The gradients that the optimizer applies are never clipped.",
+        ],
+        steps=at(found, _early),
+        tensors=[],
+        causes=["the clip call stands above loss.backward()"],
+        fixes=fixes(view, found[-1]),
+        figures={"share": rate},
+    )
+
+
+RULE = Rule(
+    "SG404", "clipping before backward", check, supersedes=("SG401", "SG402", "SG408", "SG410")
+)

@@ -1,0 +1,44 @@
+"""SG405: clipping after the step: the weights have moved already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.clips import MOST, Call, at, calls, share
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.placed import fixes
+from steadygrad.rules.view import View, percent
+
+
+def _late(call: Call) -> bool:
+    return bool(call.get("after_step"))
+
+
+def check(view: View) -> Iterator[Finding]:
+    found = calls(view)
+    rate = share(found, _late)
+    if rate < MOST:
+        return
+    yield finding(
+        view,
+        "SG405",
+        "error",
+        0.95,
+        "Gradients are clipped after optimizer.step(): the unclipped ones have been applied.",
+        evidence=[
+            f"{percent(rate)} of the {len(found)} clip calls see gradients that a step has "
+            "already used.",
+        ],
+        steps=at(found, _late),
+        tensors=[],
+        causes=[
+            "the clip call stands below optimizer.step()",
+            "a callback that fires at the end of the step, where one before it was meant",
+        ],
+        fixes=fixes(view, found[-1]),
+        figures={"share": rate},
+    )
+
+
+RULE = Rule("SG405", "clipping after the step", check, supersedes=("SG401", "SG402", "SG404"))

@@ -1,0 +1,83 @@
+"""SG502: a learning rate too high: each step moves the weights by a large part of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import lower_lr
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.finding import Finding
+from steadygrad.rules.view import Array, View, median, number
+
+HIGH = 0.1
+"""Update over weight; 1e-4 to 1e-1 is usual."""
+
+
+def check(view: View) -> Iterator[Finding]:
+    steps, ratios = view.sample("update_ratio")
+    if not len(steps) or not len(view.weights):
+        return
+    limit = view.step[view.first_broken] if view.broken.any() else np.inf
+    rows = ratios[steps <= limit][:, view.weights]
+    typical = _typical(rows)
+    if typical > HIGH and _suffers(view):
+        yield _finding(view, typical, rows)
+
+
+def _typical(rows: Array) -> float:
+    """Median over the samples of the median over the matrices: one layer alone is not the rate."""
+    return median([median(row) for row in rows])
+
+
+def _suffers(view: View) -> bool:
+    trend = view.loss_trend
+    trouble = trend.known and (trend.diverged or trend.stalled or _oscillates(view))
+    return trouble or bool(view.broken.any()) or view.last_loss_broken
+
+
+def _oscillates(view: View) -> bool:
+    trend = view.loss_trend
+    return trend.swing > 0.5 * abs(trend.end) and trend.end > 0.5 * trend.start
+
+
+def _finding(view: View, typical: float, rows: Array) -> Finding:
+    trend = view.loss_trend
+    lr = median(view.lr)
+    how = "diverges" if trend.diverged or view.broken.any() else "oscillates or stalls"
+    said = (
+        [
+            f"The loss goes from {number(trend.start)} to {number(trend.end)}; it changes by "
+            f"{number(trend.swing)} from one step to the next."
+        ]
+        if trend.known
+        else []
+    )
+    factor = 10 ** np.ceil(np.log10(typical / 0.01))
+    return finding(
+        view,
+        "SG502",
+        "error",
+        min(0.93, 0.8 + 0.08 * float(np.log10(typical / HIGH))),
+        f"The learning rate is too high: a step moves the weights by {number(typical)} of their "
+        f"size, and the loss {how}.",
+        evidence=[
+            f"Median update over weight: {number(typical)} (usual: 0.0001 to 0.1); "
+            f"highest {number(float(np.nanmax(rows, initial=0.0)))}; lr {number(lr)}.",
+            *said,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["the learning rate", "no warm-up", "weights initialised too small for this rate"],
+        fixes=[lower_lr(view, float(min(max(factor, 10), 1e6)))],
+        figures={"update_ratio": typical, "lr": lr},
+    )
+
+
+RULE = Rule(
+    "SG502",
+    "a learning rate that is too high",
+    check,
+    supersedes=("SG102", "SG201", "SG202", "SG302", "SG304", "SG205"),
+)

@@ -1,0 +1,86 @@
+"""Findings and rule pages as text and JSON, for the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.syntax import Syntax
+
+from steadygrad.rules import REGISTRY, SEVERITIES, Finding, diagnose, page
+
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+_LANGUAGE = "python"
+
+
+def show(path: str, *, as_json: bool = False, fail_on: str | None = None) -> bool:
+    """Print what `diagnose` finds in a run file on standard output.
+
+    Args:
+        path: the run file.
+        as_json: print a JSON list instead of text.
+        fail_on: ``error`` or ``warning``; None never fails.
+
+    Returns:
+        Whether a finding is at least as grave as ``fail_on``.
+
+    Raises:
+        RunFileError: the file cannot be read.
+    """
+    findings = diagnose(path)
+    if as_json:
+        print(json.dumps([f.to_dict() for f in findings], indent=2))
+    else:
+        print_findings(findings)
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on else ()
+    return any(f.severity in grave for f in findings)
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> None:
+    """Print findings for people.
+
+    Args:
+        findings: as `diagnose` returns them.
+        console: where to; standard output where None.
+    """
+    out = console or Console(file=sys.stdout)
+    if not findings:
+        out.print("[green]Nothing found.[/] Gradients, clipping and loss look sound in this run.")
+    for found in findings:
+        colour = _COLOURS[found.severity]
+        out.print(
+            f"[{colour}]{found.severity} {found.id}[/] {escape(found.title)}", highlight=False
+        )
+        for sentence in found.evidence:
+            out.print(f"  {escape(sentence)}", highlight=False)
+        out.print(
+            f"  Likely cause: {escape(found.causes[0])}." if found.causes else "", highlight=False
+        )
+        for fix in found.fixes[:1]:
+            out.print(
+                Syntax(fix, _LANGUAGE, background_color="default", word_wrap=True, padding=(0, 4))
+            )
+        out.print(f"  Confidence {found.confidence:.0%}. More: {found.docs}\n", highlight=False)
+
+
+def explain(rule: str | None = None) -> str:
+    """The page of a rule, or one line a rule.
+
+    Args:
+        rule: its id, in any case; None for the list.
+
+    Returns:
+        The text, without a newline at its end.
+
+    Raises:
+        UsageError: there is no such rule.
+
+    Example:
+        >>> explain().splitlines()[0]
+        'SG101  a NaN or inf made by an operation'
+    """
+    if rule is None:
+        return "\n".join(f"{known.id}  {known.title}" for known in REGISTRY.values())
+    return page(rule).rstrip()

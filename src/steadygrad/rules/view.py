@@ -1,0 +1,417 @@
+"""View: one optimizer's steps of a run, and the robust statistics that rules share.
+
+Every rule reads through a view, so that the same things are kept out of every
+window: steps with a NaN or inf, steps that were skipped, and other optimizers'
+steps. Statistics are medians and ratios: a single outlier moves none of them.
+Tensor figures are read for at most `MOST_ROWS` steps, so that a long run costs
+no more memory than a short one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Event, Run, TensorInfo
+
+Array = npt.NDArray[Any]
+
+MOST_ROWS = 2048
+ENOUGH = 8
+"""Usable steps below which a statistic says nothing."""
+
+
+@dataclass(frozen=True)
+class LossTrend:
+    """How the loss went, smoothed by a running median.
+
+    Attributes:
+        known: whether enough finite losses were recorded.
+        start: median of the first window.
+        end: median of the last window.
+        lowest: lowest median of any window.
+        highest: highest median of any window after the first.
+        noise: median absolute deviation of the steps from the smoothed loss.
+        swing: median absolute change from one step to the next.
+        window: steps in a window.
+    """
+
+    known: bool = False
+    start: float = math.nan
+    end: float = math.nan
+    lowest: float = math.nan
+    highest: float = math.nan
+    noise: float = math.nan
+    swing: float = math.nan
+    window: int = 0
+
+    @property
+    def fall(self) -> float:
+        """Share of the starting loss that the lowest window has shed; NaN where unknown."""
+        return (self.start - self.lowest) / max(abs(self.start), 1e-12)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the loss is known and never fell by 15 % of where it began."""
+        return self.known and self.fall < 0.15
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss ends well above where it began, beyond its own noise."""
+        rise = self.end - self.start
+        return self.known and rise > max(0.5 * abs(self.start), 4 * self.noise)
+
+
+class View:
+    """One optimizer's steps, with broken and skipped ones told apart.
+
+    Args:
+        run: the run, as `steadygrad.open_run` gives it.
+        optimizer: number of the optimizer.
+    """
+
+    def __init__(self, run: Run, optimizer: int) -> None:
+        self.run = run
+        self.optimizer = optimizer
+        self.rows: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
+        self.several = len(np.unique(run.steps["optimizer"])) > 1
+        steps = run.steps[self.rows]
+        self.step: Array = np.asarray(steps["step"], dtype=np.int64)
+        self.loss: Array = np.asarray(steps["loss"], dtype=np.float64)
+        self.norm: Array = np.asarray(steps["norm"], dtype=np.float64)
+        self.threshold: Array = np.asarray(steps["threshold"], dtype=np.float64)
+        self.coef: Array = np.asarray(steps["coef"], dtype=np.float64)
+        self.lr: Array = np.asarray(steps["lr"], dtype=np.float64)
+        self.loss_scale: Array = np.asarray(steps["loss_scale"], dtype=np.float64)
+        self.cosine: Array = np.asarray(steps["cosine"], dtype=np.float64)
+        self.skipped: Array = np.asarray(steps["action"] == "skip")
+        self.broken: Array = (np.asarray(steps["nonfinite"]) > 0) | ~np.isfinite(self.norm)
+        self.usable: Array = ~self.broken & ~self.skipped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the run file says of the run as a whole."""
+        return self.run.info
+
+    @property
+    def framework(self) -> str:
+        """``torch``, ``keras``, ``tensorflow`` or ``jax``; torch where unknown."""
+        return str(self.info.get("framework") or "torch")
+
+    @cached_property
+    def enough(self) -> bool:
+        """Whether there are usable steps enough for a statistic."""
+        return int(self.usable.sum()) >= ENOUGH
+
+    def events(self, kind: str) -> list[Event]:
+        """The run's events of one kind that concern this optimizer."""
+        found = (e for e in self.run.events if e.kind == kind)
+        return [e for e in found if int(e.data.get("optimizer", self.optimizer)) == self.optimizer]
+
+    # ---- tensors ----------------------------------------------------------------
+
+    @cached_property
+    def order(self) -> Array:
+        """Indices of this optimizer's tensors, in forward order where it is known."""
+        held = [i for i, t in enumerate(self.run.tensors) if t.optimizer == self.optimizer]
+        if not held and not self.several:
+            held = list(range(len(self.run.tensors)))
+        known = all(self.run.tensors[i].position >= 0 for i in held)
+        key = (lambda i: (self.run.tensors[i].position, i)) if known else (lambda i: (0, i))
+        return np.array(sorted(held, key=key), dtype=np.int64)
+
+    @cached_property
+    def tensors(self) -> list[TensorInfo]:
+        """The tensors, in the order of `order`."""
+        return [self.run.tensors[i] for i in self.order]
+
+    @cached_property
+    def kept(self) -> Array:
+        """Which of the optimizer's steps have their tensor figures read, ascending."""
+        if len(self) <= MOST_ROWS:
+            return np.arange(len(self))
+        even = np.linspace(0, len(self) - 1, MOST_ROWS // 2).astype(np.int64)
+        peaks = np.argsort(np.where(self.usable, self.norm, -np.inf))[-MOST_ROWS // 8 :]
+        around = self.first_broken + np.arange(-32, 32) if self.broken.any() else peaks[:0]
+        head, tail = np.arange(MOST_ROWS // 8), np.arange(len(self) - MOST_ROWS // 8, len(self))
+        chosen = np.unique(np.concatenate([even, peaks, around, head, tail]))
+        return chosen[(chosen >= 0) & (chosen < len(self))]
+
+    def figures(self, name: str) -> Array:
+        """One per-tensor figure, ``[kept steps, tensors]``, columns as in `order`.
+
+        Args:
+            name: ``norms``, ``max_abs``, ``nonfinite`` or ``zeros``.
+
+        Returns:
+            float64; NaN where not measured.
+        """
+        return self.run.tensor_rows(self.rows[self.kept], self.order, figure=name)
+
+    @cached_property
+    def norms(self) -> Array:
+        """Per-tensor norms, ``[kept steps, tensors]``; inf and NaN kept."""
+        return self.figures("norms")
+
+    @cached_property
+    def zeros(self) -> Array:
+        """Share of zero elements, ``[kept steps, tensors]``."""
+        return self.figures("zeros")
+
+    @cached_property
+    def good(self) -> Array:
+        """Which of the kept steps are usable, bool."""
+        return self.usable[self.kept]
+
+    @cached_property
+    def healthy_norms(self) -> Array:
+        """`norms` of the usable steps alone; what is not finite becomes NaN."""
+        table = self.norms[self.good]
+        return np.where(np.isfinite(table), table, np.nan)
+
+    @cached_property
+    def weights(self) -> Array:
+        """Columns of the matrices and kernels (two axes or more), in forward order."""
+        flags = [len(t.shape) >= 2 and not is_embedding(t) for t in self.tensors]
+        return np.flatnonzero(flags)
+
+    def sample(self, name: str) -> tuple[Array, Array]:
+        """A figure sampled on a schedule: steps and ``[samples, tensors]``, columns as `order`."""
+        steps, values = self.run.samples(name)
+        if not len(steps) or not len(self.order):
+            return np.zeros(0, np.int64), np.zeros((0, len(self.order)))
+        table = values[:, self.order]
+        seen = np.isfinite(table).any(axis=1) | np.isinf(table).any(axis=1)
+        return np.asarray(steps)[seen], table[seen]
+
+    # ---- events in time -----------------------------------------------------------
+
+    @cached_property
+    def first_broken(self) -> int:
+        """Index of the first step with a NaN or inf; ask only where `broken` has one."""
+        return int(np.flatnonzero(self.broken)[0])
+
+    @cached_property
+    def amp(self) -> bool:
+        """Whether a loss scale was at work, so that single overflows are its normal search."""
+        scales = self.loss_scale[np.isfinite(self.loss_scale)]
+        return bool((scales != 1).any()) or bool(self.info.get("amp"))
+
+    @cached_property
+    def loss_trend(self) -> LossTrend:
+        """How the loss went over the usable steps."""
+        return loss_trend(self.loss[~self.skipped])
+
+    @cached_property
+    def last_loss_broken(self) -> bool:
+        """Whether losses were known and the last ones are NaN or inf."""
+        tail = self.loss[-max(1, len(self) // 20) :]
+        return bool(np.isfinite(self.loss).any() and len(tail) and not np.isfinite(tail).any())
+
+
+# ---- statistics -----------------------------------------------------------------------
+
+
+def median(values: Array | Sequence[float]) -> float:
+    """Median of the finite values; NaN where there are none.
+
+    Example:
+        >>> median([1.0, float("nan"), 3.0, 100.0])
+        3.0
+    """
+    array = np.asarray(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    return float(np.median(finite)) if finite.size else math.nan
+
+
+def spread(values: Array | Sequence[float]) -> float:
+    """Median absolute deviation, scaled to a standard deviation; of the finite values.
+
+    Example:
+        >>> round(spread([1.0, 2.0, 3.0, 4.0, 1000.0]), 4)
+        1.4826
+    """
+    array = np.asarray(values, dtype=np.float64)
+    return 1.4826 * median(np.abs(array - median(array)))
+
+
+def columns_median(table: Array) -> Array:
+    """Median of each column's finite values; NaN where a column has none.
+
+    Example:
+        >>> columns_median(np.array([[1.0, np.nan], [3.0, np.nan]]))
+        array([ 2., nan])
+    """
+    return np.array([median(column) for column in table.T])
+
+
+def blocks(values: Array, most: int = 1024) -> Array:
+    """Medians of equal blocks, at most `most` of them: a long curve at the cost of a short one.
+
+    Example:
+        >>> blocks(np.array([1.0, 2.0, 9.0, 4.0, 5.0, 6.0]), most=2)
+        array([2., 5.])
+        >>> blocks(np.array([1.0, 2.0]), most=2)
+        array([1., 2.])
+    """
+    if len(values) <= most:
+        return values
+    size = -(-len(values) // most)
+    whole = len(values) // size * size
+    return np.asarray(np.median(values[:whole].reshape(-1, size), axis=1))
+
+
+def running_median(values: Array, window: int) -> Array:
+    """Median over the `window` values that end at each place; shorter at the start.
+
+    Example:
+        >>> running_median(np.array([1.0, 9.0, 2.0, 3.0]), 3)
+        array([1., 5., 2., 3.])
+    """
+    if len(values) < window:
+        return np.array([median(values[: i + 1]) for i in range(len(values))])
+    view = np.lib.stride_tricks.sliding_window_view(values, window)
+    head = [median(values[: i + 1]) for i in range(window - 1)]
+    return np.concatenate([head, np.median(view, axis=1)])
+
+
+def loss_trend(losses: Array) -> LossTrend:
+    """Summarise a loss curve.
+
+    Args:
+        losses: one a step; NaN where unknown.
+
+    Returns:
+        The trend; `known` is False where fewer than `ENOUGH` losses are finite.
+
+    Example:
+        >>> t = loss_trend(np.linspace(2.0, 1.0, 100))
+        >>> t.stalled, round(t.fall, 2)
+        (False, 0.49)
+    """
+    finite = losses[np.isfinite(losses)]
+    if len(finite) < ENOUGH:
+        return LossTrend()
+    thin = blocks(finite)
+    window = max(3, len(thin) // 12)
+    smooth = running_median(thin, window)[window - 1 :]
+    noise = spread(thin[window - 1 :] - smooth)
+    swing = float(np.median(np.abs(np.diff(finite))))
+    later = smooth[1:] if len(smooth) > 1 else smooth
+    ends = (float(smooth[0]), float(smooth[-1]))
+    extremes = (float(smooth.min()), float(later.max()))
+    return LossTrend(True, *ends, *extremes, noise, swing, window)
+
+
+def slope(values: Array | Sequence[float]) -> float:
+    """Theil-Sen slope of the finite values against their place; at most 200 places are used.
+
+    Example:
+        >>> slope([1.0, 2.0, 3.0, 400.0, 5.0])
+        1.0
+    """
+    array = np.asarray(values, dtype=np.float64)
+    place = np.flatnonzero(np.isfinite(array))
+    if len(place) < 2:
+        return math.nan
+    if len(place) > 200:
+        place = place[np.linspace(0, len(place) - 1, 200).astype(np.int64)]
+    rise = array[place][None, :] - array[place][:, None]
+    run = place[None, :] - place[:, None]
+    upper = np.triu_indices(len(place), 1)
+    return float(np.median(rise[upper] / run[upper]))
+
+
+def order_agreement(values: Array | Sequence[float]) -> float:
+    """Kendall's tau of the finite values against their place: 1 rising, -1 falling.
+
+    Example:
+        >>> order_agreement([1.0, 2.0, 3.0]), order_agreement([3.0, 2.0, 1.0])
+        (1.0, -1.0)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    if len(array) > 200:
+        array = array[np.linspace(0, len(array) - 1, 200).astype(np.int64)]
+    if len(array) < 2:
+        return math.nan
+    upper = np.triu_indices(len(array), 1)
+    return float(np.sign(array[None, :] - array[:, None])[upper].mean())
+
+
+def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: int = 32) -> Array:
+    """Places where a norm stands far out of the norms around it.
+
+    A spike is `ratio` times the median of its neighbourhood and of the whole run's upper
+    tenth's lower edge, and `deviations` robust deviations of the logarithm away: a converged
+    run's rare ordinary batch, large against a tiny median alone, is none.
+
+    Args:
+        norms: finite norms, ``[steps]``.
+        ratio: least factor over the median of the neighbours.
+        deviations: least distance in the spread of the neighbours' logarithms.
+        window: neighbours on each side.
+
+    Returns:
+        Indices into ``norms``, ascending.
+
+    Example:
+        >>> norms = np.ones(50); norms[20] = 100.0
+        >>> spikes(norms)
+        array([20])
+    """
+    if len(norms) < ENOUGH:
+        return np.zeros(0, np.int64)
+    logs = np.log(np.maximum(norms, 1e-300))
+    usual = float(np.quantile(logs, 0.9))
+    candidates = np.flatnonzero(logs > max(usual, median(logs) + math.log(ratio)))
+    found = []
+    for place in candidates:
+        near = np.r_[logs[max(0, place - window) : place], logs[place + 1 : place + 1 + window]]
+        away = logs[place] - median(near)
+        over_usual = logs[place] - usual
+        if away > max(math.log(ratio), deviations * spread(near)) and over_usual > math.log(3):
+            found.append(int(place))
+    return np.array(found, dtype=np.int64)
+
+
+def is_embedding(tensor: TensorInfo) -> bool:
+    """Whether a tensor is a lookup table, whose rows are mostly untouched by design."""
+    return "embedding" in tensor.module.lower() or "embed" in tensor.name.lower()
+
+
+def is_recurrent(tensor: TensorInfo) -> bool:
+    """Whether a tensor is multiplied into a state once per time step, by its name."""
+    last = tensor.name.rsplit(".", 1)[-1]
+    return last.startswith("weight_hh") or "recurrent_kernel" in tensor.name
+
+
+def number(value: float) -> str:
+    """A figure as findings print it: three digits, no noise.
+
+    Example:
+        >>> number(0.0001234), number(1234567.0), number(3.0), number(float("inf"))
+        ('0.000123', '1.23e+06', '3', 'inf')
+    """
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share as findings print it.
+
+    Example:
+        >>> percent(0.0812), percent(1.0)
+        ('8.1 %', '100 %')
+    """
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
