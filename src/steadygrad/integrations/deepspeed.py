@@ -1,0 +1,146 @@
+"""DeepSpeed: watch the engine's own clipping.
+
+A DeepSpeed engine partitions, reduces and clips gradients by itself, and under ZeRO
+no process ever holds them whole, so clipping stays with the engine
+(`gradient_clipping` in its configuration). What it did is read from the engine
+after each step and recorded: its global norm, the coefficient that follows from
+its formula, and whether the step was applied.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from steadygrad.errors import AttachError
+from steadygrad.runlog import RunWriter
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.stats import GradientStats
+from steadygrad.torch import measure
+
+__all__ = ["Observer", "observe"]
+
+
+def observe(engine: Any, run: str | os.PathLike[str] | RunWriter) -> Observer:
+    """Record every optimizer step of a DeepSpeed engine.
+
+    Per-tensor norms are recorded at ZeRO stage 0; from stage 1 on gradients are
+    partitioned between processes and only the engine's global norm is known.
+
+    Args:
+        engine: what ``deepspeed.initialize`` returned first.
+        run: path of a new run file (written by rank 0), or an open writer.
+
+    Returns:
+        The observer; `close` ends it.
+
+    Raises:
+        AttachError: not a DeepSpeed engine, or one that is observed already.
+    """
+    if not hasattr(engine, "get_global_grad_norm"):
+        raise AttachError(
+            f"observe needs a DeepSpeed engine, got {type(engine).__name__}; "
+            "type engine, *_ = deepspeed.initialize(...); observe(engine, run='run.db')"
+        )
+    if isinstance(getattr(engine.step, "__self__", None), Observer):
+        raise AttachError("this DeepSpeed engine is observed already; close the first observer")
+    return Observer(engine, run)
+
+
+class Observer:
+    """The recording of one engine; see `observe`.
+
+    Attributes:
+        last: the last step's record, None before the first.
+    """
+
+    def __init__(self, engine: Any, run: str | os.PathLike[str] | RunWriter) -> None:
+        self.last: StepRecord | None = None
+        self._engine = engine
+        self._step = 0
+        self._loss = math.nan
+        self._original = (engine.step, engine.backward)
+        self._own = not isinstance(run, RunWriter)
+        self._writer = self._open(run) if engine.global_rank == 0 else None
+        engine.step = functools.wraps(engine.step)(self._observed_step)
+        engine.backward = functools.wraps(engine.backward)(self._observed_backward)
+
+    def _open(self, run: Any) -> RunWriter:
+        writer = RunWriter(run) if self._own else run
+        infos = [
+            TensorInfo(name, tuple(_full_shape(p)), str(p.dtype).removeprefix("torch."))
+            for name, p in self._engine.module.named_parameters()
+        ]
+        self._ids = writer.add_tensors(infos)
+        writer.update_info(framework="torch", observed_by="deepspeed")
+        return writer
+
+    def close(self) -> None:
+        """End the recording and give the engine its methods back."""
+        del self._engine.step, self._engine.backward
+        if self._own and self._writer is not None:
+            self._writer.close()
+
+    def _observed_backward(self, loss: Any, *args: Any, **kwargs: Any) -> Any:
+        share = float(loss.detach()) / self._engine.gradient_accumulation_steps()
+        self._loss = share if math.isnan(self._loss) else self._loss + share
+        return self._original[1](loss, *args, **kwargs)
+
+    def _observed_step(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._engine.is_gradient_accumulation_boundary():
+            return self._original[0](*args, **kwargs)
+        stats = self._measure()
+        result = self._original[0](*args, **kwargs)
+        self._record(stats)
+        return result
+
+    def _measure(self) -> GradientStats | None:
+        """This process's whole gradients, before the engine clips them; None where partitioned."""
+        if self._engine.zero_optimization_stage() > 0:
+            return None
+        held = [(n, p) for n, p in self._engine.module.named_parameters() if p.grad is not None]
+        return measure(held) if held else None
+
+    def _record(self, stats: GradientStats | None) -> None:
+        engine = self._engine
+        norm = engine.get_global_grad_norm()
+        if norm is None and stats is not None:
+            norm = stats.total_norm
+        norm = math.nan if norm is None or norm == -1 else float(norm)  # -1 says non-finite
+        threshold = engine.gradient_clipping() or math.inf
+        coef = min(1.0, threshold / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+        applied = engine.was_step_applied()
+        self.last = StepRecord(
+            step=self._step,
+            time=time.time(),
+            loss=self._loss,
+            norm=norm,
+            threshold=threshold,
+            coef=coef,
+            action="skip" if not applied else "clip" if coef < 1 else "none",
+            lr=float(engine.get_lr()[0]),
+            loss_scale=float(getattr(engine.optimizer, "cur_scale", 1.0)),
+            nonfinite=int(stats.nonfinite.sum()) if stats is not None else 0,
+        )
+        self._step, self._loss = self._step + 1, math.nan
+        if self._writer is not None:
+            self._write(self._writer, self.last, stats)
+
+    def _write(self, writer: RunWriter, record: StepRecord, stats: GradientStats | None) -> None:
+        if stats is None:
+            none = np.zeros(0)
+            writer.write_step(record, [], none, none, none, none)
+            return
+        index = {info: i for i, (info, _) in enumerate(self._engine.module.named_parameters())}
+        ids = [self._ids[index[name]] for name in stats.names]
+        arrays = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+        writer.write_step(record, ids, *(np.asarray(a.cpu()) for a in arrays))
+
+
+def _full_shape(parameter: Any) -> Any:
+    return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 leaves an empty shell
