@@ -1,0 +1,104 @@
+"""`attach`: one line that makes an optimizer measure, clip and record inside its own step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from steadygrad.errors import AttachError, UsageError
+from steadygrad.policies import Groups, NoClip, Policy, parse
+from steadygrad.torch import scaler
+from steadygrad.torch.naming import ModelNames, Names
+from steadygrad.torch.steady import Steady
+
+Clip = str | Policy | Mapping[str, "str | Policy"]
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    clip: Clip = "norm:1.0",
+    model: torch.nn.Module | None = None,
+    on_nonfinite: str | None = None,
+    run: Any = None,
+    *,
+    names: Names | None = None,
+    optimizer_index: int = 0,
+) -> Steady:
+    """Clip, guard and record inside ``optimizer.step()``; the training loop stays as it is.
+
+    Args:
+        optimizer: any torch optimizer, or a wrapper such as Accelerate's around one.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        model: gives tensors their names, module types and forward order.
+        on_nonfinite: what to do when gradients hold NaN or inf: ``"skip"`` the step whole
+            (the default), ``"raise"``, ``"zero"`` those elements, or ``"propagate"``
+            (the default of ``clip="none"``).
+        run: a path for a new run file, or an open `RunWriter`.
+        names: instead of a model: ``{id(parameter): name}`` or a function of the parameter.
+        optimizer_index: number of this optimizer within the run.
+
+    Returns:
+        A handle: the last step's record, state for checkpoints, `detach`; a context manager.
+
+    Raises:
+        SpecError: the clip spec cannot be read.
+        UsageError: another argument is wrong.
+        AttachError: not an optimizer, or one that is attached already.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> with attach(optimizer, clip="norm:1.0") as steady:
+        ...     weight.grad = torch.tensor([3.0, 4.0])
+        ...     optimizer.step()
+        >>> weight.data, steady.last.norm, steady.last.coef, steady.last.action
+        (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
+    """
+    inner = _require_optimizer(optimizer)
+    policy = as_policy(clip)
+    if model is not None and names is not None:
+        raise UsageError(
+            "give either model= or names=, not both: each says what tensors are called"
+        )
+    if on_nonfinite is None:
+        on_nonfinite = "propagate" if isinstance(policy, NoClip) else "skip"
+    source = names if model is None else _model_names(model)
+    return Steady(inner, policy, on_nonfinite, run, source, optimizer_index)
+
+
+def as_policy(clip: Clip) -> Policy:
+    """The policy that a spec, a policy or a mapping of patterns means.
+
+    Example:
+        >>> as_policy("norm:2.0")
+        ClipNorm(max_norm=2.0, p=2.0)
+    """
+    if isinstance(clip, Policy):
+        return clip
+    if isinstance(clip, str):
+        return parse(clip)
+    if isinstance(clip, Mapping):
+        return Groups.of(clip)
+    raise UsageError(
+        f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
+    )
+
+
+def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    inner = scaler.unwrap(optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise AttachError(
+            f"attach needs a torch optimizer, got {type(optimizer).__name__}; "
+            "type steadygrad.torch.attach(optimizer, clip='norm:1.0')"
+        )
+    return inner
+
+
+def _model_names(model: Any) -> ModelNames:
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return ModelNames(model)

@@ -1,0 +1,165 @@
+"""One step of measuring, deciding and acting on a set of gradients.
+
+Nothing here knows of optimizers or hooks: `Steady` drives it from an optimizer's
+step, and a training loop without an optimizer can be driven from elsewhere. On the
+CPU the figures are NumPy scalars and Python branches on them; on a device no figure
+is read by the host, unless a step must be skipped, raised at or repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from steadygrad import kernels
+from steadygrad.errors import NonFiniteError, UsageError
+from steadygrad.policies import Policy, State
+from steadygrad.policies.base import Decision
+from steadygrad.stats import GradientStats
+from steadygrad.torch.applied import UNTOUCHED, Applied, compare, unit_of
+from steadygrad.torch.batch import Batch
+from steadygrad.torch.elementwise import apply_transform
+from steadygrad.torch.measuring import measure_gradients, namespace
+
+ON_NONFINITE = ("skip", "raise", "zero", "propagate")
+
+Scale = Callable[[Sequence[torch.Tensor], Any], None]
+"""Multiplies gradients by one coefficient: in place, or inside the optimizer's step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found and done; 0-d arrays where the gradients live on a device.
+
+    Attributes:
+        stats: the figures before clipping.
+        threshold: the `max_norm` or `clip_value` in force.
+        applied: what is left of the gradients.
+        skip: whether the step must be dropped whole.
+    """
+
+    stats: GradientStats
+    threshold: Any = float("inf")
+    applied: Applied = UNTOUCHED
+    skip: bool = False
+
+
+class Clipper:
+    """A policy at work on named gradients, with its state.
+
+    Args:
+        policy: how to clip.
+        on_nonfinite: what to do with gradients that hold NaN or inf.
+
+    Raises:
+        UsageError: `on_nonfinite` is not one of the four words.
+    """
+
+    def __init__(self, policy: Policy, on_nonfinite: str) -> None:
+        if on_nonfinite not in ON_NONFINITE:
+            raise UsageError(
+                f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
+            )
+        self.policy = policy
+        self.on_nonfinite = on_nonfinite
+        self.state: State | None = None
+
+    def process(
+        self, batch: Batch, step: int, scaled: bool = False, scale_: Scale = kernels.scale_
+    ) -> Outcome:
+        """Measure a step's gradients and act on them.
+
+        Args:
+            batch: the gradients; changed in place.
+            step: number of the step, for messages.
+            scaled: whether a GradScaler guards the step: it will drop it, whatever is done here.
+            scale_: how to multiply all gradients by one coefficient.
+
+        Raises:
+            NonFiniteError: gradients are not finite and `on_nonfinite` is ``raise``.
+        """
+        stats = usable = self.measure(batch)
+        # on a device this is the one bool that the host reads; `propagate` reads none
+        guarded = scaled or self.on_nonfinite != "propagate"
+        if guarded and bool((stats.nonfinite > 0).any()):
+            if scaled or self.on_nonfinite == "skip":
+                return self.skipped(stats)
+            if self.on_nonfinite == "raise":
+                raise NonFiniteError(describe_nonfinite(stats, step))
+            zero_nonfinite(batch.grads, stats.nonfinite)
+            usable = self.measure(batch)
+        decision = self.decide(usable)
+        if decision.skip is not False and bool(decision.skip):
+            return Outcome(stats, threshold=decision.threshold, skip=True)
+        applied = self.act(batch, usable, decision, scale_)
+        return Outcome(stats, decision.threshold, applied)
+
+    def skipped(self, stats: GradientStats) -> Outcome:
+        """The outcome of a step that is dropped: the policy's state stays as it was."""
+        before = self.state
+        threshold = self.decide(stats).threshold
+        self.state = before
+        return Outcome(stats, threshold, skip=True)
+
+    def measure(self, batch: Batch) -> GradientStats:
+        """Read a step's gradients and do nothing else."""
+        p = self.policy.norm_type
+        return measure_gradients(batch.grads, batch.names, batch.sizes, p, batch.scale)
+
+    def decide(self, stats: GradientStats) -> Decision:
+        """Ask the policy, and keep its state."""
+        xp = namespace(stats.norms)
+        if self.state is None:
+            self.state = self.policy.init(xp, stats.names, xp.float64, xp.int64)
+        with np.errstate(all="ignore"):  # a norm may be inf, and inf - inf is then right to be NaN
+            self.state, decision = self.policy.decide(xp, self.state, stats)
+        return decision
+
+    def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
+        """Do what was decided."""
+        xp = namespace(stats.norms)
+        coef = xp.asarray(decision.coef)
+        if not self.policy.elementwise and coef.ndim == 0:
+            if isinstance(coef, torch.Tensor) or coef < 1.0:
+                scale_(batch.grads, coef)
+            return Applied(coef=coef, cosine=1.0, clipped=coef < 1.0)
+        if coef.ndim:
+            kernels.scale_(batch.grads, coef)
+        if self.policy.elementwise:
+            return apply_transform(self.policy, batch, stats, coef)
+        ratios = stats.norms / unit_of(stats)
+        return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
+
+
+def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
+    """Replace NaN and inf elements by 0 in the tensors that hold any."""
+    with torch.no_grad():
+        for grad, count in zip(grads, counts.tolist(), strict=True):
+            if count:
+                values = grad if grad.layout is torch.strided else grad._values()
+                values = torch.view_as_real(values) if values.is_complex() else values
+                values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def describe_nonfinite(stats: GradientStats, step: int, most: int = 8) -> str:
+    """Which tensors are not finite, and in how many elements.
+
+    Example:
+        >>> import numpy as np
+        >>> bad = GradientStats(("w", "b"), np.ones(2), np.ones(2), np.array([3, 0]),
+        ...                     np.zeros(2), (4, 1), np.float64("nan"), 2.0)
+        >>> print(describe_nonfinite(bad, 7).partition(". ")[0])
+        step 7: gradients are not finite: w (3 of 4 elements)
+    """
+    counts = [int(c) for c in stats.nonfinite]
+    rows = zip(stats.names, counts, stats.sizes, strict=True)
+    lines = [f"{name} ({count} of {size} elements)" for name, count, size in rows if count]
+    more = f" and {len(lines) - most} more tensors" if len(lines) > most else ""
+    return (
+        f"step {step}: gradients are not finite: {', '.join(lines[:most])}{more}. "
+        "To drop such steps instead, type on_nonfinite='skip'"
+    )

@@ -1,0 +1,66 @@
+"""From gradients to `GradientStats`: the one place that calls the kernel's read.
+
+On a CPU the figures are NumPy arrays, so that deciding costs microseconds; on a
+device they stay there, and nothing here reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat.torch as torch_namespace
+import numpy as np
+import torch
+
+from steadygrad import kernels
+from steadygrad.stats import GradientStats, combine_norms
+
+
+def namespace(array: Any) -> Any:
+    """The array namespace in which figures are computed with: NumPy's or torch's."""
+    return torch_namespace if isinstance(array, torch.Tensor) else np
+
+
+def measure_gradients(
+    grads: Sequence[torch.Tensor],
+    names: tuple[str, ...],
+    sizes: tuple[int, ...],
+    norm_type: float,
+    scale: Any = None,
+) -> GradientStats:
+    """Read gradients once.
+
+    Args:
+        grads: one gradient a name.
+        names: their names.
+        sizes: their numbers of elements.
+        norm_type: p of the norms.
+        scale: the loss scale that the gradients carry, a number or 0-d tensor; None for none.
+
+    Returns:
+        Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
+    """
+    figures = kernels.read(grads, norm_type)
+    norms, max_abs = figures.norms, figures.max_abs
+    if scale is not None:
+        divisor = scale if isinstance(norms, torch.Tensor) else float(scale)
+        norms, max_abs = norms / divisor, max_abs / divisor
+    return GradientStats(
+        names=names,
+        norms=norms,
+        max_abs=max_abs,
+        nonfinite=figures.nonfinite,
+        zeros=figures.zeros,
+        sizes=sizes,
+        total_norm=total_of(norms, norm_type),
+        norm_type=norm_type,
+    )
+
+
+def total_of(norms: Any, norm_type: float) -> Any:
+    """The total norm of per-tensor norms; 0 for no tensors."""
+    xp = namespace(norms)
+    if norms.shape[0] == 0:
+        return xp.sum(norms)
+    return combine_norms(xp, norms, norm_type)

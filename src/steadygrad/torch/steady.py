@@ -1,0 +1,440 @@
+"""The handle that `attach` returns: hooks around one optimizer's step.
+
+The pre-hook measures, decides and acts, before the optimizer reads a gradient. A step
+that must be dropped is handed a `self` without parameters (see `skipping`); a step
+with a closure gets one whose first value is known already, because the gradients
+to clip are made inside it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from steadygrad.errors import AttachError, NoGradientsWarning, NonFiniteError, UsageError
+from steadygrad.policies import Policy
+from steadygrad.runlog.records import StepRecord
+from steadygrad.stats import GradientStats
+from steadygrad.torch import copies, scaler, skipping
+from steadygrad.torch.applied import Applied
+from steadygrad.torch.batch import Batch
+from steadygrad.torch.clipper import Clipper, Outcome
+from steadygrad.torch.naming import ModelNames, Names
+from steadygrad.torch.recording import Recorder, facts_of
+from steadygrad.torch.table import ParameterTable
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _LeaveSearch(Exception):
+    """Ends an optimizer's search from inside its closure."""
+
+
+@dataclass(frozen=True)
+class _ScriptClip:
+    """A clip call of the script's own: the figures before it."""
+
+    stats: GradientStats
+    threshold: float
+    by_value: bool
+
+    def joined(self, after: Outcome) -> Outcome:
+        """The outcome of a step whose gradients the script had clipped before it."""
+        before = self.stats.total_norm
+        known = bool(before > 0) and math.isfinite(before)
+        ratio = float(after.stats.total_norm) / float(before) if known else 1.0
+        coef = min(1.0, ratio) * float(after.applied.coef)
+        turned = self.by_value and coef < 1.0
+        applied = Applied(coef, math.nan if turned else after.applied.cosine, coef < 1.0)
+        return replace(after, stats=self.stats, threshold=self.threshold, applied=applied)
+
+
+class Steady:
+    """Clipping, guarding and recording attached to one optimizer.
+
+    Made by `steadygrad.torch.attach`. A context manager: leaving it detaches.
+
+    Attributes:
+        optimizer: the optimizer attached to.
+        policy: the clipping policy.
+        stats: the last step's `GradientStats`, before clipping; None before the first step.
+        overhead_seconds: time spent here so far.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        policy: Policy,
+        on_nonfinite: str,
+        run: Any,
+        names: Names | None,
+        optimizer_index: int,
+    ) -> None:
+        if getattr(optimizer, scaler.HANDLE, None) is not None:
+            raise AttachError(
+                f"this {type(optimizer).__name__} is attached already; call detach() on the handle "
+                "that attach returned, or give both policies in one attach as {pattern: spec}"
+            )
+        self.optimizer = optimizer
+        self.policy = policy
+        self.stats: GradientStats | None = None
+        self.overhead_seconds = 0.0
+        self._clipper = Clipper(policy, on_nonfinite)
+        self._recorder = _open(run, optimizer, policy, on_nonfinite)
+        self._names = names
+        self._index = optimizer_index
+        self._table = ParameterTable(names, optimizer_index)
+        self._last: StepRecord | None = None
+        self._steps = 0
+        self._depth = 0
+        self._loss: Any = None
+        self._closure_loss: Any = None
+        self._script: _ScriptClip | None = None
+        self._present: list[int] | None = None
+        self._loss_scale: torch.Tensor | None = None
+        self._steps_before_scaler = 0
+        self._searches = isinstance(optimizer, torch.optim.LBFGS)
+        self._way: skipping.Way | None = None
+        self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._warned = False
+        self._hold()
+
+    def _hold(self) -> None:
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before),
+            self.optimizer.register_step_post_hook(self._after),
+        ]
+        setattr(self.optimizer, scaler.HANDLE, self)
+        scaler.watch(self.optimizer)
+        copies.mark_copies(self.optimizer)
+
+    # -- what the user calls -----------------------------------------------------------------
+
+    @property
+    def last(self) -> StepRecord:
+        """The last step's record.
+
+        Raises:
+            UsageError: there was no step yet.
+        """
+        if self._last is None:
+            raise UsageError("no step yet: call optimizer.step() before reading .last")
+        return self._last
+
+    @property
+    def steps(self) -> int:
+        """Number of steps seen, skipped ones included."""
+        return self._steps
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was before `attach`; a second call does nothing."""
+        if getattr(self.optimizer, scaler.HANDLE, None) is not self:
+            return
+        self._recover()
+        for hook in self._hooks:
+            hook.remove()
+        delattr(self.optimizer, scaler.HANDLE)
+        scaler.unwatch(self.optimizer)
+        copies.unmark_copies(self.optimizer)
+        if isinstance(self._names, ModelNames):
+            self._names.finish()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def observe_loss(self, value: Any) -> None:
+        """Tell a loss whose gradients the next step applies; several are summed.
+
+        Args:
+            value: unscaled, a number or a tensor of one element; kept without its graph.
+        """
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+        self._loss = value if self._loss is None else self._loss + value
+
+    def observe_clip(self, threshold: float, by_value: bool = False) -> None:
+        """Tell of a clip call of the script's own, just before it changes gradients.
+
+        The gradients are measured now, and the next step's record bears these figures and
+        the call's threshold; the first of several calls counts.
+
+        Args:
+            threshold: its ``max_norm`` or ``clip_value``.
+            by_value: whether it clips by value.
+        """
+        if self._script is None:
+            started = time.perf_counter()
+            batch, self._present = self._gather()
+            if batch.grads:
+                self._script = _ScriptClip(self._clipper.measure(batch), threshold, by_value)
+            self._spent(started)
+
+    def scaler_enters(self, scale: torch.Tensor) -> None:
+        """`GradScaler.step` begins on this optimizer."""
+        self._loss_scale = scale
+        self._steps_before_scaler = self._steps
+
+    def scaler_leaves(self) -> None:
+        """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
+        if self._steps == self._steps_before_scaler:
+            batch, self._present = self._gather()
+            self._finish(self._clipper.skipped(self._clipper.measure(batch)))
+        self._loss_scale = None
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        if optimizer is not self.optimizer:  # a shadow, or a trial of one
+            return None
+        if self._depth and _inside_step_of(optimizer):
+            self._depth += 1
+            return None
+        self._recover()
+        self._depth = 1
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            return self._skipped(args, kwargs) if self._act() else None
+        if self._searches:
+            return self._search(args, kwargs, closure)
+        return self._step_once(args, kwargs, closure)
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer is self.optimizer:
+            self._depth -= 1
+            if self._depth <= 0:
+                self._recover()
+
+    def _recover(self) -> None:
+        """Undo what was done for one step only; also after a step that raised."""
+        self._depth = 0
+        while self._taken:
+            parameter, grad = self._taken.pop()
+            parameter.grad = grad
+
+    def _step_once(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+    ) -> Arguments:
+        """Run the closure here, so that its gradients can be acted on; give its value on."""
+        loss = self._evaluate(closure)
+        if self._act():
+            return self._skipped(*_with_closure(args, kwargs, lambda: loss))
+        values = [loss]
+
+        def again() -> Any:
+            if values:
+                return values.pop()
+            self._searches = True  # known from now on: the next step is guarded as a whole
+            value = self._evaluate(closure)
+            if self._process().skip:
+                raise NonFiniteError(self._cannot_skip())
+            return value
+
+        return _with_closure(args, kwargs, again)
+
+    def _search(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+    ) -> Arguments:
+        """Run a step that evaluates its closure often, and leave nothing of it if it breaks."""
+        found: list[Outcome] = []
+        guarded = self._clipper.on_nonfinite in ("skip", "raise")
+        snapshot = skipping.Snapshot(self.optimizer) if guarded else None
+
+        def evaluate() -> Any:
+            loss = self._evaluate(closure)
+            outcome = self._process()
+            if outcome.skip:
+                found[:] = [outcome]
+                raise _LeaveSearch
+            found[:] = found or [outcome]
+            values[:] = values or [loss]
+            return loss
+
+        values: list[Any] = []
+        result = None
+        inner_args, inner_kwargs = _with_closure(args, kwargs, evaluate)
+        try:
+            result = skipping.raw_step(*inner_args, **inner_kwargs)
+        except (_LeaveSearch, NonFiniteError) as left:
+            if snapshot is not None:
+                snapshot.restore(grads=False)
+            if isinstance(left, NonFiniteError):
+                raise
+            result = values[0] if values else None
+        self._finish(found[0])
+        return self._skipped(*_with_closure(args, kwargs, lambda: result))
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            value = closure()
+        if self._closure_loss is None:
+            self._closure_loss = value.detach() if isinstance(value, torch.Tensor) else value
+        return value
+
+    def _skipped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """The arguments with which the step that follows does nothing."""
+        if self._way is None:
+            self._way = skipping.find_way(self.optimizer)
+        if self._way is skipping.without_gradients:
+            self._taken = [(p, p.grad) for p in self._table.params]
+        return (self._way(self.optimizer), *args[1:]), kwargs
+
+    def _cannot_skip(self) -> str:
+        name = type(self.optimizer).__qualname__
+        return (
+            f"step {self._steps - 1}: gradients became non-finite in a later evaluation of the "
+            f"closure, and {name} was not known to evaluate it more than once, so the step cannot "
+            "be skipped whole; the next steps are guarded"
+        )
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def _act(self) -> bool:
+        """Measure, decide, act and record; True where the step must be skipped."""
+        outcome = self._process()
+        self._finish(outcome)
+        # where nothing was asked for, a fused optimizer heeds the scaler's own flag
+        return outcome.skip and self._clipper.on_nonfinite != "propagate"
+
+    def _process(self) -> Outcome:
+        started = time.perf_counter()
+        batch, self._present = self._gather()
+        outcome = self._clipper.process(batch, self._steps, self._scaler_skips())
+        self._spent(started)
+        return outcome
+
+    def _scaler_skips(self) -> bool:
+        """True inside `GradScaler.step`, which drops overflowing steps as a part of its work."""
+        return self._loss_scale is not None
+
+    def _spent(self, started: float) -> None:
+        seconds = time.perf_counter() - started
+        self.overhead_seconds += seconds
+        if self._recorder is not None:
+            self._recorder.spent(seconds)
+
+    def _gather(self) -> tuple[Batch, list[int] | None]:
+        """The gradients that are there, and their places; None for all."""
+        table = self._table
+        if table.refresh(self.optimizer):
+            self._announce()
+        grads: list[Any] = [p.grad for p in table.params]
+        scale = self._carried_scale()
+        state = self.optimizer.state
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        if len(present) == len(grads):
+            batch = Batch(grads, table.params, table.names, table.sizes, scale, state)
+            return batch, None
+        batch = Batch(
+            grads=[grads[i] for i in present],
+            params=[table.params[i] for i in present],
+            names=tuple(table.names[i] for i in present),
+            sizes=tuple(table.sizes[i] for i in present),
+            scale=scale,
+            state=state,
+        )
+        if not present:
+            self._warn_of_nothing()
+        return batch, present
+
+    def _announce(self) -> None:
+        if isinstance(self._names, ModelNames):
+            self._names.finish()
+        if self._recorder is not None:
+            self._recorder.add_tensors(self._table.infos)
+
+    def _warn_of_nothing(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"step {self._steps}: no parameter of this {type(self.optimizer).__name__} has a "
+                "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
+                "and zero_grad() after it",
+                NoGradientsWarning,
+                stacklevel=6,
+            )
+
+    def _carried_scale(self) -> Any:
+        """The loss scale that a GradScaler leaves to a fused optimizer to divide by."""
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            return getattr(self.optimizer, "grad_scale", None)
+        return None
+
+    def _finish(self, outcome: Outcome) -> None:
+        started = time.perf_counter()
+        if self._script is not None:
+            outcome, self._script = self._script.joined(outcome), None
+        self.stats = outcome.stats
+        self._last = self._record(outcome)
+        self._steps += 1
+        self._loss = self._closure_loss = None
+        self._spent(started)
+        if self._recorder is not None:
+            self._recorder.write(self._last, outcome.stats, self._present)
+
+    def _record(self, outcome: Outcome) -> StepRecord:
+        stats, applied = outcome.stats, outcome.applied
+        return StepRecord(
+            step=self._steps,
+            time=time.time(),
+            loss=_number(self._closure_loss if self._loss is None else self._loss),
+            norm=float(stats.total_norm),
+            threshold=float(outcome.threshold),
+            coef=float(applied.coef),
+            action="skip" if outcome.skip else "clip" if bool(applied.clipped) else "none",
+            lr=_number(self.optimizer.param_groups[0].get("lr")),
+            loss_scale=1.0 if self._loss_scale is None else float(self._loss_scale),
+            nonfinite=int(stats.nonfinite.sum()),
+            cosine=float(applied.cosine),
+            optimizer=self._index,
+        )
+
+
+def _open(
+    run: Any, optimizer: torch.optim.Optimizer, policy: Policy, on_nonfinite: str
+) -> Recorder | None:
+    return None if run is None else Recorder(run, facts_of(optimizer, policy.spec(), on_nonfinite))
+
+
+def _number(value: Any) -> float:
+    """A float of whatever a loss or a learning rate may be; NaN where it is not one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+) -> Arguments:
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs
+
+
+def _inside_step_of(optimizer: torch.optim.Optimizer) -> bool:
+    """True where a step of this optimizer is running further out: a `super().step()`.
+
+    Told from a step that raised and left its mark by looking for torch's own wrapper
+    around `step` among the callers.
+    """
+    frame = sys._getframe(2)  # torch's wrapper, which called the hook
+    wrapper, outer = frame.f_code, frame.f_back
+    while outer is not None:
+        if outer.f_code is wrapper and outer.f_locals.get("self") is optimizer:
+            return True
+        outer = outer.f_back
+    return False
