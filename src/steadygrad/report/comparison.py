@@ -1,0 +1,108 @@
+"""Several runs side by side: the table, and one sentence that claims no more than was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steadygrad.calibration.advice import percent
+from steadygrad.report.key_figures import clip_rate, ends, ends_noise
+from steadygrad.report.numbers import duration, figure
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+
+def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Lay runs side by side.
+
+    Args:
+        runs: two or more.
+        told: what `summarise` said of each.
+
+    Returns:
+        ``sentence``, ``columns`` (headings) and ``rows`` (``name``, ``level``, ``cells``).
+    """
+    extras = _extras(runs)
+    finals = [ends(np.asarray(run.steps["loss"]))[1] for run in runs]
+    rows = [
+        {"name": t["name"], "level": t["verdict"]["level"], "cells": _cells(run, final, extras)}
+        for run, t, final in zip(runs, told, finals, strict=True)
+    ]
+    columns = [
+        "Policy",
+        "Final loss",
+        *extras,
+        "Median norm",
+        "Peak norm",
+        "Clipped",
+        "Direction kept",
+    ]
+    columns += ["Skipped", "NaN or inf", "Time"]
+    return {"sentence": _sentence(runs, told, finals), "columns": columns, "rows": rows}
+
+
+def _extras(runs: Sequence[Run]) -> list[str]:
+    """Names of the results that the runs themselves reported, such as an accuracy."""
+    names: dict[str, None] = {}
+    for run in runs:
+        results = run.info.get("results")
+        if isinstance(results, dict):
+            names.update(dict.fromkeys(map(str, results)))
+    return list(names)
+
+
+def _cells(run: Run, final: float, extras: Sequence[str]) -> list[str]:
+    rows, info = run.steps, run.info
+    norm = np.asarray(rows["norm"])
+    usable = norm[np.isfinite(norm) & (norm > 0)]
+    middle, peak = (
+        (float(np.median(usable)), float(usable.max())) if usable.size else (math.nan,) * 2
+    )
+    results = info.get("results") if isinstance(info.get("results"), dict) else {}
+    seconds = info.get("wall_seconds")
+    return [
+        str(info.get("policy") or "–"),
+        figure(final),
+        *(str((results or {}).get(name, "–")) for name in extras),
+        figure(middle),
+        figure(peak),
+        percent(clip_rate(rows)),
+        _direction(rows),
+        f"{int((rows['action'] == 'skip').sum()):,}",
+        f"{int((~np.isfinite(norm)).sum()):,}",
+        duration(float(seconds)) if isinstance(seconds, int | float) else "–",
+    ]
+
+
+def _direction(rows: Any) -> str:
+    """Mean cosine between the gradient and what was applied, over the clipped steps."""
+    known = rows["cosine"][(rows["action"] == "clip") & np.isfinite(rows["cosine"])]
+    if not known.size:
+        return "1" if not (rows["action"] == "clip").any() else "–"
+    return f"{float(known.mean()):.2f}" if known.mean() < 0.9995 else "1"
+
+
+def _sentence(runs: Sequence[Run], told: Sequence[dict[str, Any]], finals: Sequence[float]) -> str:
+    """Which runs end lowest; runs closer than their own noise are called alike."""
+    known = sorted((f, i) for i, f in enumerate(finals) if math.isfinite(f))
+    parts = []
+    if known:
+        best, first = known[0]
+        noise = ends_noise(np.asarray(runs[first].steps["loss"]))
+        listed = [f"{told[first]['name']} ({figure(best)})"]
+        for final, i in known[1:]:
+            alike = "about the same with " if final - best <= noise else ""
+            listed.append(f"{alike}{told[i]['name']} ({figure(final)})")
+        parts.append("Lowest final loss: " + ", then ".join(listed))
+    broken = [t["name"] for t in told if t["verdict"]["level"] == "error"]
+    if broken:
+        parts.append(f"Broken: {_listed(broken)}")
+    return ". ".join(parts) + "." if parts else "None of the runs recorded a loss."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

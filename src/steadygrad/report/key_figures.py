@@ -1,0 +1,110 @@
+"""The handful of figures that stand under the verdict, and the final loss that runs compare by."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadygrad.calibration.advice import percent
+from steadygrad.report.numbers import duration, figure
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+
+def ends(losses: NDArray[np.float64]) -> tuple[float, float]:
+    """Median loss of the first and of the last 5 % of the steps.
+
+    NaN where none was recorded; the end is NaN too where over half of its steps are not
+    finite, since a run that broke has no final loss.
+
+    Args:
+        losses: one a step, shape ``[steps]``.
+
+    Returns:
+        Start and end.
+
+    Example:
+        >>> ends(np.linspace(2.0, 1.0, 101))
+        (1.98, 1.02)
+    """
+    width = max(1, len(losses) // 20)
+    return _level(losses[:width]), _level(losses[len(losses) - width :])
+
+
+def _level(losses: NDArray[np.float64]) -> float:
+    finite = losses[np.isfinite(losses)]
+    return float(np.median(finite)) if 2 * finite.size > losses.size else math.nan
+
+
+def ends_noise(losses: NDArray[np.float64]) -> float:
+    """Median deviation of the last 5 % of the losses from their median; 0 where unknown."""
+    last = losses[len(losses) - max(1, len(losses) // 20) :]
+    finite = last[np.isfinite(last)]
+    return float(np.median(np.abs(finite - np.median(finite)))) if finite.size else 0.0
+
+
+def clip_rate(rows: Any) -> float:
+    """Share of steps whose gradients were clipped."""
+    return float((rows["action"] == "clip").mean()) if len(rows) else 0.0
+
+
+def overhead(info: dict[str, Any]) -> tuple[float, float]:
+    """Seconds that recording took, and their share of the run; NaN where unknown."""
+    spent, whole = info.get("overhead_seconds"), info.get("wall_seconds")
+    spent = float(spent) if isinstance(spent, int | float) else math.nan
+    whole = float(whole) if isinstance(whole, int | float) and whole > 0 else math.nan
+    return spent, spent / whole
+
+
+def key_figures(run: Run) -> list[dict[str, str]]:
+    """Label, value and note of each figure, as text.
+
+    Args:
+        run: the run.
+
+    Returns:
+        Steps, loss, norm, clipped, and (where there were any) broken steps.
+    """
+    rows = run.steps
+    shown = [_steps(run, rows), *_loss(rows), *_norm(rows)]
+    shown += [_clipped(run, rows), _broken(rows)] if len(rows) else []
+    return [{"label": label, "value": value, "note": note} for label, value, note in shown]
+
+
+def _steps(run: Run, rows: Any) -> tuple[str, str, str]:
+    seconds = run.info.get("wall_seconds")
+    took = duration(float(seconds)) if isinstance(seconds, int | float) else ""
+    return "Steps", f"{len(rows):,}", f"in {took}" if took else ""
+
+
+def _loss(rows: Any) -> list[tuple[str, str, str]]:
+    start, end = ends(np.asarray(rows["loss"]))
+    if math.isnan(start) and math.isnan(end):
+        return []
+    return [("Loss", figure(end), f"from {figure(start)} at the start")]
+
+
+def _norm(rows: Any) -> list[tuple[str, str, str]]:
+    norm = np.asarray(rows["norm"])
+    usable = norm[np.isfinite(norm) & (norm > 0)]
+    if not usable.size:
+        return []
+    return [
+        ("Median norm", figure(float(np.median(usable))), f"peak {figure(float(usable.max()))}")
+    ]
+
+
+def _clipped(run: Run, rows: Any) -> tuple[str, str, str]:
+    policy = run.info.get("policy")
+    note = f"policy {policy}" if policy else "of the steps"
+    return "Clipped", percent(clip_rate(rows)), note
+
+
+def _broken(rows: Any) -> tuple[str, str, str]:
+    bad = int((~np.isfinite(rows["norm"]) | (rows["nonfinite"] > 0)).sum())
+    skipped = int((rows["action"] == "skip").sum())
+    return "NaN or inf", f"{bad:,}", f"steps; {skipped:,} skipped" if skipped else "steps"

@@ -1,0 +1,146 @@
+"""The report as one HTML file that needs no network.
+
+Text is laid out by Jinja with autoescaping, so that it reads, prints and
+survives without JavaScript; charts are drawn in the page from the same JSON
+that is written beside it. Names come from the run and are hostile until
+proven otherwise: a content security policy allows the page's own scripts by
+their hashes and nothing else, neither inline handlers nor any request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from steadygrad.report.key_figures import overhead
+from steadygrad.report.numbers import duration, figure
+
+
+def render(report: dict[str, Any]) -> str:
+    """Lay a report out as HTML.
+
+    Args:
+        report: as `build` makes it.
+
+    Returns:
+        The whole page.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(_filters())
+    scripts = {"early": _asset("early.js"), "plotly": _plotly(), "script": _asset("page.js")}
+    runs = [{**run, "facts": facts(run)} for run in report["runs"]]
+    return environment.from_string(_asset("page.html")).render(
+        report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
+        data=Markup(script_json(report)),
+        css=Markup(_asset("page.css")),
+        policy=content_policy(scripts.values()),
+        **{name: Markup(text) for name, text in scripts.items()},
+    )
+
+
+def script_json(value: Any) -> str:
+    """JSON that no browser can read as markup, whatever strings it holds.
+
+    Example:
+        >>> script_json({"name": "</script>"})
+        '{"name":"\\\\u003c/script\\\\u003e"}'
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def content_policy(scripts: Any) -> str:
+    """A content security policy: these scripts, inline styles, drawn images; nothing else."""
+    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of how a run was made, label and text, unknown ones left out."""
+    info = run["info"]
+    command, versions = info.get("command"), info.get("versions")
+    started = info.get("started")
+    known = {
+        "Command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "Policy": info.get("policy"),
+        "Not finite": info.get("on_nonfinite"),
+        "Optimizers": ", ".join(o["name"] for o in run["optimizers"]),
+        "Started": _moment(started),
+        "Ended": info.get("exit"),
+        "Seed": info.get("seed"),
+        "Device": info.get("device"),
+        "Python": info.get("python"),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items())
+        if isinstance(versions, dict)
+        else None,
+        "System": info.get("platform"),
+    }
+    return [(label, str(value)) for label, value in known.items() if value not in (None, "")]
+
+
+def overhead_sentence(runs: Sequence[dict[str, Any]]) -> str:
+    """What recording itself cost; empty where that is not known."""
+    parts = []
+    for run in runs:
+        spent, share = overhead(run["info"])
+        if math.isfinite(spent):
+            of = "" if math.isnan(share) else f", {100 * share:.2g} % of the run"
+            parts.append((run["name"], f"{duration(spent)}{of}"))
+    if len(runs) == 1:
+        return f"Recording took {parts[0][1]}." if parts else ""
+    return (
+        "Recording took " + "; ".join(f"{cost} ({name})" for name, cost in parts) + "."
+        if parts
+        else ""
+    )
+
+
+def _moment(seconds: Any) -> str | None:
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
+        return seconds if isinstance(seconds, str) else None
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
+
+
+def _filters() -> dict[str, Any]:
+    from steadygrad.calibration.advice import percent
+
+    return {
+        "figure": figure,
+        "percent": percent,
+        "share": lambda value: f"{100 * value:.0f} %",
+        "letter": lambda index: chr(ord("A") + index % 26),
+        "is_link": lambda text: str(text).startswith(("https://", "http://")),
+    }
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("steadygrad.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    """plotly.js as the plotly package carries it, read as a file: importing plotly is slow."""
+    text = (
+        resources.files("plotly")
+        .joinpath("package_data", "plotly.min.js")
+        .read_text(encoding="utf-8")
+    )
+    if "</script" in text.lower():
+        raise RuntimeError("this version of plotly.js cannot stand inside a script element")
+    return text

@@ -1,0 +1,131 @@
+"""A run as one JSON object: what the page, its twin and the terminal all show.
+
+Everything that is said is worked out here, once; the reporters only lay it out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steadygrad._version import __version__
+from steadygrad.errors import UsageError
+from steadygrad.report.comparison import comparison
+from steadygrad.report.curves import series
+from steadygrad.report.heatmap import heatmap
+from steadygrad.report.key_figures import key_figures
+from steadygrad.report.numbers import plain
+from steadygrad.report.thresholds import thresholds
+from steadygrad.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+FORMAT = 1
+
+
+def build(
+    runs: Sequence[Run | str | os.PathLike[str]], *, title: str = "", notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything a report says about one run or several.
+
+    Args:
+        runs: open runs or paths of run files; two or more are also compared.
+        title: what stands at the top; by default the script's or the file's name.
+        notes: sentences of the caller's, shown under the verdict.
+
+    Returns:
+        Strict JSON data: ``format``, ``title``, ``notes``, ``runs`` and ``comparison``
+        (None for one run).
+
+    Raises:
+        UsageError: no run was given.
+        RunFileError: a path is no run file.
+
+    Example:
+        >>> import numpy as np
+        >>> from steadygrad.runlog import Run
+        >>> run = Run.from_arrays(steps={"norm": np.linspace(1.0, 2.0, 50)})
+        >>> build([run])["runs"][0]["verdict"]["word"]
+        'Steady'
+    """
+    from steadygrad.runlog import as_run
+
+    if not runs:
+        raise UsageError("no run to report on: type  steadygrad report RUN.db")
+    opened = [as_run(run) for run in runs]
+    names = _names(opened)
+    told = [summarise(run, name) for run, name in zip(opened, names, strict=True)]
+    return {
+        "format": FORMAT,
+        "steadygrad": __version__,
+        "title": title or _title(opened, names),
+        "notes": list(notes),
+        "runs": told,
+        "comparison": comparison(opened, told) if len(told) > 1 else None,
+    }
+
+
+def summarise(run: Run, name: str) -> dict[str, Any]:
+    """One run: verdict, recommendation, figures, findings, curves, thresholds, heat map.
+
+    Args:
+        run: the run.
+        name: what to call it.
+
+    Returns:
+        Strict JSON data.
+    """
+    from steadygrad.rules import diagnose
+
+    findings = diagnose(run) if len(run) else []
+    told = verdict(run, findings)
+    numbers = [int(n) for n in np.unique(run.steps["optimizer"])]
+    pictures = [thresholds(run, number) for number in numbers]
+    return {
+        "name": name,
+        "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
+        "recommendation": _recommendation(pictures),
+        "figures": key_figures(run),
+        "findings": [plain(f.to_dict()) for f in findings],
+        "optimizers": [_optimizer(run, number) for number in numbers],
+        "series": [series(run.steps[run.steps["optimizer"] == number]) for number in numbers],
+        "thresholds": pictures,
+        "heatmap": heatmap(run),
+        "info": plain(run.info),
+    }
+
+
+def _recommendation(pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The threshold to use, with its reason; of the optimizer with the most usable steps."""
+    usable = [p for p in pictures if "refused" not in p]
+    if not usable:
+        reason = pictures[0]["refused"] if pictures else "no step was recorded"
+        return {"threshold": None, "spec": None, "needed": None, "reason": reason, "more": []}
+    best = max(usable, key=lambda p: p["steps"])
+    first, *more = best["advice"]
+    keys = ("threshold", "spec", "needed", "optimizer")
+    return {**{key: best[key] for key in keys}, "reason": first, "more": more}
+
+
+def _optimizer(run: Run, number: int) -> dict[str, Any]:
+    described = run.info.get("optimizers") or []
+    known = [o for o in described if isinstance(o, dict) and o.get("index") == number]
+    name = str(known[0].get("class", "")) if known else ""
+    return {"number": number, "name": f"{name} {number}".strip() if name else f"optimizer {number}"}
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    stems = [run.path.stem if run.path else f"run {i + 1}" for i, run in enumerate(runs)]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{stem} ({i + 1})" for i, stem in enumerate(stems)]
+
+
+def _title(runs: Sequence[Run], names: Sequence[str]) -> str:
+    script = str(runs[0].info.get("script") or "")
+    return Path(script).name or " · ".join(names)
