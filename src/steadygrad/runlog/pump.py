@@ -134,10 +134,15 @@ class Pump:
             closing = self._closing
         while True:
             items, tokens = self._drain()
-            self._consume(items)
+            try:
+                self._consume(items)
+            except BaseException:
+                self.stopped = True  # before anybody who waits in `flush` looks
+                raise
+            finally:
+                for token in tokens:
+                    token.set()
             self._congested = False
-            for token in tokens:
-                token.set()
             if not self._queue:
                 break
         if closing:

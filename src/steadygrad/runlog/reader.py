@@ -147,6 +147,8 @@ class _Figures:
 
     def pick(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Floats:
         """Values at some rows and columns of the block."""
+        if self._figure == "nonfinite" and self._blob is None:
+            return np.zeros((len(rows), len(columns)))
         if self._figure == "nonfinite":
             return self._select(
                 encode.unpack_sparse(self._blob, np.zeros(self._shape)), rows, columns

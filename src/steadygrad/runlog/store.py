@@ -8,10 +8,12 @@ beginning and the commit of a transaction are tried again, never its inside.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -34,6 +36,19 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 _COLUMNS = tuple(STEP_DTYPE.names or ())
 _record_values = attrgetter(*_COLUMNS)
 
+_OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _disown_after_fork() -> None:
+    # closing an inherited connection may wait for ever on a lock that a thread held at the
+    # fork, and may remove the parent's journal: in a child it must outlive everything
+    for store in list(_OPEN):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store._connection))
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_disown_after_fork)
+
 
 class Store:
     """One run file, open for writing by one thread at a time.
@@ -51,6 +66,7 @@ class Store:
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=1.0
         )
+        _OPEN.add(self)
         self._rows = 0
         self._chunk_start = 0
         self._fresh: list[StepItem] = []

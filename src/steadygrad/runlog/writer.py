@@ -8,7 +8,6 @@ every 200 ms instead, so that whatever ends the process costs less than a second
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import sys
@@ -19,7 +18,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,8 +34,6 @@ from steadygrad.runlog.store import Store, remove_side_files
 COMMIT_SECONDS = 0.2
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
 CHECKPOINT_SECONDS = 2.0
-
-_INHERITED: list[Any] = []
 
 
 class RunWriter:
@@ -141,7 +138,7 @@ class RunWriter:
                 np.array(zeros, np.float64),
             )
         except (TypeError, ValueError) as error:
-            self._recorder.fail(error)
+            self._put(error, 0)  # the thread ends the recording with it
             return
         if not self._pump.put(item, 1000 + 5 * item.norms.nbytes):
             self._recorder.missed(record)
@@ -214,7 +211,7 @@ class RunWriter:
             self.update_info(exit=kind.__name__)
         self.close()
 
-    def _put(self, item: Item, size: int) -> None:
+    def _put(self, item: Item | Exception, size: int) -> None:
         self._pump.put(item, size)
 
 
@@ -227,21 +224,18 @@ class _Recorder:
         self.info_given: dict[str, Any] = {}
         self._missed: list[StepRecord] = []
         self._missed_count = 0
-        self._warned = False
         self._began = self._checkpointed = time.monotonic()
         self.store = self._create(force)
         network = self.store is not None and self.store.mode != "WAL"
         self.pump = Pump(
             self._consume,
             self._finish,
-            self.fail,
+            self._fail,
             name="steadygrad-recorder",
             interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
         )
         if self.store is None:
             self.pump.close()
-        # a forked child must never run SQLite's clean-up on this connection: keep it for ever
-        _INHERITED.append(self.store)
 
     def _create(self, force: bool) -> Store | None:
         try:
@@ -259,13 +253,16 @@ class _Recorder:
             self._missed_count += 1
             self._missed = [*self._missed[:1], record]
 
-    def _consume(self, items: list[Item]) -> None:
+    def _consume(self, items: list[Item | Exception]) -> None:
         store = self.store
         if store is None:
             return
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
         gap = self._take_gap()
         if items or gap:
-            store.write([*items, *gap])
+            store.write([*cast("list[Item]", items), *gap])
         if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
             store.write([InfoItem(self._running_facts())])
             store.checkpoint()
@@ -298,18 +295,13 @@ class _Recorder:
             self.store = store
             raise
 
-    def fail(self, error: BaseException) -> None:
-        """End the recording: one warning, and no more."""
+    def _fail(self, error: BaseException) -> None:
         store, self.store = self.store, None
-        self.pump.stopped = True
-        if store is not None and threading.current_thread().name == "steadygrad-recorder":
+        if store is not None:
             store.abandon()
         self._warn(error)
 
     def _warn(self, error: BaseException) -> None:
-        if self._warned:
-            return
-        self._warned = True
         message = (
             f"recording into {self.path} stopped: {error} ({type(error).__name__}). The training "
             "goes on, unrecorded from here. Free some space or choose another path for the run file"
@@ -350,5 +342,4 @@ def _close_with_worker(recorder: _Recorder) -> None:
         return
     from multiprocessing.util import Finalize
 
-    with contextlib.suppress(ValueError):
-        Finalize(recorder, recorder.close, exitpriority=10)
+    Finalize(None, recorder.close, exitpriority=10)
