@@ -17,7 +17,7 @@ def check(view: View) -> Iterator[Finding]:
         return
     measured = (~np.isnan(view.norms) | (view.figures("nonfinite") > 0)).any(axis=0)
     frozen = set(view.info.get("frozen") or ())
-    missing = [int(i) for i in np.flatnonzero(~measured) if view.tensors[i].name not in frozen]
+    missing = [int(i) for i in np.flatnonzero(~measured) if int(view.order[i]) not in frozen]
     if missing and measured.any():
         yield _finding(view, missing)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
+from steadygrad.torch.sampling import Sampler
 
 UNSEEDED = 67280421310721
 """What `torch.initial_seed` gives where no seed was set."""
@@ -35,23 +36,33 @@ class Recorder:
             RunWriter(run, info=facts) if isinstance(run, (str, os.PathLike)) else run
         )
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sampler = Sampler(self.writer)
 
     def add_tensors(self, infos: Sequence[TensorInfo]) -> None:
         """Announce the optimizer's parameters, in its order; again when they change."""
         self._ids = np.asarray(self.writer.add_tensors(infos), np.int64)
 
-    def write(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
+    def write(
+        self,
+        record: StepRecord,
+        stats: GradientStats,
+        present: list[int] | None,
+        params: Sequence[torch.Tensor],
+    ) -> None:
         """Write one step.
 
         Args:
             record: the step.
             stats: its figures, NumPy.
             present: places in the optimizer's order of the tensors measured; None for all.
+            params: all parameters of the optimizer, before the step moves them.
         """
         ids = self._ids if present is None else self._ids[present]
         self.writer.write_step(
             record, ids, stats.norms, stats.max_abs, stats.nonfinite, stats.zeros
         )
+        self._sampler.at_step(record.step, params, self._ids)
+        self.spent(self._sampler.take_seconds())
 
     def spent(self, seconds: float) -> None:
         """Add to the run's overhead."""
@@ -59,6 +70,7 @@ class Recorder:
 
     def close(self) -> None:
         """Finish the file, where this opened it."""
+        self._sampler.close()
         if self._owned:
             self.writer.close()
 

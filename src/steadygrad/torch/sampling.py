@@ -103,10 +103,10 @@ class Sampler:
         self._watch.stop()
         self._finish_update()
 
-    @property
-    def hook_seconds(self) -> float:
-        """Time spent in forward hooks, which no caller's clock sees."""
-        return self._watch.seconds
+    def take_seconds(self) -> float:
+        """Time spent in forward hooks since the last call, which no caller's clock sees."""
+        seconds, self._watch.seconds = self._watch.seconds, 0.0
+        return seconds
 
     def _sample(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
         if not self._said_frozen:
@@ -202,7 +202,7 @@ class _Watch:
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
         def hook(module: torch.nn.Module, *rest: Any) -> None:
-            if not torch.is_grad_enabled() or torch.jit.is_tracing():
+            if not torch.is_grad_enabled():
                 return
             began = time.perf_counter()
             with torch.no_grad():
@@ -301,7 +301,8 @@ def _part(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    return norm
 
 
 def _deviation(part: torch.Tensor) -> torch.Tensor:

@@ -383,7 +383,7 @@ class Steady:
         self._loss = self._closure_loss = None
         self._spent(started)
         if self._recorder is not None:
-            self._recorder.write(self._last, outcome.stats, self._present)
+            self._recorder.write(self._last, outcome.stats, self._present, self._table.params)
 
     def _record(self, outcome: Outcome) -> StepRecord:
         stats, applied = outcome.stats, outcome.applied
