@@ -181,6 +181,18 @@ class Steady:
                 self._script = _ScriptClip(self._clipper.measure(batch), threshold, by_value)
             self._spent(started)
 
+    def act_through(self, clipper: Clipper) -> None:
+        """Measure and act through another clipper, in silence.
+
+        `steadygrad run` puts one here that changes nothing and knows of the script's own clip
+        calls; a script that is only observed is not warned either.
+
+        Args:
+            clipper: used from the next step on.
+        """
+        self._clipper = clipper
+        self._warned = True
+
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on this optimizer."""
         self._loss_scale = scale
