@@ -55,6 +55,24 @@ def figure(call: Call, key: str, default: float = math.nan) -> float:
     return default if value is None else float(value)
 
 
+def unfilled(call: Call) -> bool:
+    """Whether no backward has run since the step before: there is nothing new to clip."""
+    return bool(call.get("after_step")) or figure(call, "backward_since_step", 1) == 0
+
+
+def gradientless(call: Call) -> bool:
+    """Whether the call was given no parameters at all: gradients, or a used-up generator."""
+    return bool(call.get("on_gradients")) or call.get("passed") == 0
+
+
+def before_first_backward(view: View, found: list[Call]) -> bool:
+    """Whether a call stood before the very first backward: above it in the loop, not below."""
+    first = min((int(call["step"]) for call in found), default=-1)
+    return first == int(view.step[0]) and any(
+        unfilled(call) for call in found if int(call["step"]) == first
+    )
+
+
 def at(found: list[Call], fault: Callable[[Call], bool]) -> list[int]:
     """The first steps whose calls show a fault, at most 50."""
     return sorted({int(call["step"]) for call in found if fault(call)})[:50]

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.clips import MOST, Call, at, calls, figure, share
+from steadygrad.rules.clips import (
+    MOST,
+    at,
+    before_first_backward,
+    calls,
+    figure,
+    gradientless,
+    share,
+    unfilled,
+)
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.placed import fixes
 from steadygrad.rules.view import View, percent
 
 
-def _early(call: Call) -> bool:
-    return figure(call, "backward_since_step", 1) == 0 and not call.get("after_step")
-
-
 def check(view: View) -> Iterator[Finding]:
-    found = calls(view)
-    rate = share(found, _early)
-    if rate < MOST:
+    found = [call for call in calls(view) if not gradientless(call)]
+    rate = share(found, unfilled)
+    if rate < MOST or not before_first_backward(view, found):
         return
-    empty = share([c for c in found if _early(c)], lambda c: figure(c, "params", 0) == 0)
+    empty = share([c for c in found if unfilled(c)], lambda c: figure(c, "params", 0) == 0)
     yield finding(
         view,
         "SG404",
@@ -33,7 +38,7 @@ def check(view: View) -> Iterator[Finding]:
             "the next backward().",
             "The gradients that the optimizer applies are never clipped.",
         ],
-        steps=at(found, _early),
+        steps=at(found, unfilled),
         tensors=[],
         causes=["the clip call stands above loss.backward()"],
         fixes=fixes(view, found[-1]),
@@ -41,6 +46,4 @@ def check(view: View) -> Iterator[Finding]:
     )
 
 
-RULE = Rule(
-    "SG404", "clipping before backward", check, supersedes=("SG401", "SG402", "SG408", "SG410")
-)
+RULE = Rule("SG404", "clipping before backward", check, supersedes=("SG401", "SG402", "SG408"))

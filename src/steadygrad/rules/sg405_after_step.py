@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.clips import MOST, Call, at, calls, share
+from steadygrad.rules.clips import (
+    MOST,
+    at,
+    before_first_backward,
+    calls,
+    gradientless,
+    share,
+    unfilled,
+)
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.placed import fixes
 from steadygrad.rules.view import View, percent
 
 
-def _late(call: Call) -> bool:
-    return bool(call.get("after_step"))
-
-
 def check(view: View) -> Iterator[Finding]:
-    found = calls(view)
-    rate = share(found, _late)
-    if rate < MOST:
+    found = [call for call in calls(view) if not gradientless(call)]
+    rate = share(found, unfilled)
+    if rate < MOST or before_first_backward(view, found):
         return
     yield finding(
         view,
@@ -30,7 +34,7 @@ def check(view: View) -> Iterator[Finding]:
             f"{percent(rate)} of the {len(found)} clip calls see gradients that a step has "
             "already used.",
         ],
-        steps=at(found, _late),
+        steps=at(found, unfilled),
         tensors=[],
         causes=[
             "the clip call stands below optimizer.step()",
@@ -41,4 +45,4 @@ def check(view: View) -> Iterator[Finding]:
     )
 
 
-RULE = Rule("SG405", "clipping after the step", check, supersedes=("SG401", "SG402", "SG404"))
+RULE = Rule("SG405", "clipping after the step", check, supersedes=("SG401", "SG402", "SG408"))

@@ -16,7 +16,8 @@ def _twice(group: list[Call]) -> bool:
     whole = max(figure(c, "of_params", 0) for c in group)
     same = len({figure(c, "backward_since_step", 1) for c in group}) == 1
     overlap = sum(figure(c, "params", 0) for c in group) > whole > 0
-    return any(c.get("repeated") for c in group) or (len(group) > 1 and same and overlap)
+    again = any(c.get("repeated") and not figure(c, "backward_since_clip", 0) for c in group)
+    return again or (len(group) > 1 and same and overlap)
 
 
 def check(view: View) -> Iterator[Finding]:

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.clips import MOST, Call, at, calls, figure, share
+from steadygrad.rules.clips import MOST, Call, at, calls, figure, gradientless, share
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.placed import fixes
-from steadygrad.rules.view import View, percent
+from steadygrad.rules.view import View
 
 
 def _empty(call: Call) -> bool:
-    """A backward has run, and yet the call found no parameter with a gradient."""
+    """No parameter was given, or none of them had a gradient although a backward had run."""
     ran = figure(call, "backward_since_step", 1) > 0 and not call.get("after_step")
-    return ran and figure(call, "params", 1) == 0
+    return gradientless(call) or (ran and figure(call, "params", 1) == 0)
+
+
+def _count(view: View) -> int:
+    """How often such a call was made: events of calls that no step claims are sampled."""
+    summed = view.info.get("clip_calls") or ()
+    kinds = (k for k in summed if k.get("no_gradients") and not k.get("after_step"))
+    return sum(int(kind.get("count", 0)) for kind in kinds)
 
 
 def check(view: View) -> Iterator[Finding]:
     found = calls(view)
-    rate = share(found, _empty)
-    if rate < MOST:
+    empty = [call for call in found if _empty(call)]
+    rate = max(share(found, _empty), _count(view) / max(1, len(view)))
+    if not empty or rate < MOST:
         return
     yield finding(
         view,
@@ -29,8 +37,8 @@ def check(view: View) -> Iterator[Finding]:
         0.94,
         "The clip call is given something that has no gradients: it does nothing, silently.",
         evidence=[
-            f"{percent(rate)} of the {len(found)} clip calls found no parameter with a gradient, "
-            "although backward() had run; they return a norm of 0.",
+            f"{max(len(empty), _count(view))} clip calls in {len(view)} steps found no parameter "
+            "with a gradient, although backward() had run; they return a norm of 0.",
         ],
         steps=at(found, _empty),
         tensors=[],
@@ -39,8 +47,8 @@ def check(view: View) -> Iterator[Finding]:
             "a generator that was used up by an earlier call: params = model.parameters()",
             "the parameters of another model, or of a copy",
         ],
-        fixes=fixes(view, found[-1]),
-        figures={"share": rate},
+        fixes=fixes(view, empty[-1]),
+        figures={"share": min(rate, 1.0)},
     )
 
 

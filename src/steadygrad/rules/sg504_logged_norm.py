@@ -24,13 +24,21 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _ratios(view: View, found: list[Call]) -> list[float]:
-    """The script's norm over the recorded one, for whole, unscaled, single 2-norm calls."""
+    """What the script's call left over what is applied, for whole, unscaled, single 2-norm calls.
+
+    Gradients that were changed after the call are recorded as they are applied.
+    """
     recorded = dict(zip(view.step.tolist(), view.norm.tolist(), strict=True))
     whole = [c for c in found if not c.get("after_step") and not c.get("repeated")]
     whole = [c for c in whole if figure(c, "params", 0) == figure(c, "of_params", 0) > 0]
     whole = [c for c in whole if figure(c, "norm_type", 2) == 2 and c.get("unscaled") is not False]
-    pairs = ((figure(c, "norm"), recorded.get(int(c["step"]), np.nan)) for c in whole)
-    return [a / b for a, b in pairs if np.isfinite(a) and np.isfinite(b) and a > 0 and b > 0]
+    found = []
+    for call in whole:
+        norm, applied = figure(call, "norm"), recorded.get(int(call["step"]), np.nan)
+        if np.isfinite(norm) and np.isfinite(applied) and norm > 0 and applied > 0:
+            before, after = norm / applied, norm * figure(call, "coef", 1.0) / applied
+            found.append(min(before, after, key=lambda r: abs(np.log(r))))
+    return found
 
 
 def _finding(view: View, ratio: float, count: int) -> Finding:

@@ -47,7 +47,7 @@ class Recorder:
         record: StepRecord,
         stats: GradientStats,
         present: list[int] | None,
-        params: Sequence[torch.Tensor],
+        params: Sequence[torch.Tensor] = (),
     ) -> None:
         """Write one step.
 
@@ -55,13 +55,15 @@ class Recorder:
             record: the step.
             stats: its figures, NumPy.
             present: places in the optimizer's order of the tensors measured; None for all.
-            params: all parameters of the optimizer, before the step moves them.
+            params: all parameters of the optimizer, before the step moves them; without them
+                nothing beyond gradients is sampled.
         """
         ids = self._ids if present is None else self._ids[present]
         self.writer.write_step(
             record, ids, stats.norms, stats.max_abs, stats.nonfinite, stats.zeros
         )
-        self._sampler.at_step(record.step, params, self._ids)
+        if len(params) == len(self._ids):
+            self._sampler.at_step(record.step, params, self._ids)
         self.spent(self._sampler.take_seconds())
 
     def spent(self, seconds: float) -> None:
