@@ -107,7 +107,7 @@ def replay(
         >>> steps.step, steps.norm = np.arange(100), 1.0
         >>> steps.norm[40] = 14.0
         >>> replay(Run.from_arrays(steps=steps), "norm:2.0").sentence
-        'norm:2.0 would have clipped 1 % of the steps, the spike at 40 by 7x'
+        'norm:2.0 would have clipped 1.0 % of the steps, the spike at 40 by 7x'
     """
     policy = parse(policy) if isinstance(policy, str) else policy
     recorded, number, rows, where = open_steps(run, optimizer)

@@ -13,7 +13,7 @@ from typing import Any
 
 from steadygrad.policies.base import Decision, Policy, State
 
-_TOOLS = {"base", "parse", "groups"}
+_TOOLS = {"base", "chain", "checks", "groups", "memory", "parse", "wide"}
 
 
 def _discover() -> dict[str, type[Policy]]:
@@ -31,11 +31,13 @@ REGISTRY: dict[str, type[Policy]] = _discover()
 
 globals().update({cls.__name__: cls for cls in REGISTRY.values()})
 
-from steadygrad.policies.groups import Groups  # noqa: E402  (needs the registry)
+from steadygrad.policies.chain import Chain  # noqa: E402  (needs the registry)
+from steadygrad.policies.groups import Groups  # noqa: E402
 from steadygrad.policies.parse import parse  # noqa: E402
 
 __all__ = [
     "REGISTRY",
+    "Chain",
     "Decision",
     "Groups",
     "Policy",

@@ -19,11 +19,13 @@ from steadygrad.stats import GradientStats
 State = dict[str, Any]
 """A policy's memory: a flat dict of arrays, so that any checkpoint format holds it."""
 
-NAMESPACE = (
-    "abs all any arange asarray astype clip concat exp floor full full_like isfinite isnan log "
-    "max maximum mean min minimum ones ones_like searchsorted sign sort sqrt stack sum take "
-    "where zeros zeros_like logical_and logical_or logical_not"
-).split()
+_NAMES = """
+    abs all any arange asarray astype clip concat exp float32 floor full full_like isfinite isnan
+    log max maximum mean min minimum ones ones_like searchsorted sign sort sqrt stack sum take
+    where zeros zeros_like logical_and logical_or logical_not
+"""
+NAMESPACE = tuple(_NAMES.split())
+"""What policies use of an array namespace."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Policy:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What `transform` reads beside the gradient: ``weight``, ``second_moment``."""
+        """What `transform` reads beside the gradient: ``weight``, ``second_moment``, ``step``."""
         return frozenset()
 
     @property
@@ -70,6 +72,10 @@ class Policy:
 
     def for_tensor(self, name: str) -> Policy:
         """The policy that governs one tensor: itself, save for groups."""
+        return self
+
+    def for_optimizer(self, class_name: str) -> Policy:
+        """The policy for an optimizer of this class: itself, save for groups that name classes."""
         return self
 
     @property
@@ -104,7 +110,15 @@ class Policy:
         """
         raise NotImplementedError
 
-    def transform(self, xp: Any, grad: Any, *, weight: Any = None, second_moment: Any = None) -> Any:
+    def transform(
+        self,
+        xp: Any,
+        grad: Any,
+        *,
+        weight: Any = None,
+        second_moment: Any = None,
+        step: Any = None,
+    ) -> Any:
         """One tensor's gradient after an elementwise method; pure.
 
         Args:
@@ -113,6 +127,8 @@ class Policy:
             weight: the parameter, where `needs` holds ``weight``.
             second_moment: the optimizer's running mean of squares (None before its
                 first step), where `needs` holds ``second_moment``.
+            step: how many gradients that running mean has seen, a number or 0-d, where
+                `needs` holds ``step``.
 
         Returns:
             An array of the shape and dtype of ``grad``.
@@ -125,7 +141,7 @@ class Policy:
 
     def spec(self) -> str:
         """The spec string that makes this policy again: ``parse(p.spec()) == p``."""
-        parts = []
+        parts: list[str] = []
         for index, field in enumerate(dataclasses.fields(self)):
             value = getattr(self, field.name)
             default = field.default
@@ -171,6 +187,16 @@ def coefficient(xp: Any, norm: Any, max_norm: Any) -> Any:
     over = xp.isfinite(norm) & (norm > max_norm)
     one = xp.ones_like(norm)
     return xp.where(over, max_norm / xp.where(over, norm, one), one)
+
+
+def constant(xp: Any, values: list[Any], like: Any) -> Any:
+    """``values`` as an array of ``xp`` on the device of ``like``.
+
+    Only torch refuses to mix devices; the others place constants themselves.
+    """
+    if type(like).__module__.startswith("torch"):
+        return xp.asarray(values, device=like.device)
+    return xp.asarray(values)
 
 
 def require_positive(policy: Policy, *fields: str) -> None:

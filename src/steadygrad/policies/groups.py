@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from steadygrad.errors import SpecError
-from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.policies.base import Decision, Policy, State, constant
 from steadygrad.policies.none import NoClip
 from steadygrad.policies.parse import parse
 from steadygrad.stats import GradientStats, combine_norms
@@ -23,10 +23,11 @@ INF = float("inf")
 
 @dataclass(frozen=True)
 class Groups(Policy):
-    """Each tensor is governed by the first pattern that matches its name; the others are left alone.
+    """Each tensor is governed by the first pattern that matches its name, or left alone.
 
     Args:
-        members: ``((pattern, policy), ...)``; patterns as in `fnmatch`.
+        members: ``((pattern, policy), ...)``; patterns as in `fnmatch`. A pattern ``@Muon``
+            means all tensors of an optimizer of that class, and goes before the others.
 
     Raises:
         SpecError: no group, a group inside a group, or groups that want two different finite p
@@ -35,6 +36,8 @@ class Groups(Policy):
     Example:
         >>> Groups.of({"embed.*": "none", "*": "norm:1.0"}).for_tensor("head.weight")
         ClipNorm(max_norm=1.0, p=2.0)
+        >>> parse("{@Muon: none, *: norm:1.0}").for_optimizer("Muon")
+        NoClip()
     """
 
     members: tuple[tuple[str, Policy], ...]
@@ -42,12 +45,14 @@ class Groups(Policy):
     def __post_init__(self) -> None:
         if not self.members:
             raise SpecError("clip groups are empty; type for example {'*': 'norm:1.0'}")
+        if any(not pattern or pattern == "@" for pattern, _ in self.members):
+            raise SpecError("a clip group needs a name pattern, such as '*' or '@Muon'")
         if any(isinstance(policy, Groups) for _, policy in self.members):
             raise SpecError("a clip group cannot hold groups; write all patterns in one mapping")
         if len(self._finite_norms()) > 1:
             raise SpecError(
-                f"clip groups ask for the norms p={sorted(self._finite_norms())}; one read measures "
-                "one finite p (and inf): use the same p in every group"
+                f"clip groups ask for the norms p={sorted(self._finite_norms())}; one read "
+                "measures one finite p (and inf): use the same p in every group"
             )
 
     @classmethod
@@ -86,7 +91,16 @@ class Groups(Policy):
         )
 
     def for_tensor(self, name: str) -> Policy:
-        return next((policy for pattern, policy in self.members if fnmatchcase(name, pattern)), _NONE)
+        found = (p.for_tensor(name) for pattern, p in self.members if fnmatchcase(name, pattern))
+        return next(found, _NONE)
+
+    def for_optimizer(self, class_name: str) -> Policy:
+        """What is left for one optimizer: a member ``@Class`` governs all of a matching one."""
+        own = [p for k, p in self.members if k[0] == "@" and fnmatchcase(class_name, k[1:])]
+        if own:
+            return own[0]
+        rest = tuple(member for member in self.members if member[0][0] != "@")
+        return Groups(rest) if rest else _NONE
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         state: State = {}
@@ -96,7 +110,8 @@ class Groups(Policy):
         return state
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        after, coefs, order, nearest = dict(state), [], [], None
+        after, coefs, nearest = dict(state), [], None
+        order: list[int] = []
         for number, policy, indices in _slices(self, stats.names):
             part = _take(xp, stats, indices, policy.norm_type)
             inner = {k.split("/", 1)[1]: v for k, v in state.items() if k.startswith(f"{number}/")}
@@ -107,18 +122,19 @@ class Groups(Policy):
             nearest = _nearer(xp, nearest, part.total_norm, decision)
         assert nearest is not None
         places = sorted(range(len(order)), key=order.__getitem__)
-        coef = xp.take(xp.concat(coefs), xp.asarray(places), axis=0)
+        coef = xp.take(xp.concat(coefs), constant(xp, places, stats.norms), axis=0)
         return after, Decision(threshold=nearest[1], coef=coef, skip=nearest[2])
 
     def touches(self, xp: Any, stats: GradientStats) -> Any:
-        flags, order = [], []
+        flags: list[Any] = []
+        order: list[int] = []
         for _, policy, indices in _slices(self, stats.names):
             part = _take(xp, stats, indices, policy.norm_type)
             touched = policy.touches(xp, part) if policy.elementwise else part.max_abs < 0
             flags.append(touched)
             order.extend(indices)
         places = sorted(range(len(order)), key=order.__getitem__)
-        return xp.take(xp.concat(flags), xp.asarray(places), axis=0)
+        return xp.take(xp.concat(flags), constant(xp, places, stats.norms), axis=0)
 
     def spec(self) -> str:
         return "{" + ", ".join(f"{k}: {p.spec()}" for k, p in self.members) + "}"
@@ -164,8 +180,9 @@ def _take(xp: Any, stats: GradientStats, indices: tuple[int, ...], p: float) -> 
 
 def _nearer(xp: Any, best: Any, norm: Any, decision: Decision) -> tuple[Any, Any, Any]:
     """Keep the threshold of the group that stands highest against its own, and any group's skip."""
-    height = norm / decision.threshold
-    height = xp.where(xp.isfinite(height), height, xp.zeros_like(height))
+    bounded = xp.isfinite(norm) & xp.isfinite(decision.threshold)
+    zero = xp.zeros_like(norm)
+    height = xp.where(bounded, norm, zero) / xp.where(bounded, decision.threshold, zero + 1.0)
     skip = xp.asarray(decision.skip)
     if best is None:
         return height, decision.threshold, skip

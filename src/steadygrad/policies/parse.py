@@ -1,13 +1,16 @@
 """Spec strings: how a policy is written on a command line or in a config.
 
 ``name``, ``name:main``, ``name:main,key=value`` and ``name:key=value,...``; the
-main value is the policy's first parameter. One grammar for every method, read
-off the dataclass fields, so that a new method needs no parsing code.
+main value is the policy's first parameter. Methods are chained by ``+`` before a
+letter (``1e+5`` stays a number) and grouped as ``{pattern: spec, pattern: spec}``,
+with a space behind each colon and comma of the group. One grammar for every method,
+read off the dataclass fields, so that a new method needs no parsing code.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -19,7 +22,8 @@ def parse(spec: str) -> Policy:
     """The policy that a spec string names.
 
     Args:
-        spec: for example ``"none"``, ``"norm:1.0"``, ``"norm:1.0,p=inf"``, ``"value:0.5"``.
+        spec: for example ``"none"``, ``"norm:1.0"``, ``"norm:1.0,p=inf"``, ``"value:0.5"``,
+            ``"skip+norm:1.0"``, ``"{embed.*: none, *: norm:1.0}"``.
 
     Returns:
         A policy.
@@ -31,7 +35,33 @@ def parse(spec: str) -> Policy:
         >>> parse("norm:0.5,p=inf")
         ClipNorm(max_norm=0.5, p=inf)
     """
-    name, _, rest = spec.strip().partition(":")
+    spec = spec.strip()
+    if spec.startswith("{"):
+        return _parse_groups(spec)
+    links = re.split(r"\+(?=\s*[A-Za-z])", spec)
+    if len(links) > 1:
+        from steadygrad.policies.chain import Chain
+
+        return Chain(tuple(parse(link) for link in links))
+    return _parse_one(spec)
+
+
+def _parse_groups(spec: str) -> Policy:
+    from steadygrad.policies.groups import Groups
+
+    if not spec.endswith("}"):
+        raise SpecError(f"clip spec {spec!r} lacks its closing brace; {_GROUPS}")
+    members = [part.partition(": ") for part in spec[1:-1].split(", ") if part.strip()]
+    if not all(colon for _, colon, _ in members):
+        raise SpecError(f"clip spec {spec!r}: each group is 'pattern: spec'; {_GROUPS}")
+    return Groups(tuple((pattern.strip(), parse(inner)) for pattern, _, inner in members))
+
+
+_GROUPS = "type for example '{embed.*: none, *: norm:1.0}', with the spaces"
+
+
+def _parse_one(spec: str) -> Policy:
+    name, _, rest = spec.partition(":")
     policy = _find(name.strip(), spec)
     arguments: dict[str, Any] = {}
     by_key = {f.metadata.get("spec", f.name): f for f in dataclasses.fields(policy)}
@@ -88,6 +118,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _converted(convert: type, text: str) -> Any:
+    try:
+        return convert(text)
+    except ValueError:
+        return None
+
+
 def _convert(policy: type[Policy], field: dataclasses.Field[Any], text: str, spec: str) -> Any:
     kind = typing.get_type_hints(policy)[field.name]
     kinds = typing.get_args(kind) or (kind,)
@@ -96,10 +133,9 @@ def _convert(policy: type[Policy], field: dataclasses.Field[Any], text: str, spe
             return text.lower() == "true"
     else:
         for convert in (k for k in (int, float, str) if k in kinds):
-            try:
-                return convert(text)
-            except ValueError:
-                continue
+            value = _converted(convert, text)
+            if value is not None:
+                return value
     wanted = " or ".join(k.__name__ for k in kinds if k is not type(None))
     raise SpecError(
         f"clip spec {spec!r}: {field.name} must be a {wanted}, got {text!r}; {usage(policy)}"

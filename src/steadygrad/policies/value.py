@@ -42,5 +42,5 @@ class ClipValue(Policy):
     def touches(self, xp: Any, stats: GradientStats) -> Any:
         return stats.max_abs > self.clip_value
 
-    def transform(self, xp: Any, grad: Any, *, weight: Any = None, second_moment: Any = None) -> Any:
+    def transform(self, xp: Any, grad: Any, **beside: Any) -> Any:
         return xp.clip(grad, -self.clip_value, self.clip_value)
