@@ -133,6 +133,8 @@ def step(number):
     writer.write_step(StepRecord(number), [], [], [], [], [])
 for number in range(50):
     step(number)
+connection = writer._recorder.store._connection
+held = sys.getrefcount(connection)
 children = []
 for way in ("exit", "_exit", "write", "close"):
     child = os.fork()
@@ -143,7 +145,8 @@ for way in ("exit", "_exit", "write", "close"):
             step(number)
         writer.write_event("child", {})
         writer.update_info(child=True)
-        assert not writer.flush()
+        assert sys.getrefcount(connection) == held + 1  # never to be closed by the child
+        assert not writer.flush(timeout=3600)
         if way == "close":
             writer.close()
         sys.exit(0)

@@ -106,6 +106,19 @@ def test_reading_a_finished_file_leaves_no_trace(run: Run) -> None:
     assert list(before) == ["run.db"]
 
 
+def test_reading_a_copy_taken_without_its_journal_leaves_no_trace(
+    figures: Callable[..., dict], record_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = record_run(figures(3, 2))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert path.read_bytes()[18] == 2
+    before = digests(tmp_path)
+    assert len(open_run(path).steps) == 3
+    assert digests(tmp_path) == before
+
+
 def test_reading_a_live_file_leaves_it_unchanged(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run.db") as out:
         ids = out.add_tensors([TensorInfo("a")])
