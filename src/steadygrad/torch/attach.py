@@ -57,7 +57,7 @@ def attach(
         (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
     """
     inner = _require_optimizer(optimizer)
-    policy = as_policy(clip)
+    policy = as_policy(clip).for_optimizer(type(inner).__name__)
     if model is not None and names is not None:
         raise UsageError(
             "give either model= or names=, not both: each says what tensors are called"
