@@ -13,6 +13,17 @@ except ImportError as _error:
     raise MissingExtraError("torch", "torch", "steadygrad.torch") from _error
 
 from steadygrad.torch.attach import attach
+from steadygrad.torch.clip_norm import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
+from steadygrad.torch.clip_value import clip_grad_value_
+from steadygrad.torch.measure import measure
 from steadygrad.torch.steady import Steady
 
-__all__ = ["Steady", "attach"]
+__all__ = [
+    "Steady",
+    "attach",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_total_norm",
+    "measure",
+]

@@ -24,6 +24,7 @@ from steadygrad.torch.applied import UNTOUCHED, Applied, compare, unit_of
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.elementwise import apply_transform
 from steadygrad.torch.measuring import measure_gradients, namespace
+from steadygrad.torch.sharded import local
 
 ON_NONFINITE = ("skip", "raise", "zero", "propagate")
 
@@ -125,10 +126,10 @@ class Clipper:
         coef = xp.asarray(decision.coef)
         if not self.policy.elementwise and coef.ndim == 0:
             if isinstance(coef, torch.Tensor) or coef < 1.0:
-                scale_(batch.grads, coef)
+                scale_(local(batch.grads), coef)
             return Applied(coef=coef, cosine=1.0, clipped=coef < 1.0)
         if coef.ndim:
-            kernels.scale_(batch.grads, coef)
+            kernels.scale_(local(batch.grads), coef)
         if self.policy.elementwise:
             return apply_transform(self.policy, batch, stats, coef)
         ratios = stats.norms / unit_of(stats)
@@ -138,7 +139,7 @@ class Clipper:
 def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
     """Replace NaN and inf elements by 0 in the tensors that hold any."""
     with torch.no_grad():
-        for grad, count in zip(grads, counts.tolist(), strict=True):
+        for grad, count in zip(local(grads), counts.tolist(), strict=True):
             if count:
                 values = grad if grad.layout is torch.strided else grad._values()
                 values = torch.view_as_real(values) if values.is_complex() else values

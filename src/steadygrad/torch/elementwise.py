@@ -17,6 +17,8 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.applied import Applied, compare, unit_of
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.measuring import measure_gradients, namespace
+from steadygrad.torch.sharded import local
+from steadygrad.torch.values import summed_values
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
 """What torch's optimizers call a running mean (Adagrad: sum) of squared gradients."""
@@ -64,16 +66,16 @@ def touched_places(policy: Policy, stats: GradientStats) -> list[int]:
 
 def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, Any]:
     """Rewrite one gradient; the inner product of before and after, and whether they differ."""
-    stored = _summed_values(batch, place)
+    stored = summed_values(batch.params[place])
+    grad = batch.params[place].grad  # summing replaces a sparse one
+    batch.grads[place] = stored if grad is None else grad
     before = stored.to(torch.complex128 if stored.is_complex() else torch.float64)
     if batch.scale is not None:
         before = before / batch.scale
     after = _transform(policy.for_tensor(batch.names[place]), before, batch, place)
-    stored.copy_(after if batch.scale is None else after * batch.scale)
-    if stored.is_complex():
-        before, after = torch.view_as_real(before), torch.view_as_real(after)
-    inner = torch.sum((before / unit) * (after / unit))
+    inner = torch.sum(_as_real(before) / unit * (_as_real(after) / unit))
     changed = torch.any(before != after)
+    stored.copy_(after if batch.scale is None else after * batch.scale)  # may be `before` itself
     return (inner, changed) if isinstance(unit, torch.Tensor) else (inner.numpy(), changed.numpy())
 
 
@@ -81,9 +83,11 @@ def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any
     beside: dict[str, Any] = {}
     parameter = batch.params[place]
     if "weight" in own.needs:
-        beside["weight"] = _local(parameter.detach()).to(grad.dtype)
+        beside["weight"] = local([parameter.detach()])[0].to(grad.dtype)
     if "second_moment" in own.needs:
         beside["second_moment"] = _second_moment(batch.state, parameter)
+    if "step" in own.needs:
+        beside["step"] = _steps_seen(batch.state, parameter)
     if not grad.is_complex():
         return own.transform(torch_namespace, grad, **beside)
     magnitude = grad.abs()  # methods act on the magnitude of a complex element, never its phase
@@ -93,24 +97,15 @@ def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any
     return torch.where(magnitude > 0, grad * (kept / magnitude), grad)
 
 
+def _as_real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _own_state(state: Any, parameter: torch.Tensor) -> Any:
+    return state.get(parameter, {}) if state is not None else {}
+
+
 def _second_moment(state: Any, parameter: torch.Tensor) -> torch.Tensor | None:
-    own = state.get(parameter, {}) if state is not None else {}
+    own = _own_state(state, parameter)
     found = next((own[key] for key in SECOND_MOMENTS if key in own), None)
-    return None if found is None else _local(found).to(torch.float64)
-
-
-def _local(tensor: Any) -> Any:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _summed_values(batch: Batch, place: int) -> torch.Tensor:
-    """The values to rewrite; a sparse gradient's duplicates are summed first."""
-    grad: torch.Tensor = _local(batch.grads[place].detach())
-    if grad.layout is torch.strided:
-        return grad
-    if grad.layout is not torch.sparse_coo:
-        return grad.values()
-    if not grad.is_coalesced():
-        grad = grad.to(torch.float64).coalesce().to(grad.dtype)
-        batch.grads[place] = batch.params[place].grad = grad
-    return grad._values()
+    return None if found is None else local([found])[0].to(torch.float64)

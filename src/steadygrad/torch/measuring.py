@@ -13,8 +13,8 @@ import array_api_compat.torch as torch_namespace
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.torch.sharded import read_whole
 
 
 def namespace(array: Any) -> Any:
@@ -41,7 +41,7 @@ def measure_gradients(
     Returns:
         Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
     """
-    figures = kernels.read(grads, norm_type)
+    figures = read_whole(grads, norm_type)
     norms, max_abs = figures.norms, figures.max_abs
     if scale is not None:
         divisor = scale if isinstance(norms, torch.Tensor) else float(scale)

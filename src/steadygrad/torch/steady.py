@@ -13,7 +13,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from steadygrad.policies import Policy
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
 from steadygrad.torch import copies, scaler, skipping
-from steadygrad.torch.applied import Applied
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper, Outcome
 from steadygrad.torch.naming import ModelNames, Names
@@ -35,25 +33,6 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 class _LeaveSearch(Exception):
     """Ends an optimizer's search from inside its closure."""
-
-
-@dataclass(frozen=True)
-class _ScriptClip:
-    """A clip call of the script's own: the figures before it."""
-
-    stats: GradientStats
-    threshold: float
-    by_value: bool
-
-    def joined(self, after: Outcome) -> Outcome:
-        """The outcome of a step whose gradients the script had clipped before it."""
-        before = self.stats.total_norm
-        known = bool(before > 0) and math.isfinite(before)
-        ratio = float(after.stats.total_norm) / float(before) if known else 1.0
-        coef = min(1.0, ratio) * float(after.applied.coef)
-        turned = self.by_value and coef < 1.0
-        applied = Applied(coef, math.nan if turned else after.applied.cosine, coef < 1.0)
-        return replace(after, stats=self.stats, threshold=self.threshold, applied=applied)
 
 
 class Steady:
@@ -96,7 +75,6 @@ class Steady:
         self._depth = 0
         self._loss: Any = None
         self._closure_loss: Any = None
-        self._script: _ScriptClip | None = None
         self._present: list[int] | None = None
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
@@ -163,23 +141,6 @@ class Steady:
         if isinstance(value, torch.Tensor):
             value = value.detach()
         self._loss = value if self._loss is None else self._loss + value
-
-    def observe_clip(self, threshold: float, by_value: bool = False) -> None:
-        """Tell of a clip call of the script's own, just before it changes gradients.
-
-        The gradients are measured now, and the next step's record bears these figures and
-        the call's threshold; the first of several calls counts.
-
-        Args:
-            threshold: its ``max_norm`` or ``clip_value``.
-            by_value: whether it clips by value.
-        """
-        if self._script is None:
-            started = time.perf_counter()
-            batch, self._present = self._gather()
-            if batch.grads:
-                self._script = _ScriptClip(self._clipper.measure(batch), threshold, by_value)
-            self._spent(started)
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
@@ -387,8 +348,6 @@ class Steady:
 
     def _finish(self, outcome: Outcome) -> None:
         started = time.perf_counter()
-        if self._script is not None:
-            outcome, self._script = self._script.joined(outcome), None
         self.stats = outcome.stats
         self._last = self._record(outcome)
         self._steps += 1
