@@ -88,7 +88,10 @@ int64_t sg_item_size(int type)
     return sizes[type];
 }
 
-static int64_t chunk_size(const sg_tensor *t) { return SG_CHUNK_BYTES / sg_item_size(t->type); }
+static int64_t chunk_size(const sg_tensor *t)
+{
+    return (t->rank ? SG_GATHER_BYTES : SG_CHUNK_BYTES) / sg_item_size(t->type);
+}
 
 static int64_t chunk_count(const sg_tensor *t)
 {
@@ -96,7 +99,7 @@ static int64_t chunk_count(const sg_tensor *t)
     return (t->size + size - 1) / size;
 }
 
-/* ---- strided tensors: gathered into a buffer in logical order, a chunk at a time ---- */
+/* ---- tensors with gaps: gathered in logical order, a row of the last dimension at a time ---- */
 
 typedef struct {
     const sg_tensor *tensor;
@@ -116,34 +119,54 @@ static void walk_to(walk *w, const sg_tensor *t, int64_t element)
     }
 }
 
-static void walk_on(walk *w, int64_t item)
+/* Steps over `run` elements of the current row, of which at least as many are left. */
+static void walk_on(walk *w, int64_t run, int64_t item)
 {
     const sg_tensor *t = w->tensor;
-    for (int d = t->rank - 1; d >= 0; d--) {
-        w->at += t->strides[d] * item;
-        if (++w->index[d] < t->shape[d])
+    for (int d = t->rank - 1; d >= 0; d--, run = 1) {
+        w->at += run * t->strides[d] * item;
+        w->index[d] += run;
+        if (w->index[d] < t->shape[d])
             return;
         w->at -= t->shape[d] * t->strides[d] * item;
         w->index[d] = 0;
     }
 }
 
-static void gather(const sg_tensor *t, int64_t first, int64_t size, char *buffer)
+#define MOVE(type, to, to_step, from, from_step)                                           \
+    for (int64_t i = 0; i < run; i++)                                                      \
+    memcpy((to) + i * (to_step) * (int64_t)sizeof(type),                                   \
+           (from) + i * (from_step) * (int64_t)sizeof(type), sizeof(type))
+
+static void move_run(char *to, int64_t to_step, const char *from, int64_t from_step, int64_t run,
+                     int64_t item)
 {
-    int64_t item = sg_item_size(t->type);
-    walk w;
-    walk_to(&w, t, first);
-    for (int64_t i = 0; i < size; i++, walk_on(&w, item))
-        memcpy(buffer + i * item, w.at, (size_t)item);
+    if (item == 2)
+        MOVE(uint16_t, to, to_step, from, from_step);
+    else if (item == 4)
+        MOVE(uint32_t, to, to_step, from, from_step);
+    else if (item == 8)
+        MOVE(uint64_t, to, to_step, from, from_step);
+    else
+        MOVE(uint64_t[2], to, to_step, from, from_step);
 }
 
-static void scatter(const sg_tensor *t, int64_t first, int64_t size, const char *buffer)
+static void exchange(const sg_tensor *t, int64_t first, int64_t size, char *buffer, int storing)
 {
-    int64_t item = sg_item_size(t->type);
+    int64_t item = sg_item_size(t->type), last = t->rank - 1, step = t->strides[last];
     walk w;
     walk_to(&w, t, first);
-    for (int64_t i = 0; i < size; i++, walk_on(&w, item))
-        memcpy(w.at, buffer + i * item, (size_t)item);
+    while (size) {
+        int64_t run = t->shape[last] - w.index[last];
+        run = run < size ? run : size;
+        if (storing)
+            move_run(w.at, step, buffer, 1, run, item);
+        else
+            move_run(buffer, 1, w.at, step, run, item);
+        walk_on(&w, run, item);
+        buffer += run * item;
+        size -= run;
+    }
 }
 
 /* ---- one chunk ---- */
@@ -171,8 +194,8 @@ static int needs_powers(const job *j, const sg_part *part)
 static __attribute__((noinline)) void read_gathered(const job *j, const sg_tensor *t,
                                                     int64_t first, int64_t size, sg_part *part)
 {
-    char buffer[SG_CHUNK_BYTES];
-    gather(t, first, size, buffer);
+    char buffer[SG_GATHER_BYTES];
+    exchange(t, first, size, buffer, 0);
     j->loops->read[t->type](buffer, size, part);
     if (needs_powers(j, part))
         sg_power_sum(buffer, size, t->type, j->p, part);
@@ -196,10 +219,10 @@ static void measure(const job *j, int64_t tensor, int64_t chunk, sg_part *part)
 static __attribute__((noinline)) void scale_gathered(const job *j, const sg_tensor *t,
                                                      int64_t first, int64_t size, double coef)
 {
-    char buffer[SG_CHUNK_BYTES];
-    gather(t, first, size, buffer);
+    char buffer[SG_GATHER_BYTES];
+    exchange(t, first, size, buffer, 0);
     j->loops->scale[t->type](buffer, size, coef);
-    scatter(t, first, size, buffer);
+    exchange(t, first, size, buffer, 1);
 }
 
 static void multiply(const job *j, int64_t tensor, int64_t chunk)
@@ -291,13 +314,13 @@ static void read_alone(const job *j, sg_figures out)
     }
 }
 
-/* Backwards: what was read last is what the cache still holds. */
+/* The last tensor first: what was read last is what the cache still holds. */
 static void scale_alone(const job *j)
 {
     for (int64_t i = j->count - 1; i >= 0; i--) {
         if (j->coefs[i] == 1.0)
             continue;
-        for (int64_t c = chunk_count(j->tensors + i) - 1; c >= 0; c--)
+        for (int64_t c = 0, n = chunk_count(j->tensors + i); c < n; c++)
             multiply(j, i, c);
     }
 }

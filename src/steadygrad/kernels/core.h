@@ -66,6 +66,10 @@ int64_t sg_item_size(int type);
 /* Bytes from which threads are worth their start, and what each must have to do. */
 #define SG_THREADING_FROM ((int64_t)4 << 20)
 #define SG_BYTES_A_THREAD ((int64_t)2 << 20)
-#define SG_CHUNK_BYTES 65536
+
+/* Long enough for the hardware's prefetching to get going, short enough for a second
+ * pass to find the chunk in the cache. Gathered chunks lie on a stack. */
+#define SG_CHUNK_BYTES 131072
+#define SG_GATHER_BYTES 32768
 
 #endif

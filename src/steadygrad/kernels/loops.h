@@ -6,7 +6,7 @@
  */
 
 #define LANES 32
-#define AHEAD 2048 /* bytes to prefetch: hides what the hardware does not across pages */
+#define AHEAD 8192 /* bytes to prefetch: past the page where the hardware stops */
 
 static ISA_FN double ISA(join_lanes)(double *lanes)
 {

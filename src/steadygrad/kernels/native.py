@@ -138,9 +138,9 @@ def best() -> str:
     """The instruction set to use; an error where the extension is missing."""
     if not _SETS:
         raise KernelError(
-            'form "c" was not built: no C compiler when steadygrad was installed. Install one and run: '
-            "pip install --force-reinstall --no-deps --no-cache-dir steadygrad. "
-            'Or use form="auto"'
+            'form "c" was not built: no C compiler when steadygrad was installed. Use form="auto", '
+            "or install a compiler and type: "
+            "pip install --force-reinstall --no-deps --no-cache-dir steadygrad"
         )
     return _SETS[0]
 
