@@ -1,0 +1,85 @@
+"""`steadygrad run`: observe a training script that knows nothing of steadygrad."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from steadygrad.cli import Handover
+from steadygrad.launch.plan import Plan, fresh, rank_of
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--clip", metavar="SPEC", help="Replace the script's own clip calls, e.g. norm:1.0.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False),
+    metavar="RUN.db",
+    help="The run file to write; default: a fresh name in the current folder.",
+)
+@click.option(
+    "--on-nonfinite",
+    type=click.Choice(["skip", "raise", "zero", "propagate"]),
+    help="What to do with NaN and inf gradients; default: skip with --clip, else propagate.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="No words at the end.")
+@click.option("--force", is_flag=True, help="Replace a run file that exists.")
+@click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as after python -m.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    clip: str | None,
+    out: str | None,
+    on_nonfinite: str | None,
+    quiet: bool,
+    force: bool,
+    as_module: bool,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT with its ARGUMENTS, observe every optimizer step, and say what to change.
+
+    Options of steadygrad stand before SCRIPT; everything after it is the script's own.
+    Without --clip the script computes exactly what it would have computed.
+    """
+    if clip is not None:
+        from steadygrad.policies import parse
+
+        parse(clip)
+    if not as_module and not os.path.isfile(script):
+        raise click.UsageError(_no_script(script))
+    plan = Plan(
+        target=script,
+        arguments=arguments,
+        as_module=as_module,
+        out=_output(out, force),
+        clip=clip,
+        on_nonfinite=on_nonfinite,
+        quiet=quiet,
+        force=force,
+    )
+    from steadygrad.launch.session import launch
+
+    raise Handover(lambda: launch(plan))
+
+
+def _output(out: str | None, force: bool) -> str:
+    if out is None:
+        return fresh(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))
+    path = os.path.abspath(out)
+    if os.path.exists(path) and not force and rank_of(os.environ) is None:
+        raise click.UsageError(
+            f"{out} exists already and is not overwritten: name another --out, or add --force"
+        )
+    return path
+
+
+def _no_script(script: str) -> str:
+    if os.path.isdir(script):
+        return f"{script} is a folder; name a script in it, or type: steadygrad run -m {script}"
+    return (
+        f"there is no script {script} in {os.getcwd()}; options of steadygrad stand before it: "
+        "steadygrad run [options] script.py [its arguments]"
+    )

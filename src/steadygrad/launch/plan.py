@@ -1,0 +1,79 @@
+"""What `steadygrad run` was asked for: plain data that also travels to child processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One call of `steadygrad run`.
+
+    Attributes:
+        target: path of the script, or name of the module.
+        arguments: the script's own arguments.
+        as_module: the target is a module, as after ``python -m``.
+        out: path of the run file to write, absolute; never overwritten unless `force`.
+        clip: the spec of the policy that replaces the script's own clip calls; None observes.
+        on_nonfinite: as `attach` has it; None is its default.
+        quiet: no last words.
+        force: replace a run file that exists.
+        speaks: this process prints the last words (rank 0).
+        process: name of a child process; empty for the one that was started.
+    """
+
+    target: str
+    arguments: tuple[str, ...] = ()
+    as_module: bool = False
+    out: str = ""
+    clip: str | None = None
+    on_nonfinite: str | None = None
+    quiet: bool = False
+    force: bool = False
+    speaks: bool = True
+    process: str = ""
+
+    @property
+    def command(self) -> list[str]:
+        """The script's own command line."""
+        start = ["python", "-m", self.target] if self.as_module else ["python", self.target]
+        return [*start, *self.arguments]
+
+    @property
+    def shown_arguments(self) -> list[str]:
+        """The script's arguments as they may be printed: secrets are blotted out."""
+        from steadygrad.runlog.facts import without_secrets
+
+        return without_secrets(self.arguments)
+
+
+def rank_of(environment: dict[str, str] | os._Environ[str]) -> int | None:
+    """This process's rank where a launcher started several, else None.
+
+    Example:
+        >>> rank_of({"RANK": "1", "WORLD_SIZE": "2"}), rank_of({"RANK": "0", "WORLD_SIZE": "1"})
+        (1, None)
+    """
+    rank, world = environment.get("RANK", ""), environment.get("WORLD_SIZE", "1")
+    return int(rank) if rank.isdigit() and world.isdigit() and int(world) > 1 else None
+
+
+def with_suffix(path: str, suffix: str) -> str:
+    """The path with ``-suffix`` before its extension.
+
+    Example:
+        >>> with_suffix("/tmp/run.db", "rank1")
+        '/tmp/run-rank1.db'
+    """
+    stem, extension = os.path.splitext(path)
+    return f"{stem}-{suffix}{extension}"
+
+
+def fresh(path: str) -> str:
+    """The path, or the first of ``-2``, ``-3``... of it that does not exist."""
+    number, candidate = 1, path
+    while os.path.exists(candidate):
+        number += 1
+        candidate = with_suffix(path, str(number))
+    return candidate

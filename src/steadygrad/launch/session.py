@@ -1,0 +1,223 @@
+"""One observed process: from before the script's first line to our last words.
+
+Our `atexit` function is registered before the script's, hence runs after all of
+them, after non-daemon threads have ended, and whether the script ended or raised.
+Nothing here may raise into the script: what goes wrong is kept and said at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from steadygrad.launch import children
+from steadygrad.launch.imports import watch
+from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
+from steadygrad.launch.process import become
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import RunWriter
+
+
+class Session:
+    """What is known of the run while it goes on.
+
+    Attributes:
+        plan: what was asked for.
+        path: the run file; empty until the first step is recorded.
+        frameworks: names of the frameworks that the script imported.
+        observer: what observes the framework in use, once there is one.
+        troubles: what went wrong on our side, as sentences.
+        overhead: seconds that observing cost the script.
+        exit: how the script ended.
+        seconds: how long it took, once it is over.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.began = time.time()
+        self.clock = time.perf_counter()
+        self.pid = os.getpid()
+        self.path = ""
+        self.frameworks: list[str] = []
+        self.observer: Any = None
+        self.troubles: list[str] = []
+        self.overhead = 0.0
+        self.exit: str | int = "ok"
+        self.seconds = 0.0
+        self._concluded_in = 0
+        self._writer: RunWriter | None = None
+        self._gave_up = False
+
+    def start(self) -> None:
+        """Set the hooks, before the script's first line."""
+        watch(
+            {
+                "torch": self._guarded("torch", _observe_torch),
+                "keras": self._guarded("keras", _observe_keras),
+                "jax": self._guarded("jax", lambda session, module: None),
+                "multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan),
+            }
+        )
+        atexit.register(self.finish)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Note how the script ended."""
+        if isinstance(error, SystemExit):
+            self.exit = error.code if isinstance(error.code, int) else "ok"
+            if isinstance(error.code, str):
+                self.exit = 1
+        elif error is not None:
+            self.exit = type(error).__name__
+
+    def trouble(self, what: str, error: BaseException) -> None:
+        """Keep a failure of ours for the last words."""
+        sentence = f"{what}: {type(error).__name__}: {error}"
+        if sentence not in self.troubles:
+            self.troubles.append(sentence)
+
+    def writer(self) -> RunWriter | None:
+        """The run file's writer, made at the first call; None where there can be none."""
+        if self._writer is None and not self._gave_up:
+            try:
+                self._writer = self._open()
+            except Exception as error:
+                self._gave_up = True
+                self.trouble("the run is not recorded", error)
+        return self._writer
+
+    def _open(self) -> RunWriter:
+        from steadygrad.runlog import RunWriter
+
+        wanted = self.plan.out
+        if self.plan.process:
+            wanted = with_suffix(wanted, self.plan.process)
+        path = wanted if self.plan.force else fresh(wanted)
+        writer = RunWriter(path, info=self._first_facts(), force=self.plan.force)
+        self.path = path
+        # the writer closes itself by an exit function, which runs after this later one
+        atexit.register(self._conclude)
+        return writer
+
+    def _first_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "command": self.plan.command,
+            "script": self.plan.target,
+            "observed_by": "run",
+            "started": self.began,
+            "policy": self.plan.clip or "none",
+        }
+        if self.plan.on_nonfinite:
+            facts["on_nonfinite"] = self.plan.on_nonfinite
+        if self.plan.process:
+            facts["process"] = self.plan.process
+        rank = rank_of(os.environ)
+        if rank is not None:
+            facts["rank"] = rank
+        return facts
+
+    def _guarded(
+        self, name: str, observe: Callable[[Session, ModuleType], None]
+    ) -> Callable[[ModuleType], None]:
+        def imported(module: ModuleType) -> None:
+            self.frameworks.append(name)
+            try:
+                observe(self, module)
+            except Exception as error:
+                self.trouble(f"{name} is not observed", error)
+
+        return imported
+
+    def _forked(self) -> None:
+        """In a forked child: a file of its own if it trains, and no words."""
+        self.plan = children.child_of(self.plan, children.name_of_this_process())
+        self._writer, self._gave_up, self.path = None, False, ""
+
+    def finish(self) -> None:
+        """Say the last words."""
+        try:
+            self._conclude()
+            if self.plan.speaks and not self.plan.quiet and os.getpid() == self.pid:
+                self._speak()
+        except Exception as error:
+            self._last_resort(error)
+
+    def _conclude(self) -> None:
+        """Write what is known only at the end, and close the run file; once."""
+        if self._concluded_in == os.getpid():
+            return
+        self._concluded_in = os.getpid()
+        self.seconds = time.perf_counter() - self.clock
+        if self.observer is not None:
+            self.observer.finish()
+        writer = self._writer
+        if writer is not None:
+            self.overhead += writer.overhead_seconds
+            writer.update_info(
+                exit=self.exit,
+                ended=time.time(),
+                wall_seconds=self.seconds,
+                overhead_seconds=self.overhead,
+                **({"troubles": self.troubles} if self.troubles else {}),
+            )
+            writer.close()
+
+    def _speak(self) -> None:
+        from steadygrad.launch.verdict import last_words
+
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        print(last_words(self), file=sys.__stderr__, flush=True)
+
+    def _last_resort(self, error: Exception) -> None:
+        if self.plan.speaks and not self.plan.quiet and sys.__stderr__ is not None:
+            where = f" The run file is {self.path}." if self.path else ""
+            what = f"{type(error).__name__}: {error}"
+            print(
+                f"steadygrad: no verdict, by a fault of ours ({what}).{where}", file=sys.__stderr__
+            )
+
+
+def launch(plan: Plan) -> None:
+    """Run a script and observe it.
+
+    Args:
+        plan: what to run and how.
+
+    Raises:
+        BaseException: whatever the script raises.
+    """
+    rank = rank_of(os.environ)
+    if rank is not None:
+        plan = replace(plan, out=with_suffix(plan.out, f"rank{rank}"), speaks=rank == 0)
+    session = Session(plan)
+    session.start()
+    become(plan, session.ended)
+
+
+def adopt(**plan: Any) -> None:
+    """Observe this process, which an observed one has spawned.
+
+    Args:
+        plan: the fields of a `Plan`.
+    """
+    Session(Plan(**{**plan, "arguments": tuple(plan["arguments"])})).start()
+
+
+def _observe_torch(session: Session, module: ModuleType) -> None:
+    from steadygrad.launch.torch_script.install import install
+
+    session.observer = install(session)
+
+
+def _observe_keras(session: Session, module: ModuleType) -> None:
+    pass

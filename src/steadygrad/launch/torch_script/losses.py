@@ -1,0 +1,91 @@
+"""The loss of each step, from the tensors on which the script calls `backward`.
+
+Accumulation divides a loss before each backward, so the sum since the last step is
+the mean that the script optimises. A loss scale is divided out again. On a device
+the sum stays there: nothing is read by the host.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class LossMeter:
+    """Adds up losses between optimizer steps.
+
+    Attributes:
+        backwards: number of backward passes so far.
+        scale: the loss scale that the last of them carried; None for none.
+
+    Example:
+        >>> meter = LossMeter()
+        >>> meter.saw([torch.tensor(0.5)], None)
+        >>> meter.saw([torch.tensor(0.25)], None)
+        >>> meter.of_step(), meter.of_step()
+        (0.75, 0.75)
+    """
+
+    def __init__(self) -> None:
+        self.backwards = 0
+        self.scale: Any = None
+        self._sum: Any = math.nan
+        self._fresh = False
+        self._scaled: tuple[weakref.ref[torch.Tensor], Any] | None = None
+
+    def scaled(self, loss: Any, scale: Any) -> None:
+        """Remember that a GradScaler made this tensor, by multiplying with its scale."""
+        if isinstance(loss, torch.Tensor):
+            self._scaled = (weakref.ref(loss), scale.detach().clone())
+
+    def saw(self, tensors: Sequence[torch.Tensor], weights: Sequence[Any] | None) -> None:
+        """Add what one backward starts from.
+
+        Args:
+            tensors: its roots; only single numbers are losses.
+            weights: ``grad_tensors``, or None.
+        """
+        self.backwards += 1
+        self.scale = None
+        total: Any = None
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, torch.Tensor) or tensor.numel() != 1 or tensor.is_complex():
+                continue
+            value = self._value(tensor, weights[index] if weights else None)
+            total = value if total is None else total + value
+        if total is None:
+            return
+        if not self._fresh:
+            self._sum, self._fresh = total, True
+        else:
+            self._sum = self._sum + total
+
+    @property
+    def so_far(self) -> Any:
+        """The sum since the last step; NaN where unknown."""
+        return self._sum
+
+    def of_step(self) -> Any:
+        """The sum since the last step, a float or a tensor on a device; NaN where unknown.
+
+        Several optimizers that step after the same backward passes get the same sum.
+        """
+        self._fresh = False
+        return self._sum
+
+    def _value(self, tensor: torch.Tensor, weight: Any) -> Any:
+        scale = None
+        if self._scaled is not None and self._scaled[0]() is tensor:
+            scale = self.scale = self._scaled[1]
+        if tensor.device.type == "cpu":
+            value = float(tensor.detach())
+            value = value if weight is None else value * float(weight.detach())
+            return value if scale is None else value / float(scale)
+        on_device = tensor.detach().double().reshape(())
+        if weight is not None:
+            on_device = on_device * weight.detach().reshape(())
+        return on_device if scale is None else on_device / scale

@@ -1,0 +1,201 @@
+"""Loops that update weights by hand, without an optimizer object.
+
+Nothing calls us when such a loop updates. After each backward the gradients are read;
+when the next backward finds them gone or zero and the weights changed, that was a
+step. Accumulation is right, since there gradients are still there. Parameters that
+an optimizer holds never come here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from steadygrad.launch.torch_script.clips import ClipLog
+from steadygrad.launch.torch_script.observed import Row, rows_of, summed_up
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.torch.batch import Batch
+from steadygrad.torch.clipper import Clipper, Outcome
+from steadygrad.torch.recording import Recorder
+
+PROBE = 8
+
+
+@dataclass
+class Pending:
+    """The gradients of the last backward, until it is known whether they were applied."""
+
+    leaves: list[weakref.ref[torch.Tensor]]
+    rows: list[Row]
+    loss: Any
+    probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
+    outcome: Outcome | None = None
+
+
+class ManualLoop:
+    """Finds the steps of a loop that updates by hand.
+
+    Attributes:
+        steps: how many were found.
+        index: number of this loop among the run's optimizers.
+
+    Args:
+        log: the script's clip calls.
+        describe: gives names to parameters, ``{id: description}``.
+        recorder: opens the run file, or gives None.
+        stepped: told of a finished step's number and parameters, before it is recorded.
+        clipper: replaces the script's clip calls; None leaves them.
+    """
+
+    def __init__(
+        self,
+        log: ClipLog,
+        describe: Callable[[list[torch.Tensor]], dict[int, TensorInfo]],
+        recorder: Callable[[], Recorder | None],
+        stepped: Callable[[int, list[torch.Tensor]], None],
+        clipper: Clipper | None,
+    ) -> None:
+        self.steps = 0
+        self._log, self._describe, self._recorder = log, describe, recorder
+        self._stepped, self._clipper = stepped, clipper
+        self._pending: Pending | None = None
+        self._known: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._infos: dict[int, TensorInfo] = {}
+        self._announced: list[int] = []
+        self._open: Recorder | None = None
+        self.index = 0
+
+    def before_backward(self, leaves: Sequence[torch.Tensor]) -> None:
+        """A backward is about to reach these leaves, which no optimizer holds."""
+        pending = self._pending
+        if pending is not None and _was_reset(pending):
+            self._commit(pending, {id(leaf) for leaf in leaves})
+            self._pending = None
+        self._known = {id(leaf): weakref.ref(leaf) for leaf in leaves}
+
+    def after_backward(self, loss: Any) -> None:
+        """That backward is done: read what it left."""
+        leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
+        held = [leaf for leaf in leaves if leaf.grad is not None]
+        if not held:
+            return
+        rows = rows_of(held, 2.0)
+        for leaf, row in zip(held, rows, strict=True):
+            self._log.remember(leaf, row)
+        refs = [weakref.ref(leaf) for leaf in held]
+        self._pending = Pending(refs, rows, loss, [_probe(leaf) for leaf in held[-2:]])
+
+    def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Whether gradients of these are waiting for an update by hand."""
+        return bool(self._pending) and any(id(p) in self._known for p in parameters)
+
+    def act(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Clip these parameters' gradients by our policy, where the script would have."""
+        held = [p for p in parameters if p.grad is not None]
+        if self._pending is None or self._clipper is None or not held:
+            return
+        batch = self._batch(held)
+        outcome = self._clipper.process(batch, self.steps)
+        if outcome.skip:
+            for grad in batch.grads:
+                grad.zero_()
+        self._pending.outcome = outcome
+        self._pending.leaves = [weakref.ref(p) for p in held]
+
+    def finish(self) -> None:
+        """The script is over: the last backward has no successor."""
+        if self._pending is not None and self.steps and _was_updated(self._pending):
+            self._commit(self._pending, set(self._known))
+        self._pending = None
+
+    def _batch(self, leaves: list[torch.Tensor]) -> Batch:
+        unknown = [leaf for leaf in leaves if id(leaf) not in self._infos]
+        if unknown:
+            self._infos.update(self._describe(unknown))
+        return Batch(
+            grads=[leaf.grad for leaf in leaves if leaf.grad is not None],
+            params=leaves,
+            names=tuple(self._infos[id(leaf)].name for leaf in leaves),
+            sizes=tuple(leaf.numel() for leaf in leaves),
+        )
+
+    def _commit(self, pending: Pending, current: set[int]) -> None:
+        if not _was_updated(pending):
+            return
+        kept = [
+            (leaf, row)
+            for ref, row in zip(pending.leaves, pending.rows, strict=False)
+            # inputs that need gradients are new at every step; weights stay
+            if (leaf := ref()) is not None
+            and (id(leaf) in current or isinstance(leaf, torch.nn.Parameter))
+        ]
+        if not kept:
+            return
+        leaves = [leaf for leaf, _ in kept]
+        batch = self._batch(leaves)
+        outcome = pending.outcome or summed_up([row for _, row in kept], batch)
+        self._record(outcome, leaves, pending.loss)
+
+    def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: Any) -> None:
+        self._open = self._open or self._recorder()
+        self._stepped(self.steps, leaves)
+        if self._open is not None:
+            ids = [id(leaf) for leaf in leaves]
+            if ids != self._announced:
+                infos = [replace(self._infos[key], optimizer=self.index) for key in ids]
+                self._open.add_tensors(infos)
+                self._announced = ids
+            record = _record_of(self.steps, outcome, loss, self.index)
+            self._open.write(record, outcome.stats, None, leaves)
+        self.steps += 1
+
+
+def _record_of(step: int, outcome: Outcome, loss: Any, index: int) -> StepRecord:
+    applied = outcome.applied
+    return StepRecord(
+        step=step,
+        time=time.time(),
+        loss=float(loss),
+        norm=float(outcome.stats.total_norm),
+        threshold=float(outcome.threshold),
+        coef=float(applied.coef),
+        action="skip" if outcome.skip else "clip" if bool(applied.clipped) else "none",
+        lr=math.nan,
+        nonfinite=int(outcome.stats.nonfinite.sum()),
+        cosine=float(applied.cosine),
+        optimizer=index,
+    )
+
+
+def _probe(leaf: torch.Tensor) -> tuple[weakref.ref[torch.Tensor], int, list[float]]:
+    values = leaf.detach().reshape(-1)[:PROBE].tolist() if leaf.device.type == "cpu" else []
+    return weakref.ref(leaf), leaf._version, values
+
+
+def _was_updated(pending: Pending) -> bool:
+    for ref, version, values in pending.probe:
+        leaf = ref()
+        if leaf is None:
+            continue
+        if leaf._version != version or leaf.device.type != "cpu":
+            return True
+        if str(leaf.detach().reshape(-1)[:PROBE].tolist()) != str(values):  # NaN equals NaN
+            return True
+    return not pending.probe
+
+
+def _was_reset(pending: Pending) -> bool:
+    """Whether the gradients of that backward are gone, or zero."""
+    for ref, row in zip(pending.leaves, pending.rows, strict=False):
+        leaf = ref()
+        if leaf is None or leaf.grad is None:
+            return True
+        if isinstance(row.max_abs, torch.Tensor) or row.max_abs > 0 or row.nonfinite:
+            return not bool(leaf.grad.any())
+    return False

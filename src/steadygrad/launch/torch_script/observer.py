@@ -1,0 +1,278 @@
+"""What is made of a PyTorch script's backward passes, clip calls and optimizer steps.
+
+Loaded at the script's first backward or step, never before. Each optimizer is
+attached to (`steadygrad.torch.attach`) when it first steps; without ``--clip`` it
+is given a clipper that changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from steadygrad.launch.torch_script.calls import CallBook
+from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
+from steadygrad.launch.torch_script.facts import facts
+from steadygrad.launch.torch_script.graph import leaves_of
+from steadygrad.launch.torch_script.losses import LossMeter
+from steadygrad.launch.torch_script.manual import ManualLoop
+from steadygrad.launch.torch_script.observed import ObservingClipper
+from steadygrad.policies import parse
+from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch import attach, copies, scaler
+from steadygrad.torch.clipper import Clipper
+from steadygrad.torch.recording import Recorder
+from steadygrad.torch.steady import Steady
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+    from steadygrad.launch.torch_script.install import Call
+
+MOST_WALKS = 16
+
+
+class TorchObserver:
+    """Follows one process.
+
+    Args:
+        session: the run.
+
+    Attributes:
+        overhead: seconds spent here, those of attached optimizers not included.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.overhead = 0.0
+        self.losses = LossMeter()
+        self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
+        self._book = CallBook()
+        self._steadies: weakref.WeakKeyDictionary[torch.optim.Optimizer, Steady] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._handles: list[Steady] = []
+        self._infos: list[dict[str, Any]] = []
+        self._taken: set[str] = set()
+        self._census: Census | None = None
+        self._walks = 0
+        self._by_hand = False
+        self._manual = self._new_manual()
+        self._scale: Any = None
+        self._amp = False
+        self._unscaled: set[int] = set()
+
+    # -- backward ------------------------------------------------------------------------------
+
+    def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
+        """The script calls backward on these tensors."""
+        with self._timed():
+            self.losses.saw(tensors, weights)
+            self._scale = self.losses.scale
+            self._amp = self._amp or self._scale is not None
+            if self._walks < MOST_WALKS or self._by_hand:
+                self._look_around(tensors)
+
+    def after_backward(self) -> None:
+        """That backward is done."""
+        if self._by_hand:
+            with self._timed():
+                self._manual.after_backward(self.losses.so_far)
+
+    def _look_around(self, tensors: Sequence[Any]) -> None:
+        """Learn the forward order, and whether weights are updated by hand."""
+        self._walks += 1
+        if self._census is None:
+            self._census = Census()
+        leaves = leaves_of([t for t in tensors if isinstance(t, torch.Tensor)])
+        self._census.note_order(leaves)
+        owned = self._census.owned()
+        loose = [leaf for leaf in leaves if id(leaf) not in owned]
+        self._by_hand = bool(loose)
+        if loose or self._manual.steps:
+            self._manual.before_backward(loose)
+        elif self._steadies and self._census.orders(self._census.parameters()):
+            self._walks = MOST_WALKS
+
+    # -- optimizers ----------------------------------------------------------------------------
+
+    def attach_for_scaler(self, optimizer: Any) -> bool:
+        """A GradScaler is about to step this; True where it was not attached yet."""
+        inner = scaler.unwrap(optimizer)
+        if inner in self._steadies:
+            return False
+        with self._timed():
+            self._attach(inner)
+        return inner in self._steadies
+
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
+        """An optimizer is about to step."""
+        with self._timed():
+            steady = self._steadies.get(optimizer) or self._attach(optimizer)
+            if not callable(closure):
+                # the total since the last step, whatever was told before
+                steady.observe_loss(self.losses.of_step())
+
+    def _attach(self, optimizer: torch.optim.Optimizer) -> Steady:
+        census = self._census = self._census or Census()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not all(census.knows(p) for p in parameters):
+            census.refresh()
+        index = self._number(type(optimizer).__name__)
+        infos = census.names(parameters, self._taken)
+        steady = attach(
+            optimizer,
+            clip=self.session.plan.clip or "none",
+            on_nonfinite=self.session.plan.on_nonfinite,
+            run=self.session.writer(),
+            names=infos,
+            optimizer_index=index,
+        )
+        copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
+        if self.session.plan.clip is None:
+            steady.act_through(self._observing(steady, optimizer, index))
+        self._steadies[optimizer] = steady
+        self._handles.append(steady)
+        return steady
+
+    def _observing(
+        self, steady: Steady, optimizer: torch.optim.Optimizer, index: int
+    ) -> ObservingClipper:
+        held = weakref.ref(optimizer)
+
+        def stepping(step: int) -> None:
+            optimizer = held()
+            if optimizer is not None:
+                groups = optimizer.param_groups
+                self._note_calls(step, [p for group in groups for p in group["params"]], index)
+
+        on_nonfinite = self.session.plan.on_nonfinite or "propagate"
+        return ObservingClipper(on_nonfinite, self.log.valid, stepping)
+
+    def _note_calls(self, step: int, parameters: list[torch.Tensor], index: int) -> None:
+        calls = self.log.stepped(parameters)
+        self._unscaled.difference_update(id(p) for p in parameters)
+        if calls:
+            of_params = sum(p.grad is not None for p in parameters)
+            self._write_calls(calls, step, of_params, index)
+
+    def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, index: int) -> None:
+        writer = self.session.writer()
+        for call in calls:
+            event = self._book.enter(call, step, of_params, index)
+            if event is not None and writer is not None:
+                writer.write_event("script_clip", event, step)
+
+    def _number(self, kind: str) -> int:
+        self._infos.append({"class": kind, "index": len(self._infos)})
+        writer = self.session.writer()
+        if writer is not None:
+            writer.update_info(optimizers=self._infos, **self._facts())
+        return len(self._infos) - 1
+
+    def _facts(self) -> dict[str, Any]:
+        return facts(self._census, self._amp)
+
+    # -- the script's clip calls ---------------------------------------------------------------
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the script's clip calls are replaced by a policy."""
+        return self.session.plan.clip is not None
+
+    def before_clip(self, call: Call) -> ClipCall | None:
+        """Read the gradients that a clip call is about to change."""
+        with self._timed():
+            by_value = call.kind == "value"
+            return self.log.before(call.parameters, call.limit, call.norm_type, by_value)
+        return None
+
+    def after_clip(self, call: Call, result: Any) -> None:
+        """A clip call is over; ``result`` is what it returned."""
+        with self._timed():
+            self.log.after(call.note, call.total_norm if call.kind == "given norm" else result)
+
+    def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
+        """A clip call that is replaced: act here where no optimizer step follows."""
+        with self._timed():
+            if self._manual.owns(parameters):
+                self._manual.act(parameters)
+
+    # -- mixed precision -----------------------------------------------------------------------
+
+    def unscale(self, optimizer: Any, unscale_: Callable[[], Any]) -> Any:
+        """A GradScaler divides an optimizer's gradients by its scale."""
+        groups = scaler.unwrap(optimizer).param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        result = self.log.rescaled(parameters, unscale_)
+        self._unscaled.update(id(p) for p in parameters)
+        return result
+
+    def _scale_of(self, parameters: Sequence[torch.Tensor]) -> Any:
+        if self._scale is None or not parameters or id(parameters[0]) in self._unscaled:
+            return None
+        return self._scale
+
+    # -- loops without an optimizer ------------------------------------------------------------
+
+    def _new_manual(self) -> ManualLoop:
+        plan = self.session.plan
+        clipper = (
+            None if plan.clip is None else Clipper(parse(plan.clip), plan.on_nonfinite or "skip")
+        )
+        return ManualLoop(self.log, self._names, self._manual_recorder, self._manual_step, clipper)
+
+    def _names(self, parameters: list[torch.Tensor]) -> dict[int, TensorInfo]:
+        assert self._census is not None
+        return self._census.names(parameters, self._taken)
+
+    def _manual_recorder(self) -> Recorder | None:
+        writer = self.session.writer()
+        if writer is None:
+            return None
+        self._manual.index = self._number("by hand")
+        return Recorder(writer, {})
+
+    def _manual_step(self, step: int, parameters: list[torch.Tensor]) -> None:
+        calls = self.log.stepped(parameters)
+        self.losses.of_step()
+        if calls:
+            self._write_calls(calls, step, len(parameters), self._manual.index)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen so far."""
+        return self._manual.steps + sum(steady.steps for steady in self._handles)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what was attached for the parent's run file."""
+        for steady in self._handles:
+            steady.detach()
+
+    def finish(self) -> None:
+        """Write what is left; the run file is closed next."""
+        with self._timed():
+            self._manual.finish()
+            if self.log.waiting and self.steps:
+                self._write_calls(self.log.waiting, self.steps, 0, 0)
+        self.session.overhead += self.overhead
+        writer = self.session.writer() if self.steps else None
+        if writer is not None:
+            writer.update_info(clip_calls=self._book.summary(), **self._facts())
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self.session.trouble("part of the run was not observed", error)
+        finally:
+            self.overhead += time.perf_counter() - started

@@ -1,0 +1,153 @@
+"""The last words of `steadygrad run`: what happened, what to change, what to type next.
+
+Loaded when the script is over. Everything said here is read back from the run file,
+so that `report` and `diagnose` say the same later.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+import textwrap
+from typing import TYPE_CHECKING
+
+from steadygrad.errors import CalibrationError, SteadyGradError
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+    from steadygrad.rules import Finding
+    from steadygrad.runlog import Run
+
+WIDTH = 96
+MOST_FINDINGS = 5
+MOST_EVIDENCE = 3
+
+
+def last_words(session: Session) -> str:
+    """Everything that is said when a run is over.
+
+    Args:
+        session: the run, its file closed.
+
+    Returns:
+        Lines to print.
+    """
+    lines: list[str] = []
+    path = session.path
+    others = _other_files(session)
+    if not path and others:
+        path = others[0]
+        lines.append(
+            f"The steps were taken by processes that the script started: {_names(others)}."
+        )
+    lines += _explained(path, session) if path else [_nothing_seen(session)]
+    lines += [f"Not observed in full, by a fault of ours: {what}" for what in session.troubles]
+    if path:
+        lines += [_own_cost(session), f"Next: steadygrad report {_shown(path)}"]
+    return "\n".join(["steadygrad: " + lines[0], *lines[1:]])
+
+
+def _explained(path: str, session: Session) -> list[str]:
+    from steadygrad.report.verdict import verdict
+    from steadygrad.rules import diagnose
+    from steadygrad.runlog import open_run
+
+    run = open_run(path)
+    findings = diagnose(run)
+    told = verdict(run, findings)
+    lines = _wrapped(told.sentence, "", "  ")
+    for finding in findings[:MOST_FINDINGS]:
+        lines += _finding(finding)
+    if len(findings) > MOST_FINDINGS:
+        lines.append(f"  and {len(findings) - MOST_FINDINGS} more findings, in the report")
+    return lines + _threshold(run, session)
+
+
+def _finding(finding: Finding) -> list[str]:
+    lines = _wrapped(f"{finding.id} {finding.severity}: {finding.title}", "  ", "    ")
+    for evidence in finding.evidence[:MOST_EVIDENCE]:
+        lines += _wrapped(f"- {evidence}", "    ", "      ")
+    if finding.fixes:
+        code = finding.fixes[0].strip().splitlines()
+        lines += ["    fix:", *(f"      {line}" for line in code)]
+    return lines
+
+
+def _threshold(run: Run, session: Session) -> list[str]:
+    from steadygrad.calibration import calibrate
+
+    if not len(run):
+        return []
+    try:
+        found = calibrate(run)
+    except CalibrationError as error:
+        return _wrapped(f"No threshold can be recommended: {error}", "  ", "    ")
+    except SteadyGradError as error:
+        return _wrapped(f"No threshold: {error}", "  ", "    ")
+    lines = _wrapped(
+        f"Recommended threshold: {found.threshold:.4g}. {found.advice[0]}", "  ", "    "
+    )
+    if found.needed and session.plan.clip is None:
+        lines.append(f"    try: {_again(session, found.spec)}")
+    return lines
+
+
+def _again(session: Session, spec: str) -> str:
+    plan = session.plan
+    words = ["steadygrad", "run", "--clip", spec, *(["-m"] if plan.as_module else []), plan.target]
+    return " ".join(map(shlex.quote, [*words, *plan.shown_arguments]))
+
+
+def _own_cost(session: Session) -> str:
+    own = session.seconds - session.overhead
+    share = 100 * session.overhead / max(own, 1e-9)
+    return f"  Observing cost {share:.1f} % of the script's {own:.1f} s."
+
+
+def _nothing_seen(session: Session) -> str:
+    seen = session.observer.backwards if session.observer is not None else 0
+    if "torch" in session.frameworks and seen:
+        reason = (
+            f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
+            "them."
+        )
+    elif "jax" in session.frameworks:
+        reason = (
+            "JAX leaves nothing to observe from outside. Add one line to the loop: "
+            "steadygrad.jax.record(run, opt_state, loss), see: steadygrad explain is silent on it, "
+            "docs/run.md is not."
+        )
+    elif "torch" in session.frameworks or "keras" in session.frameworks:
+        reason = (
+            "no backward pass, no optimizer step. Loops around torch.autograd.grad, and programs "
+            "started by subprocess, cannot be seen; start those by steadygrad run themselves."
+        )
+    else:
+        reason = "the script imported neither torch, nor keras, nor jax."
+    return f"0 steps seen, so nothing can be said of this run: {reason}"
+
+
+def _other_files(session: Session) -> list[str]:
+    """Run files that processes started by the script have written."""
+    stem, extension = os.path.splitext(session.plan.out)
+    found = glob.glob(f"{glob.escape(stem)}-*{extension}")
+    return sorted(
+        f for f in found if os.path.getmtime(f) >= session.began - 1 and f != session.path
+    )
+
+
+def _few(paths: list[str]) -> str:
+    shown = ", ".join(_shown(path) for path in paths[:4])
+    return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
+
+
+def _shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return shlex.quote(path if relative.startswith("..") else relative)
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False
+    )
