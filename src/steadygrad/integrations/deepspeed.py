@@ -9,7 +9,6 @@ its formula, and whether the step was applied.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import time
@@ -67,8 +66,7 @@ class Observer:
         self._original = (engine.step, engine.backward)
         self._own = not isinstance(run, RunWriter)
         self._writer = self._open(run) if engine.global_rank == 0 else None
-        engine.step = functools.wraps(engine.step)(self._observed_step)
-        engine.backward = functools.wraps(engine.backward)(self._observed_backward)
+        engine.step, engine.backward = self._observed_step, self._observed_backward
 
     def _open(self, run: Any) -> RunWriter:
         writer = RunWriter(run) if self._own else run

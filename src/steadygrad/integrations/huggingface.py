@@ -86,13 +86,13 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
             self.steady.load_state_dict(saved["_saved"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.steady is not None and self.steady.last is not None:
+        if self.steady is not None and self.steady.steps:
             self._share = self._rate.add(self.steady.last)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        if self.steady is None or self.steady.last is None or "loss" not in (logs or {}):
+        if self.steady is None or not self.steady.steps or "loss" not in (logs or {}):
             return
         extra = figures(self.steady.last, self._share, self.steady.stats, self.log_tensors)
         logs.update(extra)

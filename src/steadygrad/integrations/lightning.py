@@ -89,9 +89,9 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         for index, (steady, rate) in enumerate(zip(self.steady, self._rates, strict=True)):
-            record = steady.last
-            if record is None:
+            if not steady.steps:
                 continue
+            record = steady.last
             logged = figures(record, rate.add(record), steady.stats, self.log_tensors)
             prefix = f"optimizer{index}/" if len(self.steady) > 1 else ""
             pl_module.log_dict({prefix + name: value for name, value in logged.items()})
