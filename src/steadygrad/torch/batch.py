@@ -19,6 +19,7 @@ class Batch:
         sizes: their numbers of elements.
         scale: the loss scale that they carry, a 0-d tensor; None for none.
         state: the optimizer's state, for policies that read it.
+        present: their places among all parameters; None where all have a gradient.
     """
 
     grads: list[torch.Tensor]
@@ -27,3 +28,4 @@ class Batch:
     sizes: tuple[int, ...]
     scale: Any = None
     state: Any = None
+    present: list[int] | None = None

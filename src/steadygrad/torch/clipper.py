@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from steadygrad import kernels
 from steadygrad.errors import NonFiniteError, UsageError
-from steadygrad.policies import Policy, State
+from steadygrad.policies import Policy
 from steadygrad.policies.base import Decision
 from steadygrad.stats import GradientStats
 from steadygrad.torch.applied import UNTOUCHED, Applied, compare, unit_of
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.elementwise import apply_transform
 from steadygrad.torch.measuring import measure_gradients, namespace
+from steadygrad.torch.memory import Memory
 from steadygrad.torch.sharded import local
 
 ON_NONFINITE = ("skip", "raise", "zero", "propagate")
@@ -67,7 +67,7 @@ class Clipper:
             )
         self.policy = policy
         self.on_nonfinite = on_nonfinite
-        self.state: State | None = None
+        self.memory = Memory(policy)
 
     def process(
         self, batch: Batch, step: int, scaled: bool = False, scale_: Scale = kernels.scale_
@@ -83,42 +83,35 @@ class Clipper:
         Raises:
             NonFiniteError: gradients are not finite and `on_nonfinite` is ``raise``.
         """
+        if batch.present is None:
+            self.memory.follow(batch.names, batch.sizes)
+        if not batch.grads:
+            return Outcome(self.measure(batch))
         stats = usable = self.measure(batch)
         # on a device this is the one bool that the host reads; `propagate` reads none
         guarded = scaled or self.on_nonfinite != "propagate"
         if guarded and bool((stats.nonfinite > 0).any()):
             if scaled or self.on_nonfinite == "skip":
-                return self.skipped(stats)
+                return self.skipped(stats, batch.present)
             if self.on_nonfinite == "raise":
                 raise NonFiniteError(describe_nonfinite(stats, step))
             zero_nonfinite(batch.grads, stats.nonfinite)
             usable = self.measure(batch)
-        decision = self.decide(usable)
+        self.memory.state, decision = self.memory.decide(usable, batch.present)
         if decision.skip is not False and bool(decision.skip):
             return Outcome(stats, threshold=decision.threshold, skip=True)
         applied = self.act(batch, usable, decision, scale_)
         return Outcome(stats, decision.threshold, applied)
 
-    def skipped(self, stats: GradientStats) -> Outcome:
+    def skipped(self, stats: GradientStats, present: list[int] | None = None) -> Outcome:
         """The outcome of a step that is dropped: the policy's state stays as it was."""
-        before = self.state
-        threshold = self.decide(stats).threshold
-        self.state = before
-        return Outcome(stats, threshold, skip=True)
+        _, decision = self.memory.decide(stats, present)
+        return Outcome(stats, decision.threshold, skip=True)
 
     def measure(self, batch: Batch) -> GradientStats:
         """Read a step's gradients and do nothing else."""
         p = self.policy.norm_type
         return measure_gradients(batch.grads, batch.names, batch.sizes, p, batch.scale)
-
-    def decide(self, stats: GradientStats) -> Decision:
-        """Ask the policy, and keep its state."""
-        xp = namespace(stats.norms)
-        if self.state is None:
-            self.state = self.policy.init(xp, stats.names, xp.float64, xp.int64)
-        with np.errstate(all="ignore"):  # a norm may be inf, and inf - inf is then right to be NaN
-            self.state, decision = self.policy.decide(xp, self.state, stats)
-        return decision
 
     def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
         """Do what was decided."""

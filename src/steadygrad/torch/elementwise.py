@@ -101,6 +101,11 @@ def _as_real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def _steps_seen(state: Any, parameter: torch.Tensor) -> Any:
+    """How many gradients the second moment has seen; None where the optimizer keeps no count."""
+    return _own_state(state, parameter).get("step")
+
+
 def _own_state(state: Any, parameter: torch.Tensor) -> Any:
     return state.get(parameter, {}) if state is not None else {}
 

@@ -47,10 +47,12 @@ class ModelNames:
         position = self._order.get(id(module), -1)
         return describe(parameter, name, type(module).__name__, position)
 
-    def finish(self) -> None:
-        """Take the hooks off the modules: the order is known."""
+    def finish(self) -> bool:
+        """Take the hooks off the modules: the order is known. False where they are off already."""
+        standing = bool(self._hooks)
         while self._hooks:
             self._hooks.pop().remove()
+        return standing
 
     def _table(self) -> dict[int, tuple[str, torch.nn.Module]]:
         # built at every call of a rare kind (first step, new parameters): modules may change

@@ -12,14 +12,14 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
 from steadygrad.errors import AttachError, NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy
-from steadygrad.runlog.records import StepRecord
+from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.torch import copies, scaler, skipping
 from steadygrad.torch.batch import Batch
@@ -76,6 +76,7 @@ class Steady:
         self._loss: Any = None
         self._closure_loss: Any = None
         self._present: list[int] | None = None
+        self._announced: tuple[TensorInfo, ...] | None = None
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
         self._searches = isinstance(optimizer, torch.optim.LBFGS)
@@ -110,6 +111,47 @@ class Steady:
     def steps(self) -> int:
         """Number of steps seen, skipped ones included."""
         return self._steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed training needs: tensors, strings and numbers only.
+
+        Returns:
+            The policy's spec and state, the tensors' names, and the number of steps.
+        """
+        self._follow_table()
+        return {
+            "policy": self.policy.spec(),
+            "names": list(self._table.names),
+            "steps": self._steps,
+            "state": self._clipper.memory.export(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Args:
+            state: from a handle with the same policy over the same tensors.
+
+        Raises:
+            UsageError: the policy or the tensors differ; says how.
+        """
+        missing = {"policy", "names", "steps", "state"} - state.keys()
+        if missing:
+            raise UsageError(f"not a steadygrad state: it lacks {', '.join(sorted(missing))}")
+        if state["policy"] != self.policy.spec():
+            raise UsageError(
+                f"the saved state is of the policy {state['policy']!r}, but this optimizer is "
+                f"attached with {self.policy.spec()!r}: type attach(optimizer, "
+                f"clip={state['policy']!r}), or start the new policy without load_state_dict"
+            )
+        self._follow_table()
+        if self.policy.per_tensor and list(state["names"]) != list(self._table.names):
+            raise UsageError(
+                f"the policy {self.policy.spec()} remembers each tensor, and the saved state is of "
+                f"other tensors: {_difference(state['names'], self._table.names)}"
+            )
+        self._clipper.memory.load(dict(state["state"]))
+        self._steps = int(state["steps"])
 
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; a second call does nothing."""
@@ -163,7 +205,8 @@ class Steady:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
         if self._steps == self._steps_before_scaler:
             batch, self._present = self._gather()
-            self._finish(self._clipper.skipped(self._clipper.measure(batch)))
+            stats = self._clipper.measure(batch)
+            self._finish(self._clipper.skipped(stats, self._present))
         self._loss_scale = None
 
     # -- hooks -------------------------------------------------------------------------------
@@ -225,6 +268,7 @@ class Steady:
         found: list[Outcome] = []
         guarded = self._clipper.on_nonfinite in ("skip", "raise")
         snapshot = skipping.Snapshot(self.optimizer) if guarded else None
+        remembered = self._clipper.memory.state
 
         def evaluate() -> Any:
             loss = self._evaluate(closure)
@@ -242,6 +286,7 @@ class Steady:
         try:
             result = skipping.raw_step(*inner_args, **inner_kwargs)
         except (_LeaveSearch, NonFiniteError) as left:
+            self._clipper.memory.state = remembered
             if snapshot is not None:
                 snapshot.restore(grads=False)
             if isinstance(left, NonFiniteError):
@@ -302,7 +347,8 @@ class Steady:
     def _gather(self) -> tuple[Batch, list[int] | None]:
         """The gradients that are there, and their places; None for all."""
         table = self._table
-        if table.refresh(self.optimizer):
+        self._follow_table()
+        if self._announced is not table.infos:
             self._announce()
         grads: list[Any] = [p.grad for p in table.params]
         scale = self._carried_scale()
@@ -318,16 +364,23 @@ class Steady:
             sizes=tuple(table.sizes[i] for i in present),
             scale=scale,
             state=state,
+            present=present,
         )
         if not present:
             self._warn_of_nothing()
         return batch, present
 
+    def _follow_table(self) -> None:
+        if self._table.refresh(self.optimizer):
+            self._clipper.memory.follow(self._table.names, self._table.sizes)
+
     def _announce(self) -> None:
-        if isinstance(self._names, ModelNames):
-            self._names.finish()
-        if self._recorder is not None:
+        """Name the parameters in the run file, once the first forward pass is over."""
+        if isinstance(self._names, ModelNames) and self._names.finish():
+            self._table.describe(self.optimizer)
+        if self._announced is not self._table.infos and self._recorder is not None:
             self._recorder.add_tensors(self._table.infos)
+        self._announced = self._table.infos
 
     def _warn_of_nothing(self) -> None:
         if not self._warned:
@@ -378,6 +431,11 @@ def _open(
     run: Any, optimizer: torch.optim.Optimizer, policy: Policy, on_nonfinite: str
 ) -> Recorder | None:
     return None if run is None else Recorder(run, facts_of(optimizer, policy.spec(), on_nonfinite))
+
+
+def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
+    gone, new = sorted(set(saved) - set(present)), sorted(set(present) - set(saved))
+    return f"missing here {gone[:3]}, not saved {new[:3]}" if gone or new else "their order differs"
 
 
 def _number(value: Any) -> float:

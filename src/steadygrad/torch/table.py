@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from operator import is_
-from typing import Any
 
 import torch
 
@@ -30,6 +29,7 @@ class ParameterTable:
     def __init__(self, names: Names | None, optimizer_index: int) -> None:
         self._resolve = names
         self._index = optimizer_index
+        self._given: list[torch.Tensor] = []
         self.params: list[torch.Tensor] = []
         self.infos: tuple[TensorInfo, ...] = ()
         self.names: tuple[str, ...] = ()
@@ -38,18 +38,20 @@ class ParameterTable:
     def refresh(self, optimizer: torch.optim.Optimizer) -> bool:
         """Follow the optimizer's groups; True where the parameters are not the last call's."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        if len(params) == len(self.params) and all(map(is_, params, self.params)):
+        if len(params) == len(self._given) and all(map(is_, params, self._given)):
             return False
-        self.params = params
-        self._describe(optimizer.param_groups)
+        self._given = params
+        self.describe(optimizer)
         return True
 
-    def _describe(self, groups: list[dict[str, Any]]) -> None:
-        infos = [
-            lookup(self._resolve, parameter, f"group{number}.{place}")
-            for number, group in enumerate(groups)
-            for place, parameter in enumerate(group["params"])
-        ]
+    def describe(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ask for the names again."""
+        places: dict[torch.Tensor, str] = {}  # a parameter given twice counts once
+        for number, group in enumerate(optimizer.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                places.setdefault(parameter, f"group{number}.{place}")
+        self.params = list(places)
+        infos = [lookup(self._resolve, p, place) for p, place in places.items()]
         self.infos = tuple(dataclasses.replace(i, optimizer=self._index) for i in infos)
         self.names = tuple(info.name for info in infos)
         self.sizes = tuple(p.numel() for p in self.params)
