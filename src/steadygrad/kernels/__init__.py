@@ -3,14 +3,14 @@
 Everything above this package works on what `read` returns and writes gradients
 through `scale_` alone, so a faster form is added here without a change elsewhere.
 All forms keep one contract and pass one conformance suite: `reference` is plain
-torch and serves every tensor, `c` is one pass over CPU tensors. "auto" gives each
-tensor to the fastest form that can serve it.
+torch and serves every tensor, `c` is one pass over CPU tensors, `triton` one over
+tensors on a GPU. "auto" gives each tensor to the fastest form that can serve it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -30,6 +30,7 @@ class Form(Protocol):
 
 
 _FORMS: dict[str, Form] = {"auto": auto, "reference": reference, "c": native}
+_NAMES = (*_FORMS, "triton")
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str = "auto") -> Read:
@@ -81,6 +82,8 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: Any, *, form: str = "auto") -
 
 
 def _pick(form: str) -> Form:
+    if form == "triton":
+        return cast(Form, auto.require_triton())
     if form not in _FORMS:
-        raise KernelError(f"no kernel form {form!r}; there are: {', '.join(sorted(_FORMS))}")
+        raise KernelError(f"no kernel form {form!r}; there are: {', '.join(_NAMES)}")
     return _FORMS[form]

@@ -1,48 +1,73 @@
-"""The form that picks: C for what it can serve, plain torch for the rest.
+"""The form that picks: C or Triton for what they can serve, plain torch for the rest.
 
 The usual list, all dense and on the CPU, costs one call and no look at any tensor
-from Python. A list that C refuses is split.
+from Python. A list that C refuses is split, or goes to Triton where it is on a GPU.
+Triton is imported for the first tensor on a GPU, not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from steadygrad.errors import KernelError
 from steadygrad.kernels import native, reference
 from steadygrad.kernels.reference import Read
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     """Measure; see `steadygrad.kernels.read`."""
-    if not native.available():
-        return reference.read(tensors, norm_type)
-    figures, refused = native.try_read(list(tensors), norm_type)
-    if refused == native.ALL_SERVED:
-        return figures
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return reference.read(tensors, norm_type)
-    return _read_split(tensors, norm_type)
+    if native.available():
+        figures, refused = native.try_read(list(tensors), norm_type)
+        if refused == native.ALL_SERVED:
+            return figures
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return (
+            _read_each(tensors, norm_type)
+            if native.available()
+            else reference.read(tensors, norm_type)
+        )
+    return _read_device(tensors, norm_type)
 
 
 def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
     """Multiply; see `steadygrad.kernels.scale_`."""
-    if not native.available() or (isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu"):
-        reference.scale_(tensors, coefs)
+    if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
+        _scale_device(tensors, coefs)
         return
     each = native.each_coef(coefs, len(tensors))
-    if native.try_scale(list(tensors), each) == native.ALL_SERVED:
+    if native.available() and native.try_scale(list(tensors), each) == native.ALL_SERVED:
         return
     for index, tensor in enumerate(tensors):
         coef = each[index : index + 1]
-        if native.try_scale([tensor], coef) != native.ALL_SERVED:
+        if not native.available() or native.try_scale([tensor], coef) != native.ALL_SERVED:
             reference.scale_([tensor], coef)
 
 
-def _read_split(tensors: Sequence[torch.Tensor], p: float) -> Read:
+def triton_form() -> Any:
+    """The Triton form, or None where Triton is not installed."""
+    try:
+        from steadygrad.kernels import triton_form as form
+    except ImportError:
+        return None
+    return form
+
+
+def require_triton() -> Any:
+    """The Triton form, or an error that says what to type."""
+    form = triton_form()
+    if form is None:
+        raise KernelError(
+            'form "triton" needs Triton, which is not installed. Use form="auto", or type: '
+            "pip install triton"
+        )
+    return form
+
+
+def _read_each(tensors: Sequence[torch.Tensor], p: float) -> Read:
     rows = []
     for tensor in tensors:
         figures, refused = native.try_read([tensor], p)
@@ -53,3 +78,47 @@ def _read_split(tensors: Sequence[torch.Tensor], p: float) -> Read:
         np.concatenate([row.nonfinite for row in rows]),
         np.concatenate([row.zeros for row in rows]),
     )
+
+
+def _split(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[list[int], list[int]]:
+    """Positions that Triton serves on this device, and the others."""
+    form = triton_form()
+    served = [
+        i
+        for i, tensor in enumerate(tensors)
+        if form is not None and tensor.device == device and form.serves(tensor)
+    ]
+    return served, sorted(set(range(len(tensors))) - set(served))
+
+
+def _read_device(tensors: Sequence[torch.Tensor], p: float) -> Read:
+    home = next(tensor.device for tensor in tensors if tensor.device.type != "cpu")
+    served, others = _split(tensors, home)
+    if not others:
+        return cast(Read, require_triton().read(tensors, p))
+    rows: list[Any] = [None] * len(tensors)
+    if served:
+        figures = require_triton().read([tensors[i] for i in served], p)
+        for row, i in enumerate(served):
+            rows[i] = [column[row] for column in columns_of(figures)]
+    for i in others:
+        figures = reference.read([tensors[i]], p)
+        rows[i] = [_on(column[0], home) for column in columns_of(figures)]
+    return Read(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def columns_of(figures: Read) -> tuple[Any, Any, Any, Any]:
+    """The four arrays of a `Read`, in its order."""
+    return figures.norms, figures.max_abs, figures.nonfinite, figures.zeros
+
+
+def _on(value: Any, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(value).to(device, non_blocking=True)
+
+
+def _scale_device(tensors: Sequence[torch.Tensor], coefs: torch.Tensor) -> None:
+    served, others = _split(tensors, coefs.device)
+    for form, places in ((triton_form(), served), (reference, others)):
+        if places:
+            chosen = coefs if coefs.ndim == 0 else torch.stack([coefs[i] for i in places])
+            form.scale_([tensors[i] for i in places], chosen if others else coefs)
