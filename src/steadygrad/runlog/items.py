@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +54,45 @@ class InfoItem(NamedTuple):
     """Facts about the run as a whole."""
 
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a sink learns of a run before its first step.
+
+    Attributes:
+        path: the run file; None where there is none.
+        info: facts about the run so far.
+        tensors: the tensors known so far, in the order of their numbers.
+        write_event: as `RunWriter.write_event`.
+    """
+
+    path: Path | None
+    info: dict[str, Any]
+    tensors: tuple[TensorInfo, ...]
+    write_event: Callable[[str, dict[str, Any], int | None], None]
+
+
+class Tap(Protocol):
+    """What `RunWriter.add_sink` takes: it hears everything, in the thread that writes.
+
+    None of these may raise, or take longer than it takes to queue.
+    """
+
+    def begin(self, head: Head) -> None:
+        """Called once, before anything is fed."""
+
+    def feed(self, items: list[Any]) -> None:
+        """Called with what was just committed."""
+
+    def finish(self, timeout: float) -> None:
+        """Called once at the end; may take up to ``timeout`` seconds."""
+
+
+class TapItem(NamedTuple):
+    """A tap that hears everything from here on."""
+
+    tap: Tap
 
 
 Item = StepItem | TensorsItem | SampleItem | EventItem | InfoItem

@@ -13,19 +13,29 @@ import sqlite3
 import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steadygrad.errors import RecordingWarning, RunFileError
+from steadygrad.errors import RunFileError
 from steadygrad.runlog.facts import basic_facts, without_secrets
-from steadygrad.runlog.items import EventItem, InfoItem, Item, SampleItem, StepItem, TensorsItem
+from steadygrad.runlog.items import (
+    EventItem,
+    Head,
+    InfoItem,
+    Item,
+    SampleItem,
+    StepItem,
+    Tap,
+    TapItem,
+    TensorsItem,
+)
+from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
@@ -34,6 +44,10 @@ from steadygrad.runlog.store import Store, remove_side_files
 COMMIT_SECONDS = 0.2
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
 CHECKPOINT_SECONDS = 2.0
+SINK_SECONDS = 5.0
+"""How long an exit waits for all sinks together."""
+CLOSE_SECONDS = 15.0
+"""How long an exit waits for everything, should the disk hang."""
 
 
 class RunWriter:
@@ -91,6 +105,14 @@ class RunWriter:
     def recording(self) -> bool:
         """Whether steps still reach the file."""
         return self._recorder.store is not None and self._pump.usable
+
+    def add_sink(self, sink: Tap) -> None:
+        """Send every step to a logger too, from here on, off the hot path.
+
+        Args:
+            sink: from `steadygrad.sinks.open_sink`; one that fails or hangs costs a warning.
+        """
+        self._put(TapItem(sink), 0)
 
     def add_tensors(self, tensors: Sequence[TensorInfo]) -> list[int]:
         """Make tensors known to the file, at any time.
@@ -211,7 +233,7 @@ class RunWriter:
             self.update_info(exit=kind.__name__)
         self.close()
 
-    def _put(self, item: Item | Exception, size: int) -> None:
+    def _put(self, item: Item | TapItem | Exception, size: int) -> None:
         self._pump.put(item, size)
 
 
@@ -222,6 +244,9 @@ class _Recorder:
         self.path = path
         self.overhead = 0.0
         self.info_given: dict[str, Any] = {}
+        self._tensors: list[TensorInfo] = []
+        self._taps: list[Tap] = []
+        self._late: list[EventItem] = []
         self._missed: list[StepRecord] = []
         self._missed_count = 0
         self._began = self._checkpointed = time.monotonic()
@@ -230,12 +255,10 @@ class _Recorder:
         self.pump = Pump(
             self._consume,
             self._finish,
-            self._fail,
+            self._end_file,
             name="steadygrad-recorder",
             interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
         )
-        if self.store is None:
-            self.pump.close()
 
     def _create(self, force: bool) -> Store | None:
         try:
@@ -253,20 +276,51 @@ class _Recorder:
             self._missed_count += 1
             self._missed = [*self._missed[:1], record]
 
-    def _consume(self, items: list[Item | Exception]) -> None:
-        store = self.store
-        if store is None:
-            return
-        for item in items:
+    def _consume(self, batch: list[Any]) -> None:
+        items = _for_file(batch) + self._take_gap()
+        try:
+            self._raise_first(batch)
+            self._record(items)
+        except Exception as error:  # whatever it is, the sinks still hear of the steps
+            self._end_file(error)
+        self._tell_taps(batch, items)
+
+    @staticmethod
+    def _raise_first(batch: list[Any]) -> None:
+        for item in batch:
             if isinstance(item, Exception):
                 raise item
-        gap = self._take_gap()
-        if items or gap:
-            store.write([*cast("list[Item]", items), *gap])
+
+    def _record(self, items: list[Item]) -> None:
+        if self.store is None:
+            return
+        if items:
+            self.store.write(items)
         if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
-            store.write([InfoItem(self._running_facts())])
-            store.checkpoint()
+            self.store.write([InfoItem(self._running_facts())])
+            self.store.checkpoint()
             self._checkpointed = time.monotonic()
+
+    def _tell_taps(self, batch: list[Any], items: list[Any]) -> None:
+        if items:
+            for tap in self._taps:
+                tap.feed(items)
+        for place, item in enumerate(batch):
+            if isinstance(item, TensorsItem):
+                self._tensors += item.tensors
+            elif isinstance(item, TapItem):
+                item.tap.begin(self._head())
+                item.tap.feed(_for_file(batch[place + 1 :]))
+                self._taps.append(item.tap)
+
+    def _head(self) -> Head:
+        def write_event(kind: str, data: dict[str, Any], step: int | None = None) -> None:
+            event = EventItem(kind, data, step, time.time())
+            if not self.pump.put(event, 1000):  # the run is ending
+                self._late.append(event)
+
+        path = None if self.store is None else self.path
+        return Head(path, dict(self.info_given), tuple(self._tensors), write_event)
 
     def _take_gap(self) -> list[Item]:
         count, missed = self._missed_count, self._missed
@@ -284,36 +338,40 @@ class _Recorder:
         return {key: value for key, value in facts.items() if key not in self.info_given}
 
     def _finish(self) -> None:
+        # sinks first: an alert may still want a line in the record
+        deadline = time.monotonic() + SINK_SECONDS
+        for tap in self._taps:
+            tap.finish(max(0.1, deadline - time.monotonic()))
         store, self.store = self.store, None
         if store is None:
             return
         ended = {} if "ended" in self.info_given else {"ended": time.time()}
         try:
-            store.write([InfoItem({**self._running_facts(), **ended})])
+            store.write([*self._late, InfoItem({**self._running_facts(), **ended})])
             store.finish()
-        except BaseException:
+        except Exception as error:
             self.store = store
-            raise
+            self._end_file(error)
 
-    def _fail(self, error: BaseException) -> None:
+    def _end_file(self, error: BaseException) -> None:
         store, self.store = self.store, None
         if store is not None:
             store.abandon()
-        self._warn(error)
+            self._warn(error)
 
     def _warn(self, error: BaseException) -> None:
-        message = (
+        warn(
             f"recording into {self.path} stopped: {error} ({type(error).__name__}). The training "
             "goes on, unrecorded from here. Free some space or choose another path for the run file"
         )
-        try:
-            warnings.warn(message, RecordingWarning, stacklevel=4)
-        except RecordingWarning:  # warnings are errors here, and still a training goes on
-            print(f"steadygrad: {message}", file=sys.stderr)
 
     def close(self) -> None:
         """Finish the file, unless this process inherited it."""
-        self.pump.close()
+        self.pump.close(timeout=CLOSE_SECONDS)
+
+
+def _for_file(batch: list[Any]) -> list[Any]:
+    return [item for item in batch if not isinstance(item, (TapItem, Exception))]
 
 
 def _claim(path: Path, force: bool) -> None:
