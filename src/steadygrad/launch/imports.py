@@ -69,9 +69,11 @@ def watch(callbacks: dict[str, Callback]) -> Watcher:
 def _find(
     watcher: Watcher, name: str, path: Sequence[str] | None, target: ModuleType | None
 ) -> ModuleSpec | None:
-    for finder in sys.meta_path:
+    # those before it have been asked; asking them again would go round in circles with a second one
+    behind = sys.meta_path[sys.meta_path.index(watcher) + 1 :] if watcher in sys.meta_path else []
+    for finder in behind:
         find_spec = getattr(finder, "find_spec", None)
-        if finder is not watcher and find_spec is not None:
+        if find_spec is not None:
             spec: ModuleSpec | None = find_spec(name, path, target)
             if spec is not None:
                 return spec

@@ -17,6 +17,7 @@ class Plan:
         out: path of the run file to write, absolute; never overwritten unless `force`.
         clip: the spec of the policy that replaces the script's own clip calls; None observes.
         on_nonfinite: as `attach` has it; None is its default.
+        seed: what shifts the script's random seeds; None leaves them alone.
         quiet: no last words.
         force: replace a run file that exists.
         speaks: this process prints the last words (rank 0).
@@ -29,6 +30,7 @@ class Plan:
     out: str = ""
     clip: str | None = None
     on_nonfinite: str | None = None
+    seed: int | None = None
     quiet: bool = False
     force: bool = False
     speaks: bool = True

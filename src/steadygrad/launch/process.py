@@ -124,9 +124,10 @@ def clean(trace: TracebackType | None) -> TracebackType | None:
             continue
         while kept and kept[-1].tb_frame.f_code.co_filename.startswith("<frozen importlib"):
             kept.pop()  # Python hides these too, unless a frame like ours stands between
-    for entry, following in zip(kept, [*kept[1:], None], strict=True):
-        entry.tb_next = following
-    return kept[0] if kept else None
+    following: TracebackType | None = None
+    for entry in reversed(kept):
+        entry.tb_next, following = following, entry
+    return following
 
 
 def _is_ours(entry: TracebackType) -> bool:

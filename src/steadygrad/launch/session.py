@@ -20,6 +20,7 @@ from steadygrad.launch import children
 from steadygrad.launch.imports import watch
 from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
 from steadygrad.launch.process import become
+from steadygrad.launch.seeds import sow
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
@@ -57,6 +58,8 @@ class Session:
 
     def start(self) -> None:
         """Set the hooks, before the script's first line."""
+        if self.plan.seed is not None:
+            sow(self.plan.seed)
         watch(
             {
                 "torch": self._guarded("torch", _observe_torch),

@@ -33,27 +33,32 @@ def last_words(session: Session) -> str:
     Returns:
         Lines to print.
     """
-    lines: list[str] = []
-    path = session.path
-    others = _other_files(session)
-    if not path and others:
-        path = others[0]
-        lines.append(
-            f"The steps were taken by processes that the script started: {_names(others)}."
-        )
-    lines += _explained(path, session) if path else [_nothing_seen(session)]
-    lines += [f"Not observed in full, by a fault of ours: {what}" for what in session.troubles]
-    if path:
-        lines += [_own_cost(session), f"Next: steadygrad report {_shown(path)}"]
+    path, others = session.path, _other_files(session)
+    if path or others:
+        run = _open(path or others[0])
+        lines = _explained(run, session)
+        if others:
+            lines += _wrapped(_of_others(path, others), "  ", "    ")
+        lines.append(_own_cost(run))
+    else:
+        lines = _wrapped(_nothing_seen(session), "", "  ")
+    for what in session.troubles:
+        lines += _wrapped(f"Not observed in full, by a fault of ours: {what}", "  ", "    ")
+    if path or others:
+        lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
     return "\n".join(["steadygrad: " + lines[0], *lines[1:]])
 
 
-def _explained(path: str, session: Session) -> list[str]:
-    from steadygrad.report.verdict import verdict
-    from steadygrad.rules import diagnose
+def _open(path: str) -> Run:
     from steadygrad.runlog import open_run
 
-    run = open_run(path)
+    return open_run(path)
+
+
+def _explained(run: Run, session: Session) -> list[str]:
+    from steadygrad.report.verdict import verdict
+    from steadygrad.rules import diagnose
+
     findings = diagnose(run)
     told = verdict(run, findings)
     lines = _wrapped(told.sentence, "", "  ")
@@ -99,10 +104,17 @@ def _again(session: Session, spec: str) -> str:
     return " ".join(map(shlex.quote, [*words, *plan.shown_arguments]))
 
 
-def _own_cost(session: Session) -> str:
-    own = session.seconds - session.overhead
-    share = 100 * session.overhead / max(own, 1e-9)
+def _own_cost(run: Run) -> str:
+    overhead = float(run.info.get("overhead_seconds", 0.0))
+    own = float(run.info.get("wall_seconds", 0.0)) - overhead
+    share = 100 * overhead / max(own, 1e-9)
     return f"  Observing cost {share:.1f} % of the script's {own:.1f} s."
+
+
+def _of_others(path: str, others: list[str]) -> str:
+    if path:
+        return f"Processes that the script started have run files of their own: {_few(others)}."
+    return f"The steps were taken by processes that the script started: {_few(others)}."
 
 
 def _nothing_seen(session: Session) -> str:

@@ -108,7 +108,7 @@ class Census:
         """
         root = self._root_of(parameters)
         found = {id(p): self._describe(p, root, i) for i, p in enumerate(parameters)}
-        if taken & {info.name for info in found.values()}:
+        if root is not None and self._several_roots():
             label = _label(root)
             found = {k: replace(info, name=f"{label}.{info.name}") for k, info in found.items()}
         for key, info in found.items():
@@ -135,6 +135,12 @@ class Census:
                 held[key] = held.get(key, 0) + 1
                 roots[key] = place.root
         return roots[max(held, key=held.__getitem__)] if held else None
+
+    def _several_roots(self) -> bool:
+        """Whether the script trains more than one model, as a GAN does."""
+        held = ([p for g in o.param_groups for p in g["params"]] for o in self.optimizers)
+        roots = {id(root) for group in held if (root := self._root_of(group)) is not None}
+        return len(roots) > 1
 
     def _describe(
         self, parameter: torch.Tensor, root: torch.nn.Module | None, number: int
@@ -177,7 +183,5 @@ def _unwrapped(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def _label(root: torch.nn.Module | None) -> str:
-    if root is None:
-        return "other"
+def _label(root: torch.nn.Module) -> str:
     return global_name(root) or type(root).__name__

@@ -72,11 +72,12 @@ class TorchObserver:
     def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
         """The script calls backward on these tensors."""
         with self._timed():
+            # first what this backward ends: a step by hand, which has the losses so far
+            if self._walks < MOST_WALKS or self._by_hand:
+                self._look_around(tensors)
             self.losses.saw(tensors, weights)
             self._scale = self.losses.scale
             self._amp = self._amp or self._scale is not None
-            if self._walks < MOST_WALKS or self._by_hand:
-                self._look_around(tensors)
 
     def after_backward(self) -> None:
         """That backward is done."""
