@@ -24,6 +24,12 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
     type=click.Choice(["skip", "raise", "zero", "propagate"]),
     help="What to do with NaN and inf gradients; default: skip with --clip, else propagate.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Shift the script's random seeds; the same N gives the same run. Default: as written.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No words at the end.")
 @click.option("--force", is_flag=True, help="Replace a run file that exists.")
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as after python -m.")
@@ -33,6 +39,7 @@ def command(
     clip: str | None,
     out: str | None,
     on_nonfinite: str | None,
+    seed: int | None,
     quiet: bool,
     force: bool,
     as_module: bool,
@@ -57,6 +64,7 @@ def command(
         out=_output(out, force),
         clip=clip,
         on_nonfinite=on_nonfinite,
+        seed=seed,
         quiet=quiet,
         force=force,
     )

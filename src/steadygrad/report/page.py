@@ -39,7 +39,7 @@ def render(report: dict[str, Any]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(_filters())
-    scripts = {"early": _asset("early.js"), "plotly": _plotly(), "script": _asset("page.js")}
+    scripts = {"early": _asset("early.js"), "plotly": plotly_script(), "script": _asset("page.js")}
     runs = [{**run, "facts": facts(run)} for run in report["runs"]]
     return environment.from_string(_asset("page.html")).render(
         report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
@@ -134,7 +134,7 @@ def _asset(name: str) -> str:
     return resources.files("steadygrad.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
+def plotly_script() -> str:
     """plotly.js as the plotly package carries it, read as a file: importing plotly is slow."""
     text = (
         resources.files("plotly")

@@ -1,0 +1,207 @@
+"""The grid of policies and seeds, and running its cells.
+
+A finished cell leaves a small JSON file beside its run file, with a digest of all
+that went into it: script, arguments, policy, seed, version. Starting again reuses
+the cells whose digest still holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from steadygrad._version import __version__
+from steadygrad.errors import UsageError
+from steadygrad.policies import parse
+
+AS_WRITTEN = "script"
+"""Instead of a spec: leave the script's own clip calls as they are."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a policy and a seed.
+
+    Attributes:
+        spec: the policy, or ``script`` for the script as it is written.
+        seed: number that shifts the script's random seeds.
+        folder: where its files are.
+        name: what its files are called, without extension.
+        digest: of all that went into it.
+    """
+
+    spec: str
+    seed: int
+    folder: Path
+    name: str
+    digest: str
+
+    @property
+    def run_file(self) -> Path:
+        """Where the run is recorded."""
+        return self.folder / f"{self.name}.db"
+
+    @property
+    def log(self) -> Path:
+        """What the script printed, standard output and error together."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def note(self) -> Path:
+        """Where it is written down that the cell is finished."""
+        return self.folder / f"{self.name}.cell.json"
+
+    def finished(self) -> dict[str, Any] | None:
+        """How the cell ended, ``exit`` and ``seconds``; None where it has to be run."""
+        try:
+            found = json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("digest") == self.digest else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+        script: path of the script, or a module's name.
+        arguments: the script's own arguments.
+        specs: the policies, at least one.
+        seeds: number of seeds; they are 0, 1, ...
+        folder: where run files and results go.
+        as_module: the script is a module, as after ``python -m``.
+
+    Raises:
+        UsageError: no policies, the same one twice, no seeds, no script.
+        SpecError: a spec that cannot be read.
+    """
+
+    script: str
+    arguments: tuple[str, ...]
+    specs: tuple[str, ...]
+    seeds: int
+    folder: Path
+    as_module: bool = False
+
+    def __post_init__(self) -> None:
+        for spec in self.specs:
+            if spec != AS_WRITTEN:
+                parse(spec)
+        if not self.specs or len(set(self.specs)) < len(self.specs):
+            raise UsageError(
+                f"each policy once, and at least one, got {list(self.specs)}: type for example "
+                "--clip none --clip norm:1.0 --clip auto"
+            )
+        if self.seeds < 1:
+            raise UsageError(f"seeds must be 1 or more, got {self.seeds}: type --seeds 3")
+        if not self.as_module and not os.path.isfile(self.script):
+            raise UsageError(f"there is no script {self.script} in {os.getcwd()}")
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed, so that every policy has a result early on."""
+        return [self._cell(spec, seed) for seed in range(self.seeds) for spec in self.specs]
+
+    def _cell(self, spec: str, seed: int) -> Cell:
+        source = b"" if self.as_module else Path(self.script).read_bytes()
+        parts = [self.script, *self.arguments, spec, str(seed), __version__]
+        digest = hashlib.sha256("\0".join(parts).encode() + b"\0" + source).hexdigest()
+        place = self.specs.index(spec)
+        word = re.sub(r"[^A-Za-z0-9.]+", "-", spec).strip("-")
+        return Cell(spec, seed, self.folder, f"{place}-{word}-seed{seed}", digest)
+
+    def command(self, cell: Cell) -> list[str]:
+        """What runs a cell."""
+        clip = [] if cell.spec == AS_WRITTEN else ["--clip", cell.spec]
+        module = ["-m"] if self.as_module else []
+        return [
+            *(sys.executable, "-m", "steadygrad", "run", "--quiet", "--force"),
+            *("--seed", str(cell.seed), "--out", str(cell.run_file), *clip, *module),
+            *(self.script, *self.arguments),
+        ]
+
+
+def run_cells(
+    grid: Grid, *, jobs: int = 0, done: Callable[[Cell, bool], None] = lambda cell, reused: None
+) -> dict[Cell, dict[str, Any]]:
+    """Run every cell that is not finished, several at a time.
+
+    Args:
+        grid: what to compare.
+        jobs: processes at a time; 0 for one a core.
+        done: called after each cell, with whether it was finished already.
+
+    Returns:
+        How each cell ended: ``exit`` (its exit code) and ``seconds``.
+    """
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    at_once = jobs or cores or 1
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // at_once)))
+    ended = {cell: found for cell in grid.cells if (found := cell.finished())}
+    for cell in ended:
+        done(cell, True)
+    children: set[subprocess.Popen[bytes]] = set()
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting = {
+            pool.submit(_run, grid, cell, environment, children): cell
+            for cell in grid.cells
+            if cell not in ended
+        }
+        try:
+            _collect(waiting, ended, done)
+        except BaseException:  # an interrupt: leave no process behind
+            for future in waiting:
+                future.cancel()
+            for child in list(children):
+                child.terminate()
+            raise
+    return ended
+
+
+def _collect(
+    waiting: dict[Future[dict[str, Any]], Cell],
+    ended: dict[Cell, dict[str, Any]],
+    done: Callable[[Cell, bool], None],
+) -> None:
+    left = set(waiting)
+    while left:
+        finished, left = wait(left, return_when=FIRST_COMPLETED)
+        for future in finished:
+            ended[waiting[future]] = future.result()
+            done(waiting[future], False)
+
+
+def _run(
+    grid: Grid, cell: Cell, environment: dict[str, str], children: set[subprocess.Popen[bytes]]
+) -> dict[str, Any]:
+    cell.note.unlink(missing_ok=True)
+    cell.run_file.unlink(missing_ok=True)
+    began = time.perf_counter()
+    with cell.log.open("wb") as log:
+        child = subprocess.Popen(
+            grid.command(cell),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        children.add(child)
+        code = child.wait()
+        children.discard(child)
+    ended = {"digest": cell.digest, "exit": code, "seconds": time.perf_counter() - began}
+    cell.note.write_text(json.dumps(ended))
+    return ended

@@ -1,0 +1,143 @@
+"""The comparison as an offline page: the table, and loss curves with the seeds' band.
+
+Beside it stands a report on one training of each policy, made by
+`steadygrad.report`, for those who want to look closer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steadygrad.compare.cells import Grid
+from steadygrad.compare.table import Comparison, Row
+from steadygrad.errors import SteadyGradError
+from steadygrad.report import write_report
+from steadygrad.report.page import content_policy, script_json
+
+HEADINGS = (
+    "Policy",
+    "Final loss",
+    "Seeds' spread",
+    "Standing",
+    "Diverged",
+    "Clipped",
+    "Skipped",
+    "Cosine",
+    "Time",
+)
+
+TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<title>{{ title }} · steadygrad compare</title><link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #8884; }
+.scroll { overflow-x: auto; }
+.plot { height: 30rem; }
+pre, td code { font-family: ui-monospace, monospace; }
+</style></head><body>
+<h1>{{ sentence }}</h1>
+<p><code>{{ command }}</code>, {{ seeds }} {{ "seed" if seeds == 1 else "seeds" }} a policy.
+A difference counts where it exceeds the seeds' spread: the range from
+the best seed to the worst.</p>
+<div class="scroll"><table>
+<thead><tr>{% for h in headings %}<th scope="col">{{ h }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
+{% if troubles %}<ul>{% for line in troubles %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
+<h2>Loss</h2><p>Lines are the median seed, bands go from the lowest seed to the highest.</p>
+<div class="plot" id="plot" role="img"
+aria-label="Loss over steps, one band a policy. {{ sentence }}"></div>
+{% if report %}<p><a href="{{ report }}">One training of each policy, closer</a></p>{% endif %}
+<script type="application/json" id="data">{{ data }}</script>
+<script>{{ plotly }}</script><script>{{ script }}</script>
+</body></html>
+"""
+
+SCRIPT = """
+const data = JSON.parse(document.getElementById("data").textContent);
+const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
+const traces = [];
+data.policies.forEach((p, i) => {
+  const colour = colours[i % colours.length], x = p.curve.step;
+  const name = p.spec + (p.diverged ? " (diverged: " + p.diverged + ")" : "");
+  traces.push({x, y: p.curve.low, mode: "lines", line: {width: 0}, hoverinfo: "skip",
+    legendgroup: p.spec, showlegend: false});
+  traces.push({x, y: p.curve.high, mode: "lines", line: {width: 0}, fill: "tonexty",
+    fillcolor: colour + "33", hoverinfo: "skip", legendgroup: p.spec, showlegend: false});
+  traces.push({x, y: p.curve.median, mode: "lines", name, line: {color: colour, width: 2},
+    legendgroup: p.spec});
+});
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+Plotly.newPlot("plot", traces, {
+  paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+  font: {color: dark ? "#ddd" : "#222"}, margin: {t: 10},
+  xaxis: {title: {text: "step"}}, yaxis: {title: {text: "loss"}}, hovermode: "x unified",
+}, {responsive: true, displaylogo: false});
+"""
+
+
+def write_page(found: Comparison, grid: Grid) -> Path:
+    """Write ``compare.html``, and ``report.html`` beside it.
+
+    Args:
+        found: the comparison.
+        grid: what was compared.
+
+    Returns:
+        The path of ``compare.html``.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    from steadygrad.compare.show import cells, troubles
+    from steadygrad.report.page import plotly_script
+
+    plotly = plotly_script()
+    values: dict[str, Any] = {
+        "title": grid.script,
+        "sentence": found.sentence,
+        "command": " ".join(found.command),
+        "seeds": found.seeds,
+        "headings": HEADINGS,
+        "rows": [cells(row) for row in found.rows],
+        "troubles": troubles(found, most=20),
+        "report": _closer(found, grid),
+        "data": Markup(script_json(found.to_dict())),
+        "plotly": Markup(plotly),
+        "script": Markup(SCRIPT),
+        "policy": content_policy([plotly, SCRIPT]),
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    page = grid.folder / "compare.html"
+    page.write_text(environment.from_string(TEMPLATE).render(values), encoding="utf-8")
+    return page
+
+
+def _closer(found: Comparison, grid: Grid) -> str:
+    """The report on one training of each policy: its name, or empty where none recorded any."""
+    files = [f for row in found.rows if (f := _typical(row, grid)) is not None]
+    if not files:
+        return ""
+    try:
+        write_report(files, grid.folder / "report.html", force=True, notes=[found.sentence])
+    except SteadyGradError:
+        return ""
+    return "report.html"
+
+
+def _typical(row: Row, grid: Grid) -> Path | None:
+    """The run file of the seed with the middle final loss, or of any that recorded steps."""
+    recorded: Sequence[Any] = [o for o in row.outcomes if o.steps]
+    if not recorded:
+        return None
+    ordered = sorted(recorded, key=lambda o: (o.final_loss != o.final_loss, o.final_loss))
+    middle = ordered[(len(ordered) - 1) // 2]
+    return next(c.run_file for c in grid.cells if (c.spec, c.seed) == (middle.spec, middle.seed))

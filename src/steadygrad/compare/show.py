@@ -1,0 +1,102 @@
+"""`steadygrad compare`: run the grid, then show it as a table, as JSON and as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from steadygrad.calibration.advice import percent
+from steadygrad.compare.cells import Cell, Grid, run_cells
+from steadygrad.compare.measure import measure
+from steadygrad.compare.page import write_page
+from steadygrad.compare.table import Comparison, Row, judge
+from steadygrad.report.numbers import duration, figure
+
+
+def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
+    """Run a grid, print what came of it, and write ``compare.json`` and ``compare.html``.
+
+    Args:
+        grid: what to compare.
+        jobs: processes at a time; 0 for one a core.
+        as_json: print JSON in place of the table.
+
+    Returns:
+        The comparison.
+    """
+    found = run_grid(grid, jobs=jobs)
+    text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
+    (grid.folder / "compare.json").write_text(text + "\n")
+    page = write_page(found, grid)
+    if as_json:
+        print(text)
+        return found
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table(found))
+    console.print(found.sentence)
+    for line in troubles(found):
+        console.print(line, markup=False)
+    console.print(f"Page: {page}")
+    return found
+
+
+def run_grid(grid: Grid, *, jobs: int = 0) -> Comparison:
+    """Run a grid under a progress bar on standard error, and judge its outcomes."""
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("trainings", total=len(grid.cells))
+        reused = 0
+
+        def done(cell: Cell, was_there: bool) -> None:
+            nonlocal reused
+            reused += was_there
+            note = f" ({reused} reused)" if reused else ""
+            progress.update(task, advance=1, description=f"trainings{note}")
+
+        ended = run_cells(grid, jobs=jobs, done=done)
+    outcomes = [measure(cell, ended[cell]) for cell in grid.cells]
+    return judge(outcomes, [Path(grid.script).name, *grid.arguments])
+
+
+def table(found: Comparison) -> Table:
+    """The comparison as a terminal table."""
+    shown = Table("policy", "final loss", "seeds' spread", "standing", "diverged", "clipped")
+    for name in ("skipped", "cosine", "time"):
+        shown.add_column(name)
+    for row in found.rows:
+        style = {"best": "bold", "diverged": "red"}.get(row.standing, "")
+        shown.add_row(*cells(row), style=style)
+    return shown
+
+
+def cells(row: Row) -> list[str]:
+    """One row as text: policy, loss, spread, standing, diverged, clipped, skipped, cosine, time."""
+    cosine, seconds = row.mean("cosine"), row.mean("seconds")
+    rates = [row.mean("clip_rate"), row.mean("skip_rate")]
+    return [
+        row.spec,
+        figure(row.final_loss),
+        figure(row.spread),
+        row.standing or "–",
+        f"{row.diverged} of {len(row.outcomes)}" if row.diverged else "0",
+        *(percent(rate) if math.isfinite(rate) else "–" for rate in rates),
+        f"{cosine:.3f}" if math.isfinite(cosine) else "–",
+        duration(seconds) if math.isfinite(seconds) else "–",
+    ]
+
+
+def troubles(found: Comparison, most: int = 6) -> list[str]:
+    """Why trainings diverged or failed, a line a training."""
+    lines = [
+        f"  {o.spec}, seed {o.seed}: {o.trouble}"
+        for r in found.rows
+        for o in r.outcomes
+        if o.trouble
+    ]
+    more = [f"  and {len(lines) - most} more"] if len(lines) > most else []
+    return lines[:most] + more
