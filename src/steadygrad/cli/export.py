@@ -1,0 +1,24 @@
+"""`steadygrad export`: a recorded run in a format that other programs read."""
+
+from __future__ import annotations
+
+import click
+
+FORMATS = ("csv", "jsonl", "mlflow", "parquet", "prometheus", "tensorboard", "trackio", "wandb")
+
+
+@click.command()
+@click.argument("run", type=click.Path(dir_okay=False))
+@click.option("--to", type=click.Choice(FORMATS), required=True, help="The format.")
+@click.option(
+    "-o",
+    "--out",
+    metavar="OUT",
+    help="File, folder, project or address to write to; by default beside RUN, under its name.",
+)
+@click.option("--tensors", is_flag=True, help="With the figures of every tensor at every step.")
+def command(run: str, to: str, out: str | None, tensors: bool) -> None:
+    """Write RUN, a recorded run, in another format."""
+    from steadygrad.sinks import export
+
+    click.echo(export(run, to, out, tensors=1 if tensors else None))

@@ -1,0 +1,153 @@
+"""Alerts: the rules applied to a run while it goes on; a finding of severity error is told once.
+
+The rules read the run file, as `steadygrad diagnose` does, so that an alert says what the
+report will say. They run in this sink's thread, soon after a step with a non-finite gradient
+and otherwise on a schedule that keeps them to a few per cent of one core, however long the
+run gets.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from steadygrad.rules import Finding, diagnose
+from steadygrad.runlog.items import Head
+from steadygrad.runlog.notice import warn
+from steadygrad.sinks.base import Batch, Sink
+
+EVERY_SECONDS = 5.0
+BROKEN_SECONDS = 0.5
+REST = 20.0
+"""Times as long as a diagnosis took until the next: 5 % of a core at most."""
+WEBHOOK_SECONDS = 5.0
+
+
+class Alerts(Sink):
+    """Tells of findings of severity error as they appear, in the terminal and the record.
+
+    Args:
+        target: an ``http(s)`` address that each finding is posted to as JSON; may be empty.
+        tensors: has no effect here; every sink takes it.
+        call: called with each `Finding`, in a thread of its own.
+        every: seconds between two looks at the run.
+        quiet: say nothing on standard error.
+
+    Example:
+        >>> seen = []
+        >>> sink = Alerts(call=seen.append)
+        >>> sink.kind
+        'alerts'
+    """
+
+    kind = "alerts"
+
+    def __init__(
+        self,
+        target: str = "",
+        *,
+        tensors: int | None = None,
+        call: Callable[[Finding], object] | None = None,
+        every: float = EVERY_SECONDS,
+        quiet: bool = False,
+    ) -> None:
+        super().__init__(target, tensors=tensors)
+        self._call, self._every, self._quiet = call, every, quiet
+        self._told: set[tuple[str, int]] = set()
+        self._broken = False
+        self._next_look = 0.0
+        self._steps_since = 0
+
+    def open(self, head: Head) -> None:
+        """Learn where the run file is."""
+        self._head = head
+        self._next_look = time.monotonic() + self._every
+
+    def write(self, batch: Batch) -> None:
+        """Note that there are new steps, and look soon if one of them is broken."""
+        self._steps_since += len(batch.steps)
+        broken = (batch.steps["nonfinite"] > 0) | ~np.isfinite(batch.steps["norm"])
+        if broken.any() and not self._broken:
+            self._broken = True
+            self._next_look = min(self._next_look, time.monotonic() + BROKEN_SECONDS)
+
+    def take(self, items: list[Any]) -> None:
+        """Handle a batch, which may be empty, then look at the run where it is time."""
+        super().take(items)
+        if self._steps_since and time.monotonic() >= self._next_look:
+            self._look()
+
+    def close(self) -> None:
+        """Look a last time."""
+        if self._steps_since:
+            self._look()
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        self._steps_since = 0
+        if self._head.path is not None:
+            for finding in diagnose(self._head.path):
+                key = finding.id, finding.optimizer
+                if finding.severity == "error" and key not in self._told:
+                    self._told.add(key)
+                    self._tell(finding)
+        spent = time.monotonic() - began
+        self._next_look = time.monotonic() + max(self._every, REST * spent)
+
+    def _tell(self, finding: Finding) -> None:
+        step = finding.steps[0] if finding.steps else None
+        self._head.write_event("alert", finding.to_dict(), step)
+        if not self._quiet:
+            print(in_words(finding), file=sys.stderr, flush=True)
+        for way in (self._call_user, self._post):
+            try:
+                way(finding)
+            except Exception as error:  # whatever a user's function or a network raises
+                warn(f"an alert ({finding.id}) did not arrive: {error} ({type(error).__name__})")
+
+    def _call_user(self, finding: Finding) -> None:
+        if self._call is not None:
+            self._call(finding)
+
+    def _post(self, finding: Finding) -> None:
+        if self.target:
+            post(self.target, finding.to_dict())
+
+
+def in_words(finding: Finding) -> str:
+    """One or two lines for a terminal.
+
+    Example:
+        >>> print(in_words(Finding("SG101", "NaN in fc.weight.", "error", 1.0, steps=(7,))))
+        steadygrad alert: SG101 at step 7: NaN in fc.weight.
+          more: steadygrad explain SG101
+    """
+    where = f" at step {finding.steps[0]}" if finding.steps else ""
+    lines = [f"steadygrad alert: {finding.id}{where}: {finding.title}"]
+    lines += [f"  {sentence}" for sentence in finding.evidence[:1]]
+    return "\n".join([*lines, f"  more: {finding.docs}"])
+
+
+def post(address: str, data: dict[str, Any]) -> None:
+    """Post JSON to a webhook.
+
+    Raises:
+        OSError: it cannot be reached, or answers with an error.
+        ValueError: not an http address.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(f"a webhook begins with http:// or https://, got {address!r}")
+    text = f"{data.get('id')}: {data.get('title')}"  # what chat services show
+    body = json.dumps({"text": text, **data}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+        pass
+
+
+SINK = Alerts

@@ -1,0 +1,106 @@
+"""Sinks by name: a module of this folder is a kind of sink, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from steadygrad import sinks
+from steadygrad.errors import UsageError
+from steadygrad.runlog import RunWriter
+from steadygrad.sinks.base import Sink
+
+SHARED = frozenset({"base", "files", "opening", "replay", "scalars"})
+"""Modules of this folder that are no sink."""
+
+
+def kinds() -> list[str]:
+    """The names `open_sink` knows.
+
+    Example:
+        >>> "tensorboard" in kinds()
+        True
+    """
+    found = {module.name for module in pkgutil.iter_modules(sinks.__path__)}
+    return sorted(found - SHARED)
+
+
+def open_sink(spec: str | Sink) -> Sink:
+    """Make a sink from a spec; nothing is created before the first step.
+
+    Args:
+        spec: ``kind:target``, e.g. ``tensorboard:logs`` or ``mlflow:sqlite:///ml.db``, with
+            ``,tensors=N`` behind it for per-tensor figures at every N-th step (0 for never).
+
+    Returns:
+        The sink, for `RunWriter.add_sink` or `replay`.
+
+    Raises:
+        UsageError: no such kind, or an option that cannot be read.
+
+    Example:
+        >>> sink = open_sink("csv:steps.csv,tensors=5")
+        >>> sink.kind, sink.target, sink.tensors
+        ('csv', 'steps.csv', 5)
+    """
+    if isinstance(spec, Sink):
+        return spec
+    address, tensors = _split(spec)
+    kind, _, target = address.partition(":")
+    if kind not in kinds():
+        raise UsageError(
+            f"no sink {kind!r}: choose one of {', '.join(kinds())}, as in 'tensorboard:logs'"
+        )
+    made: Sink = importlib.import_module(f"steadygrad.sinks.{kind}").SINK(target, tensors=tensors)
+    return made
+
+
+def _split(spec: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(.*?),tensors=(.*)", spec, re.DOTALL)
+    if not found:
+        return spec, None
+    if not found[2].isdigit():
+        raise UsageError(
+            f"tensors= takes a number of steps, as in 'csv:a.csv,tensors=10'; got {found[2]!r}"
+        )
+    return found[1], int(found[2])
+
+
+def record(
+    path: str | os.PathLike[str],
+    *specs: str | Sink,
+    info: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> RunWriter:
+    """Open a run file whose steps go to loggers too, for ``attach(run=...)``.
+
+    Args:
+        path: the run file, as for `RunWriter`.
+        specs: sinks or their specs.
+        info: facts about the run.
+        force: replace an earlier run file.
+
+    Returns:
+        The writer.
+
+    Raises:
+        UsageError: a spec cannot be read.
+        RunFileError: a file stands at ``path``.
+
+    Example:
+        >>> import tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> writer = record(folder + "/run.db", f"csv:{folder}/steps.csv")
+        >>> writer.close()
+        >>> sorted(os.listdir(folder))
+        ['run.db', 'steps.csv']
+    """
+    opened = [open_sink(spec) for spec in specs]  # a typo is told before a file is made
+    writer = RunWriter(path, info=info, force=force)
+    for sink in opened:
+        writer.add_sink(sink)
+    return writer

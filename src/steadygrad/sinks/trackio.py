@@ -1,0 +1,39 @@
+"""Trackio: a run in its local database, for ``trackio show``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steadygrad.errors import MissingExtraError
+from steadygrad.runlog.items import Head
+from steadygrad.sinks.scalars import ScalarSink
+
+
+class Trackio(ScalarSink):
+    """A run in the local project named by the target."""
+
+    kind = "trackio"
+
+    def open(self, head: Head) -> None:
+        """Start the run."""
+        trackio = _trackio()
+        self._run: Any = trackio.init(project=self.target or "steadygrad", embed=False)
+
+    def scalars(self, values: dict[str, float], step: int, time: float) -> None:
+        """One row."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+def _trackio() -> Any:
+    try:
+        import trackio
+    except ImportError as error:
+        raise MissingExtraError("trackio", "trackio", "the Trackio sink") from error
+    return trackio
+
+
+SINK = Trackio
