@@ -1,0 +1,207 @@
+"""optax's clipping functions under optax's names, exact where optax's are not.
+
+Signatures are optax's; a non-finite norm leaves updates as they are (see `guard` for
+skipping). There is no epsilon, so that a norm at the threshold is left alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from steadygrad.errors import NoGradientsWarning
+from steadygrad.jax._x64 import narrow, wide, widen
+from steadygrad.jax.engine import JaxEngine, leaf_names
+from steadygrad.jax.norms import leaf_norms
+from steadygrad.policies.agc import unit_axes, unit_norms
+from steadygrad.policies.base import coefficient
+from steadygrad.policies.stepping import measure as measure_leaves
+from steadygrad.stats import GradientStats, combine_norms
+
+
+def global_norm(updates: Any) -> jax.Array:
+    """The 2-norm of a pytree taken as one vector, exact in every dtype.
+
+    Args:
+        updates: a pytree of floating or complex arrays.
+
+    Returns:
+        0-d; float64 where the leaves are, else float32 (inf for a norm over 3.4e38).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> leaves = [jnp.ones(1000, jnp.bfloat16) for _ in range(4096)]
+        >>> round(float(global_norm(leaves)), 1)
+        2023.9
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
+    with wide():
+        total = _total(leaves)
+        return lax.convert_element_type(total, _figure_dtype(leaves))
+
+
+def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
+    """Scale updates by ``min(1, max_norm / norm)``.
+
+    Args:
+        max_norm: the threshold; a float or a 0-d array.
+
+    Returns:
+        A transformation without state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = clip_by_global_norm(1.0)
+        >>> tx.update([jnp.array([3e20, 4e20])], tx.init(None))[0]
+        [Array([0.6, 0.8], dtype=float32)]
+
+    References:
+        Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural
+        networks. ICML 2013.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(updates)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        with wide():
+            limit = lax.convert_element_type(jnp.asarray(max_norm), jnp.float64)
+            coef = coefficient(jnp, _total(leaves), limit)
+            scaled = [JaxEngine().scaled(leaf, coef) for leaf in leaves]
+        return jax.tree.unflatten(structure, scaled), state
+
+    return optax.GradientTransformation(_no_state, update)
+
+
+def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
+    """Scale each leaf whose root mean square is over the threshold down to it.
+
+    Args:
+        threshold: largest root mean square; a float or a 0-d array.
+
+    Returns:
+        A transformation without state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = clip_by_block_rms(1.0)
+        >>> tx.update([jnp.array([3.0, 3.0])], tx.init(None))[0]
+        [Array([1., 1.], dtype=float32)]
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(updates)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        with wide():
+            limit = lax.convert_element_type(jnp.asarray(threshold), jnp.float64)
+            roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
+            coefs = coefficient(jnp, leaf_norms(leaves)[0] / roots, limit)
+            scaled = [JaxEngine().scaled(leaf, coefs[i]) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(structure, scaled), state
+
+    return optax.GradientTransformation(_no_state, update)
+
+
+def adaptive_grad_clip(
+    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> optax.GradientTransformation:
+    """Scale each unit's update so that its norm is at most ``clipping * max(|weights|, eps)``.
+
+    Args:
+        clipping: largest ratio of the update's norm to the weights'.
+        eps: least norm that weights count with.
+        axis: axes of a unit; by default vectors whole, axis 0 of 2-D and 3-D arrays,
+            axes 0-2 of 4-D and 0-3 of 5-D ones.
+
+    Returns:
+        A transformation whose `update` needs the parameters.
+
+    Raises:
+        ValueError: from `update`, without parameters or for an array of over 5 dimensions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = adaptive_grad_clip(0.1)
+        >>> tx.update([jnp.array([6.0, 8.0])], tx.init(None), [jnp.array([3.0, 4.0])])[0]
+        [Array([0.3, 0.4], dtype=float32)]
+
+    References:
+        Brock, De, Smith, Simonyan. High-Performance Large-Scale Image Recognition Without
+        Normalization. ICML 2021.
+    """
+
+    def one(update: Any, weight: Any) -> Any:
+        axes = _unit_axes(update.shape, axis)
+        norms, weights = _unit_norms(update, axes), _unit_norms(weight, axes)
+        coef = coefficient(jnp, norms, clipping * jnp.maximum(weights, eps))
+        return jnp.where(coef < 1.0, narrow(widen(update) * coef, update.dtype), update)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        with wide():
+            return jax.tree.map(one, updates, params), state
+
+    return optax.GradientTransformation(_no_state, update)
+
+
+def measure(updates: Any, norm_type: float = 2.0) -> GradientStats:
+    """Read a pytree of gradients once; eager or under any transformation.
+
+    Args:
+        updates: a pytree of floating or complex arrays.
+        norm_type: p >= 0.5, or inf.
+
+    Returns:
+        The stats; figures are float32 (counts int32), since float64 is off in JAX.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stats = measure({"w": jnp.array([3.0, 4.0, 0.0])})
+        >>> stats.names, float(stats.total_norm), int(stats.zeros[0])
+        (('w',), 5.0, 1)
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
+    if not leaves:
+        warnings.warn(
+            "measure was given a pytree without arrays: nothing was measured. Pass the gradients, "
+            "as jax.grad returns them",
+            NoGradientsWarning,
+            stacklevel=2,
+        )
+    with wide():
+        stats = measure_leaves(JaxEngine(), leaves, leaf_names(updates), norm_type, full=True)
+        single = {
+            key: lax.convert_element_type(getattr(stats, key), _figure_dtype(leaves))
+            for key in ("norms", "max_abs", "total_norm")
+        }
+        return dataclasses.replace(stats, **single)
+
+
+def _no_state(params: Any) -> optax.EmptyState:
+    return optax.EmptyState()
+
+
+def _total(leaves: list[Any]) -> Any:
+    norms, _ = leaf_norms(leaves)
+    return combine_norms(jnp, norms, 2.0) if leaves else jnp.zeros((), jnp.float64)
+
+
+def _figure_dtype(leaves: list[Any]) -> Any:
+    double = any(leaf.dtype in (jnp.float64, jnp.complex128) for leaf in leaves)
+    return jnp.float64 if double else jnp.float32
+
+
+def _unit_axes(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    if axis is not None:
+        return (axis,) if isinstance(axis, int) else tuple(axis)
+    return unit_axes("optax", shape)
+
+
+def _unit_norms(x: Any, axes: tuple[int, ...]) -> Any:
+    return unit_norms(jnp, jnp.abs(widen(x)), axes)

@@ -1,0 +1,156 @@
+"""Norms of the leaves of a pytree, exact and in about the time of an inexact one.
+
+XLA sums float32 squares in a tree, which is good to a few 1e-8 as long as no
+square leaves the range of float32. So a large leaf is summed in float32, its sum
+is tested, and only a sum that fails the test is taken again, in float64, inside
+a `lax.cond`. Small leaves are many and light: they are gathered into one matrix a
+size class and summed in float64 at once, since XLA's compile time grows with the
+number of reductions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from steadygrad.jax._x64 import widen
+
+SMALL = 1 << 14
+"""Leaves of up to this many elements are gathered; each costs a copy of its bytes."""
+
+_LOST = 2.0**-126
+"""The most that one float32 square can lose by being flushed to zero."""
+
+_WORTH = 2.0**25
+"""A sum this many times larger than its possible loss is right to 3e-8."""
+
+Figures = tuple[Any, Any]
+_DTYPES = (jnp.float64, jnp.int32)
+
+
+def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
+    """p-norm and number of non-finite elements of each leaf; call it inside `wide`.
+
+    Args:
+        leaves: floating or complex arrays.
+        norm_type: p >= 0.5, or inf.
+
+    Returns:
+        ``norms`` float64 and ``nonfinite`` int32, both ``[leaves]``. The norm of a leaf
+        that holds NaN is NaN, else inf if it holds inf.
+    """
+
+    def small(rows: Any) -> Figures:
+        return _exact_norms(rows, norm_type)
+
+    def large(row: Any) -> Figures:
+        if norm_type != 2.0 or row.dtype == jnp.float64:
+            return _exact_norms(row, norm_type)
+        return _tested_norm(row)
+
+    return _by_size(leaves, small, large)
+
+
+def leaf_extremes(leaves: Sequence[Any]) -> Figures:
+    """Largest finite magnitude and number of zeros of each leaf; call it inside `wide`.
+
+    Args:
+        leaves: floating or complex arrays.
+
+    Returns:
+        ``max_abs`` float64 and ``zeros`` int32, both ``[leaves]``.
+    """
+
+    def figures(rows: Any) -> Figures:
+        size = jnp.abs(rows)
+        finite = jnp.where(jnp.isfinite(size), size, jnp.zeros_like(size))
+        largest = jnp.max(finite, axis=-1, initial=0)
+        return largest, jnp.sum(rows == 0, axis=-1, dtype=jnp.int32)
+
+    max_abs, zeros = _by_size(leaves, figures, figures)
+    padding = [_width(leaf.size) - leaf.size if leaf.size <= SMALL else 0 for leaf in leaves]
+    return max_abs, zeros - jnp.asarray(padding, jnp.int32)
+
+
+def _exact_norms(rows: Any, norm_type: float) -> Figures:
+    """p-norms over the last axis in float64, scaled where squares could leave its range."""
+    size = jnp.abs(widen(rows))
+    nonfinite = jnp.sum(~jnp.isfinite(size), axis=-1, dtype=jnp.int32)
+    if norm_type == 2.0 and rows.dtype != jnp.float64:
+        return jnp.sqrt(jnp.sum(size * size, axis=-1)), nonfinite
+    largest = jnp.max(size, axis=-1, initial=0)
+    if norm_type == float("inf"):
+        return largest, nonfinite
+    usable = jnp.isfinite(largest) & (largest > 0)
+    ratios = size / jnp.where(usable, largest, 1.0)[..., None]
+    joined = largest * jnp.sum(ratios**norm_type, axis=-1) ** (1.0 / norm_type)
+    return jnp.where(usable, joined, largest), nonfinite
+
+
+def _tested_norm(row: Any) -> Figures:
+    """2-norm of one large row summed in float32, and once more in float64 if that cannot hold."""
+    total = jnp.sum(jnp.square(lax.convert_element_type(row, jnp.float32)))
+    holds = jnp.isfinite(total)
+    if row.dtype != jnp.float16:  # no square of a float16 is under 2**-48
+        holds &= total >= row.size * _LOST * _WORTH
+    return lax.cond(
+        holds,
+        lambda _: (jnp.sqrt(widen(total)), jnp.int32(0)),
+        lambda kept: _exact_norms(kept, 2.0),
+        row,
+    )
+
+
+def _by_size(
+    leaves: Sequence[Any], small: Callable[[Any], Figures], large: Callable[[Any], Figures]
+) -> Figures:
+    """`small` on the rows of every size class and `large` on each large leaf, in leaf order."""
+    rows = [jnp.reshape(_real(leaf), (-1,)) for leaf in leaves]
+    order: list[int] = []
+    found: list[Figures] = []
+    for (_, width), indices in _classes(rows).items():
+        # without barriers XLA fuses all of a class into each reader: compile time squared
+        matrix = jnp.stack([_padded(rows[i], width) for i in indices])
+        found.append(small(lax.optimization_barrier(matrix)))
+        order += indices
+    for index, row in enumerate(rows):
+        if row.size > SMALL:
+            first, second = large(row)
+            found.append((first[None], second[None]))
+            order.append(index)
+    if not order:
+        return jnp.zeros((0,), _DTYPES[0]), jnp.zeros((0,), _DTYPES[1])
+    places = jnp.asarray(sorted(range(len(order)), key=order.__getitem__))
+    first, second = (
+        jnp.concatenate([lax.convert_element_type(pair[k], _DTYPES[k]) for pair in found])[places]
+        for k in (0, 1)
+    )
+    return first, second
+
+
+def _real(leaf: Any) -> Any:
+    return jnp.abs(widen(leaf)) if jnp.iscomplexobj(leaf) else jnp.asarray(leaf)
+
+
+def _classes(rows: Sequence[Any]) -> dict[tuple[Any, int], list[int]]:
+    """Small rows by dtype and by size rounded up to a power of two."""
+    classes: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        if row.size <= SMALL:
+            classes[row.dtype, _width(row.size)].append(index)
+    return classes
+
+
+def _width(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+def _padded(row: Any, width: int) -> Any:
+    """Zeros appended up to the class's width: they change no norm."""
+    if row.size == width:
+        return row
+    return lax.optimization_barrier(jnp.pad(row, (0, width - row.size)))

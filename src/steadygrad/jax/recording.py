@@ -1,0 +1,210 @@
+"""Writing a JAX run: figures leave the device without the training waiting for them.
+
+The figures stand in the optimizer's state, which the next jitted step may overwrite
+(donated buffers). They are therefore copied on the device at once, sent to the host
+asynchronously, and read one step late, when they have arrived.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steadygrad.errors import UsageError
+from steadygrad.jax.engine import leaf_names
+from steadygrad.jax.transform import ClipState
+from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+
+Pending = tuple[int, Any]
+
+
+class Recorder:
+    """Writes steps from optimizer states into a run file.
+
+    Args:
+        run: a path for a new file, or an open `RunWriter`.
+        params: the parameters, for their shapes in the file; optional.
+        info: facts about the run, e.g. ``{"seed": 0}``.
+
+    Raises:
+        RunFileError: a file stands at the path already.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str] | RunWriter,
+        params: Any = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.writer = run if isinstance(run, RunWriter) else RunWriter(run)
+        self.writer.update_info(
+            framework="jax",
+            versions={"jax": jax.__version__},
+            device=jax.default_backend(),
+            observed_by="record",
+            **(info or {}),
+        )
+        self._params = params
+        self._ids: dict[int, np.ndarray[Any, Any]] = {}
+        self._waiting: list[tuple[list[ClipState], Any]] = []
+
+    def record(self, opt_state: Any, loss: Any = None, lr: Any = None) -> None:
+        """Hand over one step.
+
+        Args:
+            opt_state: an optimizer state that holds one or more `ClipState`.
+            loss: 0-d, or None.
+            lr: learning rate, 0-d, or None.
+
+        Raises:
+            UsageError: no `ClipState` in the state.
+        """
+        states = clip_states(opt_state)
+        if not states:
+            raise UsageError(
+                "record found no steadygrad.jax.clip or guard in this optimizer state; build the "
+                "optimizer with steadygrad.jax.guard(optax.adam(...), clip='none') to observe only"
+            )
+        figures = _copied([s._replace(policy={}) for s in states], (loss, lr))
+        for leaf in jax.tree.leaves(figures):
+            leaf.copy_to_host_async()
+        self._waiting.append(figures)
+        if len(self._waiting) > 1:
+            self._write(self._waiting.pop(0))
+
+    def _write(self, figures: tuple[list[ClipState], Any]) -> None:
+        states, (loss, lr) = jax.tree.map(np.asarray, figures)
+        for number, state in enumerate(states):
+            ids = self._ids_of(number, state)
+            shape = state.leaf_norms.shape
+            unknown = np.full(shape, np.nan)
+            full = state.leaf_max_abs.shape == shape
+            self.writer.write_step(
+                _record(number, state, loss, lr),
+                ids,
+                state.leaf_norms,
+                state.leaf_max_abs if full else unknown,
+                state.leaf_nonfinite,
+                state.leaf_zeros if full else unknown,
+            )
+
+    def _ids_of(self, number: int, state: ClipState) -> Any:
+        if number not in self._ids:
+            infos = _infos(state, number, self._params)
+            self._ids[number] = np.asarray(self.writer.add_tensors(infos), np.int64)
+        return self._ids[number]
+
+    def flush(self) -> None:
+        """Write the step that is still on its way, and wait until the file holds it."""
+        while self._waiting:
+            self._write(self._waiting.pop(0))
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self.flush()
+        self.writer.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+_RECORDERS: dict[Any, Recorder] = {}
+
+
+def record(
+    run: str | os.PathLike[str] | RunWriter | Recorder,
+    opt_state: Any,
+    loss: Any = None,
+    lr: Any = None,
+) -> None:
+    """Write one step into a run file, asynchronously; call it after each update.
+
+    Args:
+        run: a path (a new file, closed when the process ends), a `RunWriter` or a `Recorder`.
+        opt_state: an optimizer state that holds `clip` or `guard`.
+        loss: 0-d, or None.
+        lr: learning rate, 0-d, or None.
+
+    Raises:
+        UsageError: no `ClipState` in the state.
+        RunFileError: a file stood at the path before this process began to write it.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp, optax, steadygrad, steadygrad.jax as sg
+        >>> tx, params = sg.guard(optax.sgd(0.1)), {"w": jnp.zeros(2)}
+        >>> with sg.Recorder(tempfile.mkdtemp() + "/run.db", params) as run:
+        ...     _, state = tx.update({"w": jnp.array([3.0, 4.0])}, tx.init(params), params)
+        ...     sg.record(run, state, loss=0.5)
+        >>> steadygrad.open_run(run.writer.path).steps.norm
+        array([5.])
+    """
+    _recorder(run).record(opt_state, loss, lr)
+
+
+def clip_states(opt_state: Any) -> list[ClipState]:
+    """Every `ClipState` inside an optimizer state, in order.
+
+    Example:
+        >>> import optax, steadygrad.jax as sg
+        >>> len(clip_states(optax.chain(sg.clip("norm:1.0"), optax.sgd(0.1)).init({})))
+        1
+    """
+
+    def found(node: Any) -> bool:
+        return isinstance(node, ClipState)
+
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=found) if found(node)]
+
+
+def _recorder(run: Any) -> Recorder:
+    if isinstance(run, Recorder):
+        return run
+    key = id(run) if isinstance(run, RunWriter) else os.path.abspath(run)
+    if key not in _RECORDERS:
+        _RECORDERS[key] = Recorder(run)
+        if isinstance(run, RunWriter):
+            weakref.finalize(run, _RECORDERS.pop, key, None)
+        atexit.register(_RECORDERS[key].close)
+    return _RECORDERS[key]
+
+
+@jax.jit
+def _copied(states: Any, scalars: Any) -> Any:
+    return jax.tree.map(jnp.copy, (states, scalars))
+
+
+def _record(number: int, state: ClipState, loss: Any, lr: Any) -> StepRecord:
+    return StepRecord(
+        step=int(state.step) - 1,
+        loss=np.nan if loss is None else float(loss),
+        norm=float(state.norm),
+        threshold=float(state.threshold),
+        coef=float(state.coef),
+        action=ACTIONS[int(state.action)],
+        lr=np.nan if lr is None else float(lr),
+        nonfinite=int(state.nonfinite),
+        cosine=float(state.cosine),
+        optimizer=number,
+    )
+
+
+def _infos(state: ClipState, number: int, params: Any) -> list[TensorInfo]:
+    known = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    infos = []
+    for entry in state.names:
+        name = next(iter(entry))
+        leaf = known.get(name)
+        shape = () if leaf is None else tuple(leaf.shape)
+        dtype = "" if leaf is None else str(leaf.dtype)
+        infos.append(TensorInfo(name, shape, dtype, optimizer=number))
+    return infos

@@ -1,0 +1,332 @@
+"""`clip` and `guard`: the policies as optax transformations.
+
+A transformation in a chain hands on updates and cannot keep the optimizer behind it
+from acting: on a non-finite step `clip` can only hand on zeros, and Adam still decays
+its moments with them. Dropping a step whole takes a wrapper around the optimizer:
+`guard`. Figures are computed in float64 and kept in float32, because eager code
+outside (a `jax.tree.map` over the state) would truncate float64 with a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from steadygrad.errors import UsageError
+from steadygrad.jax._x64 import wide, widen
+from steadygrad.jax.engine import JaxEngine, leaf_names
+from steadygrad.policies import Policy
+from steadygrad.policies.stepping import Clip, Stepped, as_policy, nonfinite_mode, step
+
+Axes = str | tuple[str, ...] | Mapping[str, Any] | None
+
+
+class ClipState(NamedTuple):
+    """What a clipping transformation knows after a step; all arrays, 0-d unless said.
+
+    Attributes:
+        step: number of steps taken, skipped ones included, int32.
+        norm: total norm before clipping, float32 (inf for a finite one over 3.4e38).
+        threshold: the `max_norm` in force, float32.
+        coef: norm after over norm before, float32.
+        cosine: between before and after, float32.
+        action: 0 none, 1 clip, 2 skip; int32.
+        nonfinite: number of NaN and inf elements, int32.
+        leaf_norms: norm of each leaf, ``[leaves]`` float32, in the order of ``names``.
+        leaf_max_abs: largest finite magnitude, ``[leaves]``; empty unless ``details=True``.
+        leaf_nonfinite: NaN and inf elements, ``[leaves]`` int32.
+        leaf_zeros: zero elements, ``[leaves]`` int32; empty unless ``details=True``.
+        policy: the policy's memory.
+        names: the leaves' names, as the keys of empty containers: no array at all.
+    """
+
+    step: Any
+    norm: Any
+    threshold: Any
+    coef: Any
+    cosine: Any
+    action: Any
+    nonfinite: Any
+    leaf_norms: Any
+    leaf_max_abs: Any
+    leaf_nonfinite: Any
+    leaf_zeros: Any
+    policy: dict[str, Any]
+    names: tuple[dict[str, tuple[()]], ...]
+
+
+class GuardState(NamedTuple):
+    """State of `guard`: the figures of the last step, and the inner optimizer's state."""
+
+    clip: ClipState
+    inner: Any
+
+
+def clip(
+    clip: Clip = "norm:1.0",
+    *,
+    on_nonfinite: str | None = None,
+    axis_name: Axes = None,
+    details: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Clip updates by any policy, as a transformation for `optax.chain`.
+
+    On a step with NaN or inf it hands on zeros: what follows in the chain still sees
+    a step (Adam decays its moments). To drop such a step whole, use `guard`.
+
+    Args:
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        on_nonfinite: ``"skip"`` (zeros; the default, save for ``"none"``), ``"zero"``
+            (non-finite elements become 0) or ``"propagate"``.
+        axis_name: inside `shard_map`, the mesh axes over which leaves are split, or
+            ``{name pattern: axes}``. Arrays that JAX shards by itself need nothing.
+        details: also keep each leaf's largest magnitude and number of zeros.
+
+    Returns:
+        A transformation whose state is a `ClipState`.
+
+    Raises:
+        SpecError: a spec that cannot be read.
+        UsageError: an option that does not exist.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, steadygrad.jax as sg
+        >>> tx = optax.chain(sg.clip("norm:1.0"), optax.sgd(1.0))
+        >>> params = {"w": jnp.zeros(2)}
+        >>> updates, state = tx.update({"w": jnp.array([3.0, 4.0])}, tx.init(params))
+        >>> updates["w"], float(state[0].norm)
+        (Array([-0.6, -0.8], dtype=float32), 5.0)
+    """
+    clipper = _Clipper(clip, on_nonfinite, axis_name, details)
+
+    def update(
+        updates: Any, state: ClipState, params: Any = None, **_: Any
+    ) -> tuple[Any, ClipState]:
+        with wide():
+            rebuild, done = clipper.run(updates, state, params, None)
+            kept = done.leaves
+            if done.may_skip:
+                kept = [jnp.where(done.skip, jnp.zeros_like(x), x) for x in kept]
+            return rebuild(kept), clipper.after(state, done)
+
+    return optax.GradientTransformationExtraArgs(clipper.init, update)
+
+
+def guard(
+    inner: optax.GradientTransformation,
+    clip: Clip = "norm:1.0",
+    *,
+    on_nonfinite: str | None = None,
+    axis_name: Axes = None,
+    details: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Clip in front of an optimizer, and drop a non-finite step whole.
+
+    On such a step updates are zero and the optimizer's state stays bit-identical, while
+    the figures in `GuardState.clip` stay live. `optax.MultiSteps` around it must be given
+    ``should_skip_update_fn=optax.skip_not_finite``, or a NaN micro-batch stays in its sums.
+
+    Args:
+        inner: the optimizer.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        on_nonfinite: as for `clip`.
+        axis_name: as for `clip`.
+        details: as for `clip`.
+
+    Returns:
+        A transformation whose state is a `GuardState`.
+
+    Raises:
+        SpecError: a spec that cannot be read.
+        UsageError: an option that does not exist.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, steadygrad.jax as sg
+        >>> tx = sg.guard(optax.adam(1e-3), clip="norm:1.0")
+        >>> params = {"w": jnp.zeros(2)}
+        >>> updates, state = tx.update({"w": jnp.array([jnp.nan, 4.0])}, tx.init(params), params)
+        >>> updates["w"], int(state.clip.action), int(state.inner[0].count)
+        (Array([0., 0.], dtype=float32), 2, 0)
+    """
+    clipper = _Clipper(clip, on_nonfinite, axis_name, details)
+    wrapped = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> GuardState:
+        return GuardState(clipper.init(params), wrapped.init(params))
+
+    def update(
+        updates: Any, state: GuardState, params: Any = None, **extra: Any
+    ) -> tuple[Any, GuardState]:
+        with wide():
+            rebuild, done = clipper.run(updates, state.clip, params, state.inner)
+            after = clipper.after(state.clip, done)
+        clipped = rebuild(done.leaves)
+        if not done.may_skip:
+            new, moved = wrapped.update(clipped, state.inner, params, **extra)
+            return new, GuardState(after, moved)
+
+        def go(gradients: Any, kept: Any) -> tuple[Any, Any]:
+            return wrapped.update(gradients, kept, params, **extra)
+
+        shapes = jax.eval_shape(go, clipped, state.inner)[0]
+
+        def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
+            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), kept
+
+        new, moved = lax.cond(done.skip, stay, go, clipped, state.inner)
+        return new, GuardState(after, moved)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Clipper:
+    """What `clip` and `guard` share."""
+
+    def __init__(
+        self, spec: Clip, on_nonfinite: str | None, axis_name: Axes, details: bool
+    ) -> None:
+        self.policy = as_policy(spec)
+        self.on_nonfinite = nonfinite_mode(
+            on_nonfinite, self.policy, "read the action from the state and raise outside `jit`"
+        )
+        self.axis_name = axis_name
+        self.details = details
+
+    def init(self, params: Any) -> ClipState:
+        names, _, _ = _floating(params)
+        zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+        per_leaf = jnp.zeros((len(names),), jnp.float32)
+        extra = per_leaf if self.details else per_leaf[:0]
+        memory = self.policy.init(jnp, names, jnp.float32, jnp.int32)
+        return ClipState(
+            step=none,
+            norm=zero,
+            threshold=zero + jnp.inf,
+            coef=zero + 1,
+            cosine=zero + 1,
+            action=none,
+            nonfinite=none,
+            leaf_norms=per_leaf,
+            leaf_max_abs=extra,
+            leaf_nonfinite=per_leaf.astype(jnp.int32),
+            leaf_zeros=extra.astype(jnp.int32),
+            policy={key: jnp.array(value) for key, value in memory.items()},
+            names=tuple({name: ()} for name in names),
+        )
+
+    def run(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, Stepped]:
+        """What came of the step, and how to make an updates tree of leaves again."""
+        names, leaves, rebuild = _floating(updates)
+        if len(names) != len(state.names):
+            raise UsageError(
+                f"updates hold {len(names)} floating arrays, init was given {len(state.names)}; "
+                "pass init the same tree as the gradients will have"
+            )
+        beside = self._beside(params, inner, updates)
+        memory = {k: self._widened(v) for k, v in state.policy.items()}
+        engine = JaxEngine(_splits(self.axis_name, names, leaves))
+        done = step(
+            engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, self.details
+        )
+        return rebuild, done
+
+    @staticmethod
+    def _widened(value: Any) -> Any:
+        return widen(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+    def _beside(self, params: Any, inner: Any, updates: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        count = len(_floating(updates)[0])
+        if "weight" in self.policy.needs:
+            if params is None:
+                raise UsageError(
+                    f"{self.policy.spec()} reads the weights; type "
+                    "tx.update(grads, state, params) with the parameters"
+                )
+            found["weight"] = _floating(params)[1]
+        if "second_moment" in self.policy.needs:
+            moments, seen = _second_moments(inner, self.policy)
+            found["second_moment"], found["step"] = moments, [seen] * count
+        return found
+
+    def after(self, state: ClipState, done: Stepped) -> ClipState:
+        """The next state."""
+        stats = done.stats
+        memory = {k: _as(v, state.policy[k]) for k, v in done.state.items()}
+        return state._replace(
+            step=state.step + 1,
+            norm=_as(stats.total_norm, state.norm),
+            threshold=_as(done.threshold, state.threshold),
+            coef=_as(done.coef, state.coef),
+            cosine=_as(done.cosine, state.cosine),
+            action=_as(done.action, state.action),
+            nonfinite=_as(done.nonfinite, state.nonfinite),
+            leaf_norms=_as(stats.norms, state.leaf_norms),
+            leaf_nonfinite=_as(stats.nonfinite, state.leaf_nonfinite),
+            leaf_max_abs=_as(stats.max_abs[: len(state.leaf_max_abs)], state.leaf_max_abs),
+            leaf_zeros=_as(stats.zeros[: len(state.leaf_zeros)], state.leaf_zeros),
+            policy=memory,
+        )
+
+
+def _as(value: Any, like: Any) -> Any:
+    return lax.convert_element_type(jnp.asarray(value), like.dtype)
+
+
+def _floating(tree: Any) -> tuple[tuple[str, ...], list[Any], Callable[[Sequence[Any]], Any]]:
+    """Names and values of the floating and complex leaves, and how to put new ones back."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    names = leaf_names(tree)
+
+    def rebuild(new: Sequence[Any]) -> Any:
+        filled = list(leaves)
+        for place, leaf in zip(places, new, strict=True):
+            filled[place] = leaf
+        return jax.tree.unflatten(structure, filled)
+
+    return tuple(names[i] for i in places), [jnp.asarray(leaves[i]) for i in places], rebuild
+
+
+def _splits(
+    axis_name: Axes, names: tuple[str, ...], leaves: Sequence[Any]
+) -> list[tuple[str, ...]]:
+    """The mesh axes over which each leaf is split: as said, less those it is known not to vary on."""
+    if axis_name is None:
+        return []
+    patterns = axis_name if isinstance(axis_name, Mapping) else {"*": axis_name}
+    split = []
+    for name, leaf in zip(names, leaves, strict=True):
+        axes = next((v for k, v in patterns.items() if fnmatchcase(name, k)), None) or ()
+        axes = (axes,) if isinstance(axes, str) else tuple(axes)
+        split.append(tuple(axis for axis in axes if _varies(leaf, axis)))
+    return split
+
+
+def _varies(leaf: Any, axis: str) -> bool:
+    """Whether a leaf may differ along a mesh axis; JAX knows it where `shard_map` checks."""
+    if not hasattr(jax, "typeof"):
+        return True
+    checked = axis in getattr(jax.typeof(lax.axis_index(axis)), "vma", ())
+    return not checked or axis in jax.typeof(leaf).vma
+
+
+def _second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:
+    """Adam's second moments and their count, wherever they stand in the optimizer's state."""
+
+    def holds(node: Any) -> bool:
+        return hasattr(node, "nu") and hasattr(node, "count")
+
+    found = [n for n in jax.tree.leaves(inner, is_leaf=holds) if holds(n)]
+    if len(found) != 1:
+        raise UsageError(
+            f"{policy.spec()} reads the optimizer's second moment, and here are {len(found)} of "
+            f"them; type steadygrad.jax.guard(optax.adam(...), clip={policy.spec()!r})"
+        )
+    return _floating(found[0].nu)[1], found[0].count

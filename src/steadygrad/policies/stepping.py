@@ -1,0 +1,300 @@
+"""One step of clipping over any traced array library: JAX, TensorFlow, Keras' backends.
+
+These libraries differ in how a norm is taken exactly and how an array is scaled; an
+`Engine` says how. What happens in which order is written here once, without a Python
+branch on a value, so that it can be traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from steadygrad.errors import UsageError
+from steadygrad.policies.base import Policy, State
+from steadygrad.policies.groups import Groups
+from steadygrad.policies.none import NoClip
+from steadygrad.policies.parse import parse
+from steadygrad.stats import GradientStats, combine_norms
+
+Clip = str | Policy | Mapping[str, "str | Policy"]
+"""How a user says what to clip."""
+
+NONE, CLIP, SKIP = 0, 1, 2
+"""Codes of `steadygrad.runlog.records.ACTIONS`."""
+
+
+def as_policy(clip: Clip, optimizer: str = "") -> Policy:
+    """The policy that a spec, a policy or a mapping of patterns means.
+
+    Args:
+        clip: what the user gave.
+        optimizer: class name of the optimizer that it is for.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UsageError: it is none of the three, or a spec that cannot be read.
+
+    Example:
+        >>> as_policy("norm:2.0")
+        ClipNorm(max_norm=2.0, p=2.0)
+    """
+    if isinstance(clip, str):
+        policy = parse(clip)
+    elif isinstance(clip, Mapping):
+        policy = Groups.of(clip)
+    else:
+        policy = clip
+    if not isinstance(policy, Policy):
+        raise UsageError(
+            f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
+        )
+    return policy.for_optimizer(optimizer)
+
+
+def nonfinite_mode(on_nonfinite: str | None, policy: Policy, instead_of_raise: str) -> str:
+    """Check `on_nonfinite`, and fill in its default.
+
+    Args:
+        on_nonfinite: what the user gave.
+        policy: with ``none`` the default is ``propagate``, else ``skip``.
+        instead_of_raise: what to type where code is traced and cannot raise.
+
+    Returns:
+        ``skip``, ``zero`` or ``propagate``.
+
+    Raises:
+        UsageError: something else was given.
+
+    Example:
+        >>> nonfinite_mode(None, NoClip(), "")
+        'propagate'
+    """
+    if on_nonfinite is None:
+        return "propagate" if isinstance(policy, NoClip) else "skip"
+    if on_nonfinite == "raise":
+        raise UsageError(f"on_nonfinite='raise': compiled code cannot raise; {instead_of_raise}")
+    if on_nonfinite not in ("skip", "zero", "propagate"):
+        raise UsageError(
+            f"on_nonfinite must be 'skip', 'zero' or 'propagate', got {on_nonfinite!r}"
+        )
+    return on_nonfinite
+
+
+class Engine(Protocol):
+    """What an array library is asked to do; all but `scope` is called inside `scope`."""
+
+    xp: Any
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """A context in which float64 exists."""
+
+    def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
+        """p-norm (float64) and number of non-finite elements of each leaf."""
+
+    def extremes(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
+        """Largest finite magnitude (float64) and number of zeros of each leaf."""
+
+    def widen(self, x: Any) -> Any:
+        """A copy in float64."""
+
+    def narrow(self, x: Any, like: Any) -> Any:
+        """A float64 array rounded once to the dtype of ``like``."""
+
+    def scaled(self, leaf: Any, coef: Any) -> Any:
+        """``leaf`` times ``coef``, rounded once; bit-identical where ``coef`` is 1."""
+
+    def cleaned(self, leaf: Any) -> Any:
+        """``leaf`` with non-finite elements replaced by 0."""
+
+    def size(self, leaf: Any) -> int:
+        """Number of elements, as the trace knows it."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of one step; figures are 0-d arrays in float64.
+
+    Attributes:
+        leaves: the gradients to apply; as they came where ``skip``.
+        state: the policy's next state.
+        stats: figures before clipping.
+        threshold: the `max_norm` in force.
+        coef: norm of ``leaves`` over the norm before; 1 where skipped.
+        cosine: between before and after; NaN where the norms do not tell.
+        action: code of the action.
+        skip: whether the step must be dropped whole.
+        nonfinite: number of non-finite elements over all leaves.
+        may_skip: False where the trace knows that ``skip`` never holds.
+    """
+
+    leaves: list[Any]
+    state: State
+    stats: GradientStats
+    threshold: Any
+    coef: Any
+    cosine: Any
+    action: Any
+    skip: Any
+    nonfinite: Any
+    may_skip: bool
+
+
+def measure(
+    engine: Engine, leaves: Sequence[Any], names: tuple[str, ...], norm_type: float, full: bool
+) -> GradientStats:
+    """The figures of a list of gradients; call it inside the engine's scope.
+
+    Args:
+        engine: the array library.
+        leaves: the gradients.
+        names: one name a leaf.
+        norm_type: p of the norms.
+        full: also read extremes and zeros; else these are NaN and -1.
+
+    Returns:
+        The stats, in float64.
+    """
+    xp = engine.xp
+    norms, nonfinite = engine.norms(leaves, norm_type)
+    if full:
+        max_abs, zeros = engine.extremes(leaves)
+    else:
+        max_abs, zeros = xp.full_like(norms, float("nan")), xp.full_like(nonfinite, -1)
+    total = combine_norms(xp, norms, norm_type) if leaves else xp.sum(norms)
+    sizes = tuple(engine.size(leaf) for leaf in leaves)
+    return GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type)
+
+
+def step(
+    engine: Engine,
+    policy: Policy,
+    on_nonfinite: str,
+    state: State,
+    leaves: Sequence[Any],
+    names: tuple[str, ...],
+    beside: Mapping[str, Sequence[Any]],
+    full: bool = False,
+) -> Stepped:
+    """Measure, decide and act on one step's gradients; call it inside the engine's scope.
+
+    Args:
+        engine: the array library.
+        policy: decides; its state is in float64.
+        on_nonfinite: ``skip``, ``zero`` or ``propagate``.
+        state: the policy's.
+        leaves: the gradients.
+        names: one name a leaf.
+        beside: what `transform` reads (`Policy.needs`), one entry a leaf.
+        full: also read extremes and zeros.
+
+    Returns:
+        What came of it.
+    """
+    xp = engine.xp
+    full = full or policy.elementwise or isinstance(policy, Groups)
+    stats = usable = measure(engine, leaves, names, policy.norm_type, full)
+    nonfinite = xp.sum(stats.nonfinite)
+    if on_nonfinite == "zero":
+        leaves = [engine.cleaned(leaf) for leaf in leaves]
+        usable = measure(engine, leaves, names, policy.norm_type, full)
+    after, decision = policy.decide(xp, state, usable)
+    broken = nonfinite > 0
+    skip = broken & (nonfinite < 0) if decision.skip is False else xp.asarray(decision.skip)
+    if on_nonfinite == "skip":
+        skip = xp.logical_or(skip, broken)
+        after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
+    coefs = decision.coef * xp.ones_like(usable.norms)
+    single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
+    kept = [
+        engine.scaled(leaf, decision.coef if single else coefs[index])
+        for index, leaf in enumerate(leaves)
+    ]
+    if policy.elementwise:
+        kept, coef, cosine, clipped = _elementwise(engine, policy, leaves, kept, usable, beside)
+    elif single:
+        coef, cosine, clipped = decision.coef, xp.ones_like(decision.coef), decision.coef < 1.0
+    else:
+        ratios = usable.norms / _unit(xp, usable.norms)
+        left = coefs * ratios
+        coef, cosine, clipped = _compare(xp, usable, left, left * ratios, xp.any(coefs < 1.0))
+    one = xp.ones_like(stats.total_norm)
+    action = xp.where(skip, SKIP, xp.where(clipped, CLIP, NONE))
+    return Stepped(
+        leaves=kept,
+        state=after,
+        stats=stats,
+        threshold=decision.threshold * one,
+        coef=xp.where(skip, one, coef),
+        cosine=xp.where(skip, one, cosine),
+        action=action,
+        skip=skip,
+        nonfinite=nonfinite,
+        may_skip=on_nonfinite == "skip" or decision.skip is not False,
+    )
+
+
+def _elementwise(
+    engine: Engine,
+    policy: Policy,
+    before: Sequence[Any],
+    scaled: Sequence[Any],
+    stats: GradientStats,
+    beside: Mapping[str, Sequence[Any]],
+) -> tuple[list[Any], Any, Any, Any]:
+    """Transform the leaves that an elementwise policy governs, and compare with before."""
+    xp = engine.xp
+    kept, dots, changes = [], [], []
+    unit = _unit(xp, stats.norms)
+    for index, (leaf, name) in enumerate(zip(scaled, stats.names, strict=True)):
+        own = policy.for_tensor(name)
+        if own.elementwise:
+            leaf = _transform(engine, own, leaf, {n: beside[n][index] for n in own.needs})
+        kept.append(leaf)
+        was, now = engine.widen(before[index]), engine.widen(leaf)
+        dots.append(xp.sum((was / unit) * (now / unit)))
+        changes.append(xp.any(was != now))
+    after, _ = engine.norms(kept, stats.norm_type)
+    clipped = xp.any(xp.stack(changes))
+    compared = _compare(xp, stats, after / unit, xp.stack(dots), clipped)
+    return kept, *compared
+
+
+def _transform(engine: Engine, policy: Policy, leaf: Any, given: Mapping[str, Any]) -> Any:
+    """One leaf after an elementwise method; left alone until there is a second moment."""
+    xp = engine.xp
+    wide = {
+        key: engine.widen(value) if key == "weight" or key == "second_moment" else value
+        for key, value in given.items()
+    }
+    seen = wide.get("step", 1)
+    moved = engine.narrow(policy.transform(xp, engine.widen(leaf), **wide), leaf)
+    return xp.where(seen > 0, moved, leaf) if "second_moment" in given else moved
+
+
+def _unit(xp: Any, norms: Any) -> Any:
+    """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
+    largest = xp.max(norms)
+    usable = xp.logical_and(xp.isfinite(largest), largest > 0)
+    return xp.where(usable, largest, xp.ones_like(largest))
+
+
+def _compare(
+    xp: Any, stats: GradientStats, left: Any, dots: Any, clipped: Any
+) -> tuple[Any, Any, Any]:
+    """Coefficient, cosine and whether clipped, from per-tensor figures in units of the largest."""
+    before = combine_norms(xp, stats.norms / _unit(xp, stats.norms), stats.norm_type)
+    after = combine_norms(xp, left, stats.norm_type)
+    one = xp.ones_like(before)
+    product = before * after
+    cosine = xp.clip(xp.sum(dots) / xp.where(product > 0, product, one), -1.0, 1.0)
+    if stats.norm_type != 2.0:  # the angle is a matter of 2-norms
+        cosine = one * float("nan")
+    changed = xp.logical_and(clipped, before > 0)
+    coef = xp.where(changed, after / xp.where(changed, before, one), one)
+    tells = xp.logical_and(changed, product > 0)
+    return coef, xp.where(tells, cosine, one), clipped
