@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from steadygrad.errors import MissingExtraError
@@ -83,7 +84,7 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         )
         saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {})
         if saved.get("_saved"):
-            self.steady.load_state_dict(saved["_saved"])
+            self.steady.load_state_dict(_from_json(saved["_saved"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.steady is not None and self.steady.steps:
@@ -117,6 +118,11 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
 
     def _give_back(self, args: Any) -> None:
         args.max_grad_norm, torch.nn.utils.clip_grad_norm_ = self._theirs
+
+
+def _from_json(saved: dict[str, Any]) -> dict[str, Any]:
+    arrays = {key: torch.from_numpy(np.asarray(value)) for key, value in saved["state"].items()}
+    return {**saved, "state": arrays}
 
 
 def _to_json(value: Any) -> Any:
