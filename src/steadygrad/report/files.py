@@ -68,7 +68,7 @@ def _refuse_overwriting(*paths: Path, force: bool) -> None:
     there = [path for path in paths if path.exists()]
     if there and not force:
         raise UsageError(
-            f"{there[0]} is already there: type --force to replace it, or choose another name with -o"
+            f"{there[0]} is already there: type --force to replace it, or -o NAME.html"
         )
 
 

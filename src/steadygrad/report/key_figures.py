@@ -41,10 +41,10 @@ def _level(losses: NDArray[np.float64]) -> float:
 
 
 def ends_noise(losses: NDArray[np.float64]) -> float:
-    """Median deviation of the last 5 % of the losses from their median; 0 where unknown."""
+    """Robust standard deviation of the last 5 % of the losses; 0 where unknown."""
     last = losses[len(losses) - max(1, len(losses) // 20) :]
     finite = last[np.isfinite(last)]
-    return float(np.median(np.abs(finite - np.median(finite)))) if finite.size else 0.0
+    return 1.4826 * float(np.median(np.abs(finite - np.median(finite)))) if finite.size else 0.0
 
 
 def clip_rate(rows: Any) -> float:

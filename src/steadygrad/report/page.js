@@ -56,7 +56,7 @@
   function logTicks(low, high) {
     var ticks = [], first = Math.floor(low), last = Math.ceil(high);
     var stride = Math.max(1, Math.ceil((last - first) / 6));
-    var mantissas = high - low > 2.2 ? [1] : high - low > 0.9 ? [1, 3] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+    var mantissas = high - low > 2.8 ? [1] : high - low > 0.9 ? [1, 3] : [1, 1.5, 2, 3, 4, 5, 6, 8];
     for (var e = first; e <= last; e += stride) {
       mantissas.forEach(function (m) {
         var at = e + Math.log10(m);

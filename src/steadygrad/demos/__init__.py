@@ -1,0 +1,1 @@
+"""Small real trainings that ship with the package: what `steadygrad demo` runs."""

@@ -1,0 +1,215 @@
+"""The report in a terminal: verdict, threshold, curves in block letters, findings, table.
+
+Every string that comes from a run goes through `Text`, never through rich's
+markup: a tensor named ``[red]`` is shown as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from steadygrad.report.numbers import figure
+from steadygrad.report.page import facts, overhead_sentence
+
+STYLES = {"error": "bold red", "warning": "bold yellow", "ok": "bold green", "info": "dim"}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+CHART_ROWS = 5
+LEFT = 11
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def view(report: dict[str, Any]) -> RenderableType:
+    """Lay a report out for a terminal.
+
+    Args:
+        report: as `build` makes it.
+
+    Returns:
+        Something for `rich.console.Console.print`.
+    """
+    report = printable(report)
+    parts: list[RenderableType] = []
+    if report["comparison"]:
+        parts += [Text(report["comparison"]["sentence"], "bold"), Text()]
+        parts += [Text(note) for note in report["notes"]]
+        parts += [_comparison(report["comparison"])]
+    for run in report["runs"]:
+        parts += [Text(), *_run(run, named=len(report["runs"]) > 1)]
+    footer = overhead_sentence(report["runs"])
+    if footer:
+        parts += [Text(), Text(footer, "dim")]
+    return Padding(Group(*parts), (1, 2))
+
+
+def printable(value: Any) -> Any:
+    """The same data with control characters shown as a mark: a name must not drive a terminal.
+
+    Example:
+        >>> printable({"name": ["\\x1b[2J"]})
+        {'name': ['\ufffd[2J']}
+    """
+    if isinstance(value, str):
+        return _CONTROL.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list) else value
+
+
+class Chart:
+    """A curve in block letters, as wide as the console.
+
+    Args:
+        title: what stands above it.
+        curve: ``step``, ``value`` (None where not finite) and ``off_scale``.
+        log: whether heights are logarithms.
+        threshold: a level to mark on the left, or None.
+    """
+
+    def __init__(
+        self, title: str, curve: dict[str, Any], *, log: bool, threshold: float | None = None
+    ) -> None:
+        self.title, self.curve, self.log, self.threshold = title, curve, log, threshold
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(10, min(options.max_width, 100) - LEFT - 1)
+        tops, broken = columns(self.curve, width)
+        heights = [self._height(v) for v in tops]
+        seen = [h for h in heights if h is not None]
+        if not seen:
+            yield Text(f"{self.title}: nothing finite", "dim")
+            return
+        low, high = min(seen), max(seen)
+        yield Text(self.title, "bold")
+        for row in reversed(range(CHART_ROWS)):
+            yield self._line(row, heights, low, high)
+        if any(broken):
+            marks = "".join("×" if b else " " for b in broken)
+            yield Text.assemble(("NaN or inf".rjust(LEFT - 1) + " ", "dim"), (marks, "red"))
+
+    def _height(self, value: float | None) -> float | None:
+        if value is None or (self.log and value <= 0):
+            return None
+        return math.log10(value) if self.log else value
+
+    def _line(self, row: int, heights: Sequence[float | None], low: float, high: float) -> Text:
+        span = (high - low) or 1.0
+        cells = []
+        for height in heights:
+            eighths = 0 if height is None else 1 + (8 * CHART_ROWS - 1) * (height - low) / span
+            cells.append(BLOCKS[int(min(8, max(0, round(eighths - 8 * row))))])
+        label = {0: self._level(low), CHART_ROWS - 1: self._level(high)}.get(row, "")
+        over = self._over_threshold(row, low, span)
+        return Text.assemble((label.rjust(LEFT - 1) + " ", "dim"), ("".join(cells), over))
+
+    def _over_threshold(self, row: int, low: float, span: float) -> str:
+        level = self._height(self.threshold)
+        return "yellow" if level is not None and low + span * row / CHART_ROWS >= level else "cyan"
+
+    def _level(self, height: float) -> str:
+        return figure(10.0**height if self.log else height)
+
+
+def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list[bool]]:
+    """The largest value of each column of a chart, and which columns hold NaN or inf.
+
+    Example:
+        >>> columns({"step": [0, 1, 2, 3], "value": [1.0, 5.0, None, 2.0],
+        ...          "off_scale": [{"kind": "nan", "first": 2, "last": 2, "count": 1}]}, 2)
+        ([5.0, 2.0], [False, True])
+    """
+    tops: list[float | None] = [None] * width
+    broken = [False] * width
+    if not curve["step"]:
+        return tops, broken
+    first, last = curve["step"][0], curve["step"][-1]
+
+    def column(step: float) -> int:
+        return min(width - 1, int((step - first) * width / (last - first + 1)))
+
+    for step, value in zip(curve["step"], curve["value"], strict=True):
+        at = column(step)
+        if value is not None:
+            best = tops[at]
+            tops[at] = value if best is None else max(value, best)
+    for mark in curve["off_scale"]:
+        if mark["kind"] != "zero":
+            for at in range(column(mark["first"]), column(mark["last"]) + 1):
+                broken[at] = True
+    return tops, broken
+
+
+def _run(run: dict[str, Any], *, named: bool) -> list[RenderableType]:
+    told = run["verdict"]
+    head = Text.assemble((f"{run['name']}: " if named else "", "bold"))
+    head.append(f"{told['word']}. ", STYLES.get(told["level"], "bold"))
+    head.append(told["sentence"])
+    parts: list[RenderableType] = [head, Text(), *_recommendation(run["recommendation"])]
+    parts += [Text(), _figures(run["figures"]), *_charts(run)]
+    for finding in run["findings"]:
+        parts += [Text(), _finding(finding)]
+    if not run["findings"]:
+        parts += [Text(), Text("No rule found anything to report.", "dim")]
+    parts += [Text(), Text("  ".join(f"{k} {v}" for k, v in facts(run)), "dim")]
+    return parts
+
+
+def _recommendation(rec: dict[str, Any]) -> list[RenderableType]:
+    if rec["threshold"] is None:
+        return [Text.assemble(("No threshold yet: ", "bold"), rec["reason"])]
+    what = "Recommended threshold" if rec["needed"] else "Threshold, as insurance"
+    return [
+        Text.assemble((f"{what}  {figure(rec['threshold'])}", "bold"), f"   --clip {rec['spec']}"),
+        Text(rec["reason"]),
+    ]
+
+
+def _figures(figures: Sequence[dict[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_row(*(Text(item["label"], "dim") for item in figures))
+    table.add_row(*(Text(item["value"], "bold") for item in figures))
+    table.add_row(*(Text(item["note"], "dim") for item in figures))
+    return table
+
+
+def _charts(run: dict[str, Any]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    several = len(run["series"]) > 1
+    for series, optimizer in zip(run["series"], run["optimizers"], strict=True):
+        of = f", {optimizer['name']}" if several else ""
+        if series["loss"]["step"]:
+            parts += [Text(), Chart(f"Loss{of}", series["loss"], log=False)]
+        threshold = run["recommendation"]["threshold"]
+        title = f"Gradient norm{of}, log scale"
+        title += f"; yellow is over {figure(threshold)}" if threshold else ""
+        parts += [Text(), Chart(title, series["norm"], log=True, threshold=threshold)]
+    return parts
+
+
+def _finding(finding: dict[str, Any]) -> RenderableType:
+    style = STYLES[finding["severity"]]
+    head = Text.assemble((f"{finding['severity']} {finding['id']}", style), "  ")
+    head.append(finding["title"], "bold")
+    parts: list[RenderableType] = [head, *(Text(f"  {line}") for line in finding["evidence"])]
+    if finding["fixes"]:
+        code = "\n".join(f"    {line}" for line in finding["fixes"][0].splitlines())
+        parts += [Text("  What to change:", "dim"), Text(code, "green")]
+    parts += [Text(f"  More: {finding['docs']}", "dim")]
+    return Group(*parts)
+
+
+def _comparison(compared: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("Run")
+    for column in compared["columns"]:
+        table.add_column(Text(column), justify="right")
+    for row in compared["rows"]:
+        table.add_row(Text(row["name"], "bold"), *(Text(cell) for cell in row["cells"]))
+    return table

@@ -1,0 +1,59 @@
+"""Side by side: no claim beyond what the runs show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from steadygrad.report import build
+from steadygrad.runlog import Run
+
+
+def with_loss(end: float, noise: float = 0.01, **more: Any) -> Run:
+    r = np.random.default_rng(int(100 * end))
+    loss = np.linspace(2.0, end, 400) + r.normal(0, noise, 400)
+    return Run.from_arrays(steps={"norm": np.exp(r.normal(0, 0.1, 400)), "loss": loss}, **more)
+
+
+def test_the_lowest_final_loss_is_named_first() -> None:
+    told = build([with_loss(0.9), with_loss(0.3)])["comparison"]
+    assert told["sentence"].startswith("Lowest final loss: run 2 (0.3")
+    assert "about the same" not in told["sentence"]
+
+
+def test_runs_within_their_noise_are_called_alike() -> None:
+    told = build([with_loss(0.50, 0.1), with_loss(0.52, 0.1)])["comparison"]
+    assert "about the same with" in told["sentence"]
+
+
+def test_a_broken_run_has_no_final_loss_and_is_said_to_be_broken(a_run: Callable[..., Run]) -> None:
+    told = build([a_run(nan_from=200), a_run(clip=1.0)])["comparison"]
+    assert told["sentence"].endswith("Broken: run 1.")
+    final = told["columns"].index("Final loss")
+    assert told["rows"][0]["cells"][final] == "–"
+    assert told["rows"][0]["level"] == "error"
+
+
+def test_the_table_holds_what_the_runs_reported_themselves() -> None:
+    told = build([with_loss(0.5, info={"results": {"Accuracy": "91 %"}}), with_loss(0.6)])[
+        "comparison"
+    ]
+    place = told["columns"].index("Accuracy")
+    assert [row["cells"][place] for row in told["rows"]] == ["91 %", "–"]
+    assert all(len(row["cells"]) == len(told["columns"]) for row in told["rows"])
+
+
+def test_the_direction_kept_is_the_mean_cosine_of_clipped_steps() -> None:
+    cosine = np.tile([1.0, 0.6], 50)
+    run = Run.from_arrays(
+        steps={"norm": np.ones(100), "cosine": cosine, "action": np.tile(["none", "clip"], 50)}
+    )
+    told = build([run, with_loss(0.5)])["comparison"]
+    place = told["columns"].index("Direction kept")
+    assert [row["cells"][place] for row in told["rows"]] == ["0.60", "1"]
+
+
+def test_one_run_is_not_compared(a_run: Callable[..., Run]) -> None:
+    assert build([a_run()])["comparison"] is None
