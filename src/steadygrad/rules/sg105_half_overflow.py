@@ -21,9 +21,15 @@ def check(view: View) -> Iterator[Finding]:
         return
     half = {t.name for t in view.tensors if t.dtype == "float16"}
     broken = [name for name in story.tensors if name in half]
-    near = _near(view, story, half)
+    near = max(_near(view, story, half), _loss_size(view, story))
     if broken and near > LARGEST / 16:
         yield _finding(view, story, broken, near)
+
+
+def _loss_size(view: View, story: Break) -> float:
+    """The scaled loss where the run begins broken: its own gradient passes through float16."""
+    size = abs(float(view.loss[story.index] * view.loss_scale[story.index]))
+    return size if np.isfinite(size) and not story.before.size else 0.0
 
 
 def _near(view: View, story: Break, half: set[str]) -> float:
@@ -46,7 +52,7 @@ def _finding(view: View, story: Break, broken: list[str], near: float) -> Findin
         f"float16 gradients overflow at step {story.step} in {broken[0]}.",
         evidence=[
             *tell(view, story),
-            f"The largest finite element nearby is {number(near)}; float16 ends at 65504.",
+            f"The largest finite figure nearby is {number(near)}; float16 ends at 65504.",
             f"The loss scale is {number(scale)}.",
         ],
         steps=[story.step],

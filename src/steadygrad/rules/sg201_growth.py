@@ -32,7 +32,8 @@ def check(view: View) -> Iterator[Finding]:
     steady = order_agreement(smooth)
     trend = view.loss_trend
     learning = trend.known and not trend.diverged and trend.fall >= 0.15 and trend.end < trend.start
-    if grown < GROWN or steady < 0.6 or (learning and grown < 1e3):
+    least = GROWN if trend.diverged or not trend.known else 1e3 if learning else 100.0
+    if grown < least or steady < 0.6:
         return
     yield _finding(view, grown, steady, (start, end))
 

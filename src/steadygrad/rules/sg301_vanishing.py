@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from steadygrad.rules.advice import code
@@ -21,14 +22,17 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    if not view.enough or (view.loss_trend.known and not view.loss_trend.stalled):
-        return
-    profile = _steepest(view)
-    if profile is None:
-        return
-    least = SHRUNK if view.loss_trend.known else 10 * SHRUNK
-    if profile.ratio >= least and profile.agreement >= 0.5:
+    profile = _steepest(view) if view.enough else None
+    if profile is not None and profile.ratio >= _least(view) and profile.agreement >= 0.5:
         yield _finding(view, profile)
+
+
+def _least(view: View) -> float:
+    """How much smaller is too much: a loss that still falls says that small is enough."""
+    trend = view.loss_trend
+    if trend.stalled:
+        return SHRUNK
+    return 30 * SHRUNK if trend.plateau or not trend.known else math.inf
 
 
 def _steepest(view: View) -> Profile | None:
@@ -66,8 +70,8 @@ def _finding(view: View, profile: Profile) -> Finding:
     ]
     if trend.known:
         evidence.append(
-            f"The loss stalls: {number(trend.start)} at the start, {number(trend.lowest)} at its "
-            f"lowest ({percent(max(trend.fall, 0.0))} less)."
+            f"The loss stalls: {number(trend.start)} at first, {number(trend.middle)} half-way, "
+            f"{number(trend.end)} at the end ({percent(max(trend.fall, 0.0))} less at its lowest)."
         )
     return finding(
         view,

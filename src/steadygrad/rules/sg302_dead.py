@@ -23,26 +23,35 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    if not view.enough or not len(view.order) or not _matters(view):
+    if not view.enough or not len(view.order):
         return
-    late = view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :]
-    zeros = columns_median(late)
+    zeros = columns_median(view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :])
     whole = np.flatnonzero((zeros == 1) & _mattering(view))
-    partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
-    units = _dead_units(view)
-    if whole.size:
-        yield _whole(view, whole)
-    elif partly.size or units.size:
-        yield _partly(view, partly, zeros, units)
+    if np.isin(whole, view.weights).any():
+        if _matters(view) or _never_lived(view):
+            yield _whole(view, whole)
+    elif view.loss_trend.stalled or view.loss_trend.diverged:
+        partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
+        units = _dead_units(view)
+        if partly.size or units.size:
+            yield _partly(view, partly, zeros, units)
 
 
 ENOUGH_LATE = 8
 
 
 def _matters(view: View) -> bool:
-    """A loss that fell, or that is (nearly) zero, explains a zero gradient."""
+    """A loss that still falls, or that is next to nothing, explains a zero gradient."""
     trend = view.loss_trend
-    return not trend.known or trend.stalled or trend.diverged
+    if not trend.known:
+        return True
+    solved = abs(trend.end) <= 1e-3 * abs(trend.start)
+    return (trend.stalled or trend.diverged or trend.plateau) and not solved
+
+
+def _never_lived(view: View) -> bool:
+    """Whether not one gradient of the whole run was other than zero."""
+    return not (view.norm[view.usable] > 0).any()
 
 
 def _mattering(view: View) -> Array:

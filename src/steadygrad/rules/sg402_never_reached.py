@@ -11,7 +11,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import View, median, number, spikes
 
-FAR = 10.0
+FAR = 20.0
 
 
 def check(view: View) -> Iterator[Finding]:

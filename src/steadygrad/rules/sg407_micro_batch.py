@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.clips import MOST, Call, by_step, calls, figure
+from steadygrad.rules.clips import MOST, Call, by_step, calls, figure, gradientless
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.placed import fixes
 from steadygrad.rules.view import View, median, number, percent
@@ -22,7 +22,7 @@ def _each(group: list[Call]) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    groups = by_step(calls(view))
+    groups = by_step([call for call in calls(view) if not gradientless(call)])
     faulty = [step for step, group in groups.items() if _each(group)]
     if not faulty or len(faulty) < MOST * len(groups):
         return

@@ -12,7 +12,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import Array, View, number
 
-LARGE = 4.0
+LARGE = 2.8
 SMALL = 0.1
 """Standard deviation times sqrt(fan-in): 1 for LeCun, 1.41 for He, 0.58 for PyTorch's default."""
 
@@ -47,22 +47,22 @@ def fan_in(view: View, column: int) -> int:
 
 def check(view: View) -> Iterator[Finding]:
     start = _start(view)
-    if start is None or not _suffers(view):
+    if start is None:
         return
     same = start.std == 0
     typical = float(np.median(start.gain))
-    if same.sum() >= 2:
+    if same.sum() >= 2 and same.mean() > 0.6:
         yield _constant(view, start, same)
-    elif typical > LARGE:
+    elif typical > LARGE and (_suffers(view) or (typical > 3 * LARGE and not _normalised(view))):
         yield _wrong(view, start, typical, "large")
-    elif typical < SMALL and not _normalised(view):
+    elif typical < SMALL and not _normalised(view) and (_suffers(view) or view.loss_trend.plateau):
         yield _wrong(view, start, typical, "small")
 
 
 def _suffers(view: View) -> bool:
     trend = view.loss_trend
-    dear = trend.known and trend.start > 20 * max(abs(trend.lowest), 1e-6)
-    return not trend.known or trend.stalled or trend.diverged or dear or bool(view.broken.any())
+    trouble = not trend.known or trend.stalled or trend.diverged or trend.dear
+    return trouble or bool(view.broken.any())
 
 
 def _normalised(view: View) -> bool:

@@ -27,8 +27,12 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _typical(rows: Array) -> float:
-    """Median over the samples of the median over the matrices: one layer alone is not the rate."""
-    return median([median(row) for row in rows])
+    """Median over the samples of the median over the matrices: one layer alone is not the rate.
+
+    A first step that multiplies the weights hides the later ones, so the first three count too.
+    """
+    each = [median(row) for row in rows]
+    return max(median(each), median(each[:3]))
 
 
 def _suffers(view: View) -> bool:

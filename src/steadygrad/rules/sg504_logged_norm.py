@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,13 +33,13 @@ def _ratios(view: View, found: list[Call]) -> list[float]:
     whole = [c for c in found if not c.get("after_step") and not c.get("repeated")]
     whole = [c for c in whole if figure(c, "params", 0) == figure(c, "of_params", 0) > 0]
     whole = [c for c in whole if figure(c, "norm_type", 2) == 2 and c.get("unscaled") is not False]
-    found = []
+    ratios: list[float] = []
     for call in whole:
         norm, applied = figure(call, "norm"), recorded.get(int(call["step"]), np.nan)
         if np.isfinite(norm) and np.isfinite(applied) and norm > 0 and applied > 0:
             before, after = norm / applied, norm * figure(call, "coef", 1.0) / applied
-            found.append(min(before, after, key=lambda r: abs(np.log(r))))
-    return found
+            ratios.append(min(before, after, key=lambda r: abs(math.log(r))))
+    return ratios
 
 
 def _finding(view: View, ratio: float, count: int) -> Finding:

@@ -35,6 +35,7 @@ class LossTrend:
     Attributes:
         known: whether enough finite losses were recorded.
         start: median of the first window.
+        middle: median of the window half-way.
         end: median of the last window.
         lowest: lowest median of any window.
         highest: highest median of any window after the first.
@@ -45,6 +46,7 @@ class LossTrend:
 
     known: bool = False
     start: float = math.nan
+    middle: float = math.nan
     end: float = math.nan
     lowest: float = math.nan
     highest: float = math.nan
@@ -61,6 +63,17 @@ class LossTrend:
     def stalled(self) -> bool:
         """Whether the loss is known and never fell by 15 % of where it began."""
         return self.known and self.fall < 0.15
+
+    @property
+    def plateau(self) -> bool:
+        """Whether the loss is known and its second half brought less than 5 %."""
+        late = (self.middle - self.end) / max(abs(self.middle), 1e-12)
+        return self.known and late < 0.05
+
+    @property
+    def dear(self) -> bool:
+        """Whether training began by shedding nearly all of a loss that was far too large."""
+        return self.known and self.start > 100 * max(abs(self.lowest), 1e-6)
 
     @property
     def diverged(self) -> bool:
@@ -308,7 +321,7 @@ def loss_trend(losses: Array) -> LossTrend:
     noise = spread(thin[window - 1 :] - smooth)
     swing = float(np.median(np.abs(np.diff(finite))))
     later = smooth[1:] if len(smooth) > 1 else smooth
-    ends = (float(smooth[0]), float(smooth[-1]))
+    ends = (float(smooth[0]), float(smooth[len(smooth) // 2]), float(smooth[-1]))
     extremes = (float(smooth.min()), float(later.max()))
     return LossTrend(True, *ends, *extremes, noise, swing, window)
 
@@ -375,6 +388,7 @@ def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: i
     logs = np.log(np.maximum(norms, 1e-300))
     usual = float(np.quantile(logs, 0.9))
     candidates = np.flatnonzero(logs > max(usual, median(logs) + math.log(ratio)))
+    candidates = candidates[candidates >= ENOUGH]  # a large first step is no spike
     found = []
     for place in candidates:
         near = np.r_[logs[max(0, place - window) : place], logs[place + 1 : place + 1 + window]]

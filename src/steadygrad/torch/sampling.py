@@ -297,11 +297,11 @@ def _plain(parameter: torch.Tensor) -> bool:
 def _part(parameter: torch.Tensor) -> torch.Tensor:
     """At most `TAKEN` of the elements, evenly spread, copied."""
     flat = parameter.reshape(-1)
-    return flat[:: -(-flat.numel() // TAKEN)].float().clone()
+    return flat[:: -(-flat.numel() // TAKEN)].double().clone()
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     return norm
 
 
