@@ -8,6 +8,7 @@ optimizer's step warns at the first step of one that bears it.
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ MARK = "_steadygrad_copied"
 def mark_copies(optimizer: torch.optim.Optimizer) -> None:
     """Have copies and pickles of this optimizer bear the mark."""
     getstate = type(optimizer).__getstate__
+    held = weakref.ref(optimizer)  # it is kept in the optimizer's own dict
 
     def marked() -> Any:
-        state = getstate(optimizer)
+        state = getstate(held())  # type: ignore[arg-type]
         return {**state, MARK: True} if isinstance(state, dict) else state
 
     optimizer.__getstate__ = marked  # type: ignore[method-assign]

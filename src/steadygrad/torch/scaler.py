@@ -8,6 +8,7 @@ for as long as an optimizer is attached, and only then.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 from weakref import WeakSet
 
@@ -31,12 +32,17 @@ def watch(optimizer: torch.optim.Optimizer) -> None:
         _original = GradScaler.step
         GradScaler.step = _wrap(_original)  # type: ignore[method-assign]
     _watched.add(optimizer)
+    weakref.finalize(optimizer, _release).atexit = False
 
 
 def unwatch(optimizer: torch.optim.Optimizer) -> None:
     """Undo `watch`; with the last one, `GradScaler` is as it was."""
-    global _original
     _watched.discard(optimizer)
+    _release()
+
+
+def _release() -> None:
+    global _original
     ours = getattr(GradScaler.step, "__wrapped__", None) is _original
     if _original is not None and not _watched and ours:
         GradScaler.step = _original  # type: ignore[method-assign]

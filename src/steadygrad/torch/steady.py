@@ -12,6 +12,7 @@ import math
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -41,7 +42,6 @@ class Steady:
     Made by `steadygrad.torch.attach`. A context manager: leaving it detaches.
 
     Attributes:
-        optimizer: the optimizer attached to.
         policy: the clipping policy.
         stats: the last step's `GradientStats`, before clipping; None before the first step.
         overhead_seconds: time spent here so far.
@@ -61,7 +61,8 @@ class Steady:
                 f"this {type(optimizer).__name__} is attached already; call detach() on the handle "
                 "that attach returned, or give both policies in one attach as {pattern: spec}"
             )
-        self.optimizer = optimizer
+        # weak: a cycle would keep the weights of a dropped optimizer until the next collection
+        self._held = weakref.ref(optimizer)
         self.policy = policy
         self.stats: GradientStats | None = None
         self.overhead_seconds = 0.0
@@ -106,6 +107,18 @@ class Steady:
         if self._last is None:
             raise UsageError("no step yet: call optimizer.step() before reading .last")
         return self._last
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer attached to.
+
+        Raises:
+            UsageError: nothing else holds it any more.
+        """
+        optimizer = self._held()
+        if optimizer is None:
+            raise UsageError("the optimizer that was attached to is gone; keep a variable for it")
+        return optimizer
 
     @property
     def steps(self) -> int:
@@ -155,14 +168,14 @@ class Steady:
 
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; a second call does nothing."""
-        if getattr(self.optimizer, scaler.HANDLE, None) is not self:
-            return
         self._recover()
-        for hook in self._hooks:
-            hook.remove()
-        delattr(self.optimizer, scaler.HANDLE)
-        scaler.unwatch(self.optimizer)
-        copies.unmark_copies(self.optimizer)
+        optimizer = self._held()
+        if optimizer is not None and getattr(optimizer, scaler.HANDLE, None) is self:
+            for hook in self._hooks:
+                hook.remove()
+            delattr(optimizer, scaler.HANDLE)
+            scaler.unwatch(optimizer)
+            copies.unmark_copies(optimizer)
         if isinstance(self._names, ModelNames):
             self._names.finish()
         if self._recorder is not None:
@@ -272,12 +285,12 @@ class Steady:
 
         def evaluate() -> Any:
             loss = self._evaluate(closure)
+            values.append(loss)
             outcome = self._process()
             if outcome.skip:
                 found[:] = [outcome]
                 raise _LeaveSearch
             found[:] = found or [outcome]
-            values[:] = values or [loss]
             return loss
 
         values: list[Any] = []
@@ -291,7 +304,7 @@ class Steady:
                 snapshot.restore(grads=False)
             if isinstance(left, NonFiniteError):
                 raise
-            result = values[0] if values else None
+            result = values[0]
         self._finish(found[0])
         return self._skipped(*_with_closure(args, kwargs, lambda: result))
 
@@ -305,7 +318,7 @@ class Steady:
     def _skipped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments with which the step that follows does nothing."""
         if self._way is None:
-            self._way = skipping.find_way(self.optimizer)
+            self._way = skipping.find_way(self.optimizer, *args[1:], **kwargs)
         if self._way is skipping.without_gradients:
             self._taken = [(p, p.grad) for p in self._table.params]
         return (self._way(self.optimizer), *args[1:]), kwargs
