@@ -73,7 +73,8 @@ def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, 
     if batch.scale is not None:
         before = before / batch.scale
     after = _transform(policy.for_tensor(batch.names[place]), before, batch, place)
-    inner = torch.sum(_as_real(before) / unit * (_as_real(after) / unit))
+    by = unit if isinstance(unit, torch.Tensor) else float(unit)
+    inner = torch.sum(_as_real(before) / by * (_as_real(after) / by))
     changed = torch.any(before != after)
     stored.copy_(after if batch.scale is None else after * batch.scale)  # may be `before` itself
     return (inner, changed) if isinstance(unit, torch.Tensor) else (inner.numpy(), changed.numpy())

@@ -92,11 +92,13 @@ def same_bits(left: Any, right: Any) -> bool:
     return bool(left == right or (left != left and right != right))
 
 
-def find_way(optimizer: torch.optim.Optimizer) -> Way:
+def find_way(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Way:
     """The way in which this optimizer can be skipped whole.
 
     Args:
         optimizer: with the gradients of the step that is to be skipped.
+        args: what that step is called with; a closure must do nothing.
+        kwargs: the same, by name.
 
     Raises:
         AttachError: neither way leaves weights and state as they are; names the class.
@@ -106,7 +108,7 @@ def find_way(optimizer: torch.optim.Optimizer) -> Way:
     snapshot = Snapshot(optimizer)
     for way in (shadow_of, without_gradients):
         try:
-            raw_step(way(optimizer))
+            raw_step(way(optimizer), *args, **kwargs)
             unchanged = snapshot.holds()
         except Exception:  # whatever a foreign step raises, the next way may do
             unchanged = False
