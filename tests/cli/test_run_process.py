@@ -18,7 +18,8 @@ class Point:
 def where():
     frame = sys._getframe(1)
     return frame.f_code.co_filename, frame.f_lineno
-print(json.dumps([sys.argv, sys.path[:2], __file__, __spec__ and (__spec__.name, __spec__.origin), __name__, __package__, where()]))
+spec = __spec__ and (__spec__.name, __spec__.origin)
+print(json.dumps([sys.argv, sys.path[:2], __file__, spec, __name__, __package__, where()]))
 print(sorted(globals()), type(__loader__).__name__, __doc__, __builtins__.__name__)
 print(pickle.loads(pickle.dumps(Point)) is Point, sys.modules["__main__"].Point is Point)
 os.chdir("/")

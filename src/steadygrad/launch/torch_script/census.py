@@ -7,9 +7,10 @@ hook behind; hooks on module registration would miss those.
 
 from __future__ import annotations
 
+import collections
 import gc
 import sys
-from collections.abc import Iterable
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ _WRAPPINGS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter was found.
+    """Where a parameter was found. Held weakly: a model that the script drops must go.
 
     Attributes:
         root: the outermost module that holds it.
@@ -31,70 +32,79 @@ class Place:
         owner: the module whose own parameter it is.
     """
 
-    root: torch.nn.Module
+    root: weakref.ref[torch.nn.Module]
     name: str
-    owner: torch.nn.Module
+    owner: weakref.ref[torch.nn.Module]
+
+    def holds(self, parameter: torch.Tensor) -> bool:
+        """Whether it is still there: ids are used again."""
+        owner = self.owner()
+        return owner is not None and any(p is parameter for p in owner._parameters.values())
 
 
 class Census:
-    """The modules and optimizers that are alive.
-
-    Attributes:
-        optimizers: every optimizer found.
-    """
+    """The modules and optimizers that are alive."""
 
     def __init__(self) -> None:
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._places: dict[int, list[Place]] = {}
-        self._order: dict[int, int] = {}
-        self._owners: dict[int, list[int]] = {}
+        self._order: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Look again, for models and optimizers that were made since."""
         modules: list[torch.nn.Module] = []
-        self.optimizers = []
+        self._optimizers = []
         for thing in gc.get_objects():
             kind = type(thing)  # never isinstance: it would ask lazy proxies for their class
             if issubclass(kind, torch.nn.Module):
                 modules.append(thing)
             elif issubclass(kind, torch.optim.Optimizer) and "param_groups" in vars(thing):
-                self.optimizers.append(thing)
+                self._optimizers.append(weakref.ref(thing))
         self._places = {}
         for root in _roots(modules):
             self._enter(root)
 
+    def groups(self) -> list[list[torch.Tensor]]:
+        """The parameters of each optimizer."""
+        alive = [optimizer for ref in self._optimizers if (optimizer := ref()) is not None]
+        return [[p for group in o.param_groups for p in group["params"]] for o in alive]
+
     def owned(self) -> set[int]:
         """Ids of the parameters that some optimizer holds."""
-        return {id(parameter) for parameter in self.parameters()}
-
-    def parameters(self) -> list[torch.Tensor]:
-        """Everything that an optimizer holds."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        return [parameter for group in groups for parameter in group["params"]]
+        return {id(parameter) for group in self.groups() for parameter in group}
 
     def model_names(self) -> list[str]:
-        """Class names of the outermost modules that hold a parameter of an optimizer."""
-        owned = self.owned() | set(self._order)
-        roots = {id(p.root): p.root for key in owned for p in self._places.get(key, [])}
-        return sorted({type(root).__name__ for root in roots.values()})
+        """Class names of the outermost modules that were trained."""
+        names = set()
+        for key in self.owned() | set(self._order):
+            roots = (place.root() for place in self._places.get(key, []))
+            names |= {type(root).__name__ for root in roots if root is not None}
+        return sorted(names)
 
     def device(self) -> str:
         """Where the optimizers' parameters live; empty where there are none."""
-        return ", ".join(sorted({str(parameter.device) for parameter in self.parameters()}))
+        return ", ".join(sorted({str(p.device) for group in self.groups() for p in group}))
 
     def knows(self, parameter: torch.Tensor) -> bool:
         """Whether a module holds this parameter."""
-        return id(parameter) in self._places
+        return bool(self._of(parameter))
 
     def note_order(self, leaves: dict[torch.Tensor, int]) -> None:
         """Keep the forward order of leaves, as `graph.leaves_of` gives it."""
         for leaf in leaves:
-            self._order.setdefault(id(leaf), len(self._order))
+            if self.place_of(leaf) < 0:
+                self._order[id(leaf)] = (weakref.ref(leaf), len(self._order))
 
-    def orders(self, parameters: Iterable[torch.Tensor]) -> bool:
-        """Whether the forward order of all of these is known."""
-        return all(id(parameter) in self._order for parameter in parameters)
+    def place_of(self, leaf: torch.Tensor) -> int:
+        """The leaf's place in the forward order; -1 where unknown."""
+        ref, place = self._order.get(id(leaf), (None, -1))
+        return place if ref is not None and ref() is leaf else -1
+
+    def settled(self) -> bool:
+        """Whether there are optimizers, and the forward order of all they hold is known."""
+        groups = self.groups()
+        return bool(groups) and all(self.place_of(p) >= 0 for group in groups for p in group)
 
     def names(self, parameters: list[torch.Tensor], taken: set[str]) -> dict[int, TensorInfo]:
         """Describe the parameters of one optimizer.
@@ -120,42 +130,42 @@ class Census:
         return found
 
     def _enter(self, root: torch.nn.Module) -> None:
+        above = weakref.ref(root)
         for path, module in root.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 full = _unwrapped(f"{path}.{name}" if path else name)
-                self._places.setdefault(id(parameter), []).append(Place(root, full, module))
+                place = Place(above, full, weakref.ref(module))
+                self._places.setdefault(id(parameter), []).append(place)
+
+    def _of(self, parameter: torch.Tensor) -> list[Place]:
+        return [p for p in self._places.get(id(parameter), []) if p.holds(parameter)]
 
     def _root_of(self, parameters: list[torch.Tensor]) -> torch.nn.Module | None:
         """The outermost module that holds most of these parameters."""
-        held: dict[int, int] = {}
-        roots: dict[int, torch.nn.Module] = {}
-        for parameter in parameters:
-            for place in self._places.get(id(parameter), []):
-                key = id(place.root)
-                held[key] = held.get(key, 0) + 1
-                roots[key] = place.root
-        return roots[max(held, key=held.__getitem__)] if held else None
+        places = [place for parameter in parameters for place in self._of(parameter)]
+        roots = [root for place in places if (root := place.root()) is not None]
+        held = collections.Counter(map(id, roots))
+        return max(roots, key=lambda root: held[id(root)]) if roots else None
 
     def _several_roots(self) -> bool:
         """Whether the script trains more than one model, as a GAN does."""
-        held = ([p for g in o.param_groups for p in g["params"]] for o in self.optimizers)
-        roots = {id(root) for group in held if (root := self._root_of(group)) is not None}
-        return len(roots) > 1
+        roots = (self._root_of(group) for group in self.groups())
+        return len({id(root) for root in roots if root is not None}) > 1
 
     def _describe(
         self, parameter: torch.Tensor, root: torch.nn.Module | None, number: int
     ) -> TensorInfo:
-        places = self._places.get(id(parameter))
+        places = self._of(parameter)
         if not places:
             name = global_name(parameter) or f"tensor{number}"
-            return describe(parameter, name, position=self._order.get(id(parameter), -1))
-        place = next((p for p in places if p.root is root), places[0])
-        return describe(
-            parameter, place.name, type(place.owner).__name__, self._position(place.owner)
-        )
+            return describe(parameter, name, position=self.place_of(parameter))
+        place = next((p for p in places if p.root() is root), places[0])
+        owner = place.owner()
+        assert owner is not None  # `holds` has just seen it
+        return describe(parameter, place.name, type(owner).__name__, self._position(owner))
 
     def _position(self, module: torch.nn.Module) -> int:
-        own = [self._order.get(id(p), -1) for p in module.parameters(recurse=False)]
+        own = [self.place_of(p) for p in module.parameters(recurse=False)]
         known = [place for place in own if place >= 0]
         return min(known) if known else -1
 

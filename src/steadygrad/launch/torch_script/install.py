@@ -110,12 +110,18 @@ class Patches:
         self._inside_clip = True
         call.materialise()
         if observer.replaces:
-            observer.instead_of_clip(call.parameters)
             call.replaced = True
         else:
             call.note = observer.before_clip(call)
         call.outermost = True
         return call
+
+    def instead(self, call: Call) -> Any:
+        """Do our policy's work where a clip call is replaced; returns what torch would have."""
+        norm = call.norm_before()
+        if self._observer is not None and call.outermost:
+            self._observer.instead_of_clip(call.parameters)
+        return norm
 
     def clip_ends(self, call: Call, result: Any) -> None:
         """Note what a clip call has done; ``result`` is torch's norm, or None."""
@@ -170,7 +176,7 @@ class Call:
         """The norm that the script hands to ``clip_grads_with_norm_``."""
         return self.argument(2, "total_norm")
 
-    def instead(self) -> Any:
+    def norm_before(self) -> Any:
         """What a replaced call returns: the norm before clipping, as torch computes it."""
         if self.kind != "norm":
             return None
@@ -242,7 +248,8 @@ def _watch_clip(original: Callable[..., Any], kind: str, patches: Patches) -> Ca
         call = patches.clip_begins(Call(kind, args, kwargs))
         result = None
         try:
-            result = call.instead() if call.replaced else original(*call.args, **call.kwargs)
+            replaced = call.replaced
+            result = patches.instead(call) if replaced else original(*call.args, **call.kwargs)
         finally:
             patches.clip_ends(call, result)
         return result
@@ -275,7 +282,7 @@ def _patch_scaler(scaler: Any, patches: Patches) -> None:
     def step_attached(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         # a scaler does not call the step of an optimizer whose gradients overflow
         observer = patches.observer()
-        if observer is not None and self.is_enabled() and observer.attach_for_scaler(optimizer):
+        if observer is not None and self.is_enabled() and observer.before_scaler(optimizer):
             return scaler.step(self, optimizer, *args, **kwargs)
         return step(self, optimizer, *args, **kwargs)
 

@@ -29,12 +29,17 @@ PROBE = 8
 
 @dataclass
 class Pending:
-    """The gradients of the last backward, until it is known whether they were applied."""
+    """The gradients of the last backward, until it is known whether they were applied.
+
+    Leaves that an earlier step showed to be weights are held, so that the last step of a
+    loop in a function that has returned can still be told.
+    """
 
     leaves: list[weakref.ref[torch.Tensor]]
     rows: list[Row]
     loss: Any
     probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
+    weights: list[torch.Tensor]
     outcome: Outcome | None = None
 
 
@@ -88,8 +93,13 @@ class ManualLoop:
         rows = rows_of(held, 2.0)
         for leaf, row in zip(held, rows, strict=True):
             self._log.remember(leaf, row)
-        refs = [weakref.ref(leaf) for leaf in held]
-        self._pending = Pending(refs, rows, loss, [_probe(leaf) for leaf in held[-2:]])
+        self._pending = Pending(
+            leaves=[weakref.ref(leaf) for leaf in held],
+            rows=rows,
+            loss=loss,
+            probe=[_probe(leaf) for leaf in held[-2:]],
+            weights=[leaf for leaf in held if id(leaf) in self._announced],
+        )
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""

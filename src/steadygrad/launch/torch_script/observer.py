@@ -53,10 +53,9 @@ class TorchObserver:
         self.losses = LossMeter()
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
-        self._steadies: weakref.WeakKeyDictionary[torch.optim.Optimizer, Steady] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._handles: list[Steady] = []
+        self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._told: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._steps = 0
         self._infos: list[dict[str, Any]] = []
         self._taken: set[str] = set()
         self._census: Census | None = None
@@ -97,27 +96,41 @@ class TorchObserver:
         self._by_hand = bool(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
-        elif self._steadies and self._census.orders(self._census.parameters()):
+        elif self._steps and self._census.settled():
             self._walks = MOST_WALKS
 
     # -- optimizers ----------------------------------------------------------------------------
 
-    def attach_for_scaler(self, optimizer: Any) -> bool:
+    def before_scaler(self, optimizer: Any) -> bool:
         """A GradScaler is about to step this; True where it was not attached yet."""
         inner = scaler.unwrap(optimizer)
-        if inner in self._steadies:
-            return False
         with self._timed():
-            self._attach(inner)
-        return inner in self._steadies
+            new = inner not in self._attached
+            steady = self._steady(inner)
+            if new:
+                return inner in self._attached
+            # told here, since the scaler does not call the step of one that overflows
+            self._steps += inner not in self._told
+            self._told.add(inner)
+            steady.observe_loss(self.losses.of_step())
+        return False
 
     def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
         """An optimizer is about to step."""
         with self._timed():
-            steady = self._steadies.get(optimizer) or self._attach(optimizer)
+            steady = self._steady(optimizer)
+            if optimizer in self._told:
+                self._told.discard(optimizer)
+                return
+            self._steps += 1
             if not callable(closure):
-                # the total since the last step, whatever was told before
                 steady.observe_loss(self.losses.of_step())
+
+    def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
+        if optimizer in self._attached:
+            held: Steady = getattr(optimizer, scaler.HANDLE)
+            return held
+        return self._attach(optimizer)
 
     def _attach(self, optimizer: torch.optim.Optimizer) -> Steady:
         census = self._census = self._census or Census()
@@ -137,8 +150,7 @@ class TorchObserver:
         copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
         if self.session.plan.clip is None:
             steady.act_through(self._observing(steady, optimizer, index))
-        self._steadies[optimizer] = steady
-        self._handles.append(steady)
+        self._attached.add(optimizer)
         return steady
 
     def _observing(
@@ -250,12 +262,12 @@ class TorchObserver:
     @property
     def steps(self) -> int:
         """Optimizer steps seen so far."""
-        return self._manual.steps + sum(steady.steps for steady in self._handles)
+        return self._manual.steps + self._steps
 
     def abandon(self) -> None:
         """In a forked child: let go of what was attached for the parent's run file."""
-        for steady in self._handles:
-            steady.detach()
+        for optimizer in list(self._attached):
+            getattr(optimizer, scaler.HANDLE).detach()
 
     def finish(self) -> None:
         """Write what is left; the run file is closed next."""

@@ -1,0 +1,275 @@
+"""What is recorded of a training: steps, losses, names, and the norm before the script's clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+Observe = Callable[..., Any]
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def data(count: int = 16) -> torch.Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+
+
+def oracle_norm(parameters: Any) -> float:
+    grads = [p.grad.double().numpy().ravel() for p in parameters if p.grad is not None]
+    return float(np.linalg.norm(np.concatenate(grads)))
+
+
+def test_norm_before_the_scripts_clip_and_loss_are_recorded(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    norms, losses, coefs = [], [], []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = (10 * net(data())).pow(2).mean()
+        loss.backward()
+        norms.append(oracle_norm(net.parameters()))
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        coefs.append(oracle_norm(net.parameters()) / norms[-1])
+        losses.append(loss.item())
+        optimizer.step()
+    steps = seen.run().steps
+    np.testing.assert_allclose(steps.norm, norms, rtol=1e-12)
+    np.testing.assert_allclose(steps.loss, losses, rtol=1e-7)
+    np.testing.assert_allclose(steps.coef, coefs, rtol=1e-6)
+    assert steps.threshold.tolist() == [1.0] * 6
+    assert (steps.coef < 1).sum() == (steps.action == "clip").sum() > 0
+
+
+def test_accumulated_losses_are_summed(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sums = []
+    for _ in range(3):
+        parts = [net(data()[k::4]).pow(2).mean() / 4 for k in range(4)]
+        for part in parts:
+            part.backward()
+        sums.append(sum(part.item() for part in parts))
+        optimizer.step()
+        optimizer.zero_grad()
+    run = seen.run()
+    np.testing.assert_allclose(run.steps.loss, sums, rtol=1e-6)
+    assert [t.name for t in run.tensors] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_two_optimizers_of_a_gan_have_their_own_names_and_losses(observe: Observe) -> None:
+    seen = observe()
+    left, right = model(), nn.Linear(1, 1)
+    first = torch.optim.SGD(left.parameters(), lr=0.1)
+    second = torch.optim.Adam(right.parameters())
+    losses: tuple[list[float], list[float]] = ([], [])
+    for _ in range(3):
+        for place, (optimizer, loss) in enumerate(
+            ((first, left(data()).pow(2).mean()), (second, right(left(data()).detach()).mean() + 5))
+        ):
+            optimizer.zero_grad()
+            loss.backward()
+            losses[place].append(loss.item())
+            optimizer.step()
+    run = seen.run()
+    for index in (0, 1):
+        own = run.steps[run.steps["optimizer"] == index]
+        np.testing.assert_allclose(own["loss"], losses[index], rtol=1e-6)
+    assert [o["class"] for o in run.info["optimizers"]] == ["SGD", "Adam"]
+    names = [t.name for t in run.tensors]
+    assert names[0] == "Sequential.0.weight"
+    assert names[-1] == "Linear.bias"
+
+
+def test_a_copied_model_is_named_and_ordered_by_the_forward_pass(observe: Observe) -> None:
+    import copy
+
+    class Backwards(nn.Module):
+        """Uses its layers in the reverse of the order in which they are registered."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(8, 1), nn.Linear(4, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.last(self.first(x).relu())
+            return out
+
+    seen = observe()
+    net = copy.deepcopy(Backwards())
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(data()).sum().backward()
+    optimizer.step()
+    places = {t.name: (t.module, t.position) for t in seen.run().tensors}
+    assert places["first.weight"][0] == "Linear"
+    assert places["first.weight"][1] < places["last.weight"][1]
+    assert places["first.bias"][1] == places["first.weight"][1]
+
+
+def by_hand(norms: list[float], updates: bool, kind: str) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 1, requires_grad=True)
+    bias = nn.Parameter(torch.zeros(1))
+    for _ in range(5):
+        for part in (data()[::2], data()[1::2]):
+            ((part @ weight + bias - 3).pow(2).mean() / 2).backward()
+        norms.append(oracle_norm([weight, bias]))
+        for tensor in (weight, bias):
+            assert tensor.grad is not None
+            if updates:
+                tensor.data.add_(tensor.grad, alpha=-0.01)
+            if kind == "zero":
+                tensor.grad.data.zero_()
+            else:
+                tensor.grad = None
+
+
+@pytest.mark.parametrize("kind", ["zero", "none"])
+def test_steps_of_a_loop_without_an_optimizer_are_found(observe: Observe, kind: str) -> None:
+    seen = observe()
+    norms: list[float] = []
+    by_hand(norms, True, kind)
+    steps = seen.run().steps
+    np.testing.assert_allclose(steps.norm, norms, rtol=1e-12)
+    assert steps.step.tolist() == [0, 1, 2, 3, 4]
+    assert (np.diff(steps.loss) < 0).all()
+
+
+def test_backward_without_an_update_is_no_step(observe: Observe) -> None:
+    seen = observe()
+    by_hand([], False, "none")
+    assert seen.patches.steps == 0
+    assert seen.patches.backwards == 10
+
+
+def test_inputs_that_need_gradients_are_no_weights(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    for _ in range(4):
+        images = data().requires_grad_()
+        net(images).sum().backward()
+        images.data.sub_(0.1)
+        net.zero_grad()
+    assert seen.patches.steps == 0
+
+
+def test_a_replaced_clip_call_in_a_loop_without_an_optimizer_is_our_policy(
+    observe: Observe,
+) -> None:
+    seen = observe(clip="norm:0.5")
+    weight = nn.Parameter(torch.ones(4))
+    for _ in range(3):
+        weight.grad = None
+        (weight * 3).sum().backward()
+        returned = torch.nn.utils.clip_grad_norm_([weight], max_norm=100.0)
+        assert returned.item() == pytest.approx(6.0)
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad, torch.full((4,), 0.25))
+        weight.data -= weight.grad
+    steps = seen.run().steps
+    assert steps.norm.tolist() == [6.0] * 3
+    assert steps.threshold.tolist() == [0.5] * 3
+    assert steps.action.tolist() == ["clip"] * 3
+
+
+def test_with_a_spec_the_policy_acts_and_the_scripts_calls_do_nothing(observe: Observe) -> None:
+    seen = observe(clip="norm:0.5")
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    (weight * 3).sum().backward()
+    assert torch.nn.utils.clip_grad_norm_(weight, 1e-6).item() == pytest.approx(6.0)
+    torch.nn.utils.clip_grad_value_([weight], 1e-6)
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((4,), 0.75))
+    record = seen.run().steps[0]
+    assert (record["norm"], record["threshold"], record["action"]) == (6.0, 0.5, "clip")
+
+
+def test_clipping_by_value_records_how_far_the_direction_turned(observe: Observe) -> None:
+    seen = observe()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    (weight * torch.tensor([3.0, 4.0])).sum().backward()
+    torch.nn.utils.clip_grad_value_([weight], 0.5)
+    optimizer.step()
+    record = seen.run().steps[0]
+    assert (record["norm"], record["threshold"], record["action"]) == (5.0, 0.5, "clip")
+    assert record["coef"] == pytest.approx(math.hypot(0.5, 0.5) / 5)
+    assert record["cosine"] == pytest.approx(3.5 / (5 * math.hypot(0.5, 0.5)))
+
+
+def test_a_closure_gives_its_loss_and_its_clip_is_seen(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    norms: list[float] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = net(data()).pow(2).mean()
+        loss.backward()
+        norms.append(oracle_norm(net.parameters()))
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    steps = seen.run().steps
+    np.testing.assert_allclose(steps.norm, norms, rtol=1e-12)
+    np.testing.assert_allclose(steps.loss, losses, rtol=1e-7)
+    assert steps.threshold.tolist() == [1e-3] * 3
+
+
+def test_a_scaled_loss_and_its_gradients_are_recorded_unscaled(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    norms, losses = [], []
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = net(data()).pow(2).mean() * (math.inf if step == 0 else 1.0)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norms.append(oracle_norm(net.parameters()))
+        losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+    run = seen.run()
+    np.testing.assert_allclose(run.steps.norm[1:], norms[1:], rtol=1e-12)
+    np.testing.assert_allclose(run.steps.loss[1:], losses[1:], rtol=1e-7)
+    assert run.steps.action.tolist()[0] == "skip"
+    assert run.steps.loss_scale.tolist() == [1024.0, 512.0, 512.0, 512.0]
+    assert run.info["amp"] is True
+
+
+def test_checkpointing_inside_a_backward_counts_once(observe: Observe) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loss = checkpoint(net, data().requires_grad_(), use_reentrant=True).sum()
+    loss.backward()
+    optimizer.step()
+    assert seen.patches.backwards == 1
+    assert seen.run().steps.loss[0] == pytest.approx(loss.item())
+
+
+def test_torch_autograd_grad_is_not_taken_for_a_training(observe: Observe) -> None:
+    seen = observe()
+    weight = torch.ones(3, requires_grad=True)
+    for _ in range(3):
+        (grad,) = torch.autograd.grad((weight**2).sum(), weight)
+        weight = (weight - grad * 0.1).detach().requires_grad_()
+    assert seen.patches.steps == 0
