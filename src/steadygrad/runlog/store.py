@@ -102,7 +102,8 @@ class Store:
         try:
             self._write_all(items)
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
             raise
         self._retry("COMMIT")
 

@@ -105,19 +105,17 @@ class Alerts(Sink):
         self._head.write_event("alert", finding.to_dict(), step)
         if not self._quiet:
             print(in_words(finding), file=sys.stderr, flush=True)
-        for way in (self._call_user, self._post):
-            try:
-                way(finding)
-            except Exception as error:  # whatever a user's function or a network raises
-                warn(f"an alert ({finding.id}) did not arrive: {error} ({type(error).__name__})")
-
-    def _call_user(self, finding: Finding) -> None:
         if self._call is not None:
-            self._call(finding)
-
-    def _post(self, finding: Finding) -> None:
+            _deliver(self._call, finding)
         if self.target:
-            post(self.target, finding.to_dict())
+            _deliver(lambda told: post(self.target, told.to_dict()), finding)
+
+
+def _deliver(way: Callable[[Finding], object], finding: Finding) -> None:
+    try:
+        way(finding)
+    except Exception as error:  # whatever a user's function or a network raises
+        warn(f"an alert ({finding.id}) did not arrive: {error} ({type(error).__name__})")
 
 
 def in_words(finding: Finding) -> str:

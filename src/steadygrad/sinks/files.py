@@ -61,19 +61,22 @@ class TableSink(Sink):
     default_tensors = 0
 
     def open(self, head: Head) -> None:
-        """Create the file, so that a path that cannot be written is known at once."""
+        """Wait for the first step: only then are the tensors known."""
         self._part = 0
-        self._next_part()
 
     def write(self, batch: Batch) -> None:
         """A row a step."""
-        if self.tensors and not set(batch.names) <= set(self._tensors):
+        if not self._part:
+            self._next_part()
+        elif self.tensors and not set(batch.names) <= set(self._tensors):
             self.end_part()
             self._next_part()
         self.rows(self._columns(batch))
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; a run of no steps leaves its header."""
+        if not self._part:
+            self._next_part()
         self.end_part()
 
     def _next_part(self) -> None:

@@ -17,7 +17,12 @@ class Trackio(ScalarSink):
     def open(self, head: Head) -> None:
         """Start the run."""
         trackio = _trackio()
-        self._run: Any = trackio.init(project=self.target or "steadygrad", embed=False)
+        self._run: Any = trackio.init(
+            project=self.target or "steadygrad",
+            embed=False,
+            auto_log_cpu=False,  # the machine is not what is measured here
+            auto_log_gpu=False,
+        )
 
     def scalars(self, values: dict[str, float], step: int, time: float) -> None:
         """One row."""
