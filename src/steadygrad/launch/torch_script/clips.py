@@ -63,6 +63,16 @@ class ClipCall:
     before: list[torch.Tensor | None] = field(default_factory=list)
 
 
+    @property
+    def of_parameters(self) -> bool:
+        """Whether any parameter was passed: not so for gradients, or a generator used up."""
+        return bool(self.ids) and not self.on_gradients
+
+    def concerns(self, own: set[int]) -> bool:
+        """Whether it belongs to the step of an optimizer that holds these parameters."""
+        return not self.of_parameters or not own.isdisjoint(self.ids)
+
+
 @dataclass
 class Clock:
     """When things last happened to one parameter, in backward passes."""
@@ -88,6 +98,7 @@ class ClipLog:
         self._scale_of = scale_of
         self._rows: dict[int, tuple[Mark, Row]] = {}
         self._clocks: dict[int, Clock] = {}
+        self._any = Clock()
         self.waiting: list[ClipCall] = []
 
     def before(
@@ -180,16 +191,17 @@ class ClipLog:
             self._rows.pop(id(parameter), None)
             clock = self._clocks.setdefault(id(parameter), Clock())
             clock.step, clock.stepped, clock.clips = now, True, 0
+        self._any.step, self._any.stepped, self._any.clips = now, True, 0
         own = {id(p) for p in parameters}
-        calls = [call for call in self.waiting if not own.isdisjoint(call.ids)]
-        self.waiting = [call for call in self.waiting if own.isdisjoint(call.ids)]
+        calls = [call for call in self.waiting if call.concerns(own)]
+        self.waiting = [call for call in self.waiting if not call.concerns(own)]
         return calls
 
     def _place(self, call: ClipCall, owners: Sequence[torch.Tensor]) -> None:
         now = self._backwards()
-        clocks = [self._clocks.setdefault(id(p), Clock()) for p in owners]
-        if not clocks:
-            return
+        clocks = [self._any]
+        if call.of_parameters:
+            clocks = [self._clocks.setdefault(id(p), Clock()) for p in owners]
         first = clocks[0]
         call.backward_since_step = now - first.step
         call.backward_since_clip = now - max(first.clip, first.step)

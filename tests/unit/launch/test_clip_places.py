@@ -1,0 +1,210 @@
+"""Where the script's clip calls stand in its loop, and what the rules make of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_ as imported_early
+
+import steadygrad
+
+Observe = Callable[..., Any]
+STEPS = 24
+
+
+def clip(*words: Any, **more: Any) -> Any:
+    return torch.nn.utils.clip_grad_norm_(*words, **more)  # looked up late, as most scripts do
+
+
+class Loop:
+    """A small training whose clip call stands where a test puts it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=10_000)
+        self.used_up = self.net.parameters()
+
+    def loss(self) -> torch.Tensor:
+        out: torch.Tensor = (self.net(torch.randn(8, 4)) - 3).pow(2).mean()
+        return out
+
+    def right(self) -> None:
+        self.loss().backward()
+        clip(self.net.parameters(), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def before_backward(self) -> None:
+        self.optimizer.zero_grad()
+        clip(self.net.parameters(), 0.5)
+        self.loss().backward()
+        self.optimizer.step()
+
+    def after_step(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
+        clip(self.net.parameters(), 0.5)
+
+    def before_unscale(self) -> None:
+        self.optimizer.zero_grad()
+        self.scaler.scale(self.loss()).backward()
+        clip(self.net.parameters(), 64.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def after_unscale(self) -> None:
+        self.optimizer.zero_grad()
+        self.scaler.scale(self.loss()).backward()
+        self.scaler.unscale_(self.optimizer)
+        clip(self.net.parameters(), 0.5)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def micro_batches(self) -> None:
+        for _ in range(3):
+            (self.loss() / 3).backward()
+            clip(self.net.parameters(), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def part(self) -> None:
+        self.loss().backward()
+        clip(self.net[0].parameters(), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def twice(self) -> None:
+        self.loss().backward()
+        clip(self.net.parameters(), 0.5)
+        clip(self.net.parameters(), 0.4)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gradients(self) -> None:
+        self.loss().backward()
+        clip([p.grad for p in self.net.parameters()], 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def generator(self) -> None:
+        list(self.used_up)
+        self.loss().backward()
+        clip(list(self.used_up), 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def unlimited(self) -> None:
+        self.loss().backward()
+        clip(self.net.parameters(), math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+PLACES = {
+    "before_backward": "SG404",
+    "after_step": "SG405",
+    "before_unscale": "SG406",
+    "micro_batches": "SG407",
+    "part": "SG408",
+    "twice": "SG409",
+    "gradients": "SG410",
+    "generator": "SG410",
+    "unlimited": "SG411",
+}
+
+
+def observed(observe: Observe, place: str) -> Any:
+    seen = observe()
+    loop = Loop()
+    for _ in range(STEPS):
+        getattr(loop, place)()
+    return seen.run()
+
+
+def misplaced(run: Any) -> set[str]:
+    return {f.id for f in steadygrad.diagnose(run)} & {f"SG4{n:02d}" for n in range(4, 12)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_misplaced_clip_is_told_and_no_other(observe: Observe, place: str) -> None:
+    run = observed(observe, place)
+    assert len(run.steps) == STEPS
+    assert misplaced(run) == {PLACES[place]}
+    assert sum(kind["count"] for kind in run.info["clip_calls"]) >= STEPS - 1
+
+
+@pytest.mark.parametrize("place", ["right", "after_unscale"])
+def test_a_well_placed_clip_is_not_told_of(observe: Observe, place: str) -> None:
+    run = observed(observe, place)
+    assert misplaced(run) == set()
+    (kind,) = run.info["clip_calls"]
+    assert (kind["count"], kind["first_step"], kind["last_step"]) == (STEPS, 0, STEPS - 1)
+    assert (run.steps.threshold == 0.5).all()
+
+
+def test_a_clip_of_scaled_gradients_is_recorded_unscaled(observe: Observe) -> None:
+    run = observed(observe, "before_unscale")
+    assert run.steps.threshold.tolist() == [64.0 / 256.0] * STEPS
+    raw = [e.data["norm"] for e in run.events if e.kind == "script_clip"]
+    assert run.steps.norm.tolist() == pytest.approx([norm / 256.0 for norm in raw], rel=1e-6)
+
+
+def test_the_norm_of_a_partly_clipped_step_is_that_before(observe: Observe) -> None:
+    seen = observe()
+    loop = Loop()
+    loop.loss().backward()
+    whole = [p.grad.norm().item() for p in loop.net.parameters() if p.grad is not None]
+    clip(loop.net[0].parameters(), 1e-3)
+    loop.optimizer.step()
+    run = seen.run()
+    assert run.tensor_norms[0] == pytest.approx(whole, rel=5e-3)
+    assert run.steps.norm[0] == pytest.approx(math.hypot(*whole), rel=1e-6)
+    assert run.steps.coef[0] == pytest.approx(
+        math.hypot(1e-3, *whole[2:]) / math.hypot(*whole), rel=1e-4
+    )
+
+
+def test_calls_of_other_kinds_are_seen(observe: Observe) -> None:
+    seen = observe()
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    for kind in ("inf", "given", "deprecated", "keyword"):
+        optimizer.zero_grad()
+        (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        if kind == "inf":
+            clip(weight, 2.0, math.inf)
+        elif kind == "given":
+            torch.nn.utils.clip_grads_with_norm_([weight], 1.0, torch.tensor(10.0))
+        elif kind == "deprecated":
+            with pytest.warns(FutureWarning, match="deprecated") as caught:
+                torch.nn.utils.clip_grad_norm([weight], 1.0)
+            assert caught[0].filename == __file__
+        else:
+            clip(parameters=iter([weight]), max_norm=1.0, norm_type=2)
+        optimizer.step()
+    steps = seen.run().steps
+    assert steps.norm.tolist() == [4.0, 5.0, 5.0, 5.0]
+    assert steps.threshold.tolist() == [2.0, 1.0, 1.0, 1.0]
+    assert steps.coef.tolist() == pytest.approx([0.5, 0.1, 0.2, 0.2], rel=1e-6)
+
+
+def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) -> None:
+    observe()
+    with pytest.warns(UserWarning, match="empty generator") as caught:
+        clip((p for p in []), 1.0)
+    assert caught[0].filename == __file__
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, math.nan])
+    with pytest.raises(RuntimeError, match="non-finite"):
+        clip([weight], 1.0, error_if_nonfinite=True)
+    with pytest.raises(TypeError):
+        clip([weight])
+    assert imported_early is not torch.nn.utils.clip_grad_norm_
