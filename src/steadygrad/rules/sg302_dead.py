@@ -28,7 +28,7 @@ def check(view: View) -> Iterator[Finding]:
     zeros = columns_median(view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :])
     whole = np.flatnonzero((zeros == 1) & _mattering(view))
     if np.isin(whole, view.weights).any():
-        if _matters(view) or _never_lived(view):
+        if _matters(view, whole) or _never_lived(view):
             yield _whole(view, whole)
     elif view.loss_trend.stalled or view.loss_trend.diverged:
         partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
@@ -40,13 +40,14 @@ def check(view: View) -> Iterator[Finding]:
 ENOUGH_LATE = 8
 
 
-def _matters(view: View) -> bool:
+def _matters(view: View, whole: Array) -> bool:
     """A loss that still falls, or that is next to nothing, explains a zero gradient."""
     trend = view.loss_trend
     if not trend.known:
         return True
     solved = abs(trend.end) <= 1e-3 * abs(trend.start)
-    return (trend.stalled or trend.diverged or trend.plateau) and not solved
+    most = np.isin(view.weights, whole).mean() >= 0.5
+    return bool(trend.stalled or trend.diverged or trend.plateau or most) and not solved
 
 
 def _never_lived(view: View) -> bool:
@@ -79,7 +80,7 @@ def _whole(view: View, columns: Array) -> Finding:
         "error" if known else "warning",
         0.93 if known else 0.7,
         ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
-        + (" while the loss stalls: dead units, or a graph that is cut."),
+        + (" in the second half of the run: dead units, or a graph that is cut."),
         evidence=[
             f"In the second half of the run every element of {', '.join(names[:4])} is exactly 0.",
             _loss(view),

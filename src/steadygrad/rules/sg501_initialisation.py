@@ -55,7 +55,7 @@ def check(view: View) -> Iterator[Finding]:
         yield _constant(view, start, same)
     elif typical > LARGE and (_suffers(view) or (typical > 3 * LARGE and not _normalised(view))):
         yield _wrong(view, start, typical, "large")
-    elif typical < SMALL and not _normalised(view) and (_suffers(view) or view.loss_trend.plateau):
+    elif typical < SMALL and not _normalised(view) and _starves(view, start, typical):
         yield _wrong(view, start, typical, "small")
 
 
@@ -63,6 +63,11 @@ def _suffers(view: View) -> bool:
     trend = view.loss_trend
     trouble = not trend.known or trend.stalled or trend.diverged or trend.dear
     return trouble or bool(view.broken.any())
+
+
+def _starves(view: View, start: _Start, typical: float) -> bool:
+    """Whether the signal is lost on its way through the layers, or the loss shows that it was."""
+    return _suffers(view) or view.loss_trend.plateau or typical ** len(start.columns) < 1e-6
 
 
 def _normalised(view: View) -> bool:

@@ -37,7 +37,9 @@ def _typical(rows: Array) -> float:
 
 def _suffers(view: View) -> bool:
     trend = view.loss_trend
-    trouble = trend.known and (trend.diverged or trend.stalled or _oscillates(view))
+    trouble = trend.known and (
+        trend.diverged or trend.blew_up or trend.stalled or _oscillates(view)
+    )
     return trouble or bool(view.broken.any()) or view.last_loss_broken
 
 
@@ -49,10 +51,11 @@ def _oscillates(view: View) -> bool:
 def _finding(view: View, typical: float, rows: Array) -> Finding:
     trend = view.loss_trend
     lr = median(view.lr)
-    how = "diverges" if trend.diverged or view.broken.any() else "oscillates or stalls"
+    wild = trend.diverged or trend.blew_up or view.broken.any()
+    how = "diverges" if wild else "oscillates or stalls"
     said = (
         [
-            f"The loss goes from {number(trend.start)} to {number(trend.end)}; it changes by "
+            f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "
             f"{number(trend.swing)} from one step to the next."
         ]
         if trend.known

@@ -34,6 +34,7 @@ class LossTrend:
 
     Attributes:
         known: whether enough finite losses were recorded.
+        first: lowest of the first three losses, before training has done anything.
         start: median of the first window.
         middle: median of the window half-way.
         end: median of the last window.
@@ -45,6 +46,7 @@ class LossTrend:
     """
 
     known: bool = False
+    first: float = math.nan
     start: float = math.nan
     middle: float = math.nan
     end: float = math.nan
@@ -73,13 +75,18 @@ class LossTrend:
     @property
     def dear(self) -> bool:
         """Whether training began by shedding nearly all of a loss that was far too large."""
-        return self.known and self.start > 100 * max(abs(self.lowest), 1e-6)
+        return self.known and self.first > 30 * max(abs(self.lowest), 1e-6)
+
+    @property
+    def blew_up(self) -> bool:
+        """Whether the loss stood far above where it began at some time."""
+        return self.known and self.highest > 3 * abs(self.first) + 4 * self.noise
 
     @property
     def diverged(self) -> bool:
         """Whether the loss ends well above where it began, beyond its own noise."""
-        rise = self.end - self.start
-        return self.known and rise > max(0.5 * abs(self.start), 4 * self.noise)
+        base = min(self.first, self.start)
+        return self.known and self.end - base > max(0.5 * abs(base), 4 * self.noise)
 
 
 class View:
@@ -321,7 +328,12 @@ def loss_trend(losses: Array) -> LossTrend:
     noise = spread(thin[window - 1 :] - smooth)
     swing = float(np.median(np.abs(np.diff(finite))))
     later = smooth[1:] if len(smooth) > 1 else smooth
-    ends = (float(smooth[0]), float(smooth[len(smooth) // 2]), float(smooth[-1]))
+    ends = (
+        float(finite[:3].min()),
+        float(smooth[0]),
+        float(smooth[len(smooth) // 2]),
+        float(smooth[-1]),
+    )
     extremes = (float(smooth.min()), float(later.max()))
     return LossTrend(True, *ends, *extremes, noise, swing, window)
 
