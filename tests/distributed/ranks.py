@@ -1,0 +1,120 @@
+"""What each of two ranks does; run as a script by the fixture `two_ranks`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import steadygrad.torch as sg
+
+NORM_TYPES = (1.0, 2.0, 3.0, math.inf)
+
+
+def gradients():
+    """Whole gradients, the same everywhere."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=generator) for shape in ((7, 3), (5,), (1, 4))]
+
+
+def whole_norms(_rank):
+    """Norms of tensors that are split unevenly, kept whole, and split along the second axis."""
+    mesh = init_device_mesh("cpu", (2,))
+    placements = (Shard(0), Replicate(), Shard(1))
+    grads = [distribute_tensor(g, mesh, [p]) for g, p in zip(gradients(), placements, strict=True)]
+    return [
+        [sg.get_total_norm(grads, p).item(), *sg.measure(grads, p).norms.tolist()]
+        for p in NORM_TYPES
+    ]
+
+
+def partial_sums(rank):
+    """The norm of a gradient whose sum over the ranks is pending, and clipping it."""
+    mesh = init_device_mesh("cpu", (2,))
+    part = torch.tensor([3.0, -1.0]) if rank == 0 else torch.tensor([0.0, 5.0])
+    grad = DTensor.from_local(part, mesh, [Partial()])
+    norm = sg.get_total_norm([grad]).item()
+    weight = torch.nn.Parameter(distribute_tensor(torch.zeros(2), mesh, [Replicate()]))
+    weight.grad = grad
+    sg.clip_grad_norm_([weight], 1.0)
+    return [norm, *weight.grad.full_tensor().tolist()]
+
+
+def broken_shards(_rank):
+    """Figures of a tensor whose second half is not finite."""
+    mesh = init_device_mesh("cpu", (2,))
+    grad = torch.tensor([1.0, 0.0, math.nan, math.inf])
+    stats = sg.measure([distribute_tensor(grad, mesh, [Shard(0)])])
+    figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+    return [figure.item() for figure in figures]
+
+
+def net():
+    """A small seeded net."""
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1))
+
+
+def batch():
+    """The data of all ranks."""
+    generator = torch.Generator().manual_seed(9)
+    return torch.randn(8, 4, generator=generator), torch.randn(8, 1, generator=generator)
+
+
+def train(rank, wrap, clip):
+    """Three steps, the second with NaN in rank 1's data alone."""
+    model = wrap(net())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    records = []
+    gather = mock.patch.object(dist, "all_gather", side_effect=dist.all_gather)
+    with gather as collectives, sg.attach(optimizer, clip=clip) as steady:
+        for step in range(3):
+            x, y = (part[rank * 4 : rank * 4 + 4].clone() for part in batch())
+            if step == 1 and rank == 1:
+                x[0, 0] = math.nan
+            optimizer.zero_grad()
+            ((model(x) - y) ** 2).mean().backward()
+            optimizer.step()
+            records.append([steady.last.norm, steady.last.coef, steady.last.action])
+    weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return {
+        "records": records,
+        "weights": [w.detach().flatten().tolist() for w in weights],
+        "collectives": collectives.call_count,
+    }
+
+
+def fsdp2(model):
+    """Shard every layer over the ranks."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def main(rank, path):
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results = {
+        "whole_norms": whole_norms(rank),
+        "partial_sums": partial_sums(rank),
+        "broken_shards": broken_shards(rank),
+    }
+    for clip in ("norm:0.1", "value:0.01"):
+        results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
+        results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
+    with open(path, "w") as file:
+        json.dump(results, file)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

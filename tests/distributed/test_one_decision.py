@@ -1,0 +1,70 @@
+"""One decision for all ranks: sharded norms are whole, and every rank computes the same bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import steadygrad.torch as sg
+
+_spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("ranks.py"))
+ranks = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ranks)
+
+
+@pytest.mark.parametrize("p", ranks.NORM_TYPES)
+def test_the_norm_of_shards_is_the_norm_of_the_whole(two_ranks, p):
+    first, second = two_ranks["whole_norms"]
+    assert first == second  # to the bit
+    found = first[ranks.NORM_TYPES.index(p)]
+    assert found[0] == pytest.approx(sg.get_total_norm(ranks.gradients(), p).item(), rel=1e-14)
+    expected = [torch.linalg.vector_norm(g.double(), p).item() for g in ranks.gradients()]
+    assert found[1:] == pytest.approx(expected, rel=1e-14)
+
+
+def test_pending_sums_are_carried_out_before_they_are_measured(two_ranks):
+    for norm, *left in two_ranks["partial_sums"]:
+        assert norm == 5.0
+        assert left == pytest.approx([0.6, 0.8])
+
+
+def test_counts_are_summed_over_the_shards(two_ranks):
+    for norm, largest, nonfinite, zeros in two_ranks["broken_shards"]:
+        assert math.isnan(norm)
+        assert (largest, nonfinite, zeros) == (1.0, 2, 1)
+
+
+def train_alone(clip):
+    model = ranks.net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    steady = sg.attach(optimizer, clip=clip)
+    norms = []
+    for step in range(3):
+        x, y = ranks.batch()
+        optimizer.zero_grad()
+        (((model(x) - y) ** 2).mean() * (math.nan if step == 1 else 1.0)).backward()
+        optimizer.step()
+        norms.append(steady.last.norm)
+    return norms, [p.detach().flatten().tolist() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("clip", ["norm:0.1", "value:0.01"])
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+def test_every_rank_takes_the_decision_that_one_process_would_take(two_ranks, wrap, clip):
+    first, second = two_ranks[f"{wrap} {clip}"]
+    assert repr(first) == repr(second)
+    norms, weights = train_alone(clip)
+    assert [action for _, _, action in first["records"]] == ["clip", "skip", "clip"]
+    for step in (0, 2):
+        assert first["records"][step][0] == pytest.approx(norms[step], rel=1e-5)
+    for ours, alone in zip(first["weights"], weights, strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
+def test_one_collective_a_step_where_tensors_are_sharded_and_none_where_not(two_ranks):
+    assert [rank["collectives"] for rank in two_ranks["fsdp2 norm:0.1"]] == [3, 3]
+    assert [rank["collectives"] for rank in two_ranks["ddp norm:0.1"]] == [0, 0]
