@@ -35,6 +35,7 @@ FLOORS = {
     "sinks": 2,
     "launch": 3,
     "report": 3,
+    "watch": 3,
     "integrations": 3,
     "demos": 3,
     "compare": 3,
