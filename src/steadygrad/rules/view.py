@@ -262,7 +262,8 @@ def spread(values: Array | Sequence[float]) -> float:
         1.4826
     """
     array = np.asarray(values, dtype=np.float64)
-    return 1.4826 * median(np.abs(array - median(array)))
+    finite = array[np.isfinite(array)]
+    return 1.4826 * median(np.abs(finite - median(finite)))
 
 
 def columns_median(table: Array) -> Array:

@@ -1,0 +1,65 @@
+"""`python -m tests.corpus`: run the corpus and print its table.
+
+Options: ``--tenth`` for the part that the tests run, ``--tuning`` or ``--held-out`` for
+one part, ``--json FILE`` for every verdict, ``-n`` for the number of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from cases import Case, all_cases, tenth
+from judge import Verdict, confusion, judge, table, wrong
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.corpus", description=__doc__)
+    parser.add_argument("--tenth", action="store_true", help="the part that the tests run")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--tuning", action="store_true", help="only what rules were tuned on")
+    part.add_argument("--held-out", action="store_true", help="only what they were not")
+    parser.add_argument("--json", type=Path, help="write every verdict to this file")
+    parser.add_argument("-n", type=int, default=2, help="processes")
+    return parser.parse_args()
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Case]:
+    cases = tenth() if arguments.tenth else all_cases()
+    if arguments.tuning or arguments.held_out:
+        cases = [case for case in cases if case.held_out == arguments.held_out]
+    return cases
+
+
+def main() -> None:
+    """Run, print, and leave with 0."""
+    arguments = _arguments()
+    cases = _chosen(arguments)
+    began = time.monotonic()
+    verdicts: list[Verdict] = []
+    with multiprocessing.get_context("spawn").Pool(arguments.n) as pool:
+        for verdict in pool.imap(judge, cases, chunksize=4):
+            verdicts.append(verdict)
+            if sys.stderr.isatty():
+                print(f"\r{len(verdicts)}/{len(cases)}", end="", file=sys.stderr)
+    faults = sum(bool(case.accepted) for case in cases)
+    print(
+        f"{len(cases)} runs: {faults} broken, {len(cases) - faults} healthy; "
+        f"{time.monotonic() - began:.0f} s in {arguments.n} processes\n"
+    )
+    print(f"{table(verdicts)}\n\n{confusion(verdicts)}\n")
+    print("\n".join(wrong(verdicts)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps([v.as_json() for v in verdicts], indent=1))
+
+
+if __name__ == "__main__":
+    main()

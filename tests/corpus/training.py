@@ -1,0 +1,214 @@
+"""Run one case of the corpus in this process and leave a run file.
+
+Two ways of recording: `attach`, and the observer of `steadygrad run` for scripts that
+clip by themselves (its calls are made here where the launcher's patches would make them,
+so that nothing in this process has to be patched).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from architectures import ARCHITECTURES, Batch, Knobs, Player, Task
+from torch import Tensor
+
+import steadygrad.torch as sg
+from steadygrad.launch.torch_script.observer import TorchObserver
+from steadygrad.runlog import RunWriter
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+SGD_FACTOR = 10.0
+"""What turns a task's Adam learning rate into one for SGD with momentum."""
+
+
+@dataclass
+class Setup:
+    """How a task is trained; the defaults are healthy. A fault changes some of it."""
+
+    knobs: Knobs = field(default_factory=Knobs)
+    steps: int = 100
+    lr_factor: float = 1.0
+    optimizer: str = ""
+    clip: str = "none"
+    warm: int = 0
+    build: Callable[[Task], None] = lambda task: None
+    batch: Callable[[int, Batch], Batch] = lambda step, batch: batch
+    loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss
+    scaler: dict[str, Any] | None = None
+    script: Callable[[Script, Player, torch.optim.Optimizer, int], None] | None = None
+
+
+@dataclass
+class Trace:
+    """What other detectors read: mean \\|g\\| and zero share of each weight, and the losses."""
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    mean_abs: list[list[float]] = field(default_factory=list)
+    norms: list[list[float]] = field(default_factory=list)
+    zeros: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def note(self, module: torch.nn.Module, loss: Tensor) -> None:
+        weights = [(n, p) for n, p in module.named_parameters() if p.dim() > 1]
+        self.names = [n for n, _ in weights]
+        grads = [torch.zeros(1) if p.grad is None else p.grad.float() for _, p in weights]
+        self.mean_abs.append([float(g.abs().mean()) for g in grads])
+        self.norms.append([float(g.norm()) for g in grads])
+        self.zeros.append([float((g == 0).float().mean()) for g in grads])
+        self.losses.append(float(loss))
+
+    def table(self, name: str) -> np.ndarray:
+        return np.array(getattr(self, name), dtype=np.float64)
+
+
+def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
+    """Train, record into `path`, and return what others' rules need.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`.
+        seed: of the weights and the batches.
+        setup: healthy, or with a fault.
+        path: a new run file.
+
+    Returns:
+        The first player's trace.
+    """
+    torch.manual_seed(seed)
+    task = ARCHITECTURES[architecture](seed, setup.knobs)
+    setup.build(task)
+    optimizers = [_optimizer(task, player, setup) for player in task.players]
+    for step in range(setup.warm):
+        _plain_step(task, setup, optimizers, step, None)
+    trace = Trace()
+    with RunWriter(path, info={"framework": "torch", "policy": setup.clip, "seed": seed}) as writer:
+        train = _observed if setup.script else _attached
+        train(task, setup, optimizers, writer, trace)
+    return trace
+
+
+def _optimizer(task: Task, player: Player, setup: Setup) -> torch.optim.Optimizer:
+    kind = setup.optimizer or task.optimizer
+    lr = task.lr * setup.lr_factor * (SGD_FACTOR if kind == "sgd" else 1.0)
+    return OPTIMIZERS[kind](player.module.parameters(), lr=lr)
+
+
+def _plain_step(
+    task: Task,
+    setup: Setup,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    note: Callable[[int, Tensor], None] | None,
+    scaler: Any = None,
+) -> None:
+    batch = setup.batch(step, task.batch(step))
+    for index, (player, optimizer) in enumerate(zip(task.players, optimizers, strict=True)):
+        optimizer.zero_grad()
+        loss = setup.loss(step, player.loss(batch))
+        (scaler.scale(loss) if scaler else loss).backward()
+        if note:
+            note(index, loss.detach())
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+
+
+def _attached(
+    task: Task,
+    setup: Setup,
+    optimizers: list[torch.optim.Optimizer],
+    writer: RunWriter,
+    trace: Trace,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        handles = [
+            stack.enter_context(
+                sg.attach(o, clip=setup.clip, model=task.model, run=writer, optimizer_index=i)
+            )
+            for i, o in enumerate(optimizers)
+        ]
+
+        def note(index: int, loss: Tensor) -> None:
+            handles[index].observe_loss(loss)
+            if index == 0:
+                trace.note(task.players[0].module, loss)
+
+        scaler = torch.amp.GradScaler("cpu", **setup.scaler) if setup.scaler is not None else None
+        for step in range(setup.steps):
+            _plain_step(task, setup, optimizers, step, note, scaler)
+
+
+class Script:
+    """A training script as the observer of `steadygrad run` sees it."""
+
+    def __init__(self, task: Task, setup: Setup, writer: RunWriter, trace: Trace) -> None:
+        plan = SimpleNamespace(clip=None, on_nonfinite=None)
+        session = SimpleNamespace(
+            plan=plan, writer=lambda: writer, trouble=self._trouble, overhead=0.0
+        )
+        self.observer = TorchObserver(session)  # type: ignore[arg-type]
+        self.task, self.setup, self.trace = task, setup, trace
+        self.scaler: Any = None
+
+    @staticmethod
+    def _trouble(what: str, error: Exception) -> None:
+        raise AssertionError(what) from error
+
+    def batch(self, step: int) -> Batch:
+        return self.setup.batch(step, self.task.batch(step))
+
+    def backward(self, loss: Tensor) -> None:
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        if self.scaler:
+            self.observer.losses.scaled(scaled, torch.tensor(self.scaler.get_scale()))
+        self.observer.before_backward([scaled], None)
+        scaled.backward()
+        self.observer.after_backward()
+        self.trace.note(self.task.players[0].module, loss.detach())
+
+    def clip(self, parameters: Iterator[Tensor] | list[Tensor], max_norm: float) -> None:
+        given = list(parameters)
+        call = self.observer.log.before(given, max_norm, 2.0, False)
+        self.observer.log.after(call, torch.nn.utils.clip_grad_norm_(given, max_norm))
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        self.observer.unscale(optimizer, lambda: self.scaler.unscale_(optimizer))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.scaler:
+            before = optimizer.register_step_pre_hook(
+                lambda o, a, k: self.observer.before_step(optimizer)
+            )
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            before.remove()
+        else:
+            self.observer.before_step(optimizer)
+            optimizer.step()
+
+
+def _observed(
+    task: Task,
+    setup: Setup,
+    optimizers: list[torch.optim.Optimizer],
+    writer: RunWriter,
+    trace: Trace,
+) -> None:
+    script = Script(task, setup, writer, trace)
+    assert setup.script is not None
+    for step in range(setup.steps):
+        for player, optimizer in zip(task.players, optimizers, strict=True):
+            setup.script(script, player, optimizer, step)
+    script.observer.finish()
