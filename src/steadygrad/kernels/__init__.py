@@ -3,7 +3,8 @@
 Everything above this package works on what `read` returns and writes gradients
 through `scale_` alone, so a faster form is added here without a change elsewhere.
 All forms keep one contract and pass one conformance suite: `reference` is plain
-torch and serves every tensor, `c` is one pass over CPU tensors, `triton` one over
+torch and serves every tensor, `c` is one pass over CPU tensors (`c-avx2`
+and the like ask for one instruction set), `triton` one over
 tensors on a GPU. "auto" gives each tensor to the fastest form that can serve it.
 """
 
@@ -29,7 +30,7 @@ class Form(Protocol):
     def scale_(self, tensors: Sequence[torch.Tensor], coefs: Any) -> None: ...
 
 
-_FORMS: dict[str, Form] = {"auto": auto, "reference": reference, "c": native}
+_FORMS: dict[str, Form] = {"auto": auto, "reference": reference, **native.FORMS}
 _NAMES = (*_FORMS, "triton")
 
 

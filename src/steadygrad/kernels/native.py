@@ -10,6 +10,7 @@ refused by index, so that the caller can send it elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,21 +64,29 @@ def instruction_sets() -> list[str]:
     return list(_SETS)
 
 
-def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
-    """Measure; see `steadygrad.kernels.read`."""
-    figures, refused = try_read(list(tensors), norm_type)
-    if refused != ALL_SERVED:
-        raise refusal(tensors[refused])
-    return figures
+@dataclass(frozen=True)
+class CForm:
+    """The C form with one instruction set, or with the best that the processor has."""
+
+    use: str | None = None
+
+    def read(self, tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
+        """Measure; see `steadygrad.kernels.read`."""
+        figures, refused = try_read(list(tensors), norm_type, use=self.use)
+        if refused != ALL_SERVED:
+            raise refusal(tensors[refused])
+        return figures
+
+    def scale_(self, tensors: Sequence[torch.Tensor], coefs: Any) -> None:
+        """Multiply; see `steadygrad.kernels.scale_`."""
+        if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
+            raise KernelError(f'form "c" takes coefficients on the CPU; got {coefs.device}')
+        refused = try_scale(list(tensors), each_coef(coefs, len(tensors)), use=self.use)
+        if refused != ALL_SERVED:
+            raise refusal(tensors[refused])
 
 
-def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
-    """Multiply; see `steadygrad.kernels.scale_`."""
-    if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
-        raise KernelError(f'form "c" takes coefficients on the CPU; got {coefs.device}')
-    refused = try_scale(list(tensors), each_coef(coefs, len(tensors)))
-    if refused != ALL_SERVED:
-        raise refusal(tensors[refused])
+FORMS: dict[str, CForm] = {"c": CForm(), **{f"c-{name}": CForm(name) for name in _SETS}}
 
 
 def try_read(

@@ -12,18 +12,19 @@
     static void pass_##kind(const type *z, int64_t size, double scale, sg_part *part)      \
     {                                                                                      \
         double sums[LANES] = {0}, largest = 0;                                             \
-        int64_t zeros = 0;                                                                 \
+        int64_t zeros = 0, at = 0;                                                         \
         for (int64_t i = 0; i < size; i++) {                                               \
             double re = z[2 * i] * scale, im = z[2 * i + 1] * scale;                       \
             double square = re * re + im * im;                                             \
             sums[i % LANES] += square;                                                     \
+            at = square > largest ? i : at;                                                \
             largest = square > largest ? square : largest;                                 \
             zeros += z[2 * i] == 0 && z[2 * i + 1] == 0;                                   \
         }                                                                                  \
         part->sum = 0;                                                                     \
         for (int i = 0; i < LANES; i++)                                                    \
             part->sum += sums[i];                                                          \
-        part->max_abs = sqrt(largest) / scale;                                             \
+        part->max_abs = hypot(z[2 * at], z[2 * at + 1]);                                   \
         part->zeros = zeros;                                                               \
     }                                                                                      \
     /* The largest part tells the unit: a magnitude's square could have over- or underflowed. */ \

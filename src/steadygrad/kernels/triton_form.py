@@ -80,21 +80,28 @@ def serves(tensor: torch.Tensor) -> bool:
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     """Measure; see `steadygrad.kernels.read`."""
     require(tensors)
+    if not tensors:
+        return reference.read(tensors, norm_type)
     n, device = len(tensors), tensors[0].device
     norms, max_abs = torch.zeros((2, n), dtype=torch.float64, device=device)
     nonfinite, zeros = torch.zeros((2, n), dtype=torch.int64, device=device)
+    figures = (norms, max_abs, nonfinite, zeros)
     for dtype, places in by_dtype(tensors).items():
         flat = [flattened(tensors[i]) for i in places]
-        outputs = (norms, max_abs, nonfinite, zeros)
-        _measure_group(flat, dtype, places, norm_type, outputs)
-    return Read(norms, max_abs, nonfinite, zeros)
+        _measure_group(flat, dtype, places, norm_type, figures)
+    return Read(*(f.numpy() for f in figures)) if device.type == "cpu" else Read(*figures)
 
 
 def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
     """Multiply; see `steadygrad.kernels.scale_`."""
     require(tensors)
-    device = tensors[0].device
-    each = torch.as_tensor(coefs, dtype=torch.float64).to(device, non_blocking=True)
+    if not isinstance(coefs, torch.Tensor):  # known here: leave out what is not to be written
+        each_known = np.broadcast_to(np.asarray(coefs, np.float64), (len(tensors),))
+        written = [i for i, coef in enumerate(each_known) if coef != 1.0]
+        tensors, coefs = [tensors[i] for i in written], torch.from_numpy(each_known[written])
+    if not tensors:
+        return
+    each = coefs.to(tensors[0].device, torch.float64, non_blocking=True)
     step = 0 if each.ndim == 0 else 1
     with torch.no_grad():
         for dtype, places in by_dtype(tensors).items():
@@ -115,8 +122,6 @@ def require(tensors: Sequence[torch.Tensor]) -> None:
                 f"GPU; got {type(tensor).__name__} of dtype {tensor.dtype}, layout "
                 f'{tensor.layout}, on {tensor.device}. Use form="auto"'
             )
-    if not tensors:
-        raise KernelError('form "triton" was given no tensors; use form="auto"')
 
 
 def by_dtype(tensors: Sequence[torch.Tensor]) -> dict[torch.dtype, list[int]]:
