@@ -83,7 +83,8 @@ def train(rank, wrap, clip):
             optimizer.zero_grad()
             ((model(x) - y) ** 2).mean().backward()
             optimizer.step()
-            records.append([steady.last.norm, steady.last.coef, steady.last.action])
+            last = steady.last
+            records.append([last.norm, last.coef, last.action, last.cosine])
     weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return {
         "records": records,
@@ -107,7 +108,7 @@ def main(rank, path):
         "partial_sums": partial_sums(rank),
         "broken_shards": broken_shards(rank),
     }
-    for clip in ("norm:0.1", "value:0.01"):
+    for clip in ("norm:0.1", "value:0.01", "agc:0.01"):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
         results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
     with open(path, "w") as file:

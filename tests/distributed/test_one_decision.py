@@ -42,27 +42,30 @@ def train_alone(clip):
     model = ranks.net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     steady = sg.attach(optimizer, clip=clip)
-    norms = []
+    records = []
     for step in range(3):
         x, y = ranks.batch()
         optimizer.zero_grad()
         (((model(x) - y) ** 2).mean() * (math.nan if step == 1 else 1.0)).backward()
         optimizer.step()
-        norms.append(steady.last.norm)
-    return norms, [p.detach().flatten().tolist() for p in model.parameters()]
+        records.append(steady.last)
+    return records, [p.detach().flatten().tolist() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("clip", ["norm:0.1", "value:0.01"])
+@pytest.mark.parametrize("clip", ["norm:0.1", "value:0.01", "agc:0.01"])
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
 def test_every_rank_takes_the_decision_that_one_process_would_take(two_ranks, wrap, clip):
     first, second = two_ranks[f"{wrap} {clip}"]
     assert repr(first) == repr(second)
-    norms, weights = train_alone(clip)
-    assert [action for _, _, action in first["records"]] == ["clip", "skip", "clip"]
+    alone, weights = train_alone(clip)
+    assert [action for _, _, action, _ in first["records"]] == ["clip", "skip", "clip"]
     for step in (0, 2):
-        assert first["records"][step][0] == pytest.approx(norms[step], rel=1e-5)
-    for ours, alone in zip(first["weights"], weights, strict=True):
-        assert ours == pytest.approx(alone, rel=1e-4, abs=1e-6)
+        norm, coef, _, cosine = first["records"][step]
+        assert norm == pytest.approx(alone[step].norm, rel=1e-5)
+        assert coef == pytest.approx(alone[step].coef, rel=1e-4)
+        assert cosine == pytest.approx(alone[step].cosine, rel=1e-4)
+    for ours, expected in zip(first["weights"], weights, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_one_collective_a_step_where_tensors_are_sharded_and_none_where_not(two_ranks):

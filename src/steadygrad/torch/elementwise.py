@@ -2,7 +2,8 @@
 
 On a CPU only the tensors that the policy could change are touched; on a device, where
 asking which would stop the host, all are. Each is computed in float64 and rounded once
-on the way back.
+on the way back. A sharded tensor is gathered first, since some methods take norms of its
+rows; each rank then keeps its own piece.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.applied import Applied, compare, unit_of
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.measuring import measure_gradients, namespace
-from steadygrad.torch.sharded import local
+from steadygrad.torch.sharded import piece_of, whole
 from steadygrad.torch.values import summed_values
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
@@ -69,14 +70,16 @@ def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, 
     stored = summed_values(batch.params[place])
     grad = batch.params[place].grad  # summing replaces a sparse one
     batch.grads[place] = stored if grad is None else grad
-    before = stored.to(torch.complex128 if stored.is_complex() else torch.float64)
+    before = whole(stored if grad is None or grad.layout is not torch.strided else grad.detach())
+    before = before.to(torch.complex128 if stored.is_complex() else torch.float64)
     if batch.scale is not None:
         before = before / batch.scale
     after = _transform(policy.for_tensor(batch.names[place]), before, batch, place)
     by = unit if isinstance(unit, torch.Tensor) else float(unit)
     inner = torch.sum(_as_real(before) / by * (_as_real(after) / by))
     changed = torch.any(before != after)
-    stored.copy_(after if batch.scale is None else after * batch.scale)  # may be `before` itself
+    scaled = after if batch.scale is None else after * batch.scale
+    stored.copy_(piece_of(scaled, grad))  # `stored` may be `before` itself
     return (inner, changed) if isinstance(unit, torch.Tensor) else (inner.numpy(), changed.numpy())
 
 
@@ -84,7 +87,7 @@ def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any
     beside: dict[str, Any] = {}
     parameter = batch.params[place]
     if "weight" in own.needs:
-        beside["weight"] = local([parameter.detach()])[0].to(grad.dtype)
+        beside["weight"] = whole(parameter.detach()).to(grad.dtype)
     if "second_moment" in own.needs:
         beside["second_moment"] = _second_moment(batch.state, parameter)
     if "step" in own.needs:
@@ -114,4 +117,4 @@ def _own_state(state: Any, parameter: torch.Tensor) -> Any:
 def _second_moment(state: Any, parameter: torch.Tensor) -> torch.Tensor | None:
     own = _own_state(state, parameter)
     found = next((own[key] for key in SECOND_MOMENTS if key in own), None)
-    return None if found is None else local([found])[0].to(torch.float64)
+    return None if found is None else whole(found).to(torch.float64)

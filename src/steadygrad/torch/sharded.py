@@ -46,6 +46,21 @@ def local(tensors: Sequence[Any]) -> list[torch.Tensor]:
     return [t.to_local() if is_sharded(t) else t for t in tensors]
 
 
+def whole(tensor: Any) -> torch.Tensor:
+    """A DTensor gathered from all ranks; any other tensor as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def piece_of(full: torch.Tensor, like: Any) -> torch.Tensor:
+    """What this rank holds of a gathered tensor that is laid out as ``like``; no communication."""
+    if not is_sharded(like):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    spread = distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)
+    return spread.to_local()
+
+
 def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
     """Refuse FSDP1's parameters: each rank would clip by the norm of its own piece.
 
