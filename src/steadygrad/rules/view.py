@@ -318,7 +318,7 @@ def loss_trend(losses: Array) -> LossTrend:
     Example:
         >>> t = loss_trend(np.linspace(2.0, 1.0, 100))
         >>> t.stalled, round(t.fall, 2)
-        (False, 0.49)
+        (False, 0.47)
     """
     finite = losses[np.isfinite(losses)]
     if len(finite) < ENOUGH:

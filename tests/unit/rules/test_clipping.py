@@ -1,0 +1,137 @@
+"""SG4: thresholds, directions, and where the script's own clip calls stand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def test_over_clipping(make):
+    m = make()
+    m.clip(0.1)
+    found = m.findings
+    assert [(f.id, f.severity) for f in found] == [("SG401", "warning")]
+    assert dict(found[0].figures)["clip_rate"] == 1.0
+
+
+def test_methods_that_clip_by_design(make):
+    m = make()
+    m.clip(0.1)
+    m.info["policy"] = "autoclip:10"
+    assert m.ids == []
+
+
+def test_a_few_clipped_steps_are_as_it_should_be(make):
+    m = make()
+    m.clip(float(np.quantile(m.total, 0.9)))
+    assert m.ids == []
+
+
+def test_a_threshold_far_over_the_peak(make):
+    m = make()
+    m.clip(1000.0)
+    assert m.ids == ["SG402"]
+    m.clip(2 * m.total.max())
+    assert m.ids == []
+
+
+def test_a_threshold_over_the_spikes(make):
+    m = make()
+    m.norms[60] *= 50
+    m.clip(2 * m.total.max())
+    assert m.ids == ["SG402"]
+
+
+def test_a_turned_direction(make):
+    m = make()
+    m.columns["cosine"] = np.full(m.steps, 0.6)
+    m.columns["threshold"] = np.full(m.steps, 0.01)
+    m.columns["coef"] = np.full(m.steps, 0.3)
+    found = m.findings
+    assert [f.id for f in found] == ["SG403"]
+    assert "53 degrees" in found[0].title
+
+
+EMPTY = {"backward_since_step": 0, "after_step": True, "params": 0}
+STALE = {"backward_since_step": 0, "after_step": True}
+
+
+def calls(m, first=0, **data):
+    for step in range(first, m.steps):
+        m.call(step, **data)
+
+
+def test_a_call_in_its_place_is_no_finding(make):
+    m = make()
+    calls(m)
+    assert m.ids == []
+
+
+def test_before_backward(make):
+    m = make()
+    m.call(0, backward_since_step=0, params=0)
+    calls(m, first=1, **EMPTY)
+    assert m.ids == ["SG404"]
+
+
+def test_after_the_step(make):
+    m = make()
+    calls(m, first=1, **STALE)
+    assert m.ids == ["SG405"]
+
+
+def test_before_unscale(make):
+    m = make()
+    calls(m, unscaled=False)
+    m.columns["loss_scale"] = np.full(m.steps, 1024.0)
+    assert m.ids == ["SG406"]
+
+
+def test_once_per_micro_batch(make):
+    m = make()
+    for step in range(m.steps):
+        for micro in range(3):
+            m.call(step, backward_since_step=micro + 1, repeated=micro)
+    assert m.ids == ["SG407"]
+
+
+def test_part_of_the_parameters(make):
+    m = make()
+    calls(m, params=4)
+    assert m.ids == ["SG408"]
+
+
+def test_parts_that_make_a_whole(make):
+    m = make()
+    for step in range(m.steps):
+        m.call(step, params=4)
+        m.call(step, params=8)
+    assert m.ids == []
+
+
+def test_twice(make):
+    m = make()
+    for step in range(m.steps):
+        m.call(step)
+        m.call(step, repeated=1, backward_since_clip=0)
+    assert m.ids == ["SG409"]
+
+
+@pytest.mark.parametrize("given", [{"on_gradients": True, "params": 0}, {"passed": 0, "params": 0}])
+def test_nothing_to_clip(make, given):
+    m = make()
+    calls(m, **given)
+    assert m.ids == ["SG410"]
+
+
+def test_an_infinite_threshold(make):
+    m = make()
+    calls(m, max_norm=float("inf"))
+    assert m.ids == ["SG411"]
+
+
+def test_one_odd_call_is_no_fault(make):
+    m = make()
+    calls(m)
+    m.events[7].data.update(EMPTY)
+    assert m.ids == []

@@ -1,0 +1,104 @@
+"""SG2: growth in time, depth and time steps, spikes, and one tensor over all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def test_growth_that_stays(make):
+    m = make()
+    m.norms *= np.exp(np.arange(m.steps) / 15)[:, None]
+    m.loss = np.linspace(1.0, 9.0, m.steps)
+    assert m.ids == ["SG201"]
+
+
+def test_growth_while_the_loss_falls_is_ordinary(make):
+    m = make()
+    m.norms *= np.exp(np.arange(m.steps) / 30)[:, None]
+    assert m.ids == []
+
+
+def test_spikes_with_their_steps(make):
+    m = make()
+    m.norms[50] *= 100
+    m.norms[[70, 90], 3] *= 200
+    found = m.findings
+    assert [f.id for f in found] == ["SG202"]
+    assert found[0].steps == (50, 70, 90)
+
+
+def test_clipped_spikes_are_worth_a_note_only(make):
+    m = make()
+    m.norms[50] *= 100
+    m.clip(8.0)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG202", "info")]
+
+
+def test_a_large_first_step_and_a_converged_tail_are_no_spikes(make):
+    m = make()
+    m.norms[0] *= 100
+    m.norms *= np.geomspace(1, 1e-4, m.steps)[:, None]
+    m.norms[110] *= 20  # a batch of an ordinary size for this run
+    assert m.ids == []
+
+
+def profile(m, factor):
+    m.norms *= np.repeat(np.geomspace(factor, 1, m.layers), 2)[None]
+
+
+def test_growth_through_depth(make):
+    m = make()
+    profile(m, 1e5)
+    m.loss[:] = 3.0
+    assert m.ids == ["SG203"]
+
+
+def test_a_tilted_profile_that_does_no_harm_is_none(make):
+    m = make()
+    profile(m, 300.0)
+    assert m.ids == []
+
+
+def recurrent(m, radius, length=50.0):
+    m.tensors[0] = type(m.tensors[0])("rnn.weight_hh_l0", (16, 16), "float32", "RNN", 0)
+    m.sample("spectral_radius", {"rnn.weight_hh_l0": radius})
+    m.sample("recurrent_steps", {"rnn.weight_hh_l0": length})
+
+
+def test_growth_through_time_has_its_radius(make):
+    m = make()
+    recurrent(m, 1.2)
+    m.norms[30] *= 300
+    m.break_from(60)
+    found = m.findings
+    assert [f.id for f in found] == ["SG204"]
+    assert dict(found[0].figures)["radius"] == 1.2
+    assert any("1.2 to the power 50 is 9.1e+03" in s for s in found[0].evidence)
+
+
+def test_a_radius_without_an_explosion_is_no_fault(make):
+    m = make()
+    recurrent(m, 1.2)
+    assert m.ids == []
+
+
+def test_an_explosion_with_a_small_radius_is_another(make):
+    m = make()
+    recurrent(m, 0.9)
+    m.norms[30] *= 300
+    assert m.ids == ["SG202"]
+
+
+def test_one_tensor_over_all(make):
+    m = make()
+    m.norms[:, 4] *= 1000
+    assert [(f.id, f.severity, f.tensors) for f in m.findings] == [("SG205", "info", ("2.weight",))]
+    m.clip(100.0)
+    assert ("SG205", "warning") in [(f.id, f.severity) for f in m.findings]
+
+
+def test_a_large_tensor_is_not_a_steep_one(make):
+    m = make()
+    m.tensors[4] = type(m.tensors[4])("2.weight", (1600, 1600), "float32", "Linear", 2)
+    m.norms[:, 4] *= 100
+    assert m.ids == []

@@ -1,0 +1,119 @@
+"""SG1: what is not finite, and what float16 cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+
+def test_a_sudden_nan_is_an_operation(make):
+    m = make()
+    m.break_from(60)
+    found = m.findings
+    assert [f.id for f in found] == ["SG101"]
+    assert found[0].severity == "error"
+    assert found[0].steps == (60,)
+    assert found[0].tensors[0] == "5.bias"  # the nearest to the loss
+    assert "weights are lost since step 60" in " ".join(found[0].evidence)
+
+
+def test_only_the_broken_tensors_are_named(make):
+    m = make()
+    m.norms[60:, :4] = np.nan
+    m.nonfinite[60:, :4] = 1
+    assert m.findings[0].tensors == ("1.bias", "1.weight", "0.bias", "0.weight")
+
+
+def test_a_skipped_nan_is_only_a_warning(make):
+    m = make()
+    m.break_from(60, 61)
+    m.columns["action"] = np.where(np.arange(m.steps) == 60, "skip", "none")
+    assert [(f.id, f.severity) for f in m.findings] == [("SG101", "warning")]
+
+
+def test_inf_before_nan_is_told(make):
+    m = make()
+    m.break_from(60, 61, np.inf)
+    m.break_from(61)
+    assert any(
+        "inf came first, at step 60; NaN followed at step 61" in s for s in m.findings[0].evidence
+    )
+
+
+def test_a_nan_after_growth_is_an_explosion(make):
+    m = make()
+    m.norms[50:60] *= np.exp(np.arange(10))[:, None]
+    m.break_from(60)
+    assert m.ids == ["SG102"]
+    assert m.findings[0].steps[-1] == 60
+
+
+def test_broken_weights_come_before_broken_gradients(make):
+    m = make()
+    m.break_from(0)
+    m.sample("weight_norm", {"0.weight": np.inf, "1.weight": 1.0})
+    assert m.ids == ["SG103"]
+    m.sample("weight_norm", {"0.weight": 1.0, "1.weight": 1.0})
+    assert m.ids == ["SG101"]
+
+
+def test_weights_that_break_after_the_gradients_are_a_consequence(make):
+    m = make()
+    m.break_from(60)
+    m.sample("weight_norm", {"0.weight": np.inf}, steps=(64,))
+    assert m.ids == ["SG101"]
+
+
+def test_a_loss_may_break_alone(make):
+    m = make()
+    m.loss[[30, 50]] = np.inf
+    assert m.ids == ["SG104"]
+    assert m.findings[0].steps == (30, 50)
+
+
+def test_losses_that_were_never_known_are_no_finding(make):
+    m = make()
+    m.loss[:] = np.nan
+    assert m.ids == []
+
+
+def to_half(m):
+    m.tensors = [replace(t, dtype="float16") for t in m.tensors]
+
+
+def test_float16_overflow(make):
+    m = make()
+    to_half(m)
+    m.max_abs[55:60] = 50000.0
+    m.break_from(60)
+    assert m.ids == ["SG105"]
+
+
+def test_an_ordinary_nan_in_float16_is_no_overflow(make):
+    m = make()
+    to_half(m)
+    m.break_from(60)
+    assert m.ids == ["SG101"]
+
+
+def test_float16_underflow(make):
+    m = make()
+    to_half(m)
+    m.norms *= 1e-6
+    m.max_abs[:] = 1e-6
+    m.zeros[:] = 0.6
+    assert m.ids == ["SG106"]
+    m.max_abs[:] = 1e-2  # as large as that, zeros are another matter
+    assert "SG106" not in m.ids
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2])
+def test_a_scaler_that_searches_is_left_alone(make, share):
+    m = make()
+    hit = np.arange(m.steps) % round(1 / share) == 3
+    m.norms[hit] = np.inf
+    m.nonfinite[hit] = 1
+    m.columns.update(action=np.where(hit, "skip", "none"), loss_scale=np.full(m.steps, 1024.0))
+    assert m.ids == []

@@ -1,0 +1,90 @@
+"""SG5: initialisation, learning rate, loss scale, norms that are not what they seem, inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def deviations(m, value):
+    m.sample("weight_std", {t.name: value for t in m.tensors if "weight" in t.name})
+
+
+@pytest.mark.parametrize(
+    ("gain", "fires"), [(8.0, True), (1.4, False), (0.58, False), (0.02, True)]
+)
+def test_initial_weights(make, gain, fires):
+    m = make()
+    m.loss[:] = 2.3
+    deviations(m, gain / 4)  # a fan-in of 16
+    assert m.ids == (["SG501"] if fires else [])
+
+
+def test_constant_weights(make):
+    m = make()
+    deviations(m, 0.0)
+    assert m.ids == ["SG501"]
+
+
+def test_small_weights_behind_normalisation(make):
+    m = make()
+    m.loss[:] = 2.3
+    deviations(m, 0.02 / 4)
+    m.tensors[1] = type(m.tensors[1])("0.norm", (16,), "float32", "LayerNorm", 0)
+    assert m.ids == []
+
+
+def ratios(m, value):
+    m.sample("update_ratio", {t.name: value for t in m.tensors}, steps=(0, 1, 2, 4, 8, 64))
+
+
+def test_learning_rate(make):
+    m = make()
+    ratios(m, 0.8)
+    assert m.ids == []  # large steps that do well
+    m.loss = np.linspace(1.0, 30.0, m.steps)
+    assert m.ids == ["SG502"]
+    ratios(m, 0.01)
+    assert "SG502" not in m.ids
+
+
+def scaled(m, scale):
+    m.columns["loss_scale"] = scale
+    m.info["amp"] = True
+
+
+def test_collapsed_loss_scale(make):
+    m = make()
+    m.break_from(60)
+    m.columns["action"] = np.where(np.arange(m.steps) >= 60, "skip", "none")
+    scaled(m, 2.0 ** np.r_[np.full(60, 16), np.linspace(16, -30, 60)])
+    assert m.ids == ["SG503"]
+
+
+def test_stuck_loss_scale(make):
+    m = make()
+    hit = np.arange(m.steps) > 20
+    m.norms[hit] = np.inf
+    m.nonfinite[hit] = 1
+    m.columns["action"] = np.where(hit, "skip", "none")
+    scaled(m, np.full(m.steps, 2.0**30))
+    assert m.ids == ["SG503"]
+
+
+@pytest.mark.parametrize(("factor", "said"), [(64.0, "2 to the power 6"), (0.5, "one of 4 shards")])
+def test_a_norm_that_is_scaled_or_sharded(make, factor, said):
+    m = make()
+    for step in range(m.steps):
+        m.call(step, norm=factor * m.total[step])
+    found = m.findings
+    assert [f.id for f in found] == ["SG504"]
+    assert any(said in sentence for sentence in found[0].evidence)
+
+
+def test_inputs_out_of_range(make):
+    m = make()
+    deviations(m, 0.25)
+    m.sample("activation_std", {"0.weight": 200.0})
+    assert m.ids == []  # as long as the loss falls
+    m.loss[:] = 2.3
+    assert m.ids == ["SG505"]
