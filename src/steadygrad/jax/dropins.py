@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from steadygrad.errors import NoGradientsWarning
+from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.jax._x64 import narrow, wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.jax.norms import leaf_norms
@@ -122,7 +122,7 @@ def adaptive_grad_clip(
         A transformation whose `update` needs the parameters.
 
     Raises:
-        ValueError: from `update`, without parameters or for an array of over 5 dimensions.
+        UsageError: from `update`, without parameters or for an array of over 5 dimensions.
 
     Example:
         >>> import jax.numpy as jnp
@@ -143,7 +143,9 @@ def adaptive_grad_clip(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise UsageError(
+                "adaptive_grad_clip reads the weights; type tx.update(updates, state, params)"
+            )
         with wide():
             return jax.tree.map(one, updates, params), state
 

@@ -20,7 +20,7 @@ class JaxEngine:
         axes: for each leaf, the mesh axes over which it is split (`shard_map`); none by default.
     """
 
-    xp = jnp
+    xp: Any = jnp
 
     def __init__(self, axes: Sequence[tuple[str, ...]] = ()) -> None:
         self.axes = axes

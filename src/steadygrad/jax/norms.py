@@ -83,6 +83,7 @@ def _exact_norms(rows: Any, norm_type: float) -> Figures:
     if norm_type == 2.0 and rows.dtype != jnp.float64:
         return jnp.sqrt(jnp.sum(size * size, axis=-1)), nonfinite
     largest = jnp.max(size, axis=-1, initial=0)
+    largest = jnp.where(nonfinite > 0, jnp.sum(size, axis=-1), largest)  # a NaN wins over inf
     if norm_type == float("inf"):
         return largest, nonfinite
     usable = jnp.isfinite(largest) & (largest > 0)
@@ -97,12 +98,14 @@ def _tested_norm(row: Any) -> Figures:
     holds = jnp.isfinite(total)
     if row.dtype != jnp.float16:  # no square of a float16 is under 2**-48
         holds &= total >= row.size * _LOST * _WORTH
-    return lax.cond(
+    figures: Figures = lax.cond(
         holds,
-        lambda _: (jnp.sqrt(widen(total)), jnp.int32(0)),
+        # a plain 0 would not vary over a mesh axis as the other branch's count does
+        lambda _: (jnp.sqrt(widen(total)), (total != total).astype(jnp.int32)),
         lambda kept: _exact_norms(kept, 2.0),
         row,
     )
+    return figures
 
 
 def _by_size(

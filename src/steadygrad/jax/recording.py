@@ -178,9 +178,7 @@ def _recorder(run: Any) -> Recorder:
     return _RECORDERS[key]
 
 
-@jax.jit
-def _copied(states: Any, scalars: Any) -> Any:
-    return jax.tree.map(jnp.copy, (states, scalars))
+_copied = jax.jit(lambda states, scalars: jax.tree.map(jnp.copy, (states, scalars)))
 
 
 def _record(number: int, state: ClipState, loss: Any, lr: Any) -> StepRecord:

@@ -172,7 +172,8 @@ def guard(
             return new, GuardState(after, moved)
 
         def go(gradients: Any, kept: Any) -> tuple[Any, Any]:
-            return wrapped.update(gradients, kept, params, **extra)
+            moved: tuple[Any, Any] = wrapped.update(gradients, kept, params, **extra)
+            return moved
 
         shapes = jax.eval_shape(go, clipped, state.inner)[0]
 
@@ -204,7 +205,7 @@ class _Clipper:
         per_leaf = jnp.zeros((len(names),), jnp.float32)
         extra = per_leaf if self.details else per_leaf[:0]
         memory = self.policy.init(jnp, names, jnp.float32, jnp.int32)
-        return ClipState(
+        state = ClipState(
             step=none,
             norm=zero,
             threshold=zero + jnp.inf,
@@ -216,9 +217,12 @@ class _Clipper:
             leaf_max_abs=extra,
             leaf_nonfinite=per_leaf.astype(jnp.int32),
             leaf_zeros=extra.astype(jnp.int32),
-            policy={key: jnp.array(value) for key, value in memory.items()},
+            policy={key: jnp.asarray(value) for key, value in memory.items()},
             names=tuple({name: ()} for name in names),
         )
+        # copies: one buffer cannot be donated twice
+        distinct: ClipState = jax.tree.map(jnp.array, state)
+        return distinct
 
     def run(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, Stepped]:
         """What came of the step, and how to make an updates tree of leaves again."""
@@ -297,7 +301,7 @@ def _floating(tree: Any) -> tuple[tuple[str, ...], list[Any], Callable[[Sequence
 def _splits(
     axis_name: Axes, names: tuple[str, ...], leaves: Sequence[Any]
 ) -> list[tuple[str, ...]]:
-    """The mesh axes over which each leaf is split: as said, less those it is known not to vary on."""
+    """The mesh axes that each leaf is split over: as said, less those it does not vary on."""
     if axis_name is None:
         return []
     patterns = axis_name if isinstance(axis_name, Mapping) else {"*": axis_name}

@@ -88,7 +88,9 @@ def nonfinite_mode(on_nonfinite: str | None, policy: Policy, instead_of_raise: s
 class Engine(Protocol):
     """What an array library is asked to do; all but `scope` is called inside `scope`."""
 
-    xp: Any
+    @property
+    def xp(self) -> Any:
+        """The array namespace."""
 
     def scope(self) -> AbstractContextManager[Any]:
         """A context in which float64 exists."""
@@ -266,14 +268,10 @@ def _elementwise(
 
 def _transform(engine: Engine, policy: Policy, leaf: Any, given: Mapping[str, Any]) -> Any:
     """One leaf after an elementwise method; left alone until there is a second moment."""
-    xp = engine.xp
-    wide = {
-        key: engine.widen(value) if key == "weight" or key == "second_moment" else value
-        for key, value in given.items()
-    }
-    seen = wide.get("step", 1)
-    moved = engine.narrow(policy.transform(xp, engine.widen(leaf), **wide), leaf)
-    return xp.where(seen > 0, moved, leaf) if "second_moment" in given else moved
+    wide = {key: None if v is None else engine.widen(v) for key, v in given.items()}
+    moved = engine.narrow(policy.transform(engine.xp, engine.widen(leaf), **wide), leaf)
+    seen = wide.get("step")
+    return moved if seen is None else engine.xp.where(seen > 0, moved, leaf)
 
 
 def _unit(xp: Any, norms: Any) -> Any:

@@ -1,0 +1,309 @@
+"""`attach`: one line that makes a Keras optimizer clip, skip and tell."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from steadygrad.errors import AttachError
+from steadygrad.keras import classes
+from steadygrad.keras.engines import to_numpy
+from steadygrad.keras.hook import FIGURES, LEAVES, Hook
+from steadygrad.policies.stepping import Clip, as_policy, nonfinite_mode
+from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+from steadygrad.stats import GradientStats
+
+CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
+
+
+def attach(
+    optimizer: Any,
+    clip: Clip = "norm:1.0",
+    *,
+    model: Any = None,
+    on_nonfinite: str | None = None,
+    run: str | os.PathLike[str] | RunWriter | None = None,
+) -> Steady:
+    """Clip and watch gradients inside a Keras optimizer, on any backend.
+
+    The optimizer is changed in place, and is saved and loaded with its policy. A step with
+    NaN or inf is dropped whole: weights, slots and the iteration counter stay bit-identical
+    (a BatchNormalization's moving statistics are the forward pass's, and do not).
+
+    Args:
+        optimizer: any Keras optimizer; inside a `LossScaleOptimizer` the inner one is meant.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        model: the compiled model, needed where it has trained already: its compiled
+            step is then made again.
+        on_nonfinite: ``"skip"`` (the default, save for ``clip="none"``), ``"zero"`` or
+            ``"propagate"``.
+        run: a path for a new run file or an open `RunWriter`; `GradientMonitor` fills it in
+            `fit`, `Steady.record` in a loop of your own.
+
+    Returns:
+        A handle.
+
+    Raises:
+        AttachError: no Keras optimizer, attached already, it clips by itself, or it has
+            trained and no ``model`` is given.
+        UsageError: an option that does not exist.
+
+    Example:
+        >>> import keras, steadygrad.keras as sg
+        >>> optimizer = keras.optimizers.SGD(1.0)
+        >>> steady = sg.attach(optimizer, clip="norm:1.0")
+        >>> weight = keras.Variable([0.0, 0.0])
+        >>> optimizer.apply([keras.ops.convert_to_tensor([3.0, 4.0])], [weight])
+        >>> steady.last.norm, steady.last.action
+        (5.0, 'clip')
+    """
+    outer, inner = _unwrap(optimizer)
+    _refuse_conflicts(inner)
+    if classes.hook_of(inner) is not None:
+        raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
+    policy = as_policy(clip, type(inner).__name__)
+    mode = nonfinite_mode(
+        on_nonfinite,
+        policy,
+        "use 'skip' and look at steady.last, or keras.callbacks.TerminateOnNaN",
+    )
+    _refuse_traced(inner, model)
+    classes.install(inner, Hook(policy, mode))
+    if outer is not None:
+        classes.tell(outer)
+    _retrace(model)
+    return Steady(inner, outer, model, run)
+
+
+class Steady:
+    """Handle of an attached Keras optimizer; also a context manager that detaches.
+
+    Args:
+        optimizer: the attached one.
+        outer: the `LossScaleOptimizer` around it, if any.
+        model: the model that trains with it, if known.
+        run: where `record` writes.
+    """
+
+    def __init__(self, optimizer: Any, outer: Any, model: Any, run: Any) -> None:
+        self.optimizer = optimizer
+        self._outer = outer
+        self._model = model
+        self.run: RunWriter | None = None
+        self._owned = False
+        self._ids: Any = None
+        self._recorded = 0
+        if run is not None:
+            self.write_to(run)
+
+    def write_to(self, run: str | os.PathLike[str] | RunWriter) -> None:
+        """Have `record` write into a run file.
+
+        Args:
+            run: a path for a new file or an open `RunWriter`.
+
+        Raises:
+            RunFileError: a file stands at the path.
+        """
+        self._owned = not isinstance(run, RunWriter)
+        self.run = run if isinstance(run, RunWriter) else RunWriter(run)
+        self.run.update_info(**self._facts())
+
+    @property
+    def hook(self) -> Hook:
+        """What stands inside the optimizer.
+
+        Raises:
+            AttachError: it has been detached.
+        """
+        found = classes.hook_of(self.optimizer)
+        if found is None:
+            raise AttachError("this handle has been detached; attach the optimizer again")
+        return found
+
+    @property
+    def last(self) -> StepRecord:
+        """The last step; reads the device. After `fit` on JAX, or inside a callback after
+        ``model.jax_state_sync()``."""
+        seen = self._figures()
+        return StepRecord(
+            step=int(seen["step"]) - 1,
+            time=time.time(),
+            norm=seen["norm"],
+            threshold=seen["threshold"],
+            coef=seen["coef"],
+            cosine=seen["cosine"],
+            action=ACTIONS[int(seen["action"])],
+            nonfinite=int(seen["nonfinite"]),
+            lr=self._learning_rate(),
+            loss_scale=self._loss_scale(),
+        )
+
+    @property
+    def stats(self) -> GradientStats | None:
+        """Per-tensor figures of the last step; None before the first."""
+        if not self.hook.variables or self._figures()["step"] == 0:
+            return None
+        rows = dict(zip(LEAVES, to_numpy(self.hook.tensors).astype(np.float64), strict=True))
+        sizes = tuple(int(np.prod(shape)) for shape, _ in self.hook.shapes)
+        norm, p = np.float64(self._figures()["norm"]), self.hook.policy.norm_type
+        return GradientStats(
+            self.hook.names,
+            rows["norms"],
+            rows["max_abs"],
+            np.nan_to_num(rows["nonfinite"]).astype(np.int64),
+            np.nan_to_num(rows["zeros"]).astype(np.int64),
+            sizes,
+            norm,
+            p,
+        )
+
+    @property
+    def clip_rate(self) -> float:
+        """Share of the steps so far that were clipped; 0 before the first."""
+        seen = self._figures()
+        return seen["clipped"] / seen["step"] if seen["step"] else 0.0
+
+    def record(self, loss: float = float("nan")) -> None:
+        """Write the last step into the run file; a step that is written already is left out.
+
+        Args:
+            loss: this step's.
+        """
+        if self.run is None or not self.hook.variables:
+            return
+        last = self.last
+        if last.step < self._recorded:
+            return
+        began = time.perf_counter()
+        self._recorded = last.step + 1
+        if self._ids is None:
+            self._ids = np.asarray(self.run.add_tensors(self._infos()), np.int64)
+        rows = to_numpy(self.hook.tensors).astype(np.float64)
+        full = StepRecord(**{**vars(last), "loss": float(loss)})
+        self.run.write_step(full, self._ids, *rows)
+        self.run.overhead_seconds += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy's memory and the counters as NumPy arrays (saving the model holds them too)."""
+        return {v.name: to_numpy(v) for v in self.hook.variables}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Args:
+            state: it.
+
+        Raises:
+            AttachError: the optimizer is not built, or was built for other tensors.
+        """
+        if not self.hook.variables:
+            raise AttachError(
+                "build the optimizer first: optimizer.build(model.trainable_variables)"
+            )
+        for variable in self.hook.variables:
+            value = state.get(variable.name)
+            if value is None or tuple(np.shape(value)) != tuple(variable.shape):
+                raise AttachError(
+                    f"the state holds no {variable.name} of shape {tuple(variable.shape)}; it is "
+                    "from another policy or model"
+                )
+            variable.assign(value)
+
+    def detach(self) -> None:
+        """Make the optimizer a plain one again, and close the run file opened here."""
+        if classes.hook_of(self.optimizer) is not None:
+            classes.remove(self.optimizer)
+            if self._outer is not None:
+                classes.stop_telling(self._outer)
+            _retrace(self._model)
+        if self._owned and self.run is not None:
+            self.run.close()
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.detach()
+
+    def _figures(self) -> dict[str, float]:
+        if not self.hook.variables:
+            return {**dict.fromkeys(FIGURES, 0.0), "coef": 1.0, "cosine": 1.0}
+        values = to_numpy(self.hook.figures).astype(np.float64).tolist()
+        return dict(zip(FIGURES, values, strict=True))
+
+    def _learning_rate(self) -> float:
+        try:
+            return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+        except AttributeError:  # a MultiOptimizer has several
+            return float("nan")
+
+    def _loss_scale(self) -> float:
+        if self._outer is not None and self._outer.built:
+            return float(to_numpy(self._outer.dynamic_scale))
+        return float(self.optimizer.loss_scale_factor or 1.0)
+
+    def _infos(self) -> list[TensorInfo]:
+        pairs = zip(self.hook.names, self.hook.shapes, strict=True)
+        return [TensorInfo(name, shape, dtype) for name, (shape, dtype) in pairs]
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "framework": "keras",
+            "versions": {"keras": keras.__version__},
+            "backend": keras.backend.backend(),
+            "policy": self.hook.policy.spec(),
+            "on_nonfinite": self.hook.on_nonfinite,
+            "observed_by": "attach",
+            "optimizers": [{"class": type(self.optimizer).plain.__name__, "index": 0}],
+        }
+
+
+def _unwrap(optimizer: Any) -> tuple[Any, Any]:
+    """The loss scaler, or None, and the optimizer that takes the steps."""
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise AttachError(
+            f"attach needs a Keras optimizer, got {type(optimizer).__name__}; type "
+            "steadygrad.keras.attach(model.optimizer, clip='norm:1.0')"
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer, optimizer.inner_optimizer
+    return None, optimizer
+
+
+def _refuse_conflicts(optimizer: Any) -> None:
+    inner = getattr(optimizer, "optimizers", None) or []
+    for one in (optimizer, *inner):
+        for name in CONFLICTS:
+            value = getattr(one, name, None)
+            if value:
+                raise AttachError(
+                    f"{type(one).__name__} clips by itself ({name}={value}), before steadygrad "
+                    f"could: leave {name} out, or type attach(optimizer, clip={_same(name, value)!r})"
+                    f" with {name}=None"
+                )
+
+
+def _same(name: str, value: float) -> str:
+    spec = {"clipnorm": "tensor-norm", "clipvalue": "value", "global_clipnorm": "norm"}[name]
+    return f"{spec}:{value}"
+
+
+def _refuse_traced(optimizer: Any, model: Any) -> None:
+    """Refuse an optimizer whose compiled step would go on without us."""
+    eager = keras.backend.backend() == "torch"
+    if model is None and not eager and optimizer.built and int(to_numpy(optimizer._iterations)):
+        raise AttachError(
+            "this optimizer has trained already, and its compiled step would go on unclipped; type "
+            "attach(optimizer, ..., model=model), or attach before the first step"
+        )
+
+
+def _retrace(model: Any) -> None:
+    """Have a model compile its training step again."""
+    if model is not None:
+        model.train_function = None

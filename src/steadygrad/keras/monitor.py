@@ -1,0 +1,102 @@
+"""GradientMonitor: what the gradients do, in the logs of `fit` and in the run file."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import keras
+
+from steadygrad.errors import UsageError
+from steadygrad.keras.attach import Steady, attach
+from steadygrad.keras.classes import hook_of
+from steadygrad.runlog import RunWriter
+
+
+class GradientMonitor(keras.callbacks.Callback):
+    """Put ``grad_norm`` (before clipping), ``clip_coef`` and ``clip_rate`` into the logs.
+
+    Without a handle it attaches itself with ``clip="none"``: it observes and changes nothing.
+    The figures are read once a batch (once per ``steps_per_execution`` batches).
+
+    Args:
+        steady: the handle that `attach` gave.
+        run: a path for a new run file or an open `RunWriter`, where the handle has none.
+
+    Raises:
+        UsageError: the handle and this name a run file each.
+
+    Example:
+        >>> import keras, numpy as np, steadygrad.keras as sg
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer="sgd", loss="mse")
+        >>> x = np.ones((8, 2), "float32")
+        >>> history = model.fit(x, x[:, :1], verbose=0, callbacks=[sg.GradientMonitor()])
+        >>> sorted(history.history)
+        ['clip_coef', 'clip_rate', 'grad_norm', 'loss']
+    """
+
+    def __init__(
+        self,
+        steady: Steady | None = None,
+        run: str | os.PathLike[str] | RunWriter | None = None,
+    ) -> None:
+        super().__init__()
+        if steady is not None and run is not None and steady.run is not None:
+            raise UsageError("both attach and GradientMonitor were given a run; give it to attach")
+        self.steady = steady
+        self._given = run
+        self._attached_here = False
+        self._norms: list[float] = []
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        if self.steady is None:
+            self._find_or_attach(model)
+        elif self._given is not None:
+            self.steady.write_to(self._given)
+            self._given = None
+
+    def _find_or_attach(self, model: Any) -> None:
+        inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        if hook_of(inner) is not None:
+            outer = model.optimizer if inner is not model.optimizer else None
+            self.steady = Steady(inner, outer, model, self._given)
+        else:
+            self.steady = attach(model.optimizer, "none", model=model, run=self._given)
+            self._attached_here = True
+        self._given = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._norms = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        assert self.steady is not None
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        logs = {} if logs is None else logs
+        loss = float(logs.get("loss", math.nan))
+        self.steady.record(loss)
+        last = self.steady.last
+        if math.isfinite(last.norm):  # one NaN would stay in the progress bar's average
+            self._norms.append(last.norm)
+            logs["grad_norm"] = last.norm
+        logs["clip_coef"] = last.coef
+        logs["clip_rate"] = self.steady.clip_rate
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        assert self.steady is not None
+        if logs is not None:
+            mean = sum(self._norms) / len(self._norms) if self._norms else math.nan
+            logs["grad_norm"] = mean
+            logs["clip_coef"] = self.steady.last.coef
+            logs["clip_rate"] = self.steady.clip_rate
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        assert self.steady is not None
+        if self.steady.run is not None:
+            self.steady.run.flush()
+        if self._attached_here:
+            self.steady.detach()
+            self._attached_here = False

@@ -1,0 +1,234 @@
+"""TensorFlow's clipping functions under TensorFlow's names, exact where TensorFlow's are not.
+
+A norm comes back in the dtype that TensorFlow gives it, widened to float32 where that is
+float16 or bfloat16, so that it can hold the figure. A non-finite norm leaves gradients as
+they are, where TensorFlow turns all of them into NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from steadygrad.errors import NoGradientsWarning, UsageError
+from steadygrad.policies.base import coefficient
+from steadygrad.policies.stepping import measure as measure_leaves
+from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.tensorflow import namespace as xp
+from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+from steadygrad.tensorflow.norms import leaf_norms
+from steadygrad.tensorflow.rounding import narrow, widen
+
+
+def global_norm(t_list: Sequence[Any], name: str | None = None) -> tf.Tensor:
+    """The 2-norm of several tensors taken as one vector, exact in every dtype.
+
+    Args:
+        t_list: tensors, `tf.IndexedSlices` or None.
+        name: of the operation.
+
+    Returns:
+        0-d; float64 where a tensor is, else float32 (inf for a norm over 3.4e38).
+
+    Raises:
+        TypeError: ``t_list`` is no sequence.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> float(global_norm([tf.constant([3e20, 4e20])])) / 1e20
+        5.0
+    """
+    with tf.name_scope(name or "global_norm"):
+        tensors = [g for g in _as_list(t_list) if g is not None]
+        return tf.cast(_total([merged(t) for t in tensors]), _figure_dtype(tensors))
+
+
+def clip_by_global_norm(
+    t_list: Sequence[Any], clip_norm: Any, use_norm: Any = None, name: str | None = None
+) -> tuple[list[Any], tf.Tensor]:
+    """Scale tensors by ``min(1, clip_norm / global_norm)``.
+
+    Args:
+        t_list: tensors, `tf.IndexedSlices` (scaled as they are) or None (passed through).
+        clip_norm: the threshold, over 0; a float or a 0-d tensor.
+        use_norm: a norm to use in place of the tensors' own.
+        name: of the operation.
+
+    Returns:
+        The scaled tensors, and the norm before.
+
+    Raises:
+        UsageError: a threshold that is not over 0, where its value is known.
+        TypeError: ``t_list`` is no sequence.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> clipped, norm = clip_by_global_norm([tf.constant([3.0, 4.0]), None], 1.0)
+        >>> clipped[0].numpy(), float(norm)
+        (array([0.6, 0.8], dtype=float32), 5.0)
+
+    References:
+        Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural
+        networks. ICML 2013.
+    """
+    limit = _limit(clip_norm, "clip_norm")
+    with tf.name_scope(name or "clip_by_global_norm"):
+        tensors = _as_list(t_list)
+        there = [g for g in tensors if g is not None]
+        if use_norm is None:
+            total = _total([merged(t) for t in there])
+        else:
+            total = tf.cast(use_norm, tf.float64)
+        coef = coefficient(xp, total, limit)
+        scaled = [None if g is None else _on_values(g, lambda t: _scaled(t, coef)) for g in tensors]
+        return scaled, tf.cast(total, _figure_dtype(there))
+
+
+def clip_by_norm(t: Any, clip_norm: Any, axes: Any = None, name: str | None = None) -> Any:
+    """Scale one tensor, or its slices over ``axes``, by ``min(1, clip_norm / norm)``.
+
+    Args:
+        t: a tensor or `tf.IndexedSlices` (duplicates are added up for the norm).
+        clip_norm: the threshold, over 0; a float or a tensor that broadcasts.
+        axes: axes that a norm runs over; all by default.
+        name: of the operation.
+
+    Returns:
+        A tensor like ``t``.
+
+    Raises:
+        UsageError: a threshold that is not over 0, where its value is known.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> clip_by_norm(tf.constant([[3.0, 4.0], [0.3, 0.4]]), 1.0, axes=[1]).numpy()
+        array([[0.6, 0.8],
+               [0.3, 0.4]], dtype=float32)
+    """
+    limit = _limit(clip_norm, "clip_norm")
+    with tf.name_scope(name or "clip_by_norm"):
+        if axes is None:
+            coef = coefficient(xp, _total([merged(t)]), limit)
+            if coef.shape.rank == 0:
+                return _on_values(t, lambda values: _scaled(values, coef))
+        size = tf.abs(widen(tf.convert_to_tensor(t)))
+        top = tf.reduce_max(size, axis=axes, keepdims=True)
+        unit = tf.where(tf.math.is_finite(top) & (top > 0), top, tf.ones_like(top))
+        norms = unit * tf.sqrt(tf.reduce_sum((size / unit) ** 2, axis=axes, keepdims=True))
+        limit = tf.broadcast_to(limit, tf.broadcast_dynamic_shape(tf.shape(limit), tf.shape(norms)))
+        coef = coefficient(xp, norms * tf.ones_like(limit), limit)
+        return _scaled_by_slices(tf.convert_to_tensor(t), coef)
+
+
+def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, name: str | None = None) -> Any:
+    """Clamp every element.
+
+    Args:
+        t: a tensor or `tf.IndexedSlices`.
+        clip_value_min: least value.
+        clip_value_max: largest value.
+        name: of the operation.
+
+    Returns:
+        A tensor like ``t``; NaN stays NaN.
+
+    Raises:
+        UsageError: the least is over the largest, where both are known.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> clip_by_value(tf.constant([-2.0, 0.25]), -0.5, 0.5).numpy()
+        array([-0.5 ,  0.25], dtype=float32)
+    """
+    low, high = tf.get_static_value(clip_value_min), tf.get_static_value(clip_value_max)
+    low = clip_value_min if low is None else low
+    high = clip_value_max if high is None else high
+    if not tf.is_tensor(low) and not tf.is_tensor(high) and np.any(np.greater(low, high)):
+        raise UsageError(
+            f"clip_by_value: clip_value_min {low} is over clip_value_max {high}; swap them"
+        )
+
+    def clamp(values: Any) -> Any:
+        return tf.clip_by_value(values, clip_value_min, clip_value_max, name)
+
+    return _on_values(t, clamp)
+
+
+def measure(
+    gradients: Sequence[Any], names: Sequence[str] | None = None, norm_type: float = 2.0
+) -> GradientStats:
+    """Read gradients once; eager or inside `tf.function`.
+
+    Args:
+        gradients: tensors, `tf.IndexedSlices` or None (left out).
+        names: one name each; by default their places.
+        norm_type: p >= 0.5, or inf.
+
+    Returns:
+        The stats, as TensorFlow tensors.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> stats = measure([tf.constant([3.0, 4.0, 0.0])], names=["w"])
+        >>> float(stats.total_norm), int(stats.zeros[0])
+        (5.0, 1)
+    """
+    given = names or [str(place) for place in range(len(gradients))]
+    there = [(n, g) for n, g in zip(given, gradients, strict=True) if g is not None]
+    if not there:
+        warnings.warn(
+            "measure was given no gradients: nothing was measured. Pass what "
+            "tape.gradient(loss, variables) returns",
+            NoGradientsWarning,
+            stacklevel=2,
+        )
+    leaves = [_values(merged(g)) for _, g in there]
+    return measure_leaves(TensorFlowEngine(), leaves, tuple(n for n, _ in there), norm_type, True)
+
+
+def _as_list(t_list: Any) -> list[Any]:
+    if tf.is_tensor(t_list) or isinstance(t_list, (str, bytes)) or not hasattr(t_list, "__iter__"):
+        raise TypeError(f"t_list must be a sequence of tensors, got {type(t_list).__name__}")
+    return list(t_list)
+
+
+def _limit(value: Any, name: str) -> Any:
+    known = tf.get_static_value(value) if tf.is_tensor(value) else value
+    if known is not None and not np.all(np.asarray(known, np.float64) > 0):
+        raise UsageError(f"{name} must be over 0, got {known}; for example {name}=1.0")
+    return tf.cast(value, tf.float64)
+
+
+def _values(gradient: Any) -> Any:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _total(gradients: Sequence[Any]) -> Any:
+    if not gradients:
+        return tf.zeros((), tf.float64)
+    return combine_norms(xp, leaf_norms([_values(g) for g in gradients])[0], 2.0)
+
+
+def _figure_dtype(tensors: Sequence[Any]) -> Any:
+    double = any(tf.convert_to_tensor(_values(t)).dtype.size > 4 for t in tensors)
+    return tf.float64 if double else tf.float32
+
+
+def _scaled(tensor: Any, coef: Any) -> Any:
+    return TensorFlowEngine().scaled(tensor, coef)
+
+
+def _scaled_by_slices(tensor: Any, coef: Any) -> Any:
+    wide = widen(tensor)
+    return tf.where(coef < 1.0, narrow(wide * tf.cast(coef, wide.dtype), tensor.dtype), tensor)
+
+
+def _on_values(gradient: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply ``change`` to a tensor, or to the values of IndexedSlices."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(change(gradient.values), gradient.indices, gradient.dense_shape)
+    return change(tf.convert_to_tensor(gradient))

@@ -1,0 +1,78 @@
+"""optax's clipping functions: what optax's own tests hold, and where ours differ on purpose.
+
+They differ, where optax pins a fault, in this: at the norm itself nothing changes (optax
+divides and multiplies again); all-zero updates under a threshold of 0 stay zero (optax: NaN);
+a NaN or inf norm leaves updates as they are (optax spreads NaN); bfloat16 is summed exactly.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import steadygrad.jax as sg
+
+TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(1.0, 4.0)}
+
+
+def apply(tx, updates, params=None):
+    return jax.jit(lambda u, p: tx.update(u, tx.init(p), p)[0])(updates, params)
+
+
+@pytest.mark.parametrize("divisor", [0.5, 1.0, 2.0, 10.0])
+def test_global_norm_is_brought_to_the_threshold(divisor):
+    norm = float(sg.global_norm(TREE))
+    clipped = apply(sg.clip_by_global_norm(norm / divisor), TREE)
+    want = min(norm, norm / divisor)
+    assert float(sg.global_norm(clipped)) == pytest.approx(want, rel=1e-6)
+    ours = optax.clip_by_global_norm(norm / divisor)
+    for mine, theirs in zip(
+        jax.tree.leaves(clipped), jax.tree.leaves(apply(ours, TREE)), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    again = apply(sg.clip_by_global_norm(float(sg.global_norm(clipped)) * (1 + 1e-6)), clipped)
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, clipped))
+
+
+def test_zeros_and_nonfinite_norms_are_left_alone():
+    zeros = {"w": jnp.zeros(3)}
+    assert apply(sg.clip_by_global_norm(0.0), zeros)["w"].tolist() == [0, 0, 0]
+    assert np.isnan(apply(optax.clip_by_global_norm(0.0), zeros)["w"]).all()
+    broken = {"w": jnp.array([1.0, jnp.inf, -2.0])}
+    assert apply(sg.clip_by_global_norm(1.0), broken)["w"].tolist() == [1.0, np.inf, -2.0]
+
+
+def test_block_rms_against_optax():
+    for threshold in (0.5, 1.0, 100.0):
+        mine = apply(sg.clip_by_block_rms(threshold), TREE)
+        theirs = apply(optax.clip_by_block_rms(threshold), TREE)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), mine, theirs)
+    roots = jax.tree.map(
+        lambda x: float(jnp.sqrt(jnp.mean(x**2))), apply(sg.clip_by_block_rms(0.5), TREE)
+    )
+    assert roots == pytest.approx({"a": 0.5, "b": 0.5}, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1, 4), (5,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (2, 2, 2, 3, 4)]
+)
+def test_adaptive_grad_clip_against_optax(shape):
+    rng = np.random.default_rng(1)
+    update = {"w": jnp.asarray(rng.standard_normal(shape) * 5, jnp.float32)}
+    weight = {"w": jnp.asarray(rng.standard_normal(shape), jnp.float32)}
+    mine = apply(sg.adaptive_grad_clip(0.1), update, weight)["w"]
+    theirs = apply(optax.adaptive_grad_clip(0.1), update, weight)["w"]
+    np.testing.assert_allclose(mine, theirs, rtol=2e-6)
+    assert not np.array_equal(mine, update["w"])
+
+
+def test_adaptive_grad_clip_says_what_it_needs():
+    tx = sg.adaptive_grad_clip(0.1)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(TREE, tx.init(TREE))
+    six = [jnp.ones((2,) * 6)]
+    with pytest.raises(ValueError, match="no units"):
+        tx.update(six, tx.init(six), six)
+    kept = sg.adaptive_grad_clip(0.1, axis=(0, 1)).update(six, None, six)[0][0]
+    assert float(kept[0, 0, 0, 0, 0, 0]) == pytest.approx(0.1, rel=1e-6)

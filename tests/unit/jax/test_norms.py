@@ -1,0 +1,99 @@
+"""Norms against float64 NumPy, over magnitudes and dtypes that float32 squares cannot hold."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+import steadygrad.jax as sg
+from steadygrad.jax._x64 import narrow, wide
+from steadygrad.jax.norms import SMALL, leaf_norms
+
+RNG = np.random.default_rng(0)
+LARGE = SMALL + 5
+
+
+def oracle(leaf, p):
+    size = np.abs(np.asarray(leaf, np.complex128 if np.iscomplexobj(leaf) else np.float64)).ravel()
+    if np.isnan(size).any():
+        return np.nan
+    top = size.max(initial=0)
+    if np.isinf(top) or top == 0 or p == np.inf:
+        return top
+    return top * np.sum((size / top) ** p) ** (1 / p)
+
+
+def leaves():
+    def normal(n, scale, dtype=np.float32):
+        drawn = RNG.standard_normal(n) * scale
+        return (np.sign(drawn) * np.maximum(np.abs(drawn), 1.2e-38)).astype(dtype)
+
+    found = [normal(n, scale) for n in (3, LARGE) for scale in (1.0, 1e-22, 1e-37, 1e20, 2e37)]
+    found += [normal(LARGE, 300.0, np.float16), normal(7, 300.0, np.float16)]
+    found += [np.ones(1000, ml_dtypes.bfloat16), np.ones(LARGE, ml_dtypes.bfloat16)]
+    found += [np.zeros(LARGE, np.float32), np.zeros((0, 4), np.float32), np.float32(-2.0)]
+    bad = normal(LARGE, 1.0)
+    bad[5], bad[9] = np.inf, -np.inf
+    worse = bad.copy()
+    worse[6] = np.nan
+    small = np.array([1.0, np.nan], np.float32)
+    return [*found, bad, worse, small, (normal(9, 1.0) + 1j * normal(9, 1.0)).astype(np.complex64)]
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0, 0.5, 3.0, np.inf])
+def test_leaf_norms_match_float64(p):
+    arrays = leaves()
+
+    @jax.jit
+    def norms(xs):
+        with wide():
+            found, nonfinite = leaf_norms(xs, p)
+            return jnp.log(found), nonfinite  # the log fits float32 whatever the norm
+
+    with wide():
+        logs, nonfinite = norms([jnp.asarray(a) for a in arrays])
+    with np.errstate(divide="ignore"):
+        want = np.log([oracle(a, p) for a in arrays])
+    np.testing.assert_allclose(np.asarray(logs), want, rtol=0, atol=1e-6)
+    expected = [int((~np.isfinite(np.asarray(a, np.complex128))).sum()) for a in arrays]
+    assert nonfinite.tolist() == expected
+
+
+def test_sixteen_bit_rounding_happens_once():
+    tie = 1 + 2.0**-8  # between two bfloat16
+    with wide():
+        x = jnp.asarray([tie * (1 + 2.0**-40), tie * (1 - 2.0**-40), -tie * (1 + 2.0**-40), np.inf])
+        got = np.asarray(jax.jit(lambda v: narrow(v, jnp.bfloat16))(x), np.float64)
+    np.testing.assert_array_equal(got, [1 + 2.0**-7, 1.0, -1 - 2.0**-7, np.inf])
+
+
+def test_global_norm_where_optax_is_wrong():
+    half = [jnp.ones(1000, jnp.bfloat16) for _ in range(64)]
+    assert float(sg.global_norm(half)) == pytest.approx(np.sqrt(64_000), rel=1e-7)
+    assert float(optax.tree.norm(half)) != pytest.approx(np.sqrt(64_000), rel=1e-3)
+    assert float(sg.global_norm([jnp.array([3e20, 4e20])])) == pytest.approx(5e20, rel=1e-7)
+    assert float(sg.global_norm({})) == 0.0
+
+
+def test_global_norm_under_vmap_and_scan():
+    batch = jnp.asarray([[3e20, 4e20], [3e-20, 4e-20], [jnp.nan, 1.0], [3.0, 4.0]])
+    got = np.asarray(jax.jit(jax.vmap(lambda row: sg.global_norm([row])))(batch))
+    np.testing.assert_allclose(got, [5e20, 5e-20, np.nan, 5.0], rtol=1e-6)
+    _, scanned = jax.lax.scan(lambda c, row: (c, sg.global_norm([row])), 0, batch)
+    np.testing.assert_array_equal(np.asarray(scanned), got)
+
+
+def test_measure_counts():
+    stats = sg.measure({"b": jnp.array([0.0, 2.0, jnp.nan]), "a": jnp.zeros(LARGE)})
+    assert stats.names == ("a", "b")
+    assert stats.zeros.tolist() == [LARGE, 1]
+    assert stats.nonfinite.tolist() == [0, 1]
+    assert stats.max_abs.tolist() == [0.0, 2.0]
+    assert stats.sizes == (LARGE, 3)
+
+
+def test_measuring_nothing_warns():
+    with pytest.warns(UserWarning, match=r"jax\.grad"):
+        sg.measure({})

@@ -1,0 +1,46 @@
+"""A JAX run in a run file, from donated states."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import steadygrad
+import steadygrad.jax as sg
+from steadygrad.errors import UsageError
+
+
+def test_record_writes_every_step(tmp_path):
+    params = {"w": jnp.array([3.0, 4.0]), "b": jnp.zeros(1)}
+    tx = sg.guard(optax.sgd(0.1), clip="norm:1.0", details=True)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, state, scale):
+        loss, grads = jax.value_and_grad(lambda p: scale * jnp.sum(p["w"] ** 2) / 2)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state = tx.init(params)
+    with sg.Recorder(tmp_path / "run.db", params, info={"seed": 3}) as run:
+        for scale in (1.0, np.nan, 0.1):
+            params, state, loss = train_step(params, state, scale)
+            sg.record(run, state, loss, lr=0.1)
+    seen = steadygrad.open_run(tmp_path / "run.db")
+    assert seen.info["framework"] == "jax"
+    assert seen.info["seed"] == 3
+    assert seen.steps.action.tolist() == ["clip", "skip", "none"]
+    assert seen.steps.step.tolist() == [0, 1, 2]
+    assert seen.steps.norm[0] == 5.0
+    assert seen.steps.norm[2] == pytest.approx(0.49, rel=1e-6)
+    assert seen.steps.loss[0] == 12.5
+    assert [t.name for t in seen.tensors] == ["b", "w"]
+    assert seen.tensors[1].shape == (2,)
+    assert seen.tensor_nonfinite[1].tolist() == [0, 2]
+
+
+def test_record_without_figures_says_what_to_type(tmp_path):
+    with pytest.raises(UsageError, match="guard"):
+        sg.record(tmp_path / "run.db", optax.sgd(0.1).init({}))
