@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadygrad.calibration.advice import percent
-from steadygrad.report.key_figures import clip_rate, ends, ends_noise
+from steadygrad.report.key_figures import clip_rate, ends, ends_error
 from steadygrad.report.numbers import duration, figure
 
 if TYPE_CHECKING:
@@ -87,21 +87,24 @@ def _direction(rows: Any) -> str:
 
 
 def _sentence(runs: Sequence[Run], told: Sequence[dict[str, Any]], finals: Sequence[float]) -> str:
-    """Which runs end lowest; runs closer than their own noise are called alike."""
+    """Which runs end lowest; runs closer than the noise of their last steps are called alike."""
     known = sorted((f, i) for i, f in enumerate(finals) if math.isfinite(f))
     parts = []
     if known:
         best, first = known[0]
-        noise = ends_noise(np.asarray(runs[first].steps["loss"]))
-        listed = [f"{told[first]['name']} ({figure(best)})"]
+        listed = [f"{told[first]['name']} {figure(best)}"]
         for final, i in known[1:]:
-            alike = "about the same with " if final - best <= noise else ""
-            listed.append(f"{alike}{told[i]['name']} ({figure(final)})")
-        parts.append("Lowest final loss: " + ", then ".join(listed))
+            alike = final - best <= 2 * math.hypot(_error(runs[first]), _error(runs[i]))
+            listed.append(f"{'alike' if alike else 'then'} {told[i]['name']} {figure(final)}")
+        parts.append("Lowest final loss: " + ", ".join(listed))
     broken = [t["name"] for t in told if t["verdict"]["level"] == "error"]
     if broken:
         parts.append(f"Broken: {_listed(broken)}")
     return ". ".join(parts) + "." if parts else "None of the runs recorded a loss."
+
+
+def _error(run: Run) -> float:
+    return ends_error(np.asarray(run.steps["loss"]))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -40,11 +40,14 @@ def _level(losses: NDArray[np.float64]) -> float:
     return float(np.median(finite)) if 2 * finite.size > losses.size else math.nan
 
 
-def ends_noise(losses: NDArray[np.float64]) -> float:
-    """Robust standard deviation of the last 5 % of the losses; 0 where unknown."""
+def ends_error(losses: NDArray[np.float64]) -> float:
+    """Standard error of the end that `ends` gives, from the robust spread of its steps."""
     last = losses[len(losses) - max(1, len(losses) // 20) :]
     finite = last[np.isfinite(last)]
-    return 1.4826 * float(np.median(np.abs(finite - np.median(finite)))) if finite.size else 0.0
+    if not finite.size:
+        return 0.0
+    sigma = 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
+    return 1.2533 * sigma / math.sqrt(finite.size)  # of a median of independent normal values
 
 
 def clip_rate(rows: Any) -> float:

@@ -35,9 +35,9 @@
 
   // ---- axes ------------------------------------------------------------------------------
 
-  function base(height, left) {
+  function base(element, height, left) {
     return {
-      height: height,
+      width: element.clientWidth, height: height,
       margin: { l: left, r: narrow.matches ? 10 : 18, t: 8, b: 34 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 12, color: colour("muted") },
@@ -77,15 +77,39 @@
     }, extra));
   }
   // A y axis over values: log where they span over a decade and a bit and none is zero or below.
+  // What towers over all the rest would flatten it: such values leave the panel at its top.
   function valueAxis(values, forceLog, extra) {
-    var seen = finite(values), low = lowest(seen), high = highest(seen);
-    if (!seen.length) { low = 0; high = 1; forceLog = false; }
+    var seen = finite(values), low = lowest(seen), peak = highest(seen), usual = seen.length ? least(seen, 0.98) : 1;
+    if (!seen.length) { low = 0; peak = 1; forceLog = false; }
+    var ceiling = forceLog ? 3000 * usual : usual + 8 * (usual - low), high = Math.min(peak, ceiling);
+    if (!forceLog && high < peak) high = usual + 0.3 * (usual - low);
+    var made;
     if (forceLog || (low > 0 && high / low > 15)) {
       var a = Math.log10(low), b = Math.log10(high), pad = Math.max(0.04 * (b - a), 0.06);
-      return { axis: logAxis(a - pad, b + 2 * pad, extra), top: Math.pow(10, b + pad) };
+      made = { axis: logAxis(a - pad, b + 2 * pad, extra), top: Math.pow(10, b + pad) };
+    } else {
+      var room = (high - low || Math.abs(high) || 1) * 0.06;
+      made = { axis: axis(Object.assign({ range: [low - room, high + 2 * room], nticks: 5 }, extra)), top: high + room };
     }
-    var room = (high - low || Math.abs(high) || 1) * 0.06;
-    return { axis: axis(Object.assign({ range: [low - room, high + 2 * room], nticks: 5 }, extra)), top: high + room };
+    made.ceiling = high < peak ? high : Infinity;
+    return made;
+  }
+  // The highest value of a curve that leaves its panel, told beside the place where it does.
+  function tower(layout, curve, range, yref, tint) {
+    var best = -1;
+    curve.value.forEach(function (v, i) {
+      if (v !== null && v > range.ceiling && (best < 0 || v > curve.value[best])) best = i;
+    });
+    if (best < 0) return;
+    var right = curve.step[best] < (curve.step[0] + curve.step[curve.step.length - 1]) / 2;
+    layout.annotations.push({
+      xref: "x", x: curve.step[best], yref: yref, y: range.axis.type === "log" ? Math.log10(range.top) : range.top, yanchor: "top",
+      xanchor: right ? "left" : "right", xshift: right ? 5 : -5, yshift: -7, showarrow: false, text: "↑ " + power10(curve.value[best]), font: { size: 11.5, color: tint }
+    });
+  }
+  function power10(v) {
+    var parts = v.toExponential(1).split("e");
+    return Math.abs(+parts[1]) < 5 ? figure(v) : parts[0] + "×10<sup>" + +parts[1] + "</sup>";
   }
   function title(layout, text, y) {
     layout.annotations.push({
@@ -156,7 +180,7 @@
     var hasLoss = series.some(function (s) { return s.loss.step.length; });
     var rows = laneRows(run);
     var panels = stack((hasLoss ? [180] : []).concat([240], rows.length ? [rows.length * 19] : []), run.findings.some(function (f) { return f.steps.length; }));
-    var layout = base(panels.height, narrow.matches ? 44 : 62), traces = [], at = 0;
+    var layout = base(element, panels.height, narrow.matches ? 44 : 62), traces = [], at = 0;
     layout.hovermode = "closest";
     layout.xaxis = stepAxis(series);
     if (hasLoss) {
@@ -166,6 +190,7 @@
       series.forEach(function (s, i) {
         traces.push.apply(traces, pair(s, "loss", "y2", colour(i ? "s" + i % 6 : "ink"), many(run, i)));
         traces.push(offScale(s.loss.off_scale, "y2", loss.top, colour("bad")));
+        tower(layout, s.loss, loss, "y2", colour("bad"));
       });
       at += 1;
     }
@@ -186,7 +211,8 @@
       if (lines.length && s.norm.threshold_of_norm) traces.push.apply(traces, clippedRegion(s.norm));
       traces.push.apply(traces, pair(s, "norm", "y", colour(i ? "s" + i % 6 : "ink"), many(run, i)));
       traces.push(offScale(s.norm.off_scale, "y", norms.top, colour("bad")));
-      traces.push(rings(run.thresholds[i]));
+      traces.push(rings(run.thresholds[i], norms.ceiling));
+      tower(layout, s.norm, norms, "y", colour("bad"));
     });
     if (advised) level(layout, advised, "recommended " + figure(advised), colour("accent"));
     findingLines(run, layout);
@@ -209,8 +235,8 @@
       line(norm.step, above, "y", "rgba(0,0,0,0)", 0, { fill: "tonexty", fillcolor: alpha(tint, 0.17) })
     ];
   }
-  function rings(picture) {
-    var spikes = ((picture && picture.spikes) || []).slice().sort(function (a, b) { return b.factor - a.factor; }).slice(0, 150);
+  function rings(picture, ceiling) {
+    var spikes = ((picture && picture.spikes) || []).filter(function (s) { return s.norm <= ceiling; }).sort(function (a, b) { return b.factor - a.factor; }).slice(0, 150);
     return {
       type: "scatter", mode: "markers", x: spikes.map(function (s) { return s.step; }), y: spikes.map(function (s) { return s.norm; }),
       marker: { symbol: "circle-open", size: 9, color: colour("bad"), line: { width: 1.5 } },
@@ -296,7 +322,7 @@
     var hasLoss = series.some(function (s) { return s.loss.step.length; });
     var turned = all.filter(function (a) { return a.s.cosine; });
     var panels = stack((hasLoss ? [220] : []).concat([240], turned.length ? [110] : []));
-    var layout = base(panels.height, narrow.matches ? 44 : 62), traces = [], at = 0;
+    var layout = base(element, panels.height, narrow.matches ? 44 : 62), traces = [], at = 0;
     layout.hovermode = "closest";
     layout.xaxis = stepAxis(series);
     if (hasLoss) at = overlayPanel(all, "loss", "y2", "Loss", layout, traces, panels.domains, at, false);
@@ -314,6 +340,7 @@
     all.forEach(function (a) {
       var drawn = pair(a.s, part, yaxis, a.tint, a.name + ",");
       drawn.push(offScale(a.s[part].off_scale, yaxis, range.top, a.tint));
+      tower(layout, a.s[part], range, yaxis, a.tint);
       drawn.forEach(function (t) { t.legendgroup = a.name; t.name = a.name; t.showlegend = false; });
       var shown = drawn[1].x.length ? drawn[1] : drawn[0];
       shown.showlegend = part === "norm";
@@ -337,7 +364,7 @@
   function drawThresholds(element, index, part) {
     var picture = report.runs[index].thresholds[part], edges = picture.histogram.edges;
     var panels = stack([170, 110]);
-    var layout = base(panels.height, narrow.matches ? 44 : 52);
+    var layout = base(element, panels.height, narrow.matches ? 44 : 52);
     var span = [edges[0], edges[edges.length - 1]], ticks = logTicks(span[0], span[1]);
     layout.bargap = 0.08;
     layout.hovermode = "closest";
@@ -358,30 +385,35 @@
     layout.shapes.push({ type: "rect", xref: "x", x0: wide[0], x1: wide[1], yref: "paper", y0: 0, y1: domains[0][1], fillcolor: alpha(tint, 0.11), line: { width: 0 }, layer: "below" });
     layout.shapes.push({ type: "line", xref: "x", x0: at, x1: at, yref: "paper", y0: 0, y1: domains[0][1], line: { color: tint, width: 1.5 } });
     layout.annotations.push({
-      xref: "x", x: at, yref: "paper", y: domains[0][1], yanchor: "bottom", xanchor: "center", showarrow: false,
+      xref: "x", x: at, yref: "paper", y: domains[0][1], yanchor: "top", xanchor: "left", xshift: 3, showarrow: false,
       text: "<b>" + figure(picture.threshold) + "</b>", font: { color: tint, size: 12.5 }
     });
   }
   function histogram(picture) {
-    var edges = picture.histogram.edges, threshold = Math.log10(picture.threshold);
+    var edges = picture.histogram.edges, threshold = Math.log10(picture.threshold), last = edges.length - 2;
     var middles = edges.slice(1).map(function (e, i) { return (e + edges[i]) / 2; });
     return {
       type: "bar", x: middles, y: picture.histogram.counts, width: edges[1] - edges[0],
       marker: { color: middles.map(function (m) { return m > threshold ? colour("warn") : alpha(colour("muted"), 0.55); }), line: { width: 0 } },
-      text: edges.slice(1).map(function (e, i) { return figure(Math.pow(10, edges[i])) + " to " + figure(Math.pow(10, e)); }),
+      text: edges.slice(1).map(function (e, i) {
+        var low = figure(Math.pow(10, edges[i]));
+        return i === last && picture.histogram.beyond ? low + " and more" : low + " to " + figure(Math.pow(10, e));
+      }),
       textposition: "none", hovertemplate: "%{text}: %{y:,d} steps<extra></extra>"
     };
   }
   function spikeTicks(picture) {
+    var end = highest(picture.histogram.edges);
     return {
-      type: "scatter", mode: "markers", x: picture.spikes.map(function (s) { return Math.log10(s.norm); }), y: picture.spikes.map(function () { return 0; }),
+      type: "scatter", mode: "markers", x: picture.spikes.map(function (s) { return Math.min(Math.log10(s.norm), end); }), y: picture.spikes.map(function () { return 0; }),
       cliponaxis: false, marker: { symbol: "line-ns-open", size: 9, color: colour("bad"), line: { width: 1.5 } },
       text: picture.spikes.map(function (s) { return "spike at step " + s.step + ": " + figure(s.norm); }), hovertemplate: "%{text}<extra></extra>"
     };
   }
   function rateCurve(picture) {
-    return line(picture.curve.map(function (c) { return Math.log10(c[0]); }), picture.curve.map(function (c) { return c[1]; }), "y2", colour("ink"), 1.8, {
-      text: picture.curve.map(function (c) { return "max_norm " + figure(c[0]); }), hoverinfo: "all", hovertemplate: "%{text} clips %{y:.1%}<extra></extra>"
+    var edges = picture.histogram.edges;
+    return line(edges, picture.histogram.rates, "y2", colour("ink"), 1.8, {
+      text: edges.map(function (e) { return "max_norm " + figure(Math.pow(10, e)); }), hoverinfo: "all", hovertemplate: "%{text} clips %{y:.1%}<extra></extra>"
     });
   }
   function ratePoint(picture) {
@@ -399,7 +431,7 @@
     var longest = narrow.matches ? 15 : 30;
     var shown = map.tensors.map(function (t) { return t.name; }).filter(function (_, i) { return i % stride === 0; });
     var letters = Math.min(longest, highest(shown.map(function (n) { return n.length; })));
-    var layout = base(Math.round(row * count) + 92, Math.round(letters * (narrow.matches ? 6.2 : 7)) + 14);
+    var layout = base(element, Math.round(row * count) + 92, Math.round(letters * (narrow.matches ? 6.2 : 7)) + 14);
     layout.margin.t = 44;
     layout.xaxis = axis({ showgrid: false, type: "linear", tickformat: ",d", title: { text: "step", standoff: 4, font: { size: 12 } } });
     layout.yaxis = axis({
@@ -539,11 +571,13 @@
   var before;
   addEventListener("beforeprint", function () {
     before = root.dataset.theme;
+    root.classList.add("printing");
     setTheme("light");
     tabs.forEach(function (tab) { panel(tab).hidden = false; });
     drawAll();
   });
   addEventListener("afterprint", function () {
+    root.classList.remove("printing");
     setTheme(before);
     if (tabs.length) choose(tabs.filter(function (t) { return t.tabIndex === 0; })[0]);
     drawAll();

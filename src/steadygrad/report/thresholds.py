@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
 BINS = 64
+MOST_DECADES_ABOVE = 2.0
 
 
 def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
@@ -24,8 +25,10 @@ def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
         optimizer: its number.
 
     Returns:
-        `Calibration.to_dict()` and ``histogram`` (``edges``, in log10 of the norm, and
-        ``counts``); or ``refused`` with the reason where the run gives no threshold.
+        `Calibration.to_dict()` and ``histogram``: ``edges`` in log10 of the norm, ``counts``
+        of all usable steps, ``rates`` that a threshold at each edge would clip, and how many
+        steps lie ``beyond`` the last bin and are counted in it. Or ``refused`` with the reason
+        where the run gives no threshold.
     """
     try:
         found = calibrate(run, optimizer=optimizer)
@@ -34,15 +37,25 @@ def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
     rows = run.steps[run.steps["optimizer"] == optimizer]
     data: dict[str, Any] = plain(found.to_dict())
     data["curve"] = [short(np.array(pair)) for pair in found.curve]
-    data["histogram"] = _histogram(np.asarray(rows["norm"]), found)
+    data["histogram"] = _histogram(rows, found)
     return data
 
 
-def _histogram(norms: Any, found: Calibration) -> dict[str, Any]:
-    usable = norms[np.isfinite(norms) & (norms > 0)]
-    logs = np.log10(usable)
-    low, high = float(logs.min()), float(logs.max())
-    low, high = min(low, np.log10(found.threshold)), max(high, np.log10(found.threshold))
+def _histogram(rows: Any, found: Calibration) -> dict[str, Any]:
+    usable = rows[np.isfinite(rows["norm"]) & (rows["norm"] > 0)]
+    logs = np.log10(usable["norm"])
+    threshold = float(np.log10(found.threshold))
+    # an explosion to 1e30 must not squeeze the ordinary norms into one bar
+    cap = max(float(np.quantile(logs, 0.98)), threshold) + MOST_DECADES_ABOVE
+    low, high = min(float(logs.min()), threshold), max(min(float(logs.max()), cap), threshold)
     margin = max(0.02 * (high - low), 0.01)
-    counts, edges = np.histogram(logs, bins=BINS, range=(low - margin, high + margin))
-    return {"edges": short(edges), "counts": counts.tolist()}
+    edges = np.linspace(low - margin, high + margin, BINS + 1)
+    counts, _ = np.histogram(np.minimum(logs, edges[-1]), bins=edges)
+    stable = logs[(usable["step"] >= found.first_step) & (usable["step"] <= found.last_step)]
+    below = np.searchsorted(np.sort(stable), edges, side="right")
+    return {
+        "edges": short(edges),
+        "counts": counts.tolist(),
+        "rates": short(1.0 - below / stable.size),
+        "beyond": int((logs > edges[-1]).sum()),
+    }

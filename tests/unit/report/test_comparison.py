@@ -19,13 +19,13 @@ def with_loss(end: float, noise: float = 0.01, **more: Any) -> Run:
 
 def test_the_lowest_final_loss_is_named_first() -> None:
     told = build([with_loss(0.9), with_loss(0.3)])["comparison"]
-    assert told["sentence"].startswith("Lowest final loss: run 2 (0.3")
-    assert "about the same" not in told["sentence"]
+    assert told["sentence"].startswith("Lowest final loss: run 2 0.3")
+    assert "alike" not in told["sentence"]
 
 
 def test_runs_within_their_noise_are_called_alike() -> None:
     told = build([with_loss(0.50, 0.1), with_loss(0.52, 0.1)])["comparison"]
-    assert "about the same with" in told["sentence"]
+    assert ", alike run" in told["sentence"]
 
 
 def test_a_broken_run_has_no_final_loss_and_is_said_to_be_broken(a_run: Callable[..., Run]) -> None:

@@ -58,6 +58,19 @@ def test_the_histogram_holds_every_usable_step(a_run: Callable[..., Run]) -> Non
     assert picture["histogram"]["edges"][-1] > np.log10(picture["threshold"])
 
 
+def test_an_explosion_does_not_squeeze_the_ordinary_norms_into_one_bar() -> None:
+    norm = np.exp(np.random.default_rng(0).normal(0, 0.2, 400))
+    norm[390:] = np.geomspace(1e3, 1e30, 10)
+    picture = build([Run.from_arrays(steps={"norm": norm})])["runs"][0]["thresholds"][0]
+    drawn = picture["histogram"]
+    assert sum(drawn["counts"]) == 400
+    assert drawn["counts"][-1] >= drawn["beyond"] >= 8
+    assert sum(c > 0 for c in drawn["counts"]) > 10
+    at = int(np.searchsorted(drawn["edges"], np.log10(picture["threshold"])))
+    assert drawn["rates"][at] <= picture["clip_rate"] <= drawn["rates"][at - 1]
+    assert drawn["rates"][0] == 1.0
+
+
 def test_optimizers_are_kept_apart() -> None:
     r = np.random.default_rng(0)
     norm = np.exp(r.normal(0, 0.1, 200)) * np.tile([1.0, 100.0], 100)

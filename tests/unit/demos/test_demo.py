@@ -1,0 +1,63 @@
+"""The demo: three real trainings, one report, and an explosion that is one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steadygrad import diagnose, open_run
+from steadygrad.demos.demo import TRAININGS
+from steadygrad.demos.rnn import RADIUS, PixelReader, digits, train
+
+
+def demo(out: Path, steps: int) -> str:
+    command = [sys.executable, "-m", "steadygrad", "demo", "--out", str(out), "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_trains_three_ways_and_ends_with_the_path_of_one_report(tmp_path: Path) -> None:
+    said = demo(tmp_path / "out", 40)
+    report = Path(said.splitlines()[-1])
+    assert report == tmp_path / "out" / "report.html"
+    assert report.is_file()
+    assert "13,780" in said
+    told = json.loads(report.with_suffix(".json").read_text())
+    assert [r["name"] for r in told["runs"]] == list(TRAININGS)
+    assert "13,780" in told["notes"][0]
+    runs = {name: open_run(tmp_path / "out" / f"{name}.db") for name in TRAININGS}
+    assert [r.info["policy"] for r in runs.values()] == list(TRAININGS.values())
+    first_losses = {float(r.steps.loss[0]) for r in runs.values()}
+    assert len(first_losses) == 1  # the same weights and the same batch
+    assert [len(r) for r in runs.values()] == [40, 40, 40]
+    assert (runs["by-value"].steps.cosine < 0.99).any()
+    accuracies = [r.info["results"]["Test accuracy"] for r in runs.values()]
+    assert all(f"{a.split('.')[0]}" in said for a in accuracies)
+
+
+def test_the_unclipped_training_explodes_and_is_diagnosed(tmp_path: Path) -> None:
+    train("none", tmp_path / "run.db", steps=600, seed=0)
+    run = open_run(tmp_path / "run.db")
+    norm = run.steps.norm
+    finite = norm[np.isfinite(norm)]
+    assert finite.max() > 1e6 * np.median(finite) or not np.isfinite(norm).all()
+    assert diagnose(run)[0].severity == "error"
+
+
+def test_the_matrix_starts_at_the_radius_that_is_said() -> None:
+    weight = dict(PixelReader().rnn.named_parameters())["weight_hh_l0"].detach().double().numpy()
+    assert np.abs(np.linalg.eigvals(weight)).max() == pytest.approx(RADIUS, rel=1e-6)
+
+
+def test_the_data_is_scikit_learns_in_a_fixed_order() -> None:
+    pictures, targets = digits()
+    assert pictures.shape == (1797, 64)
+    assert (float(pictures.min()), float(pictures.max())) == (0.0, 1.0)
+    assert sorted(set(targets.tolist())) == list(range(10))
+    assert (digits()[0] == pictures).all()
