@@ -69,8 +69,24 @@ class Session:
             }
         )
         atexit.register(self.finish)
+        self._follow_os_exit()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forked)
+
+    def _follow_os_exit(self) -> None:
+        """Close the run file before `os._exit`, by which forked workers of multiprocessing end."""
+        leave = os._exit
+
+        def _exit(status: int) -> None:
+            if self._writer is not None:
+                self.exit = status
+                try:
+                    self._conclude()
+                except Exception as error:
+                    self.trouble("the run file was not closed", error)
+            leave(status)
+
+        os._exit = _exit  # type: ignore[assignment]
 
     def ended(self, error: BaseException | None) -> None:
         """Note how the script ended."""

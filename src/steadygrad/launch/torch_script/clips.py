@@ -62,7 +62,6 @@ class ClipCall:
     rows: list[Row] = field(default_factory=list)
     before: list[torch.Tensor | None] = field(default_factory=list)
 
-
     @property
     def of_parameters(self) -> bool:
         """Whether any parameter was passed: not so for gradients, or a generator used up."""
