@@ -38,8 +38,19 @@ for step in range(10**9):
 """
 
 
+def wait_for_steps(path: Path) -> None:
+    """Wait until a run has begun: a busy machine takes long to start Python."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and path.stat().st_size and len(open_run(path)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the training never began")
+
+
 def lines_until(process: subprocess.Popen[str], seconds: float) -> list[tuple[int, float]]:
-    """What a killed process had printed: (step, when)."""
+    """What a process had printed that was killed some seconds after its first steps."""
+    wait_for_steps(Path(process.args[-1]))
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate(timeout=20)
@@ -55,12 +66,11 @@ def integrity(path: Path) -> str:
         connection.close()
 
 
-@pytest.mark.parametrize("seconds", [0.9, 1.35, 2.9])
+@pytest.mark.parametrize("seconds", [0.0, 1.35, 2.9])
 def test_kill_9_costs_less_than_the_last_second(
     seconds: float, start_python: Start, tmp_path: Path
 ) -> None:
     printed = lines_until(start_python(TRAIN, tmp_path / "run.db"), seconds)
-    assert printed, "the training never began"
     run = open_run(tmp_path / "run.db")
     died = printed[-1][1]
     due = [step for step, at in printed if at < died - 1.0]
@@ -84,7 +94,7 @@ def test_the_file_alone_holds_what_is_older_than_a_checkpoint(
 
 
 def test_a_killed_run_is_read_without_being_changed(start_python: Start, tmp_path: Path) -> None:
-    lines_until(start_python(TRAIN, tmp_path / "run.db"), 1.0)
+    lines_until(start_python(TRAIN, tmp_path / "run.db"), 0.0)
     names = ("run.db", "run.db-wal")
     before = [(tmp_path / name).read_bytes() for name in names]
     first, second = open_run(tmp_path / "run.db"), open_run(tmp_path / "run.db")
@@ -187,7 +197,7 @@ def train():
         writer._pump._wake.set()  # commit all the time: a fork falls into the midst of one
 thread = threading.Thread(target=train)
 thread.start()
-for _ in range(40):
+for _ in range(12):
     child = os.fork()
     if child == 0:
         sys.exit(0)
@@ -328,7 +338,7 @@ def test_a_run_in_a_read_only_folder_opens(left: str, start_python: Start, folde
     if left == "finished":
         writing.communicate(timeout=30)
     else:
-        time.sleep(1.0)
+        wait_for_steps(path)
         assert writing.poll() is None
     if left.startswith("killed"):
         writing.kill()

@@ -22,10 +22,11 @@ NAMES = ["\x1b[2Jevil", "[red]markup", "名前.weight"] + [
 ]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 steps of 40 tensors; a spike at 150, a NaN in tensor 4 at the end, step 299 skipped."""
-    with RunWriter(tmp_path / "run.db") as out:
+    made = tmp_path_factory.mktemp("run") / "run.db"
+    with RunWriter(made) as out:
         ids = out.add_tensors([TensorInfo(name, (100,)) for name in NAMES])
         for step in range(300):
             norms = np.linspace(1.0, 2.0, 40) * (1000.0 if step == 150 else 1.0)
@@ -42,7 +43,7 @@ def path(tmp_path: Path) -> Path:
             )  # fmt: skip
             out.write_step(record, ids, norms, largest, counts, np.full(40, 25))
         out.update_info(started=1e9 - 5)
-    return tmp_path / "run.db"
+    return made
 
 
 def drawn(snapshot: Snapshot, width: int = 80, height: int = 24, **options: object) -> list[str]:
