@@ -31,6 +31,9 @@ ON_NONFINITE = ("skip", "raise", "zero", "propagate")
 Scale = Callable[[Sequence[torch.Tensor], Any], None]
 """Multiplies gradients by one coefficient: in place, or inside the optimizer's step."""
 
+Skip = Callable[[torch.Tensor], bool]
+"""Takes a 0-d bool on a device that says whether to skip; False where it cannot."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -40,13 +43,13 @@ class Outcome:
         stats: the figures before clipping.
         threshold: the `max_norm` or `clip_value` in force.
         applied: what is left of the gradients.
-        skip: whether the step must be dropped whole.
+        skip: whether the step must be dropped whole; a 0-d tensor where the optimizer was told.
     """
 
     stats: GradientStats
     threshold: Any = float("inf")
     applied: Applied = UNTOUCHED
-    skip: bool = False
+    skip: Any = False
 
 
 class Clipper:
@@ -70,7 +73,12 @@ class Clipper:
         self.memory = Memory(policy)
 
     def process(
-        self, batch: Batch, step: int, scaled: bool = False, scale_: Scale = kernels.scale_
+        self,
+        batch: Batch,
+        step: int,
+        scaled: bool = False,
+        scale_: Scale = kernels.scale_,
+        skip: Skip | None = None,
     ) -> Outcome:
         """Measure a step's gradients and act on them.
 
@@ -79,29 +87,60 @@ class Clipper:
             step: number of the step, for messages.
             scaled: whether a GradScaler guards the step: it will drop it, whatever is done here.
             scale_: how to multiply all gradients by one coefficient.
+            skip: offered the flag to skip, where that is on a device; True if it took it.
 
         Raises:
             NonFiniteError: gradients are not finite and `on_nonfinite` is ``raise``.
         """
         if batch.present is None:
             self.memory.follow(batch.names, batch.sizes)
+        stats = self.measure(batch)
         if not batch.grads:
-            return Outcome(self.measure(batch))
-        stats = usable = self.measure(batch)
+            return Outcome(stats)
+        state, decision = self.memory.decide(stats, batch.present)
+        stop = self._stop(stats, decision, scaled)
+        offered = skip if self.on_nonfinite not in ("raise", "zero") else None
+        taken = offered is not None and isinstance(stop, torch.Tensor) and offered(stop)
         # on a device this is the one bool that the host reads; `propagate` reads none
+        if stop is not False and not taken and bool(stop):
+            return self._stopped(batch, stats, decision, step, scaled)
+        self.memory.state = state
+        applied = self.act(batch, stats, decision, scale_)
+        return Outcome(stats, decision.threshold, applied, skip=stop if taken else False)
+
+    def _skips(self, scaled: bool) -> bool:
+        return scaled or self.on_nonfinite == "skip"
+
+    def _stop(self, stats: GradientStats, decision: Decision, scaled: bool) -> Any:
+        """Whether the step cannot go on as decided; False where nothing can stop it."""
         guarded = scaled or self.on_nonfinite != "propagate"
-        if guarded and bool((stats.nonfinite > 0).any()):
-            if scaled or self.on_nonfinite == "skip":
-                return self.skipped(stats, batch.present)
+        if not guarded:
+            return decision.skip
+        broken = (stats.nonfinite > 0).any()
+        return broken if decision.skip is False else broken | decision.skip
+
+    def _stopped(
+        self, batch: Batch, stats: GradientStats, decision: Decision, step: int, scaled: bool
+    ) -> Outcome:
+        """Skip, raise or repair; the policy keeps the state it had."""
+        broken = bool((stats.nonfinite > 0).any())
+        if broken and not self._skips(scaled):
             if self.on_nonfinite == "raise":
                 raise NonFiniteError(describe_nonfinite(stats, step))
-            zero_nonfinite(batch.grads, stats.nonfinite)
-            usable = self.measure(batch)
+            if self.on_nonfinite == "zero":
+                return self._repaired(batch, stats)
+        if not broken:  # the policy itself wants to skip, and may count that
+            self.memory.state, decision = self.memory.decide(stats, batch.present)
+        return Outcome(stats, decision.threshold, skip=True)
+
+    def _repaired(self, batch: Batch, found: GradientStats) -> Outcome:
+        zero_nonfinite(batch.grads, found.nonfinite)
+        usable = self.measure(batch)
         self.memory.state, decision = self.memory.decide(usable, batch.present)
         if decision.skip is not False and bool(decision.skip):
-            return Outcome(stats, threshold=decision.threshold, skip=True)
-        applied = self.act(batch, usable, decision, scale_)
-        return Outcome(stats, decision.threshold, applied)
+            return Outcome(found, decision.threshold, skip=True)
+        applied = self.act(batch, usable, decision, kernels.scale_)
+        return Outcome(found, decision.threshold, applied)
 
     def skipped(self, stats: GradientStats, present: list[int] | None = None) -> Outcome:
         """The outcome of a step that is dropped: the policy's state stays as it was."""

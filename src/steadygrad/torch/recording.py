@@ -62,8 +62,18 @@ class Recorder:
         self.writer.write_step(
             record, ids, stats.norms, stats.max_abs, stats.nonfinite, stats.zeros
         )
+        if params:
+            self.sample(record.step, params)
+
+    def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """Sample figures beyond gradients, where due.
+
+        Args:
+            step: number of the step that is about to be applied.
+            params: all parameters of the optimizer.
+        """
         if len(params) == len(self._ids):
-            self._sampler.at_step(record.step, params, self._ids)
+            self._sampler.at_step(step, params, self._ids)
         self.spent(self._sampler.take_seconds())
 
     def spent(self, seconds: float) -> None:

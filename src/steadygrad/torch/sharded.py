@@ -28,21 +28,33 @@ def read_whole(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
         tensors: gradients, the same ones in the same order on every rank.
         norm_type: p of the norms.
     """
-    if not any(is_sharded(tensor) for tensor in tensors):
+    if not any_sharded(tensors):
         return kernels.read(tensors, norm_type)
     parts = [_without_partial(t) if is_sharded(t) else t for t in tensors]
     figures = kernels.read(local(parts), norm_type)
     return _gathered(parts, figures, norm_type)
 
 
+def any_sharded(tensors: Sequence[Any]) -> bool:
+    """True where one of them is a DTensor; looks at types, which are few, not at tensors."""
+    return any(issubclass(kind, _dtensor()) for kind in set(map(type, tensors)))
+
+
+def _dtensor() -> Any:
+    """The class DTensor, or no class where nothing has imported it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return () if module is None else module.DTensor
+
+
 def is_sharded(tensor: Any) -> bool:
     """True for a DTensor; does not import torch's distributed part."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return isinstance(tensor, _dtensor())
 
 
-def local(tensors: Sequence[Any]) -> list[torch.Tensor]:
+def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
     """The pieces of this rank, sharing memory with the tensors given."""
+    if not any_sharded(tensors):
+        return tensors
     return [t.to_local() if is_sharded(t) else t for t in tensors]
 
 

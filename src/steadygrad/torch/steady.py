@@ -13,19 +13,22 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from steadygrad import kernels
 from steadygrad.errors import AttachError, NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
-from steadygrad.torch import copies, scaler, skipping
+from steadygrad.torch import copies, losses, scaler, skipping
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper, Outcome
+from steadygrad.torch.folding import Folding
 from steadygrad.torch.naming import ModelNames, Names
+from steadygrad.torch.outbox import Outbox
 from steadygrad.torch.recording import Recorder, facts_of
 from steadygrad.torch.table import ParameterTable
 
@@ -68,6 +71,8 @@ class Steady:
         self.overhead_seconds = 0.0
         self._clipper = Clipper(policy, on_nonfinite)
         self._recorder = _open(run, optimizer, policy, on_nonfinite)
+        if self._recorder is not None:  # also where the optimizer is dropped without `detach`
+            weakref.finalize(self, self._recorder.close)
         self._names = names
         self._index = optimizer_index
         self._table = ParameterTable(names, optimizer_index)
@@ -76,12 +81,15 @@ class Steady:
         self._depth = 0
         self._loss: Any = None
         self._closure_loss: Any = None
+        self._heard: Callable[[], Any] = _nothing_heard
         self._present: list[int] | None = None
         self._announced: tuple[TensorInfo, ...] | None = None
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
         self._searches = isinstance(optimizer, torch.optim.LBFGS)
         self._way: skipping.Way | None = None
+        self._folding = Folding()
+        self._outbox = Outbox(self._deliver)
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._warned = False
         self._hold()
@@ -99,11 +107,12 @@ class Steady:
 
     @property
     def last(self) -> StepRecord:
-        """The last step's record.
+        """The last step's record; where its figures are on a device, this waits for them.
 
         Raises:
             UsageError: there was no step yet.
         """
+        self._outbox.empty()
         if self._last is None:
             raise UsageError("no step yet: call optimizer.step() before reading .last")
         return self._last
@@ -176,8 +185,10 @@ class Steady:
             delattr(optimizer, scaler.HANDLE)
             scaler.unwatch(optimizer)
             copies.unmark_copies(optimizer)
+        losses.forget(self)
         if isinstance(self._names, ModelNames):
             self._names.finish()
+        self._outbox.empty()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -196,6 +207,10 @@ class Steady:
         if isinstance(value, torch.Tensor):
             value = value.detach()
         self._loss = value if self._loss is None else self._loss + value
+
+    def hear_losses(self) -> None:
+        """From now on, know the losses on which `backward` is called without being told."""
+        self._heard = losses.hear(self)
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
@@ -236,7 +251,7 @@ class Steady:
         self._depth = 1
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            return self._skipped(args, kwargs) if self._act() else None
+            return self._skipped(args, kwargs) if self._act(fold=True) else None
         if self._searches:
             return self._search(args, kwargs, closure)
         return self._step_once(args, kwargs, closure)
@@ -250,6 +265,7 @@ class Steady:
     def _recover(self) -> None:
         """Undo what was done for one step only; also after a step that raised."""
         self._depth = 0
+        self._folding.take_back()
         while self._taken:
             parameter, grad = self._taken.pop()
             parameter.grad = grad
@@ -333,19 +349,27 @@ class Steady:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def _act(self) -> bool:
+    def _act(self, fold: bool = False) -> bool:
         """Measure, decide, act and record; True where the step must be skipped."""
-        outcome = self._process()
+        outcome = self._process(fold)
         self._finish(outcome)
         # where nothing was asked for, a fused optimizer heeds the scaler's own flag
-        return outcome.skip and self._clipper.on_nonfinite != "propagate"
+        return outcome.skip is True and self._clipper.on_nonfinite != "propagate"
 
-    def _process(self) -> Outcome:
+    def _process(self, fold: bool = False) -> Outcome:
         started = time.perf_counter()
         batch, self._present = self._gather()
-        outcome = self._clipper.process(batch, self._steps, self._scaler_skips())
+        ways = (self._scale, self._skip) if fold else ()
+        outcome = self._clipper.process(batch, self._steps, self._scaler_skips(), *ways)
         self._spent(started)
         return outcome
+
+    def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
+        if not self._folding.scale(self.optimizer, grads, coef):
+            kernels.scale_(grads, coef)
+
+    def _skip(self, flag: torch.Tensor) -> bool:
+        return self._folding.skip(self.optimizer, flag)
 
     def _scaler_skips(self) -> bool:
         """True inside `GradScaler.step`, which drops overflowing steps as a part of its work."""
@@ -366,10 +390,10 @@ class Steady:
         grads: list[Any] = [p.grad for p in table.params]
         scale = self._carried_scale()
         state = self.optimizer.state
-        present = [i for i, grad in enumerate(grads) if grad is not None]
-        if len(present) == len(grads):
+        if grads and type(None) not in set(map(type, grads)):
             batch = Batch(grads, table.params, table.names, table.sizes, scale, state)
             return batch, None
+        present = [i for i, grad in enumerate(grads) if grad is not None]
         batch = Batch(
             grads=[grads[i] for i in present],
             params=[table.params[i] for i in present],
@@ -392,6 +416,7 @@ class Steady:
         if isinstance(self._names, ModelNames) and self._names.finish():
             self._table.describe(self.optimizer)
         if self._announced is not self._table.infos and self._recorder is not None:
+            self._outbox.empty()  # its steps are of the tensors announced before
             self._recorder.add_tensors(self._table.infos)
         self._announced = self._table.infos
 
@@ -415,35 +440,72 @@ class Steady:
     def _finish(self, outcome: Outcome) -> None:
         started = time.perf_counter()
         self.stats = outcome.stats
-        self._last = self._record(outcome)
+        fields = self._fields(outcome)
+        there = {k: v for k, v in fields.items() if isinstance(v, torch.Tensor)}
+        record = self._record({k: v for k, v in fields.items() if k not in there})
+        if self._recorder is not None:
+            self._recorder.sample(self._steps, self._table.params)
+        if isinstance(outcome.stats.total_norm, torch.Tensor):
+            self._outbox.send(record, there, outcome.stats, self._present)
+        else:
+            self._outbox.empty()
+            self._deliver(record, outcome.stats, self._present)
         self._steps += 1
         self._loss = self._closure_loss = None
         self._spent(started)
-        if self._recorder is not None:
-            self._recorder.write(self._last, outcome.stats, self._present, self._table.params)
 
-    def _record(self, outcome: Outcome) -> StepRecord:
+    def _fields(self, outcome: Outcome) -> dict[str, Any]:
+        """A record's figures; a figure on a device is left there if the norm is there too."""
         stats, applied = outcome.stats, outcome.applied
+        fields = {
+            "loss": self._step_loss(),
+            "norm": stats.total_norm,
+            "threshold": outcome.threshold,
+            "coef": applied.coef,
+            "cosine": applied.cosine,
+            "clipped": applied.clipped,
+            "skip": outcome.skip,
+            "lr": self.optimizer.param_groups[0].get("lr"),
+            "loss_scale": 1.0 if self._loss_scale is None else self._loss_scale,
+        }
+        if isinstance(stats.total_norm, torch.Tensor):
+            home = stats.total_norm.device
+            return {k: v if _is_on(v, home) else _number(v) for k, v in fields.items()}
+        return {
+            **{key: _number(value) for key, value in fields.items()},
+            "nonfinite": int(stats.nonfinite.sum()),
+        }
+
+    def _step_loss(self) -> Any:
+        """What was told, else what the closure gave, else what was heard."""
+        told = self._closure_loss if self._loss is None else self._loss
+        heard = self._heard()  # asked for in any case: it then begins to sum anew
+        return heard if told is None else told
+
+    def _record(self, known: dict[str, Any]) -> StepRecord:
+        clipped, skipped = known.pop("clipped", 0.0), known.pop("skip", 0.0)
         return StepRecord(
             step=self._steps,
             time=time.time(),
-            loss=_number(self._closure_loss if self._loss is None else self._loss),
-            norm=float(stats.total_norm),
-            threshold=float(outcome.threshold),
-            coef=float(applied.coef),
-            action="skip" if outcome.skip else "clip" if bool(applied.clipped) else "none",
-            lr=_number(self.optimizer.param_groups[0].get("lr")),
-            loss_scale=1.0 if self._loss_scale is None else float(self._loss_scale),
-            nonfinite=int(stats.nonfinite.sum()),
-            cosine=float(applied.cosine),
+            action="skip" if skipped else "clip" if clipped else "none",
             optimizer=self._index,
+            **known,
         )
+
+    def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
+        self._last = record
+        if self._recorder is not None:
+            self._recorder.write(record, stats, present)
 
 
 def _open(
     run: Any, optimizer: torch.optim.Optimizer, policy: Policy, on_nonfinite: str
 ) -> Recorder | None:
     return None if run is None else Recorder(run, facts_of(optimizer, policy.spec(), on_nonfinite))
+
+
+def _nothing_heard() -> float:
+    return math.nan
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
@@ -457,6 +519,10 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
         return math.nan
+
+
+def _is_on(value: Any, device: torch.device) -> bool:
+    return isinstance(value, torch.Tensor) and value.device == device and value.numel() == 1
 
 
 def _with_closure(

@@ -20,7 +20,7 @@ from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
 from steadygrad.torch.applied import compare, unit_of
 from steadygrad.torch.batch import Batch
-from steadygrad.torch.clipper import Clipper, Outcome, Scale
+from steadygrad.torch.clipper import Clipper, Outcome, Scale, Skip
 from steadygrad.torch.measuring import namespace, total_of
 
 
@@ -127,13 +127,18 @@ class ObservingClipper(Clipper):
         self._stepping = stepping
 
     def process(
-        self, batch: Batch, step: int, scaled: bool = False, scale_: Scale = kernels.scale_
+        self,
+        batch: Batch,
+        step: int,
+        scaled: bool = False,
+        scale_: Scale = kernels.scale_,
+        skip: Skip | None = None,
     ) -> Outcome:
         rows = [self._valid(parameter) for parameter in batch.params]
         known = [row for row in rows if row is not None]
         try:
             if not known:
-                return super().process(batch, step, scaled, scale_)
+                return super().process(batch, step, scaled, scale_, skip)
             full = _complete(rows, batch, known[0].norm_type)
             outcome = summed_up(full, batch)
             guarded = scaled or self.on_nonfinite != "propagate"

@@ -1,0 +1,133 @@
+"""Steps whose figures are still on a device, on their way to the host.
+
+Reading a figure would stop the host until the device has caught up, at every step. So a
+step's figures are packed into one tensor, copied into pinned memory without waiting, and
+looked at some steps later, when an event says that they have arrived.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steadygrad.runlog.records import StepRecord
+from steadygrad.stats import GradientStats
+
+FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
+MOST = 256
+"""Steps under way before one is waited for, so that a slow device cannot fill the host."""
+
+Deliver = Callable[[StepRecord, GradientStats, "list[int] | None"], None]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One step under way.
+
+    Attributes:
+        record: the step, with what the host knows.
+        scalars: names of the record's fields that come from the device, in order.
+        stats: figures on the device.
+        present: as `Recorder.write` wants it.
+        buffer: where all figures arrive: the scalars, then four rows a tensor each.
+        arrived: says when; None where they are there already.
+    """
+
+    record: StepRecord
+    scalars: tuple[str, ...]
+    stats: GradientStats
+    present: list[int] | None
+    buffer: torch.Tensor
+    arrived: Any
+
+    def opened(self) -> tuple[StepRecord, GradientStats]:
+        """The step with its figures as NumPy; waits for them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values: NDArray[np.float64] = self.buffer.numpy()
+        count = len(self.scalars)
+        fields: dict[str, Any] = dict(zip(self.scalars, values[:count].tolist(), strict=True))
+        rows = values[count:].reshape(len(FIGURES), -1)
+        norms, max_abs, nonfinite, zeros = rows
+        clipped, skipped = fields.pop("clipped", 0.0), fields.pop("skip", 0.0)
+        fields["action"] = "skip" if skipped else "clip" if clipped else self.record.action
+        fields["nonfinite"] = int(nonfinite.sum())
+        stats = replace(
+            self.stats,
+            norms=norms,
+            max_abs=max_abs,
+            nonfinite=nonfinite.astype(np.int64),
+            zeros=zeros.astype(np.int64),
+            total_norm=np.float64(fields["norm"]),
+        )
+        return replace(self.record, **fields), stats
+
+
+class Outbox:
+    """Steps under way, in order.
+
+    Args:
+        deliver: given each step once its figures have arrived.
+    """
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._under_way: deque[Parcel] = deque()
+
+    def send(
+        self,
+        record: StepRecord,
+        scalars: dict[str, Any],
+        stats: GradientStats,
+        present: list[int] | None,
+    ) -> None:
+        """Start a step on its way; nothing is waited for.
+
+        Args:
+            record: the step, with what the host knows.
+            scalars: 0-d tensors on the device, by the record's field, ``clipped`` and ``skip``.
+            stats: figures on the device.
+            present: as `Recorder.write` wants it.
+        """
+        parts = [value.reshape(1) for value in scalars.values()]
+        parts += [getattr(stats, name) for name in FIGURES]
+        packed = torch.cat([part.to(torch.float64) for part in parts])
+        buffer, arrived = _start_copy(packed)
+        parcel = Parcel(record, tuple(scalars), stats, present, buffer, arrived)
+        self._under_way.append(parcel)
+        self.drain(len(self._under_way) > MOST)
+
+    def drain(self, wait: bool = False) -> None:
+        """Deliver what has arrived; with ``wait``, at least one step more than that."""
+        while self._under_way:
+            first = self._under_way[0]
+            if not (wait or first.arrived is None or first.arrived.query()):
+                return
+            wait = False
+            self._deliver_first()
+
+    def empty(self) -> None:
+        """Deliver everything, waiting for it."""
+        while self._under_way:
+            self._deliver_first()
+
+    def _deliver_first(self) -> None:
+        parcel = self._under_way.popleft()
+        record, stats = parcel.opened()
+        self._deliver(record, stats, parcel.present)
+
+
+def _start_copy(packed: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    if packed.device.type != "cuda":
+        return packed.cpu(), None
+    buffer = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    buffer.copy_(packed, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return buffer, arrived
