@@ -42,7 +42,17 @@ FLOORS = {
     "cli": 4,
 }
 
-FRAMEWORK_FREE = ["", "runlog", "rules", "calibration", "policies", "stats", "errors", "report", "cli"]
+FRAMEWORK_FREE = [
+    "",
+    "runlog",
+    "rules",
+    "calibration",
+    "policies",
+    "stats",
+    "errors",
+    "report",
+    "cli",
+]
 
 
 def python(code: str) -> str:
@@ -66,9 +76,9 @@ def test_the_framework_check_can_fail() -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    assert python("import sys, steadygrad; print('numpy' in sys.modules, 'rich' in sys.modules)") == (
-        "False False"
-    )
+    assert python(
+        "import sys, steadygrad; print('numpy' in sys.modules, 'rich' in sys.modules)"
+    ) == ("False False")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -110,7 +120,10 @@ def test_the_import_check_can_fail() -> None:
 
 PUBLIC = [
     "steadygrad",
-    *(f"steadygrad.{p}" for p in ("policies", "runlog", "rules", "calibration", "torch", "kernels")),
+    *(
+        f"steadygrad.{p}"
+        for p in ("policies", "runlog", "rules", "calibration", "torch", "kernels")
+    ),
     *(f"steadygrad.{p}" for p in ("tensorflow", "jax", "report", "sinks")),
 ]
 

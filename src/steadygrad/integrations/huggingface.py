@@ -26,7 +26,9 @@ try:
     from transformers.trainer_callback import ExportableState
     from transformers.utils import logging
 except ImportError as error:
-    raise MissingExtraError("transformers", "huggingface", "steadygrad's Trainer callback") from error
+    raise MissingExtraError(
+        "transformers", "huggingface", "steadygrad's Trainer callback"
+    ) from error
 
 __all__ = ["SteadyGradCallback"]
 
@@ -90,9 +92,7 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         if self.steady is not None and self.steady.steps:
             self._share = self._rate.add(self.steady.last)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.steady is None or not self.steady.steps or "loss" not in (logs or {}):
             return
         extra = figures(self.steady.last, self._share, self.steady.stats, self.log_tensors)

@@ -35,7 +35,8 @@ def attach(
         on_nonfinite: what to do when gradients hold NaN or inf: ``"skip"`` the step whole
             (the default), ``"raise"``, ``"zero"`` those elements, or ``"propagate"``
             (the default of ``clip="none"``).
-        run: a path for a new run file, or an open `RunWriter`.
+        run: a path for a new run file, or an open `RunWriter`. The losses that it records are
+            those on which `backward` is called, unless `Steady.observe_loss` tells others.
         names: instead of a model: ``{id(parameter): name}`` or a function of the parameter.
         optimizer_index: number of this optimizer within the run.
 
@@ -56,6 +57,22 @@ def attach(
         >>> weight.data, steady.last.norm, steady.last.coef, steady.last.action
         (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
     """
+    steady = attach_unheard(optimizer, clip, model, on_nonfinite, run, names, optimizer_index)
+    if run is not None:
+        steady.hear_losses()
+    return steady
+
+
+def attach_unheard(
+    optimizer: torch.optim.Optimizer,
+    clip: Clip = "norm:1.0",
+    model: torch.nn.Module | None = None,
+    on_nonfinite: str | None = None,
+    run: Any = None,
+    names: Names | None = None,
+    optimizer_index: int = 0,
+) -> Steady:
+    """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
     inner = _require_optimizer(optimizer)
     policy = as_policy(clip).for_optimizer(type(inner).__name__)
     if model is not None and names is not None:

@@ -124,7 +124,11 @@ def test_resumes_the_policy_with_the_checkpoint(tmp_path, make_model, samples) -
 
 def test_gives_the_run_that_a_plain_loop_gives(tmp_path, make_model, samples) -> None:
     callback = SteadyGradCallback(clip="norm:0.5", run=tmp_path / "trainer.db")
-    options = {"lr_scheduler_type": "constant", "optim": "sgd", "train_sampling_strategy": "sequential"}
+    options = {
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "train_sampling_strategy": "sequential",
+    }
     trainer_of(tmp_path, make_model(), samples, [callback], **options).train()
 
     model = make_model()

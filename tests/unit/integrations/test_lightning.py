@@ -34,7 +34,9 @@ class Regression(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+        )
 
     def training_step(self, batch, index):
         x, y = batch
@@ -99,7 +101,9 @@ def test_clips_as_gradient_clip_val_does(tmp_path) -> None:
 
 
 def test_refuses_a_second_clip(tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"remove it, and type SteadyGradCallback\(clip='norm:0.5'\)"):
+    with pytest.raises(
+        UsageError, match=r"remove it, and type SteadyGradCallback\(clip='norm:0.5'\)"
+    ):
         fit(tmp_path, Regression(), SteadyGradCallback(), gradient_clip_val=0.5)
 
 

@@ -20,13 +20,14 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.graph import leaves_of
-from steadygrad.launch.torch_script.losses import LossMeter
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies import parse
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.torch import attach, copies, scaler
+from steadygrad.torch import copies, scaler
+from steadygrad.torch.attach import attach_unheard
 from steadygrad.torch.clipper import Clipper
+from steadygrad.torch.losses import LossMeter
 from steadygrad.torch.recording import Recorder
 from steadygrad.torch.steady import Steady
 
@@ -139,7 +140,7 @@ class TorchObserver:
             census.refresh()
         index = self._number(type(optimizer).__name__)
         infos = census.names(parameters, self._taken)
-        steady = attach(
+        steady = attach_unheard(
             optimizer,
             clip=self.session.plan.clip or "none",
             on_nonfinite=self.session.plan.on_nonfinite,

@@ -1,18 +1,23 @@
-"""The loss of each step, from the tensors on which the script calls `backward`.
+"""The loss of each step, from the tensors on which `backward` is called.
 
 Accumulation divides a loss before each backward, so the sum since the last step is
-the mean that the script optimises. A loss scale is divided out again. On a device
+the mean that the training optimises. A loss scale is divided out again. On a device
 the sum stays there: nothing is read by the host.
+
+A recording handle hears losses by itself: for as long as one does, torch's `backward`
+and `GradScaler.scale` are wrapped, and one meter serves all handles.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 
 class LossMeter:
@@ -89,3 +94,75 @@ class LossMeter:
         if weight is not None:
             on_device = on_device * weight.detach().reshape(())
         return on_device if scale is None else on_device / scale
+
+
+_meter = LossMeter()
+_hearers: weakref.WeakSet[Any] = weakref.WeakSet()
+_originals: Any = None
+
+
+def hear(hearer: object) -> Callable[[], Any]:
+    """Begin to hear losses, until `forget` or the end of the hearer.
+
+    Args:
+        hearer: who hears; held weakly.
+
+    Returns:
+        A function that gives the loss since the last step, as `LossMeter.of_step` does.
+    """
+    global _originals
+    if _originals is None:
+        _originals = torch.autograd.backward, GradScaler.scale
+        torch.autograd.backward = _heard_backward(torch.autograd.backward)
+        GradScaler.scale = _heard_scale(GradScaler.scale)  # type: ignore[method-assign]
+    _hearers.add(hearer)
+    weakref.finalize(hearer, _release).atexit = False
+    return _meter.of_step
+
+
+def forget(hearer: object) -> None:
+    """Undo `hear`; with the last one, torch is as it was."""
+    _hearers.discard(hearer)
+    _release()
+
+
+def _release() -> None:
+    global _originals
+    if _originals is None or _hearers:
+        return
+    backward, scale = _originals
+    # where somebody has wrapped ours since, taking it out would take theirs out too
+    if getattr(torch.autograd.backward, "__wrapped__", None) is not backward:
+        return
+    if getattr(GradScaler.scale, "__wrapped__", None) is not scale:
+        return
+    torch.autograd.backward = backward
+    GradScaler.scale = scale  # type: ignore[method-assign]
+    _originals = None
+
+
+def _heard_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        if _hearers and torch._C._current_graph_task_id() == -1:  # not inside another backward
+            roots = args[0] if args else kwargs.get("tensors", ())
+            weights = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+            _meter.saw(_listed(roots), None if weights is None else _listed(weights))
+        return original(*args, **kwargs)
+
+    return backward
+
+
+def _heard_scale(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def scale(self: GradScaler, outputs: Any) -> Any:
+        scaled = original(self, outputs)
+        if _hearers and self.is_enabled():
+            _meter.scaled(scaled, self._scale)
+        return scaled
+
+    return scale
+
+
+def _listed(given: Any) -> list[Any]:
+    return [given] if isinstance(given, torch.Tensor) else list(given)
