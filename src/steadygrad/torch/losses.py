@@ -130,7 +130,8 @@ def _release() -> None:
     global _originals
     if _originals is None or _hearers:
         return
-    backward, scale = _originals
+    backward: Any = _originals[0]
+    scale: Any = _originals[1]
     # where somebody has wrapped ours since, taking it out would take theirs out too
     if getattr(torch.autograd.backward, "__wrapped__", None) is not backward:
         return
