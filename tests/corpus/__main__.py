@@ -1,7 +1,8 @@
 """`python -m tests.corpus`: run the corpus and print its table.
 
 Options: ``--tenth`` for the part that the tests run, ``--tuning`` or ``--held-out`` for
-one part, ``--json FILE`` for every verdict, ``-n`` for the number of processes.
+one part, ``--seed`` for one seed, ``--json FILE`` for every verdict, one a line as it comes,
+``-n`` for the number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _arguments() -> argparse.Namespace:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--tuning", action="store_true", help="only what rules were tuned on")
     part.add_argument("--held-out", action="store_true", help="only what they were not")
-    parser.add_argument("--json", type=Path, help="write every verdict to this file")
+    parser.add_argument("--seed", type=int, help="only this seed")
+    parser.add_argument("--json", type=Path, help="append every verdict to this file, a line each")
     parser.add_argument("-n", type=int, default=2, help="processes")
     return parser.parse_args()
 
@@ -36,7 +38,7 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
     cases = tenth() if arguments.tenth else all_cases()
     if arguments.tuning or arguments.held_out:
         cases = [case for case in cases if case.held_out == arguments.held_out]
-    return cases
+    return [case for case in cases if arguments.seed in (None, case.seed)]
 
 
 def main() -> None:
@@ -46,10 +48,14 @@ def main() -> None:
     began = time.monotonic()
     verdicts: list[Verdict] = []
     with multiprocessing.get_context("spawn").Pool(arguments.n) as pool:
-        for verdict in pool.imap(judge, cases, chunksize=4):
+        for verdict in pool.imap_unordered(judge, cases, chunksize=4):
             verdicts.append(verdict)
+            if arguments.json:
+                with arguments.json.open("a") as lines:
+                    lines.write(json.dumps(verdict.as_json()) + "\n")
             if sys.stderr.isatty():
                 print(f"\r{len(verdicts)}/{len(cases)}", end="", file=sys.stderr)
+    verdicts.sort(key=lambda v: cases.index(v.case))
     faults = sum(bool(case.accepted) for case in cases)
     print(
         f"{len(cases)} runs: {faults} broken, {len(cases) - faults} healthy; "
@@ -57,8 +63,6 @@ def main() -> None:
     )
     print(f"{table(verdicts)}\n\n{confusion(verdicts)}\n")
     print("\n".join(wrong(verdicts)))
-    if arguments.json:
-        arguments.json.write_text(json.dumps([v.as_json() for v in verdicts], indent=1))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Batch = tuple[Tensor, ...]
+
+
+class Steep(nn.Module):
+    """A ReLU of slope 8: it multiplies whatever passes, both ways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 8.0 * F.relu(x)
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
+    "steep": Steep,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }

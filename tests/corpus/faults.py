@@ -86,6 +86,22 @@ def kill_units(task: Task) -> None:
             bias.fill_(-30.0)
 
 
+def saturate_biases(task: Task) -> None:
+    """Weights as they should be, and biases that push every unit to an end."""
+    with torch.no_grad():
+        for bias in biases(task.model)[:-1]:
+            bias.copy_(8.0 * torch.sign(torch.linspace(-1, 1.01, len(bias))))
+
+
+def one_steep_tensor(task: Task) -> None:
+    """The second matrix is 300 times smaller and its product 300 times larger: its gradient too."""
+    layer = [m for m in task.model.modules() if isinstance(m, nn.Linear)][1]
+    with torch.no_grad():
+        layer.weight.div_(300.0)
+        layer.bias.div_(300.0)
+    layer.register_forward_hook(lambda module, args, output: output * 300.0)
+
+
 def break_weights(task: Task) -> None:
     with torch.no_grad():
         weights(task.model)[0].view(-1)[3] = float("nan")
@@ -168,6 +184,11 @@ def edge_of_sqrt(at: int) -> Callable[[int, Tensor], Tensor]:
 def infinite_log(step: int, loss: Tensor) -> Tensor:
     """A logged penalty, without a gradient, takes the logarithm of 0 now and then."""
     return loss + (torch.tensor(float("inf")) if step % 9 == 5 else torch.tensor(0.0))
+
+
+def runaway(step: int, loss: Tensor) -> Tensor:
+    """A weight of the loss that grows with every step, until float32 ends."""
+    return loss * 3.0**step
 
 
 def masked(step: int, loss: Tensor) -> Tensor:
@@ -418,6 +439,14 @@ FAULTS: dict[str, Fault] = {
     "deep_large": Fault(
         ("SG203", "SG501", "SG502", "SG102"), ("mlp", "cnn", "rl", "autoencoder"),
         deep("relu", build=scale_weights(6.0)), "deep_norm"),
+    "depth_growth": Fault(
+        ("SG203", "SG102"), ("mlp", "cnn", "rl", "autoencoder"), deep("steep"), "deep_norm"),
+    "runaway_loss": Fault(("SG102", "SG201"), SINGLE, setup(loss=runaway)),
+    "dominant_scale": Fault(
+        ("SG205", "SG502"), ("mlp", "rl", "autoencoder"),
+        lambda a, seed: Setup(
+            build=one_steep_tensor, clip=f"norm:{ORDINARY[a]:g}", optimizer="sgd", lr_factor=0.1),
+        "clipped"),
     "recurrent_radius": Fault(
         ("SG204", "SG102"), ("rnn",),
         setup(knobs=knobs(length=32, recurrent_gain=1.6, nonlinearity="relu"), optimizer="sgd"),
@@ -440,6 +469,9 @@ FAULTS: dict[str, Fault] = {
     "saturated": Fault(
         ("SG304", "SG501"), ("mlp", "cnn", "rl", "autoencoder"),
         setup(knobs=knobs(act="tanh", depth=5), build=scale_weights(60.0)), "tanh"),
+    "saturating": Fault(
+        ("SG304", "SG301"), ("mlp", "cnn", "rl", "autoencoder"),
+        setup(knobs=knobs(act="tanh", depth=5), build=saturate_biases), "tanh"),
     "dead_relu": Fault(
         ("SG302",), ("mlp", "cnn", "rl", "autoencoder"), setup(build=kill_units)),
     "masked": Fault(("SG302",), SINGLE, setup(loss=masked)),

@@ -60,4 +60,4 @@ def check(view: View) -> Iterator[Finding]:
     )
 
 
-RULE = Rule("SG101", "a NaN or inf made by an operation", check)
+RULE = Rule("SG101", "a NaN or inf made by an operation", check, supersedes=("SG104",))

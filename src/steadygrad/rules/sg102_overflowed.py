@@ -44,4 +44,6 @@ def check(view: View) -> Iterator[Finding]:
     )
 
 
-RULE = Rule("SG102", "an explosion that ended in NaN or inf", check, supersedes=("SG201", "SG202"))
+RULE = Rule(
+    "SG102", "an explosion that ended in NaN or inf", check, supersedes=("SG104", "SG201", "SG202")
+)

@@ -76,5 +76,8 @@ def _finding(view: View, profile: Profile) -> Finding:
 
 
 RULE = Rule(
-    "SG203", "gradients that explode through depth", check, supersedes=("SG102", "SG201", "SG202")
+    "SG203",
+    "gradients that explode through depth",
+    check,
+    supersedes=("SG102", "SG201", "SG202", "SG205"),
 )

@@ -18,39 +18,52 @@ STEEP = 20.0
 
 def check(view: View) -> Iterator[Finding]:
     table = view.healthy_norms
-    if not view.enough or table.shape[1] < 4:
+    owners = _owners(view)
+    if not view.enough or len(set(owners)) < 3:
         return
     squares = np.nan_to_num(table) ** 2
     total = squares.sum(axis=1)
-    shares = squares[total > 0] / total[total > 0][:, None]
-    if not len(shares):
+    names = np.array(owners)
+    rows = squares[total > 0] / total[total > 0][:, None]
+    shares = {owner: float(np.median(rows[:, names == owner].sum(axis=1))) for owner in set(owners)}
+    if not len(rows):
         return
-    top = int(np.argmax(np.median(shares, axis=0)))
-    share = float(np.median(shares[:, top]))
-    steep = _steepness(view, table, top)
-    if share >= SHARE and steep >= STEEP:
-        yield _finding(view, top, share, steep)
+    top = max(shares, key=lambda owner: shares[owner])
+    inside = names == top
+    steep = _steepness(view, table, inside)
+    if shares[top] >= SHARE and steep >= STEEP and _hurts(view):
+        columns = np.flatnonzero(inside)
+        largest = int(columns[np.argmax(np.median(rows[:, columns], axis=0))])
+        yield _finding(view, largest, shares[top], steep)
 
 
-def _steepness(view: View, table: Array, top: int) -> float:
+def _hurts(view: View) -> bool:
+    """Whether a clip by the total norm acts, or the loss suffers: alone, a share is no fault."""
+    clipped = float((view.coef[view.usable] < 1).mean())
+    return clipped > 0.2 or view.loss_trend.stalled or view.loss_trend.diverged
+
+
+def _owners(view: View) -> list[str]:
+    """The module of each tensor: a weight and its bias stand or fall together."""
+    return [t.name.rpartition(".")[0] or t.name for t in view.tensors]
+
+
+def _steepness(view: View, table: Array, inside: Array) -> float:
     sizes = np.array([max(1, int(np.prod(t.shape))) for t in view.tensors], dtype=np.float64)
     typical = columns_median(table) / np.sqrt(sizes)
-    others = np.delete(typical, top)
-    others = others[others > 0]
-    return float(typical[top] / np.median(others)) if others.size else 0.0
+    others = typical[~inside & (typical > 0)]
+    return float(np.nanmax(typical[inside]) / np.median(others)) if others.size else 0.0
 
 
 def _finding(view: View, top: int, share: float, steep: float) -> Finding:
     name = view.tensors[top].name
     clipped = float((view.coef[view.usable] < 1).mean())
-    trend = view.loss_trend
-    hurts = clipped > 0.2 or (trend.known and (trend.stalled or trend.diverged))
     return finding(
         view,
         "SG205",
-        "warning" if hurts else "info",
+        "warning",
         0.8,
-        f"{name} alone is {percent(share)} of the squared gradient norm.",
+        f"{name}, with its module, is {percent(share)} of the squared gradient norm.",
         evidence=[
             f"Its typical element is {number(steep)} times that of the other tensors.",
             f"The coefficient is under 1 on {percent(clipped)} of the steps: a clip by the total "
@@ -79,4 +92,4 @@ def _finding(view: View, top: int, share: float, steep: float) -> Finding:
     )
 
 
-RULE = Rule("SG205", "one tensor that dominates the norm", check)
+RULE = Rule("SG205", "one tensor that dominates the norm", check, supersedes=("SG401",))

@@ -13,20 +13,25 @@ from steadygrad.rules.view import View, columns_median, number, percent
 
 FLAT = 0.6
 """Share of a layer's outputs at the flat ends from which it counts as saturated."""
+ALL = 0.95
+"""The same where the loss falls all the same, by what the last layer can do alone."""
 
 
 def check(view: View) -> Iterator[Finding]:
     steps, flat = view.sample("activation_saturated")
-    trend = view.loss_trend
-    if not len(steps) or not view.enough or (trend.known and not (trend.stalled or trend.diverged)):
+    if not len(steps) or not view.enough:
         return
     late = columns_median(flat[len(flat) // 2 :])
-    columns = np.flatnonzero(late >= FLAT)
-    known = np.isfinite(late).sum()
-    if columns.size and columns.size >= 0.3 * known:
-        shares = late[columns]
+    least = FLAT if _suffers(view) else ALL
+    columns = np.flatnonzero(late >= least)
+    if columns.size and columns.size >= 0.3 * np.isfinite(late).sum():
         names = [view.tensors[i].name for i in columns]
-        yield _finding(view, names, float(shares.max()), float(np.nanmax(flat[0])))
+        yield _finding(view, names, float(late[columns].max()), float(np.nanmax(flat[0])))
+
+
+def _suffers(view: View) -> bool:
+    trend = view.loss_trend
+    return not trend.known or trend.stalled or trend.diverged
 
 
 def _finding(view: View, names: list[str], share: float, first: float) -> Finding:

@@ -92,9 +92,9 @@ def test_an_explosion_with_a_small_radius_is_another(make):
 def test_one_tensor_over_all(make):
     m = make()
     m.norms[:, 4] *= 1000
-    assert [(f.id, f.severity, f.tensors) for f in m.findings] == [("SG205", "info", ("2.weight",))]
+    assert m.ids == []  # no clip follows it, and the loss falls
     m.clip(100.0)
-    assert ("SG205", "warning") in [(f.id, f.severity) for f in m.findings]
+    assert [(f.id, f.tensors) for f in m.findings] == [("SG205", ("2.weight",))]
 
 
 def test_a_large_tensor_is_not_a_steep_one(make):

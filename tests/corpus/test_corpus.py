@@ -1,0 +1,57 @@
+"""A fixed tenth of the corpus, held to what the whole is held to."""
+
+from __future__ import annotations
+
+import pytest
+from cases import HELD_ARCHITECTURES, HELD_SEEDS, SEEDS, Case, all_cases, tenth
+from faults import EVERY, FAULTS, HEALTHY
+from judge import Verdict, judge, table, wrong
+
+from steadygrad.rules import REGISTRY
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> list[Verdict]:
+    return [judge(case) for case in tenth()]
+
+
+def test_faults_are_detected(verdicts: list[Verdict]) -> None:
+    broken = [v for v in verdicts if v.case.accepted]
+    assert len(broken) > 60
+    assert sum(v.detected for v in broken) >= 0.98 * len(broken), wrong(verdicts)
+
+
+def test_the_first_answer_is_an_accepted_one(verdicts: list[Verdict]) -> None:
+    broken = [v for v in verdicts if v.case.accepted]
+    assert sum(v.first for v in broken) >= 0.9 * len(broken), wrong(verdicts)
+
+
+def test_no_healthy_run_is_accused(verdicts: list[Verdict]) -> None:
+    sound = [v for v in verdicts if not v.case.accepted]
+    assert len(sound) > 30
+    assert not any(v.alarmed for v in sound), wrong(verdicts)
+
+
+def test_the_table_shows_every_detector(verdicts: list[Verdict]) -> None:
+    text = table(verdicts)
+    assert text.count("**steadygrad**") == 2
+    for name in ("AutoTrainer", "SageMaker", "TheDeepChecker"):
+        assert name in text
+
+
+def test_the_corpus_is_as_large_as_it_says() -> None:
+    cases = all_cases()
+    assert len(FAULTS) >= 25
+    assert {case.architecture for case in cases} == set(EVERY)
+    assert all(fault.twin in HEALTHY for fault in FAULTS.values())
+    assert {i for fault in FAULTS.values() for i in fault.accepted} <= set(REGISTRY)
+    families = {i[:3] for fault in FAULTS.values() for i in fault.accepted}
+    assert families == {"SG1", "SG2", "SG3", "SG4", "SG5"}
+
+
+def test_a_third_is_held_out() -> None:
+    assert len(HELD_ARCHITECTURES) >= len(EVERY) // 3
+    assert len(HELD_SEEDS) * 3 >= len(SEEDS)
+    assert Case("plain", "cnn", 0).held_out
+    assert Case("plain", "mlp", 2).held_out
+    assert not Case("plain", "mlp", 0).held_out
