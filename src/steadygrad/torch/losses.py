@@ -137,8 +137,8 @@ def _release() -> None:
         return
     if getattr(GradScaler.scale, "__wrapped__", None) is not scale:
         return
-    torch.autograd.backward = backward
-    GradScaler.scale = scale  # type: ignore[method-assign]
+    torch.autograd.backward = backward  # type: ignore[assignment]
+    GradScaler.scale = scale  # type: ignore[assignment, method-assign]
     _originals = None
 
 
