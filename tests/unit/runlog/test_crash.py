@@ -24,9 +24,11 @@ Start = Callable[..., "subprocess.Popen[str]"]
 TRAIN = """
 import sys, time
 import numpy as np
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, store
 
-writer = RunWriter(sys.argv[1])
+path, mode = sys.argv[1:]
+store.journal_mode = lambda path: mode
+writer = RunWriter(path)
 ids = np.array(writer.add_tensors([TensorInfo(f"t{i}", (100,)) for i in range(20)]))
 rng = np.random.default_rng(0)
 for step in range(10**9):
@@ -50,7 +52,7 @@ def wait_for_steps(path: Path) -> None:
 
 def lines_until(process: subprocess.Popen[str], seconds: float) -> list[tuple[int, float]]:
     """What a process had printed that was killed some seconds after its first steps."""
-    wait_for_steps(Path(process.args[-1]))
+    wait_for_steps(Path(process.args[-2]))
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     out, _ = process.communicate(timeout=20)
@@ -66,11 +68,13 @@ def integrity(path: Path) -> str:
         connection.close()
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.35, 2.9])
+@pytest.mark.parametrize(
+    ("seconds", "mode"), [(0.0, "WAL"), (1.35, "WAL"), (2.9, "WAL"), (1.6, "TRUNCATE")]
+)
 def test_kill_9_costs_less_than_the_last_second(
-    seconds: float, start_python: Start, tmp_path: Path
+    seconds: float, mode: str, start_python: Start, tmp_path: Path
 ) -> None:
-    printed = lines_until(start_python(TRAIN, tmp_path / "run.db"), seconds)
+    printed = lines_until(start_python(TRAIN, tmp_path / "run.db", mode), seconds)
     run = open_run(tmp_path / "run.db")
     died = printed[-1][1]
     due = [step for step, at in printed if at < died - 1.0]
@@ -84,7 +88,7 @@ def test_kill_9_costs_less_than_the_last_second(
 def test_the_file_alone_holds_what_is_older_than_a_checkpoint(
     start_python: Start, tmp_path: Path
 ) -> None:
-    printed = lines_until(start_python(TRAIN, tmp_path / "run.db"), 4.5)
+    printed = lines_until(start_python(TRAIN, tmp_path / "run.db", "WAL"), 4.5)
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "run.db", tmp_path / "alone" / "run.db")
     died = printed[-1][1]
@@ -94,12 +98,38 @@ def test_the_file_alone_holds_what_is_older_than_a_checkpoint(
 
 
 def test_a_killed_run_is_read_without_being_changed(start_python: Start, tmp_path: Path) -> None:
-    lines_until(start_python(TRAIN, tmp_path / "run.db"), 0.0)
+    lines_until(start_python(TRAIN, tmp_path / "run.db", "WAL"), 0.0)
     names = ("run.db", "run.db-wal")
     before = [(tmp_path / name).read_bytes() for name in names]
     first, second = open_run(tmp_path / "run.db"), open_run(tmp_path / "run.db")
     assert len(first) == len(second) > 0
     assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+HALF_COMMIT = """
+import os, sqlite3, sys
+
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode = TRUNCATE")
+connection.execute("PRAGMA cache_size = 1")  # pages reach the disk before the commit
+connection.execute("BEGIN")
+for number in range(1000):
+    connection.execute("INSERT INTO steps VALUES (?, 1, ?)", (10_000 + number, b"x" * 2000))
+os._exit(0)
+"""
+
+
+def test_a_half_written_commit_is_rolled_back_in_a_copy(
+    start_python: Start, record_run: Callable[..., Path], figures: Callable[..., dict]
+) -> None:
+    path = record_run(figures(100, 3))
+    start_python(HALF_COMMIT, path).communicate(timeout=30)
+    journal = path.with_name(path.name + "-journal")
+    before = path.read_bytes(), journal.read_bytes()
+    assert before[1], "there is nothing to roll back"
+    run = open_run(path)
+    np.testing.assert_array_equal(run.steps.step, np.arange(100))
+    assert (path.read_bytes(), journal.read_bytes()) == before
 
 
 END = """
@@ -334,10 +364,10 @@ print(len(run), len(run.steps), run.tensor_norms.shape[0])
 @pytest.mark.parametrize("left", ["finished", "killed", "killed, without -shm", "live"])
 def test_a_run_in_a_read_only_folder_opens(left: str, start_python: Start, folder: Path) -> None:
     path = folder / "run.db"
-    writing = start_python(END.format(ending="") if left == "finished" else TRAIN, path)
     if left == "finished":
-        writing.communicate(timeout=30)
+        start_python(END.format(ending=""), path).communicate(timeout=30)
     else:
+        writing = start_python(TRAIN, path, "WAL")
         wait_for_steps(path)
         assert writing.poll() is None
     if left.startswith("killed"):
