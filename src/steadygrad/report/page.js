@@ -49,7 +49,7 @@
   function axis(extra) {
     return Object.assign({
       gridcolor: colour("grid"), linecolor: colour("line"), zeroline: false,
-      ticks: "", automargin: false, fixedrange: true
+      ticks: "", automargin: false, ticklabeloverflow: "allow", fixedrange: true
     }, extra);
   }
   // Round powers of ten where there are some, else 1-2-5 steps: Plotly's own minor labels crowd.
@@ -441,6 +441,14 @@
     });
     return Plotly.react(element, heatTraces(map), layout, CONFIG);
   }
+  // Evenly spaced columns, told as such, let Plotly paint one pixel a cell instead of one rectangle.
+  function placed(map, trace) {
+    var n = map.steps.length;
+    trace.type = "heatmap";
+    trace.x0 = map.steps[0];
+    trace.dx = n > 1 ? (map.steps[n - 1] - map.steps[0]) / (n - 1) : 1;
+    return trace;
+  }
   function heatTraces(map) {
     var seen = finite([].concat.apply([], map.log10));
     var low = seen.length ? least(seen, 0.005) : 0, high = seen.length ? least(seen, 0.995) : 1;
@@ -454,15 +462,18 @@
     var text = map.log10.map(function (cells, r) {
       return cells.map(function (v, c) { return hover[r] + "<br>" + columns[c] + ": " + (v === null ? "–" : figure(Math.pow(10, v))); });
     });
-    var main = {
-      type: "heatmap", x: map.steps, z: map.log10, zmin: low, zmax: high, text: text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false,
+    var main = placed(map, {
+      z: map.log10, zmin: low, zmax: high, text: text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false,
       colorscale: [[0, colour("low")], [0.5, colour("mid")], [1, colour("high")]],
       colorbar: {
         orientation: "h", thickness: 8, len: narrow.matches ? 0.8 : 0.32, x: 1, xanchor: "right", y: 1, yanchor: "bottom", ypad: 2, outlinewidth: 0,
         tickvals: ticks.map(function (t) { return t.at; }), ticktext: ticks.map(function (t) { return t.text; }), tickfont: { size: 11 }, ticklabelposition: "outside top"
       }
-    };
-    return [main, overlay(map, map.zero, colour("zero"), "exactly zero", hover, columns), overlay(map, map.broken, alpha(colour("bad"), 0.62), "NaN or inf", hover, columns)];
+    });
+    var over = [[map.zero, colour("zero"), "exactly zero"], [map.broken, alpha(colour("bad"), 0.62), "NaN or inf"]];
+    return [main].concat(over.filter(function (o) { return o[0].length; }).map(function (o) {
+      return overlay(map, o[0], o[1], o[2], hover, columns);
+    }));
   }
   function overlay(map, cells, tint, word, hover, columns) {
     var z = map.tensors.map(function () { return map.steps.map(function () { return null; }); });
@@ -471,10 +482,10 @@
       z[c[0]][c[1]] = 1;
       text[c[0]][c[1]] = hover[c[0]] + "<br>" + columns[c[1]] + ": " + word;
     });
-    return {
-      type: "heatmap", x: map.steps, z: z, zmin: 0, zmax: 1, showscale: false, hoverongaps: false, text: text,
+    return placed(map, {
+      z: z, zmin: 0, zmax: 1, showscale: false, hoverongaps: false, text: text,
       colorscale: [[0, tint], [1, tint]], hovertemplate: "%{text}<extra></extra>"
-    };
+    });
   }
 
   // ---- the page -----------------------------------------------------------------------------
@@ -494,7 +505,7 @@
     var waiting = plots().filter(function (p) { return p.offsetWidth; });
     (function next() {
       var one = waiting.shift();
-      if (!one) { root.dataset.ready = "true"; return; }
+      if (!one) { root.dataset.ready = "true"; performance.mark("steadygrad-drawn"); return; }
       draw(one).then(function () { requestAnimationFrame(function () { setTimeout(next, 0); }); });
     })();
   }

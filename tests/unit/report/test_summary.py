@@ -60,14 +60,16 @@ def test_the_histogram_holds_every_usable_step(a_run: Callable[..., Run]) -> Non
 
 def test_an_explosion_does_not_squeeze_the_ordinary_norms_into_one_bar() -> None:
     norm = np.exp(np.random.default_rng(0).normal(0, 0.2, 400))
-    norm[390:] = np.geomspace(1e3, 1e30, 10)
+    norm[395:] = np.geomspace(1e3, 1e30, 5)
     picture = build([Run.from_arrays(steps={"norm": norm})])["runs"][0]["thresholds"][0]
     drawn = picture["histogram"]
     assert sum(drawn["counts"]) == 400
-    assert drawn["counts"][-1] >= drawn["beyond"] >= 8
+    assert drawn["counts"][-1] >= drawn["beyond"] == 5
     assert sum(c > 0 for c in drawn["counts"]) > 10
     at = int(np.searchsorted(drawn["edges"], np.log10(picture["threshold"])))
-    assert drawn["rates"][at] <= picture["clip_rate"] <= drawn["rates"][at - 1]
+    rounding = 1e-4
+    assert drawn["rates"][at] - rounding <= picture["clip_rate"]
+    assert picture["clip_rate"] <= drawn["rates"][at - 1] + rounding
     assert drawn["rates"][0] == 1.0
 
 
