@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -124,32 +125,64 @@ def wandb_records(path: Path) -> list[bytes]:
     return records
 
 
-def wandb_series(path: Path) -> Series:
+def wandb_finished(path: Path) -> list[bytes]:
+    """The records once the last of them is there: wandb's own process may lag behind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    series: Series = {}
-    for raw in wandb_records(path):
-        record = Record.FromString(raw)
-        if record.WhichOneof("record_type") == "history":
-            row = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
-            step = row.pop("optimizer_step")
-            for name, value in row.items():
-                if not name.startswith("_"):
-                    series.setdefault(name, []).append((step, float(value)))
-    return series
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        records = wandb_records(path)
+        if records and Record.FromString(records[-1]).WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was never finished")
 
 
-def test_wandb_offline(
+def wandb_history(records: list[bytes]) -> list[dict[str, float]]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    parsed = [Record.FromString(raw) for raw in records]
+    return [
+        {
+            item.key or "/".join(item.nested_key): json.loads(item.value_json)
+            for item in record.history.item
+        }
+        for record in parsed
+        if record.WhichOneof("record_type") == "history"
+    ]
+
+
+def wandb_run(records: list[bytes]) -> object:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    parsed = (Record.FromString(raw) for raw in records)
+    return next(r.run for r in parsed if r.WhichOneof("record_type") == "run")
+
+
+def test_wandb_offline_beside_a_run_of_the_script(
     live: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    theirs = wandb.init(project="theirs", name="my-run", settings=wandb.Settings(silent=True))
+    theirs.log({"accuracy": 0.1}, step=0)
     live("wandb:my-project")
-    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    series = wandb_series(path)
+    assert wandb.run is theirs
+    theirs.log({"accuracy": 0.2}, step=1)
+    theirs.finish()
+    files = [wandb_finished(path) for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    by_project = {wandb_run(records).project: records for records in files}
+    assert wandb_run(by_project["my-project"]).run_group == "my-run"
+    kept = wandb_history(by_project["theirs"])
+    assert [row["accuracy"] for row in kept] == [0.1, 0.2]
+    series: Series = {}
+    for row in wandb_history(by_project["my-project"]):
+        step = row.pop("optimizer_step")
+        for name, value in row.items():
+            if not name.startswith("_"):
+                series.setdefault(name, []).append((step, float(value)))
     check(series)
     assert dict(series["grad_norm/fc.bias"])[BROKEN] == math.inf
 
