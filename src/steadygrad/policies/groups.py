@@ -178,17 +178,23 @@ def _take(xp: Any, stats: GradientStats, indices: tuple[int, ...], p: float) -> 
     )
 
 
+def _either(xp: Any, left: Any, right: Any) -> Any:
+    """Plain False stays plain: an array of it would have to be read before a step."""
+    if left is False or right is False:
+        return right if left is False else left
+    return xp.logical_or(left, right)
+
+
 def _nearer(xp: Any, best: Any, norm: Any, decision: Decision) -> tuple[Any, Any, Any]:
     """Keep the threshold of the group that stands highest against its own, and any group's skip."""
     bounded = xp.isfinite(norm) & xp.isfinite(decision.threshold)
     zero = xp.zeros_like(norm)
     height = xp.where(bounded, norm, zero) / xp.where(bounded, decision.threshold, zero + 1.0)
-    skip = xp.asarray(decision.skip)
     if best is None:
-        return height, decision.threshold, skip
+        return height, decision.threshold, decision.skip
     higher = height > best[0]
     return (
         xp.where(higher, height, best[0]),
         xp.where(higher, decision.threshold, best[1]),
-        xp.logical_or(best[2], skip),
+        _either(xp, best[2], decision.skip),
     )
