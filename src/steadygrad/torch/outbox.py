@@ -8,7 +8,7 @@ looked at some steps later, when an event says that they have arrived.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 MOST = 256
 """Steps under way before one is waited for, so that a slow device cannot fill the host."""
 
-Deliver = Callable[[StepRecord, GradientStats, "list[int] | None"], None]
+Delivery = tuple[StepRecord, GradientStats, "list[int] | None"]
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,9 @@ class Parcel:
 
 
 class Outbox:
-    """Steps under way, in order.
+    """Steps under way, in order."""
 
-    Args:
-        deliver: given each step once its figures have arrived.
-    """
-
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def __init__(self) -> None:
         self._under_way: deque[Parcel] = deque()
 
     def send(
@@ -99,28 +94,21 @@ class Outbox:
         parts += [getattr(stats, name) for name in FIGURES]
         packed = torch.cat([part.to(torch.float64) for part in parts])
         buffer, arrived = _start_copy(packed)
-        parcel = Parcel(record, tuple(scalars), stats, present, buffer, arrived)
-        self._under_way.append(parcel)
-        self.drain(len(self._under_way) > MOST)
+        self._under_way.append(Parcel(record, tuple(scalars), stats, present, buffer, arrived))
 
-    def drain(self, wait: bool = False) -> None:
-        """Deliver what has arrived; with ``wait``, at least one step more than that."""
+    def take(self, wait: bool = False) -> Iterator[Delivery]:
+        """The steps that have arrived, each once.
+
+        Args:
+            wait: for all of them; otherwise only the steps beyond `MOST` are waited for.
+        """
         while self._under_way:
             first = self._under_way[0]
-            if not (wait or first.arrived is None or first.arrived.query()):
+            there = first.arrived is None or first.arrived.query()
+            if not (wait or there or len(self._under_way) > MOST):
                 return
-            wait = False
-            self._deliver_first()
-
-    def empty(self) -> None:
-        """Deliver everything, waiting for it."""
-        while self._under_way:
-            self._deliver_first()
-
-    def _deliver_first(self) -> None:
-        parcel = self._under_way.popleft()
-        record, stats = parcel.opened()
-        self._deliver(record, stats, parcel.present)
+            parcel = self._under_way.popleft()
+            yield (*parcel.opened(), parcel.present)
 
 
 def _start_copy(packed: torch.Tensor) -> tuple[torch.Tensor, Any]:

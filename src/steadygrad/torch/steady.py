@@ -89,7 +89,7 @@ class Steady:
         self._searches = isinstance(optimizer, torch.optim.LBFGS)
         self._way: skipping.Way | None = None
         self._folding = Folding()
-        self._outbox = Outbox(self._deliver)
+        self._outbox = Outbox()
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._warned = False
         self._hold()
@@ -112,7 +112,7 @@ class Steady:
         Raises:
             UsageError: there was no step yet.
         """
-        self._outbox.empty()
+        self._empty()
         if self._last is None:
             raise UsageError("no step yet: call optimizer.step() before reading .last")
         return self._last
@@ -188,7 +188,7 @@ class Steady:
         losses.forget(self)
         if isinstance(self._names, ModelNames):
             self._names.finish()
-        self._outbox.empty()
+        self._empty()
         if self._recorder is not None:
             self._recorder.close()
 
@@ -416,7 +416,7 @@ class Steady:
         if isinstance(self._names, ModelNames) and self._names.finish():
             self._table.describe(self.optimizer)
         if self._announced is not self._table.infos and self._recorder is not None:
-            self._outbox.empty()  # its steps are of the tensors announced before
+            self._empty()  # its steps are of the tensors announced before
             self._recorder.add_tensors(self._table.infos)
         self._announced = self._table.infos
 
@@ -447,8 +447,9 @@ class Steady:
             self._recorder.sample(self._steps, self._table.params)
         if isinstance(outcome.stats.total_norm, torch.Tensor):
             self._outbox.send(record, there, outcome.stats, self._present)
+            self._empty(wait=False)
         else:
-            self._outbox.empty()
+            self._empty()
             self._deliver(record, outcome.stats, self._present)
         self._steps += 1
         self._loss = self._closure_loss = None
@@ -491,6 +492,10 @@ class Steady:
             optimizer=self._index,
             **known,
         )
+
+    def _empty(self, wait: bool = True) -> None:
+        for delivery in self._outbox.take(wait):
+            self._deliver(*delivery)
 
     def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
         self._last = record
