@@ -22,7 +22,7 @@ from steadygrad.errors import UsageError
 from steadygrad.jax._x64 import wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import Clip, Stepped, as_policy, nonfinite_mode, step
+from steadygrad.policies.stepping import Clip, Stepped, as_policy, may_skip, nonfinite_mode, step
 
 Axes = str | tuple[str, ...] | Mapping[str, Any] | None
 
@@ -108,12 +108,10 @@ def clip(
     def update(
         updates: Any, state: ClipState, params: Any = None, **_: Any
     ) -> tuple[Any, ClipState]:
-        with wide():
-            rebuild, done = clipper.run(updates, state, params, None)
-            kept = done.leaves
-            if done.may_skip:
-                kept = [jnp.where(done.skip, jnp.zeros_like(x), x) for x in kept]
-            return rebuild(kept), clipper.after(state, done)
+        kept, after, skip = clipper.run(updates, state, params, None)
+        if skip is not None:
+            kept = jax.tree.map(lambda x: jnp.where(skip, jnp.zeros_like(x), x), kept)
+        return kept, after
 
     return optax.GradientTransformationExtraArgs(clipper.init, update)
 
@@ -163,11 +161,8 @@ def guard(
     def update(
         updates: Any, state: GuardState, params: Any = None, **extra: Any
     ) -> tuple[Any, GuardState]:
-        with wide():
-            rebuild, done = clipper.run(updates, state.clip, params, state.inner)
-            after = clipper.after(state.clip, done)
-        clipped = rebuild(done.leaves)
-        if not done.may_skip:
+        clipped, after, skip = clipper.run(updates, state.clip, params, state.inner)
+        if skip is None:
             new, moved = wrapped.update(clipped, state.inner, params, **extra)
             return new, GuardState(after, moved)
 
@@ -180,7 +175,7 @@ def guard(
         def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), kept
 
-        new, moved = lax.cond(done.skip, stay, go, clipped, state.inner)
+        new, moved = lax.cond(skip, stay, go, clipped, state.inner)
         return new, GuardState(after, moved)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -196,6 +191,7 @@ class _Clipper:
         self.on_nonfinite = nonfinite_mode(
             on_nonfinite, self.policy, "read the action from the state and raise outside `jit`"
         )
+        self.may_skip = self.on_nonfinite == "skip" or may_skip(self.policy)
         self.axis_name = axis_name
         self.details = details
 
@@ -224,21 +220,40 @@ class _Clipper:
         distinct: ClipState = jax.tree.map(jnp.array, state)
         return distinct
 
-    def run(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, Stepped]:
-        """What came of the step, and how to make an updates tree of leaves again."""
-        names, leaves, rebuild = _floating(updates)
-        if len(names) != len(state.names):
+    def run(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, ...]:
+        """Clipped updates, the next state, and whether to skip (None where that cannot be).
+
+        Differentiated as a whole: the rules of the float64 operations inside must run where
+        float64 exists, which the caller's backward pass does not know.
+        """
+        if len(_floating(updates)[0]) != len(state.names):
             raise UsageError(
-                f"updates hold {len(names)} floating arrays, init was given {len(state.names)}; "
-                "pass init the same tree as the gradients will have"
+                f"updates hold {len(_floating(updates)[0])} floating arrays, init was given "
+                f"{len(state.names)}; pass init the same tree as the gradients will have"
             )
-        beside = self._beside(params, inner, updates)
-        memory = {k: self._widened(v) for k, v in state.policy.items()}
-        engine = JaxEngine(_splits(self.axis_name, names, leaves))
-        done = step(
-            engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, self.details
-        )
-        return rebuild, done
+
+        def forward(*operands: Any) -> tuple[Any, Any]:
+            return self._act(*operands), operands
+
+        def backward(operands: Any, cotangents: Any) -> Any:
+            with wide():
+                return jax.vjp(self._act, *operands)[1](cotangents)
+
+        act = jax.custom_vjp(self._act)
+        act.defvjp(forward, backward)
+        kept, after, skip = act(updates, state, params, inner)
+        return kept, after, skip if self.may_skip else None
+
+    def _act(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, ...]:
+        names, leaves, rebuild = _floating(updates)
+        with wide():
+            beside = self._beside(params, inner, updates)
+            memory = {k: self._widened(v) for k, v in state.policy.items()}
+            engine = JaxEngine(_splits(self.axis_name, names, leaves))
+            done = step(
+                engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, self.details
+            )
+            return rebuild(done.leaves), self.after(state, done), done.skip
 
     @staticmethod
     def _widened(value: Any) -> Any:

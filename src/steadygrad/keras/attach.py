@@ -189,7 +189,7 @@ class Steady:
         self.run.overhead_seconds += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy's memory and the counters as NumPy arrays (saving the model holds them too)."""
+        """The policy's memory and the counters, as NumPy arrays; a saved model holds them too."""
         return {v.name: to_numpy(v) for v in self.hook.variables}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,8 +283,7 @@ def _refuse_conflicts(optimizer: Any) -> None:
             if value:
                 raise AttachError(
                     f"{type(one).__name__} clips by itself ({name}={value}), before steadygrad "
-                    f"could: leave {name} out, or type attach(optimizer, clip={_same(name, value)!r})"
-                    f" with {name}=None"
+                    f"could: leave {name} out, type attach(optimizer, clip={_same(name, value)!r})"
                 )
 
 

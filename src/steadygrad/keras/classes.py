@@ -39,7 +39,7 @@ def remove(optimizer: Any) -> None:
     del optimizer.__dict__[_HOOK]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def steady_class(base: type) -> type:
     """The attached form of an optimizer class, registered with Keras."""
     name = f"Steady{base.__name__}"
@@ -49,7 +49,7 @@ def steady_class(base: type) -> type:
     return made
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def outer_class(base: type) -> type:
     """A `LossScaleOptimizer` that tells the attached optimizer inside of what it drops."""
     methods = {"plain": base, "__module__": base.__module__, "__qualname__": base.__qualname__}

@@ -20,7 +20,7 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
+from steadygrad.policies.stepping import CLIP, SKIP, Stepped, may_skip, measure, step
 
 FIGURES = (
     "step",
@@ -57,6 +57,7 @@ class Hook:
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
         self.policy = policy
         self.on_nonfinite = on_nonfinite
+        self.may_skip = on_nonfinite == "skip" or may_skip(policy)
         self.backend = engines.current()
         self.variables: list[Any] = []
         self.names: tuple[str, ...] = ()
@@ -137,7 +138,8 @@ class Hook:
         with self.backend.engine.scope():
             done = self.decide(optimizer, gradients, variables)
             kept = self._relike(gradients, done.leaves)
-        return kept, done.skip if done.may_skip else None, lambda: self.note(done, variables)
+        skip = done.skip if self.may_skip else None
+        return kept, skip, lambda: self.note(done, variables)
 
     def _check(self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
         """Drop a micro-batch that would make the sum non-finite."""
@@ -164,17 +166,17 @@ class Hook:
 
     def clip_average(self, optimizer: Any, gradients: Sequence[Any], variables: Any) -> list[Any]:
         """Clip what accumulation has averaged."""
+        if may_skip(self.policy):
+            raise UsageError(
+                f"{self.policy.spec()} may skip a step, which cannot be undone once gradients "
+                "are accumulated; use another method with gradient_accumulation_steps"
+            )
         with self.backend.engine.scope():
             mode, self.on_nonfinite = self.on_nonfinite, "propagate"  # checked at every micro-batch
             try:
                 done = self.decide(optimizer, gradients, variables)
             finally:
                 self.on_nonfinite = mode
-            if done.may_skip:
-                raise UsageError(
-                    f"{self.policy.spec()} may skip a step, which cannot be undone once gradients "
-                    "are accumulated; use another method with gradient_accumulation_steps"
-                )
             kept = self._relike(gradients, done.leaves)
         self.note(done, variables)
         return kept

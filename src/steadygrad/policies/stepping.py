@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from steadygrad.errors import UsageError
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
@@ -85,6 +87,19 @@ def nonfinite_mode(on_nonfinite: str | None, policy: Policy, instead_of_raise: s
     return on_nonfinite
 
 
+def may_skip(policy: Policy) -> bool:
+    """Whether a policy ever drops steps by itself.
+
+    Example:
+        >>> may_skip(parse("norm:1.0")), may_skip(parse("skip"))
+        (False, True)
+    """
+    one, none = np.ones(1), np.zeros(1, np.int64)
+    stats = GradientStats(("x",), one, one, none, none, (1,), np.float64(1.0), policy.norm_type)
+    state = policy.init(np, stats.names, np.float64, np.int64)
+    return policy.decide(np, state, stats)[1].skip is not False
+
+
 class Engine(Protocol):
     """What an array library is asked to do; all but `scope` is called inside `scope`."""
 
@@ -131,7 +146,6 @@ class Stepped:
         action: code of the action.
         skip: whether the step must be dropped whole.
         nonfinite: number of non-finite elements over all leaves.
-        may_skip: False where the trace knows that ``skip`` never holds.
     """
 
     leaves: list[Any]
@@ -143,7 +157,6 @@ class Stepped:
     action: Any
     skip: Any
     nonfinite: Any
-    may_skip: bool
 
 
 def measure(
@@ -236,7 +249,6 @@ def step(
         action=action,
         skip=skip,
         nonfinite=nonfinite,
-        may_skip=on_nonfinite == "skip" or decision.skip is not False,
     )
 
 

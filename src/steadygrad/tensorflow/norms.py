@@ -107,7 +107,7 @@ def _tested_norms(leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _row_sums(leaf: Any) -> Any:
-    """Sum of squares: in float32 along rows, which is right to 1e-7 even under XLA's plain loops."""
+    """Sum of squares: in float32 along rows, right to 1e-7 even under XLA's plain loops."""
     flat = tf.cast(tf.reshape(leaf, (-1,)), tf.float32)
     size = flat.shape.num_elements()
     whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes

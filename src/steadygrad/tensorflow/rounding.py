@@ -9,6 +9,7 @@ import tensorflow as tf
 
 def widen(x: Any) -> Any:
     """`x` in float64, complex128 where it is complex."""
+    x = tf.convert_to_tensor(x)
     return tf.cast(x, tf.complex128 if x.dtype.is_complex else tf.float64)
 
 

