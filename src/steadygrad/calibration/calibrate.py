@@ -104,7 +104,7 @@ def _conclude(
     diverged_at: int | None,
 ) -> Calibration:
     stable, steps = x[stretch], kept["step"][stretch]
-    norms = np.exp(stable)
+    norms = kept["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
     threshold = two_digits(float(np.exp(estimate.log_threshold(stable))))
     places, heights = estimate.spikes(stable)
     found = tuple(

@@ -128,7 +128,6 @@ def replay(
             actions[i], coefs[i] = "skip", 1.0
         elif touched or coefs[i] < 1:
             actions[i] = "clip"
-    share = 1 / max(rows.size, 1)
     return Replay(
         spec=policy.spec(),
         steps=np.asarray(rows["step"], dtype=np.int64),
@@ -136,10 +135,14 @@ def replay(
         thresholds=thresholds,
         coefs=coefs,
         actions=actions,
-        clip_rate=float((actions == "clip").sum() * share),
-        skip_rate=float((actions == "skip").sum() * share),
+        clip_rate=_share(actions == "clip"),
+        skip_rate=_share(actions == "skip"),
         unmeasured=unmeasured,
     )
+
+
+def _share(flags: NDArray[np.bool_]) -> float:
+    return float(flags.mean()) if flags.size else 0.0
 
 
 def _applied(coef: Any, stats: GradientStats) -> float:

@@ -118,9 +118,8 @@ class Grid:
         source = b"" if self.as_module else Path(self.script).read_bytes()
         parts = [self.script, *self.arguments, spec, str(seed), __version__]
         digest = hashlib.sha256("\0".join(parts).encode() + b"\0" + source).hexdigest()
-        place = self.specs.index(spec)
-        word = re.sub(r"[^A-Za-z0-9.]+", "-", spec).strip("-")
-        return Cell(spec, seed, self.folder, f"{place}-{word}-seed{seed}", digest)
+        word = re.sub(r"[^A-Za-z0-9.*@]+", "-", spec).strip("-").replace("*", "all")
+        return Cell(spec, seed, self.folder, f"{word}-seed{seed}-{digest[:4]}", digest)
 
     def command(self, cell: Cell) -> list[str]:
         """What runs a cell."""

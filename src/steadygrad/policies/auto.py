@@ -17,14 +17,15 @@ from steadygrad.stats import GradientStats
 class Auto(Policy):
     """Clip over the run's own level: `steadygrad.calibrate`, done at every step.
 
-    Over the last ``window`` log norms, as they were after clipping, with quartiles
-    q50 and q75: ``threshold = exp(q50 + reach)``, where ``reach = 3 * 1.4826 * (q75 - q50)``
-    is held between the logs of ``least`` and ``most``. Of the first ``warmup`` norms
-    none is let over ``start``.
+    Over the last ``window`` log norms before clipping, with quartiles q50 and q75:
+    ``threshold = exp(q50 + reach)``, where ``reach = 3 * 1.4826 * (q75 - q50)`` is held
+    between the logs of ``least`` and ``most``. Half of a window would have to be spikes
+    before they move it. Of the first ``warmup`` norms none is let over ``start``.
 
-    Norms enter as clipped, so a spike counts as one step at the threshold: it hides
-    nothing behind it, and a lasting rise is followed by at most ``most`` times per half
-    window. Zero and non-finite norms do not enter.
+    A threshold that follows the norm must not follow it into a divergence. So it never
+    exceeds ``rise`` times the level of the first window, or ``start`` if that is more, and
+    never ``ceiling``. A falling norm is followed without limit. Zero and non-finite norms
+    do not enter.
 
     Args:
         window: number of norms that the level is taken from.
@@ -32,6 +33,8 @@ class Auto(Policy):
         start: fixed threshold during warm-up.
         least: the threshold is at least so many times the level.
         most: and at most so many times.
+        rise: how many times the first window's level the threshold may reach.
+        ceiling: the largest threshold, in units of the norm.
 
     Raises:
         SpecError: a parameter out of its range.
@@ -47,9 +50,11 @@ class Auto(Policy):
     start: float = 1.0
     least: float = 1.5
     most: float = 4.0
+    rise: float = 4.0
+    ceiling: float = 10.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "start", "least", "most")
+        require_positive(self, "start", "least", "most", "rise", "ceiling")
         require_count(self, "window", "warmup", least=2)
         if not 1 < self.least <= self.most < math.inf:
             raise SpecError(
@@ -59,7 +64,11 @@ class Auto(Policy):
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         ring = xp.full((self.window,), memory.LOWEST, dtype=float_dtype)
-        return {"count": xp.zeros((), dtype=int_dtype), "ring": ring}
+        return {
+            "count": xp.zeros((), dtype=int_dtype),
+            "ring": ring,
+            "reference": xp.zeros((), dtype=float_dtype),
+        }
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, ring, count = stats.total_norm, state["ring"], state["count"]
@@ -69,12 +78,18 @@ class Auto(Policy):
         level = memory.quantile(xp, rising, count, 0.5)
         spread = memory.quantile(xp, rising, count, 0.75) - level
         reach = xp.clip(3.0 * 1.4826 * spread, math.log(self.least), math.log(self.most))
+        start = xp.full_like(level, math.log(self.start))
+        first = count <= self.window
+        reference = xp.where(first, level, state["reference"])
+        highest = xp.clip(
+            xp.maximum(reference + math.log(self.rise), start), -math.inf, math.log(self.ceiling)
+        )
         warm = count >= min(self.warmup, self.window)
-        limit = xp.where(warm, level + reach, xp.full_like(level, math.log(self.start)))
-        threshold = xp.exp(limit)
-        moved = memory.push(xp, ring, count, xp.minimum(log, limit))
+        threshold = xp.exp(xp.where(warm, xp.minimum(level + reach, highest), start))
+        moved = memory.push(xp, ring, count, log)
         after = {
             "count": xp.where(usable, count + 1, count),
             "ring": xp.where(usable, moved, ring),
+            "reference": xp.where(usable, reference, state["reference"]),
         }
         return after, Decision(threshold, coefficient(xp, norm, threshold))

@@ -21,7 +21,7 @@ class AutoClip(Policy):
 
     Over a ``window`` the percentile is exact. Over the whole history, as in the paper,
     it comes from a sketch of constant size (16,384 bins of the log norm): within
-    0.14 % for norms within a factor of 4e9 of the first one, farther ones counting as
+    0.28 % for norms within a factor of 4e9 of the first one, farther ones counting as
     that far; norms in the threshold's own bin count as equal to it.
 
     Args:

@@ -56,8 +56,8 @@ def quantile(xp: Any, rising: Any, count: Any, q: float) -> Any:
 BINS_PER_OCTAVE = 256
 OCTAVES = 64
 BINS = BINS_PER_OCTAVE * OCTAVES
-TOLERANCE = 2 ** (0.5 / BINS_PER_OCTAVE) - 1
-"""Largest relative error of a sketched quantile: half a bin, 0.136 %."""
+TOLERANCE = 2 ** (1 / BINS_PER_OCTAVE) - 1
+"""Largest relative error of a sketched quantile: a bin, 0.271 % (half of one but for ties)."""
 
 _BIN = math.log(2.0) / BINS_PER_OCTAVE
 
