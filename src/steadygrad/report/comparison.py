@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
 
+RARE = ("Skipped", "NaN or inf")
+"""Columns left out where every run has 0."""
+
+
 def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Lay runs side by side.
 
@@ -28,21 +32,16 @@ def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str,
     """
     extras = _extras(runs)
     finals = [ends(np.asarray(run.steps["loss"]))[1] for run in runs]
-    rows = [
-        {"name": t["name"], "level": t["verdict"]["level"], "cells": _cells(run, final, extras)}
+    cells = [
+        _cells(run, final, extras, t["recommendation"]["threshold"])
         for run, t, final in zip(runs, told, finals, strict=True)
     ]
-    columns = [
-        "Policy",
-        "Final loss",
-        *extras,
-        "Median norm",
-        "Peak norm",
-        "Clipped",
-        "Direction kept",
+    shown = [c for c in cells[0] if c not in RARE or any(row[c] != "0" for row in cells)]
+    rows = [
+        {"name": t["name"], "level": t["verdict"]["level"], "cells": [row[c] for c in shown]}
+        for t, row in zip(told, cells, strict=True)
     ]
-    columns += ["Skipped", "NaN or inf", "Time"]
-    return {"sentence": _sentence(runs, told, finals), "columns": columns, "rows": rows}
+    return {"sentence": _sentence(runs, told, finals), "columns": shown, "rows": rows}
 
 
 def _extras(runs: Sequence[Run]) -> list[str]:
@@ -55,27 +54,28 @@ def _extras(runs: Sequence[Run]) -> list[str]:
     return list(names)
 
 
-def _cells(run: Run, final: float, extras: Sequence[str]) -> list[str]:
+def _cells(
+    run: Run, final: float, extras: Sequence[str], recommended: float | None
+) -> dict[str, str]:
     rows, info = run.steps, run.info
     norm = np.asarray(rows["norm"])
     usable = norm[np.isfinite(norm) & (norm > 0)]
-    middle, peak = (
-        (float(np.median(usable)), float(usable.max())) if usable.size else (math.nan,) * 2
-    )
-    results = info.get("results") if isinstance(info.get("results"), dict) else {}
+    results = info.get("results")
+    reported = results if isinstance(results, dict) else {}
     seconds = info.get("wall_seconds")
-    return [
-        str(info.get("policy") or "–"),
-        figure(final),
-        *(str((results or {}).get(name, "–")) for name in extras),
-        figure(middle),
-        figure(peak),
-        percent(clip_rate(rows)),
-        _direction(rows),
-        f"{int((rows['action'] == 'skip').sum()):,}",
-        f"{int((~np.isfinite(norm)).sum()):,}",
-        duration(float(seconds)) if isinstance(seconds, int | float) else "–",
-    ]
+    return {
+        "Policy": str(info.get("policy") or "–"),
+        "Final loss": figure(final),
+        **{name: str(reported.get(name, "–")) for name in extras},
+        "Median norm": figure(float(np.median(usable)) if usable.size else None),
+        "Peak norm": figure(float(usable.max()) if usable.size else None),
+        "Recommended": figure(recommended),
+        "Clipped": percent(clip_rate(rows)),
+        "Direction kept": _direction(rows),
+        "Skipped": f"{int((rows['action'] == 'skip').sum()):,}",
+        "NaN or inf": f"{int((~np.isfinite(norm)).sum()):,}",
+        "Time": duration(float(seconds)) if isinstance(seconds, int | float) else "–",
+    }
 
 
 def _direction(rows: Any) -> str:

@@ -330,7 +330,7 @@
     if (turned.length) overlayDirection(turned, layout, traces, panels.domains[at]);
     layout.showlegend = true;
     layout.legend = { orientation: "h", x: 1, xanchor: "right", y: 1, yanchor: "bottom", font: { size: 12.5, color: colour("ink") }, bgcolor: "rgba(0,0,0,0)" };
-    if (narrow.matches) Object.assign(layout.legend, { x: 0.12, xanchor: "left" });
+    if (narrow.matches) Object.assign(layout.legend, { x: 0, xanchor: "left", entrywidthmode: "fraction", entrywidth: 0.31 });
     return Plotly.react(element, traces, layout, CONFIG);
   }
   function overlayPanel(all, part, yaxis, text, layout, traces, domains, at, log) {
@@ -351,7 +351,7 @@
   function overlayDirection(turned, layout, traces, domain) {
     var seen = values(turned.map(function (a) { return a.s; }), "cosine");
     layout.yaxis4 = axis({ domain: domain, range: [Math.min(0.9, lowest(finite(seen))) - 0.04, 1.03], nticks: 4 });
-    title(layout, "Direction kept: cosine between the gradient and what was applied", domain[1]);
+    title(layout, narrow.matches ? "Direction kept (cosine)" : "Direction kept: cosine between the gradient and what was applied", domain[1]);
     turned.forEach(function (a) {
       pair(a.s, "cosine", "y4", a.tint, a.name + ",").forEach(function (t) {
         traces.push(Object.assign(t, { legendgroup: a.name, showlegend: false }));
@@ -431,15 +431,15 @@
     var longest = narrow.matches ? 15 : 30;
     var shown = map.tensors.map(function (t) { return t.name; }).filter(function (_, i) { return i % stride === 0; });
     var letters = Math.min(longest, highest(shown.map(function (n) { return n.length; })));
-    var layout = base(element, Math.round(row * count) + 92, Math.round(letters * (narrow.matches ? 6.2 : 7)) + 14);
-    layout.margin.t = 44;
+    var layout = base(element, Math.round(row * count) + 96, Math.round(letters * (narrow.matches ? 6.2 : 7)) + 14);
+    layout.margin.t = 48;
     layout.xaxis = axis({ showgrid: false, type: "linear", tickformat: ",d", title: { text: "step", standoff: 4, font: { size: 12 } } });
     layout.yaxis = axis({
       range: [count - 0.5, -0.5], showgrid: false, tickmode: "array", tickfont: { family: MONO, size: narrow.matches ? 10 : 11 },
       tickvals: map.tensors.map(function (_, i) { return i; }).filter(function (i) { return i % stride === 0; }),
       ticktext: shown.map(function (name) { return escape(name.length > longest ? "…" + name.slice(1 - longest) : name); })
     });
-    return Plotly.react(element, heatTraces(map), layout, CONFIG);
+    return Plotly.react(element, heatTraces(map, row * count), layout, CONFIG);
   }
   // Evenly spaced columns, told as such, let Plotly paint one pixel a cell instead of one rectangle.
   function placed(map, trace) {
@@ -449,7 +449,7 @@
     trace.dx = n > 1 ? (map.steps[n - 1] - map.steps[0]) / (n - 1) : 1;
     return trace;
   }
-  function heatTraces(map) {
+  function heatTraces(map, height) {
     var seen = finite([].concat.apply([], map.log10));
     var low = seen.length ? least(seen, 0.005) : 0, high = seen.length ? least(seen, 0.995) : 1;
     if (high - low < 0.5) { low -= 0.25; high += 0.25; }
@@ -466,8 +466,8 @@
       z: map.log10, zmin: low, zmax: high, text: text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false,
       colorscale: [[0, colour("low")], [0.5, colour("mid")], [1, colour("high")]],
       colorbar: {
-        orientation: "h", thickness: 8, len: narrow.matches ? 0.8 : 0.32, x: 1, xanchor: "right", y: 1, yanchor: "bottom", ypad: 2, outlinewidth: 0,
-        tickvals: ticks.map(function (t) { return t.at; }), ticktext: ticks.map(function (t) { return t.text; }), tickfont: { size: 11 }, ticklabelposition: "outside top"
+        orientation: "h", thickness: 8, len: narrow.matches ? 0.8 : 0.32, x: 1, xanchor: "right", y: 1 + 20 / height, yanchor: "bottom", xpad: 0, ypad: 0, outlinewidth: 0,
+        tickvals: ticks.map(function (t) { return t.at; }), ticktext: ticks.map(function (t) { return t.text; }), tickfont: { size: 11 }
       }
     });
     var over = [[map.zero, colour("zero"), "exactly zero"], [map.broken, alpha(colour("bad"), 0.62), "NaN or inf"]];

@@ -57,3 +57,18 @@ def test_the_direction_kept_is_the_mean_cosine_of_clipped_steps() -> None:
 
 def test_one_run_is_not_compared(a_run: Callable[..., Run]) -> None:
     assert build([a_run()])["comparison"] is None
+
+
+def test_columns_of_zeros_are_left_out(a_run: Callable[..., Run]) -> None:
+    quiet = build([with_loss(0.5), with_loss(0.6)])["comparison"]["columns"]
+    broken = build([with_loss(0.5), a_run(nan_from=200)])["comparison"]
+    assert not {"Skipped", "NaN or inf"} & set(quiet)
+    place = broken["columns"].index("NaN or inf")
+    assert [row["cells"][place] for row in broken["rows"]] == ["0", "200"]
+
+
+def test_each_runs_recommended_threshold_stands_in_the_table() -> None:
+    told = build([with_loss(0.5), with_loss(0.6)])
+    place = told["comparison"]["columns"].index("Recommended")
+    shown = [row["cells"][place] for row in told["comparison"]["rows"]]
+    assert shown == [f"{r['recommendation']['threshold']:g}" for r in told["runs"]]
