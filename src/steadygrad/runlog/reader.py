@@ -205,8 +205,7 @@ def _check(path: Path) -> None:
     if path.is_dir():
         raise RunFileError(f"{path} is a folder: name the run file in it")
     try:
-        with path.open("rb") as file:
-            header = file.read(100)
+        header = _header(path)
     except FileNotFoundError:
         raise RunFileError(
             f"no run file at {path}: record one with `steadygrad run script.py`, or give the "
@@ -226,6 +225,16 @@ def _check(path: Path) -> None:
             f"{path} has format {version}, this steadygrad reads up to {SCHEMA_VERSION}: "
             "pip install --upgrade steadygrad"
         )
+
+
+def _header(path: Path) -> bytes:
+    for left in reversed(range(OPEN_TRIES)):
+        with path.open("rb") as file:
+            header = file.read(100)
+        if header or not left:
+            break
+        time.sleep(0.05)  # a writer may just have created it
+    return header
 
 
 @contextlib.contextmanager

@@ -33,10 +33,8 @@ class Keys:
         ready, _, _ = select.select([self._descriptor], [], [], seconds)
         if not ready:
             return ""
-        pressed = os.read(self._descriptor, 32).decode(errors="replace")
-        if not pressed:  # the terminal is gone
-            return "q"
-        return pressed[:1]
+        pressed = os.read(self._descriptor, 1).decode(errors="replace")
+        return pressed or "q"  # nothing to read: the terminal is gone
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ journal growing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 from rich.console import Console
 from rich.live import Live
 
+from steadygrad.errors import RunFileError
 from steadygrad.watch.frame import Frame
 from steadygrad.watch.keys import Keys, reading_keys
 from steadygrad.watch.snapshot import Diagnosis, take
@@ -45,8 +47,8 @@ def watch(
 
 def _loop(path: str | os.PathLike[str], diagnosis: Diagnosis, keys: Keys, live: Live) -> None:
     page = 0
+    snapshot = take(path, diagnosis.findings())
     while True:
-        snapshot = take(path, diagnosis.findings())
         due = time.monotonic() + REFRESH_SECONDS
         while (left := due - time.monotonic()) > 0:
             live.update(Frame(snapshot, page, keys=keys.usable), refresh=True)
@@ -54,3 +56,5 @@ def _loop(path: str | os.PathLike[str], diagnosis: Diagnosis, keys: Keys, live: 
             if pressed in ("q", "Q", "\x03", "\x04"):
                 return
             page += PAGING.get(pressed, 0)
+        with contextlib.suppress(RunFileError):  # replaced, or gone: the last frame stays
+            snapshot = take(path, diagnosis.findings())

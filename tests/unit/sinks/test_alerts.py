@@ -38,10 +38,16 @@ def test_a_broken_run_is_told_once_in_terminal_record_and_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Finding] = []
-    with record(tmp_path / "run.db", Alerts(call=seen.append, every=0.05)) as out:
+    told_once = threading.Event()
+
+    def call(finding: Finding) -> None:
+        seen.append(finding)
+        told_once.set()
+
+    with record(tmp_path / "run.db", Alerts(call=call, every=0.05)) as out:
         train(out, 40, broken_at=30)
-        out.flush()
-        train(out, 5, broken_at=0)
+        assert told_once.wait(30)
+        train(out, 5, broken_at=0)  # looked at again at the end
     run = open_run(tmp_path / "run.db")
     assert seen
     assert {f.severity for f in seen} == {"error"}

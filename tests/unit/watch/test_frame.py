@@ -133,9 +133,13 @@ def test_a_run_that_stands_still_says_so(tmp_path: Path) -> None:
 
 def test_a_spike_survives_any_width() -> None:
     values = np.ones(1000)
+    values[:250] = 50.0  # an average would drown the spike below these
     values[537] = 100.0
     for width in (5, 37, 80):
-        assert spark(values, width).plain.count("█") == 1
+        line = spark(values, width).plain
+        assert line.count("█") == 1
+        columns = np.array_split(np.arange(1000), width)
+        assert 537 in columns[line.index("█")]
 
 
 def test_what_is_not_finite_is_a_cross_at_any_width() -> None:

@@ -105,6 +105,23 @@ def test_a_live_run_with_keys(writer: RunWriter) -> None:
         terminal.close()
 
 
+def test_a_file_that_vanishes_leaves_the_last_frame(writer: RunWriter, tmp_path: Path) -> None:
+    take_step(writer, 0, [])
+    copy = tmp_path / "copy.db"
+    writer.close()
+    copy.write_bytes(writer.path.read_bytes())
+    terminal = Terminal("watch", str(copy))
+    try:
+        terminal.until(r"copy\.db\s+ended \(ok\)\s+1 steps")
+        copy.unlink()
+        time.sleep(2.5)  # two frames
+        terminal.until(r"copy\.db\s+ended")
+        terminal.press("nq")  # typed faster than they are read
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
+
+
 def test_ctrl_c_ends_quietly_and_restores_the_terminal(writer: RunWriter) -> None:
     take_step(writer, 0, [])
     terminal = Terminal("watch", str(writer.path))
