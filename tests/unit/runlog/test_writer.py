@@ -382,6 +382,25 @@ def test_a_reader_that_holds_the_lock_delays_but_does_not_end_the_recording(
     assert len(open_run(tmp_path / "run.db")) == 1
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_reader_inside_at_the_end_does_not_spoil_the_file(tmp_path: Path, stays: bool) -> None:
+    out = RunWriter(tmp_path / "run.db")
+    one_step(out, 0, [])
+    out.flush()
+    reader = sqlite3.connect(tmp_path / "run.db", isolation_level=None, check_same_thread=False)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM steps").fetchone()
+    leaving = threading.Timer(0.2, reader.close)
+    if not stays:
+        leaving.start()
+    out.close()
+    assert (tmp_path / "run.db").read_bytes()[18] == (2 if stays else 1)  # WAL, or a plain file
+    assert len(open_run(tmp_path / "run.db")) == 1
+    leaving.cancel() if stays else leaving.join()
+    reader.close()
+    assert len(open_run(tmp_path / "run.db")) == 1
+
+
 def test_what_the_file_says_is_plain_sql(tmp_path: Path) -> None:
     RunWriter(tmp_path / "run.db", info={"seed": 1}).close()
     connection = sqlite3.connect(tmp_path / "run.db")
