@@ -15,8 +15,6 @@
 #define HAS_THREADS 1
 #endif
 
-extern const sg_loops sg_loops_avx512, sg_loops_avx2, sg_loops_neon, sg_loops_portable;
-
 #if defined(__x86_64__) && defined(__GNUC__)
 static int has_f16c(void)
 {

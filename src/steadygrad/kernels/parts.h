@@ -19,6 +19,8 @@ static inline double sg_unit(double largest)
     return largest > 0 && largest < 0x1p-400 ? 0x1p-600 : 1.0;
 }
 
+extern const sg_loops sg_loops_avx512, sg_loops_avx2, sg_loops_neon, sg_loops_portable;
+
 void sg_read_c64(const void *data, int64_t size, sg_part *part);
 void sg_read_c128(const void *data, int64_t size, sg_part *part);
 

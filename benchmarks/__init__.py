@@ -1,0 +1,1 @@
+"""What things cost: `python -m benchmarks` prints one table and writes it as CSV."""

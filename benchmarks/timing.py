@@ -1,0 +1,45 @@
+"""Interleaved timing: every contender once a round, the minimum over the rounds.
+
+The minimum is what the work takes when nothing else disturbs it; taking turns gives a
+disturbance the same chance to hit each contender.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing to time.
+
+    Attributes:
+        name: as it stands in the table.
+        run: the work.
+        prepare: what must stand before each run, and is not timed.
+        target: the ratio to reach against the first contender; None for none.
+    """
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], object] = field(default=lambda: None)
+    target: float | None = None
+
+
+def best_of(contenders: list[Contender], seconds: float, least: int = 5) -> list[float]:
+    """The least time of each, in seconds, over rounds for about so long."""
+    best = [float("inf")] * len(contenders)
+    for contender in contenders:  # warm up: compile, allocate, fault pages in
+        contender.prepare()
+        contender.run()
+    end, rounds = time.monotonic() + seconds, 0
+    while rounds < least or time.monotonic() < end:
+        for i, contender in enumerate(contenders):
+            contender.prepare()
+            start = time.perf_counter()
+            contender.run()
+            best[i] = min(best[i], time.perf_counter() - start)
+        rounds += 1
+    return best
