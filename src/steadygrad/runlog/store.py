@@ -31,7 +31,7 @@ FRESH_LEVEL, CHUNK_LEVEL = 1, 6
 MAX_CHUNK_ROWS = 256
 MAX_CHUNK_BYTES = 8 << 20
 BUSY_SECONDS = 30.0
-LEAVE_TRIES = 2  # each waits a second for readers, which are short
+LEAVE_SECONDS = 1.0  # how long the end waits for readers, which are short
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 _COLUMNS = tuple(STEP_DTYPE.names or ())
@@ -147,19 +147,19 @@ class Store:
 
     def _leave_wal(self) -> None:
         # as a plain file it opens in a read-only folder; with a reader still inside, WAL stays
-        for _ in range(LEAVE_TRIES):
-            if self._has_left_wal():
-                break
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while not self._has_left_wal() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _has_left_wal(self) -> bool:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+            mode = self._connection.execute("PRAGMA journal_mode = DELETE").fetchone()
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
             return False
-        return True
+        return bool(mode[0] == "delete")
 
     def abandon(self) -> None:
         """Close after a failure, whatever state the file is in."""
