@@ -1,6 +1,7 @@
 """The benchmark table.
 
-    python -m benchmarks [--seconds 8] [--threads 1 2] [--training-steps 1500] [--write]
+    python -m benchmarks [--seconds 8] [--threads 1 2] [--training-steps 1500]
+                         [--clock wall] [--write]
 
 Each part runs in a process of its own, confined to as many cores as threads. `--write`
 replaces benchmarks/RESULTS.md's table and benchmarks/results.csv.
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.rows import Row, machine, table, write_csv
+from benchmarks.timing import CLOCKS
 
 # TensorFlow and Triton, which a torch optimizer imports, cannot live in one process.
 PARTS = ("clipping", "stepping", "steps", "launching")
@@ -30,11 +32,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="for each case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--training-steps", type=int, default=1500)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        measure(options.part, options.threads[0], options.seconds, options.training_steps)
+        measure(options, options.threads[0])
         return
     rows = [row for n in options.threads for part in PARTS for row in in_child(part, n, options)]
     facts = ", ".join(f"{k} {v}" for k, v in machine().items())
@@ -52,7 +55,7 @@ def in_child(part: str, threads: int, options: argparse.Namespace) -> list[Row]:
     settings = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads))
     env = {**os.environ, **settings, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "benchmarks", "--part", part, "--threads", str(threads)]
-    command += ["--seconds", str(options.seconds)]
+    command += ["--seconds", str(options.seconds), "--clock", options.clock]
     command += ["--training-steps", str(options.training_steps)]
     done = subprocess.run(
         command,
@@ -65,21 +68,22 @@ def in_child(part: str, threads: int, options: argparse.Namespace) -> list[Row]:
     return [Row(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def measure(part: str, threads: int, seconds: float, training_steps: int) -> None:
+def measure(options: argparse.Namespace, threads: int) -> None:
     """One part, in this process; one JSON line a row."""
     import torch
 
     from benchmarks import clipping, launching, steps
 
     torch.set_num_threads(threads)
+    part, seconds, clock = options.part, options.seconds, options.clock
     if part == "clipping":
-        rows = clipping.clipping_rows(threads, seconds)
+        rows = clipping.clipping_rows(threads, seconds, clock)
     elif part == "stepping":
-        rows = clipping.stepping_rows(threads, seconds)
+        rows = clipping.stepping_rows(threads, seconds, clock)
     elif part == "steps":
-        rows = steps.all_rows(threads, seconds)
+        rows = steps.all_rows(threads, seconds, clock)
     else:
-        rows = launching.all_rows(threads, training_steps, rounds=2)
+        rows = launching.all_rows(threads, options.training_steps, clock, rounds=2)
     for row in rows:
         print(json.dumps(asdict(row)))
 

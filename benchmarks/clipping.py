@@ -150,7 +150,7 @@ def clip_and_step(
     optimizer.step()
 
 
-def clipping_rows(threads: int, seconds: float) -> list[Row]:
+def clipping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
     """Every set, measured and clipped, against every library."""
     rows = []
     for name, shapes_of in SETS.items():
@@ -160,12 +160,12 @@ def clipping_rows(threads: int, seconds: float) -> list[Row]:
             ("clipping", clipping, goals[1]),
         ):
             contenders = make(parameters(shapes_of()), goal)
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds))
+            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))
             print(f"{name}: {case}", file=sys.stderr)
     return rows
 
 
-def stepping_rows(threads: int, seconds: float) -> list[Row]:
+def stepping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
     """Every set, clipped and stepped."""
     rows = []
     for name, shapes_of in SETS.items():
@@ -175,6 +175,6 @@ def stepping_rows(threads: int, seconds: float) -> list[Row]:
             ("clipping, with fused AdamW", 0.5, goals[3]),
         ):
             contenders = stepping(shapes_of(), factor, goal)
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds))
+            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))
             print(f"{name}: {case}", file=sys.stderr)
     return rows

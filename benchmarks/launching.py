@@ -35,7 +35,7 @@ def run_script(script: Path, observed: bool) -> None:
     subprocess.run([sys.executable, *around, str(script)], check=True, capture_output=True)
 
 
-def all_rows(threads: int, steps: int, rounds: int) -> list[Row]:
+def all_rows(threads: int, steps: int, clock: str, rounds: int) -> list[Row]:
     """Start and training, plain and observed."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def all_rows(threads: int, steps: int, rounds: int) -> list[Row]:
                     "steadygrad run script.py", partial(run_script, script, True), target=target
                 ),
             ]
-            times = best_of(contenders, 0, least)
+            times = best_of(contenders, 0, clock, least)
             rows += rows_of(threads, "steadygrad run", case, contenders, times)
             print(f"steadygrad run: {case}", file=sys.stderr)
     return rows

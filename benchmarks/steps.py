@@ -87,7 +87,7 @@ def stepper(kind: type[nn.Module], around: Around, clips: bool, folder: Path) ->
     return step
 
 
-def all_rows(threads: int, seconds: float) -> list[Row]:
+def all_rows(threads: int, seconds: float, clock: str) -> list[Row]:
     """Each model with each way."""
     rows = []
     for kind in (Lstm, Transformer):
@@ -96,7 +96,7 @@ def all_rows(threads: int, seconds: float) -> list[Row]:
                 Contender(name, stepper(kind, around, clips, Path(folder)), target=target)
                 for name, (around, clips, target) in WAYS.items()
             ]
-            times = best_of(contenders, seconds * 4)
+            times = best_of(contenders, seconds * 4, clock)
             rows += rows_of(threads, f"small {kind.__name__}", "whole step", contenders, times)
             print(f"{kind.__name__}: whole step", file=sys.stderr)
     return rows
