@@ -40,7 +40,7 @@ def remove(optimizer: Any) -> None:
 
 
 @functools.cache
-def steady_class(base: type) -> type:
+def steady_class(base: Any) -> Any:
     """The attached form of an optimizer class, registered with Keras."""
     name = f"Steady{base.__name__}"
     methods = {"plain": base, "__module__": "steadygrad.keras", "__doc__": base.__doc__}
@@ -50,7 +50,7 @@ def steady_class(base: type) -> type:
 
 
 @functools.cache
-def outer_class(base: type) -> type:
+def outer_class(base: Any) -> Any:
     """A `LossScaleOptimizer` that tells the attached optimizer inside of what it drops."""
     methods = {"plain": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
     return type(base.__name__, (_Telling, base), methods)

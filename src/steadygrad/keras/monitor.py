@@ -14,7 +14,7 @@ from steadygrad.keras.classes import hook_of
 from steadygrad.runlog import RunWriter
 
 
-class GradientMonitor(keras.callbacks.Callback):
+class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     """Put ``grad_norm`` (before clipping), ``clip_coef`` and ``clip_rate`` into the logs.
 
     Without a handle it attaches itself with ``clip="none"``: it observes and changes nothing.

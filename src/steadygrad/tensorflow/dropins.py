@@ -82,7 +82,7 @@ def clip_by_global_norm(
         if use_norm is None:
             total = _total([merged(t) for t in there])
         else:
-            total = tf.cast(use_norm, tf.float64)
+            total = xp.asarray(use_norm, tf.float64)
         coef = coefficient(xp, total, limit)
         scaled = [None if g is None else _on_values(g, lambda t: _scaled(t, coef)) for g in tensors]
         return scaled, tf.cast(total, _figure_dtype(there))
@@ -200,7 +200,9 @@ def _limit(value: Any, name: str) -> Any:
     known = tf.get_static_value(value) if tf.is_tensor(value) else value
     if known is not None and not np.all(np.asarray(known, np.float64) > 0):
         raise UsageError(f"{name} must be over 0, got {known}; for example {name}=1.0")
-    return tf.cast(value, tf.float64)
+    if tf.is_tensor(value):
+        return tf.cast(value, tf.float64)
+    return tf.constant(value, tf.float64)  # a cast would go through float32
 
 
 def _values(gradient: Any) -> Any:

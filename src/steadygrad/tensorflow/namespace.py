@@ -60,7 +60,7 @@ def astype(x: Any, dtype: Any) -> Any:
 
 
 def clip(x: Any, low: Any, high: Any) -> Any:
-    return tf.clip_by_value(x, tf.cast(low, x.dtype), tf.cast(high, x.dtype))
+    return tf.clip_by_value(x, _number(low, x.dtype), _number(high, x.dtype))
 
 
 def concat(arrays: Any, axis: int = 0) -> Any:
@@ -68,11 +68,11 @@ def concat(arrays: Any, axis: int = 0) -> Any:
 
 
 def full(shape: tuple[int, ...], value: Any, dtype: Any = None) -> Any:
-    return tf.fill(shape, tf.cast(value, dtype or tf.float64))
+    return tf.fill(shape, _number(value, dtype or tf.float64))
 
 
 def full_like(x: Any, value: Any) -> Any:
-    return tf.fill(tf.shape(x), tf.cast(value, x.dtype))
+    return tf.fill(tf.shape(x), _number(value, x.dtype))
 
 
 def maximum(x: Any, y: Any) -> Any:
@@ -111,7 +111,12 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 def _alike(x: Any, y: Any) -> tuple[Any, Any]:
     """Both as tensors of one dtype: a Python number takes the other's."""
     if tf.is_tensor(x):
-        return x, y if tf.is_tensor(y) else tf.cast(y, x.dtype)
+        return x, y if tf.is_tensor(y) else _number(y, x.dtype)
     if tf.is_tensor(y):
-        return tf.cast(x, y.dtype), y
+        return _number(x, y.dtype), y
     return tf.convert_to_tensor(x), tf.convert_to_tensor(y)
+
+
+def _number(value: Any, dtype: Any) -> Any:
+    """A number as a tensor of `dtype`; `tf.cast` would take a Python float through float32."""
+    return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)

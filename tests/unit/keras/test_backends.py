@@ -17,7 +17,7 @@ COMMON = [
     "attach_after_fit_works_or_raises",
     "fit_equals_global_clipnorm",
     "huge_and_half_gradients_are_exact",
-    "loss_scale_optimizer_and_static_scale",
+    "loss_scales_are_taken_out",
     "missing_gradients_are_left_out",
     "multi_optimizer_is_clipped_as_one",
     "observing_is_bit_identical",
@@ -28,11 +28,12 @@ COMMON = [
 ]
 ALONE = {
     "jax": ["jit_and_no_jit_agree"],
-    "torch": [],
+    "torch": ["loss_scale_optimizer_in_a_loop"],
     "tensorflow": [
         "drop_ins_inside_a_scaled_tape",
         "gradient_tape_loops_and_sparse_gradients",
         "jit_and_no_jit_agree",
+        "loss_scale_optimizer_in_a_loop",
         "mirrored_replicas_reduce_first",
     ],
 }
