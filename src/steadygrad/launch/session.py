@@ -33,7 +33,7 @@ class Session:
         plan: what was asked for.
         path: the run file; empty until the first step is recorded.
         frameworks: names of the frameworks that the script imported.
-        observer: what observes the framework in use, once there is one.
+        observers: what observes the frameworks in use.
         troubles: what went wrong on our side, as sentences.
         overhead: seconds that observing cost the script.
         exit: how the script ended.
@@ -47,7 +47,7 @@ class Session:
         self.pid = os.getpid()
         self.path = ""
         self.frameworks: list[str] = []
-        self.observer: Any = None
+        self.observers: list[Any] = []
         self.troubles: list[str] = []
         self.overhead = 0.0
         self.exit: str | int = "ok"
@@ -175,8 +175,8 @@ class Session:
             return
         self._concluded_in = os.getpid()
         self.seconds = time.perf_counter() - self.clock
-        if self.observer is not None:
-            self.observer.finish()
+        for observer in self.observers:
+            observer.finish()
         writer = self._writer
         if writer is not None:
             self.overhead += writer.overhead_seconds
@@ -235,8 +235,12 @@ def adopt(**plan: Any) -> None:
 def _observe_torch(session: Session, module: ModuleType) -> None:
     from steadygrad.launch.torch_script.install import install
 
-    session.observer = install(session)
+    session.observers.append(install(session))
 
 
 def _observe_keras(session: Session, module: ModuleType) -> None:
-    pass
+    from steadygrad.launch.keras_script import install
+
+    observer = install(session, module)
+    if observer is not None:
+        session.observers.append(observer)

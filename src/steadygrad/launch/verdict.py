@@ -118,7 +118,7 @@ def _of_others(path: str, others: list[str]) -> str:
 
 
 def _nothing_seen(session: Session) -> str:
-    seen = session.observer.backwards if session.observer is not None else 0
+    seen = sum(observer.backwards for observer in session.observers)
     if "torch" in session.frameworks and seen:
         reason = (
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
@@ -126,9 +126,9 @@ def _nothing_seen(session: Session) -> str:
         )
     elif "jax" in session.frameworks:
         reason = (
-            "JAX leaves nothing to observe from outside. Add one line to the loop: "
-            "steadygrad.jax.record(run, opt_state, loss), see: steadygrad explain is silent on it, "
-            "docs/run.md is not."
+            "a JAX program shows nothing from outside. Build the optimizer as "
+            "steadygrad.jax.guard(optimizer, clip='none') and add one line to the loop: "
+            "steadygrad.jax.record('run.db', opt_state, loss)"
         )
     elif "torch" in session.frameworks or "keras" in session.frameworks:
         reason = (

@@ -57,7 +57,8 @@ def observe(
 
     def start(**wishes: Any) -> Observation:
         session = Session(Plan("test.py", out=str(tmp_path / "run.db"), **wishes))
-        patches = session.observer = install(session)
+        patches = install(session)
+        session.observers.append(patches)
         made.append(Observation(session, patches))
         return made[-1]
 
