@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from steadygrad.errors import NoGradientsWarning, UsageError
+from steadygrad.torch.warn import warn_user
 
 Tensors = torch.Tensor | Iterable[torch.Tensor]
 """A tensor, or any iterable of tensors, a generator included."""
@@ -32,11 +32,10 @@ def parameters_of(parameters: Any, caller: str) -> list[torch.Tensor]:
     found = [p for p in given if _has_place_for_grad(p) and p.grad is not None]
     if given and not found:
         _refuse_gradients(given, caller)
-        warnings.warn(
+        warn_user(
             f"{caller}: none of the {len(given)} parameters has a gradient, so nothing is clipped; "
             "call it after loss.backward() and before optimizer.zero_grad()",
             NoGradientsWarning,
-            stacklevel=3,
         )
     return found
 
@@ -60,11 +59,10 @@ def tensors_of(tensors: Any, caller: str) -> list[torch.Tensor]:
     _require_tensors(given, caller)
     if not given:
         spent = " (an iterator gives its tensors once)" if isinstance(tensors, Iterator) else ""
-        warnings.warn(
+        warn_user(
             f"{caller} got no tensor at all{spent}, so nothing is done; "
             f"type {caller}(model.parameters(), ...)",
             NoGradientsWarning,
-            stacklevel=4,
         )
     if len({id(tensor) for tensor in given}) < len(given):
         raise UsageError(

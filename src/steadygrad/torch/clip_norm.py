@@ -24,6 +24,7 @@ from steadygrad.torch.arguments import (
     require_threshold,
     tensors_of,
 )
+from steadygrad.torch.eager import eager
 from steadygrad.torch.measuring import namespace, total_of
 
 
@@ -61,14 +62,7 @@ def clip_grad_norm_(
         >>> weight.grad
         tensor([0.6000, 0.8000])
     """
-    threshold = require_threshold(max_norm, "max_norm", "clip_grad_norm_")
-    p = require_norm_type(norm_type, "clip_grad_norm_")
-    found = parameters_of(parameters, "clip_grad_norm_")
-    sharded.refuse_flat_shards(found, "clip_grad_norm_")
-    grads = [parameter.grad for parameter in found if parameter.grad is not None]
-    norm = _total(grads, p, error_if_nonfinite)
-    _scale(grads, threshold, norm)
-    return torch.as_tensor(norm)
+    return _clip(parameters, max_norm, norm_type, error_if_nonfinite)
 
 
 def get_total_norm(
@@ -97,9 +91,7 @@ def get_total_norm(
         >>> get_total_norm([torch.full((2,), 3e38), torch.zeros(1)]).item() > 3.4e38
         True
     """
-    p = require_norm_type(norm_type, "get_total_norm")
-    given = [tensor.detach() for tensor in tensors_of(tensors, "get_total_norm")]
-    return torch.as_tensor(_total(given, p, error_if_nonfinite))
+    return _norm(tensors, norm_type, error_if_nonfinite)
 
 
 def clip_grads_with_norm_(
@@ -126,6 +118,32 @@ def clip_grads_with_norm_(
         >>> weight.grad
         tensor([0.3000, 0.4000])
     """
+    _clip_with(parameters, max_norm, total_norm)
+
+
+@eager
+def _clip(
+    parameters: Tensors, max_norm: float, norm_type: float, error_if_nonfinite: bool
+) -> torch.Tensor:
+    threshold = require_threshold(max_norm, "max_norm", "clip_grad_norm_")
+    p = require_norm_type(norm_type, "clip_grad_norm_")
+    found = parameters_of(parameters, "clip_grad_norm_")
+    sharded.refuse_flat_shards(found, "clip_grad_norm_")
+    grads = [parameter.grad for parameter in found if parameter.grad is not None]
+    norm = _total(grads, p, error_if_nonfinite)
+    _scale(grads, threshold, norm)
+    return torch.as_tensor(norm)
+
+
+@eager
+def _norm(tensors: Tensors, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
+    p = require_norm_type(norm_type, "get_total_norm")
+    given = [tensor.detach() for tensor in tensors_of(tensors, "get_total_norm")]
+    return torch.as_tensor(_total(given, p, error_if_nonfinite))
+
+
+@eager
+def _clip_with(parameters: Tensors, max_norm: float, total_norm: torch.Tensor | float) -> None:
     threshold = require_threshold(max_norm, "max_norm", "clip_grads_with_norm_")
     found = parameters_of(parameters, "clip_grads_with_norm_")
     grads = [parameter.grad for parameter in found if parameter.grad is not None]

@@ -7,6 +7,7 @@ import torch
 from steadygrad import kernels
 from steadygrad.torch import sharded
 from steadygrad.torch.arguments import Tensors, parameters_of, require_threshold
+from steadygrad.torch.eager import eager
 from steadygrad.torch.values import summed_values
 
 
@@ -31,6 +32,11 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
         >>> weight.grad
         tensor([-0.5000,  0.2500,  0.5000])
     """
+    _clip(parameters, clip_value)
+
+
+@eager
+def _clip(parameters: Tensors, clip_value: float) -> None:
     limit = require_threshold(clip_value, "clip_value", "clip_grad_value_")
     found = parameters_of(parameters, "clip_grad_value_")
     grads = [parameter.grad for parameter in found if parameter.grad is not None]

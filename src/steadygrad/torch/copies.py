@@ -7,7 +7,6 @@ optimizer's step warns at the first step of one that bears it.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.errors import SteadyGradWarning
+from steadygrad.torch.warn import warn_user
 
 MARK = "_steadygrad_copied"
 
@@ -38,12 +38,11 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
 
 def _warn_of_copy(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if optimizer.__dict__.pop(MARK, False):
-        warnings.warn(
+        warn_user(
             f"this {type(optimizer).__name__} is a copy of an optimizer that steadygrad was "
             "attached to; copies are not attached: nothing is clipped or recorded here. Type "
             "steadygrad.torch.attach(optimizer, ...) on the copy",
             SteadyGradWarning,
-            stacklevel=2,
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from steadygrad.errors import UsageError
 from steadygrad.stats import GradientStats
 from steadygrad.torch.arguments import require_norm_type
+from steadygrad.torch.eager import eager
 from steadygrad.torch.measuring import measure_gradients
 
 FIGURES = ("norms", "max_abs", "nonfinite", "zeros", "total_norm")
@@ -38,6 +39,11 @@ def measure(
         >>> stats.names, stats.norms.tolist(), stats.zeros.tolist(), stats.total_norm.item()
         (('w', 'b'), [5.0, 0.0], [0, 1], 5.0)
     """
+    return _measured(tensors, norm_type)
+
+
+@eager
+def _measured(tensors: Any, norm_type: float) -> GradientStats:
     p = require_norm_type(norm_type, "measure")
     pairs = [(name, _gradient(tensor)) for name, tensor in _named(tensors)]
     there = [(name, grad) for name, grad in pairs if grad is not None]

@@ -7,7 +7,6 @@ memory per tensor sees them, and that memory grows when parameters are added.
 
 from __future__ import annotations
 
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from steadygrad.policies import Policy, State
 from steadygrad.policies.base import Decision
 from steadygrad.stats import GradientStats
 from steadygrad.torch.measuring import namespace
+from steadygrad.torch.warn import warn_user
 
 
 class Memory:
@@ -42,11 +42,10 @@ class Memory:
             return
         fresh = _fresh(self.policy, names, next(iter(self.state.values()), np.zeros(0)))
         if names[: len(known)] != known and self.policy.per_tensor:
-            warnings.warn(
+            warn_user(
                 "the optimizer's parameters were rearranged, so what the policy "
                 f"{self.policy.spec()} remembers of each tensor starts anew",
                 SteadyGradWarning,
-                stacklevel=2,
             )
             self.state = fresh
             return

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from steadygrad.torch.naming import ModelNames, Names
 from steadygrad.torch.outbox import Outbox
 from steadygrad.torch.recording import Recorder, facts_of
 from steadygrad.torch.table import ParameterTable
+from steadygrad.torch.warn import warn_user
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -96,8 +96,9 @@ class Steady:
 
     def _hold(self) -> None:
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(self._after),
+            # making an optimizer has imported the compiler already
+            self.optimizer.register_step_pre_hook(_untraced(self._before)),
+            self.optimizer.register_step_post_hook(_untraced(self._after)),
         ]
         setattr(self.optimizer, scaler.HANDLE, self)
         scaler.watch(self.optimizer)
@@ -423,12 +424,11 @@ class Steady:
     def _warn_of_nothing(self) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            warn_user(
                 f"step {self._steps}: no parameter of this {type(self.optimizer).__name__} has a "
                 "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
                 "and zero_grad() after it",
                 NoGradientsWarning,
-                stacklevel=6,
             )
 
     def _carried_scale(self) -> Any:
@@ -518,6 +518,10 @@ def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
     return f"missing here {gone[:3]}, not saved {new[:3]}" if gone or new else "their order differs"
 
 
+def _untraced(hook: Any) -> Any:
+    return torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+
 def _number(value: Any) -> float:
     """A float of whatever a loss or a learning rate may be; NaN where it is not one number."""
     try:
@@ -538,16 +542,19 @@ def _with_closure(
     return (args[0], closure, *args[2:]), kwargs
 
 
+_WRAPPER: Any = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
+"""Code of the function that torch puts around every `step` to call hooks."""
+
+
 def _inside_step_of(optimizer: torch.optim.Optimizer) -> bool:
     """True where a step of this optimizer is running further out: a `super().step()`.
 
-    Told from a step that raised and left its mark by looking for torch's own wrapper
-    around `step` among the callers.
+    Told from a step that raised and left its mark by counting torch's wrappers around
+    `step` among the callers.
     """
-    frame = sys._getframe(2)  # torch's wrapper, which called the hook
-    wrapper, outer = frame.f_code, frame.f_back
-    while outer is not None:
-        if outer.f_code is wrapper and outer.f_locals.get("self") is optimizer:
-            return True
-        outer = outer.f_back
-    return False
+    steps = 0
+    frame = sys._getframe(1)
+    while frame is not None and steps < 2:
+        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return steps > 1

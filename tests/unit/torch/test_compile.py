@@ -1,0 +1,77 @@
+"""torch.compile, in a process of its own: once used, it changes what others do in theirs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import math, warnings
+import torch
+import steadygrad.torch as sg
+
+warnings.simplefilter("error", UserWarning)
+torch.manual_seed(0)
+x = torch.randn(8, 4)
+
+
+def total(model):
+    return math.sqrt(sum(p.grad.double().norm().item() ** 2 for p in model.parameters()))
+
+
+# names come through, and no hook is traced into the graph
+inner = torch.nn.Sequential(torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
+compiled = torch.compile(inner, backend="eager")
+step = torch.compile(optimizer.step, backend="eager")
+steady = sg.attach(optimizer, clip="norm:0.1", model=compiled)
+assert not any(m._forward_pre_hooks for m in inner.modules())
+
+# a step that was compiled before it was attached to is clipped anew at every step
+for factor in (1.0, 3.0, math.nan, 2.0):
+    optimizer.zero_grad()
+    (compiled(x).pow(2).mean() * factor).backward()
+    norm, weight = total(inner), inner[0].weight.detach().clone()
+    step()
+    assert torch.equal(inner[0].weight, weight) == math.isnan(factor)
+    assert steady.last.action == ("skip" if math.isnan(factor) else "clip")
+    if factor == factor:
+        assert math.isclose(steady.last.norm, norm, rel_tol=1e-12)
+        assert math.isclose(total(inner), 0.1, rel_tol=1e-6)
+assert steady.steps == 4
+assert steady.stats.names == ("0.weight", "0.bias")
+steady.detach()
+
+
+# the drop-ins inside a compiled function
+def train(x):
+    optimizer.zero_grad()
+    inner(x).pow(2).mean().backward()
+    norm = sg.clip_grad_norm_(inner.parameters(), 0.1)
+    sg.clip_grad_value_(inner.parameters(), 0.05)
+    return norm
+
+
+train = torch.compile(train, backend="eager")
+for scale in (3.0, 5.0, 7.0):
+    norm = train(x * scale)
+    assert 0.1 < norm.item() < 1e3
+    assert total(inner) < 0.1
+print("done")
+"""
+
+
+def test_clipping_in_and_around_compiled_code():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_without_torch_the_error_says_what_to_install():
+    script = "import sys; sys.modules['torch'] = None; import steadygrad.torch"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "MissingExtraError: steadygrad.torch needs torch" in done.stderr
+    assert 'pip install "steadygrad[torch]"' in done.stderr
