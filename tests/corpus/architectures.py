@@ -300,7 +300,7 @@ def embeddings(seed: int, knobs: Knobs) -> Task:
     def loss(b: Batch) -> Tensor:
         return F.binary_cross_entropy_with_logits(model(b[0], b[1]), b[2])
 
-    return Task(model, [Player(model, loss)], batch, 3e-2)
+    return Task(model, [Player(model, loss)], batch, 1e-2)
 
 
 def autoencoder(seed: int, knobs: Knobs) -> Task:

@@ -11,7 +11,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import Array, View, columns_median, median, number, percent
 
-SHARE = 0.95
+SHARE = 0.9
 STEEP = 20.0
 """Factor by which a typical element of it exceeds those of the other tensors."""
 

@@ -30,7 +30,7 @@ def check(view: View) -> Iterator[Finding]:
     if np.isin(whole, view.weights).any():
         if _matters(view, whole) or _never_lived(view):
             yield _whole(view, whole)
-    elif view.loss_trend.stalled or view.loss_trend.diverged:
+    elif view.loss_trend.stalled and not view.loss_trend.diverged:
         partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
         units = _dead_units(view)
         if partly.size or units.size:

@@ -13,6 +13,8 @@ from steadygrad.rules.view import Array, View, median, number
 
 HIGH = 0.1
 """Update over weight; 1e-4 to 1e-1 is usual."""
+SLOW = 0.3
+"""The same where the loss only stalls, which a small rate does as well."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -21,26 +23,22 @@ def check(view: View) -> Iterator[Finding]:
         return
     limit = view.step[view.first_broken] if view.broken.any() else np.inf
     rows = ratios[steps <= limit][:, view.weights]
-    typical = _typical(rows)
-    if typical > HIGH and _suffers(view):
+    each = [median(row) for row in rows]
+    typical = median(each)
+    if _wild(view):
+        # a first step that multiplies the weights makes the later ones look small
+        typical = max(typical, median(each[:3]))
+    if (typical > HIGH and _wild(view)) or (typical > SLOW and _suffers(view)):
         yield _finding(view, typical, rows)
 
 
-def _typical(rows: Array) -> float:
-    """Median over the samples of the median over the matrices: one layer alone is not the rate.
-
-    A first step that multiplies the weights hides the later ones, so the first three count too.
-    """
-    each = [median(row) for row in rows]
-    return max(median(each), median(each[:3]))
+def _wild(view: View) -> bool:
+    trend = view.loss_trend
+    return trend.diverged or trend.blew_up or bool(view.broken.any()) or view.last_loss_broken
 
 
 def _suffers(view: View) -> bool:
-    trend = view.loss_trend
-    trouble = trend.known and (
-        trend.diverged or trend.blew_up or trend.stalled or _oscillates(view)
-    )
-    return trouble or bool(view.broken.any()) or view.last_loss_broken
+    return view.loss_trend.stalled or _oscillates(view)
 
 
 def _oscillates(view: View) -> bool:
@@ -51,8 +49,7 @@ def _oscillates(view: View) -> bool:
 def _finding(view: View, typical: float, rows: Array) -> Finding:
     trend = view.loss_trend
     lr = median(view.lr)
-    wild = trend.diverged or trend.blew_up or view.broken.any()
-    how = "diverges" if wild else "oscillates or stalls"
+    how = "diverges" if _wild(view) else "oscillates or stalls"
     said = (
         [
             f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "
