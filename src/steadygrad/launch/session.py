@@ -8,6 +8,7 @@ Nothing here may raise into the script: what goes wrong is kept and said at the 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -79,11 +80,8 @@ class Session:
 
         def _exit(status: int) -> None:
             if self._writer is not None:
-                self.exit = status
-                try:
-                    self._conclude()
-                except Exception as error:
-                    self.trouble("the run file was not closed", error)
+                self.exit = status or "ok"
+                self._conclude()
             leave(status)
 
         os._exit = _exit  # type: ignore[assignment]
@@ -91,9 +89,8 @@ class Session:
     def ended(self, error: BaseException | None) -> None:
         """Note how the script ended."""
         if isinstance(error, SystemExit):
-            self.exit = error.code if isinstance(error.code, int) else "ok"
-            if isinstance(error.code, str):
-                self.exit = 1
+            code = error.code
+            self.exit = (code or "ok") if code is None or isinstance(code, int) else 1
         elif error is not None:
             self.exit = type(error).__name__
 
@@ -175,25 +172,31 @@ class Session:
             return
         self._concluded_in = os.getpid()
         self.seconds = time.perf_counter() - self.clock
-        for observer in self.observers:
-            observer.finish()
-        writer = self._writer
-        if writer is not None:
-            self.overhead += writer.overhead_seconds
-            writer.update_info(
-                exit=self.exit,
-                ended=time.time(),
-                wall_seconds=self.seconds,
-                overhead_seconds=self.overhead,
-                **({"troubles": self.troubles} if self.troubles else {}),
-            )
-            writer.close()
+        try:
+            for observer in self.observers:
+                observer.finish()
+            if self._writer is not None:
+                self._close(self._writer)
+        except Exception as error:
+            self.trouble("the end of the run is not recorded", error)
+
+    def _close(self, writer: RunWriter) -> None:
+        self.overhead += writer.overhead_seconds
+        writer.update_info(
+            exit=self.exit,
+            ended=time.time(),
+            wall_seconds=self.seconds,
+            overhead_seconds=self.overhead,
+            **({"troubles": self.troubles} if self.troubles else {}),
+        )
+        writer.close()
 
     def _speak(self) -> None:
         from steadygrad.launch.verdict import last_words
 
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
+            # closed, or a pipe that nobody reads: the interpreter says so itself
+            with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()
         print(last_words(self), file=sys.__stderr__, flush=True)
 

@@ -34,6 +34,7 @@ def last_words(session: Session) -> str:
         Lines to print.
     """
     path, others = session.path, _other_files(session)
+    path = path if os.path.exists(path) else ""
     if path or others:
         run = _open(path or others[0])
         lines = _explained(run, session)
@@ -118,6 +119,9 @@ def _of_others(path: str, others: list[str]) -> str:
 
 
 def _nothing_seen(session: Session) -> str:
+    if session.path:
+        steps = sum(observer.steps for observer in session.observers)
+        return f"{steps} steps seen, but not recorded: {session.path} could not be written."
     seen = sum(observer.backwards for observer in session.observers)
     if "torch" in session.frameworks and seen:
         reason = (
