@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from steadygrad.errors import UsageError
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
@@ -94,6 +92,9 @@ def may_skip(policy: Policy) -> bool:
         >>> may_skip(parse("norm:1.0")), may_skip(parse("skip"))
         (False, True)
     """
+    # here, not above: `steadygrad run --clip` reads a spec before a script may load NumPy
+    import numpy as np
+
     one, none = np.ones(1), np.zeros(1, np.int64)
     stats = GradientStats(("x",), one, one, none, none, (1,), np.float64(1.0), policy.norm_type)
     state = policy.init(np, stats.names, np.float64, np.int64)
