@@ -11,6 +11,7 @@ from steadygrad.errors import AttachError, UsageError
 from steadygrad.policies import Groups, NoClip, Policy, parse
 from steadygrad.torch import scaler
 from steadygrad.torch.naming import ModelNames, Names
+from steadygrad.torch.sharded import refuse_flat_shards
 from steadygrad.torch.steady import Steady
 
 Clip = str | Policy | Mapping[str, "str | Policy"]
@@ -81,6 +82,9 @@ def attach_unheard(
         )
     if on_nonfinite is None:
         on_nonfinite = "propagate" if isinstance(policy, NoClip) else "skip"
+    if on_nonfinite != "propagate" or not isinstance(policy, NoClip):
+        params = [p for group in inner.param_groups for p in group["params"]]
+        refuse_flat_shards(params, "attach")
     source = names if model is None else _model_names(model)
     return Steady(inner, policy, on_nonfinite, run, source, optimizer_index)
 

@@ -138,3 +138,7 @@ def test_parameters_sharded_by_fsdp1_are_refused():
     weight.grad = torch.ones(2)
     with pytest.raises(UsageError, match=r"FSDP1.*fully_shard.*model.clip_grad_norm_"):
         sg.clip_grad_norm_([weight], 1.0)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(UsageError, match=r"attach: these parameters are sharded by .*FSDP1"):
+        sg.attach(optimizer, clip="norm:1.0")
+    sg.attach(optimizer, clip="none")  # looking on is harmless
