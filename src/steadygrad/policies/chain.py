@@ -94,9 +94,8 @@ class Chain(Policy):
             inner, decision = policy.decide(xp, _own(state, i), before)
             for key, value in inner.items():
                 after[f"{i}/{key}"] = xp.where(skip, state[f"{i}/{key}"], value)
-            shrunk = _safe_ratio(xp, before.total_norm, norm)
             if not policy.elementwise:
-                threshold = xp.minimum(threshold, decision.threshold / shrunk)
+                threshold = xp.minimum(threshold, decision.threshold)
             coef = coef * decision.coef
             skip = skip if decision.skip is False else xp.logical_or(skip, decision.skip)
         if self.elementwise:
@@ -129,10 +128,3 @@ def _after(xp: Any, stats: GradientStats, coef: Any) -> GradientStats:
     else:
         total = stats.total_norm * coef
     return dataclasses.replace(stats, norms=norms, max_abs=stats.max_abs * coef, total_norm=total)
-
-
-def _safe_ratio(xp: Any, part: Any, whole: Any) -> Any:
-    """``part / whole``, and 1 where that is no number over 0."""
-    usable = xp.isfinite(whole) & (whole > 0) & (part > 0)
-    one = xp.ones_like(whole)
-    return xp.where(usable, xp.where(usable, part, one) / xp.where(usable, whole, one), one)

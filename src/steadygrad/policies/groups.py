@@ -111,12 +111,14 @@ class Groups(Policy):
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
         after, coefs, nearest = dict(state), [], None
+        sound = xp.isfinite(stats.total_norm)
         order: list[int] = []
         for number, policy, indices in _slices(self, stats.names):
             part = _take(xp, stats, indices, policy.norm_type)
             inner = {k.split("/", 1)[1]: v for k, v in state.items() if k.startswith(f"{number}/")}
             inner, decision = policy.decide(xp, inner, part)
-            after.update({f"{number}/{key}": value for key, value in inner.items()})
+            for key, value in inner.items():  # a NaN in one group's tensors breaks the whole step
+                after[f"{number}/{key}"] = xp.where(sound, value, state[f"{number}/{key}"])
             coefs.append(decision.coef * xp.ones_like(part.norms))
             order.extend(indices)
             nearest = _nearer(xp, nearest, part.total_norm, decision)
@@ -189,7 +191,9 @@ def _nearer(xp: Any, best: Any, norm: Any, decision: Decision) -> tuple[Any, Any
     """Keep the threshold of the group that stands highest against its own, and any group's skip."""
     bounded = xp.isfinite(norm) & xp.isfinite(decision.threshold)
     zero = xp.zeros_like(norm)
-    height = xp.where(bounded, norm, zero) / xp.where(bounded, decision.threshold, zero + 1.0)
+    low = xp.where(bounded, norm, zero)
+    limit = xp.where(bounded, decision.threshold, xp.ones_like(norm))
+    height = low / xp.maximum(limit, low * 1e-30)  # no farther, lest it overflow
     if best is None:
         return height, decision.threshold, decision.skip
     higher = height > best[0]

@@ -76,8 +76,8 @@ def stats() -> Any:
 
 @pytest.fixture
 def calm() -> Any:
-    """300 steps of three tensors without anything odd."""
-    return np.exp(np.random.default_rng(5).normal([-0.5, 0.0, 0.4], 0.3, (300, 3)))
+    """240 steps of three tensors without anything odd."""
+    return np.exp(np.random.default_rng(5).normal([-0.5, 0.0, 0.4], 0.3, (240, 3)))
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_autoclip_over_a_window_is_exact(
 def test_autoclip_over_a_window_as_long_as_the_run_is_the_paper(
     trace: Any, spiky: Any, total: Any
 ) -> None:
-    got = trace(AutoClip(10, window=300), spiky)
+    got = trace(AutoClip(10, window=240), spiky)
     np.testing.assert_allclose(got.thresholds, autoclip_reference(total(spiky), 10, 0), rtol=RTOL)
 
 
@@ -181,10 +181,10 @@ def test_auto_is_safe_from_the_first_step(trace: Any) -> None:
 
 
 def test_auto_follows_a_falling_norm_and_not_a_diverging_one(trace: Any, calm: Any) -> None:
-    falling = trace(Auto(), calm * np.geomspace(1, 1e-4, 300)[:, None])
+    falling = trace(Auto(), calm * np.geomspace(1, 1e-4, 240)[:, None])
     assert falling.thresholds[-1] < 1e-2
     level = trace(Auto(), calm).thresholds[128]
-    diverging = trace(Auto(), calm * np.geomspace(1, 1e4, 300)[:, None])
+    diverging = trace(Auto(), calm * np.geomspace(1, 1e4, 240)[:, None])
     assert diverging.thresholds[-1] < 6 * level
 
 
@@ -192,5 +192,5 @@ def test_auto_follows_a_falling_norm_and_not_a_diverging_one(trace: Any, calm: A
 def test_norm_schedule(trace: Any, calm: Any, shape: str, halfway: float) -> None:
     got = trace(NormSchedule(10.0, to=1.0, over=100, wait=20, shape=shape), calm)
     np.testing.assert_allclose(
-        got.thresholds[[0, 20, 70, 120, 299]], [10, 10, halfway, 1, 1], rtol=1e-14
+        got.thresholds[[0, 20, 70, 120, 239]], [10, 10, halfway, 1, 1], rtol=1e-14
     )

@@ -1,0 +1,398 @@
+"""Makes docs/comparison.md: every method on every example, several seeds each.
+
+    python benchmarks/comparison.py [--seeds 3] [--jobs 2] [--only NAME ...]
+
+The cells are those of `steadygrad compare` and are judged by it; only the way they are
+started differs: each is forked from a process that has imported torch already, since
+importing it would take longer than most of these trainings. Finished cells are reused.
+Cells of other policies wait until the unclipped runs are there, because the threshold that
+`steadygrad calibrate` picks from one of those is compared as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import importlib
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from steadygrad.calibration import calibrate
+from steadygrad.calibration.advice import percent
+from steadygrad.compare import Cell, Comparison, Grid, Row, judge, measure
+from steadygrad.errors import CalibrationError
+from steadygrad.launch.plan import Plan
+from steadygrad.launch.session import launch
+from steadygrad.report.numbers import figure
+
+ROOT = Path(__file__).parent.parent
+FEW = ("none", "norm:1.0", "auto")
+POLICIES = (
+    *(*FEW, "value:0.5", "value:0.01", "tensor-norm:1.0", "agc:0.01", "autoclip:10", "zclip"),
+    *("adagc", "skip+norm:1.0"),
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One script with its arguments, and what it is there to show."""
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    what: str
+    policies: tuple[str, ...] = POLICIES
+    calibrated: bool = True
+
+
+VALUE = (*FEW, "value:0.01")
+TRAININGS = (
+    Training(
+        *("deep_mlp_hot", "examples/deep_mlp.py", ("--steps", "300", "--lr", "0.1")),
+        "12 layers, SGD with momentum, ten times its learning rate",
+    ),
+    Training(
+        *("rnn_digits_hot", "examples/rnn_digits.py", ("--steps", "300", "--lr", "0.5")),
+        "vanilla RNN, SGD with momentum, ten times its learning rate",
+        (*VALUE, "autoclip:10", "zclip"),
+    ),
+    Training(
+        *("deep_mlp", "examples/deep_mlp.py", ("--steps", "300")),
+        *("12 layers, SGD with momentum, 0.01", VALUE),
+    ),
+    Training(
+        *("rnn_digits", "examples/rnn_digits.py", ("--steps", "300")),
+        *("vanilla RNN, SGD with momentum, 0.05", VALUE),
+    ),
+    Training(
+        *("vanishing_mlp", "benchmarks/vanishing_mlp.py", ("--steps", "300")),
+        *("10 sigmoid layers, SGD, 0.1", FEW),
+    ),
+    Training(
+        *("transformer_lm", "examples/transformer_lm.py", ("--steps", "100")),
+        *("transformer language model, AdamW, 0.001", FEW),
+    ),
+    Training(
+        *("lstm_lm", "examples/lstm_lm.py", ("--steps", "100")),
+        *("LSTM language model, Adam, 0.003", FEW),
+    ),
+    Training(
+        *("gru_lm", "examples/gru_lm.py", ("--steps", "100")),
+        *("GRU language model, Adam, 0.003", FEW),
+    ),
+)
+ORDER = Training(
+    *("temporal_order", "benchmarks/temporal_order.py", ("--length", "50", "--steps", "5000")),
+    *("temporal order over 50 steps, vanilla RNN, SGD, 0.01", FEW, False),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one training: the comparison, the calibrated spec, the cells' logs."""
+
+    comparison: Comparison
+    pick: str
+    logs: dict[tuple[str, int], Path]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="names of trainings; default: all")
+    parser.add_argument("--work", type=Path, default=Path("comparison-runs"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "comparison.md")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    importlib.import_module("sklearn.datasets")  # for the forks, as torch is
+    work = args.work.absolute()
+    found = {}
+    for training in (*TRAININGS, ORDER):
+        if args.only and training.name not in args.only:
+            continue
+        began = time.perf_counter()
+        found[training.name] = compare(training, work, args.seeds, args.jobs)
+        seconds = time.perf_counter() - began
+        sentence = found[training.name].comparison.sentence
+        print(f"{training.name}: {sentence} ({seconds:.0f} s)", flush=True)
+        args.out.write_text(document(found, args.seeds), encoding="utf-8")
+
+
+def compare(training: Training, work: Path, seeds: int, jobs: int) -> Result:
+    """Run one training under every policy, and at the calibrated threshold."""
+    grid = Grid(training.script, training.arguments, ("none",), seeds, work / training.name)
+    ended = run_forked(grid, jobs)
+    pick = picked(grid.cells[0]) if training.calibrated else ""
+    specs = (*training.policies, *([pick] if pick not in ("", *training.policies) else []))
+    rest = replace(grid, specs=tuple(spec for spec in specs if spec != "none"))
+    ended |= run_forked(rest, jobs)
+    cells = (*grid.cells, *rest.cells)
+    outcomes = sorted((measure(c, ended[c]) for c in cells), key=lambda o: specs.index(o.spec))
+    found = judge(outcomes, [training.script, *training.arguments])
+    return Result(found, pick, {(cell.spec, cell.seed): cell.log for cell in cells})
+
+
+def picked(cell: Cell) -> str:
+    """The fixed threshold that calibration picks from an unclipped run; empty where it refuses."""
+    try:
+        return f"norm:{calibrate(cell.run_file).threshold}"
+    except CalibrationError:
+        return ""
+
+
+def run_forked(grid: Grid, jobs: int) -> dict[Cell, dict[str, float]]:
+    """Run the cells that are not finished, each in a fork of this process."""
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    ended = {cell: done for cell in grid.cells if (done := cell.finished())}
+    waiting = [cell for cell in grid.cells if cell not in ended]
+    running: dict[int, tuple[Cell, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            cell = waiting.pop(0)
+            running[fork(grid, cell)] = cell, time.perf_counter()
+        pid, status = os.wait()
+        cell, began = running.pop(pid)
+        seconds = time.perf_counter() - began
+        done = {
+            "digest": cell.digest,
+            "exit": os.waitstatus_to_exitcode(status),
+            "seconds": seconds,
+        }
+        cell.note.write_text(json.dumps(done))
+        ended[cell] = done
+    return ended
+
+
+def fork(grid: Grid, cell: Cell) -> int:
+    """Start a cell in a child process; its process id."""
+    cell.run_file.unlink(missing_ok=True)
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        log = os.open(cell.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        launch(
+            Plan(
+                target=grid.script,
+                arguments=grid.arguments,
+                out=str(cell.run_file),
+                clip=cell.spec,
+                seed=cell.seed,
+                quiet=True,
+                force=True,
+            )
+        )
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}")
+    atexit._run_exitfuncs()  # a fork leaves by os._exit, which calls none
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def document(found: dict[str, Result], seeds: int) -> str:
+    """The whole page."""
+    parts = [HEAD.format(machine=machine(), seeds=seeds)]
+    trainings = {t.name: t for t in (*TRAININGS, ORDER)}
+    tables = {name: value for name, value in found.items() if name != ORDER.name}
+    if tables:
+        parts += [summary(tables), against_one(tables), calibration(tables)]
+    if ORDER.name in found:
+        parts.append(temporal_order(found[ORDER.name]))
+    parts += [section(trainings[name], value) for name, value in tables.items()]
+    return "\n".join(parts)
+
+
+def section(training: Training, result: Result) -> str:
+    """One training's table."""
+    found = result.comparison
+    lines = [
+        f"## {training.name}: {training.what}\n",
+        f"`{' '.join(found.command)}`\n",
+        f"{found.sentence}\n",
+        "| policy | final loss | spread | standing | diverged | clipped | skipped | cosine | s |",
+        "|-|-|-|-|-|-|-|-|-|",
+    ]
+    return "\n".join([*lines, *(line(row, result.pick) for row in found.rows)]) + "\n"
+
+
+def line(row: Row, pick: str) -> str:
+    rates = [row.mean("clip_rate"), row.mean("skip_rate")]
+    shown = [
+        f"`{row.spec}`" + (" (calibrated)" if row.spec == pick else ""),
+        figure(row.final_loss),
+        figure(row.spread),
+        row.standing,
+        f"{row.diverged} of {len(row.outcomes)}" if row.diverged else "0",
+        *(percent(rate) if math.isfinite(rate) else "–" for rate in rates),
+        f"{row.mean('cosine'):.3f}",
+        f"{row.mean('seconds'):.1f}",
+    ]
+    return f"| {' | '.join(shown)} |"
+
+
+def summary(found: dict[str, Result]) -> str:
+    """Every policy's standing in every training."""
+    names = list(found)
+    specs = list(dict.fromkeys(spec for spec in POLICIES))
+    lines = ["## All at once\n", f"| policy | {' | '.join(names)} |", "|-" * (len(names) + 1) + "|"]
+    for spec in specs:
+        cells = []
+        for result in found.values():
+            row = next((r for r in result.comparison.rows if r.spec == spec), None)
+            cells.append(short(row))
+        lines.append(f"| `{spec}` | {' | '.join(cells)} |")
+    marks = "**bold**: best or level with it, within the seeds' spread; ✗ n: n seeds diverged"
+    return "\n".join([*lines, f"\nFinal loss; {marks}.\n"])
+
+
+def short(row: Row | None) -> str:
+    if row is None:
+        return ""
+    loss = figure(row.final_loss)
+    loss = f"**{loss}**" if row.standing in ("best", "level with the best") else loss
+    return loss + (f" ✗ {row.diverged}" if row.diverged else "")
+
+
+def row_of(comparison: Comparison, spec: str) -> Row:
+    return next(row for row in comparison.rows if row.spec == spec)
+
+
+def verdict(row: Row, other: Row) -> str:
+    """How a row compares with another: lower, higher, or level within the seeds' spread."""
+    if row.diverged != other.diverged:
+        return "fewer diverged" if row.diverged < other.diverged else "more diverged"
+    difference = row.final_loss - other.final_loss
+    spread = np.nanmax([row.spread, other.spread, 0.0])
+    if not math.isfinite(difference) or abs(difference) <= spread:
+        return "level"
+    return "lower" if difference < 0 else "higher"
+
+
+def against_one(found: dict[str, Result]) -> str:
+    """`auto` beside the fixed threshold that most people type."""
+    lines = [
+        "## auto against the fixed 1.0\n",
+        "| training | `norm:1.0` | `auto` | auto is |",
+        "|-|-|-|-|",
+    ]
+    for name, result in found.items():
+        one, auto = row_of(result.comparison, "norm:1.0"), row_of(result.comparison, "auto")
+        lines.append(
+            f"| {name} | {short_plain(one)} | {short_plain(auto)} | {verdict(auto, one)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def short_plain(row: Row) -> str:
+    return f"{figure(row.final_loss)} ± {figure(row.spread / 2)}" + (
+        f", {row.diverged} diverged" if row.diverged else ""
+    )
+
+
+def calibration(found: dict[str, Result]) -> str:
+    """The calibrated threshold, re-run, beside no clipping and 1.0."""
+    lines = [
+        "## The calibrated threshold, re-run\n",
+        "`steadygrad calibrate` read the unclipped run of seed 0; every seed was then trained at "
+        "the threshold it picked.\n",
+        "| training | picked | final loss | than no clipping | than `norm:1.0` |",
+        "|-|-|-|-|-|",
+    ]
+    for name, result in found.items():
+        comparison, pick = result.comparison, result.pick
+        if not pick:
+            lines.append(f"| {name} | refused | | | |")
+            continue
+        row = row_of(comparison, pick)
+        against = [verdict(row, row_of(comparison, spec)) for spec in ("none", "norm:1.0")]
+        lines.append(f"| {name} | `{pick}` | {short_plain(row)} | {' | '.join(against)} |")
+    return "\n".join(lines) + "\n"
+
+
+def temporal_order(result: Result) -> str:
+    """Success rates on Pascanu et al.'s task."""
+    found = result.comparison
+    lines = [
+        "## Temporal order, as in Pascanu et al.\n",
+        f"`{' '.join(found.command)}`\n",
+        ORDER_TEXT,
+        "| policy | solved | error by seed | diverged | clipped |",
+        "|-|-|-|-|-|",
+    ]
+    for row in found.rows:
+        errors = [error_of(result.logs[row.spec, o.seed]) for o in row.outcomes]
+        solved = sum(e < 0.01 for e in errors)
+        listed = ", ".join(f"{e:.3f}" for e in errors)
+        clipped = percent(row.mean("clip_rate"))
+        lines.append(
+            f"| `{row.spec}` | {solved} of {len(errors)} | {listed} | {row.diverged} | {clipped} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def error_of(log: Path) -> float:
+    """The share of wrong answers that the script printed; 1 where it printed none."""
+    match = re.search(r"error ([0-9.]+)", log.read_text())
+    return float(match[1]) if match else 1.0
+
+
+def machine() -> str:
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, one thread a training"
+    )
+
+
+HEAD = """# Comparison: what each method costs and gains
+
+Made by one command, which overwrites this page with what it measures:
+
+```
+python benchmarks/comparison.py
+```
+
+{seeds} seeds a policy; {machine}. The final loss is the median of the last 5 % of the
+steps, meaned over the seeds that did not diverge; the spread is the range from the best seed
+to the worst, and a difference counts only where it exceeds the larger of the two spreads.
+Clipped and skipped are shares of the steps. The cosine is that between the gradient and what
+was applied: 1 where clipping keeps the direction. The seconds include recording, on a machine
+that was busy with other work, and are no measure of speed.
+
+How to read it:
+
+- Where the norms keep their level and the learning rate is sound, clipping changes nothing
+  that can be told from the seeds. Under Adam a constant factor on the gradient cancels, so a
+  threshold matters only for spikes.
+- Where an unclipped run diverges, nearly every method that limits the norm holds it.
+- Clipping by value is the one that turns the gradient: see its cosine.
+- A gradient that vanishes is left as it is: no method raises a norm.
+"""
+
+ORDER_TEXT = """Their settings: 50 tanh units, weights from N(0, 0.1), SGD at 0.01, batches of 20,
+threshold 1.0, solved when under 1 % of 10,000 new sequences are wrong. They trained for up to 5 million
+updates; here it is 5,000, so these rates are lower bounds. Theirs, from figure 7 of the paper:
+without clipping success falls off beyond about 20 steps, with it (MSGD-C) later, and with their
+regulariser on top (MSGD-CR), which steadygrad does not have, not up to 200.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`steadygrad compare` on a real script, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import math
+import torch
+
+torch.manual_seed(5)
+inputs = torch.randn(64, 4)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.9)
+for _ in range(60):
+    optimizer.zero_grad()
+    loss = (model(inputs) - 10 * inputs.sum(1, keepdim=True)).pow(4).mean()
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError("the loss is not finite")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 123.0)
+    optimizer.step()
+"""
+CLIPS = ("--clip", "none", "--clip", "norm:1.0")
+
+
+def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "steadygrad", "compare", *CLIPS, "--seeds", "2", *options]
+    return subprocess.run(
+        [*command, "--out", "results", "train.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with a finished comparison, and what it printed."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "train.py").write_text(SCRIPT)
+    return folder, compare(folder)
+
+
+def test_a_failed_run_is_a_result(finished: tuple[Path, Any]) -> None:
+    _, done = finished
+    assert done.returncode == 0, done.stderr
+    assert "norm:1.0 ends lowest" in done.stdout
+    assert "Diverged or failed: none (2 of 2)" in done.stdout
+    assert "FloatingPointError: the loss is not finite" in done.stdout
+    assert "4/4" in done.stderr
+
+
+def test_results_as_json_and_page(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    told = json.loads((folder / "results" / "compare.json").read_text())
+    none, one = told["policies"]
+    assert (none["standing"], none["diverged"]) == ("diverged", 2)
+    assert one["standing"] == "best"
+    assert one["clip_rate"] == 1.0
+    assert one["cosine"] == pytest.approx(1.0)
+    first, second = (seed["final_loss"] for seed in one["seeds"])
+    assert first != second, "the seeds come from outside, though the script sets its own"
+    assert len(one["curve"]["step"]) == 60
+    page = (folder / "results" / "compare.html").read_text()
+    assert told["sentence"].split(";")[0] in page
+    assert 'http-equiv="Content-Security-Policy"' in page
+    assert (folder / "results" / "report.html").exists()
+
+
+def test_starting_again_reuses_finished_cells(finished: tuple[Path, Any]) -> None:
+    folder, _ = finished
+    files = sorted((folder / "results").glob("*.db"))
+    before = [path.stat().st_mtime_ns for path in files]
+    (folder / "results" / "compare.json").unlink()
+    again = compare(folder, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["policies"][1]["standing"] == "best"
+    assert "4 reused" in again.stderr
+    assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_mistakes_say_what_to_type(tmp_path: Path) -> None:
+    done = compare(tmp_path)
+    assert done.returncode == 2
+    assert "there is no script train.py" in done.stderr

@@ -1,0 +1,173 @@
+"""A winner is named only where the difference exceeds the seeds' spread."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from steadygrad.compare import Cell, Grid, Outcome, judge, measure
+from steadygrad.compare.measure import curve, divergence
+from steadygrad.errors import SpecError, UsageError
+from steadygrad.runlog import Run, RunWriter
+from steadygrad.runlog.records import StepRecord, TensorInfo
+
+
+def outcomes(**finals: list[float]) -> list[Outcome]:
+    """Final losses by policy; NaN for a seed that diverged."""
+    return [
+        Outcome(spec, seed, trouble="" if x == x else "loss not finite", steps=9, final_loss=x)
+        for spec, values in finals.items()
+        for seed, x in enumerate(values)
+    ]
+
+
+def standings(**finals: list[float]) -> dict[str, str]:
+    return {row.spec: row.standing for row in judge(outcomes(**finals), ["t.py"]).rows}
+
+
+def test_a_difference_beyond_the_spread_wins() -> None:
+    assert standings(none=[2.0, 2.2, 2.1], auto=[1.0, 1.1, 1.2]) == {
+        "none": "worse",
+        "auto": "best",
+    }
+
+
+def test_a_difference_within_the_larger_spread_does_not() -> None:
+    table = judge(outcomes(none=[1.0, 2.2, 1.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
+    assert [row.standing for row in table.rows] == ["level with the best", "best"]
+    assert table.sentence == "No winner: auto and none are level, within the spread of the seeds."
+
+
+def test_fewer_diverged_seeds_come_before_a_lower_loss() -> None:
+    assert standings(none=[0.1, math.nan, 0.1], auto=[1.0, 1.1, 1.2]) == {
+        "none": "diverged",
+        "auto": "best",
+    }
+    table = judge(outcomes(none=[0.1, math.nan, 0.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
+    assert table.sentence.endswith("Diverged or failed: none (1 of 3).")
+
+
+def test_one_seed_names_no_winner() -> None:
+    table = judge(outcomes(none=[2.0], auto=[1.0]), ["t.py"])
+    assert [row.standing for row in table.rows] == ["", ""]
+    assert "no winner can be named" in table.sentence
+
+
+def test_seeds_that_change_nothing_are_noticed() -> None:
+    table = judge(outcomes(none=[2.0, 2.0], auto=[1.0, 1.0]), ["t.py"])
+    assert table.alike
+    assert "can be seeded from outside" in table.sentence
+
+
+def test_everything_diverged() -> None:
+    table = judge(outcomes(none=[math.nan, math.nan]), ["t.py"])
+    assert "No training ended with a loss" in table.sentence
+    json.dumps(table.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "trouble"),
+    [
+        (np.linspace(2, 1, 100), np.ones(100), ""),
+        (np.linspace(2, 5, 100), np.ones(100), "loss grew from 2.06 to 4.94"),
+        (np.r_[np.ones(50), np.full(50, np.nan)], np.ones(100), "loss not finite"),
+        (np.ones(100), np.r_[np.ones(50), np.full(50, np.inf)], "gradients not finite"),
+        (np.full(100, np.nan), np.ones(100), ""),
+        (np.linspace(-1, -3, 100), np.ones(100), ""),
+    ],
+)
+def test_what_counts_as_diverged(losses: Any, norms: Any, trouble: str) -> None:
+    run = Run.from_arrays(steps={"norm": norms, "loss": losses})
+    assert divergence(losses, run) == trouble
+
+
+def test_bands_go_over_the_seeds() -> None:
+    rows = [
+        Outcome("none", seed, steps=100, final_loss=1.0, curve=curve(np.full(100, value)))
+        for seed, value in enumerate((1.0, 2.0, 4.0))
+    ]
+    steps, low, middle, high = judge(rows, ["t.py"]).rows[0].band()
+    assert (len(steps), set(low), set(middle), set(high)) == (100, {1.0}, {2.0}, {4.0})
+
+
+def test_curves_keep_the_level_and_not_the_spike() -> None:
+    losses = np.ones(10_000)
+    losses[5000] = 1e6
+    found = curve(losses)
+    assert found.losses.tolist() == [1.0] * 200
+
+
+def grid_of(tmp_path: Path, **changes: Any) -> Grid:
+    script = tmp_path / "train.py"
+    script.write_text(changes.pop("source", "pass"))
+    given = {"arguments": (), "specs": ("none", "auto"), "seeds": 2, **changes}
+    return Grid(script=str(script), folder=tmp_path / "out", **given)
+
+
+def test_a_cell_is_reused_only_while_nothing_changed(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path)
+    grid.folder.mkdir()
+    cell = grid.cells[0]
+    assert cell.finished() is None
+    cell.note.write_text(json.dumps({"digest": cell.digest, "exit": 0, "seconds": 1.0}))
+    assert grid_of(tmp_path).cells[0].finished()
+    assert grid_of(tmp_path, source="print()").cells[0].finished() is None
+    assert grid_of(tmp_path, arguments=("--lr", "1")).cells[0].finished() is None
+    digests = {c.digest for c in grid.cells}
+    assert len(digests) == len({c.run_file for c in grid.cells}) == 4
+
+
+def test_the_command_replaces_clip_calls_unless_told_not_to(tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, specs=("norm:1.0", "script"), arguments=("--lr", "1"))
+    first, second = (grid.command(cell) for cell in grid.cells[:2])
+    assert first[first.index("--clip") + 1] == "norm:1.0"
+    assert "--clip" not in second
+    assert first[-3:] == [grid.script, "--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"specs": ()}, UsageError),
+        ({"specs": ("none", "none")}, UsageError),
+        ({"specs": ("nome",)}, SpecError),
+        ({"seeds": 0}, UsageError),
+    ],
+)
+def test_grids_that_cannot_be(tmp_path: Path, changes: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        grid_of(tmp_path, **changes)
+
+
+def test_a_cell_is_measured_from_its_run_file(tmp_path: Path) -> None:
+    cell = Cell("norm:1.0", 0, tmp_path, "x", "d")
+    with RunWriter(cell.run_file) as writer:
+        ids = writer.add_tensors([TensorInfo("w")])
+        for step in range(40):
+            clipped = step % 4 == 0
+            record = StepRecord(
+                step=step,
+                loss=2.0 - step / 40,
+                norm=2.0,
+                coef=0.5 if clipped else 1.0,
+                action="clip" if clipped else "none",
+                cosine=0.6 if clipped else 1.0,
+            )
+            ones = np.ones(1)
+            writer.write_step(record, ids, ones, ones, ones * 0, ones * 0)
+    found = measure(cell, {"exit": 0, "seconds": 3.5})
+    assert (found.steps, found.clip_rate, found.seconds, found.trouble) == (40, 0.25, 3.5, "")
+    assert found.cosine == pytest.approx(0.9)
+    assert found.final_loss == pytest.approx(2.0 - 38.5 / 40)
+
+
+def test_a_crash_is_a_result(tmp_path: Path) -> None:
+    cell = Cell("none", 0, tmp_path, "x", "d")
+    cell.log.write_text("Traceback\nValueError: no data\n")
+    found = measure(cell, {"exit": 1, "seconds": 1.0})
+    assert found.trouble == "failed: ValueError: no data"
