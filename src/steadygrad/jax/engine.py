@@ -58,6 +58,9 @@ class JaxEngine:
         # a select on a scalar lets XLA leave donated buffers unwritten
         return lax.select(coef < 1.0, narrow(widen(leaf) * coef, leaf.dtype), jnp.asarray(leaf))
 
+    def held(self, x: Any) -> Any:
+        return lax.optimization_barrier(jnp.asarray(x))
+
     def cleaned(self, leaf: Any) -> Any:
         return jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
 

@@ -253,7 +253,8 @@ class _Clipper:
             done = step(
                 engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, self.details
             )
-            return rebuild(done.leaves), self.after(state, done), done.skip
+            skip = engine.held(done.skip)
+            return rebuild(done.leaves), self.after(state, done), skip
 
     @staticmethod
     def _widened(value: Any) -> Any:

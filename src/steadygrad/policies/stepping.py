@@ -126,6 +126,9 @@ class Engine(Protocol):
     def scaled(self, leaf: Any, coef: Any) -> Any:
         """``leaf`` times ``coef``, rounded once; bit-identical where ``coef`` is 1."""
 
+    def held(self, x: Any) -> Any:
+        """``x``, computed once: a compiler must not repeat it in the code of every leaf."""
+
     def cleaned(self, leaf: Any) -> Any:
         """``leaf`` with non-finite elements replaced by 0."""
 
@@ -226,8 +229,9 @@ def step(
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
     coefs = decision.coef * xp.ones_like(usable.norms)
     single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
+    shared = engine.held(decision.coef) if single else engine.held(coefs)
     kept = [
-        engine.scaled(leaf, decision.coef if single else coefs[index])
+        engine.scaled(leaf, shared if single else shared[index])
         for index, leaf in enumerate(leaves)
     ]
     if policy.elementwise:

@@ -41,6 +41,9 @@ class TensorFlowEngine:
 
         return tf.cond(coef < 1.0, shrink, lambda: tf.identity(leaf))
 
+    def held(self, x: Any) -> Any:
+        return x
+
     def cleaned(self, leaf: Any) -> Any:
         return tf.where(tf.math.is_finite(leaf), leaf, tf.zeros_like(leaf))
 

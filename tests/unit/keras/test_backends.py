@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # the first test of a backend runs all its cases
+
 HERE = Path(__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 COMMON = [
@@ -51,7 +53,7 @@ def ran(backend: str) -> dict:
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
