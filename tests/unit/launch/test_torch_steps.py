@@ -273,3 +273,53 @@ def test_torch_autograd_grad_is_not_taken_for_a_training(observe: Observe) -> No
         (grad,) = torch.autograd.grad((weight**2).sum(), weight)
         weight = (weight - grad * 0.1).detach().requires_grad_()
     assert seen.patches.steps == 0
+
+
+def test_a_backbone_that_nobody_updates_is_left_alone(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
+    for _ in range(20):
+        net.zero_grad()
+        net(data()).sum().backward()
+        optimizer.step()
+    run = seen.run()
+    assert set(run.steps["optimizer"]) == {0}
+    assert len(run.steps) == 20
+    assert not seen.patches._observer._by_hand
+
+
+def test_an_optimizer_made_after_the_first_one_is_no_loop_by_hand(observe: Observe) -> None:
+    seen = observe()
+    for _ in range(2):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(data()).sum().backward()
+            optimizer.step()
+    run = seen.run()
+    assert [o["class"] for o in run.info["optimizers"]] == ["SGD", "SGD"]
+    assert len(run.steps) == 6
+
+
+def test_a_dropped_model_is_freed_at_once(observe: Observe) -> None:
+    import gc
+    import weakref
+
+    observe()
+    gc.collect()
+    gc.disable()
+    try:
+        refs = []
+        for _ in range(3):
+            net = model()
+            optimizer = torch.optim.Adam(net.parameters())
+            net(data()).sum().backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            refs += [weakref.ref(net), weakref.ref(net[0].weight), weakref.ref(optimizer)]
+        del net, optimizer
+        assert [ref() is None for ref in refs[3:]] == [True] * 6  # the first: torch's own imports
+    finally:
+        gc.enable()

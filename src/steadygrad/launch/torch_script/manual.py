@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +100,11 @@ class ManualLoop:
             probe=[_probe(leaf) for leaf in held[-2:]],
             weights=[leaf for leaf in held if id(leaf) in self._announced],
         )
+
+    def forget(self, parameters: Iterable[torch.Tensor]) -> None:
+        """An optimizer has stepped on these: what waits of them is its step."""
+        if self._pending is not None and any(id(p) in self._known for p in parameters):
+            self._pending = None
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ class TorchObserver:
         self._census: Census | None = None
         self._walks = 0
         self._by_hand = False
+        self._seen_loose: set[int] = set()
         self._manual = self._new_manual()
         self._scale: Any = None
         self._amp = False
@@ -73,8 +74,10 @@ class TorchObserver:
         """The script calls backward on these tensors."""
         with self._timed():
             # first what this backward ends: a step by hand, which has the losses so far
-            if self._walks < MOST_WALKS or self._by_hand:
+            if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
                 self._look_around(tensors)
+            else:
+                self._by_hand = False
             self.losses.saw(tensors, weights)
             self._scale = self.losses.scale
             self._amp = self._amp or self._scale is not None
@@ -92,13 +95,28 @@ class TorchObserver:
             self._census = Census()
         leaves = leaves_of([t for t in tensors if isinstance(t, torch.Tensor)])
         self._census.note_order(leaves)
-        owned = self._census.owned()
-        loose = [leaf for leaf in leaves if id(leaf) not in owned]
+        loose = self._loose(leaves)
         self._by_hand = bool(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
         elif self._steps and self._census.settled():
             self._walks = MOST_WALKS
+
+    def _loose(self, leaves: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The leaves that no optimizer holds."""
+        assert self._census is not None
+        owned = self._census.owned()
+        loose = [leaf for leaf in leaves if id(leaf) not in owned]
+        if not self._seen_loose.issuperset(map(id, loose)):
+            self._census.refresh()  # their optimizer may be newer than the census
+            owned = self._census.owned()
+            loose = [leaf for leaf in leaves if id(leaf) not in owned]
+            self._seen_loose = set(map(id, loose))
+        return loose
+
+    def _waits_for_updates_by_hand(self) -> bool:
+        # a fine-tuned head leaves a backbone of loose weights that nobody ever updates
+        return self._by_hand and (self._manual.steps > 0 or self._steps == 0)
 
     # -- optimizers ----------------------------------------------------------------------------
 
@@ -120,6 +138,7 @@ class TorchObserver:
         """An optimizer is about to step."""
         with self._timed():
             steady = self._steady(optimizer)
+            self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
             if optimizer in self._told:
                 self._told.discard(optimizer)
                 return
