@@ -37,12 +37,16 @@ def test_it_trains_three_ways_and_ends_with_the_path_of_one_report(tmp_path: Pat
     assert len(first_losses) == 1  # the same weights and the same batch
     assert [len(r) for r in runs.values()] == [40, 40, 40]
     assert (runs["by-value"].steps.cosine < 0.99).any()
-    accuracies = [r.info["results"]["Test accuracy"] for r in runs.values()]
-    assert all(f"{a.split('.')[0]}" in said for a in accuracies)
+    for name, run in runs.items():
+        percent = float(run.info["results"]["Test accuracy"].split()[0])
+        line = next(
+            line for line in said.splitlines() if line.startswith(f"{name} ") and "reads" in line
+        )
+        assert abs(int(line.split("reads ")[1].split("%")[0]) - percent) <= 0.55
 
 
 def test_the_unclipped_training_explodes_and_is_diagnosed(tmp_path: Path) -> None:
-    train("none", tmp_path / "run.db", steps=600, seed=0)
+    train("none", tmp_path / "run.db", steps=400, seed=2)
     run = open_run(tmp_path / "run.db")
     norm = run.steps.norm
     finite = norm[np.isfinite(norm)]
