@@ -47,10 +47,10 @@ class _Folder(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
         except SteadyGradError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = 2 if isinstance(error, UsageError) else 1
-            raise shown from error
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Folder, context_settings={"help_option_names": ["-h", "--help"]})
