@@ -39,7 +39,8 @@ def render(report: dict[str, Any]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(_filters())
-    scripts = {"early": _asset("early.js"), "plotly": plotly_script(), "script": _asset("page.js")}
+    scripts = {name: _asset(f"{name}.js") for name in ("early", "late")}
+    scripts |= {"plotly": plotly_script(), "script": _asset("page.js")}
     runs = [{**run, "facts": facts(run)} for run in report["runs"]]
     return environment.from_string(_asset("page.html")).render(
         report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
