@@ -14,15 +14,36 @@ from steadygrad.runlog.records import StepRecord, TensorInfo
 
 
 class StepItem(NamedTuple):
-    """A step with its figures, copied; arrays are over ``tensor_ids``."""
+    """A step with its figures, copied; ``figures`` is ``[4, tensors]``, one array to make."""
 
     record: StepRecord
     time: float
     tensor_ids: NDArray[np.int64]
-    norms: NDArray[np.float64]
-    max_abs: NDArray[np.float64]
-    nonfinite: NDArray[np.float64]
-    zeros: NDArray[np.float64]
+    figures: NDArray[np.float64]
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """Norm of each tensor's gradient."""
+        row: NDArray[np.float64] = self.figures[0]
+        return row
+
+    @property
+    def max_abs(self) -> NDArray[np.float64]:
+        """Largest finite magnitudes."""
+        row: NDArray[np.float64] = self.figures[1]
+        return row
+
+    @property
+    def nonfinite(self) -> NDArray[np.float64]:
+        """Counts of NaN and inf elements."""
+        row: NDArray[np.float64] = self.figures[2]
+        return row
+
+    @property
+    def zeros(self) -> NDArray[np.float64]:
+        """Counts of zero elements."""
+        row: NDArray[np.float64] = self.figures[3]
+        return row
 
 
 class TensorsItem(NamedTuple):

@@ -75,7 +75,8 @@ class Pump:
 
     def put(self, item: Any, size: int) -> bool:
         """Queue an item of about ``size`` bytes; False where it had to be dropped."""
-        if not self.usable:
+        # the hot path: the at-fork hook stands for a look at the process id here
+        if self.stopped or self._closing:
             return False
         waiting = len(self._queue) * size
         if waiting > self._max_bytes // 2:

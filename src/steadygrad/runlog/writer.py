@@ -154,15 +154,12 @@ class RunWriter:
                 record,
                 time.time(),
                 np.array(tensor_ids, np.int64),
-                np.array(norms, np.float64),
-                np.array(max_abs, np.float64),
-                np.array(nonfinite, np.float64),
-                np.array(zeros, np.float64),
+                np.array((norms, max_abs, nonfinite, zeros), np.float64),
             )
         except (TypeError, ValueError) as error:
             self._put(error, 0)  # the thread ends the recording with it
             return
-        if not self._pump.put(item, 1000 + 5 * item.norms.nbytes):
+        if not self._pump.put(item, 1000 + 2 * item.figures.nbytes):
             self._recorder.missed(record)
         self._recorder.overhead += time.perf_counter() - began
 

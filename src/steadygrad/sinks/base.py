@@ -147,7 +147,7 @@ class Sink(ABC):
         if pump is None or not pump.usable:
             return
         for item in items:
-            size = 1000 + 5 * item.norms.nbytes if isinstance(item, StepItem) else 1000
+            size = 1000 + 2 * item.figures.nbytes if isinstance(item, StepItem) else 1000
             if not pump.put(item, size):
                 self._lost += 1
 

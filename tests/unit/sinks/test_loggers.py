@@ -192,8 +192,9 @@ def test_mlflow_in_sqlite(live: Callable[..., Path], tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     address = f"sqlite:///{tmp_path}/ml.db"
-    live(f"mlflow:{address}")
     client = MlflowClient(tracking_uri=address)
+    client.search_experiments()  # creates the tables, which may take longer than an exit waits
+    live(f"mlflow:{address}")
     experiment = client.get_experiment_by_name("steadygrad")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
