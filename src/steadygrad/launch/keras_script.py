@@ -71,7 +71,9 @@ class KerasObserver:
         try:
             pairs = zip(gradients, variables, strict=True)
             present = [(i, g) for i, (g, _) in enumerate(pairs) if g is not None]
-            if present and not self.backend.distributed():
+            if self.backend.distributed():
+                self._session.mention("steps under a tf.distribute strategy are not observed")
+            elif present:
                 self._observe(self._track(optimizer, variables), present, optimizer)
         except Exception as error:
             self._session.trouble("a Keras step is not observed", error)
@@ -322,7 +324,7 @@ def install(session: Session, keras: ModuleType) -> KerasObserver | None:
     if keras.backend.backend() not in ("tensorflow", "jax"):
         return None
     if session.plan.clip is not None:
-        session.troubles.append(
+        session.mention(
             "--clip does not reach Keras optimizers; type steadygrad.keras.attach(optimizer, "
             f"clip={session.plan.clip!r}) in the script"
         )

@@ -96,7 +96,10 @@ class Session:
 
     def trouble(self, what: str, error: BaseException) -> None:
         """Keep a failure of ours for the last words."""
-        sentence = f"{what}: {type(error).__name__}: {error}"
+        self.mention(f"{what}, by a fault of ours: {type(error).__name__}: {error}")
+
+    def mention(self, sentence: str) -> None:
+        """Keep a sentence for the last words, once."""
         if sentence not in self.troubles:
             self.troubles.append(sentence)
 

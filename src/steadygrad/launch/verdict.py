@@ -44,7 +44,7 @@ def last_words(session: Session) -> str:
     else:
         lines = _wrapped(_nothing_seen(session), "", "  ")
     for what in session.troubles:
-        lines += _wrapped(f"Not observed in full, by a fault of ours: {what}", "  ", "    ")
+        lines += _wrapped(f"Mind: {what}", "  ", "    ")
     if path or others:
         lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
     return "\n".join(["steadygrad: " + lines[0], *lines[1:]])
@@ -64,14 +64,15 @@ def _explained(run: Run, session: Session) -> list[str]:
     told = verdict(run, findings)
     lines = _wrapped(told.sentence, "", "  ")
     for finding in findings[:MOST_FINDINGS]:
-        lines += _finding(finding)
+        lines += _finding(finding, told.sentence)
     if len(findings) > MOST_FINDINGS:
         lines.append(f"  and {len(findings) - MOST_FINDINGS} more findings, in the report")
     return lines + _threshold(run, session)
 
 
-def _finding(finding: Finding) -> list[str]:
-    lines = _wrapped(f"{finding.id} {finding.severity}: {finding.title}", "  ", "    ")
+def _finding(finding: Finding, said: str) -> list[str]:
+    title = "" if finding.title.rstrip(".") == said.rstrip(".") else f": {finding.title}"
+    lines = _wrapped(f"{finding.id} {finding.severity}{title}", "  ", "    ")
     for evidence in finding.evidence[:MOST_EVIDENCE]:
         lines += _wrapped(f"- {evidence}", "    ", "      ")
     if finding.fixes:

@@ -1,0 +1,90 @@
+"""The last words, from a run file and a session, without a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from steadygrad.launch.plan import Plan
+from steadygrad.launch.session import Session
+from steadygrad.launch.verdict import last_words
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+
+NAN = float("nan")
+
+
+def session_of(folder: Path, norms: list[float], **wishes: object) -> Session:
+    """A session that has recorded these norms."""
+    plan = Plan("train.py", ("--hf-token", "abc", "a b"), out=str(folder / "run.db"))
+    session = Session(plan)
+    session.path = plan.out
+    info = {"overhead_seconds": 0.5, "wall_seconds": 10.5}
+    with RunWriter(session.path, info=info) as writer:
+        ids = writer.add_tensors([TensorInfo("w", (2,))])
+        for step, norm in enumerate(norms):
+            bad = int(norm != norm)
+            record = StepRecord(step, norm=norm, loss=1.0 + 1 / (step + 1), nonfinite=bad)
+            writer.write_step(record, ids, [norm], [norm], [bad], [0])
+    return session
+
+
+@pytest.fixture
+def steady_norms() -> list[float]:
+    return [1.0 + 0.1 * (step % 7) for step in range(64)]
+
+
+def test_a_healthy_run_gets_a_verdict_a_threshold_and_the_next_command(
+    tmp_path: Path, steady_norms: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = last_words(session_of(tmp_path, steady_norms)).splitlines()
+    assert lines[0].startswith("steadygrad: Steady over 64 steps")
+    assert any(line.startswith("  Recommended threshold: ") for line in lines)
+    assert "  Observing cost 5.0 % of the script's 10.0 s." in lines
+    assert lines[-1] == "Next: steadygrad report run.db"
+
+
+def test_spikes_are_named_with_a_command_that_hides_secrets(
+    tmp_path: Path, steady_norms: list[float]
+) -> None:
+    for step in (20, 41):
+        steady_norms[step] = 500.0
+    words = last_words(session_of(tmp_path, steady_norms))
+    assert "SG202" in words
+    again = next(line for line in words.splitlines() if line.strip().startswith("try: "))
+    assert again.split("--clip ")[1].startswith("norm:")
+    assert again.endswith("train.py --hf-token '***' 'a b'")
+    assert "abc" not in words
+
+
+def test_a_finding_that_is_the_verdict_is_not_said_twice(
+    tmp_path: Path, steady_norms: list[float]
+) -> None:
+    lines = last_words(session_of(tmp_path, [*steady_norms, NAN, NAN])).splitlines()
+    verdict = " ".join(lines[0].split()[1:6])
+    assert sum(verdict in line for line in lines) == 1
+    assert any(line.strip().split()[:2] == ["SG101", "error"] for line in lines)
+
+
+def test_what_went_wrong_on_our_side_is_said(tmp_path: Path, steady_norms: list[float]) -> None:
+    session = session_of(tmp_path, steady_norms)
+    session.trouble("part of the run was not observed", ValueError("x"))
+    session.trouble("part of the run was not observed", ValueError("x"))
+    assert last_words(session).count("by a fault of ours: ValueError: x") == 1
+
+
+@pytest.mark.parametrize(
+    ("frameworks", "expected"),
+    [([], "imported neither"), (["torch"], "torch.autograd.grad"), (["jax"], "jax.record(")],
+)
+def test_no_steps_are_never_called_healthy(
+    tmp_path: Path, frameworks: list[str], expected: str
+) -> None:
+    session = Session(Plan("train.py", out=str(tmp_path / "run.db")))
+    session.frameworks = frameworks
+    words = " ".join(last_words(session).split())
+    assert words.startswith("steadygrad: 0 steps seen")
+    assert expected in words
+    assert "Steady" not in words
+    assert "Next:" not in words
