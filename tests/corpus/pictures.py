@@ -91,6 +91,7 @@ def curve(view: View) -> list[str]:
     lines[-1] = f"{10**low:8.1e} |{lines[-1]}"
     lines[1:-1] = [f"{'':8} |{line}" for line in lines[1:-1]]
     axis = f"{'':9}+{'-' * len(steps)}"
+    lines = [line.rstrip() for line in lines]
     return [*lines, axis, f"{'':10}step {view.step[0]} to {view.step[-1]}; norm before clipping"]
 
 

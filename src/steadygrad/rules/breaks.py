@@ -46,9 +46,11 @@ class Break:
         return self.growth >= GROWTH
 
     @property
-    def last_good(self) -> int:
-        """The last step whose gradients were finite; -1 for none."""
-        return self.step - 1
+    def last_good(self) -> str:
+        """A sentence on the last step whose gradients were finite."""
+        if not self.before.size:
+            return "No step of this run was good."
+        return f"Step {self.step - 1} is the last good one."
 
 
 def first_break(view: View) -> Break | None:
@@ -146,7 +148,7 @@ def _aftermath(story: Break) -> str:
     if story.lost and story.applied:
         return (
             f"Every later step is broken: the weights are lost since step {story.step}; "
-            f"clipping cannot recover them. Step {story.last_good} is the last good one."
+            f"clipping cannot recover them. {story.last_good}"
         )
     if story.lost:
         return "Every later step is broken too, although the broken ones were skipped."

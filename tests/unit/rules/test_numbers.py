@@ -19,6 +19,12 @@ def test_a_sudden_nan_is_an_operation(make):
     assert "weights are lost since step 60" in " ".join(found[0].evidence)
 
 
+def test_a_run_that_begins_broken_has_no_good_step(make):
+    m = make()
+    m.break_from(0)
+    assert any("No step of this run was good." in s for s in m.findings[0].evidence)
+
+
 def test_only_the_broken_tensors_are_named(make):
     m = make()
     m.norms[60:, :4] = np.nan

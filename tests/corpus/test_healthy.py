@@ -1,0 +1,24 @@
+"""The healthy half of the same tenth: a file of its own, so that two workers share the tenth."""
+
+from __future__ import annotations
+
+import pytest
+from cases import tenth
+from judge import Verdict, judge, table, wrong
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> list[Verdict]:
+    return [judge(case) for case in tenth() if not case.accepted]
+
+
+def test_no_healthy_run_is_accused(verdicts: list[Verdict]) -> None:
+    assert len(verdicts) > 30
+    assert not any(v.alarmed for v in verdicts), wrong(verdicts)
+
+
+def test_the_table_shows_every_detector(verdicts: list[Verdict]) -> None:
+    text = table(verdicts)
+    assert text.count("**steadygrad**") == 2
+    for name in ("AutoTrainer", "SageMaker", "TheDeepChecker"):
+        assert name in text
