@@ -7,10 +7,12 @@ on the modules during the first forward pass only, since each costs time at ever
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from steadygrad.runlog.records import TensorInfo
@@ -37,7 +39,8 @@ class ModelNames:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._order: dict[int, int] = {}
-        self._hooks = [_watch(module, self._order) for module in _owners(model)]
+        self._hook = _watch(_owners(model), self._order)
+        weakref.finalize(self, _remove, self._hook)
 
     def __call__(self, parameter: torch.Tensor) -> TensorInfo | None:
         found = self._table().get(id(parameter))
@@ -48,11 +51,10 @@ class ModelNames:
         return describe(parameter, name, type(module).__name__, position)
 
     def finish(self) -> bool:
-        """Take the hooks off the modules: the order is known. False where they are off already."""
-        standing = bool(self._hooks)
-        while self._hooks:
-            self._hooks.pop().remove()
-        return standing
+        """Take the hook off: the order is known. False where it is off already."""
+        hook, self._hook = self._hook, None
+        _remove(hook)
+        return hook is not None
 
     def _table(self) -> dict[int, tuple[str, torch.nn.Module]]:
         # built at every call of a rare kind (first step, new parameters): modules may change
@@ -90,14 +92,22 @@ def lookup(names: Names | None, parameter: torch.Tensor, place: str) -> TensorIn
     return describe(parameter, found or place)
 
 
-def _owners(model: torch.nn.Module) -> list[torch.nn.Module]:
-    if hasattr(model, "_orig_mod"):  # a hook would be traced into the compiled graph
-        return []
-    return [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+def _owners(model: torch.nn.Module) -> set[int]:
+    """Ids of the modules that own parameters; none where a hook would be traced into a graph."""
+    modules = list(model.modules())
+    if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
+        return set()
+    return {id(m) for m in modules if next(m.parameters(recurse=False), None) is not None}
 
 
-def _watch(module: torch.nn.Module, order: dict[int, int]) -> RemovableHandle:
+def _watch(owners: set[int], order: dict[int, int]) -> RemovableHandle | None:
     def note(module: torch.nn.Module, args: Any) -> None:
-        order.setdefault(id(module), len(order))
+        if id(module) in owners:
+            order.setdefault(id(module), len(order))
 
-    return module.register_forward_pre_hook(note)
+    return register_module_forward_pre_hook(note) if owners else None
+
+
+def _remove(hook: RemovableHandle | None) -> None:
+    if hook is not None:
+        hook.remove()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import _global_forward_pre_hooks
 
 import steadygrad.torch as sg
 from steadygrad import open_run
@@ -120,14 +122,28 @@ def test_the_forward_order_is_that_of_the_first_pass_and_hooks_are_gone_after_it
 
     model = Backwards()
     names = ModelNames(model)
+    assert len(_global_forward_pre_hooks) == 1
+    twin = pickle.loads(pickle.dumps(torch.nn.Sequential(*model.children())))
+    twin(torch.ones(1, 2))  # another model does not count
     model(torch.ones(1, 2))
     assert names.finish()
     assert not names.finish()
-    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert not _global_forward_pre_hooks
     order = {name: names(p).position for name, p in model.named_parameters()}
     assert order["first.weight"] == 0
     assert order["last.bias"] == 1
     assert order["unused.weight"] == -1
+
+
+def test_the_hook_goes_with_what_wanted_it(sgd):
+    steady = sg.attach(sgd.optimizer, model=sgd.model)
+    assert _global_forward_pre_hooks
+    steady.detach()
+    assert not _global_forward_pre_hooks
+    names = ModelNames(sgd.model)
+    assert _global_forward_pre_hooks
+    del names
+    assert not _global_forward_pre_hooks
 
 
 def test_names_are_those_of_the_model_inside_wrappers():

@@ -16,7 +16,7 @@ def sgd(model):
 
 
 def resumed(training, clip, steps, cut):
-    """Norm-and-threshold pairs of a training that is saved and loaded after ``cut`` steps."""
+    """Figures and final memory of a training that is saved and loaded after ``cut`` steps."""
     t = training(sgd)
     steady = sg.attach(t.optimizer, clip=clip, model=t.model)
     seen = []
@@ -33,13 +33,16 @@ def resumed(training, clip, steps, cut):
             steady.load_state_dict(state)
         t.step(1.0 + step % 3)
         seen.append((steady.last.step, steady.last.norm, steady.last.threshold, steady.last.coef))
-    return seen
+    return seen, {key: value.tolist() for key, value in steady.state_dict()["state"].items()}
 
 
 @pytest.mark.parametrize("clip", ["norm:0.1", "autoclip:50", "zclip:warmup=4", "adagc:warmup=3"])
 @pytest.mark.parametrize("cut", [1, 6])
 def test_a_resumed_training_goes_on_as_if_nothing_had_been(training, clip, cut):
-    assert resumed(training, clip, 10, cut) == resumed(training, clip, 10, None)
+    whole = resumed(training, clip, 10, None)
+    assert resumed(training, clip, 10, cut) == whole
+    fresh = resumed(training, clip, 0, None)
+    assert (whole[1] != fresh[1]) == (clip != "norm:0.1")  # it does remember something
 
 
 def test_groups_are_saved_and_loaded_too(training):
