@@ -12,7 +12,11 @@ import pytest
 from steadygrad import open_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPTS = sorted(p.stem for p in EXAMPLES.glob("*.py") if "ArgumentParser" in p.read_text())
+SCRIPTS = sorted(
+    p.stem
+    for p in EXAMPLES.glob("*.py")
+    if "ArgumentParser" in p.read_text() and "import torch" in p.read_text()
+)
 STEPS = 6
 
 

@@ -58,6 +58,9 @@ class JaxEngine:
         # a select on a scalar lets XLA leave donated buffers unwritten
         return lax.select(coef < 1.0, narrow(widen(leaf) * coef, leaf.dtype), jnp.asarray(leaf))
 
+    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        return [self.scaled(leaf, coef) for leaf in leaves]
+
     def held(self, x: Any) -> Any:
         return lax.optimization_barrier(jnp.asarray(x))
 

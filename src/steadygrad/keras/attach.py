@@ -53,9 +53,9 @@ def attach(
         UsageError: an option that does not exist.
 
     Example:
-        >>> import keras, steadygrad.keras as sg
+        >>> import keras
         >>> optimizer = keras.optimizers.SGD(1.0)
-        >>> steady = sg.attach(optimizer, clip="norm:1.0")
+        >>> steady = attach(optimizer, clip="norm:1.0")
         >>> weight = keras.Variable([0.0, 0.0])
         >>> optimizer.apply([keras.ops.convert_to_tensor([3.0, 4.0])], [weight])
         >>> steady.last.norm, steady.last.action

@@ -27,7 +27,8 @@ def hook_of(optimizer: Any) -> Hook | None:
 def install(optimizer: Any, hook: Hook) -> None:
     """Make an optimizer an attached one."""
     optimizer.__dict__[_HOOK] = hook  # past __setattr__, which would track it as a layer
-    optimizer.__class__ = steady_class(type(optimizer))
+    base: Any = type(optimizer)
+    optimizer.__class__ = steady_class(base)
     if optimizer.built:
         with name_scope(optimizer):
             hook.build(optimizer, optimizer._trainable_variables)
@@ -174,7 +175,8 @@ class _Telling:
 def tell(outer: Any) -> None:
     """Make a `LossScaleOptimizer` tell of the steps it drops."""
     if not isinstance(outer, _Telling):
-        outer.__class__ = outer_class(type(outer))
+        base: Any = type(outer)
+        outer.__class__ = outer_class(base)
 
 
 def stop_telling(outer: Any) -> None:

@@ -195,6 +195,9 @@ class TorchEngine:
         kernels.scale_([copy], coef)
         return copy
 
+    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        return [self.scaled(leaf, coef) for leaf in leaves]
+
     def held(self, x: Any) -> Any:
         return x
 

@@ -126,6 +126,9 @@ class Engine(Protocol):
     def scaled(self, leaf: Any, coef: Any) -> Any:
         """``leaf`` times ``coef``, rounded once; bit-identical where ``coef`` is 1."""
 
+    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        """Every leaf `scaled` by one 0-d coefficient."""
+
     def held(self, x: Any) -> Any:
         """``x``, computed once: a compiler must not repeat it in the code of every leaf."""
 
@@ -229,11 +232,11 @@ def step(
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
     coefs = decision.coef * xp.ones_like(usable.norms)
     single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
-    shared = engine.held(decision.coef) if single else engine.held(coefs)
-    kept = [
-        engine.scaled(leaf, shared if single else shared[index])
-        for index, leaf in enumerate(leaves)
-    ]
+    if single:
+        kept = engine.scaled_alike(leaves, engine.held(decision.coef))
+    else:
+        apart = engine.held(coefs)
+        kept = [engine.scaled(leaf, apart[index]) for index, leaf in enumerate(leaves)]
     if policy.elementwise:
         kept, coef, cosine, clipped = _elementwise(engine, policy, leaves, kept, usable, beside)
     elif single:

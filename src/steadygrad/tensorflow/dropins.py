@@ -84,7 +84,8 @@ def clip_by_global_norm(
         else:
             total = xp.asarray(use_norm, tf.float64)
         coef = coefficient(xp, total, limit)
-        scaled = [None if g is None else _on_values(g, lambda t: _scaled(t, coef)) for g in tensors]
+        moved = iter(TensorFlowEngine().scaled_alike([_dense(_values(g)) for g in there], coef))
+        scaled = [None if g is None else _with_values(g, next(moved)) for g in tensors]
         return scaled, tf.cast(total, _figure_dtype(there))
 
 
@@ -229,8 +230,17 @@ def _scaled_by_slices(tensor: Any, coef: Any) -> Any:
     return tf.where(coef < 1.0, narrow(wide * tf.cast(coef, wide.dtype), tensor.dtype), tensor)
 
 
+def _dense(values: Any) -> Any:
+    return tf.convert_to_tensor(values)
+
+
+def _with_values(gradient: Any, values: Any) -> Any:
+    """A tensor, or IndexedSlices with new values."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
 def _on_values(gradient: Any, change: Callable[[Any], Any]) -> Any:
     """Apply ``change`` to a tensor, or to the values of IndexedSlices."""
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(change(gradient.values), gradient.indices, gradient.dense_shape)
-    return change(tf.convert_to_tensor(gradient))
+    return _with_values(gradient, change(_dense(_values(gradient))))

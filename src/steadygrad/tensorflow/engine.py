@@ -34,12 +34,16 @@ class TensorFlowEngine:
         return narrow(x, like.dtype)
 
     def scaled(self, leaf: Any, coef: Any) -> Any:
-        # conditional, so that a graph writes nothing where nothing is clipped
-        def shrink() -> Any:
-            wide = widen(leaf)
-            return narrow(wide * tf.cast(coef, wide.dtype), leaf.dtype)
+        return self.scaled_alike([leaf], coef)[0]
 
-        return tf.cond(coef < 1.0, shrink, lambda: tf.identity(leaf))
+    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        # one conditional: a graph then writes nothing where nothing is clipped
+        found = tf.cond(
+            coef < 1.0,
+            lambda: [_shrunk(leaf, coef) for leaf in leaves],
+            lambda: [tf.identity(leaf) for leaf in leaves],
+        )
+        return list(found) if isinstance(found, (list, tuple)) else [found]
 
     def held(self, x: Any) -> Any:
         return x
@@ -49,6 +53,11 @@ class TensorFlowEngine:
 
     def size(self, leaf: Any) -> int:
         return int(leaf.shape.num_elements() or 0)
+
+
+def _shrunk(leaf: Any, coef: Any) -> Any:
+    wide = widen(leaf)
+    return narrow(wide * tf.cast(coef, wide.dtype), leaf.dtype)
 
 
 def densified(gradient: Any) -> Any:

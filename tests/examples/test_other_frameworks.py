@@ -1,0 +1,42 @@
+"""The Keras and JAX examples: they train, and leave a run file that the rules can read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steadygrad
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+STEPS = 3
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("script", "framework", "tensors"),
+    [("jax_char", "jax", 4), ("keras_lstm", "keras", 9), ("keras_transformer", "keras", 36)],
+)
+def test_an_example_trains_and_records(
+    script: str, framework: str, tensors: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.db"
+    settings = {"KERAS_BACKEND": "torch", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, f"{script}.py", "--steps", str(STEPS), "--run", str(path)],
+        cwd=EXAMPLES,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "clip rate" in done.stdout
+    run = steadygrad.open_run(path)
+    assert run.info["framework"] == framework
+    assert len(run.steps) == STEPS
+    assert run.tensor_norms.shape == (STEPS, tensors)
+    assert (run.steps.loss < 6).all()
+    assert (run.steps.norm > 0).all()
+    assert isinstance(steadygrad.diagnose(run), list)
