@@ -39,7 +39,7 @@ def global_norm(t_list: Sequence[Any], name: str | None = None) -> tf.Tensor:
 
     Example:
         >>> import tensorflow as tf
-        >>> float(global_norm([tf.constant([3e20, 4e20])])) / 1e20
+        >>> round(float(global_norm([tf.constant([3e20, 4e20])])) / 1e20, 6)
         5.0
     """
     with tf.name_scope(name or "global_norm"):
