@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.calibration.estimate import Floats, two_digits
+from steadygrad.calibration.estimate import Floats, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 
 OFTEN, NEARLY_ALWAYS = 0.10, 0.50
@@ -30,7 +30,14 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
 
 def advise(c: Calibration, info: Mapping[str, Any], rows: Any) -> Calibration:
     """The calibration with its advice written."""
-    sentences = [_what_to_type(c), *_moving(c), *_broken(c), *_defaults(c), *_was_clipped(c, rows)]
+    sentences = [
+        _what_to_type(c),
+        *_failed(rows),
+        *_moving(c),
+        *_broken(c),
+        *_defaults(c),
+        *_was_clipped(c, rows),
+    ]
     optimizers = len(info.get("optimizers") or ())
     if optimizers > 1:
         sentences.append(
@@ -72,6 +79,17 @@ def _what_to_type(c: Calibration) -> str:
         f"Type --clip {c.spec}. The {place}{below}; {rate} "
         f"(95 % interval {c.interval[0]:.3g} to {c.interval[1]:.3g})."
     )
+
+
+def _failed(rows: Any) -> list[str]:
+    rise = loss_rise(rows["loss"])
+    if rise is None:
+        return []
+    return [
+        f"The loss rose from {rise[0]:.3g} to {rise[1]:.3g}: the norms of a training that fails "
+        "are no guide, so nothing over 1 is recommended. Record one with --clip auto or a lower "
+        "learning rate, and calibrate that."
+    ]
 
 
 def _moving(c: Calibration) -> list[str]:

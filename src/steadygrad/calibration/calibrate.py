@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MIN_STEPS = 20
 START_SHARE, START_STEPS = 0.05, 100
 COMMON = (0.5, 1.0, 5.0)
+CAUTIOUS = 1.0
+"""The norms of a training that failed are no guide upwards; this is what most start from."""
 PERCENTILES = ("1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
 
 
@@ -32,7 +34,8 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
 
     The threshold stands three robust standard deviations over the median of the
     log norms, at least 1.25 and at most 4 times that median: over what the run
-    does when all is well, under its spikes. The first 5 % of the steps (100 at
+    does when all is well, under its spikes. Where the recorded loss rose it is at most 1:
+    the norms of a training that failed are no guide upwards. The first 5 % of the steps (100 at
     most) count as start-up, and what follows a divergence is left out.
 
     Args:
@@ -105,7 +108,9 @@ def _conclude(
 ) -> Calibration:
     stable, steps = x[stretch], kept["step"][stretch]
     norms = kept["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
-    threshold = two_digits(float(np.exp(estimate.log_threshold(stable))))
+    found_at = float(np.exp(estimate.log_threshold(stable)))
+    failed = estimate.loss_rise(rows["loss"]) is not None
+    threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
     places, heights = estimate.spikes(stable)
     found = tuple(
         Spike(int(steps[i]), float(norms[i]), float(np.exp(h)))
@@ -126,7 +131,7 @@ def _conclude(
         stationary=not moving,
         advice=(),
         spec=spec,
-        needed=bool(found) or diverged_at is not None or broken > 0,
+        needed=bool(found) or diverged_at is not None or broken > 0 or failed,
         trend=("rising" if change > 0 else "falling") if moving else "flat",
         drift=float(np.exp(change)),
         percentiles={p: float(np.percentile(norms, float(p))) for p in PERCENTILES},

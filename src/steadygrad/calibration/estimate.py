@@ -115,6 +115,22 @@ def bootstrap(x: Floats, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def loss_rise(losses: Floats) -> tuple[float, float] | None:
+    """Median loss of the first and of the last 5 % of the steps, where it rose; else None.
+
+    Example:
+        >>> loss_rise(np.linspace(2.0, 9.0, 41)), loss_rise(np.linspace(9.0, 2.0, 41))
+        ((2.0875, 8.9125), None)
+    """
+    width = max(1, losses.size // 20)
+    parts = (losses[:width], losses[losses.size - width :])
+    ends = [part[np.isfinite(part)] for part in parts]
+    if not all(part.size for part in ends):
+        return None
+    first, last = (float(np.median(part)) for part in ends)
+    return (first, last) if last > first else None
+
+
 def two_digits(value: float) -> float:
     """Rounded to two significant digits: what a person types."""
     return float(f"{value:.2g}")

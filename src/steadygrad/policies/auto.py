@@ -17,49 +17,52 @@ from steadygrad.stats import GradientStats
 class Auto(Policy):
     """Clip over the run's own level: `steadygrad.calibrate`, done at every step.
 
-    Over the last ``window`` log norms before clipping, with quartiles q50 and q75:
-    ``threshold = exp(q50 + reach)``, where ``reach = 3 * 1.4826 * (q75 - q50)`` is held
-    between the logs of ``least`` and ``most``. Half of a window would have to be spikes
-    before they move it. Of the first ``warmup`` norms none is let over ``start``.
+    Over the last ``window`` log norms before clipping, with quartiles q50 and q75 and
+    ``sigma = 1.4826 * (q75 - q50)``: ``threshold = exp(q50) * over * exp(-3 * sigma)``, at
+    least ``least`` times ``exp(q50)``. So a run whose norms hardly vary is clipped at its
+    spikes, and the wilder the norms, the lower they are held: that is where a smaller step
+    helps. Half of a window would have to be spikes before they move the level. Of the
+    first ``warmup`` norms none is let over ``start``.
 
     A threshold that follows the norm must not follow it into a divergence. So it never
-    exceeds ``rise`` times the level of the first window, or ``start`` if that is more, and
-    never ``ceiling``. A falling norm is followed without limit. Zero and non-finite norms
-    do not enter.
+    exceeds ``share`` of the first window's level, or ``start`` if that is more, and never
+    ``ceiling``. A falling norm is followed without limit. Zero and non-finite norms do not
+    enter.
 
     Args:
         window: number of norms that the level is taken from.
         warmup: number of norms before the level counts.
-        start: fixed threshold during warm-up.
-        least: the threshold is at least so many times the level.
-        most: and at most so many times.
-        rise: how many times the first window's level the threshold may reach.
+        start: fixed threshold during warm-up, and allowed ever after.
+        over: threshold over the level where norms do not vary.
+        least: the threshold is at least so many times the level, unless a limit below holds.
+        share: of the first window's level, what the threshold may reach.
         ceiling: the largest threshold, in units of the norm.
 
     Raises:
         SpecError: a parameter out of its range.
 
     Example:
-        >>> Auto().spec(), Auto(most=3.0).spec()
-        ('auto', 'auto:most=3.0')
+        >>> Auto().spec(), Auto(window=64).spec()
+        ('auto', 'auto:window=64')
     """
 
     name: ClassVar[str] = "auto"
     window: int = 128
     warmup: int = 20
     start: float = 1.0
-    least: float = 1.5
-    most: float = 4.0
-    rise: float = 4.0
+    over: float = 1.5
+    least: float = 0.3
+    share: float = 0.3
     ceiling: float = 10.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "start", "least", "most", "rise", "ceiling")
+        require_positive(self, "start", "over", "least", "share", "ceiling")
         require_count(self, "window", "warmup", least=2)
-        if not 1 < self.least <= self.most < math.inf:
+        if not (self.least <= self.over < math.inf and self.start <= self.ceiling):
             raise SpecError(
-                f"Auto: needs 1 < least <= most, got least={self.least}, most={self.most}; "
-                "for example auto:least=1.5,most=4.0"
+                f"Auto: needs least <= over and start <= ceiling, got least={self.least}, "
+                f"over={self.over}, start={self.start}, ceiling={self.ceiling}; for example "
+                "auto:least=0.3,over=1.5"
             )
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
@@ -77,12 +80,13 @@ class Auto(Policy):
         rising = memory.ordered(xp, ring, count)
         level = memory.quantile(xp, rising, count, 0.5)
         spread = memory.quantile(xp, rising, count, 0.75) - level
-        reach = xp.clip(3.0 * 1.4826 * spread, math.log(self.least), math.log(self.most))
+        sigma = 1.4826 * spread
+        reach = xp.clip(math.log(self.over) - 3.0 * sigma, math.log(self.least), math.inf)
         start = xp.full_like(level, math.log(self.start))
         first = count <= self.window
         reference = xp.where(first, level, state["reference"])
         highest = xp.clip(
-            xp.maximum(reference + math.log(self.rise), start), -math.inf, math.log(self.ceiling)
+            xp.maximum(reference + math.log(self.share), start), -math.inf, math.log(self.ceiling)
         )
         warm = count >= min(self.warmup, self.window)
         threshold = xp.exp(xp.where(warm, xp.minimum(level + reach, highest), start))

@@ -217,3 +217,11 @@ def test_replay_skips_spikes(spiky: Any) -> None:
     got = replay(run_of(spiky), "skip+norm:5.0")
     assert np.flatnonzero(got.actions == "skip").tolist() == [150, 151, 400]
     assert "skipped 3 spikes" in got.sentence
+
+
+def test_a_training_that_fails_is_no_guide_upwards(spiky: Any) -> None:
+    good, bad = (calibrate(run_of(spiky, loss=np.linspace(2, end, 600))) for end in (1, 30))
+    assert good.threshold > 1.0
+    assert bad.threshold == 1.0
+    assert bad.needed
+    assert any("The loss rose from 2.7 to 29.3" in sentence for sentence in bad.advice)

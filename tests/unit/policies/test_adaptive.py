@@ -160,8 +160,8 @@ def auto_reference(norms: Any) -> Any:
         window = np.log(seen[-128:]) if seen else np.zeros(1)
         middle, upper = np.quantile(window, [0.5, 0.75])
         reference = middle if len(seen) <= 128 else reference
-        reach = np.clip(3 * 1.4826 * (upper - middle), np.log(1.5), np.log(4))
-        highest = min(max(reference + np.log(4), 0.0), np.log(10))
+        reach = max(np.log(1.5) - 3 * 1.4826 * (upper - middle), np.log(0.3))
+        highest = min(max(reference + np.log(0.3), 0.0), np.log(10))
         thresholds.append(np.exp(min(middle + reach, highest)) if len(seen) >= 20 else 1.0)
         seen.append(norm)
     return np.array(thresholds)

@@ -117,7 +117,8 @@ def test_one_spike_does_not_mask_the_next(trace: Any, calm: Any, spec: str) -> N
     assert acted[203]
     undisturbed = np.delete(rows, 200, axis=0)
     width = trace(parse(spec), undisturbed).thresholds[-1]
-    assert got.thresholds[-1] == pytest.approx(width, rel=0.05)
+    # one entry more moves a quartile by a rank, and Auto's threshold by some 4 times that
+    assert got.thresholds[-1] == pytest.approx(width, rel=0.1)
 
 
 @pytest.mark.parametrize("spec", ["zclip", "autoclip:10", "adagc", "skip+auto"])
