@@ -1,4 +1,4 @@
-"""Every example, untouched, through `steadygrad run`: the same weights to the bit."""
+"""Every PyTorch example, untouched, through `steadygrad run`: the same weights to the bit."""
 
 from __future__ import annotations
 
