@@ -195,7 +195,7 @@ def summed_up(rows: Sequence[Row], batch: Batch) -> Outcome:
 
 
 def _column(values: list[Any]) -> Any:
-    if any(isinstance(value, torch.Tensor) for value in values):
+    if torch.Tensor in set(map(type, values)):  # at every step, over every tensor
         device = next(value.device for value in values if isinstance(value, torch.Tensor))
         return torch.stack([torch.as_tensor(value, device=device) for value in values])
     return np.array(values)
