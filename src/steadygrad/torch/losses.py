@@ -116,6 +116,7 @@ def hear(hearer: object) -> Callable[[], Any]:
         torch.autograd.backward = _heard_backward(torch.autograd.backward)
         GradScaler.scale = _heard_scale(GradScaler.scale)  # type: ignore[method-assign]
     _hearers.add(hearer)
+    _meter.of_step()  # what was heard before, perhaps of another training, is not of its steps
     weakref.finalize(hearer, _release).atexit = False
     return _meter.of_step
 
