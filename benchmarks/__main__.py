@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace, threads: int) -> None:
     torch.set_num_threads(threads)
     part, seconds, clock = options.part, options.seconds, options.clock
     if part == "clipping":
-        rows = clipping.clipping_rows(threads, seconds, clock)
+        rows: Iterator[Row] = clipping.clipping_rows(threads, seconds, clock)
     elif part == "stepping":
         rows = clipping.stepping_rows(threads, seconds, clock)
     elif part == "steps":
@@ -85,7 +86,8 @@ def measure(options: argparse.Namespace, threads: int) -> None:
     else:
         rows = launching.all_rows(threads, options.training_steps, clock, rounds=2)
     for row in rows:
-        print(json.dumps(asdict(row)))
+        print(f"{row.set}: {row.case}: {row.contender}", file=sys.stderr)
+        print(json.dumps(asdict(row)), flush=True)
 
 
 if __name__ == "__main__":

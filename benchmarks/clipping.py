@@ -4,8 +4,7 @@ who can clip them.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -150,9 +149,8 @@ def clip_and_step(
     optimizer.step()
 
 
-def clipping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
+def clipping_rows(threads: int, seconds: float, clock: str) -> Iterator[Row]:
     """Every set, measured and clipped, against every library."""
-    rows = []
     for name, shapes_of in SETS.items():
         goals = TARGETS.get(name, NO_TARGETS)
         for case, make, goal in (
@@ -160,14 +158,11 @@ def clipping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
             ("clipping", clipping, goals[1]),
         ):
             contenders = make(parameters(shapes_of()), goal)
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))
-            print(f"{name}: {case}", file=sys.stderr)
-    return rows
+            yield from rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))
 
 
-def stepping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
+def stepping_rows(threads: int, seconds: float, clock: str) -> Iterator[Row]:
     """Every set, clipped and stepped."""
-    rows = []
     for name, shapes_of in SETS.items():
         goals = TARGETS.get(name, NO_TARGETS)
         for case, factor, goal in (
@@ -175,6 +170,4 @@ def stepping_rows(threads: int, seconds: float, clock: str) -> list[Row]:
             ("clipping, with fused AdamW", 0.5, goals[3]),
         ):
             contenders = stepping(shapes_of(), factor, goal)
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))
-            print(f"{name}: {case}", file=sys.stderr)
-    return rows
+            yield from rows_of(threads, name, case, contenders, best_of(contenders, seconds, clock))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,15 +36,14 @@ def run_script(script: Path, observed: bool) -> None:
     subprocess.run([sys.executable, *around, str(script)], check=True, capture_output=True)
 
 
-def all_rows(threads: int, steps: int, clock: str, rounds: int) -> list[Row]:
+def all_rows(threads: int, steps: int, clock: str, rounds: int) -> Iterator[Row]:
     """Start and training, plain and observed."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case, code, least, target in (
             ("start (import torch)", START, 5, None),
             (f"training, {steps} steps", TRAINING.format(steps=steps), rounds, 1.03),
         ):
-            script = Path(folder) / f"{len(rows)}.py"
+            script = Path(folder) / f"{case[:5]}.py"
             script.write_text(code)
             contenders = [
                 Contender("python script.py", partial(run_script, script, False)),
@@ -52,6 +52,4 @@ def all_rows(threads: int, steps: int, clock: str, rounds: int) -> list[Row]:
                 ),
             ]
             times = best_of(contenders, 0, clock, least)
-            rows += rows_of(threads, "steadygrad run", case, contenders, times)
-            print(f"steadygrad run: {case}", file=sys.stderr)
-    return rows
+            yield from rows_of(threads, "steadygrad run", case, contenders, times)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -87,9 +86,8 @@ def stepper(kind: type[nn.Module], around: Around, clips: bool, folder: Path) ->
     return step
 
 
-def all_rows(threads: int, seconds: float, clock: str) -> list[Row]:
+def all_rows(threads: int, seconds: float, clock: str) -> Iterator[Row]:
     """Each model with each way."""
-    rows = []
     for kind in (Lstm, Transformer):
         with tempfile.TemporaryDirectory() as folder:
             contenders = [
@@ -97,6 +95,4 @@ def all_rows(threads: int, seconds: float, clock: str) -> list[Row]:
                 for name, (around, clips, target) in WAYS.items()
             ]
             times = best_of(contenders, seconds * 4, clock)
-            rows += rows_of(threads, f"small {kind.__name__}", "whole step", contenders, times)
-            print(f"{kind.__name__}: whole step", file=sys.stderr)
-    return rows
+            yield from rows_of(threads, f"small {kind.__name__}", "whole step", contenders, times)
