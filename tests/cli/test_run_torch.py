@@ -257,3 +257,28 @@ def test_a_run_file_that_cannot_be_written_does_not_stop_the_script(bench: Any) 
     done = bench.steadygrad("run", "--out", "a_file/run.db", "diverges.py", "0.1", "0")
     assert (done.returncode, done.stdout) == (0, "finite True\n")
     assert "a_file/run.db" in done.stderr
+
+
+ATTACHES = """
+import torch, steadygrad.torch as sg
+
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+steady = sg.attach(optimizer, clip="norm:0.5", model=model, run="own.db")
+for step in range(4):
+    loss = model(torch.full((2, 4), 1.0 + step)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(steady.last.action, steady.last.loss == loss.item())
+"""
+
+
+def test_an_optimizer_that_the_script_attaches_is_left_to_it(bench: Any) -> None:
+    bench.write("attaches.py", ATTACHES)
+    told = bench.steadygrad("run", "--out", "run.db", "attaches.py")
+    assert (told.returncode, told.stdout) == (0, "clip True\n")
+    assert "attaches steadygrad to its SGD itself" in " ".join(told.stderr.split())
+    assert "fault" not in told.stderr
+    assert len(steadygrad.open_run(bench.run_file("own.db")).steps) == 4

@@ -123,6 +123,8 @@ class TorchObserver:
     def before_scaler(self, optimizer: Any) -> bool:
         """A GradScaler is about to step this; True where it was not attached yet."""
         inner = scaler.unwrap(optimizer)
+        if self._is_the_scripts(inner):
+            return False
         with self._timed():
             new = inner not in self._attached
             steady = self._steady(inner)
@@ -136,6 +138,8 @@ class TorchObserver:
 
     def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
         """An optimizer is about to step."""
+        if self._is_the_scripts(optimizer):
+            return
         with self._timed():
             steady = self._steady(optimizer)
             self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
@@ -145,6 +149,17 @@ class TorchObserver:
             self._steps += 1
             if not callable(closure):
                 steady.observe_loss(self.losses.of_step())
+
+    def _is_the_scripts(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the script has attached steadygrad to this optimizer itself: left to it."""
+        if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
+            return False
+        self.session.mention(
+            f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
+            "of that optimizer are clipped and recorded by its own handle, in the run file that "
+            "it names, and not here"
+        )
+        return True
 
     def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
         if optimizer in self._attached:
