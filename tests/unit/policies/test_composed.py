@@ -87,7 +87,7 @@ def test_specs_come_back(spec: str) -> None:
         ("autoclip:200", "from 0 to 100"),
         ("skip:rule=mean", "mad, sigma"),
         ("agc:axes=rows", "timm, paper, optax"),
-        ("auto:least=5.0", "least <= most"),
+        ("auto:least=5.0", "least <= over"),
         ("norm-schedule:inf", "finite"),
         ("{a: norm:1.0", "closing brace"),
         ("{a norm}", "pattern: spec"),
