@@ -64,7 +64,8 @@ def test_results_as_json_and_page(finished: tuple[Path, Any]) -> None:
     none, one = told["policies"]
     assert (none["standing"], none["diverged"]) == ("diverged", 2)
     assert one["standing"] == "best"
-    assert one["clip_rate"] == 1.0
+    assert 0.1 < one["clip_rate"] < 1.0
+    assert none["clip_rate"] == 0.0
     assert one["cosine"] == pytest.approx(1.0)
     first, second = (seed["final_loss"] for seed in one["seeds"])
     assert first != second, "the seeds come from outside, though the script sets its own"

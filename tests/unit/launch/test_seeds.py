@@ -16,7 +16,8 @@ import numpy as np, torch
 unseeded = [random.random(), np.random.random(), torch.rand(()).item()]
 random.seed(1); np.random.seed(2); torch.manual_seed(3)
 seeded = [random.random(), np.random.random(), torch.rand(()).item()]
-own = [np.random.default_rng(4).random(), torch.rand((), generator=torch.Generator().manual_seed(5)).item()]
+fixed = torch.Generator().manual_seed(5)
+own = [np.random.default_rng(4).random(), torch.rand((), generator=fixed).item()]
 print(json.dumps([unseeded, seeded, own]))
 """
 
