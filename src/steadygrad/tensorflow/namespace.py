@@ -38,8 +38,21 @@ def _axis(reduce: Callable[..., Any]) -> Callable[..., Any]:
     return over
 
 
-max = _axis(tf.reduce_max)
-min = _axis(tf.reduce_min)
+def _or_nan(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """NaN wins, as in NumPy: XLA's own reduction drops it."""
+
+    def over(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+        found = reduce(x, axis=axis, keepdims=keepdims)
+        if not x.dtype.is_floating:
+            return found
+        broken = tf.reduce_any(tf.math.is_nan(x), axis=axis, keepdims=keepdims)
+        return tf.where(broken, tf.constant(float("nan"), x.dtype), found)
+
+    return over
+
+
+max = _or_nan(tf.reduce_max)
+min = _or_nan(tf.reduce_min)
 mean = _axis(tf.reduce_mean)
 sum = _axis(tf.reduce_sum)
 
