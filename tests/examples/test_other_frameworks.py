@@ -16,7 +16,7 @@ STEPS = 3
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("script", "framework", "tensors"),
-    [("jax_char", "jax", 4), ("keras_lstm", "keras", 9), ("keras_transformer", "keras", 36)],
+    [("jax_char", "jax", 4), ("keras_lstm", "keras", 9), ("keras_transformer", "keras", 38)],
 )
 def test_an_example_trains_and_records(
     script: str, framework: str, tensors: int, tmp_path: Path

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from steadygrad.errors import UsageError
+from steadygrad.errors import SpecError, UsageError
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
 from steadygrad.policies.none import NoClip
@@ -31,13 +31,14 @@ def as_policy(clip: Clip, optimizer: str = "") -> Policy:
 
     Args:
         clip: what the user gave.
-        optimizer: class name of the optimizer that it is for.
+        optimizer: class name of the optimizer that it is for; empty where there are no classes.
 
     Returns:
         The policy.
 
     Raises:
         UsageError: it is none of the three, or a spec that cannot be read.
+        SpecError: it groups by optimizer class where there are no classes.
 
     Example:
         >>> as_policy("norm:2.0")
@@ -53,7 +54,20 @@ def as_policy(clip: Clip, optimizer: str = "") -> Policy:
         raise UsageError(
             f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
         )
+    if not optimizer:
+        _refuse_classes(policy)
     return policy.for_optimizer(optimizer)
+
+
+def _refuse_classes(policy: Policy) -> None:
+    patterns = [k for k, _ in policy.members] if isinstance(policy, Groups) else []
+    named = next((pattern for pattern in patterns if pattern.startswith("@")), None)
+    if named is not None:
+        raise SpecError(
+            f"clip group {named!r} names an optimizer class, and optax has none; group by "
+            "parameter name, or wrap each transformation in its own guard inside "
+            "optax.multi_transform"
+        )
 
 
 def nonfinite_mode(on_nonfinite: str | None, policy: Policy, instead_of_raise: str) -> str:

@@ -163,6 +163,12 @@ def other_policies():
             steady.optimizer.apply([tensor([3.0, 4.0])], [weight])
         assert np.isfinite(value(weight)).all(), spec
         assert steady.last.step == 2
+    for make, want in ((keras.optimizers.SGD, [0.4, -2.8]), (keras.optimizers.RMSprop, None)):
+        steady, weight = pair(make(1.0), "{@RMSprop: none, *: norm:1.0}")
+        steady.optimizer.apply([tensor([3.0, 4.0])], [weight])
+        assert steady.last.action == ("clip" if want else "none"), make
+        if want:
+            close([value(weight)], [np.array(want)])
     steady, weight = pair(keras.optimizers.SGD(1.0), "norm:1.0", on_nonfinite="zero")
     steady.optimizer.apply([tensor([np.nan, 0.5])], [weight])
     close([value(weight)], [np.array([1.0, -2.5])])
@@ -346,7 +352,7 @@ def jit_and_no_jit_agree():
         optimizer = keras.optimizers.Adam(0.05)
         steady = sg.attach(optimizer, clip="zclip:warmup=2")
         model = model_of(optimizer, jit=jit)
-        model.fit(x, y, epochs=3, batch_size=8, verbose=0, shuffle=False)
+        model.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
         seen.append((weights(model), steady.last.norm, steady.last.threshold))
     close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
     assert abs(seen[0][1] / seen[1][1] - 1) < 1e-3
