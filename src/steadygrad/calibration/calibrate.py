@@ -72,7 +72,7 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
     x = np.log(kept["norm"].astype(np.float64))
     end = estimate.divergence(x)
     diverged_at = None if end is None else int(kept["step"][end])
-    start = min(int(x.size * START_SHARE), START_STEPS)
+    start = min(int(x.size * START_SHARE), START_STEPS, x.size - MIN_STEPS)
     stretch = slice(start, end)
     if x[stretch].size < MIN_STEPS:
         raise CalibrationError(

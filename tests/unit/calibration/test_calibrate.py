@@ -125,6 +125,11 @@ def test_too_few_steps_are_refused_with_the_reason(norms: Any, reason: str) -> N
         calibrate(run_of(np.asarray(norms, dtype=float)))
 
 
+@pytest.mark.parametrize("steps", [20, 21, 40])
+def test_just_enough_steps_are_enough(steps: int) -> None:
+    assert calibrate(run_of(log_normal(steps))).threshold > 0
+
+
 def test_a_run_that_explodes_at_once_is_refused() -> None:
     norms = np.concatenate([log_normal(12), np.exp(np.linspace(20, 200, 100))])
     with pytest.raises(CalibrationError, match="left their range for good"):
