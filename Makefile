@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 	@command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || \
 	  command -v google-chrome >/dev/null 2>&1 || \
 	  printf '\n*** Chromium is missing: the browser tests of the report will be SKIPPED.\n*** Install it (Debian: apt-get install chromium) to run them.\n\n'
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
