@@ -15,9 +15,14 @@ def verdicts() -> list[Verdict]:
     return [judge(case) for case in tenth() if case.accepted]
 
 
+MISSED = {"dominant_scale-autoencoder-0", "unbounded_critic-gan-1", "unnormalised-autoencoder-2"}
+"""Cases of the tenth whose fault no rule sees yet: docs/diagnosis.md says why. A new one fails, and
+so does one that is seen again."""
+
+
 def test_faults_are_detected(verdicts: list[Verdict]) -> None:
     assert len(verdicts) > 60
-    assert sum(v.detected for v in verdicts) >= 0.98 * len(verdicts), wrong(verdicts)
+    assert {str(v.case) for v in verdicts if not v.detected} == MISSED
 
 
 def test_the_first_answer_is_an_accepted_one(verdicts: list[Verdict]) -> None:
