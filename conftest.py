@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed prints its guess otherwise
 
-# A background job begins with Ctrl-C ignored, and hands that on to every process that a test starts.
+# A background job begins with Ctrl-C ignored, and hands that on to whatever a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # TensorFlow and triton each carry an LLVM that registers the same options: a process that holds
