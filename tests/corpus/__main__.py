@@ -2,12 +2,14 @@
 
 Options: ``--tenth`` for the part that the tests run, ``--tuning`` or ``--held-out`` for
 one part, ``--seed`` for one seed, ``--json FILE`` for every verdict, one a line as it comes,
-``-n`` for the number of processes.
+``--keep DIR`` to keep the run files, so that the next time only the rules run, ``-n`` for the
+number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -31,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     part.add_argument("--held-out", action="store_true", help="only what they were not")
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--json", type=Path, help="append every verdict to this file, a line each")
+    parser.add_argument("--keep", type=Path, help="keep run files here, and judge those it has")
     parser.add_argument("-n", type=int, default=2, help="processes")
     return parser.parse_args()
 
@@ -50,8 +53,12 @@ def main() -> None:
     cases = _chosen(arguments)
     began = time.monotonic()
     verdicts: list[Verdict] = []
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(arguments.n) as pool:
-        for verdict in pool.imap_unordered(judge, cases, chunksize=4):
+        for verdict in pool.imap_unordered(
+            functools.partial(judge, keep=arguments.keep), cases, chunksize=4
+        ):
             verdicts.append(verdict)
             if arguments.json:
                 with arguments.json.open("a") as lines:

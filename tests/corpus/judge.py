@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import warnings
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from cases import Case
 from others import OTHERS
-from training import run_case
+from training import Trace, run_case
 
 import steadygrad
 
@@ -52,13 +53,21 @@ class Verdict:
         return {**asdict(self), "held_out": self.case.held_out}
 
 
-def judge(case: Case) -> Verdict:
-    """Train one case in a temporary folder and diagnose its run file."""
+def judge(case: Case, keep: Path | None = None) -> Verdict:
+    """Train one case and diagnose its run file; one that is kept already is not trained again.
+
+    Args:
+        case: what to train.
+        keep: folder for run files and traces; a temporary one where None.
+
+    Returns:
+        What was said.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NaN statistics of broken runs, in the restated rules
-        path = Path(folder) / "run.db"
-        trace = run_case(case.architecture, case.seed, case.setup(), path)
+        path = (keep or Path(folder)) / f"{case}.db"
+        trace = _recorded(case, path)
         run = steadygrad.open_run(path)
         found = steadygrad.diagnose(run)
         others = {}
@@ -68,6 +77,17 @@ def judge(case: Case) -> Verdict:
             others[name] = (bool(alarms), right)
     ids = tuple(f.id + "?" * (f.severity == "info") for f in found)
     return Verdict(case, ids, others)
+
+
+def _recorded(case: Case, path: Path) -> Trace:
+    """The trace beside a run file, both made where the trace is not there yet."""
+    beside = path.with_suffix(".json")
+    if beside.exists():
+        return Trace(**json.loads(beside.read_text()))
+    path.unlink(missing_ok=True)
+    trace = run_case(case.architecture, case.seed, case.setup(), path)
+    beside.write_text(json.dumps(asdict(trace)))
+    return trace
 
 
 def share(flags: Iterable[bool]) -> str:
