@@ -30,6 +30,18 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
     metavar="N",
     help="Shift the script's random seeds; the same N gives the same run. Default: as written.",
 )
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="SINK",
+    help="Send every step to a logger too, e.g. tensorboard:logs or wandb:project. Repeatable.",
+)
+@click.option(
+    "--alert",
+    metavar="terminal|URL",
+    help="Tell of errors while the script runs: on standard error, and to a webhook at URL.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No words at the end.")
 @click.option("--force", is_flag=True, help="Replace a run file that exists.")
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as after python -m.")
@@ -40,6 +52,8 @@ def command(
     out: str | None,
     on_nonfinite: str | None,
     seed: int | None,
+    logs: tuple[str, ...],
+    alert: str | None,
     quiet: bool,
     force: bool,
     as_module: bool,
@@ -65,6 +79,8 @@ def command(
         clip=clip,
         on_nonfinite=on_nonfinite,
         seed=seed,
+        logs=_sinks(logs, alert),
+        folder=os.getcwd(),
         quiet=quiet,
         force=force,
     )
@@ -82,6 +98,22 @@ def _output(out: str | None, force: bool) -> str:
             f"{out} exists already and is not overwritten: name another --out, or add --force"
         )
     return path
+
+
+def _sinks(logs: tuple[str, ...], alert: str | None) -> tuple[str, ...]:
+    if not logs and alert is None:
+        return ()
+    from steadygrad.sinks.opening import read_spec
+
+    for spec in logs:
+        read_spec(spec)
+    if alert is None:
+        return logs
+    if alert != "terminal" and not alert.startswith(("http://", "https://")):
+        raise click.UsageError(
+            f"--alert takes the word terminal, or the http(s) address of a webhook; got {alert!r}"
+        )
+    return (*logs, "alerts" if alert == "terminal" else f"alerts:{alert}")
 
 
 def _no_script(script: str) -> str:

@@ -18,6 +18,8 @@ class Plan:
         clip: the spec of the policy that replaces the script's own clip calls; None observes.
         on_nonfinite: as `attach` has it; None is its default.
         seed: what shifts the script's random seeds; None leaves them alone.
+        logs: specs of the loggers that every step is sent to, alerts among them.
+        folder: what relative paths in `logs` start from; the script may change its own.
         quiet: no last words.
         force: replace a run file that exists.
         speaks: this process prints the last words (rank 0).
@@ -31,6 +33,8 @@ class Plan:
     clip: str | None = None
     on_nonfinite: str | None = None
     seed: int | None = None
+    logs: tuple[str, ...] = ()
+    folder: str = ""
     quiet: bool = False
     force: bool = False
     speaks: bool = True

@@ -122,6 +122,10 @@ class Session:
         path = wanted if self.plan.force else fresh(wanted)
         writer = RunWriter(path, info=self._first_facts(), force=self.plan.force)
         self.path = path
+        if self.plan.logs:
+            from steadygrad.launch.loggers import add_loggers
+
+            add_loggers(writer, self.plan, rank_of(os.environ))
         # the writer closes itself by an exit function, which runs after this later one
         atexit.register(self._conclude)
         return writer
@@ -235,7 +239,7 @@ def adopt(**plan: Any) -> None:
     Args:
         plan: the fields of a `Plan`.
     """
-    Session(Plan(**{**plan, "arguments": tuple(plan["arguments"])})).start()
+    Session(Plan(**plan)).start()
 
 
 def _observe_torch(session: Session, module: ModuleType) -> None:

@@ -119,16 +119,24 @@ def _deliver(way: Callable[[Finding], object], finding: Finding) -> None:
 
 
 def in_words(finding: Finding) -> str:
-    """One or two lines for a terminal.
+    """A finding for a terminal: what happened, what was measured, what to change.
 
     Example:
-        >>> print(in_words(Finding("SG101", "NaN in fc.weight.", "error", 1.0, steps=(7,))))
-        steadygrad alert: SG101 at step 7: NaN in fc.weight.
+        >>> lower = "for g in optimizer.param_groups:\\n    g['lr'] = 1e-4"
+        >>> found = Finding("SG101", "NaN in fc.", "error", 1.0, steps=(7,), fixes=(lower,))
+        >>> print(in_words(found))
+        steadygrad alert: SG101 at step 7: NaN in fc.
+          fix:
+            for g in optimizer.param_groups:
+                g['lr'] = 1e-4
           more: steadygrad explain SG101
     """
     where = f" at step {finding.steps[0]}" if finding.steps else ""
     lines = [f"steadygrad alert: {finding.id}{where}: {finding.title}"]
     lines += [f"  {sentence}" for sentence in finding.evidence[:1]]
+    if finding.fixes:
+        code = finding.fixes[0].strip().splitlines()
+        lines += ["  fix:", *(f"    {line}" for line in code)]
     return "\n".join([*lines, f"  more: {finding.docs}"])
 
 

@@ -1,4 +1,8 @@
-"""Sinks by name: a module of this folder is a kind of sink, imported when it is asked for."""
+"""Sinks by name: a module of this folder is a kind of sink, imported when it is asked for.
+
+Reading a spec needs the standard library alone, so that `steadygrad run` can refuse one
+before the script starts.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,16 @@ import os
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steadygrad import sinks
 from steadygrad.errors import UsageError
-from steadygrad.runlog import RunWriter
-from steadygrad.sinks.base import Sink
 
-SHARED = frozenset({"base", "files", "opening", "replay", "scalars"})
+if TYPE_CHECKING:
+    from steadygrad.runlog import RunWriter
+    from steadygrad.sinks.base import Sink
+
+SHARED = frozenset({"base", "files", "opening", "replaying", "scalars"})
 """Modules of this folder that are no sink."""
 
 
@@ -27,6 +33,31 @@ def kinds() -> list[str]:
     """
     found = {module.name for module in pkgutil.iter_modules(sinks.__path__)}
     return sorted(found - SHARED)
+
+
+def read_spec(spec: str) -> tuple[str, str, int | None]:
+    """Take a sink's spec apart, without loading the sink.
+
+    Args:
+        spec: as `open_sink` has it.
+
+    Returns:
+        Its kind, its target (may be empty), and the N of ``tensors=N`` (None where not given).
+
+    Raises:
+        UsageError: no such kind, or an option that cannot be read.
+
+    Example:
+        >>> read_spec("csv:steps.csv,tensors=5")
+        ('csv', 'steps.csv', 5)
+    """
+    address, tensors = _split(spec)
+    kind, _, target = address.partition(":")
+    if kind not in kinds():
+        raise UsageError(
+            f"no sink {kind!r}: choose one of {', '.join(kinds())}, as in 'tensorboard:logs'"
+        )
+    return kind, target, tensors
 
 
 def open_sink(spec: str | Sink) -> Sink:
@@ -47,14 +78,9 @@ def open_sink(spec: str | Sink) -> Sink:
         >>> sink.kind, sink.target, sink.tensors
         ('csv', 'steps.csv', 5)
     """
-    if isinstance(spec, Sink):
+    if not isinstance(spec, str):
         return spec
-    address, tensors = _split(spec)
-    kind, _, target = address.partition(":")
-    if kind not in kinds():
-        raise UsageError(
-            f"no sink {kind!r}: choose one of {', '.join(kinds())}, as in 'tensorboard:logs'"
-        )
+    kind, target, tensors = read_spec(spec)
     made: Sink = importlib.import_module(f"steadygrad.sinks.{kind}").SINK(target, tensors=tensors)
     return made
 
@@ -99,6 +125,8 @@ def record(
         >>> sorted(os.listdir(folder))
         ['run.db', 'steps.csv']
     """
+    from steadygrad.runlog import RunWriter
+
     opened = [open_sink(spec) for spec in specs]  # a typo is told before a file is made
     writer = RunWriter(path, info=info, force=force)
     for sink in opened:
