@@ -13,6 +13,7 @@ from steadygrad.errors import AttachError
 from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import FIGURES, LEAVES, Hook
+from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.policies.stepping import Clip, as_policy, nonfinite_mode
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
@@ -93,9 +94,12 @@ class Steady:
         self.optimizer = optimizer
         self._outer = outer
         self._model = model
+        self._seen = model
         self.run: RunWriter | None = None
         self._owned = False
         self._ids: Any = None
+        self._sampler: Sampler | None = None
+        self._start: dict[int, Any] = {}
         self._recorded = 0
         if run is not None:
             self.write_to(run)
@@ -112,6 +116,19 @@ class Steady:
         self._owned = not isinstance(run, RunWriter)
         self.run = run if isinstance(run, RunWriter) else RunWriter(run)
         self.run.update_info(**self._facts())
+
+    def look_at(self, model: Any) -> None:
+        """Learn which layers own the weights; `GradientMonitor` calls it in `fit`.
+
+        Where nothing has trained yet, the weights that training starts from are kept until
+        the first step is recorded: TensorFlow builds the optimizer no earlier.
+
+        Args:
+            model: the one that trains.
+        """
+        self._seen = model
+        if self.run is not None and self._figures()["step"] == 0:
+            self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 
     @property
     def hook(self) -> Hook:
@@ -181,11 +198,10 @@ class Steady:
             return
         began = time.perf_counter()
         self._recorded = last.step + 1
-        if self._ids is None:
-            self._ids = np.asarray(self.run.add_tensors(self._infos()), np.int64)
         rows = to_numpy(self.hook.tensors).astype(np.float64)
         full = StepRecord(**{**vars(last), "loss": float(loss)})
-        self.run.write_step(full, self._ids, *rows)
+        self.run.write_step(full, self._tensor_ids(self.run), *rows)
+        self._sample(self.run, self._recorded)
         self.run.overhead_seconds += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
@@ -230,6 +246,28 @@ class Steady:
     def __exit__(self, *_: Any) -> None:
         self.detach()
 
+    def _tensor_ids(self, run: RunWriter) -> Any:
+        if self._ids is None:
+            self._ids = np.asarray(run.add_tensors(self._infos()), np.int64)
+        return self._ids
+
+    def _sample(self, run: RunWriter, step: int) -> None:
+        """Measure the weights that a step starts from, where one is due."""
+        if self._sampler is None:
+            held, lengths = self._held(), recurrent_lengths(self._seen)
+            known = [lengths.get(id(v), 0) for v in held]
+            self._sampler = Sampler(run, held, self._tensor_ids(run), known)
+            start, self._start = [self._start.get(id(v)) for v in held], {}
+            if step == 1 and all(value is not None for value in start):
+                self._sampler.at_step(0, start)
+        self._sampler.at_step(step)
+
+    def _held(self) -> list[Any]:
+        """The measured variables, in the order of the hook's names."""
+        one = self.optimizer
+        held = one._trainable_variables
+        return [v for v in held if not one._overwrite_variable_with_gradient(v)]
+
     def _figures(self) -> dict[str, float]:
         if not self.hook.variables:
             return {**dict.fromkeys(FIGURES, 0.0), "coef": 1.0, "cosine": 1.0}
@@ -248,8 +286,12 @@ class Steady:
         return float(self.optimizer.loss_scale_factor or 1.0)
 
     def _infos(self) -> list[TensorInfo]:
-        pairs = zip(self.hook.names, self.hook.shapes, strict=True)
-        return [TensorInfo(name, shape, dtype) for name, (shape, dtype) in pairs]
+        kinds = owners(self._seen)
+        rows = zip(self.hook.names, self.hook.shapes, self._held(), strict=True)
+        return [
+            TensorInfo(name, shape, dtype, kinds.get(id(variable), ""))
+            for name, (shape, dtype), variable in rows
+        ]
 
     def _facts(self) -> dict[str, Any]:
         return {

@@ -49,6 +49,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         self._given = run
         self._attached_here = False
         self._norms: list[float] = []
+        self._mean = (0, 0.0)
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
@@ -68,22 +69,32 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             self._attached_here = True
         self._given = None
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        assert self.steady is not None
+        self.steady.look_at(self.model)
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._norms = []
+        self._mean = (0, 0.0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         assert self.steady is not None
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
         logs = {} if logs is None else logs
-        loss = float(logs.get("loss", math.nan))
-        self.steady.record(loss)
+        self.steady.record(self._loss(batch + 1, float(logs.get("loss", math.nan))))
         last = self.steady.last
         if math.isfinite(last.norm):  # one NaN would stay in the progress bar's average
             self._norms.append(last.norm)
             logs["grad_norm"] = last.norm
         logs["clip_coef"] = last.coef
         logs["clip_rate"] = self.steady.clip_rate
+
+    def _loss(self, batches: int, mean: float) -> float:
+        """The loss since the last call: Keras' logs hold the mean since the epoch began."""
+        (before, last), self._mean = self._mean, (batches, mean)
+        since = batches - before
+        return (batches * mean - before * last) / since if since > 0 else mean
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         assert self.steady is not None

@@ -26,10 +26,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
-TAKEN = 4096
-"""Elements of a tensor that stand for it where a copy is needed."""
-LARGEST_EXACT = 128
-"""Rows up to which a spectral radius is computed from all eigenvalues."""
+from steadygrad.runlog.sampled import due, spectral_radius, stride
+
 CALLS = 8
 """Calls of one module in a forward pass of which the activations are read."""
 
@@ -79,8 +77,7 @@ class Sampler:
 
     def due(self, step: int) -> bool:
         """Whether a step is sampled."""
-        early = step < self._every and step & (step - 1) == 0
-        return early or step % self._every == 0
+        return due(step, self._every)
 
     @torch.no_grad()
     def at_step(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
@@ -134,7 +131,7 @@ class Sampler:
         ]
         if rows:
             known = np.array([i for i, _, _ in rows])
-            self._write("spectral_radius", step, known, [_radius(p.detach()) for _, p, _ in rows])
+            self._write("spectral_radius", step, known, [_radius(p) for _, p, _ in rows])
             self._write("recurrent_steps", step, known, [n for _, _, n in rows])
 
     def _finish_update(self) -> None:
@@ -297,7 +294,7 @@ def _plain(parameter: torch.Tensor) -> bool:
 def _part(parameter: torch.Tensor) -> torch.Tensor:
     """At most `TAKEN` of the elements, evenly spread, copied."""
     flat = parameter.reshape(-1)
-    return flat[:: -(-flat.numel() // TAKEN)].double().clone()
+    return flat[:: stride(flat.numel())].double().clone()
 
 
 def _norm(tensor: torch.Tensor) -> torch.Tensor:
@@ -310,27 +307,7 @@ def _deviation(part: torch.Tensor) -> torch.Tensor:
 
 
 def _radius(matrix: torch.Tensor) -> float:
-    """Spectral radius, or the largest over square blocks; estimated for large matrices."""
-    rows = matrix.double().cpu().numpy()
-    if rows.ndim != 2 or rows.shape[0] != rows.shape[1] or not np.isfinite(rows).all():
-        return math.nan
-    if len(rows) <= LARGEST_EXACT:
-        return float(np.abs(np.linalg.eigvals(rows)).max())
-    return _radius_by_powers(rows)
-
-
-def _radius_by_powers(rows: NDArray[np.float64], powers: int = 64) -> float:
-    """Mean growth of a vector over the later of many products: complex pairs average out."""
-    vector = np.cos(np.arange(1, len(rows) + 1, dtype=np.float64))
-    logs = 0.0
-    for power in range(2 * powers):
-        vector = rows @ vector
-        size = float(np.linalg.norm(vector))
-        if size == 0:
-            return 0.0
-        vector /= size
-        logs += math.log(size) if power >= powers else 0.0
-    return math.exp(logs / powers)
+    return spectral_radius(matrix.detach().double().cpu().numpy())
 
 
 def _compiling() -> bool:

@@ -344,6 +344,41 @@ def the_monitor_fills_logs_and_run_file():
     assert other.last.step == 11
 
 
+@case()
+def the_monitor_samples_weights_and_tells_batch_losses():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((6, 2)), keras.layers.SimpleRNN(5), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
+    x = np.random.default_rng(3).standard_normal((32, 6, 2)).astype("float32")
+    y = np.repeat(np.array([0.0, 1.0, 2.0, 3.0], "float32"), 8)[:, None]
+    before = weights(model)
+    with tempfile.TemporaryDirectory() as folder:
+        monitor = sg.GradientMonitor(run=folder + "/run.db")
+        model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[monitor])
+        run = steadygrad.open_run(folder + "/run.db")
+        steps, norms = run.samples("weight_norm")
+        assert steps.tolist() == [0, 1, 2, 4, 8]
+        close(norms[0], [np.linalg.norm(w) for w in before])
+        steps, radii = run.samples("spectral_radius")
+        assert np.allclose(radii[:, 1], 1.0, atol=1e-5)  # Keras' default is orthogonal
+        assert run.samples("recurrent_steps")[1][0, 1] == 6
+        assert [t.module for t in run.tensors] == ["SimpleRNNCell"] * 3 + ["Dense"] * 2
+        each = [model.evaluate(x[i : i + 8], y[i : i + 8], verbose=0) for i in range(0, 32, 8)]
+        close(run.steps.loss, each + each, rtol=1e-4)
+    moving = model_of(keras.optimizers.SGD(0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        x, y = data()
+        first = weights(moving)
+        monitor = sg.GradientMonitor(run=folder + "/run.db")
+        moving.fit(x, y, batch_size=32, verbose=0, callbacks=[monitor])
+        steps, ratios = steadygrad.open_run(folder + "/run.db").samples("update_ratio")
+    pairs = zip(first, weights(moving), strict=True)
+    moved = [np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs if a.any()]
+    assert steps.tolist() == [0]
+    close(ratios[0][np.isfinite(ratios[0])], moved, rtol=1e-5)
+
+
 @case("tensorflow", "jax")
 def jit_and_no_jit_agree():
     x, y = data()

@@ -26,6 +26,7 @@ COMMON = [
     "other_policies",
     "saving_brings_everything_back",
     "the_monitor_fills_logs_and_run_file",
+    "the_monitor_samples_weights_and_tells_batch_losses",
     "wrong_use_says_what_to_type",
 ]
 ALONE = {

@@ -13,7 +13,7 @@ from torch.nn.modules import module as torch_modules
 
 import steadygrad
 import steadygrad.torch as sg
-from steadygrad.torch.sampling import Sampler, _radius_by_powers
+from steadygrad.torch.sampling import Sampler
 
 
 class Notes:
@@ -140,14 +140,6 @@ def test_a_cell_called_by_hand_is_recurrent_too():
     notes, model = Notes(), ByHand()
     train(model, torch.ones(3, 6), 1, Sampler(notes))
     assert notes.samples["recurrent_steps", 0] == {0: 9.0}
-
-
-def test_the_radius_of_large_matrices_is_close():
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(200, 200)) / np.sqrt(200) * 1.4
-    exact = np.abs(np.linalg.eigvals(matrix)).max()
-    # the mean growth over 64 products reaches the top pair to a few per cent
-    assert _radius_by_powers(matrix) == pytest.approx(exact, rel=0.05)
 
 
 def test_sampling_changes_no_weight_and_draws_no_random_number():

@@ -1,0 +1,135 @@
+"""Weight figures of a Keras run, on the schedule that the PyTorch path keeps.
+
+Keras compiles the training step, so nothing can be read inside of it at a few steps only.
+Weights are read between two steps instead: what stands there after one step is what the
+next one starts from. Activations are out of reach here, and so are the rules on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadygrad.keras.engines import to_numpy
+from steadygrad.runlog import RunWriter
+from steadygrad.runlog.sampled import due, spectral_radius, stride
+
+
+class Sampler:
+    """Writes weight norms, deviations, update ratios and recurrent radii of one optimizer.
+
+    Args:
+        writer: an open run.
+        variables: the optimizer's, in the order of ``ids``.
+        ids: their numbers in the writer.
+        lengths: time steps of each variable's layer; 0 for what is not recurrent.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        variables: Sequence[Any],
+        ids: NDArray[np.int64],
+        lengths: Sequence[int],
+    ) -> None:
+        self._writer, self._variables, self._ids = writer, list(variables), ids
+        self._lengths = np.asarray(lengths, np.int64)
+        self._next = 0
+        self._before: tuple[int, list[NDArray[np.float64]]] | None = None
+
+    def at_step(self, step: int, values: Sequence[Any] | None = None) -> None:
+        """Measure what is due; call it after a step, with the number of the next one.
+
+        Args:
+            step: the number of the step that these weights enter.
+            values: the weights, on the host; read from the variables where None.
+        """
+        self._finish_update(step)
+        if step < self._next:
+            return
+        self._next = next(n for n in range(step + 1, step + 66) if due(n))
+        values = [to_numpy(v) for v in self._variables] if values is None else values
+        self._write(step, [np.asarray(v, np.float64) for v in values])
+
+    def _write(self, step: int, values: list[NDArray[np.float64]]) -> None:
+        parts = [_part(v) for v in values]
+        self._before = (step, parts)
+        norms = np.array([np.linalg.norm(v.ravel()) for v in values])
+        # NaN means "not measured" in the file: what is not finite is written as inf
+        self._writer.write_sample("weight_norm", step, self._ids, _no_nan(norms))
+        with np.errstate(all="ignore"):
+            deviations = np.array([p.std() if p.size else math.nan for p in parts])
+        self._writer.write_sample("weight_std", step, self._ids, deviations)
+        places = np.flatnonzero(self._lengths)
+        if len(places):
+            radii = np.array([spectral_radius(values[i]) for i in places])
+            ids, lengths = self._ids[places], self._lengths[places].astype(np.float64)
+            self._writer.write_sample("spectral_radius", step, ids, radii)
+            self._writer.write_sample("recurrent_steps", step, ids, lengths)
+
+    def _finish_update(self, step: int) -> None:
+        """How far the sampled step has moved the weights; several steps at once tell nothing."""
+        if self._before is None:
+            return
+        (sampled, before), self._before = self._before, None
+        if step != sampled + 1:
+            return
+        with np.errstate(all="ignore"):
+            now = [_part(to_numpy(v).astype(np.float64)) for v in self._variables]
+            moved = [np.linalg.norm(a - b) for a, b in zip(now, before, strict=True)]
+            size = [np.linalg.norm(b) for b in before]
+        ratios = [m / s if s > 0 else math.nan for m, s in zip(moved, size, strict=True)]
+        if any(r > 0 for r in ratios):  # all zero: the step was skipped
+            self._writer.write_sample("update_ratio", sampled, self._ids, np.array(ratios))
+
+
+def owners(model: Any) -> dict[int, str]:
+    """Id of each of a model's variables to the class name of the layer that owns it.
+
+    Example:
+        >>> import keras
+        >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> sorted(owners(model).values())
+        ['Dense', 'Dense']
+    """
+    return {
+        id(v): type(layer).__name__ for layer in _layers(model) for v in layer._trainable_variables
+    }
+
+
+def recurrent_lengths(model: Any) -> dict[int, int]:
+    """Id of each recurrent kernel to its time steps, where the model fixes their number.
+
+    Example:
+        >>> import keras
+        >>> import keras
+    >>> model = keras.Sequential([keras.Input((7, 2)), keras.layers.SimpleRNN(3)])
+        >>> list(recurrent_lengths(model).values())
+        [7]
+    """
+    found = {}
+    for layer in _layers(model):
+        kernel = getattr(getattr(layer, "cell", None), "recurrent_kernel", None)
+        nodes = getattr(layer, "_inbound_nodes", None)
+        if kernel is not None and nodes:
+            found[id(kernel)] = int(nodes[0].input_tensors[0].shape[1] or 0)
+    return found
+
+
+def _layers(model: Any) -> list[Any]:
+    return [] if model is None else list(model._flatten_layers(include_self=False))
+
+
+def _part(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At most `TAKEN` of the elements, evenly spread, copied."""
+    flat = value.ravel()
+    return flat[:: stride(flat.size) or 1].copy()
+
+
+def _no_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), np.inf, values)

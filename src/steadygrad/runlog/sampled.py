@@ -1,0 +1,75 @@
+"""What the samplers of the frameworks share: when to sample, and figures of a matrix in NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+TAKEN = 4096
+"""Elements of a tensor that stand for it where a copy is needed."""
+LARGEST_EXACT = 128
+"""Rows up to which a spectral radius is computed from all eigenvalues."""
+
+
+def due(step: int, every: int = 64) -> bool:
+    """Whether a step is sampled: 0, 1, 2, 4, 8, ... and then once every `every` steps.
+
+    Args:
+        step: its number, from 0.
+        every: steps between samples, once the first ones are taken.
+
+    Returns:
+        Whether it is.
+
+    Example:
+        >>> [step for step in range(200) if due(step)]
+        [0, 1, 2, 4, 8, 16, 32, 64, 128, 192]
+    """
+    early = step < every and step & (step - 1) == 0
+    return early or step % every == 0
+
+
+def stride(elements: int) -> int:
+    """Distance between the elements that stand for a tensor.
+
+    Example:
+        >>> stride(4096), stride(4097)
+        (1, 2)
+    """
+    return -(-elements // TAKEN)
+
+
+def spectral_radius(rows: NDArray[np.float64]) -> float:
+    """Largest absolute eigenvalue; estimated for large matrices.
+
+    Args:
+        rows: a matrix, float64.
+
+    Returns:
+        The radius; NaN for what is not square or not finite.
+
+    Example:
+        >>> spectral_radius(np.diag([0.5, -2.0]))
+        2.0
+    """
+    if rows.ndim != 2 or rows.shape[0] != rows.shape[1] or not np.isfinite(rows).all():
+        return math.nan
+    if len(rows) <= LARGEST_EXACT:
+        return float(np.abs(np.linalg.eigvals(rows)).max())
+    return _radius_by_powers(rows)
+
+
+def _radius_by_powers(rows: NDArray[np.float64], powers: int = 64) -> float:
+    """Mean growth of a vector over the later of many products: complex pairs average out."""
+    vector = np.cos(np.arange(1, len(rows) + 1, dtype=np.float64))
+    logs = 0.0
+    for power in range(2 * powers):
+        vector = rows @ vector
+        size = float(np.linalg.norm(vector))
+        if size == 0:
+            return 0.0
+        vector /= size
+        logs += math.log(size) if power >= powers else 0.0
+    return math.exp(logs / powers)
