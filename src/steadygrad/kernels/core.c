@@ -46,10 +46,17 @@ static int find_loops(const sg_loops **found)
 }
 #endif
 
+/* Found once: cpuid takes tens of microseconds under a hypervisor. Threads that race here
+ * find the same. */
 const sg_loops *sg_loops_at(int rank)
 {
-    const sg_loops *found[4];
-    int n = find_loops(found);
+    static const sg_loops *found[4];
+    static int count;
+    int n = __atomic_load_n(&count, __ATOMIC_ACQUIRE);
+    if (n == 0) {
+        n = find_loops(found);
+        __atomic_store_n(&count, n, __ATOMIC_RELEASE);
+    }
     return rank >= 0 && rank < n ? found[rank] : NULL;
 }
 
@@ -183,6 +190,15 @@ static int64_t size_at(const sg_tensor *t, int64_t chunk)
     return left < size ? left : size;
 }
 
+/* What to fetch while a flat chunk is worked on: further on in a long tensor, but the
+ * tensor to come where this one is over before that. */
+static const char *ahead_of(const job *j, const sg_tensor *t, int64_t next, const char *data)
+{
+    if (t->size * sg_item_size(t->type) > 2 * SG_AHEAD_BYTES || next < 0 || next >= j->count)
+        return data + SG_AHEAD_BYTES;
+    return j->tensors[next].data;
+}
+
 static int needs_powers(const job *j, const sg_part *part)
 {
     return j->p != 2.0 && j->p != INFINITY && part->nonfinite == 0;
@@ -194,7 +210,7 @@ static __attribute__((noinline)) void read_gathered(const job *j, const sg_tenso
 {
     char buffer[SG_GATHER_BYTES];
     exchange(t, first, size, buffer, 0);
-    j->loops->read[t->type](buffer, size, part);
+    j->loops->read[t->type](buffer, size, buffer, part);
     if (needs_powers(j, part))
         sg_power_sum(buffer, size, t->type, j->p, part);
 }
@@ -209,7 +225,7 @@ static void measure(const job *j, int64_t tensor, int64_t chunk, sg_part *part)
         return;
     }
     const char *data = (const char *)t->data + first * sg_item_size(t->type);
-    j->loops->read[t->type](data, size, part);
+    j->loops->read[t->type](data, size, ahead_of(j, t, tensor + 1, data), part);
     if (needs_powers(j, part))
         sg_power_sum(data, size, t->type, j->p, part);
 }
@@ -219,19 +235,20 @@ static __attribute__((noinline)) void scale_gathered(const job *j, const sg_tens
 {
     char buffer[SG_GATHER_BYTES];
     exchange(t, first, size, buffer, 0);
-    j->loops->scale[t->type](buffer, size, coef);
+    j->loops->scale[t->type](buffer, size, buffer, coef);
     exchange(t, first, size, buffer, 1);
 }
 
-static void multiply(const job *j, int64_t tensor, int64_t chunk)
+static void multiply(const job *j, int64_t tensor, int64_t chunk, int64_t next)
 {
     const sg_tensor *t = j->tensors + tensor;
     int64_t first = chunk * chunk_size(t), size = size_at(t, chunk);
-    if (t->rank)
+    if (t->rank) {
         scale_gathered(j, t, first, size, j->coefs[tensor]);
-    else
-        j->loops->scale[t->type]((char *)t->data + first * sg_item_size(t->type), size,
-                                 j->coefs[tensor]);
+        return;
+    }
+    char *data = (char *)t->data + first * sg_item_size(t->type);
+    j->loops->scale[t->type](data, size, ahead_of(j, t, next, data), j->coefs[tensor]);
 }
 
 /* ---- joining chunks, in their order ---- */
@@ -319,7 +336,7 @@ static void scale_alone(const job *j)
         if (j->coefs[i] == 1.0)
             continue;
         for (int64_t c = 0, n = chunk_count(j->tensors + i); c < n; c++)
-            multiply(j, i, c);
+            multiply(j, i, c, i - 1);
     }
 }
 
@@ -359,7 +376,7 @@ static void do_span(crew *c, int64_t chunk, int64_t end)
         if (c->parts)
             measure(&c->job, tensor, local, c->parts + chunk);
         else if (c->job.coefs[tensor] != 1.0)
-            multiply(&c->job, tensor, local);
+            multiply(&c->job, tensor, local, tensor + 1);
     }
 }
 

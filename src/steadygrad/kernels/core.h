@@ -40,8 +40,10 @@ typedef struct {
     int has_nan;
 } sg_part;
 
-typedef void (*sg_reader)(const void *data, int64_t size, sg_part *part);
-typedef void (*sg_scaler)(void *data, int64_t size, double coef);
+/* `ahead` is what to fetch into the cache meanwhile: the byte that is wanted at data + i
+ * is told of at ahead + i. It may lie anywhere, since a fetch never faults. */
+typedef void (*sg_reader)(const void *data, int64_t size, const char *ahead, sg_part *part);
+typedef void (*sg_scaler)(void *data, int64_t size, const char *ahead, double coef);
 
 /* One set of loops for one instruction set, indexed by type. */
 typedef struct {
@@ -70,6 +72,8 @@ int64_t sg_item_size(int type);
 /* Long enough for the hardware's prefetching to get going, short enough for a second
  * pass to find the chunk in the cache. Gathered chunks lie on a stack. */
 #define SG_CHUNK_BYTES 131072
+/* How far ahead to fetch: past the page where the hardware stops. */
+#define SG_AHEAD_BYTES 8192
 #define SG_GATHER_BYTES 32768
 
 #endif

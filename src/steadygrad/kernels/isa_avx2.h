@@ -26,6 +26,8 @@ ISA_INLINE vd ISA(mul_d)(vd a, vd b) { return _mm256_mul_pd(a, b); }
 ISA_INLINE vd ISA(fma_d)(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 ISA_INLINE vd ISA(low)(vf x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
 ISA_INLINE vd ISA(high)(vf x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+ISA_INLINE vd ISA(widen)(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+ISA_INLINE void ISA(put_narrow)(float *p, vd x) { _mm_storeu_ps(p, _mm256_cvtpd_ps(x)); }
 ISA_INLINE vz ISA(no_zeros)(void) { return _mm256_setzero_si256(); }
 ISA_INLINE vz ISA(count_f)(vz z, vf x)
 {
@@ -65,10 +67,6 @@ ISA_INLINE vf ISA(load_bf16)(const uint16_t *p)
 ISA_INLINE vf ISA(join)(__m128 low, __m128 high)
 {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
-}
-ISA_INLINE void ISA(store_f32)(float *p, vd low, vd high)
-{
-    ISA(store_f)(p, ISA(join)(_mm256_cvtpd_ps(low), _mm256_cvtpd_ps(high)));
 }
 /* Towards zero with the last bit set where inexact: a second rounding, to fewer
  * bits, then gives what one rounding of the double would have given. */

@@ -24,6 +24,8 @@ ISA_INLINE vd ISA(mul_d)(vd a, vd b) { return _mm512_mul_pd(a, b); }
 ISA_INLINE vd ISA(fma_d)(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 ISA_INLINE vd ISA(low)(vf x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
 ISA_INLINE vd ISA(high)(vf x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+ISA_INLINE vd ISA(widen)(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+ISA_INLINE void ISA(put_narrow)(float *p, vd x) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(x)); }
 ISA_INLINE vz ISA(no_zeros)(void) { return 0; }
 ISA_INLINE vz ISA(count_f)(vz z, vf x)
 {
@@ -53,10 +55,6 @@ ISA_INLINE vf ISA(join)(__m256 low, __m256 high)
 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
-ISA_INLINE vf ISA(narrow)(vd low, vd high)
-{
-    return ISA(join)(_mm512_cvtpd_ps(low), _mm512_cvtpd_ps(high));
-}
 /* Towards zero with the last bit set where inexact: a second rounding, to fewer
  * bits, then gives what one rounding of the double would have given. */
 ISA_INLINE __m256 ISA(odd)(vd x)
@@ -67,10 +65,6 @@ ISA_INLINE __m256 ISA(odd)(vd x)
     return _mm256_castsi256_ps(_mm256_mask_or_epi32(bits, inexact, bits, _mm256_set1_epi32(1)));
 }
 ISA_INLINE vf ISA(narrow_odd)(vd low, vd high) { return ISA(join)(ISA(odd)(low), ISA(odd)(high)); }
-ISA_INLINE void ISA(store_f32)(float *p, vd low, vd high)
-{
-    ISA(store_f)(p, ISA(narrow)(low, high));
-}
 ISA_INLINE void ISA(store_f16)(uint16_t *p, vd low, vd high)
 {
     vf x = ISA(narrow_odd)(low, high);

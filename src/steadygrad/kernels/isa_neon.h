@@ -26,6 +26,8 @@ ISA_INLINE vd ISA(mul_d)(vd a, vd b) { return vmulq_f64(a, b); }
 ISA_INLINE vd ISA(fma_d)(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 ISA_INLINE vd ISA(low)(vf x) { return vcvt_f64_f32(vget_low_f32(x)); }
 ISA_INLINE vd ISA(high)(vf x) { return vcvt_high_f64_f32(x); }
+ISA_INLINE vd ISA(widen)(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
+ISA_INLINE void ISA(put_narrow)(float *p, vd x) { vst1_f32(p, vcvt_f32_f64(x)); }
 ISA_INLINE vz ISA(no_zeros)(void) { return vdupq_n_u32(0); }
 ISA_INLINE vz ISA(count_f)(vz z, vf x) { return vsubq_u32(z, vceqzq_f32(x)); }
 ISA_INLINE vz ISA(count_d)(vz z, vd x)
@@ -45,10 +47,6 @@ ISA_INLINE vf ISA(load_f16)(const uint16_t *p)
 ISA_INLINE vf ISA(load_bf16)(const uint16_t *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
-}
-ISA_INLINE void ISA(store_f32)(float *p, vd low, vd high)
-{
-    vst1q_f32(p, vcvt_high_f32_f64(vcvt_f32_f64(low), high));
 }
 /* fcvtxn rounds to odd in hardware: the second rounding is then the only one. */
 ISA_INLINE vf ISA(odd)(vd low, vd high) { return vcvtx_high_f32_f64(vcvtx_f32_f64(low), high); }

@@ -32,6 +32,12 @@ ISA_INLINE vd ISA(mul_d)(vd a, vd b) { EACH(vd, 2, a.at[i] * b.at[i]); }
 ISA_INLINE vd ISA(fma_d)(vd a, vd b, vd c) { EACH(vd, 2, a.at[i] * b.at[i] + c.at[i]); }
 ISA_INLINE vd ISA(low)(vf x) { EACH(vd, 2, x.at[i]); }
 ISA_INLINE vd ISA(high)(vf x) { EACH(vd, 2, x.at[i + 2]); }
+ISA_INLINE vd ISA(widen)(const float *p) { EACH(vd, 2, p[i]); }
+ISA_INLINE void ISA(put_narrow)(float *p, vd x)
+{
+    for (int i = 0; i < 2; i++)
+        p[i] = (float)x.at[i];
+}
 ISA_INLINE vz ISA(no_zeros)(void) { return 0; }
 ISA_INLINE vz ISA(count_f)(vz z, vf x)
 {
@@ -54,7 +60,6 @@ ISA_INLINE vf ISA(load_bf16)(const uint16_t *p) { EACH(vf, 4, sg_bf16_to_float(p
     }
 #define F16_ONCE(x) sg_f16_of_float(sg_float_odd(x))
 #define BF16_ONCE(x) sg_bf16_of_float(sg_float_odd(x))
-ISA_INLINE void ISA(store_f32)(float *p, vd low, vd high) { PUT((float)) }
 ISA_INLINE void ISA(store_f16)(uint16_t *p, vd low, vd high) { PUT(F16_ONCE) }
 ISA_INLINE void ISA(store_bf16)(uint16_t *p, vd low, vd high) { PUT(BF16_ONCE) }
 ISA_INLINE void ISA(fetch)(const void *p) { (void)p; }

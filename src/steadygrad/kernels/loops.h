@@ -6,7 +6,14 @@
  */
 
 #define LANES 32
-#define AHEAD 8192 /* bytes to prefetch: past the page where the hardware stops */
+/* Vectors of doubles from a group of narrow elements: of float32 straight from memory,
+ * which saves a shuffle; of the others from what was widened to float32. */
+#define LOW_f32(x, v) ISA(widen)(x)
+#define HIGH_f32(x, v) ISA(widen)((x) + DOUBLES)
+#define LOW_f16(x, v) ISA(low)(v)
+#define HIGH_f16(x, v) ISA(high)(v)
+#define LOW_bf16 LOW_f16
+#define HIGH_bf16 HIGH_f16
 
 static ISA_FN double ISA(join_lanes)(double *lanes)
 {
@@ -44,14 +51,15 @@ RECOUNT(bf16, uint16_t, sg_bf16_to_float)
     {                                                                                      \
         for (int g = 0; g < LANES / FLOATS; g++) {                                         \
             vf a = ISA(abs_f)(ISA(load_##kind)(x + g * FLOATS));                           \
-            vd low = ISA(low)(a), high = ISA(high)(a);                                     \
+            vd low = LOW_##kind(x + g * FLOATS, a), high = HIGH_##kind(x + g * FLOATS, a); \
             maxima[g] = ISA(max_f)(a, maxima[g]);                                          \
             *zeros = ISA(count_f)(*zeros, a);                                              \
             sums[2 * g] = ISA(fma_d)(low, low, sums[2 * g]);                               \
             sums[2 * g + 1] = ISA(fma_d)(high, high, sums[2 * g + 1]);                     \
         }                                                                                  \
     }                                                                                      \
-    static ISA_FN void ISA(read_##kind)(const void *data, int64_t size, sg_part *part)     \
+    static ISA_FN void ISA(read_##kind)(const void *data, int64_t size, const char *ahead, \
+                                        sg_part *part)                                     \
     {                                                                                      \
         const type *x = data;                                                              \
         vd sums[LANES / DOUBLES];                                                          \
@@ -63,9 +71,9 @@ RECOUNT(bf16, uint16_t, sg_bf16_to_float)
             sums[g] = ISA(zero_d)();                                                       \
         int64_t body = size / LANES * LANES, rest = size - body;                           \
         for (int64_t i = 0; i < body; i += LANES) {                                        \
-            ISA(fetch)((const char *)(x + i) + AHEAD);                                     \
+            ISA(fetch)(ahead + i * (int64_t)sizeof(type));                                 \
             if (sizeof(type) == 4)                                                         \
-                ISA(fetch)((const char *)(x + i) + AHEAD + 64);                            \
+                ISA(fetch)(ahead + i * (int64_t)sizeof(type) + 64);                        \
             ISA(step_##kind)(x + i, sums, maxima, &zeros);                                 \
         }                                                                                  \
         if (rest) {                                                                        \
@@ -104,7 +112,8 @@ ISA_INLINE void ISA(step_f64)(const double *x, vd scale, vd *sums, vd *maxima, v
     }
 }
 
-static ISA_FN void ISA(pass_f64)(const double *x, int64_t size, double scale, sg_part *part)
+static ISA_FN void ISA(pass_f64)(const double *x, int64_t size, const char *ahead, double scale,
+                                 sg_part *part)
 {
     vd sums[LANES / DOUBLES], maxima[4], times = ISA(set_d)(scale);
     vz zeros = ISA(no_zeros)();
@@ -115,7 +124,7 @@ static ISA_FN void ISA(pass_f64)(const double *x, int64_t size, double scale, sg
     int64_t body = size / LANES * LANES, rest = size - body;
     for (int64_t i = 0; i < body; i += LANES) {
         for (int line = 0; line < 4; line++)
-            ISA(fetch)((const char *)(x + i) + AHEAD + 64 * line);
+            ISA(fetch)(ahead + i * (int64_t)sizeof *x + 64 * line);
         ISA(step_f64)(x + i, times, sums, maxima, &zeros);
     }
     if (rest) {
@@ -137,59 +146,69 @@ static ISA_FN void ISA(pass_f64)(const double *x, int64_t size, double scale, sg
 
 /* Squares leave float64's range only far out: the second pass over the chunk, which
  * is then still in the cache, is for those. */
-static ISA_FN void ISA(read_f64)(const void *data, int64_t size, sg_part *part)
+static ISA_FN void ISA(read_f64)(const void *data, int64_t size, const char *ahead, sg_part *part)
 {
-    ISA(pass_f64)(data, size, 1.0, part);
+    ISA(pass_f64)(data, size, ahead, 1.0, part);
     if (!(part->sum <= DBL_MAX))
         ISA(recount_f64)(data, size, part);
     double unit = sg_unit(part->max_abs);
     if (unit != 1.0 && part->nonfinite == 0) {
-        ISA(pass_f64)(data, size, 1.0 / unit, part);
+        ISA(pass_f64)(data, size, data, 1.0 / unit, part);
         part->unit = unit;
     }
 }
 
-#define SCALE_NARROW(kind, type)                                                           \
-    ISA_INLINE void ISA(times_##kind)(type *x, vd coef)                                    \
+/* The group that ends a chunk is worked on in a copy, so that nothing past it is touched. */
+#define SCALE(kind, type, step)                                                            \
+    static ISA_FN void ISA(scale_##kind)(void *data, int64_t size, const char *ahead,      \
+                                         double coef)                                      \
+    {                                                                                      \
+        type *x = data, tail[LANES] = {0};                                                 \
+        vd times = ISA(set_d)(coef);                                                       \
+        int64_t body = size / LANES * LANES, rest = size - body;                           \
+        for (int64_t i = 0; i < body; i += LANES) {                                        \
+            for (int64_t byte = 0; byte < LANES * (int64_t)sizeof(type); byte += 64)       \
+                ISA(fetch)(ahead + i * (int64_t)sizeof(type) + byte);                      \
+            for (int at = 0; at < LANES; at += step)                                       \
+                ISA(times_##kind)(x + i + at, times);                                      \
+        }                                                                                  \
+        memcpy(tail, x + body, (size_t)rest * sizeof(type));                               \
+        for (int at = 0; at < rest; at += step)                                            \
+            ISA(times_##kind)(tail + at, times);                                           \
+        memcpy(x + body, tail, (size_t)rest * sizeof(type));                               \
+    }
+
+#define TIMES_HALF(kind)                                                                   \
+    ISA_INLINE void ISA(times_##kind)(uint16_t *x, vd coef)                                \
     {                                                                                      \
         vf v = ISA(load_##kind)(x);                                                        \
         ISA(store_##kind)(x, ISA(mul_d)(ISA(low)(v), coef), ISA(mul_d)(ISA(high)(v), coef)); \
-    }                                                                                      \
-    static ISA_FN void ISA(scale_##kind)(void *data, int64_t size, double coef)            \
-    {                                                                                      \
-        type *x = data, tail[FLOATS] = {0};                                                \
-        vd times = ISA(set_d)(coef);                                                       \
-        int64_t body = size / FLOATS * FLOATS;                                             \
-        for (int64_t i = 0; i < body; i += FLOATS)                                         \
-            ISA(times_##kind)(x + i, times);                                               \
-        memcpy(tail, x + body, (size_t)(size - body) * sizeof(type));                      \
-        ISA(times_##kind)(tail, times);                                                    \
-        memcpy(x + body, tail, (size_t)(size - body) * sizeof(type));                      \
     }
 
-SCALE_NARROW(f32, float)
-SCALE_NARROW(f16, uint16_t)
-SCALE_NARROW(bf16, uint16_t)
-
-static ISA_FN void ISA(scale_f64)(void *data, int64_t size, double coef)
+ISA_INLINE void ISA(times_f32)(float *x, vd coef)
 {
-    double *x = data;
-    vd times = ISA(set_d)(coef);
-    int64_t body = size / DOUBLES * DOUBLES;
-    for (int64_t i = 0; i < body; i += DOUBLES)
-        ISA(store_d)(x + i, ISA(mul_d)(ISA(load_f64)(x + i), times));
-    for (int64_t i = body; i < size; i++)
-        x[i] *= coef;
+    ISA(put_narrow)(x, ISA(mul_d)(ISA(widen)(x), coef));
 }
+ISA_INLINE void ISA(times_f64)(double *x, vd coef)
+{
+    ISA(store_d)(x, ISA(mul_d)(ISA(load_f64)(x), coef));
+}
+TIMES_HALF(f16)
+TIMES_HALF(bf16)
+
+SCALE(f32, float, DOUBLES)
+SCALE(f64, double, DOUBLES)
+SCALE(f16, uint16_t, FLOATS)
+SCALE(bf16, uint16_t, FLOATS)
 
 /* A real coefficient multiplies both parts. */
-static ISA_FN void ISA(scale_c64)(void *data, int64_t size, double coef)
+static ISA_FN void ISA(scale_c64)(void *data, int64_t size, const char *ahead, double coef)
 {
-    ISA(scale_f32)(data, 2 * size, coef);
+    ISA(scale_f32)(data, 2 * size, ahead, coef);
 }
-static ISA_FN void ISA(scale_c128)(void *data, int64_t size, double coef)
+static ISA_FN void ISA(scale_c128)(void *data, int64_t size, const char *ahead, double coef)
 {
-    ISA(scale_f64)(data, 2 * size, coef);
+    ISA(scale_f64)(data, 2 * size, ahead, coef);
 }
 
 #define CAT(a, b) a##b

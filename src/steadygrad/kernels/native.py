@@ -134,7 +134,9 @@ def try_scale(
             _read.scale_table(table.ctypes.data, len(tensors), where, threads, use)
     if refused == ALL_SERVED:
         # autograd must know of a write that it did not see
-        torch.autograd.graph.increment_version([tensors[i] for i in written.tolist()])
+        every = written.size == len(tensors)
+        told = tensors if every else [tensors[i] for i in written.tolist()]
+        torch.autograd.graph.increment_version(told)
     return int(refused)
 
 

@@ -46,8 +46,9 @@
         part->max_abs = largest;                                                           \
         return part_max;                                                                   \
     }                                                                                      \
-    void sg_read_##kind(const void *data, int64_t size, sg_part *part)                     \
+    void sg_read_##kind(const void *data, int64_t size, const char *ahead, sg_part *part)  \
     {                                                                                      \
+        (void)ahead;                                                                       \
         pass_##kind(data, size, 1.0, part);                                                \
         if (part->sum <= DBL_MAX && sg_unit(part->max_abs) == 1.0 && part->max_abs > 0)    \
             return;                                                                        \

@@ -21,8 +21,8 @@ static inline double sg_unit(double largest)
 
 extern const sg_loops sg_loops_avx512, sg_loops_avx2, sg_loops_neon, sg_loops_portable;
 
-void sg_read_c64(const void *data, int64_t size, sg_part *part);
-void sg_read_c128(const void *data, int64_t size, sg_part *part);
+void sg_read_c64(const void *data, int64_t size, const char *ahead, sg_part *part);
+void sg_read_c128(const void *data, int64_t size, const char *ahead, sg_part *part);
 
 /* Replaces unit and sum, which are those of p = 2, by those of another p. */
 void sg_power_sum(const void *data, int64_t size, int type, double p, sg_part *part);

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from operator import attrgetter
+from typing import Any, cast
 
 import torch
 
 from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.torch.warn import warn_user
 
+_GRAD = attrgetter("grad")
+
 Tensors = torch.Tensor | Iterable[torch.Tensor]
 """A tensor, or any iterable of tensors, a generator included."""
 
 
-def parameters_of(parameters: Any, caller: str) -> list[torch.Tensor]:
-    """The parameters that have a gradient.
+def parameters_of(parameters: Any, caller: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The parameters that have a gradient, and their gradients.
 
     Args:
         parameters: a tensor or an iterable of tensors.
         caller: the function called, for messages.
 
     Returns:
-        Those whose ``.grad`` is not None; may be empty, after a warning.
+        Those whose ``.grad`` is not None, and these; may be empty, after a warning.
 
     Raises:
         UsageError: something else was passed: a module, names, gradients, a tensor twice.
     """
     given = tensors_of(parameters, caller)
-    found = [p for p in given if _has_place_for_grad(p) and p.grad is not None]
-    if given and not found:
+    grads = _grads_of(given)
+    if type(None) not in set(map(type, grads)):
+        return given, cast("list[torch.Tensor]", grads)
+    pairs = [(p, g) for p, g in zip(given, grads, strict=True) if g is not None]
+    if not pairs:
         _refuse_gradients(given, caller)
         warn_user(
             f"{caller}: none of the {len(given)} parameters has a gradient, so nothing is clipped; "
             "call it after loss.backward() and before optimizer.zero_grad()",
             NoGradientsWarning,
         )
-    return found
+    return [p for p, _ in pairs], [g for _, g in pairs]
 
 
 def tensors_of(tensors: Any, caller: str) -> list[torch.Tensor]:
@@ -64,7 +70,7 @@ def tensors_of(tensors: Any, caller: str) -> list[torch.Tensor]:
             f"type {caller}(model.parameters(), ...)",
             NoGradientsWarning,
         )
-    if len({id(tensor) for tensor in given}) < len(given):
+    if len(set(map(id, given))) < len(given):
         raise UsageError(
             f"{caller} got the same tensor twice, which would count and clip it twice; "
             f"type {caller}(dict.fromkeys(parameters), ...)"
@@ -104,13 +110,19 @@ def require_threshold(value: Any, name: str, caller: str) -> float:
 
 
 def _require_tensors(given: list[Any], caller: str) -> None:
-    odd = next((item for item in given if not isinstance(item, torch.Tensor)), None)
-    if odd is None:
+    if all(issubclass(kind, torch.Tensor) for kind in set(map(type, given))):
         return
+    odd = next(item for item in given if not isinstance(item, torch.Tensor))
     hint = f"type {caller}(model.parameters(), ...)"
     if isinstance(odd, tuple):
         hint += ", without the names that named_parameters() gives"
     raise UsageError(f"{caller} needs tensors, got {type(odd).__name__} among them; {hint}")
+
+
+def _grads_of(tensors: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    if set(map(type, tensors)) == {torch.nn.Parameter}:
+        return list(map(_GRAD, tensors))  # always leaves; asking costs as much again
+    return [tensor.grad if _has_place_for_grad(tensor) else None for tensor in tensors]
 
 
 def _has_place_for_grad(tensor: torch.Tensor) -> bool:

@@ -127,9 +127,8 @@ def _clip(
 ) -> torch.Tensor:
     threshold = require_threshold(max_norm, "max_norm", "clip_grad_norm_")
     p = require_norm_type(norm_type, "clip_grad_norm_")
-    found = parameters_of(parameters, "clip_grad_norm_")
+    found, grads = parameters_of(parameters, "clip_grad_norm_")
     sharded.refuse_flat_shards(found, "clip_grad_norm_")
-    grads = [parameter.grad for parameter in found if parameter.grad is not None]
     norm = _total(grads, p, error_if_nonfinite)
     _scale(grads, threshold, norm)
     return torch.as_tensor(norm)
@@ -145,8 +144,7 @@ def _norm(tensors: Tensors, norm_type: float, error_if_nonfinite: bool) -> torch
 @eager
 def _clip_with(parameters: Tensors, max_norm: float, total_norm: torch.Tensor | float) -> None:
     threshold = require_threshold(max_norm, "max_norm", "clip_grads_with_norm_")
-    found = parameters_of(parameters, "clip_grads_with_norm_")
-    grads = [parameter.grad for parameter in found if parameter.grad is not None]
+    _, grads = parameters_of(parameters, "clip_grads_with_norm_")
     if sharded.is_sharded(total_norm):
         total_norm = total_norm.full_tensor()  # type: ignore[union-attr]
     on_device = isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu"

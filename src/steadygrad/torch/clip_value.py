@@ -38,8 +38,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
 @eager
 def _clip(parameters: Tensors, clip_value: float) -> None:
     limit = require_threshold(clip_value, "clip_value", "clip_grad_value_")
-    found = parameters_of(parameters, "clip_grad_value_")
-    grads = [parameter.grad for parameter in found if parameter.grad is not None]
+    found, grads = parameters_of(parameters, "clip_grad_value_")
     on_cpu = all(grad.device.type == "cpu" for grad in grads)
     if on_cpu and grads:
         figures = kernels.read(sharded.local(grads), float("inf"))

@@ -37,7 +37,8 @@ def read_whole(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
 
 def any_sharded(tensors: Sequence[Any]) -> bool:
     """True where one of them is a DTensor; looks at types, which are few, not at tensors."""
-    return any(issubclass(kind, _dtensor()) for kind in set(map(type, tensors)))
+    kind = _dtensor()
+    return kind != () and any(issubclass(found, kind) for found in set(map(type, tensors)))
 
 
 def _dtensor() -> Any:
@@ -79,6 +80,8 @@ def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
     Raises:
         UsageError: says what to use instead.
     """
+    if "torch.distributed.fsdp" not in sys.modules:  # asking each parameter is not cheap
+        return
     for parameter in parameters:
         flat = getattr(parameter, "_fsdp_flattened", False) or getattr(
             parameter, "_is_flat_param", False

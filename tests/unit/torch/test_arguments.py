@@ -134,6 +134,8 @@ class _FlatShard(torch.nn.Parameter):
 
 
 def test_parameters_sharded_by_fsdp1_are_refused():
+    import torch.distributed.fsdp  # without it nothing can be sharded so
+
     weight = _FlatShard(torch.zeros(2))
     weight.grad = torch.ones(2)
     with pytest.raises(UsageError, match=r"FSDP1.*fully_shard.*model.clip_grad_norm_"):
