@@ -13,6 +13,7 @@
     └── MissingExtraError (ImportError) a library that is not installed, with the pip command
     SteadyGradWarning (UserWarning)
     ├── NoGradientsWarning              nothing was measured or clipped
+    ├── NaNOriginWarning                where a NaN or inf came from, as asked for
     └── RecordingWarning                recording stopped; the training goes on
 """
 
@@ -73,6 +74,10 @@ class SteadyGradWarning(UserWarning):
 
 class NoGradientsWarning(SteadyGradWarning):
     """Nothing was measured or clipped."""
+
+
+class NaNOriginWarning(SteadyGradWarning):
+    """A gradient or a loss is not finite; says where that came from."""
 
 
 class RecordingWarning(SteadyGradWarning):

@@ -23,6 +23,7 @@ FLOORS = {
     "errors": 0,
     "stats": 0,
     "_version": 0,
+    "invisible": 0,
     "policies": 1,
     "kernels": 1,
     "runlog": 1,

@@ -24,6 +24,7 @@ def attach(
     on_nonfinite: str | None = None,
     run: Any = None,
     *,
+    find_nan: bool = False,
     names: Names | None = None,
     optimizer_index: int = 0,
 ) -> Steady:
@@ -38,6 +39,8 @@ def attach(
             (the default of ``clip="none"``).
         run: a path for a new run file, or an open `RunWriter`. The losses that it records are
             those on which `backward` is called, unless `Steady.observe_loss` tells others.
+        find_nan: at the first non-finite gradient or loss, replay the step and warn with the
+            operation, the line and the rows that made it; see `Steady.origin`.
         names: instead of a model: ``{id(parameter): name}`` or a function of the parameter.
         optimizer_index: number of this optimizer within the run.
 
@@ -61,6 +64,8 @@ def attach(
     steady = attach_unheard(optimizer, clip, model, on_nonfinite, run, names, optimizer_index)
     if run is not None:
         steady.hear_losses()
+    if find_nan:
+        steady.find_nan()
     return steady
 
 

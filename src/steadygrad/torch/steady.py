@@ -18,8 +18,15 @@ from typing import Any
 import torch
 
 from steadygrad import kernels
-from steadygrad.errors import AttachError, NoGradientsWarning, NonFiniteError, UsageError
+from steadygrad.errors import (
+    AttachError,
+    NaNOriginWarning,
+    NoGradientsWarning,
+    NonFiniteError,
+    UsageError,
+)
 from steadygrad.policies import Policy
+from steadygrad.runlog import origin as origins
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.torch import copies, losses, scaler, skipping
@@ -27,6 +34,7 @@ from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper, Outcome
 from steadygrad.torch.folding import Folding
 from steadygrad.torch.naming import ModelNames, Names
+from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.outbox import Outbox
 from steadygrad.torch.recording import Recorder, facts_of
 from steadygrad.torch.table import ParameterTable
@@ -47,6 +55,7 @@ class Steady:
     Attributes:
         policy: the clipping policy.
         stats: the last step's `GradientStats`, before clipping; None before the first step.
+        origin: where the last NaN or inf came from; None without one, or without `find_nan`.
         overhead_seconds: time spent here so far.
     """
 
@@ -68,6 +77,7 @@ class Steady:
         self._held = weakref.ref(optimizer)
         self.policy = policy
         self.stats: GradientStats | None = None
+        self.origin: origins.Origin | None = None
         self.overhead_seconds = 0.0
         self._clipper = Clipper(policy, on_nonfinite)
         self._recorder = _open(run, optimizer, policy, on_nonfinite)
@@ -92,6 +102,7 @@ class Steady:
         self._outbox = Outbox()
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._warned = False
+        self._finder: Finder | None = None
         self._hold()
 
     def _hold(self) -> None:
@@ -187,6 +198,8 @@ class Steady:
             scaler.unwatch(optimizer)
             copies.unmark_copies(optimizer)
         losses.forget(self)
+        if self._finder is not None:
+            self._finder.end()
         if isinstance(self._names, ModelNames):
             self._names.finish()
         self._empty()
@@ -213,6 +226,24 @@ class Steady:
         """From now on, know the losses on which `backward` is called without being told."""
         self._heard = losses.hear(self)
 
+    def find_nan(self, quiet: bool = False) -> None:
+        """From now on, find out where the first non-finite gradient or loss comes from.
+
+        Args:
+            quiet: no warning; the answer is in `origin` and in the run file.
+        """
+
+        def found(origin: origins.Origin) -> None:
+            self.origin = origin
+            if self._recorder is not None:
+                data = {**origin.as_json(), "optimizer": self._index}
+                self._recorder.writer.write_event(origins.EVENT, data, origin.step)
+            if not quiet and self._clipper.on_nonfinite != "raise":
+                warn_user(str(origin), NaNOriginWarning)
+
+        self._finder = Finder(self.optimizer, found)
+        self._finder.begin()
+
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
 
@@ -235,7 +266,10 @@ class Steady:
         if self._steps == self._steps_before_scaler:
             batch, self._present = self._gather()
             stats = self._clipper.measure(batch)
+            self._seek_origin(stats)
             self._finish(self._clipper.skipped(stats, self._present))
+            if self._finder is not None:
+                self._finder.stepped()
         self._loss_scale = None
 
     # -- hooks -------------------------------------------------------------------------------
@@ -249,6 +283,8 @@ class Steady:
             self._depth += 1
             return None
         self._recover()
+        if self._finder is not None:
+            self._finder.rest()
         self._depth = 1
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -262,6 +298,8 @@ class Steady:
             self._depth -= 1
             if self._depth <= 0:
                 self._recover()
+                if self._finder is not None:
+                    self._finder.stepped()
 
     def _recover(self) -> None:
         """Undo what was done for one step only; also after a step that raised."""
@@ -326,8 +364,12 @@ class Steady:
         return self._skipped(*_with_closure(args, kwargs, lambda: result))
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        if self._finder is not None:
+            self._finder.begin()
         with torch.enable_grad():
             value = closure()
+        if self._finder is not None:
+            self._finder.rest()
         if self._closure_loss is None:
             self._closure_loss = value.detach() if isinstance(value, torch.Tensor) else value
         return value
@@ -361,9 +403,24 @@ class Steady:
         started = time.perf_counter()
         batch, self._present = self._gather()
         ways = (self._scale, self._skip) if fold else ()
-        outcome = self._clipper.process(batch, self._steps, self._scaler_skips(), *ways)
+        try:
+            outcome = self._clipper.process(batch, self._steps, self._scaler_skips(), *ways)
+        except NonFiniteError as error:
+            raise self._explained(error, batch) from None
+        self._seek_origin(outcome.stats)
         self._spent(started)
         return outcome
+
+    def _explained(self, error: NonFiniteError, batch: Batch) -> NonFiniteError:
+        """The error, with what is known of the origin."""
+        found = self._seek_origin(self._clipper.measure(batch))
+        return error if found is None else NonFiniteError(f"{error}. {found}")
+
+    def _seek_origin(self, stats: GradientStats) -> origins.Origin | None:
+        if self._finder is None:
+            return None
+        scale = self._loss_scale
+        return self._finder.check(stats, self._steps, self._table.params, self._table.names, scale)
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
         if not self._folding.scale(self.optimizer, grads, coef):

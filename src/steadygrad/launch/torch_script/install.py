@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from steadygrad.invisible import invisible
+
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
     from steadygrad.launch.torch_script.observer import TorchObserver
-
-# `warnings` leaves frames with these two words in their file name out of its stack level
-# (it takes them for the importer's), and torch.compile does not trace them
-INVISIBLE = "<frozen importlib._bootstrap> steadygrad"
 
 
 class Patches:
@@ -222,15 +220,9 @@ def _patch_clip(name: str, kind: str, patches: Patches) -> None:
         setattr(utils.clip_grad, name, wrapped)
 
 
-def _invisible(function: Callable[..., Any]) -> Callable[..., Any]:
-    code = function.__code__.replace(co_filename=INVISIBLE)
-    function.__code__ = code
-    return function
-
-
 def _watch_backward(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
     @functools.wraps(original)
-    @_invisible
+    @invisible
     def backward(*args: Any, **kwargs: Any) -> Any:
         observer = patches.backward_begins(args, kwargs)
         result = original(*args, **kwargs)
@@ -243,7 +235,7 @@ def _watch_backward(original: Callable[..., Any], patches: Patches) -> Callable[
 
 def _watch_clip(original: Callable[..., Any], kind: str, patches: Patches) -> Callable[..., Any]:
     @functools.wraps(original)
-    @_invisible
+    @invisible
     def clip(*args: Any, **kwargs: Any) -> Any:
         call = patches.clip_begins(Call(kind, args, kwargs))
         result = None
@@ -261,7 +253,7 @@ def _patch_scaler(scaler: Any, patches: Patches) -> None:
     scale, unscale_, step = scaler.scale, scaler.unscale_, scaler.step
 
     @functools.wraps(scale)
-    @_invisible
+    @invisible
     def scale_and_note(self: Any, outputs: Any) -> Any:
         scaled = scale(self, outputs)
         observer = patches.observer()
@@ -270,7 +262,7 @@ def _patch_scaler(scaler: Any, patches: Patches) -> None:
         return scaled
 
     @functools.wraps(unscale_)
-    @_invisible
+    @invisible
     def unscale_and_note(self: Any, optimizer: Any) -> Any:
         observer = patches.observer()
         if observer is None or not self.is_enabled():
@@ -278,7 +270,7 @@ def _patch_scaler(scaler: Any, patches: Patches) -> None:
         return observer.unscale(optimizer, lambda: unscale_(self, optimizer))
 
     @functools.wraps(step)
-    @_invisible
+    @invisible
     def step_attached(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         # a scaler does not call the step of an optimizer whose gradients overflow
         observer = patches.observer()

@@ -1,0 +1,30 @@
+"""Wrappers that stand between a script and its framework without being seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+# `warnings` leaves frames with these two words in their file name out of its stack level
+# (it takes them for the importer's), and torch.compile does not trace them
+INVISIBLE = "<frozen importlib._bootstrap> steadygrad"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def invisible(function: Function) -> Function:
+    """Have warnings name the caller's line, not one of this function.
+
+    Args:
+        function: a plain function; changed in place.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> invisible(lambda: 1).__code__.co_filename
+        '<frozen importlib._bootstrap> steadygrad'
+    """
+    plain: Any = function
+    plain.__code__ = plain.__code__.replace(co_filename=INVISIBLE)
+    return function

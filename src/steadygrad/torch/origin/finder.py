@@ -1,0 +1,199 @@
+"""Notice the first non-finite gradient or loss of an optimizer, and ask where it came from.
+
+The check that is always on costs nothing new: gradients are measured at every step anyway,
+and losses are read. Everything else happens once something was found.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from steadygrad.runlog.origin import Origin
+from steadygrad.stats import GradientStats
+from steadygrad.torch.origin import patches
+from steadygrad.torch.origin.blame import Case, answer, located
+from steadygrad.torch.origin.replay import Impossible, Replay, several_ranks
+from steadygrad.torch.origin.tape import Entry
+
+MOST_ANSWERS = 3
+"""Origins that are looked for in a run: the first, and two more after steps that were skipped."""
+SEARCHES = 8
+"""Overflows in a row that a loss scaler's search explains."""
+MOST_BACKWARDS = 8
+
+
+class Finder:
+    """Watches one optimizer's steps.
+
+    Args:
+        optimizer: whose steps; held weakly.
+        found: told of each origin.
+    """
+
+    def __init__(self, optimizer: Any, found: Callable[[Origin], None]) -> None:
+        self.tape = patches.listen(self)
+        self._optimizer = weakref.ref(optimizer)
+        self._found = found
+        self._answers = 0
+        self._overflows = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether no further origin is looked for."""
+        return self._answers >= MOST_ANSWERS
+
+    def begin(self) -> None:
+        """From now on the training computes what the next step applies."""
+        if not self.over:
+            self.tape.listen()
+
+    def rest(self) -> None:
+        """A step begins."""
+        self.tape.rest()
+
+    def stepped(self) -> None:
+        """That step is over."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self.tape.stepped(optimizer)
+        self.begin()
+
+    def end(self) -> None:
+        """Look no more."""
+        patches.forget(self)
+
+    def check(
+        self,
+        stats: GradientStats,
+        step: int,
+        params: Sequence[torch.Tensor],
+        names: Sequence[str],
+        scale: Any = None,
+    ) -> Origin | None:
+        """Look at a step's figures before it is applied; explain what is not finite.
+
+        Args:
+            stats: figures of its gradients.
+            step: its number.
+            params: the optimizer's parameters.
+            names: what they are called.
+            scale: the loss scale of a GradScaler, or None.
+
+        Returns:
+            The origin, where one was asked for.
+        """
+        if self.over:
+            return None
+        optimizer = self._optimizer()
+        backwards = self.tape.since_step_of(optimizer)[-MOST_BACKWARDS:]
+        lost = [entry for entry in backwards if not _finite(entry.value)]
+        if not lost and not bool((stats.nonfinite > 0).any()):
+            self._overflows = 0
+            return None
+        if not lost and scale is not None and not self._is_odd(scale):
+            return None
+        tensors = tuple(n for n, c in zip(stats.names, stats.nonfinite, strict=True) if c > 0)[:8]
+        return self._explain(Case(step, tensors), lost or backwards, params, names)
+
+    def _is_odd(self, scale: Any) -> bool:
+        """Whether an overflow is more than a loss scaler's search for its scale."""
+        self._overflows += 1
+        return self._overflows >= SEARCHES or float(scale) <= 1.0
+
+    def _explain(
+        self,
+        case: Case,
+        backwards: Sequence[Entry],
+        params: Sequence[torch.Tensor],
+        names: Sequence[str],
+    ) -> Origin:
+        self._answers += 1
+        origin = _of_weights(case, params, names)
+        if origin is None:
+            origin = explain(self.tape, case, backwards)
+        else:
+            self._answers = MOST_ANSWERS  # from here on every step is broken
+        self._found(origin)
+        if self.over:
+            self.end()
+        return origin
+
+
+def explain(tape: Any, case: Case, backwards: Sequence[Entry]) -> Origin:
+    """Replay the backward passes of a step until one shows what is not finite.
+
+    Args:
+        tape: where they were written down.
+        case: the step.
+        backwards: its backward passes, on the tape.
+
+    Returns:
+        The origin; where none can be shown, why.
+    """
+    why = "no backward pass of this step was seen"
+    at = None
+    armed, tape.armed = tape.armed, False
+    was_on = tape.take_off()
+    try:
+        for entry in backwards:
+            at = entry.place
+            try:
+                replay = Replay(tape, entry)
+                found = answer(case, replay, replay.run())
+                why = _nothing_shown()
+            except Impossible as reason:
+                found, why = None, str(reason)
+            except Exception as error:
+                found, why = None, f"the replay raised {type(error).__name__}: {error}"
+            if found is not None:
+                return found
+    finally:
+        tape.armed = armed
+        if was_on:
+            tape.put_on()
+    file, line, source = located(at)
+    return Origin(
+        case.step, "unknown", file=file, line=line, source=source, why_not=why, tensors=case.tensors
+    )
+
+
+def _of_weights(case: Case, params: Sequence[torch.Tensor], names: Sequence[str]) -> Origin | None:
+    """Weights that were broken before the step: there is nothing to replay."""
+    broken = [
+        (name, param)
+        for name, param in zip(names, params, strict=True)
+        if type(param) in (torch.Tensor, torch.nn.Parameter) and not _finite([param])
+    ]
+    if not broken:
+        return None
+    listed = ", ".join(name for name, _ in broken[:3])
+    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+    return Origin(
+        case.step,
+        "weights",
+        operation=listed + more,
+        first_kind="nan" if any(bool(p.isnan().any()) for _, p in broken) else "inf",
+        replayed=True,
+        why_not="The weights were lost before this step, so that there is nothing to replay",
+        tensors=case.tensors,
+    )
+
+
+def _nothing_shown() -> str:
+    if several_ranks():
+        return (
+            "the replay on this rank came out finite; gradients are averaged over ranks, "
+            "so another rank's file has the origin"
+        )
+    return (
+        "the replay came out finite: either something between backward() and the step changed "
+        "the gradients, or the forward pass depends on what a replay cannot put back"
+    )
+
+
+def _finite(values: Sequence[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values)

@@ -1,0 +1,336 @@
+"""The instruments of a replay: every function's inputs and results, every backward function.
+
+What is non-finite is followed to the function whose inputs were still finite. An
+infinity that was meant (a mask filled with -inf) is no fault, and is passed through until a
+function makes NaN of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from steadygrad.runlog.origin import Range
+from steadygrad.torch.origin.tape import Place, is_library, tensors_in
+
+GOOD, MEANT, BAD = "good", "meant", "bad"
+
+
+@dataclass(eq=False)
+class Look:
+    """One tensor, read: its range, and what is wrong with it.
+
+    Attributes:
+        range: its figures.
+        kind: ``nan``, ``inf`` or empty.
+        rows: rows along its first axis that hold what is non-finite.
+    """
+
+    range: Range
+    kind: str = ""
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(eq=False)
+class Note:
+    """One call of a function during the replay.
+
+    Attributes:
+        number: its place in time.
+        name: of the function.
+        place: the nearest line outside torch.
+        module: path and class of the module that ran it.
+        inputs: its floating tensors, as they were before it.
+        causes: earlier calls, or outside tensors, whose results were bad already.
+        kind: ``nan`` or ``inf`` where its own result is bad.
+        result: the bad result.
+        backward: it ran during the backward pass.
+    """
+
+    number: int
+    name: str
+    place: Place
+    module: tuple[str, str]
+    inputs: list[Look]
+    causes: list[Note] = field(default_factory=list)
+    kind: str = ""
+    result: Look | None = None
+    backward: bool = False
+    outside: str = ""
+
+
+@dataclass(eq=False)
+class Event:
+    """A backward function that met or made something non-finite.
+
+    Attributes:
+        node: its name.
+        note: the forward call that it belongs to.
+        kind: ``nan`` or ``inf``.
+        made: it made that from finite gradients; else several finite ones overflowed in a sum.
+        given: the gradients that it was given.
+        result: the bad gradient.
+        inner: a call inside a custom backward that made it.
+    """
+
+    node: str
+    note: Note | None
+    kind: str
+    made: bool
+    given: list[Look]
+    result: Look
+    inner: Note | None = None
+
+
+class Probe(TorchFunctionMode):
+    """Watches a replay; active while it is on the stack of function modes.
+
+    Args:
+        stop: code of the function that calls replayed functions: no line beyond it counts.
+
+    Attributes:
+        base: the line that called what is being replayed.
+        held: names of tensors that were there before the step, by id: parameters and buffers.
+        notes: the calls.
+        events: what went wrong in the backward pass.
+        modules: path and class of the modules that are running, the innermost last.
+        in_backward: the backward pass runs.
+    """
+
+    def __init__(self, stop: Any) -> None:
+        super().__init__()
+        self.base: Place = (stop, 0)
+        self.held: dict[int, str] = {}
+        self.notes: list[Note] = []
+        self.events: list[Event] = []
+        self.modules: list[tuple[str, str]] = []
+        self.in_backward = False
+        self._stop = stop
+        self._bad: dict[int, tuple[torch.Tensor, Note]] = {}
+        self._meant: dict[int, torch.Tensor] = {}
+        self._storages: dict[int, Note] = {}
+        self._nodes: dict[Any, Note] = {}
+
+    # -- forward ---------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _SILENT:
+            return func(*args, **kwargs)
+        return self._call(func, _name_of(func), args, kwargs)
+
+    def custom(self, call: Any, cls: Any, args: Any, kwargs: Any) -> Any:
+        """A custom autograd function is applied."""
+        return self._call(call, cls.__name__, args, kwargs)
+
+    def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        given = [t for t in tensors_in((args, kwargs)) if _readable(t)]
+        note = Note(
+            len(self.notes), name, self._place(), self._module(), [], backward=self.in_backward
+        )
+        states = [self._enter(note, tensor, i) for i, tensor in enumerate(given)]
+        result = func(*args, **kwargs)
+        self.notes.append(note)
+        leaves = list(tensors_in(result))
+        if not leaves and name.endswith("__setitem__"):
+            leaves = [args[0]]
+        meant = MEANT in states or any(map(_infinite_number, _numbers((args, kwargs))))
+        for leaf in leaves:
+            self._leave(note, leaf, meant)
+            self._own(leaf.grad_fn, note)
+        return result
+
+    def _enter(self, note: Note, tensor: torch.Tensor, number: int) -> str:
+        """Read an input; whatever is wrong with it becomes a cause, unless it was meant."""
+        look = look_at(tensor, self.held.get(id(tensor), f"input {number}"))
+        note.inputs.append(look)
+        if not look.kind:
+            return GOOD
+        if self._is_meant(tensor, look):
+            return MEANT
+        note.causes.append(self._maker(tensor, look))
+        return BAD
+
+    def _leave(self, note: Note, leaf: torch.Tensor, meant: bool) -> None:
+        if not _readable(leaf) or note.name.rpartition(".")[2].startswith(_UNSET):
+            return
+        self._bad.pop(id(leaf), None)
+        look = look_at(leaf, "result")
+        if not look.kind:
+            return
+        if meant and not note.causes and look.kind == "inf":
+            self._meant[id(leaf)] = leaf
+            return
+        if not note.kind or look.kind == "nan":
+            note.kind, note.result = look.kind, look
+        self._bad[id(leaf)] = (leaf, note)
+        self._storages[_storage(leaf)] = note
+
+    def _is_meant(self, tensor: torch.Tensor, look: Look) -> bool:
+        if self._meant.get(id(tensor)) is tensor:
+            return True
+        if id(tensor) in self._bad or _storage(tensor) in self._storages or look.kind == "nan":
+            return False
+        return _is_mask(tensor, look)
+
+    def _maker(self, tensor: torch.Tensor, look: Look) -> Note:
+        """The call that made a bad tensor; one that stands for the outside where none did."""
+        known = self._bad.get(id(tensor))
+        if known is not None and known[0] is tensor:
+            return known[1]
+        by_storage = self._storages.get(_storage(tensor))
+        if by_storage is not None:
+            return by_storage
+        what = self.held.get(id(tensor), "")
+        outside = Note(-1, what or "data", self._place(), self._module(), [look])
+        outside.kind, outside.result = look.kind, look
+        outside.outside = "weights" if what else "input"
+        self._bad[id(tensor)] = (tensor, outside)
+        return outside
+
+    def maker_of(self, tensor: torch.Tensor) -> Note | None:
+        """The call that made this bad tensor; None for a good one."""
+        if not _readable(tensor):
+            return None
+        look = look_at(tensor, "result")
+        return self._maker(tensor, look) if look.kind else None
+
+    def leaves_module(self, given: Any, output: Any) -> None:
+        """A module returns: where nothing was seen inside it, it stands for what it did."""
+        path, kind = self._module()
+        note = Note(len(self.notes), kind, self._place(), (path, kind), [])
+        for leaf in tensors_in(output):
+            if not _readable(leaf):
+                continue
+            unseen = id(leaf) not in self._bad and _storage(leaf) not in self._storages
+            if unseen and id(leaf) not in self._meant and look_at(leaf, "").kind:
+                for number, tensor in enumerate(filter(_readable, tensors_in(given))):
+                    self._enter(note, tensor, number)
+                self._leave(note, leaf, False)
+            self._own(leaf.grad_fn, note)
+
+    def _module(self) -> tuple[str, str]:
+        return self.modules[-1] if self.modules else ("", "")
+
+    def _place(self) -> Place:
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code is not self._stop:
+            if not is_library(frame.f_code):
+                return frame.f_code, frame.f_lasti
+            frame = frame.f_back  # type: ignore[assignment]
+        return self.base
+
+    # -- backward --------------------------------------------------------------------------
+
+    def _own(self, node: Any, note: Note) -> None:
+        """Ascribe to a call the backward functions that it has made."""
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in self._nodes or hasattr(node, "variable"):
+                continue
+            self._nodes[node] = note
+            waiting += [following for following, _ in node.next_functions]
+
+    def watch_backward(self, nodes: Iterable[Any]) -> None:
+        """Read what every backward function is given and makes."""
+        for node in nodes:
+            node.register_hook(self._hook(node))
+
+    def _hook(self, node: Any) -> Any:
+        note, name = self._nodes.get(node), node.name()
+
+        def hook(made: tuple[Any, ...], given: tuple[Any, ...]) -> None:
+            entered = [look_at(g, "gradient") for g in given if g is not None and _readable(g)]
+            left = [look_at(g, "gradient") for g in made if g is not None and _readable(g)]
+            broken = next((look for look in entered if look.kind), None)
+            bad = broken or next((look for look in left if look.kind), None)
+            if bad is not None:
+                inner = None if broken else self._inner()
+                event = Event(name, note, bad.kind, broken is None, entered, bad, inner)
+                self.events.append(event)
+
+        return hook
+
+    def _inner(self) -> Note | None:
+        """The call inside a custom backward that first made something non-finite."""
+        late = [n for n in self.notes if n.backward and n.kind and not n.causes]
+        return late[0] if late else None
+
+
+_SILENT = frozenset(["__get__", "__set__", "dim", "size", "item", "tolist", "requires_grad_"])
+_UNSET = ("empty", "new_empty")
+
+
+def look_at(tensor: torch.Tensor, name: str) -> Look:
+    """Read a floating tensor."""
+    with torch.no_grad():
+        values = tensor.detach()
+        values = torch.view_as_real(values) if values.is_complex() else values
+        if values.dtype not in _ORDERED:
+            values = values.float()
+        low, high = (float(v) for v in torch.aminmax(values))
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        if abs(low) < _INF and abs(high) < _INF:
+            return Look(Range(name, shape, dtype, low, high))
+        finite = torch.isfinite(values)
+        kept = values[finite]
+        low, high = (float(v) for v in torch.aminmax(kept)) if len(kept) else (_NAN, _NAN)
+        bad = int(finite.numel() - len(kept))
+        kind = "nan" if bool(torch.isnan(values).any()) else "inf"
+        return Look(Range(name, shape, dtype, low, high, bad), kind, _rows(~finite))
+
+
+_INF, _NAN = float("inf"), float("nan")
+_ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _rows(bad: torch.Tensor) -> tuple[int, ...]:
+    if bad.dim() == 0:
+        return ()
+    flat = bad.reshape(bad.shape[0], -1).any(dim=1)
+    return tuple(flat.nonzero().flatten().tolist())
+
+
+def _readable(tensor: torch.Tensor) -> bool:
+    numbers = tensor.is_floating_point() or tensor.is_complex()
+    return numbers and tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
+
+
+def _is_mask(tensor: torch.Tensor, look: Look) -> bool:
+    """Zeros and -inf, as masks are written that are added to scores."""
+    zeros = look.range.low != look.range.low or (look.range.low == 0 == look.range.high)
+    return zeros and not bool((tensor.detach() == _INF).any())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict):
+        yield from _numbers(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+
+
+def _infinite_number(number: float) -> bool:
+    return abs(number) == _INF
+
+
+def _name_of(func: Any) -> str:
+    named: str | None = resolve_name(func)
+    plain = getattr(func, "__name__", repr(func))
+    return (
+        (named or plain).replace("torch.nn.functional.", "F.").replace("torch.Tensor.", "Tensor.")
+    )
