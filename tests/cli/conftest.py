@@ -52,6 +52,12 @@ class Workbench:
         )
 
 
+@pytest.fixture(scope="session")
+def workbench() -> type[Workbench]:
+    """For fixtures that outlive a test: makes a workbench of a folder."""
+    return Workbench
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)

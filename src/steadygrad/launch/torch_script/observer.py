@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.launch.torch_script.calls import CallBook
 from steadygrad.launch.torch_script.census import Census
@@ -67,6 +68,8 @@ class TorchObserver:
         self._scale: Any = None
         self._amp = False
         self._unscaled: set[int] = set()
+        self._hears_ends = False
+        self._number_of: dict[int, int] = {}
 
     # -- backward ------------------------------------------------------------------------------
 
@@ -149,6 +152,13 @@ class TorchObserver:
             self._steps += 1
             if not callable(closure):
                 steady.observe_loss(self.losses.of_step())
+            elif not self._hears_ends:
+                self._hears_ends = True
+                register_optimizer_step_post_hook(self._after_step)
+
+    def _after_step(self, *_: Any) -> None:
+        """A step is over: what its closure was worth is not the next step's loss."""
+        self.losses.of_step()
 
     def _is_the_scripts(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the script has attached steadygrad to this optimizer itself: left to it."""
@@ -173,6 +183,7 @@ class TorchObserver:
         if not all(census.knows(p) for p in parameters):
             census.refresh()
         index = self._number(type(optimizer).__name__)
+        self._number_of.update((id(p), index) for p in parameters)
         infos = census.names(parameters, self._taken)
         steady = attach_unheard(
             optimizer,
@@ -308,8 +319,9 @@ class TorchObserver:
         """Write what is left; the run file is closed next."""
         with self._timed():
             self._manual.finish()
-            if self.log.waiting and self.steps:
-                self._write_calls(self.log.waiting, self.steps, 0, 0)
+            for call in self.log.waiting if self.steps else ():
+                index = next((self._number_of[i] for i in call.ids if i in self._number_of), 0)
+                self._write_calls([call], self.steps, 0, index)
         self.session.overhead += self.overhead
         writer = self.session.writer() if self.steps else None
         if writer is not None:
