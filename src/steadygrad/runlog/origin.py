@@ -139,8 +139,15 @@ class Origin:
         kind = {"nan": "NaN", "inf": "inf"}.get(self.first_kind, "non-finite value")
         source = f": {self.source}" if self.source else ""
         where = f" at {self.place}{source}" if self.place else ""
-        module = f" in {self.module} ({self.module_type})" if self.module_type else ""
-        return f"The first {kind} of step {self.step} {self._made()}{module}{where}{self._then()}."
+        made = f"{self._made()}{self._inside()}{where}{self._then()}"
+        return f"The first {kind} of step {self.step} {made}."
+
+    def _inside(self) -> str:
+        if not self.module_type:
+            return ""
+        return (
+            f" in {self.module} ({self.module_type})" if self.module else f" in {self.module_type}"
+        )
 
     def _made(self) -> str:
         if self.phase == "input":
@@ -148,7 +155,7 @@ class Origin:
         if self.phase == "weights":
             return f"stood in {self.operation} before the step"
         if self.phase == "backward":
-            return f"was made by {self.operation}, the backward of this operation,"
+            return f"was made in the backward pass by {self.operation}, whose forward ran"
         return f"was made by {self.operation}"
 
     def _then(self) -> str:

@@ -110,16 +110,19 @@ class Finder:
         backwards: Sequence[Entry],
         params: Sequence[torch.Tensor],
         names: Sequence[str],
-    ) -> Origin:
+    ) -> Origin | None:
+        first = self._answers == 0
         self._answers += 1
         origin = _of_weights(case, params, names)
         if origin is None:
             origin = explain(self.tape, case, backwards)
         else:
             self._answers = MOST_ANSWERS  # from here on every step is broken
-        self._found(origin)
         if self.over:
             self.end()
+        if origin.phase == "weights" and not first:
+            return None  # what was explained before has been applied
+        self._found(origin)
         return origin
 
 

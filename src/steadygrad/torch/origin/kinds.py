@@ -19,7 +19,7 @@ __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imo
 __ior__ __ixor__
 """
 _RANDOM_NAMES, _IN_PLACE_NAMES = frozenset(_DRAW.split()), frozenset(_CHANGE.split())
-_PLAIN_NAMES = frozenset(["backward", "detach_", "requires_grad_", "register_hook", "retain_grad"])
+_PLAIN_NAMES = frozenset(["backward", "detach_", "register_hook", "retain_grad"])
 
 known: dict[Any, int] = {}
 """Function to kind; a function that was seen to return no tensor is plain from then on."""
@@ -51,4 +51,6 @@ def kind_of(func: Any) -> int:
 
 def changes_its_argument(name: str) -> bool:
     """Whether a function of this name works in place."""
+    if name == "requires_grad_":
+        return False
     return name in _IN_PLACE_NAMES or (name.endswith("_") and not name.endswith("__"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.runlog.origin import Range
 from steadygrad.torch.origin.tape import Place, is_library, tensors_in
@@ -28,11 +29,13 @@ class Look:
     Attributes:
         range: its figures.
         kind: ``nan``, ``inf`` or empty.
+        positive: +inf is among it.
         rows: rows along its first axis that hold what is non-finite.
     """
 
     range: Range
     kind: str = ""
+    positive: bool = False
     rows: tuple[int, ...] = ()
 
 
@@ -49,7 +52,7 @@ class Note:
         causes: earlier calls, or outside tensors, whose results were bad already.
         kind: ``nan`` or ``inf`` where its own result is bad.
         result: the bad result.
-        backward: it ran during the backward pass.
+        outside: ``weights`` or ``input`` for what no call made.
     """
 
     number: int
@@ -60,7 +63,6 @@ class Note:
     causes: list[Note] = field(default_factory=list)
     kind: str = ""
     result: Look | None = None
-    backward: bool = False
     outside: str = ""
 
 
@@ -99,7 +101,6 @@ class Probe(TorchFunctionMode):
         notes: the calls.
         events: what went wrong in the backward pass.
         modules: path and class of the modules that are running, the innermost last.
-        in_backward: the backward pass runs.
     """
 
     def __init__(self, stop: Any) -> None:
@@ -109,12 +110,12 @@ class Probe(TorchFunctionMode):
         self.notes: list[Note] = []
         self.events: list[Event] = []
         self.modules: list[tuple[str, str]] = []
-        self.in_backward = False
         self._stop = stop
         self._bad: dict[int, tuple[torch.Tensor, Note]] = {}
-        self._meant: dict[int, torch.Tensor] = {}
+        self._meant: dict[int, tuple[torch.Tensor, Note]] = {}
         self._storages: dict[int, Note] = {}
         self._nodes: dict[Any, Note] = {}
+        self._late: list[Note] = []
 
     # -- forward ---------------------------------------------------------------------------
 
@@ -132,20 +133,22 @@ class Probe(TorchFunctionMode):
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         given = [t for t in tensors_in((args, kwargs)) if _readable(t)]
-        note = Note(
-            len(self.notes), name, self._place(), self._module(), [], backward=self.in_backward
-        )
+        note = self._note(name)
         states = [self._enter(note, tensor, i) for i, tensor in enumerate(given)]
         result = func(*args, **kwargs)
-        self.notes.append(note)
         leaves = list(tensors_in(result))
         if not leaves and name.endswith("__setitem__"):
             leaves = [args[0]]
-        meant = MEANT in states or any(map(_infinite_number, _numbers((args, kwargs))))
+        meant = MEANT in states or any(map(_minus_infinity, _numbers((args, kwargs))))
         for leaf in leaves:
             self._leave(note, leaf, meant)
             self._own(leaf.grad_fn, note)
         return result
+
+    def _note(self, name: str) -> Note:
+        note = Note(len(self.notes), name, self._place(), self._module(), [])
+        self.notes.append(note)
+        return note
 
     def _enter(self, note: Note, tensor: torch.Tensor, number: int) -> str:
         """Read an input; whatever is wrong with it becomes a cause, unless it was meant."""
@@ -161,12 +164,14 @@ class Probe(TorchFunctionMode):
     def _leave(self, note: Note, leaf: torch.Tensor, meant: bool) -> None:
         if not _readable(leaf) or note.name.rpartition(".")[2].startswith(_UNSET):
             return
-        self._bad.pop(id(leaf), None)
+        inner = self._bad.pop(id(leaf), None)
         look = look_at(leaf, "result")
         if not look.kind:
             return
-        if meant and not note.causes and look.kind == "inf":
-            self._meant[id(leaf)] = leaf
+        if inner is not None and inner[1].number > note.number:  # made inside a custom function
+            note.causes.append(inner[1])
+        if meant and not note.causes and look.kind == "inf" and not look.positive:
+            self._meant[id(leaf)] = (leaf, note)
             return
         if not note.kind or look.kind == "nan":
             note.kind, note.result = look.kind, look
@@ -174,11 +179,12 @@ class Probe(TorchFunctionMode):
         self._storages[_storage(leaf)] = note
 
     def _is_meant(self, tensor: torch.Tensor, look: Look) -> bool:
-        if self._meant.get(id(tensor)) is tensor:
+        known = self._meant.get(id(tensor))
+        if known is not None and known[0] is tensor:
             return True
         if id(tensor) in self._bad or _storage(tensor) in self._storages or look.kind == "nan":
             return False
-        return _is_mask(tensor, look)
+        return _is_mask(look)
 
     def _maker(self, tensor: torch.Tensor, look: Look) -> Note:
         """The call that made a bad tensor; one that stands for the outside where none did."""
@@ -189,7 +195,7 @@ class Probe(TorchFunctionMode):
         if by_storage is not None:
             return by_storage
         what = self.held.get(id(tensor), "")
-        outside = Note(-1, what or "data", self._place(), self._module(), [look])
+        outside = Note(len(self.notes), what or "data", self.base, self._module(), [look])
         outside.kind, outside.result = look.kind, look
         outside.outside = "weights" if what else "input"
         self._bad[id(tensor)] = (tensor, outside)
@@ -199,6 +205,10 @@ class Probe(TorchFunctionMode):
         """The call that made this bad tensor; None for a good one."""
         if not _readable(tensor):
             return None
+        meant = self._meant.get(id(tensor))
+        if meant is not None and meant[0] is tensor:  # a mask, but no loss may be infinite
+            meant[1].kind, meant[1].result = "inf", look_at(tensor, "result")
+            return meant[1]
         look = look_at(tensor, "result")
         return self._maker(tensor, look) if look.kind else None
 
@@ -206,6 +216,7 @@ class Probe(TorchFunctionMode):
         """A module returns: where nothing was seen inside it, it stands for what it did."""
         path, kind = self._module()
         note = Note(len(self.notes), kind, self._place(), (path, kind), [])
+        self.notes.append(note)
         for leaf in tensors_in(output):
             if not _readable(leaf):
                 continue
@@ -220,7 +231,7 @@ class Probe(TorchFunctionMode):
         return self.modules[-1] if self.modules else ("", "")
 
     def _place(self) -> Place:
-        frame = sys._getframe(2)
+        frame = sys._getframe(1)
         while frame is not None and frame.f_code is not self._stop:
             if not is_library(frame.f_code):
                 return frame.f_code, frame.f_lasti
@@ -252,17 +263,41 @@ class Probe(TorchFunctionMode):
             left = [look_at(g, "gradient") for g in made if g is not None and _readable(g)]
             broken = next((look for look in entered if look.kind), None)
             bad = broken or next((look for look in left if look.kind), None)
+            inner = self._inner()
             if bad is not None:
-                inner = None if broken else self._inner()
+                inner = None if broken else inner
                 event = Event(name, note, bad.kind, broken is None, entered, bad, inner)
                 self.events.append(event)
 
         return hook
 
     def _inner(self) -> Note | None:
-        """The call inside a custom backward that first made something non-finite."""
-        late = [n for n in self.notes if n.backward and n.kind and not n.causes]
-        return late[0] if late else None
+        """The call in a custom backward that has just made something non-finite."""
+        late, self._late = self._late, []
+        return next((note for note in late if note.kind and not note.causes), None)
+
+    def inside_backward(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call during the backward pass: of interest where a line of the user's made it."""
+        if self._place() is self.base:
+            return func(*args, **kwargs)
+        result = self._call(func, func.overloadpacket.__name__, args, kwargs)
+        self._late.append(self.notes[-1])
+        return result
+
+
+class BackwardProbe(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows a probe what custom backward functions call; the engine hides it from function modes.
+
+    Args:
+        probe: which is told.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__()
+        self._probe = probe
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._probe.inside_backward(func, args, kwargs or {})
 
 
 _SILENT = frozenset(["__get__", "__set__", "dim", "size", "item", "tolist", "requires_grad_"])
@@ -285,7 +320,8 @@ def look_at(tensor: torch.Tensor, name: str) -> Look:
         low, high = (float(v) for v in torch.aminmax(kept)) if len(kept) else (_NAN, _NAN)
         bad = int(finite.numel() - len(kept))
         kind = "nan" if bool(torch.isnan(values).any()) else "inf"
-        return Look(Range(name, shape, dtype, low, high, bad), kind, _rows(~finite))
+        positive = bool((values == _INF).any())
+        return Look(Range(name, shape, dtype, low, high, bad), kind, positive, _rows(~finite))
 
 
 _INF, _NAN = float("inf"), float("nan")
@@ -304,10 +340,10 @@ def _readable(tensor: torch.Tensor) -> bool:
     return numbers and tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
 
 
-def _is_mask(tensor: torch.Tensor, look: Look) -> bool:
+def _is_mask(look: Look) -> bool:
     """Zeros and -inf, as masks are written that are added to scores."""
     zeros = look.range.low != look.range.low or (look.range.low == 0 == look.range.high)
-    return zeros and not bool((tensor.detach() == _INF).any())
+    return zeros and not look.positive
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -324,8 +360,8 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item)
 
 
-def _infinite_number(number: float) -> bool:
-    return abs(number) == _INF
+def _minus_infinity(number: float) -> bool:
+    return number == -_INF
 
 
 def _name_of(func: Any) -> str:

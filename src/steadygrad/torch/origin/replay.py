@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.torch.origin.kinds import changes_its_argument
 from steadygrad.torch.origin.patches import watching
-from steadygrad.torch.origin.probe import Event, Note, Probe
+from steadygrad.torch.origin.probe import BackwardProbe, Event, Note, Probe
 from steadygrad.torch.origin.states import generators_kept, modules_kept, set_buffers, set_draws
 from steadygrad.torch.origin.tape import Entry, Held, Rebuilt, Tape, Use, parts_of, tensors_in
 
@@ -98,9 +98,8 @@ class Replay:
         if not leaves:
             return
         probe.watch_backward(nodes)
-        probe.in_backward = True
         starts, weights = [root for root, _ in used], [grad for _, grad in used]
-        with probe:
+        with BackwardProbe(probe):
             _called(torch.autograd.grad, (starts, leaves, weights), {"allow_unused": True})
 
     # -- one entry -------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def modules_kept(roots: list[torch.nn.Module]) -> Iterator[None]:
     try:
         for module in modules.values():
             vars(module)["_buffers"] = {
-                name: None if value is None else value.detach().clone()
+                name: None if value is None else _copy(module, name, value)
                 for name, value in module._buffers.items()
             }
         yield
@@ -187,6 +187,12 @@ def modules_kept(roots: list[torch.nn.Module]) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
+
+
+def _copy(module: torch.nn.Module, name: str, value: torch.Tensor) -> torch.Tensor:
+    if module.training and name in _STATISTICS and _normalises(module):
+        return torch.ones_like(value)  # not read, and broken by now where the batch was
+    return value.detach().clone()
 
 
 def _contents(module: torch.nn.Module) -> list[tuple[Any, Any]]:
