@@ -1,10 +1,11 @@
 """The benchmark table.
 
-    python -m benchmarks [--seconds 8] [--threads 1 2] [--training-steps 1500]
-                         [--clock wall] [--write]
+    python -m benchmarks [--parts clipping steps] [--threads 1 2] [--seconds 8]
+                         [--training-steps 1500] [--clock wall] [--write]
 
-Each part runs in a process of its own, confined to as many cores as threads. `--write`
-replaces benchmarks/RESULTS.md's table and benchmarks/results.csv.
+Each part runs in a process of its own, confined to as many cores as threads. `--write` puts the
+figures into benchmarks/results.csv in place of older ones of the same cases, and
+that file, as a table, into benchmarks/RESULTS.md: parts can be measured one by one.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.rows import Row, machine, table, write_csv
+from benchmarks.rows import Row, described, merged, read_csv, table, write_csv
 from benchmarks.timing import CLOCKS
 
 # TensorFlow and Triton, which a torch optimizer imports, cannot live in one process.
 PARTS = ("clipping", "stepping", "steps", "launching")
 HERE = Path(__file__).parent
+KEPT = HERE / "results.csv"
 BETWEEN = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end -->)", re.DOTALL)
 
 
@@ -34,20 +36,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--training-steps", type=int, default=1500)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--here", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
+    if options.here:
         measure(options, options.threads[0])
         return
-    rows = [row for n in options.threads for part in PARTS for row in in_child(part, n, options)]
-    facts = ", ".join(f"{k} {v}" for k, v in machine().items())
-    text = f"{facts}\n\n{table(rows)}\n"
-    print(text)
-    write_csv(rows, HERE / "results.csv" if options.write else Path("benchmarks.csv"))
+    found = [
+        row for n in options.threads for part in options.parts for row in in_child(part, n, options)
+    ]
+    rows = described(found)
+    print(table(rows))
     if options.write:
-        page = HERE / "RESULTS.md"
-        page.write_text(BETWEEN.sub(lambda _: text, page.read_text()))
+        keep(rows)
+    else:
+        write_csv(rows, Path("benchmarks.csv"))
+
+
+def keep(rows: list[dict[str, object]]) -> None:
+    """Put rows into results.csv, and that file into RESULTS.md."""
+    every = merged(read_csv(KEPT), rows)
+    write_csv(every, KEPT)
+    page = HERE / "RESULTS.md"
+    page.write_text(BETWEEN.sub(lambda _: table(every) + "\n", page.read_text()))
 
 
 def in_child(part: str, threads: int, options: argparse.Namespace) -> list[Row]:
@@ -55,7 +67,7 @@ def in_child(part: str, threads: int, options: argparse.Namespace) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))[:threads]
     settings = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), str(threads))
     env = {**os.environ, **settings, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "benchmarks", "--part", part, "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks", "--here", part, "--threads", str(threads)]
     command += ["--seconds", str(options.seconds), "--clock", options.clock]
     command += ["--training-steps", str(options.training_steps)]
     done = subprocess.run(
@@ -76,17 +88,15 @@ def measure(options: argparse.Namespace, threads: int) -> None:
     from benchmarks import clipping, launching, steps
 
     torch.set_num_threads(threads)
-    part, seconds, clock = options.part, options.seconds, options.clock
-    if part == "clipping":
-        rows: Iterator[Row] = clipping.clipping_rows(threads, seconds, clock)
-    elif part == "stepping":
-        rows = clipping.stepping_rows(threads, seconds, clock)
-    elif part == "steps":
-        rows = steps.all_rows(threads, seconds, clock)
-    else:
-        rows = launching.all_rows(threads, options.training_steps, clock, rounds=2)
-    for row in rows:
-        print(f"{row.set}: {row.case}: {row.contender}", file=sys.stderr)
+    part, seconds, clock = options.here, options.seconds, options.clock
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "clipping": lambda: clipping.clipping_rows(threads, seconds, clock),
+        "stepping": lambda: clipping.stepping_rows(threads, seconds, clock),
+        "steps": lambda: steps.all_rows(threads, seconds, clock),
+        "launching": lambda: launching.all_rows(threads, options.training_steps, clock, rounds=2),
+    }
+    for row in parts[part]():
+        print(f"{row.case}: {row.contender}: {row.ms} ms, {row.ratio}", file=sys.stderr)
         print(json.dumps(asdict(row)), flush=True)
 
 

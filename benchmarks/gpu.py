@@ -17,7 +17,7 @@ import torch
 
 import steadygrad.torch as sg
 from benchmarks.clipping import FAR, SETS
-from benchmarks.rows import Row, rows_of, table, write_csv
+from benchmarks.rows import Row, described, rows_of, table, write_csv
 from benchmarks.timing import Contender
 from steadygrad import kernels
 
@@ -101,10 +101,10 @@ def main() -> None:
         here = rows_of(1, name, "below the threshold, GPU", entries, seconds)
         print(f"{name}: {bandwidths(here, sum(p.numel() * 4 for p in params))}")
         rows += here
-    print(f"\n{table(rows)}\n")
+    print(f"\n{table(described(rows))}\n")
     for dtype in DTYPES:
         print(f"largest relative error of a norm, {dtype}: {worst_error(dtype):.1e}")
-    write_csv(rows, HERE / "results-gpu.csv")
+    write_csv(described(rows), HERE / "results-gpu.csv")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import Row, rows_of, table
+from benchmarks.rows import Row, described, rows_of, table
 from benchmarks.timing import Contender, best_of
 
 FAR, NEAR = 1e9, 1e-2
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     rows = jax_rows if args.library == "jax" else tensorflow_rows
-    print(table(rows(args.threads, args.seconds, args.leaves)))
+    print(table(described(rows(args.threads, args.seconds, args.leaves))))
 
 
 if __name__ == "__main__":

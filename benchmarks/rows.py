@@ -6,8 +6,7 @@ import csv
 import datetime
 import os
 import platform
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,11 +34,6 @@ class Row:
     ms: float
     ratio: float
     target: str = ""
-
-    @property
-    def short(self) -> bool:
-        """Whether a target was missed."""
-        return self.target != "" and self.ratio > float(self.target)
 
 
 def rows_of(
@@ -77,22 +71,53 @@ def machine() -> dict[str, str]:
     }
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """All rows, each with machine, versions and date."""
+def described(rows: list[Row]) -> list[dict[str, object]]:
+    """Rows, each with machine, versions and date."""
     facts = machine()
-    lines = [{**asdict(row), **facts} for row in rows]
+    return [{**asdict(row), **facts} for row in rows]
+
+
+def read_csv(path: Path) -> list[dict[str, object]]:
+    """Rows that were kept; none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merged(kept: list[dict[str, object]], new: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Kept rows without those of cases measured anew, which follow; sorted by threads."""
+
+    def case_of(row: dict[str, object]) -> tuple[str, ...]:
+        return str(row["threads"]), str(row["set"]), str(row["case"])
+
+    again = set(map(case_of, new))
+    rows = [row for row in kept if case_of(row) not in again] + new
+    return sorted(rows, key=lambda row: int(str(row["threads"])))
+
+
+def write_csv(rows: list[dict[str, object]], path: Path) -> None:
+    """All rows, each with machine, versions and date."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(rows)
 
 
-def table(rows: list[Row]) -> str:
-    """A Markdown table; a target that was missed is marked."""
+COLUMNS = {field.name for field in fields(Row)}
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown: what the figures depend on, then a table; a target that was missed is marked."""
+    facts = dict.fromkeys(
+        ", ".join(f"{k} {v}" for k, v in row.items() if k not in COLUMNS) for row in rows
+    )
     head = "| threads | set | case | | ms | ratio | to reach |\n|-|-|-|-|-:|-:|-:|"
-    lines = [
-        f"| {r.threads} | {r.set} | {r.case} | {r.contender} | {r.ms:.3f} | {r.ratio:.3f} | "
-        f"{r.target}{' (short)' if r.short else ''} |"
-        for r in rows
-    ]
-    return "\n".join([head, *lines])
+    return "\n\n".join([*facts, "\n".join([head, *map(_line, rows)])])
+
+
+def _line(row: dict[str, object]) -> str:
+    ms, ratio, target = float(str(row["ms"])), float(str(row["ratio"])), str(row["target"])
+    short = " (short)" if target and ratio > float(target) else ""
+    cells = (row["threads"], row["set"], row["case"], row["contender"])
+    return f"| {' | '.join(map(str, cells))} | {ms:.3f} | {ratio:.3f} | {target}{short} |"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -41,23 +42,26 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.inlet(x)).mean(1))
 
 
-Around = Callable[[nn.Module, torch.optim.Optimizer, Path], None]
+Around = Callable[[nn.Module, torch.optim.Optimizer, Path], AbstractContextManager[object]]
 
 
-def plain(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+def plain(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
+) -> AbstractContextManager[object]:
     """Nothing around the optimizer."""
+    return nullcontext()
 
 
-def attached(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    sg.attach(optimizer, clip="norm:1.0", model=model)
+def attached(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> sg.Steady:
+    return sg.attach(optimizer, clip="norm:1.0", model=model)
 
 
-def recorded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    sg.attach(optimizer, clip="norm:1.0", model=model, run=folder / "run.db")
+def recorded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> sg.Steady:
+    return sg.attach(optimizer, clip="norm:1.0", model=model, run=folder / "run.db")
 
 
-def observed(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    sg.attach(optimizer, clip="none", model=model, run=folder / "observed.db")
+def observed(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> sg.Steady:
+    return sg.attach(optimizer, clip="none", model=model, run=folder / "observed.db")
 
 
 WAYS: dict[str, tuple[Around, bool, float | None]] = {
@@ -69,12 +73,14 @@ WAYS: dict[str, tuple[Around, bool, float | None]] = {
 }
 
 
-def stepper(kind: type[nn.Module], around: Around, clips: bool, folder: Path) -> Callable[[], None]:
+def stepper(
+    kind: type[nn.Module], around: Around, clips: bool, folder: Path, ending: ExitStack
+) -> Callable[[], None]:
     """One training step, seeded."""
     torch.manual_seed(0)
-    model, data, labels = kind(), torch.randn(64, 32, 32), torch.randint(10, (64,))
+    model, data, labels = kind(), torch.randn(batch, 32, 32), torch.randint(10, (batch,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    around(model, optimizer, folder)
+    ending.enter_context(around(model, optimizer, folder))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -89,9 +95,9 @@ def stepper(kind: type[nn.Module], around: Around, clips: bool, folder: Path) ->
 def all_rows(threads: int, seconds: float, clock: str) -> Iterator[Row]:
     """Each model with each way."""
     for kind in (Lstm, Transformer):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as ending:
             contenders = [
-                Contender(name, stepper(kind, around, clips, Path(folder)), target=target)
+                Contender(name, stepper(kind, around, clips, Path(folder), ending), target=target)
                 for name, (around, clips, target) in WAYS.items()
             ]
             times = best_of(contenders, seconds * 4, clock)

@@ -10,6 +10,7 @@ since deciding it on the host would stop the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ SMALLEST = 3e-39
 """Below this coefficient ``grad_scale`` would overflow float32."""
 
 _ABSENT = object()
+_DTYPE = attrgetter("dtype")
 
 
 class Folding:
@@ -43,8 +45,9 @@ class Folding:
         Returns:
             False where that would not be exact: scale in place instead.
         """
-        exact = isinstance(coef, torch.Tensor) or float(coef) < SMALLEST
-        if exact or not _all_fused(optimizer) or any(map(_keeps_float64, grads)):
+        if isinstance(coef, torch.Tensor) or float(coef) < SMALLEST or not _all_fused(optimizer):
+            return False
+        if torch.float64 in set(map(_DTYPE, grads)):
             return False
         by = torch.full((), 1.0 / float(coef), dtype=torch.float32)
         carried = getattr(optimizer, "grad_scale", None)
@@ -84,10 +87,6 @@ def _all_fused(optimizer: torch.optim.Optimizer) -> bool:
     supported = getattr(optimizer, "_step_supports_amp_scaling", False)
     stock = type(optimizer).__module__.startswith("torch.optim.")
     return bool(supported and stock) and all(g.get("fused") for g in optimizer.param_groups)
-
-
-def _keeps_float64(grad: torch.Tensor) -> bool:
-    return grad.dtype is torch.float64 or grad.layout is not torch.strided
 
 
 def _started(optimizer: torch.optim.Optimizer) -> bool:

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from steadygrad.torch.outbox import Outbox
 from steadygrad.torch.recording import Recorder, facts_of
 from steadygrad.torch.table import ParameterTable
 from steadygrad.torch.warn import warn_user
+
+_GRAD = attrgetter("grad")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -445,7 +448,7 @@ class Steady:
         self._follow_table()
         if self._announced is not table.infos:
             self._announce()
-        grads: list[Any] = [p.grad for p in table.params]
+        grads: list[Any] = list(map(_GRAD, table.params))
         scale = self._carried_scale()
         state = self.optimizer.state
         if grads and type(None) not in set(map(type, grads)):
