@@ -6,13 +6,16 @@ spares a second process the imports.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 import steadygrad
 from steadygrad.runlog import Run
@@ -32,12 +35,15 @@ MISPLACED = {f"SG{number}" for number in range(404, 412)}
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("trainers_script", SCRIPT)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    gc.collect()  # trainers and models hold each other; later tests look for models by gc
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ object without the thread, so there every method returns at once.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -16,6 +17,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+BUSY_SHARE = 0.01
+"""A thread that computes less of the time than this does nothing."""
 
 _LIVE: weakref.WeakSet[Pump] = weakref.WeakSet()
 
@@ -63,6 +67,7 @@ class Pump:
         self._wake = threading.Event()
         self._congested = False
         self._closing = False
+        self._clock: int | None = None
         self._pid = os.getpid()
         _LIVE.add(self)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -106,17 +111,42 @@ class Pump:
         self._wake.set()
         return token.wait(timeout) and not self.stopped
 
-    def close(self, timeout: float = 10.0) -> bool:
-        """Consume what is queued, finish, and end the thread, within ``timeout`` seconds."""
+    def close(self, timeout: float = 10.0, idle: float = math.inf) -> bool:
+        """Consume what is queued, finish, and end the thread, within ``timeout`` seconds.
+
+        Args:
+            timeout: most seconds to wait.
+            idle: give up sooner, once the thread has computed nothing for so many seconds.
+
+        Returns:
+            Whether the thread has ended.
+        """
         if os.getpid() != self._pid:
             return False
         self._closing = True
         self._wake.set()
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            self._join(timeout, idle)
         return not self._thread.is_alive()
 
+    def _join(self, timeout: float, idle: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            computed = self._computed()
+            self._thread.join(min(left, idle))
+            if self._computed() - computed < BUSY_SHARE * idle < math.inf:
+                return
+
+    def _computed(self) -> float:
+        """Processor seconds of the thread so far; 0 where the system does not tell."""
+        try:
+            return 0.0 if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # the thread is gone
+            return 0.0
+
     def _run(self) -> None:
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             while not self._round():
                 pass

@@ -44,9 +44,9 @@ from steadygrad.runlog.store import Store, remove_side_files
 COMMIT_SECONDS = 0.2
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
 CHECKPOINT_SECONDS = 2.0
-SINK_SECONDS = 30.0
-"""How long an exit waits for all sinks together."""
-CLOSE_SECONDS = 45.0
+SINK_SECONDS = 20.0
+"""How long an exit waits for all sinks together, as long as they work."""
+CLOSE_SECONDS = 35.0
 """How long an exit waits for everything, should the disk hang."""
 
 

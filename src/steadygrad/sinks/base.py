@@ -8,6 +8,7 @@ and neither is waited for longer than a moment at exit: each costs one warning.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from steadygrad.runlog.pump import Pump
 Floats = NDArray[np.float64]
 QUEUE_BYTES = 16 << 20
 LIVE_SECONDS = 0.5
+HANG_SECONDS = 5.0
+"""A sink that computes nothing for so long while the process wants to exit is given up."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +155,16 @@ class Sink(ABC):
                 self._lost += 1
 
     def finish(self, timeout: float) -> None:
-        """Send what is queued, for no longer than ``timeout`` seconds."""
+        """Send what is queued, for no longer than ``timeout`` seconds; less if nothing happens."""
         pump = self._pump
         if pump is None:
             return
         failed = pump.stopped
-        if not pump.close(timeout):
+        began = time.monotonic()
+        if not pump.close(timeout, HANG_SECONDS):
             warn(
-                f"{self} did not finish within {timeout:.0f} s: its last steps may be missing there"
+                f"{self} did not finish within {time.monotonic() - began:.0f} s: its last steps "
+                "may be missing there. The run file has them (steadygrad export)"
             )
         elif self._lost and not failed:
             warn(f"{self} was too slow: {self._lost} records were not sent. The run file has them")

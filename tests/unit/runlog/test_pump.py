@@ -114,3 +114,24 @@ def test_after_close_nothing_is_taken(pump: Callable[..., Pump], consumer: Consu
     assert not running.put("late", 1)
     assert not running.flush()
     assert consumer.items == []
+
+
+def test_closing_waits_for_a_thread_at_work_and_not_for_one_that_hangs() -> None:
+    stuck = threading.Event()
+
+    def compute(items: list[Any]) -> None:
+        began = time.thread_time()
+        while items and time.thread_time() - began < 0.7:
+            pass
+
+    def hang(items: list[Any]) -> None:
+        if items:
+            stuck.wait(60)
+
+    ended = []
+    for consume in (compute, hang):
+        pump = Pump(consume, lambda: None, print, name="test", interval=0.01)
+        pump.put("item", 1)
+        ended.append(pump.close(timeout=40.0, idle=0.3))
+    stuck.set()
+    assert ended == [True, False]
