@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.calibration.estimate import Floats, loss_rise, two_digits
+from steadygrad.calibration.estimate import Floats, Setback, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 
 OFTEN, NEARLY_ALWAYS = 0.10, 0.50
@@ -28,11 +28,13 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
     return Outcome(max_norm, rate, coef, verdict)
 
 
-def advise(c: Calibration, info: Mapping[str, Any], rows: Any) -> Calibration:
+def advise(
+    c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | None
+) -> Calibration:
     """The calibration with its advice written."""
     sentences = [
         _what_to_type(c),
-        *_failed(rows),
+        *(_set_back(c, back) if back else _failed(rows)),
         *_moving(c),
         *_broken(c),
         *_defaults(c),
@@ -89,6 +91,16 @@ def _failed(rows: Any) -> list[str]:
         f"The loss rose from {rise[0]:.3g} to {rise[1]:.3g}: the norms of a training that fails "
         "are no guide, so nothing over 1 is recommended. Record one with --clip auto or a lower "
         "learning rate, and calibrate that."
+    ]
+
+
+def _set_back(c: Calibration, back: Setback) -> list[str]:
+    return [
+        f"The loss fell from {back.first:.3g} to {back.lowest:.3g} by step {c.last_step} and was "
+        f"back at {back.after:.3g} after it: some steps are too large. The figures rest on the "
+        f"{c.steps} steps before, and the threshold is their median norm, or 1 if that is less. "
+        "A learning rate a third to a tenth of this one may do better still; record a run with "
+        "either, and calibrate that."
     ]
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
 MIN_STEPS = 20
+MIN_CALM = 10
+"""Steps before a setback from which its norms can be judged."""
 START_SHARE, START_STEPS = 0.05, 100
 COMMON = (0.5, 1.0, 5.0)
 CAUTIOUS = 1.0
@@ -34,9 +36,12 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
 
     The threshold stands three robust standard deviations over the median of the
     log norms, at least 1.25 and at most 4 times that median: over what the run
-    does when all is well, under its spikes. Where the recorded loss rose it is at most 1:
-    the norms of a training that failed are no guide upwards. The first 5 % of the steps (100 at
+    does when all is well, under its spikes. The first 5 % of the steps (100 at
     most) count as start-up, and what follows a divergence is left out.
+
+    The norms of a training that failed are no guide upwards. Where the recorded loss fell and
+    then lost what it had gained, the threshold is the median norm of the steps before that,
+    and at most 1; where the loss only rose, it is at most 1.
 
     Args:
         run: a run, or the path of a run file.
@@ -72,6 +77,11 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
     x = np.log(kept["norm"].astype(np.float64))
     end = estimate.divergence(x)
     diverged_at = None if end is None else int(kept["step"][end])
+    back = estimate.setback(np.asarray(rows["loss"], dtype=np.float64))
+    calm = int(usable[: back.place].sum()) if back else 0
+    if calm >= MIN_CALM:
+        calm = calm if end is None else min(calm, end)
+        return _conclude(recorded, number, rows, kept, x, slice(0, calm), diverged_at, back)
     start = min(int(x.size * START_SHARE), START_STEPS, x.size - MIN_STEPS)
     stretch = slice(start, end)
     if x[stretch].size < MIN_STEPS:
@@ -80,7 +90,7 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
             f"normal here (needed: {MIN_STEPS} steps). Record a run that lasts longer, for example "
             "with --clip norm:1.0 or a tenth of the learning rate, and calibrate that"
         )
-    return _conclude(recorded, number, rows, kept, x, stretch, diverged_at)
+    return _conclude(recorded, number, rows, kept, x, stretch, diverged_at, None)
 
 
 def _require_steps(usable: int, rows: Any) -> None:
@@ -105,11 +115,13 @@ def _conclude(
     x: Floats,
     stretch: slice,
     diverged_at: int | None,
+    back: estimate.Setback | None,
 ) -> Calibration:
     stable, steps = x[stretch], kept["step"][stretch]
     norms = kept["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
-    found_at = float(np.exp(estimate.log_threshold(stable)))
-    failed = estimate.loss_rise(rows["loss"]) is not None
+    figure = _middle if back else estimate.log_threshold
+    found_at = float(np.exp(figure(stable)))
+    failed = back is not None or estimate.loss_rise(rows["loss"]) is not None
     threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
     places, heights = estimate.spikes(stable)
     found = tuple(
@@ -117,7 +129,7 @@ def _conclude(
         for i, h in zip(places, heights, strict=True)
     )
     change, moving = estimate.drift(stable)
-    low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable))
+    low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable, figure))
     median = float(np.median(norms))
     broken = int((~np.isfinite(rows["norm"])).sum())
     norm_type = recorded_norm_type(run)
@@ -147,7 +159,11 @@ def _conclude(
         norm_type=norm_type,
         optimizer=number,
     )
-    return advise(evidence, run.info, rows)
+    return advise(evidence, run.info, rows, back)
+
+
+def _middle(x: Floats) -> float:
+    return float(np.median(x))
 
 
 def _curve(norms: Floats, points: int = 61) -> tuple[tuple[float, float], ...]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ DIVERGED_FACTOR = math.log(100.0)
 DRIFT_FACTOR = math.log(1.5)
 KENDALL_Z = 2.58
 RESAMPLES, RESAMPLED_POINTS = 200, 20_000
+FELL, FELL_NOISE = 0.05, 4.0
+"""A loss has fallen once it is 5 % lower, and by four standard errors of a median of 5."""
 
 
 def upper_sigma(x: Floats, median: float) -> float:
@@ -98,8 +102,10 @@ def drift(x: Floats) -> tuple[float, bool]:
     return change, abs(change) > DRIFT_FACTOR and score / math.sqrt(variance) > KENDALL_Z
 
 
-def bootstrap(x: Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of `log_threshold`, by resampling whole blocks of neighbouring steps.
+def bootstrap(
+    x: Floats, figure: Callable[[Floats], float] = log_threshold, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a ``figure`` of ``x``, by resampling whole blocks of neighbouring steps.
 
     Blocks of about the square root of the length keep the correlation between
     neighbours. Beyond 20,000 steps every k-th is used, which widens the interval a little.
@@ -109,7 +115,7 @@ def bootstrap(x: Floats, seed: int = 0) -> tuple[float, float]:
     blocks = -(-x.size // length)
     starts = np.random.default_rng(seed).integers(0, x.size - length + 1, (RESAMPLES, blocks))
     draws = [
-        log_threshold(x[(row[:, None] + np.arange(length)).ravel()[: x.size]]) for row in starts
+        figure(x[(row[:, None] + np.arange(length)).ravel()[: x.size]]) for row in starts
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
@@ -129,6 +135,67 @@ def loss_rise(losses: Floats) -> tuple[float, float] | None:
         return None
     first, last = (float(np.median(part)) for part in ends)
     return (first, last) if last > first else None
+
+
+@dataclass(frozen=True)
+class Setback:
+    """A loss that fell and then lost what it had gained.
+
+    Attributes:
+        place: index of the step after which it turned.
+        first: where the loss began.
+        lowest: how far it had fallen.
+        after: its median over the next fifth of the run.
+    """
+
+    place: int
+    first: float
+    lowest: float
+    after: float
+
+
+def setback(losses: Floats) -> Setback | None:
+    """The first time that a loss fell and then gave back half of the fall, for a fifth of the run.
+
+    What it fell to is a median of 5 steps. That is what a learning rate does that is too
+    high for the steepest places on the way: norms from before are those of a training that
+    worked, norms from after are not.
+
+    Args:
+        losses: one a step; not finite counts as high.
+
+    Example:
+        >>> falling = np.linspace(2.3, 1.5, 30)
+        >>> setback(np.concatenate([falling, np.full(70, 2.2)]))
+        Setback(place=30, first=2.244..., lowest=1.555..., after=2.2)
+        >>> setback(np.concatenate([falling, np.full(70, 1.6)])) is None
+        True
+    """
+    wide = max(20, losses.size // 5)
+    if losses.size < 2 * 5 + wide:
+        return None
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
+    lowest, first = np.minimum.accumulate(medians), float(medians[0])
+    if not math.isfinite(first):
+        return None
+    for end in np.flatnonzero(first - lowest > FELL * abs(first)):
+        seen = int(end) + 5
+        if seen + wide > losses.size:
+            break
+        fall = first - float(lowest[end])
+        after = float(np.median(losses[seen : seen + wide]))
+        if after > first - fall / 2 and fall > FELL_NOISE * _noise(losses[:seen]):
+            turned = seen + int(np.argmax(medians[seen:] > first - fall / 2))
+            least = int(np.argmin(medians[:turned]))
+            return Setback(least + 5, first, float(medians[least]), after)
+    return None
+
+
+def _noise(losses: Floats) -> float:
+    """Standard error of a median of 5 losses, judged by the changes from step to step."""
+    changes = np.abs(np.diff(losses[np.isfinite(losses)]))
+    return MAD_TO_SIGMA * float(np.median(changes)) / math.sqrt(2) * math.sqrt(math.pi / 10)
 
 
 def two_digits(value: float) -> float:

@@ -18,25 +18,29 @@ class Auto(Policy):
     """Clip over the run's own level: `steadygrad.calibrate`, done at every step.
 
     Over the last ``window`` log norms before clipping, with quartiles q50 and q75 and
-    ``sigma = 1.4826 * (q75 - q50)``: ``threshold = exp(q50) * over * exp(-3 * sigma)``, at
-    least ``least`` times ``exp(q50)``. So a run whose norms hardly vary is clipped at its
-    spikes, and the wilder the norms, the lower they are held: that is where a smaller step
-    helps. Half of a window would have to be spikes before they move the level. Of the
-    first ``warmup`` norms none is let over ``start``.
+    ``sigma = 1.4826 * (q75 - q50)``: ``threshold = exp(q50 + sigmas * sigma)``, at least
+    ``nearest`` and at most ``farthest`` times ``exp(q50)``. So the usual step is left alone
+    and a spike is not; half of a window would have to be spikes before they move the level.
 
-    A threshold that follows the norm must not follow it into a divergence. So it never
-    exceeds ``share`` of the first window's level, or ``start`` if that is more, and never
-    ``ceiling``. A falling norm is followed without limit. Zero and non-finite norms do not
-    enter.
+    Norms well over 1 are held lower, since there a threshold over the level would not slow a
+    run that is too fast: no threshold exceeds ``share`` of the first window's level, or
+    ``start`` if that is more. That limit stays, so a threshold that follows the norm does not
+    follow it into a divergence; nor does a level count as more than ``growth`` times the
+    one at the end of the warm-up. A falling norm is followed without limit. Of the first
+    ``warmup`` norms none is let over ``start``. Zero and non-finite norms do not enter.
+
+    Where norms are between a quarter of ``start`` and three times it, this is a fixed ``start``
+    for most runs; it differs where the gradient has another scale.
 
     Args:
         window: number of norms that the level is taken from.
         warmup: number of norms before the level counts.
         start: fixed threshold during warm-up, and allowed ever after.
-        over: threshold over the level where norms do not vary.
-        least: the threshold is at least so many times the level, unless a limit below holds.
+        sigmas: robust deviations from the level to the threshold.
+        nearest: the threshold is at least so many times the level, unless a limit below holds.
+        farthest: the threshold is at most so many times the level.
         share: of the first window's level, what the threshold may reach.
-        ceiling: the largest threshold, in units of the norm.
+        growth: how many times the warm-up's level the first window's may count as.
 
     Raises:
         SpecError: a parameter out of its range.
@@ -50,27 +54,29 @@ class Auto(Policy):
     window: int = 128
     warmup: int = 20
     start: float = 1.0
-    over: float = 1.5
-    least: float = 0.3
+    sigmas: float = 3.0
+    nearest: float = 1.25
+    farthest: float = 4.0
     share: float = 0.3
-    ceiling: float = 10.0
+    growth: float = 10.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "start", "over", "least", "share", "ceiling")
+        require_positive(self, "start", "sigmas", "nearest", "farthest", "share", "growth")
         require_count(self, "window", "warmup", least=2)
-        if not (self.least <= self.over < math.inf and self.start <= self.ceiling):
+        if not (self.nearest <= self.farthest < math.inf and self.start < math.inf):
             raise SpecError(
-                f"Auto: needs least <= over and start <= ceiling, got least={self.least}, "
-                f"over={self.over}, start={self.start}, ceiling={self.ceiling}; for example "
-                "auto:least=0.3,over=1.5"
+                f"Auto: needs nearest <= farthest and a finite start, got nearest={self.nearest}, "
+                f"farthest={self.farthest}, start={self.start}; for example "
+                "auto:nearest=1.25,farthest=4"
             )
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
-        ring = xp.full((self.window,), memory.LOWEST, dtype=float_dtype)
+        zero = xp.zeros((), dtype=float_dtype)
         return {
             "count": xp.zeros((), dtype=int_dtype),
-            "ring": ring,
-            "reference": xp.zeros((), dtype=float_dtype),
+            "ring": xp.full((self.window,), memory.LOWEST, dtype=float_dtype),
+            "origin": zero,
+            "reference": zero,
         }
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
@@ -79,21 +85,20 @@ class Auto(Policy):
         log = memory.log_of(xp, norm, usable)
         rising = memory.ordered(xp, ring, count)
         level = memory.quantile(xp, rising, count, 0.5)
-        spread = memory.quantile(xp, rising, count, 0.75) - level
-        sigma = 1.4826 * spread
-        reach = xp.clip(math.log(self.over) - 3.0 * sigma, math.log(self.least), math.inf)
+        sigma = 1.4826 * (memory.quantile(xp, rising, count, 0.75) - level)
+        reach = xp.clip(self.sigmas * sigma, math.log(self.nearest), math.log(self.farthest))
+        warmup = min(self.warmup, self.window)
+        origin = xp.where(count <= warmup, level, state["origin"])
+        highest = xp.minimum(level, origin + math.log(self.growth))
+        reference = xp.where(count <= self.window, highest, state["reference"])
         start = xp.full_like(level, math.log(self.start))
-        first = count <= self.window
-        reference = xp.where(first, level, state["reference"])
-        highest = xp.clip(
-            xp.maximum(reference + math.log(self.share), start), -math.inf, math.log(self.ceiling)
-        )
-        warm = count >= min(self.warmup, self.window)
-        threshold = xp.exp(xp.where(warm, xp.minimum(level + reach, highest), start))
-        moved = memory.push(xp, ring, count, log)
+        limit = xp.maximum(reference + math.log(self.share), start)
+        threshold = xp.exp(xp.where(count >= warmup, xp.minimum(level + reach, limit), start))
         after = {
-            "count": xp.where(usable, count + 1, count),
-            "ring": xp.where(usable, moved, ring),
-            "reference": xp.where(usable, reference, state["reference"]),
+            "count": count + 1,
+            "ring": memory.push(xp, ring, count, log),
+            "origin": origin,
+            "reference": reference,
         }
-        return after, Decision(threshold, coefficient(xp, norm, threshold))
+        kept = {key: xp.where(usable, after[key], state[key]) for key in state}
+        return kept, Decision(threshold, coefficient(xp, norm, threshold))
