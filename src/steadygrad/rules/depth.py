@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.view import Array, View, columns_median, order_agreement
+from steadygrad.rules.view import Array, View, columns_median, order_agreement, parts
 
 LAYERS = 4
 """Layers below which depth says nothing."""
@@ -61,8 +61,6 @@ def depth_profile(view: View, table: Array, columns: Array) -> Profile | None:
 def biases(view: View) -> Array:
     """Columns of the biases of linear and convolution layers: the backward signal itself."""
     module = ("Linear", "Conv", "Dense")
-    found = [
-        len(t.shape) == 1 and t.name.rsplit(".", 1)[-1].startswith("bias") for t in view.tensors
-    ]
+    found = [len(t.shape) == 1 and parts(t)[-1].startswith("bias") for t in view.tensors]
     named = [not t.module or any(m in t.module for m in module) for t in view.tensors]
     return np.flatnonzero(np.logical_and(found, named))

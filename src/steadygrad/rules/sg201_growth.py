@@ -28,11 +28,13 @@ def check(view: View) -> Iterator[Finding]:
     smooth = running_median(norms, window)[window - 1 :]
     tenth = max(1, len(smooth) // 10)
     start, end = median(smooth[:tenth]), median(smooth[-tenth:])
-    grown = end / max(start, 1e-300)
     steady = order_agreement(smooth)
-    if grown < _least(view) or steady < 0.4:
-        return
-    yield _finding(view, grown, steady, (start, end))
+    if end / max(start, 1e-300) >= _least(view) and steady >= 0.4:
+        yield _finding(view, steady, (start, end), "in the first tenth")
+    elif view.loss_trend.blew_up:
+        first, floor = median(norms[:3]), float(smooth[len(smooth) // 2 :].min())
+        if floor > GROWN * first:
+            yield _finding(view, steady, (first, end), "in the first three steps")
 
 
 def _least(view: View) -> float:
@@ -49,23 +51,27 @@ def _least(view: View) -> float:
     return 100 * GROWN if learning else 30 * GROWN
 
 
-def _finding(view: View, grown: float, steady: float, ends: tuple[float, float]) -> Finding:
+def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -> Finding:
     trend = view.loss_trend
+    grown = ends[1] / max(ends[0], 1e-300)
     numbers = view.step[view.usable]
     half = max(3, len(numbers) // 3)
     evidence = [
-        f"The median gradient norm rises from {number(ends[0])} in the first tenth to "
+        f"The median gradient norm rises from {number(ends[0])} {since} to "
         f"{number(ends[1])} at the end (step {numbers[-1]}).",
         f"It rises in {50 * (1 + steady):.0f} % of all pairs of (smoothed) steps.",
     ]
     if trend.known:
-        evidence.append(f"The loss goes from {number(trend.start)} to {number(trend.end)}.")
+        evidence.append(
+            f"The loss goes from {number(trend.start)} to {number(trend.end)}; "
+            f"it was at {number(trend.highest)}."
+        )
     grave = trend.diverged or grown >= 100
     return finding(
         view,
         "SG201",
         "error" if grave else "warning",
-        min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * steady),
+        min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * max(steady, 0.0)),
         f"Gradient norms grow and do not come back: {number(grown)} times in this run.",
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],

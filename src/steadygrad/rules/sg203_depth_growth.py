@@ -37,7 +37,7 @@ def _steepest(view: View) -> Profile | None:
 
 def _hurts(view: View) -> bool:
     trend = view.loss_trend
-    trouble = not trend.known or trend.stalled or trend.diverged or trend.dear
+    trouble = not trend.known or view.stuck or trend.diverged or trend.dear
     return trouble or bool(view.broken.any()) or len(spikes(view.norm[view.usable])) > 0
 
 

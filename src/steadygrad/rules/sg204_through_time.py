@@ -42,7 +42,7 @@ def _explodes(view: View) -> bool:
     if view.broken.any() or len(norms) < 4 or len(spikes(norms)):
         return True
     trend = view.loss_trend
-    if trend.known and not (trend.stalled or trend.diverged or trend.dear):
+    if trend.known and not (view.stuck or trend.diverged or trend.dear):
         return False
     heavy = float(norms.max()) > 30 * median(norms)
     risen = median(norms[-len(norms) // 4 :]) > 10 * median(norms[: max(2, len(norms) // 10)])

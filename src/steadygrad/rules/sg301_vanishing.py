@@ -30,9 +30,10 @@ def check(view: View) -> Iterator[Finding]:
 def _least(view: View) -> float:
     """How much smaller is too much: a loss that still falls says that small is enough."""
     trend = view.loss_trend
-    if trend.stalled:
+    if view.stuck:
         return SHRUNK
-    return 30 * SHRUNK if trend.plateau or not trend.known else math.inf
+    flat = trend.plateau and not trend.stalled
+    return 30 * SHRUNK if flat or not trend.known else math.inf
 
 
 def _steepest(view: View) -> Profile | None:

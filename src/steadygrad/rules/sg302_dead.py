@@ -14,6 +14,11 @@ from steadygrad.rules.view import Array, View, columns_median, percent
 
 DEAD = 0.7
 """Share of a layer's units from which it counts as dead."""
+ALL_BUT = 0.9
+"""The same for a layer that began no better."""
+RISEN = 0.2
+"""Growth of that share from which the run itself has killed the units."""
+ENOUGH_LATE = 8
 
 _CAUSES = (
     "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
@@ -30,14 +35,30 @@ def check(view: View) -> Iterator[Finding]:
     if np.isin(whole, view.weights).any():
         if _matters(view, whole) or _never_lived(view):
             yield _whole(view, whole)
-    elif view.loss_trend.stalled and not view.loss_trend.diverged:
-        partly = np.array([i for i in biases(view) if DEAD <= zeros[i] < 1], dtype=np.int64)
-        units = _dead_units(view)
-        if partly.size or units.size:
+    elif not view.loss_trend.diverged:
+        partly = _dead_biases(view, zeros)
+        units = _dead_units(view) if view.stuck else _dying(view)
+        if units.size or (view.stuck and partly.size):
             yield _partly(view, partly, zeros, units)
 
 
-ENOUGH_LATE = 8
+def _dead_biases(view: View, zeros: Array) -> Array:
+    early = columns_median(view.zeros[view.good][:3])
+    columns = [i for i in biases(view) if zeros[i] < 1 and _is_dead(zeros[i], early[i])]
+    return np.array(columns, dtype=np.int64)
+
+
+def _dead_units(view: View) -> Array:
+    steps, dead = view.sample("activation_zero")
+    if not len(steps):
+        return np.zeros(0, np.int64)
+    late = columns_median(dead[-3:])
+    return np.array([i for i in range(len(late)) if _is_dead(late[i], dead[0, i])], dtype=np.int64)
+
+
+def _is_dead(late: float, early: float) -> bool:
+    """Whether a layer died in this run, or hardly lived: a narrow layer may start half asleep."""
+    return bool(late >= ALL_BUT or (late >= DEAD and late - early >= RISEN))
 
 
 def _matters(view: View, whole: Array) -> bool:
@@ -63,11 +84,16 @@ def _mattering(view: View) -> Array:
     return weight
 
 
-def _dead_units(view: View) -> Array:
+def _dying(view: View) -> Array:
+    """Layers that are dead where most are, died in this run, and the loss went flat with them."""
     steps, dead = view.sample("activation_zero")
-    if not len(steps):
+    if not len(steps) or not view.loss_trend.plateau:
         return np.zeros(0, np.int64)
-    return np.flatnonzero(columns_median(dead[-3:]) >= DEAD)
+    late = columns_median(dead[-3:])
+    units = np.flatnonzero(late >= DEAD)
+    most = 2 * units.size >= np.isfinite(dead[0]).sum()
+    risen = units.size and np.nanmax((late - dead[0])[units], initial=-1.0) >= RISEN
+    return units if most and risen else units[:0]
 
 
 def _whole(view: View, columns: Array) -> Finding:
@@ -106,7 +132,7 @@ def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
         "warning",
         0.85,
         f"{percent(float(np.max(shares)))} of the units behind {names[0]} are dead while the loss "
-        "stalls.",
+        f"{'stalls' if view.loss_trend.stalled else 'falls no more'}.",
         evidence=[
             f"Share of units that are zero for the whole batch: {percent(float(np.min(shares)))} "
             f"to {percent(float(np.max(shares)))} in {len(names)} layers.",

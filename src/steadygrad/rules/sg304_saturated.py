@@ -70,4 +70,4 @@ def _finding(view: View, names: list[str], share: float, first: float) -> Findin
     )
 
 
-RULE = Rule("SG304", "saturated activations", check, supersedes=("SG301",))
+RULE = Rule("SG304", "saturated activations", check, supersedes=("SG301", "SG302"))

@@ -53,9 +53,9 @@ def check(view: View) -> Iterator[Finding]:
     typical = float(np.median(start.gain))
     if same.sum() >= 2 and same.mean() > 0.6:
         yield _constant(view, start, same)
-    elif typical > LARGE and (_suffers(view) or (typical > 3 * LARGE and not _normalised(view))):
+    elif typical > LARGE and (_suffers(view) or not normalised(view)):
         yield _wrong(view, start, typical, "large")
-    elif typical < SMALL and not _normalised(view) and _starves(view, start, typical):
+    elif typical < SMALL and not normalised(view) and _starves(view, start, typical):
         yield _wrong(view, start, typical, "small")
 
 
@@ -70,7 +70,8 @@ def _starves(view: View, start: _Start, typical: float) -> bool:
     return _suffers(view) or view.loss_trend.plateau or typical ** len(start.columns) < 1e-6
 
 
-def _normalised(view: View) -> bool:
+def normalised(view: View) -> bool:
+    """Whether layers of the model normalise: they take any size of weights or inputs back."""
     return any("Norm" in t.module for t in view.tensors)
 
 
@@ -105,7 +106,7 @@ def _wrong(view: View, start: _Start, typical: float, size: str) -> Finding:
     return finding(
         view,
         "SG501",
-        "error",
+        _severity(view, typical),
         min(0.97, 0.85 + 0.05 * float(np.log10(max(ratio, 1)))),
         f"Initial weights are too {size}: {number(typical)} times the standard deviation that "
         "keeps a signal's size.",
@@ -125,6 +126,12 @@ def _wrong(view: View, start: _Start, typical: float, size: str) -> Finding:
         fixes=[_fix(view)],
         figures={"gain": typical},
     )
+
+
+def _severity(view: View, typical: float) -> str:
+    """Weights somewhat too large that training got over are worth knowing, and no more."""
+    harmless = LARGE < typical <= 3 * LARGE and not _suffers(view)
+    return "info" if harmless else "error"
 
 
 def _loss(view: View) -> str:

@@ -34,7 +34,8 @@ def check(view: View) -> Iterator[Finding]:
 
 def _wild(view: View) -> bool:
     trend = view.loss_trend
-    return trend.diverged or trend.blew_up or bool(view.broken.any()) or view.last_loss_broken
+    lost = bool(view.broken.any()) or view.last_loss_broken
+    return trend.diverged or trend.blew_up or trend.worse or lost
 
 
 def _suffers(view: View) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.finding import Finding
-from steadygrad.rules.sg501_initialisation import fan_in
+from steadygrad.rules.sg501_initialisation import fan_in, normalised
 from steadygrad.rules.view import View, number
 
 LARGE = 30.0
@@ -23,14 +23,17 @@ def check(view: View) -> Iterator[Finding]:
     first = int(view.weights[0])
     gain = float(weights[0, first]) * np.sqrt(fan_in(view, first))
     size = float(outputs[0, first]) / gain if gain > 0 else np.nan
-    if size > LARGE and _suffers(view):
+    if size > LARGE and (_suffers(view) or not normalised(view)):
         yield _finding(view, first, size, float(outputs[0, first]))
 
 
 def _suffers(view: View) -> bool:
-    """A loss that falls steadily says that something downstream makes up for it."""
+    """A loss that falls steadily says that something downstream makes up for it.
+
+    Where it begins by shedding what the inputs' size alone put there, nothing did.
+    """
     trend = view.loss_trend
-    trouble = trend.stalled or trend.diverged or trend.plateau
+    trouble = trend.stalled or trend.diverged or trend.plateau or trend.dear
     return not trend.known or trouble or bool(view.broken.any())
 
 
@@ -43,7 +46,7 @@ def _finding(view: View, first: int, size: float, output: float) -> Finding:
     return finding(
         view,
         "SG505",
-        "warning",
+        "warning" if _suffers(view) else "info",
         0.9,
         f"The inputs are not normalised: they enter {name} at {number(size)} times unit size.",
         evidence=[

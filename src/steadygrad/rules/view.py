@@ -10,6 +10,7 @@ no more memory than a short one.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ Array = npt.NDArray[Any]
 MOST_ROWS = 2048
 ENOUGH = 8
 """Usable steps below which a statistic says nothing."""
+SHORT = 0.2
+"""Part of their size within which all weights stayed, so that a stalled loss is no evidence."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,13 @@ class LossTrend:
     def blew_up(self) -> bool:
         """Whether the loss stood far above where it began at some time."""
         return self.known and self.highest > 3 * abs(self.first) + 4 * self.noise
+
+    @property
+    def worse(self) -> bool:
+        """Whether the smoothed loss was never again as low as before training."""
+        return self.known and self.lowest - self.first > max(
+            0.2 * abs(self.first), 0.5 * self.noise
+        )
 
     @property
     def diverged(self) -> bool:
@@ -231,6 +241,27 @@ class View:
     def loss_trend(self) -> LossTrend:
         """How the loss went over the usable steps."""
         return loss_trend(self.loss[~self.skipped])
+
+    @cached_property
+    def travel(self) -> float:
+        """How far the weights that move most could get in this run, in multiples of their size.
+
+        Steps times their median update over weight; NaN where updates were not sampled.
+        """
+        steps, ratios = self.sample("update_ratio")
+        if not len(steps) or not len(self.weights):
+            return math.nan
+        each = columns_median(ratios[:, self.weights])
+        return float(np.nanmax(each, initial=0.0)) * int(self.usable.sum())
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the loss stalls although the weights had a chance to lower it.
+
+        Where the learning rate, or the shortness of the run, kept every weight next to where it
+        began, a loss that has not moved yet says nothing of the gradients.
+        """
+        return self.loss_trend.stalled and not self.travel < SHORT
 
     @cached_property
     def last_loss_broken(self) -> bool:
@@ -417,10 +448,25 @@ def is_embedding(tensor: TensorInfo) -> bool:
     return "embedding" in tensor.module.lower() or "embed" in tensor.name.lower()
 
 
+def parts(tensor: TensorInfo) -> list[str]:
+    """A tensor's name in pieces: PyTorch joins them by points, Keras and JAX by slashes.
+
+    Example:
+        >>> from steadygrad.runlog import TensorInfo
+        >>> parts(TensorInfo("head.weight")), parts(TensorInfo("model/dense_1/bias"))
+        (['head', 'weight'], ['model', 'dense_1', 'bias'])
+    """
+    return re.split(r"[./]", tensor.name)
+
+
+def owner_names(view: View) -> list[str]:
+    """The module of each tensor: a weight and its bias stand or fall together."""
+    return [".".join(parts(t)[:-1]) or t.name for t in view.tensors]
+
+
 def is_recurrent(tensor: TensorInfo) -> bool:
     """Whether a tensor is multiplied into a state once per time step, by its name."""
-    last = tensor.name.rsplit(".", 1)[-1]
-    return last.startswith("weight_hh") or "recurrent_kernel" in tensor.name
+    return parts(tensor)[-1].startswith(("weight_hh", "recurrent_kernel"))
 
 
 def number(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 
 def test_growth_that_stays(make):
@@ -95,6 +96,22 @@ def test_one_tensor_over_all(make):
     assert m.ids == []  # no clip follows it, and the loss falls
     m.clip(100.0)
     assert [(f.id, f.tensors) for f in m.findings] == [("SG205", ("2.weight",))]
+
+
+@pytest.mark.parametrize(("ahead", "fires"), [(1000.0, True), (50.0, False)])
+def test_one_tensor_moves_and_the_others_stand_still(make, ahead, fires):
+    m = make()
+    m.loss[:] = 2.3
+    m.sample("update_ratio", {**{t.name: 1e-4 for t in m.tensors}, "2.weight": 1e-4 * ahead})
+    assert [(f.id, f.tensors) for f in m.findings] == ([("SG205", ("2.weight",))] if fires else [])
+
+
+@pytest.mark.parametrize(("peak", "fires"), [(60.0, True), (0.06, False)])
+def test_growth_in_the_first_steps_that_stays(make, peak, fires):
+    m = make()
+    m.norms[3:] *= 40
+    m.loss = 0.05 + peak * np.sin(np.arange(m.steps) / 8) ** 2  # an adversary's: up and down
+    assert m.ids == (["SG201"] if fires else [])
 
 
 def test_a_large_tensor_is_not_a_steep_one(make):

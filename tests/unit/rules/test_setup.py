@@ -85,6 +85,38 @@ def test_inputs_out_of_range(make):
     m = make()
     deviations(m, 0.25)
     m.sample("activation_std", {"0.weight": 200.0})
-    assert m.ids == []  # as long as the loss falls
+    assert [(f.id, f.severity) for f in m.findings] == [("SG505", "info")]  # the loss falls
     m.loss[:] = 2.3
-    assert m.ids == ["SG505"]
+    assert [(f.id, f.severity) for f in m.findings] == [("SG505", "warning")]
+
+
+def test_inputs_out_of_range_behind_normalisation(make):
+    m = make()
+    deviations(m, 0.25)
+    m.sample("activation_std", {"0.weight": 200.0})
+    m.tensors[1] = type(m.tensors[1])("0.norm", (16,), "float32", "LayerNorm", 0)
+    assert m.ids == []
+
+
+def test_large_inputs_cost_the_first_steps(make):
+    m = make()
+    deviations(m, 0.25)
+    m.sample("activation_std", {"0.weight": 200.0})
+    m.loss *= np.geomspace(1e4, 1.0, m.steps)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG505", "warning")]
+
+
+@pytest.mark.parametrize(("gain", "severity"), [(4.0, "info"), (20.0, "error")])
+def test_large_weights_that_training_got_over(make, gain, severity):
+    m = make()
+    deviations(m, gain / 4)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG501", severity)]
+
+
+def test_a_loss_that_is_never_again_as_low_as_before_training(make):
+    m = make()
+    ratios(m, 0.2)
+    m.loss = np.linspace(3.0, 2.4, m.steps)
+    assert m.ids == []
+    m.loss[0] = 1.5
+    assert m.ids == ["SG502"]

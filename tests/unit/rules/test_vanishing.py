@@ -40,6 +40,37 @@ def test_without_a_loss_the_ratio_must_be_larger(make):
     assert m.ids == ["SG301"]
 
 
+@pytest.mark.parametrize(("ratio", "fires"), [(1e-2, True), (1e-4, False)])
+def test_a_learning_rate_too_small_to_move_anything_explains_the_stall(make, ratio, fires):
+    m = make()
+    vanish(m)
+    m.loss[:] = 2.3
+    m.sample("update_ratio", {t.name: ratio for t in m.tensors})
+    assert m.ids == (["SG301"] if fires else [])
+
+
+def test_the_weights_that_move_most_decide_whether_the_run_had_a_chance(make):
+    m = make()
+    vanish(m)
+    m.loss[:] = 2.3
+    ratios = {t.name: 1e-7 for t in m.tensors}  # no gradient, no step: that is the fault itself
+    m.sample("update_ratio", {**ratios, "5.weight": 1e-2})
+    assert m.ids == ["SG301"]
+
+
+def test_names_with_slashes_are_read_too(make):
+    m = make()
+    m.info["framework"] = "keras"
+    m.tensors = [
+        type(t)(f"sequential/dense_{i // 2}/{'bias' if i % 2 else 'kernel'}", t.shape, t.dtype)
+        for i, t in enumerate(m.tensors)
+    ]
+    m.zeros[:, 5] = 0.95
+    m.loss[:] = 2.3
+    found = m.findings
+    assert [(f.id, f.tensors) for f in found] == [("SG302", ("sequential/dense_2/bias",))]
+
+
 def test_dead_is_told_from_vanishing(make):
     m = make()
     m.norms[:, :10] = 0.0
@@ -55,6 +86,35 @@ def test_dead_units_need_a_loss_that_stalls(make, stalls):
     if stalls:
         m.loss[:] = 2.3
     assert m.ids == (["SG302"] if stalls else [])
+
+
+@pytest.mark.parametrize(("began", "fires"), [(0.2, True), (0.75, False)])
+def test_a_narrow_layer_may_start_half_asleep(make, began, fires):
+    m = make()
+    m.zeros[:20, m.column("2.bias")] = began
+    m.zeros[20:, m.column("2.bias")] = 0.75
+    m.loss[:] = 2.3
+    assert m.ids == (["SG302"] if fires else [])
+
+
+@pytest.mark.parametrize(("layers", "fires"), [((1, 2, 3, 4), True), ((2,), False)])
+def test_units_that_die_while_the_loss_goes_flat(make, layers, fires):
+    m = make()
+    m.loss = np.maximum(np.linspace(2.0, 0.5, m.steps), 1.4)
+    steps, names = (0, 1, 2, 4, 8, 16), [f"{i}.weight" for i in range(5)]
+    m.sample("activation_zero", dict.fromkeys(names, 0.3), steps=steps)
+    late = [m.column(f"{i}.weight") for i in layers]
+    m.samples["activation_zero"][1][2:, late] = 0.8
+    assert m.ids == (["SG302"] if fires else [])
+
+
+def test_saturation_explains_exact_zeros(make):
+    m = make()
+    m.norms[:, :10] = 0.0
+    m.zeros[:, :10] = 1.0
+    m.loss[:] = 2.3
+    m.sample("activation_saturated", {f"{i}.weight": 1.0 for i in range(5)})
+    assert m.ids == ["SG304"]
 
 
 def test_a_solved_loss_explains_zeros(make):
