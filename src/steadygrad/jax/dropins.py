@@ -71,7 +71,7 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
         with wide():
             limit = lax.convert_element_type(jnp.asarray(max_norm), jnp.float64)
             coef = JaxEngine().held(coefficient(jnp, _total(leaves), limit))
-            scaled = [JaxEngine().scaled(leaf, coef) for leaf in leaves]
+            scaled = JaxEngine().scaled(leaves, coef)
         return jax.tree.unflatten(structure, scaled), state
 
     return optax.GradientTransformation(_no_state, update)
@@ -100,7 +100,7 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
             limit = lax.convert_element_type(jnp.asarray(threshold), jnp.float64)
             roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
             coefs = JaxEngine().held(coefficient(jnp, leaf_norms(leaves)[0] / roots, limit))
-            scaled = [JaxEngine().scaled(leaf, coefs[i]) for i, leaf in enumerate(leaves)]
+            scaled = JaxEngine().scaled(leaves, coefs)
         return jax.tree.unflatten(structure, scaled), state
 
     return optax.GradientTransformation(_no_state, update)

@@ -9,8 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steadygrad.jax import native
 from steadygrad.jax._x64 import narrow, wide, widen
-from steadygrad.jax.norms import leaf_extremes, leaf_norms
+from steadygrad.jax.norms import leaf_figures, leaf_norms
+
+_FEW = 2
+"""One small leaf alone is left to XLA, which may fuse its scaling with what follows."""
 
 
 class JaxEngine:
@@ -29,20 +33,24 @@ class JaxEngine:
         return wide()
 
     def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
-        norms, nonfinite = leaf_norms(leaves, norm_type)
+        return self._joined(*leaf_norms(leaves, norm_type), norm_type)
+
+    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
+        norms, max_abs, nonfinite, zeros = leaf_figures(leaves, norm_type)
+        norms, nonfinite = self._joined(norms, nonfinite, norm_type)
+        for axis, mask in self._splits():
+            max_abs = lax.pmax(max_abs, axis)
+            zeros = jnp.where(mask, lax.psum(zeros, axis), lax.pmax(zeros, axis))
+        return norms, max_abs, nonfinite, zeros
+
+    def _joined(self, norms: Any, nonfinite: Any, norm_type: float) -> tuple[Any, Any]:
+        """Norms and counts of whole leaves from those of this device's parts."""
         for axis, mask in self._splits():
             # pmax of a value that all parts share is that value, known to be the same everywhere
             whole, count = lax.pmax(norms, axis), lax.pmax(nonfinite, axis)
             norms = jnp.where(mask, _join_over(axis, norms, whole, norm_type), whole)
             nonfinite = jnp.where(mask, lax.psum(nonfinite, axis), count)
         return norms, nonfinite
-
-    def extremes(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
-        max_abs, zeros = leaf_extremes(leaves)
-        for axis, mask in self._splits():
-            max_abs = lax.pmax(max_abs, axis)
-            zeros = jnp.where(mask, lax.psum(zeros, axis), lax.pmax(zeros, axis))
-        return max_abs, zeros
 
     def _splits(self) -> list[tuple[str, Any]]:
         names = sorted({axis for axes in self.axes for axis in axes})
@@ -54,12 +62,23 @@ class JaxEngine:
     def narrow(self, x: Any, like: Any) -> Any:
         return narrow(x, like.dtype)
 
-    def scaled(self, leaf: Any, coef: Any) -> Any:
-        # a select on a scalar lets XLA leave donated buffers unwritten
-        return lax.select(coef < 1.0, narrow(widen(leaf) * coef, leaf.dtype), jnp.asarray(leaf))
+    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        coefs = jnp.broadcast_to(coef, (len(leaves),))
+        small = [i for i, leaf in enumerate(leaves) if leaf.size <= native.SMALL]
+        if len(small) < _FEW or not native.serves([leaves[i] for i in small]):
+            small = []
+        done = dict(zip(small, self._together(leaves, coefs, small), strict=True))
+        single = jnp.ndim(coef) == 0
+        return [
+            done[i] if i in done else _scaled(leaf, coef if single else coefs[i])
+            for i, leaf in enumerate(leaves)
+        ]
 
-    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
-        return [self.scaled(leaf, coef) for leaf in leaves]
+    def _together(self, leaves: Sequence[Any], coefs: Any, places: list[int]) -> list[Any]:
+        if not places:
+            return []
+        chosen = coefs[jnp.asarray(places)]
+        return native.scale([leaves[i] for i in places], chosen, _scaled)
 
     def held(self, x: Any) -> Any:
         return lax.optimization_barrier(jnp.asarray(x))
@@ -69,6 +88,13 @@ class JaxEngine:
 
     def size(self, leaf: Any) -> int:
         return int(leaf.size)
+
+
+def _scaled(leaf: Any, coef: Any) -> Any:
+    """One leaf times a 0-d coefficient, rounded once; zeros for 0, whatever the leaf holds."""
+    product = jnp.where(coef > 0, narrow(widen(leaf) * coef, leaf.dtype), jnp.zeros_like(leaf))
+    # a select on a scalar lets XLA leave donated buffers unwritten
+    return lax.select(coef < 1.0, product, jnp.asarray(leaf))
 
 
 def _join_over(axis: str, norms: Any, largest: Any, norm_type: float) -> Any:

@@ -1,11 +1,13 @@
 """Norms of the leaves of a pytree, exact and in about the time of an inexact one.
 
+On one CPU the C core reads them (`native.py`); what follows is the form for everywhere else.
+
 XLA sums float32 squares in a tree, which is good to a few 1e-8 as long as no
 square leaves the range of float32. So a large leaf is summed in float32, its sum
 is tested, and only a sum that fails the test is taken again, in float64, inside
 a `lax.cond`. Small leaves are many and light: they are gathered into one matrix a
-size class and summed in float64 at once, since XLA's compile time grows with the
-number of reductions.
+size class, a copy of their bytes, and summed in float64 at once, since XLA's
+compile time grows with the number of reductions.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from steadygrad.jax import native
 from steadygrad.jax._x64 import widen
-
-SMALL = 1 << 14
-"""Leaves of up to this many elements are gathered; each costs a copy of its bytes."""
+from steadygrad.jax.native import SMALL
 
 _LOST = 2.0**-126
 """The most that one float32 square can lose by being flushed to zero."""
@@ -43,6 +44,36 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
         ``norms`` float64 and ``nonfinite`` int32, both ``[leaves]``. The norm of a leaf
         that holds NaN is NaN, else inf if it holds inf.
     """
+    if native.serves(leaves):
+        norms, _, nonfinite, _ = native.read(leaves, norm_type, plain_figures)
+        return norms, nonfinite
+    return plain_norms(leaves, norm_type)
+
+
+def leaf_figures(leaves: Sequence[Any], norm_type: float = 2.0) -> native.Figures:
+    """`leaf_norms`, and the largest finite magnitude and number of zeros of each leaf.
+
+    Args:
+        leaves: floating or complex arrays.
+        norm_type: p >= 0.5, or inf.
+
+    Returns:
+        ``norms`` and ``max_abs`` float64, ``nonfinite`` and ``zeros`` int32, ``[leaves]`` each.
+    """
+    if native.serves(leaves):
+        return native.read(leaves, norm_type, plain_figures)
+    return plain_figures(leaves, norm_type)
+
+
+def plain_figures(leaves: Sequence[Any], norm_type: float) -> native.Figures:
+    """`leaf_figures` in XLA's own operations."""
+    norms, nonfinite = plain_norms(leaves, norm_type)
+    max_abs, zeros = plain_extremes(leaves)
+    return norms, max_abs, nonfinite, zeros
+
+
+def plain_norms(leaves: Sequence[Any], norm_type: float) -> Figures:
+    """`leaf_norms` in XLA's own operations."""
 
     def small(rows: Any) -> Figures:
         return _exact_norms(rows, norm_type)
@@ -55,15 +86,8 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
     return _by_size(leaves, small, large)
 
 
-def leaf_extremes(leaves: Sequence[Any]) -> Figures:
-    """Largest finite magnitude and number of zeros of each leaf; call it inside `wide`.
-
-    Args:
-        leaves: floating or complex arrays.
-
-    Returns:
-        ``max_abs`` float64 and ``zeros`` int32, both ``[leaves]``.
-    """
+def plain_extremes(leaves: Sequence[Any]) -> Figures:
+    """Largest finite magnitude and number of zeros of each leaf, in XLA's own operations."""
 
     def figures(rows: Any) -> Figures:
         size = jnp.abs(rows)

@@ -103,15 +103,13 @@ def clip(
         >>> updates["w"], float(state[0].norm)
         (Array([-0.6, -0.8], dtype=float32), 5.0)
     """
-    clipper = _Clipper(clip, on_nonfinite, axis_name, details)
+    clipper = _Clipper(clip, on_nonfinite, axis_name, details, blank=True)
 
     def update(
         updates: Any, state: ClipState, params: Any = None, **_: Any
     ) -> tuple[Any, ClipState]:
         kept, after, skip = clipper.run(updates, state, params, None)
-        if skip is not None:
-            kept = jax.tree.map(lambda x: jnp.where(skip, jnp.zeros_like(x), x), kept)
-        return kept, after
+        return kept if skip is None else jax.tree.map(lambda x: _blank(x, skip), kept), after
 
     return optax.GradientTransformationExtraArgs(clipper.init, update)
 
@@ -185,7 +183,12 @@ class _Clipper:
     """What `clip` and `guard` share."""
 
     def __init__(
-        self, spec: Clip, on_nonfinite: str | None, axis_name: Axes, details: bool
+        self,
+        spec: Clip,
+        on_nonfinite: str | None,
+        axis_name: Axes,
+        details: bool,
+        blank: bool = False,
     ) -> None:
         self.policy = as_policy(spec)
         self.on_nonfinite = nonfinite_mode(
@@ -194,6 +197,7 @@ class _Clipper:
         self.may_skip = self.on_nonfinite == "skip" or may_skip(self.policy)
         self.axis_name = axis_name
         self.details = details
+        self.blank = blank and self.may_skip
 
     def init(self, params: Any) -> ClipState:
         names, _, _ = _floating(params)
@@ -251,7 +255,15 @@ class _Clipper:
             memory = {k: self._widened(v) for k, v in state.policy.items()}
             engine = JaxEngine(_splits(self.axis_name, names, leaves))
             done = step(
-                engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, self.details
+                engine,
+                self.policy,
+                self.on_nonfinite,
+                memory,
+                leaves,
+                names,
+                beside,
+                self.details,
+                self.blank,
             )
             skip = engine.held(done.skip)
             return rebuild(done.leaves), self.after(state, done), skip
@@ -293,6 +305,13 @@ class _Clipper:
             leaf_zeros=_as(stats.zeros[: len(state.leaf_zeros)], state.leaf_zeros),
             policy=memory,
         )
+
+
+def _blank(leaf: Any, skip: Any) -> Any:
+    """Zeros for an integer leaf of a skipped step; the floating ones are zeros already."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return leaf
+    return jnp.where(skip, jnp.zeros_like(leaf), leaf)
 
 
 def _as(value: Any, like: Any) -> Any:

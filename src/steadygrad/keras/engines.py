@@ -164,21 +164,17 @@ class TorchEngine:
         return nullcontext()
 
     def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
-        figures = self._read(leaves, norm_type)
-        return figures[0], figures[2]
+        norms, _, nonfinite, _ = self.figures(leaves, norm_type)
+        return norms, nonfinite
 
-    def extremes(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
-        figures = self._read(leaves, 2.0)
-        return figures[1], figures[3]
-
-    def _read(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, ...]:
+    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
         import torch
 
         from steadygrad import kernels
 
         read = kernels.read(leaves, norm_type)
-        parts = (read.norms, read.max_abs, read.nonfinite, read.zeros)
-        return tuple(torch.as_tensor(part) for part in parts)
+        norms, max_abs = torch.as_tensor(read.norms), torch.as_tensor(read.max_abs)
+        return norms, max_abs, torch.as_tensor(read.nonfinite), torch.as_tensor(read.zeros)
 
     def widen(self, x: Any) -> Any:
         import torch
@@ -188,15 +184,12 @@ class TorchEngine:
     def narrow(self, x: Any, like: Any) -> Any:
         return x.to(like.dtype)
 
-    def scaled(self, leaf: Any, coef: Any) -> Any:
+    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
         from steadygrad import kernels
 
-        copy = leaf.clone()  # Keras' caller may still hold the gradient
-        kernels.scale_([copy], coef)
-        return copy
-
-    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
-        return [self.scaled(leaf, coef) for leaf in leaves]
+        copies = [leaf.clone() for leaf in leaves]  # Keras' caller may still hold the gradients
+        kernels.scale_(copies, coef)
+        return copies
 
     def held(self, x: Any) -> Any:
         return x

@@ -128,8 +128,8 @@ class Engine(Protocol):
     def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
         """p-norm (float64) and number of non-finite elements of each leaf."""
 
-    def extremes(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
-        """Largest finite magnitude (float64) and number of zeros of each leaf."""
+    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
+        """p-norm and largest finite magnitude (float64), non-finite elements and zeros of each."""
 
     def widen(self, x: Any) -> Any:
         """A copy in float64."""
@@ -137,11 +137,8 @@ class Engine(Protocol):
     def narrow(self, x: Any, like: Any) -> Any:
         """A float64 array rounded once to the dtype of ``like``."""
 
-    def scaled(self, leaf: Any, coef: Any) -> Any:
-        """``leaf`` times ``coef``, rounded once; bit-identical where ``coef`` is 1."""
-
-    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
-        """Every leaf `scaled` by one 0-d coefficient."""
+    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        """Each leaf times ``coef``, 0-d or one a leaf, rounded once; bit-identical at 1."""
 
     def held(self, x: Any) -> Any:
         """``x``, computed once: a compiler must not repeat it in the code of every leaf."""
@@ -158,7 +155,7 @@ class Stepped:
     """What came of one step; figures are 0-d arrays in float64.
 
     Attributes:
-        leaves: the gradients to apply; as they came where ``skip``.
+        leaves: the gradients to apply; of no use where ``skip``, or blank.
         state: the policy's next state.
         stats: figures before clipping.
         threshold: the `max_norm` in force.
@@ -196,10 +193,10 @@ def measure(
         The stats, in float64.
     """
     xp = engine.xp
-    norms, nonfinite = engine.norms(leaves, norm_type)
     if full:
-        max_abs, zeros = engine.extremes(leaves)
+        norms, max_abs, nonfinite, zeros = engine.figures(leaves, norm_type)
     else:
+        norms, nonfinite = engine.norms(leaves, norm_type)
         max_abs, zeros = xp.full_like(norms, float("nan")), xp.full_like(nonfinite, -1)
     total = combine_norms(xp, norms, norm_type) if leaves else xp.sum(norms)
     sizes = tuple(engine.size(leaf) for leaf in leaves)
@@ -215,6 +212,7 @@ def step(
     names: tuple[str, ...],
     beside: Mapping[str, Sequence[Any]],
     full: bool = False,
+    blank: bool = False,
 ) -> Stepped:
     """Measure, decide and act on one step's gradients; call it inside the engine's scope.
 
@@ -227,6 +225,8 @@ def step(
         names: one name a leaf.
         beside: what `transform` reads (`Policy.needs`), one entry a leaf.
         full: also read extremes and zeros.
+        blank: hand on zeros where the step is skipped; for an engine whose `scaled` gives
+            zeros for 0, whatever a leaf holds.
 
     Returns:
         What came of it.
@@ -246,11 +246,10 @@ def step(
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
     coefs = decision.coef * xp.ones_like(usable.norms)
     single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
-    if single:
-        kept = engine.scaled_alike(leaves, engine.held(decision.coef))
-    else:
-        apart = engine.held(coefs)
-        kept = [engine.scaled(leaf, apart[index]) for index, leaf in enumerate(leaves)]
+    by = decision.coef if single else coefs
+    kept = engine.scaled(
+        leaves, engine.held(xp.where(skip, xp.zeros_like(by), by) if blank else by)
+    )
     if policy.elementwise:
         kept, coef, cosine, clipped = _elementwise(engine, policy, leaves, kept, usable, beside)
     elif single:

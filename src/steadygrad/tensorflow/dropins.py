@@ -84,7 +84,7 @@ def clip_by_global_norm(
         else:
             total = xp.asarray(use_norm, tf.float64)
         coef = coefficient(xp, total, limit)
-        moved = iter(TensorFlowEngine().scaled_alike([_dense(_values(g)) for g in there], coef))
+        moved = iter(TensorFlowEngine().scaled([_dense(_values(g)) for g in there], coef))
         scaled = [None if g is None else _with_values(g, next(moved)) for g in tensors]
         return scaled, tf.cast(total, _figure_dtype(there))
 
@@ -222,7 +222,7 @@ def _figure_dtype(tensors: Sequence[Any]) -> Any:
 
 
 def _scaled(tensor: Any, coef: Any) -> Any:
-    return TensorFlowEngine().scaled(tensor, coef)
+    return TensorFlowEngine().scaled([tensor], coef)[0]
 
 
 def _scaled_by_slices(tensor: Any, coef: Any) -> Any:

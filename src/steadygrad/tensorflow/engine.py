@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from steadygrad.tensorflow import namespace
-from steadygrad.tensorflow.norms import leaf_extremes, leaf_norms
+from steadygrad.tensorflow.norms import SMALL, classes, leaf_extremes, leaf_norms
 from steadygrad.tensorflow.rounding import narrow, widen
 
 
@@ -24,8 +24,10 @@ class TensorFlowEngine:
     def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
         return leaf_norms(leaves, norm_type)
 
-    def extremes(self, leaves: Sequence[Any]) -> tuple[Any, Any]:
-        return leaf_extremes(leaves)
+    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
+        norms, nonfinite = leaf_norms(leaves, norm_type)
+        max_abs, zeros = leaf_extremes(leaves)
+        return norms, max_abs, nonfinite, zeros
 
     def widen(self, x: Any) -> Any:
         return widen(x)
@@ -33,17 +35,21 @@ class TensorFlowEngine:
     def narrow(self, x: Any, like: Any) -> Any:
         return narrow(x, like.dtype)
 
-    def scaled(self, leaf: Any, coef: Any) -> Any:
-        return self.scaled_alike([leaf], coef)[0]
-
-    def scaled_alike(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
-        # one conditional: a graph then writes nothing where nothing is clipped
-        found = tf.cond(
-            coef < 1.0,
-            lambda: [_shrunk(leaf, coef) for leaf in leaves],
-            lambda: [tf.identity(leaf) for leaf in leaves],
-        )
-        return list(found) if isinstance(found, (list, tuple)) else [found]
+    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+        if not leaves:
+            return []
+        coefs = tf.broadcast_to(coef, (len(leaves),))
+        done: dict[int, Any] = {}
+        large: list[int] = []
+        for alike in classes(leaves, range(len(leaves))):
+            if (leaves[alike[0]].shape.num_elements() or SMALL + 1) <= SMALL:
+                done |= _scaled_rows(leaves, coefs, alike)
+            else:
+                large += alike
+        groups = [[i] for i in large] if coef.shape.rank else [large]
+        for group in filter(None, groups):
+            done |= _scaled_at_once(leaves, coefs[group[0]], group)
+        return [done[i] for i in range(len(leaves))]
 
     def held(self, x: Any) -> Any:
         return x
@@ -53,6 +59,40 @@ class TensorFlowEngine:
 
     def size(self, leaf: Any) -> int:
         return int(leaf.shape.num_elements() or 0)
+
+
+def _scaled_rows(leaves: Sequence[Any], coefs: Any, alike: list[int]) -> dict[int, Any]:
+    """Small leaves of one size as the rows of a matrix."""
+    rows = tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike])
+    by = tf.gather(coefs, alike)[:, None]
+    moved = tf.unstack(tf.where(by < 1.0, _shrunk(rows, by), rows), len(alike))
+    return {i: tf.reshape(row, leaves[i].shape) for i, row in zip(alike, moved, strict=True)}
+
+
+def _scaled_at_once(leaves: Sequence[Any], coef: Any, places: list[int]) -> dict[int, Any]:
+    """Large leaves in one conditional: a graph then writes nothing where nothing is clipped."""
+    given = [leaves[i] for i in places]
+    found = tf.cond(
+        coef < 1.0,
+        lambda: _fused(given)(given, coef),
+        lambda: [tf.identity(leaf) for leaf in given],
+    )
+    return dict(zip(places, found, strict=True))
+
+
+def _fused(leaves: Sequence[Any]) -> Any:
+    """`_shrunk` for a list; in a graph compiled by XLA, in one pass over each leaf.
+
+    A graph by itself would write each leaf to memory in float64, twice.
+    """
+
+    def each(leaves: Sequence[Any], coef: Any) -> list[Any]:
+        return [_shrunk(leaf, coef) for leaf in leaves]
+
+    known = all(leaf.shape.is_fully_defined() for leaf in leaves)
+    if tf.executing_eagerly() or not known or not tf.test.is_built_with_xla():
+        return each
+    return tf.function(each, jit_compile=True, autograph=False)
 
 
 def _shrunk(leaf: Any, coef: Any) -> Any:

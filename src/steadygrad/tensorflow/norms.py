@@ -5,13 +5,16 @@ leaves the range of float32. So each large tensor is summed in float32 rows and 
 tested; only where one fails the test are all taken again, in float64, inside a `tf.cond`.
 (Summed whole in float32, XLA's CPU loops are off by 3e-4 on 38 M elements.)
 Small tensors are summed in float64 at once: they weigh little, and are often all zero.
+Those of one size are stacked first, since an operation takes longer to trace than to run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from steadygrad.tensorflow.rounding import widen
@@ -25,8 +28,10 @@ ROW = 1 << 10
 _LOST = 2.0**-126
 _WORTH = 2.0**25
 
+Figures = tuple[Any, Any]
 
-def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> tuple[Any, Any]:
+
+def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
     """p-norm and number of non-finite elements of each tensor.
 
     Args:
@@ -37,16 +42,13 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> tuple[Any, Any]
         ``norms`` float64 and ``nonfinite`` int64, both ``[leaves]``. The norm of a tensor
         that holds NaN is NaN, else inf if it holds inf.
     """
-    if not leaves:
-        return tf.zeros((0,), tf.float64), tf.zeros((0,), tf.int64)
-    exact = [_exact_norm(x, norm_type) if _is_exact(x, norm_type) else None for x in leaves]
-    tested = [x for x, done in zip(leaves, exact, strict=True) if done is None]
-    rest = iter(zip(*_tested_norms(tested), strict=True) if tested else ())
-    pairs = [next(rest) if done is None else done for done in exact]
-    return tf.stack([norm for norm, _ in pairs]), tf.stack([count for _, count in pairs])
+    tested = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_tested(leaf)]
+    found = [_tested_norms([leaves[i] for i in tested])] if tested else []
+    rest = [i for i in range(len(leaves)) if i not in set(tested)]
+    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type), tested, found)
 
 
-def leaf_extremes(leaves: Sequence[Any]) -> tuple[Any, Any]:
+def leaf_extremes(leaves: Sequence[Any]) -> Figures:
     """Largest finite magnitude and number of zeros of each tensor.
 
     Args:
@@ -55,62 +57,113 @@ def leaf_extremes(leaves: Sequence[Any]) -> tuple[Any, Any]:
     Returns:
         ``max_abs`` float64 and ``zeros`` int64, both ``[leaves]``.
     """
+
+    def extremes(rows: Any) -> Figures:
+        size = tf.abs(rows)
+        finite = tf.where(tf.math.is_finite(size), size, tf.zeros_like(size))
+        largest = tf.cast(_largest(finite), tf.float64)
+        return largest, tf.reduce_sum(tf.cast(size == 0, tf.int64), 1)
+
+    return _by_rows(leaves, range(len(leaves)), extremes, [], [])
+
+
+def _by_rows(
+    leaves: Sequence[Any],
+    places: Sequence[int],
+    figures: Callable[[Any], Figures],
+    order: list[int],
+    found: list[Figures],
+) -> Figures:
+    """Figures of the leaves at ``places``, joined to those ``found`` and put in leaf order."""
     if not leaves:
         return tf.zeros((0,), tf.float64), tf.zeros((0,), tf.int64)
-    largest, zeros = [], []
-    for leaf in leaves:
-        size = tf.abs(leaf)
-        finite = tf.where(tf.math.is_finite(size), size, tf.zeros_like(size))
-        padded = tf.concat([tf.reshape(finite, (-1,)), tf.zeros((1,), size.dtype)], 0)
-        largest.append(tf.cast(tf.reduce_max(padded), tf.float64))
-        zeros.append(tf.reduce_sum(tf.cast(size == 0, tf.int64)))
-    return tf.stack(largest), tf.stack(zeros)
+    for alike in classes(leaves, places):
+        found = [*found, figures(tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike]))]
+        order = [*order, *alike]
+    to_leaf = np.argsort(order)
+    first, second = (tf.gather(tf.concat(column, 0), to_leaf) for column in zip(*found, strict=True))
+    return first, second
 
 
-def _is_exact(leaf: Any, norm_type: float) -> bool:
-    single = leaf.dtype in (tf.float32, tf.bfloat16, tf.float16)
-    large = leaf.shape.num_elements() is None or leaf.shape.num_elements() > SMALL
-    return norm_type != 2.0 or not single or not large
+def classes(leaves: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
+    """Places of small leaves of one dtype and size together; of others, alone.
+
+    Args:
+        leaves: dense tensors.
+        places: which of them.
+
+    Returns:
+        Lists of places.
+    """
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for place in places:
+        size = leaves[place].shape.num_elements()
+        small = size is not None and size <= SMALL
+        alike[(leaves[place].dtype, size) if small else place].append(place)
+    return list(alike.values())
 
 
-def _exact_norm(leaf: Any, norm_type: float) -> tuple[Any, Any]:
-    """p-norm in float64, scaled where powers could leave its range."""
-    size = tf.abs(tf.reshape(widen(leaf), (-1,)))
-    nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(size), tf.int64))
-    if norm_type == 2.0 and leaf.dtype in (tf.float32, tf.bfloat16, tf.float16):
-        return tf.sqrt(tf.reduce_sum(size * size)), nonfinite
-    largest = tf.reduce_max(tf.concat([size, tf.zeros((1,), tf.float64)], 0))
-    largest = tf.where(nonfinite > 0, tf.reduce_sum(size), largest)  # a NaN wins over inf
+def _is_tested(leaf: Any) -> bool:
+    size = leaf.shape.num_elements()
+    return _is_single(leaf) and (size is None or size > SMALL)
+
+
+def _is_single(leaf: Any) -> bool:
+    return leaf.dtype in (tf.float32, tf.bfloat16, tf.float16)
+
+
+def _largest(rows: Any) -> Any:
+    """The largest of each row, 0 for an empty one."""
+    return tf.reduce_max(tf.pad(rows, [[0, 0], [0, 1]]), 1)
+
+
+def _exact_norms(rows: Any, norm_type: float) -> Figures:
+    """p-norms of rows in float64, scaled where powers could leave its range."""
+    size = tf.abs(widen(rows))
+    nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(size), tf.int64), 1)
+    if norm_type == 2.0 and _is_single(rows):
+        return tf.sqrt(tf.reduce_sum(size * size, 1)), nonfinite
+    largest = _largest(size)
+    largest = tf.where(nonfinite > 0, tf.reduce_sum(size, 1), largest)  # a NaN wins over inf
     if norm_type == float("inf"):
         return largest, nonfinite
     usable = tf.math.is_finite(largest) & (largest > 0)
-    ratios = size / tf.where(usable, largest, tf.ones_like(largest))
-    joined = largest * tf.reduce_sum(ratios**norm_type) ** (1.0 / norm_type)
+    ratios = size / tf.where(usable, largest, tf.ones_like(largest))[:, None]
+    joined = largest * tf.reduce_sum(ratios**norm_type, 1) ** (1.0 / norm_type)
     return tf.where(usable, joined, largest), nonfinite
 
 
-def _tested_norms(leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+def _tested_norms(leaves: Sequence[Any]) -> Figures:
     """2-norms of large tensors by float32 sums, and all again in float64 if one cannot hold."""
     sums = tf.stack([_row_sums(leaf) for leaf in leaves])
-    sizes = tf.stack([tf.cast(tf.size(leaf), tf.float64) for leaf in leaves])
-    holds = tf.math.is_finite(sums) & (sums >= sizes * (_LOST * _WORTH))
+    sizes = [leaf.shape.num_elements() for leaf in leaves]
+    if None in sizes:
+        sizes = [tf.size(leaf, tf.int64) for leaf in leaves]
+    least = tf.cast(tf.stack(sizes), tf.float64) * (_LOST * _WORTH)
+    holds = tf.math.is_finite(sums) & (sums >= least)
 
-    def fast() -> tuple[Any, Any]:
-        return tf.sqrt(sums), tf.zeros(sums.shape, tf.int64)
+    def fast() -> Figures:
+        return tf.sqrt(sums), tf.zeros((len(leaves),), tf.int64)
 
-    def slow() -> tuple[Any, Any]:
-        pairs = [_exact_norm(leaf, 2.0) for leaf in leaves]
-        return tf.stack([norm for norm, _ in pairs]), tf.stack([count for _, count in pairs])
+    def slow() -> Figures:
+        again = [_exact_norms(tf.reshape(leaf, (1, -1)), 2.0) for leaf in leaves]
+        norms, nonfinite = (tf.concat(column, 0) for column in zip(*again, strict=True))
+        return norms, nonfinite
 
     norms, nonfinite = tf.cond(tf.reduce_all(holds), fast, slow)
-    return tf.unstack(norms, len(leaves)), tf.unstack(nonfinite, len(leaves))
+    return norms, nonfinite
 
 
 def _row_sums(leaf: Any) -> Any:
     """Sum of squares: in float32 along rows, right to 1e-7 even under XLA's plain loops."""
     flat = tf.cast(tf.reshape(leaf, (-1,)), tf.float32)
     size = flat.shape.num_elements()
+    if size is not None and size % ROW == 0:
+        return tf.reduce_sum(tf.cast(_squares_by_row(flat), tf.float64))
     whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes
-    rows = tf.reduce_sum(tf.square(tf.reshape(flat[:whole], (-1, ROW))), 1)
     tail = tf.reduce_sum(tf.square(tf.cast(flat[whole:], tf.float64)))
-    return tf.reduce_sum(tf.cast(rows, tf.float64)) + tail
+    return tf.reduce_sum(tf.cast(_squares_by_row(flat[:whole]), tf.float64)) + tail
+
+
+def _squares_by_row(flat: Any) -> Any:
+    return tf.reduce_sum(tf.square(tf.reshape(flat, (-1, ROW))), 1)

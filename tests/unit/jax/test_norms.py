@@ -8,8 +8,11 @@ import optax
 import pytest
 
 import steadygrad.jax as sg
+from steadygrad.jax import native
 from steadygrad.jax._x64 import narrow, wide
-from steadygrad.jax.norms import SMALL, leaf_norms
+from steadygrad.jax.engine import JaxEngine
+from steadygrad.jax.native import SMALL
+from steadygrad.jax.norms import leaf_figures, leaf_norms, plain_figures, plain_norms
 
 RNG = np.random.default_rng(0)
 LARGE = SMALL + 5
@@ -42,14 +45,21 @@ def leaves():
     return [*found, bad, worse, small, (normal(9, 1.0) + 1j * normal(9, 1.0)).astype(np.complex64)]
 
 
+def test_the_c_core_serves_on_one_cpu():
+    assert native.serves([jnp.ones(2)])
+    assert not native.serves([jnp.ones(2), jnp.ones(2, jnp.float8_e5m2)])
+    assert not native.serves([])
+
+
+@pytest.mark.parametrize("form", [leaf_norms, plain_norms], ids=["native", "plain"])
 @pytest.mark.parametrize("p", [2.0, 1.0, 0.5, 3.0, np.inf])
-def test_leaf_norms_match_float64(p):
+def test_leaf_norms_match_float64(p, form):
     arrays = leaves()
 
     @jax.jit
     def norms(xs):
         with wide():
-            found, nonfinite = leaf_norms(xs, p)
+            found, nonfinite = form(xs, p)
             return jnp.log(found), nonfinite  # the log fits float32 whatever the norm
 
     with wide():
@@ -59,6 +69,36 @@ def test_leaf_norms_match_float64(p):
     np.testing.assert_allclose(np.asarray(logs), want, rtol=0, atol=1e-6)
     expected = [int((~np.isfinite(np.asarray(a, np.complex128))).sum()) for a in arrays]
     assert nonfinite.tolist() == expected
+
+
+@pytest.mark.parametrize("form", [leaf_figures, plain_figures], ids=["native", "plain"])
+def test_extremes_and_zeros(form):
+    arrays = [jnp.asarray(a) for a in leaves()]
+    with wide():
+        _, largest, nonfinite, zeros = jax.jit(lambda xs: form(xs, 2.0))(arrays)
+    for i, array in enumerate(arrays):
+        size = np.abs(np.asarray(array, np.complex128))
+        finite = size[np.isfinite(size)]
+        assert float(largest[i]) == pytest.approx(finite.max(initial=0), rel=1e-6), i
+        assert int(zeros[i]) == int((size == 0).sum()), i
+        assert int(nonfinite[i]) == size.size - finite.size, i
+
+
+@pytest.mark.parametrize("one_each", [False, True])
+def test_scaling_together_is_scaling_one_by_one(monkeypatch, one_each):
+    arrays = [jnp.asarray(a) for a in leaves()]
+    with wide():
+        coef = jnp.asarray(np.linspace(0, 1.0, len(arrays)) if one_each else 0.37)
+        together = jax.jit(JaxEngine().scaled)(arrays, coef)
+        monkeypatch.setattr(native, "serves", lambda leaves: False)
+        apart = jax.jit(lambda xs, by: JaxEngine().scaled(xs, by))(arrays, coef)
+    for a, b in zip(together, apart, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        flushed = (np.abs(a) < 1.2e-38) & (b == 0)  # XLA has no subnormals
+        np.testing.assert_array_equal(np.where(flushed, 0, a), b)
+    assert not np.array_equal(together[0], arrays[0])
+    if one_each:
+        np.testing.assert_array_equal(together[-1], arrays[-1])
 
 
 def test_sixteen_bit_rounding_happens_once():

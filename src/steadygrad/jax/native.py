@@ -1,0 +1,135 @@
+"""The C core as XLA custom calls: on a CPU, one read gives every figure of every leaf.
+
+Plain XLA takes a reduction for each figure of each leaf, float32 sums that must be tested, and
+for a model of thousands of leaves minutes to compile. A custom call, though, is opaque: XLA can
+neither split it over devices, nor differentiate it, nor fuse it with what comes before and
+after. So it serves where there is one CPU device; derivatives are those of the plain
+form; and only leaves of up to `SMALL` elements are also scaled here, which are many and light,
+while the scaling of a large one is best fused into the optimizer's own pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+SMALL = 1 << 14
+"""Leaves of up to this many elements are dealt with together."""
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
+
+Figures = tuple[Any, Any, Any, Any]
+
+
+def serves(leaves: Sequence[Any]) -> bool:
+    """Whether the custom call can measure these leaves in this process.
+
+    Args:
+        leaves: arrays or tracers.
+
+    Returns:
+        False where there are several devices, another platform, no C extension, or a dtype
+        that it does not know.
+    """
+    return bool(leaves) and _registered() and all(map(_is_known, leaves))
+
+
+def _is_known(leaf: Any) -> bool:
+    # a leaf that varies over a mesh axis is inside a `shard_map`, which wants results that say so
+    return str(leaf.dtype) in DTYPES and not getattr(jax.typeof(leaf), "vma", None)
+
+
+@functools.cache
+def _registered() -> bool:
+    """Make the handler known to XLA, once; False where it cannot be used."""
+    if jax.default_backend() != "cpu" or jax.device_count() != 1 or not hasattr(jax, "ffi"):
+        return False
+    try:
+        extension: Any = importlib.import_module("steadygrad.jax._xla")
+    except ImportError:
+        return False
+    try:
+        for name, handler in extension.handlers().items():
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception:  # XLA's own error types: an interface of another major version
+        return False
+    return True
+
+
+def read(leaves: Sequence[Any], norm_type: float, plain: Callable[..., Figures]) -> Figures:
+    """All figures of all leaves; call it inside `wide`.
+
+    Args:
+        leaves: floating or complex arrays that `serves` accepts.
+        norm_type: p >= 0.5, or inf.
+        plain: the same in plain XLA, ``(leaves, norm_type)``; its derivatives are taken.
+
+    Returns:
+        ``norms`` and ``max_abs`` float64, ``nonfinite`` and ``zeros`` int32, ``[leaves]`` each.
+    """
+    figures = jax.custom_jvp(functools.partial(_called, norm_type))
+
+    def derivative(values: Any, tangents: Any) -> Any:
+        return jax.jvp(lambda *given: plain(given, norm_type), values, tangents)
+
+    figures.defjvp(derivative)
+    found: Figures = figures(*leaves)
+    return found
+
+
+def _called(norm_type: float, *leaves: Any) -> Figures:
+    count = (len(leaves),)
+    kinds = (jnp.float64, jnp.float64, jnp.int64, jnp.int64)
+    call = jax.ffi.ffi_call(
+        "steadygrad_read",
+        [jax.ShapeDtypeStruct(count, kind) for kind in kinds],
+        vmap_method="sequential",
+    )
+    options = jnp.asarray([norm_type, _threads()], jnp.float64)
+    norms, max_abs, nonfinite, zeros = call(options, *leaves)
+    return norms, max_abs, nonfinite.astype(jnp.int32), zeros.astype(jnp.int32)
+
+
+def scale(leaves: Sequence[Any], coefs: Any, plain: Callable[..., Any]) -> list[Any]:
+    """Leaves times their coefficients; call it inside `wide`.
+
+    Args:
+        leaves: floating or complex arrays that `serves` accepts.
+        coefs: float64 ``[leaves]``.
+        plain: the same for one leaf and its coefficient in plain XLA; its derivatives are taken.
+
+    Returns:
+        The products, each rounded once; as they came for 1, and zeros for 0.
+    """
+    scaled = jax.custom_jvp(_scaled)
+
+    def each(coefs: Any, *leaves: Any) -> list[Any]:
+        return [plain(leaf, coefs[i]) for i, leaf in enumerate(leaves)]
+
+    def derivative(values: Any, tangents: Any) -> Any:
+        return jax.jvp(each, values, tangents)
+
+    scaled.defjvp(derivative)
+    return list(scaled(coefs, *leaves))
+
+
+def _scaled(coefs: Any, *leaves: Any) -> list[Any]:
+    call = jax.ffi.ffi_call(
+        "steadygrad_scale",
+        [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
+        vmap_method="sequential",
+    )
+    return list(call(coefs, *leaves))
+
+
+def _threads() -> int:
+    """As many as XLA's own pool has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
