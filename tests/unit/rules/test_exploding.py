@@ -110,7 +110,7 @@ def test_one_tensor_moves_and_the_others_stand_still(make, ahead, fires):
 def test_growth_in_the_first_steps_that_stays(make, peak, fires):
     m = make()
     m.norms[3:] *= 40
-    m.loss = 0.05 + peak * np.sin(np.arange(m.steps) / 8) ** 2  # an adversary's: up and down
+    m.loss = 0.05 + peak * np.sin(np.arange(m.steps) / 40) ** 2  # an adversary's: up and down
     assert m.ids == (["SG201"] if fires else [])
 
 
