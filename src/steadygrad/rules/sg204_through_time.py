@@ -8,6 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.breaks import first_break
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import View, median, number, order_agreement, percent, spikes
 
@@ -39,7 +40,10 @@ def _length(view: View, column: int) -> int:
 def _explodes(view: View) -> bool:
     """Broken steps, spikes, heavy-tailed or growing norms: a radius alone is not a fault."""
     norms = view.norm[view.usable]
-    if view.broken.any() or len(norms) < 4 or len(spikes(norms)):
+    story = first_break(view)
+    if story is not None:  # a NaN out of the blue has another origin
+        return story.exploded or not story.before.size
+    if len(norms) < 4 or len(spikes(norms)):
         return True
     trend = view.loss_trend
     if trend.known and not (view.stuck or trend.diverged or trend.dear):
@@ -75,7 +79,7 @@ def _finding(view: View, column: int, radius: float, length: int, first: float) 
             "training pushed it over 1, with no clipping to hold it",
         ],
         fixes=[
-            clip_code(view, f"norm:{min(recommended(view), 5.0):g}"),
+            clip_code(view, f"norm:{recommended(view):g}"),
             code(
                 view,
                 torch=f"nn.init.orthogonal_(model.{name})  # spectral radius 1\n"
