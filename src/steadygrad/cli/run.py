@@ -25,6 +25,11 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
     help="What to do with NaN and inf gradients; default: skip with --clip, else propagate.",
 )
 @click.option(
+    "--find-nan",
+    is_flag=True,
+    help="Replay the first step with a NaN or inf, and name the operation and line. PyTorch only.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(min=0),
     metavar="N",
@@ -51,6 +56,7 @@ def command(
     clip: str | None,
     out: str | None,
     on_nonfinite: str | None,
+    find_nan: bool,
     seed: int | None,
     logs: tuple[str, ...],
     alert: str | None,
@@ -78,6 +84,7 @@ def command(
         out=_output(out, force),
         clip=clip,
         on_nonfinite=on_nonfinite,
+        find_nan=find_nan,
         seed=seed,
         logs=_sinks(logs, alert),
         folder=os.getcwd(),

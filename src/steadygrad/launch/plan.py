@@ -17,6 +17,7 @@ class Plan:
         out: path of the run file to write, absolute; never overwritten unless `force`.
         clip: the spec of the policy that replaces the script's own clip calls; None observes.
         on_nonfinite: as `attach` has it; None is its default.
+        find_nan: say where the first NaN or inf came from (PyTorch).
         seed: what shifts the script's random seeds; None leaves them alone.
         logs: specs of the loggers that every step is sent to, alerts among them.
         folder: what relative paths in `logs` start from; the script may change its own.
@@ -32,6 +33,7 @@ class Plan:
     out: str = ""
     clip: str | None = None
     on_nonfinite: str | None = None
+    find_nan: bool = False
     seed: int | None = None
     logs: tuple[str, ...] = ()
     folder: str = ""

@@ -182,6 +182,8 @@ class Session:
         try:
             for observer in self.observers:
                 observer.finish()
+            if self.plan.find_nan and "torch" not in self.frameworks:
+                self.mention("--find-nan works on PyTorch only, and this script does not use it")
             if self._writer is not None:
                 self._close(self._writer)
         except Exception as error:

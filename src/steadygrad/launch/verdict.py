@@ -13,6 +13,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import CalibrationError, SteadyGradError
+from steadygrad.runlog.origin import EVENT, Origin
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
@@ -63,6 +64,10 @@ def _explained(run: Run, session: Session) -> list[str]:
     findings = diagnose(run)
     told = verdict(run, findings)
     lines = _wrapped(told.sentence, "", "  ")
+    for event in run.events:
+        if event.kind == EVENT:
+            origin = Origin.from_json(event.data)
+            lines += _wrapped(f"NaN origin: {origin}", "  ", "    ")
     for finding in findings[:MOST_FINDINGS]:
         lines += _finding(finding, told.sentence)
     if len(findings) > MOST_FINDINGS:

@@ -422,8 +422,10 @@ class Steady:
     def _seek_origin(self, stats: GradientStats) -> origins.Origin | None:
         if self._finder is None:
             return None
-        scale = self._loss_scale
-        return self._finder.check(stats, self._steps, self._table.params, self._table.names, scale)
+        table, bad = self._table, stats.nonfinite
+        return self._finder.check(
+            self._steps, bad, stats.names, table.params, table.names, self._loss_scale
+        )
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
         if not self._folding.scale(self.optimizer, grads, coef):
@@ -534,7 +536,7 @@ class Steady:
             return {k: v if _is_on(v, home) else _number(v) for k, v in fields.items()}
         return {
             **{key: _number(value) for key, value in fields.items()},
-            "nonfinite": int(stats.nonfinite.sum()),
+            "nonfinite": 0 if math.isfinite(stats.total_norm) else int(stats.nonfinite.sum()),
         }
 
     def _step_loss(self) -> Any:

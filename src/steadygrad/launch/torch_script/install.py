@@ -45,9 +45,13 @@ class Patches:
             self._begin_anew()
         if self._observer is None and not self._failed:
             from steadygrad.launch.torch_script.observer import TorchObserver
+            from steadygrad.torch.origin.patches import forget
 
             try:
                 self._observer = TorchObserver(self._session)
+                if self._session.plan.find_nan:
+                    self._observer.find_nan()
+                    forget(self)  # the observer listens in our place
             except Exception as error:
                 self._failed = True
                 self._session.trouble("torch is not observed", error)
@@ -197,6 +201,11 @@ def install(session: Session) -> Patches:
         The patches, which the session ends.
     """
     patches = Patches(session)
+    if session.plan.find_nan:
+        from steadygrad.torch.origin.patches import listen
+
+        # from before the model is made: the first step may be the one that breaks
+        listen(patches).armed = True
     torch.autograd.backward = _watch_backward(torch.autograd.backward, patches)
     for name, kind in (
         ("clip_grad_norm_", "norm"),

@@ -106,6 +106,14 @@ class ManualLoop:
         if self._pending is not None and any(id(p) in self._known for p in parameters):
             self._pending = None
 
+    def waiting(self) -> tuple[list[torch.Tensor], list[int]]:
+        """The leaves whose gradients wait to be applied, and their non-finite elements."""
+        if self._pending is None:
+            return [], []
+        pairs = zip(self._pending.leaves, self._pending.rows, strict=False)
+        alive = [(leaf, row) for ref, row in pairs if (leaf := ref()) is not None]
+        return [leaf for leaf, _ in alive], [int(row.nonfinite) for _, row in alive]
+
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""
         return bool(self._pending) and any(id(p) in self._known for p in parameters)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -24,11 +25,13 @@ from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies import parse
+from steadygrad.runlog.origin import EVENT, Origin
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch import copies, scaler
 from steadygrad.torch.attach import attach_unheard
 from steadygrad.torch.clipper import Clipper
 from steadygrad.torch.losses import LossMeter
+from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.recording import Recorder
 from steadygrad.torch.steady import Steady
 
@@ -68,6 +71,7 @@ class TorchObserver:
         self._scale: Any = None
         self._amp = False
         self._unscaled: set[int] = set()
+        self._finder: Finder | None = None
         self._hears_ends = False
         self._number_of: dict[int, int] = {}
 
@@ -90,6 +94,8 @@ class TorchObserver:
         if self._by_hand:
             with self._timed():
                 self._manual.after_backward(self.losses.so_far)
+                if self._finder is not None:
+                    self._seek_origin(self._finder)
 
     def _look_around(self, tensors: Sequence[Any]) -> None:
         """Learn the forward order, and whether weights are updated by hand."""
@@ -196,6 +202,11 @@ class TorchObserver:
         copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
         if self.session.plan.clip is None:
             steady.act_through(self._observing(steady, optimizer, index))
+        if self.session.plan.find_nan:
+            steady.find_nan(quiet=True)
+            if self._finder is not None and not self._by_hand:
+                self._finder.end()
+                self._finder = None
         self._attached.add(optimizer)
         return steady
 
@@ -276,6 +287,28 @@ class TorchObserver:
         if self._scale is None or not parameters or id(parameters[0]) in self._unscaled:
             return None
         return self._scale
+
+    # -- where NaN comes from ------------------------------------------------------------------
+
+    def find_nan(self) -> None:
+        """Look for the first NaN or inf of every optimizer, and of a loop without one."""
+        self._finder = Finder(self._manual, self._origin_found)
+
+    def _origin_found(self, origin: Origin) -> None:
+        writer = self.session.writer()
+        if writer is not None:
+            data = {**origin.as_json(), "optimizer": self._manual.index}
+            writer.write_event(EVENT, data, origin.step)
+
+    def _seek_origin(self, finder: Finder) -> None:
+        """Look at a loop by hand after its backward: it moves the weights before the next."""
+        leaves, counts = self._manual.waiting()
+        finder.rest()
+        if any(counts) or finder.lost:
+            infos = self._names(leaves)
+            names = [infos[id(leaf)].name for leaf in leaves]
+            finder.check(self._manual.steps, np.array(counts), names, leaves, names)
+        finder.stepped()
 
     # -- loops without an optimizer ------------------------------------------------------------
 

@@ -6,6 +6,7 @@ and losses are read. Everything else happens once something was found.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.origin import Origin
-from steadygrad.stats import GradientStats
 from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.blame import Case, answer, located
 from steadygrad.torch.origin.replay import Impossible, Replay, several_ranks
@@ -46,6 +46,14 @@ class Finder:
         """Whether no further origin is looked for."""
         return self._answers >= MOST_ANSWERS
 
+    @property
+    def lost(self) -> list[Entry]:
+        """The backward passes of this step whose loss is not finite."""
+        return [e for e in self._backwards() if not all(map(_is_finite, e.value))]
+
+    def _backwards(self) -> list[Entry]:
+        return self.tape.since_step_of(self._optimizer())[-MOST_BACKWARDS:]
+
     def begin(self) -> None:
         """From now on the training computes what the next step applies."""
         if not self.over:
@@ -68,8 +76,9 @@ class Finder:
 
     def check(
         self,
-        stats: GradientStats,
         step: int,
+        nonfinite: Any,
+        grads: Sequence[str],
         params: Sequence[torch.Tensor],
         names: Sequence[str],
         scale: Any = None,
@@ -77,8 +86,9 @@ class Finder:
         """Look at a step's figures before it is applied; explain what is not finite.
 
         Args:
-            stats: figures of its gradients.
             step: its number.
+            nonfinite: how many elements of each gradient are not finite, an array.
+            grads: names of those gradients.
             params: the optimizer's parameters.
             names: what they are called.
             scale: the loss scale of a GradScaler, or None.
@@ -88,16 +98,14 @@ class Finder:
         """
         if self.over:
             return None
-        optimizer = self._optimizer()
-        backwards = self.tape.since_step_of(optimizer)[-MOST_BACKWARDS:]
-        lost = [entry for entry in backwards if not _finite(entry.value)]
-        if not lost and not bool((stats.nonfinite > 0).any()):
+        lost = self.lost
+        if not lost and not bool(nonfinite.any()):
             self._overflows = 0
             return None
         if not lost and scale is not None and not self._is_odd(scale):
             return None
-        tensors = tuple(n for n, c in zip(stats.names, stats.nonfinite, strict=True) if c > 0)[:8]
-        return self._explain(Case(step, tensors), lost or backwards, params, names)
+        broken = tuple(n for n, count in zip(grads, nonfinite, strict=True) if count > 0)
+        return self._explain(Case(step, broken[:8]), lost or self._backwards(), params, names)
 
     def _is_odd(self, scale: Any) -> bool:
         """Whether an overflow is more than a loss scaler's search for its scale."""
@@ -196,6 +204,12 @@ def _nothing_shown() -> str:
         "the replay came out finite: either something between backward() and the step changed "
         "the gradients, or the forward pass depends on what a replay cannot put back"
     )
+
+
+def _is_finite(loss: torch.Tensor) -> bool:
+    if loss.numel() == 1 and not loss.is_complex():
+        return math.isfinite(loss.item())
+    return _finite([loss])
 
 
 def _finite(values: Sequence[torch.Tensor]) -> bool:

@@ -67,6 +67,7 @@ def _patch(tape: Tape) -> None:
     _replace(torch.Tensor, "backward", _unheard(torch.Tensor.backward, tape, ends=True))
     _replace(torch.autograd, "backward", _backward(torch.autograd.backward, tape))
     _replace(optimizer, "zero_grad", _unheard(optimizer.zero_grad, tape))
+    _replace(optimizer, "__init__", _begins(optimizer.__init__, tape))
     _replace(torch.nn.Module, "zero_grad", _unheard(torch.nn.Module.zero_grad, tape))
     _replace(loader, "__next__", _unheard(loader.__next__, tape))
 
@@ -143,6 +144,19 @@ def _unheard(original: Callable[..., Any], tape: Tape, ends: bool = False) -> Ca
                 tape.put_on()
 
     return call
+
+
+def _begins(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+    """Listen to operations too, once there is an optimizer: a loop may call no module."""
+
+    @functools.wraps(original)
+    @invisible
+    def init(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        if tape.listens_here() and not tape.entries:
+            tape.listen()
+
+    return init
 
 
 def _listed(given: Any) -> Any:

@@ -293,7 +293,7 @@ class BackwardProbe(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, probe: Probe) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._probe = probe
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -108,7 +108,7 @@ class Replay:
         if entry.kind == "constant":
             self._values[id(entry)] = list(entry.value)
             return
-        args, kwargs = self._unpacked(entry.args), self._unpacked(entry.kwargs)
+        args, kwargs = self._unpacked(entry.args), self._unpacked(entry.kwargs or {})
         target = entry.func
         if entry.draws is not None:
             set_draws(entry.draws)

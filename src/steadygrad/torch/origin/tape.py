@@ -92,31 +92,20 @@ class Entry:
         chain: names of the backward functions nearest to a root that is not on the tape.
     """
 
-    __slots__ = (
-        "args",
-        "cast",
-        "chain",
-        "clock",
-        "draws",
-        "func",
-        "grad",
-        "kind",
-        "kwargs",
-        "place",
-        "training",
-        "value",
-    )
+    # values of the class stand for what most calls do not have: this is made at every call
+    args: Any = ()
+    kwargs: Any = None
+    cast: tuple[tuple[str, torch.dtype], ...] | None = None
+    draws: Draws | None = None
+    value: Any = None
+    training = True
+    chain: tuple[str, ...] = ()
 
     def __init__(self, kind: str, func: Any, clock: int, place: Place) -> None:
         self.kind, self.func, self.clock, self.place = kind, func, clock, place
-        self.args: Any = ()
-        self.kwargs: Any = {}
         self.grad = torch.is_grad_enabled()
-        self.cast = autocast_now()
-        self.draws: Draws | None = None
-        self.value: Any = None
-        self.training = True
-        self.chain: tuple[str, ...] = ()
+        if torch._C._is_any_autocast_enabled():
+            self.cast = autocast_now()
 
 
 class _Listener(TorchFunctionMode):
@@ -131,9 +120,9 @@ class _Listener(TorchFunctionMode):
     ) -> Any:
         tape = self.tape
         kind = kinds.known.get(func)
-        if not tape.armed or kind == kinds.PLAIN or tape.thread != threading.get_ident():
-            return func(*args, **(kwargs or {}))
-        return tape.operation(kind, func, args, kwargs or {})
+        if kind == kinds.PLAIN or not tape.armed:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return tape.operation(kind, func, args, kwargs)
 
 
 invisible(_Listener.__torch_function__)
@@ -159,6 +148,7 @@ class Tape:
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], Entry, int]] = {}
         self._helds: dict[int, Held] = {}
         self._bytes = 0
+        self._entered = 0
         self._marks: dict[int, int] = {}
         self._mode = _Listener(self)
         self._generators = Generators()
@@ -182,6 +172,8 @@ class Tape:
         A mode of the user's that is entered and left by ``with`` pops whatever is on top.
         """
         below = torch._C._len_torch_function_stack()
+        if below and torch._C._get_function_stack_at(below - 1) is self._mode:
+            return
         if below == 0 or (below == 1 and _is_default_device()):
             torch._C._push_on_torch_function_stack(self._mode)
 
@@ -197,32 +189,39 @@ class Tape:
 
     def operation(self, kind: int | None, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a torch function and write it down."""
-        if torch.is_inference_mode_enabled():
-            return func(*args, **kwargs)
         kind = kinds.kind_of(func) if kind is None else kind
         if kind == kinds.PLAIN or (kind == kinds.IN_PLACE and _updates_a_weight(args)):
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
         entry = Entry("operation", func, self.clock, place_of(sys._getframe(2)))
         if kind == kinds.IN_PLACE and args and isinstance(args[0], torch.Tensor):
             self._keep_before(args[0])
-        entry.args, entry.kwargs = self._pack(args), self._pack(kwargs)
+        self._entered = 0
+        entry.args = tuple([self._pack(item) for item in args])
+        if kwargs:
+            entry.kwargs = {key: self._pack(item) for key, item in kwargs.items()}
         if kind == kinds.RANDOM:
             entry.draws = self._generators.now()
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if type(result) is torch.Tensor:
+            self._keep(entry, [result])
+        else:
+            self._keep_others(entry, func, args, result)
+        return result
+
+    def _keep_others(self, entry: Entry, func: Any, args: Any, result: Any) -> None:
         leaves = list(tensors_in(result))
-        if kind == kinds.IN_PLACE and getattr(func, "__name__", "") == "__setitem__":
+        if not leaves and getattr(func, "__name__", "") == "__setitem__":
             leaves = [args[0]]
         if leaves:
             self._keep(entry, leaves)
-        elif not isinstance(result, (tuple, list, dict)) or isinstance(result, torch.Size):
-            kinds.known[func] = kinds.PLAIN if result is not None else kind
-        return result
+        elif result is not None and (
+            not isinstance(result, (tuple, list, dict)) or isinstance(result, torch.Size)
+        ):
+            kinds.known[func] = kinds.PLAIN
 
     def module(self, call: Any, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Call an outermost module and write it down."""
-        if self.thread != threading.get_ident() or torch.is_inference_mode_enabled():
-            return call(module, *args, **kwargs)
-        if torch._C._get_tracing_state() is not None:
+        if self.thread != threading.get_ident() or torch._C._get_tracing_state() is not None:
             return call(module, *args, **kwargs)
         was_on = self.take_off()
         self.armed = False
@@ -268,7 +267,6 @@ class Tape:
         """`backward` is called: write it down, and rest until the next module call."""
         self.take_off()
         entry = Entry("backward", None, self.clock, place_of(sys._getframe(2)))
-        entry.cast = None
         entry.args = (self._pack(roots), self._pack(grads), self._pack(inputs))
         entry.value = [root.detach() for root in roots]
         for packed, root in zip(entry.args[0], roots, strict=True):
@@ -322,19 +320,20 @@ class Tape:
     # -- arguments and results -------------------------------------------------------------
 
     def _keep(self, entry: Entry, leaves: list[torch.Tensor]) -> None:
-        drawn = entry.draws is not None and entry.kind == "operation"
-        if not any(leaf.requires_grad for leaf in leaves) and (
-            drawn or not any(map(_is_tensor, _flat((entry.args, entry.kwargs))))
-        ):
-            # what no tensor went into, and what was drawn, is kept as it is
-            entry.kind, entry.value = "constant", [leaf.detach() for leaf in leaves]
-            entry.args, entry.kwargs, entry.draws = (), {}, None
+        if entry.kind == "operation" and (self._entered == 0 or entry.draws is not None):
+            self._keep_constant(entry, leaves)
         self.entries.append(entry)
         made = self._made
         for number, leaf in enumerate(leaves):
             made[id(leaf)] = (weakref.ref(leaf), entry, number)
         if self._bytes > MOST_BYTES or len(self.entries) > MOST_ENTRIES:
             self._forget_oldest()
+
+    def _keep_constant(self, entry: Entry, leaves: list[torch.Tensor]) -> None:
+        """What no tensor went into, and what was drawn, is kept as it is."""
+        if not any(leaf.requires_grad for leaf in leaves):
+            entry.kind, entry.value = "constant", [leaf.detach() for leaf in leaves]
+            entry.args, entry.kwargs, entry.draws = (), None, None
 
     def _keep_before(self, target: torch.Tensor) -> None:
         """A tensor from outside is about to be changed in place: keep a copy of it."""
@@ -347,7 +346,8 @@ class Tape:
         kind = type(value)
         if kind in _SIMPLE:
             return value
-        if issubclass(kind, torch.Tensor):
+        if kind is torch.Tensor or issubclass(kind, torch.Tensor):
+            self._entered += 1
             made = self._made.get(id(value))
             if made is not None and made[0]() is value:
                 return Use(made[1], made[2])
@@ -383,7 +383,7 @@ _SIMPLE = frozenset(
 def place_of(frame: FrameType | None) -> Place:
     """The nearest line outside torch and steadygrad."""
     first = frame
-    while frame is not None and is_library(frame.f_code):
+    while frame is not None and _library.get(frame.f_code, True) and is_library(frame.f_code):
         frame = frame.f_back
     found = frame or first
     assert found is not None
@@ -415,7 +415,10 @@ def line_of(place: Place) -> tuple[str, int]:
 
 def version_of(tensor: torch.Tensor) -> int:
     """The counter of in-place changes; -1 for a tensor without one."""
-    return -1 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # made under inference mode
+        return -1
 
 
 def autocast_now() -> tuple[tuple[str, torch.dtype], ...] | None:
@@ -474,10 +477,6 @@ def _updates_a_weight(args: Any) -> bool:
     first = args[0] if args else None
     weight = isinstance(first, torch.Tensor) and first.is_leaf and first.requires_grad
     return weight and not torch.is_grad_enabled()
-
-
-def _is_tensor(part: Any) -> bool:
-    return isinstance(part, (Held, Use))
 
 
 def _is_default_device() -> bool:
