@@ -28,9 +28,7 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
     return Outcome(max_norm, rate, coef, verdict)
 
 
-def advise(
-    c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | None
-) -> Calibration:
+def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | None) -> Calibration:
     """The calibration with its advice written."""
     sentences = [
         _what_to_type(c),

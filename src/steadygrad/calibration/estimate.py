@@ -30,8 +30,8 @@ DIVERGED_FACTOR = math.log(100.0)
 DRIFT_FACTOR = math.log(1.5)
 KENDALL_Z = 2.58
 RESAMPLES, RESAMPLED_POINTS = 200, 20_000
-FELL, FELL_NOISE = 0.05, 4.0
-"""A loss has fallen once it is 5 % lower, and by four standard errors of a median of 5."""
+FELL, FELL_NOISE = 0.05, 6.0
+"""A loss has fallen once it is 5 % lower, and by six standard errors of a median of 5."""
 
 
 def upper_sigma(x: Floats, median: float) -> float:
@@ -114,9 +114,7 @@ def bootstrap(
     length = max(1, round(math.sqrt(x.size)))
     blocks = -(-x.size // length)
     starts = np.random.default_rng(seed).integers(0, x.size - length + 1, (RESAMPLES, blocks))
-    draws = [
-        figure(x[(row[:, None] + np.arange(length)).ravel()[: x.size]]) for row in starts
-    ]
+    draws = [figure(x[(row[:, None] + np.arange(length)).ravel()[: x.size]]) for row in starts]
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 

@@ -83,15 +83,16 @@ class Auto(Policy):
         norm, ring, count = stats.total_norm, state["ring"], state["count"]
         usable = xp.isfinite(norm) & (norm > 0)
         log = memory.log_of(xp, norm, usable)
-        rising = memory.ordered(xp, ring, count)
-        level = memory.quantile(xp, rising, count, 0.5)
-        sigma = 1.4826 * (memory.quantile(xp, rising, count, 0.75) - level)
-        reach = xp.clip(self.sigmas * sigma, math.log(self.nearest), math.log(self.farthest))
+        level, upper = memory.quantiles(xp, ring, count, 0.5, 0.75)
+        sigma = 1.4826 * (upper - level)
+        none = level * 0  # cheaper than `clip` and `full_like` in eager NumPy
+        reach = xp.maximum(self.sigmas * sigma, none + math.log(self.nearest))
+        reach = xp.minimum(reach, none + math.log(self.farthest))
         warmup = min(self.warmup, self.window)
         origin = xp.where(count <= warmup, level, state["origin"])
         highest = xp.minimum(level, origin + math.log(self.growth))
         reference = xp.where(count <= self.window, highest, state["reference"])
-        start = xp.full_like(level, math.log(self.start))
+        start = none + math.log(self.start)
         limit = xp.maximum(reference + math.log(self.share), start)
         threshold = xp.exp(xp.where(count >= warmup, xp.minimum(level + reach, limit), start))
         after = {

@@ -56,7 +56,7 @@ class AutoClip(Policy):
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         count = xp.zeros((), dtype=int_dtype)
         if self.window:
-            return {"count": count, "ring": xp.zeros((self.window,), dtype=float_dtype)}
+            return {"count": count, "ring": xp.full((self.window,), -1.0, dtype=float_dtype)}
         cumulative = xp.zeros((memory.BINS,), dtype=int_dtype)
         return {
             "count": count,
@@ -76,8 +76,7 @@ class AutoClip(Policy):
         count = state["count"] + 1
         value = xp.where(ok, norm, xp.zeros_like(norm))
         ring = memory.push(xp, state["ring"], state["count"], value)
-        rising = memory.ordered(xp, ring, count)
-        threshold = memory.quantile(xp, rising, count, self.percentile / 100)
+        (threshold,) = memory.quantiles(xp, ring, count, self.percentile / 100)
         return {"count": count, "ring": ring}, threshold
 
     def _sketched(self, xp: Any, state: State, norm: Any, ok: Any) -> tuple[State, Any]:

@@ -85,19 +85,19 @@ class Chain(Policy):
         return state
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        norm = stats.total_norm
-        skip = norm < 0  # False, in the namespace's own kind
-        coef, after = xp.ones_like(norm), dict(state)
-        threshold = xp.full_like(norm, float("inf"))
+        before, skip, coef, after = stats, False, None, dict(state)
+        threshold = xp.full_like(stats.total_norm, float("inf"))
         for i, policy in enumerate(self.members):
-            before = _after(xp, stats, coef)
+            before = stats if coef is None else _after(xp, stats, coef)
             inner, decision = policy.decide(xp, _own(state, i), before)
             for key, value in inner.items():
-                after[f"{i}/{key}"] = xp.where(skip, state[f"{i}/{key}"], value)
+                name = f"{i}/{key}"
+                after[name] = value if skip is False else xp.where(skip, state[name], value)
             if not policy.elementwise:
                 threshold = xp.minimum(threshold, decision.threshold)
-            coef = coef * decision.coef
-            skip = skip if decision.skip is False else xp.logical_or(skip, decision.skip)
+            coef = decision.coef if coef is None else coef * decision.coef
+            if decision.skip is not False:
+                skip = decision.skip if skip is False else xp.logical_or(skip, decision.skip)
         if self.elementwise:
             coef = coef * xp.ones_like(stats.norms)  # act layers scale by tensor before elements
         return after, Decision(threshold, coef, skip)

@@ -26,31 +26,31 @@ def push(xp: Any, ring: Any, count: Any, value: Any) -> Any:
     return xp.where(place == count % size, value, ring)
 
 
-def ordered(xp: Any, ring: Any, count: Any) -> Any:
-    """The written entries, rising; the places behind them repeat the largest.
+def quantiles(xp: Any, ring: Any, count: Any, *qs: float) -> list[Any]:
+    """Quantiles of the written entries, interpolated linearly as NumPy does; 0-d each.
 
-    Places not yet written must hold less than any entry.
-    """
-    place = xp.astype(xp.arange(ring.shape[0]), count.dtype)
-    return xp.sort(xp.where(place < count, ring, xp.max(ring)))
-
-
-def quantile(xp: Any, rising: Any, count: Any, q: float) -> Any:
-    """Quantile of the first ``count`` entries, interpolated linearly as NumPy does; 0-d.
+    Several at once, because in eager NumPy a call costs more than its arithmetic.
 
     Args:
         xp: array namespace.
-        rising: `ordered`'s result, ``[size]``.
-        count: 0-d integer; more than ``size`` means all.
-        q: 0 to 1.
+        ring: entries, ``[size]``; places not yet written hold less than any entry.
+        count: 0-d integer, how many were ever written.
+        qs: 0 to 1.
     """
-    full = xp.full_like(count, rising.shape[0])
-    last = xp.maximum(xp.minimum(count, full) - 1, xp.zeros_like(count))
-    position = xp.astype(last, rising.dtype) * q
-    low = xp.floor(position)
-    index = xp.astype(low, count.dtype)
-    pair = xp.take(rising, xp.stack([index, xp.minimum(index + 1, last)]), axis=0)
-    return pair[0] + (position - low) * (pair[1] - pair[0])
+    rising = xp.sort(ring)  # what is not written stands in front
+    size = ring.shape[0]
+    unwritten = xp.maximum(size - count, count * 0)
+    last = size - 1 + count * 0
+    span = xp.maximum(last - unwritten, count * 0)
+    shares, places = [], []
+    for q in qs:
+        position = xp.astype(span, ring.dtype) * q
+        low = xp.floor(position)
+        index = xp.minimum(unwritten + xp.astype(low, count.dtype), last)
+        shares.append(position - low)
+        places += [index, xp.minimum(index + 1, last)]
+    ends = xp.take(rising, xp.stack(places), axis=0)
+    return [ends[2 * i] + share * (ends[2 * i + 1] - ends[2 * i]) for i, share in enumerate(shares)]
 
 
 BINS_PER_OCTAVE = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,27 +72,27 @@ class SkipSpike(Policy):
         ready = count >= min(self.after, self.window)
         skip = usable & ready & (log > limit)
         clean = usable & xp.logical_not(skip)
-        streak = xp.where(skip, state["streak"] + 1, xp.zeros_like(count))
+        none = count * 0
+        streak = xp.where(skip, state["streak"] + 1, none)
         streak = xp.where(usable, streak, state["streak"])
         renewed = streak >= self.patience
         moved = xp.where(clean, memory.push(xp, ring, count, log), ring)
         after = {
-            "count": xp.where(renewed, xp.zeros_like(count), xp.where(clean, count + 1, count)),
-            "streak": xp.where(renewed, xp.zeros_like(streak), streak),
-            "ring": xp.where(renewed, xp.full_like(ring, memory.LOWEST), moved),
+            "count": xp.where(renewed, none, xp.where(clean, count + 1, count)),
+            "streak": xp.where(renewed, none, streak),
+            "ring": xp.where(renewed, ring * 0 + memory.LOWEST, moved),
         }
         highest = 709.0 if "64" in str(norm.dtype) else 88.0  # the log of the largest float
-        level = xp.exp(xp.clip(limit, memory.LOWEST, highest))
-        threshold = xp.where(ready, level, xp.full_like(norm, float("inf")))
+        level = xp.exp(xp.minimum(limit, limit * 0 + highest))
+        threshold = xp.where(ready, level, level + math.inf)
         return after, Decision(threshold, xp.ones_like(norm), skip)
 
     def _mad(self, xp: Any, ring: Any, count: Any) -> Any:
         """Log of the norm from which steps are skipped: by median and MAD."""
-        rising = memory.ordered(xp, ring, count)
-        middle = memory.quantile(xp, rising, count, 0.5)
-        apart = xp.where(ring > memory.LOWEST, xp.abs(ring - middle), xp.full_like(ring, -1.0))
-        mad = memory.quantile(xp, memory.ordered(xp, apart, count), count, 0.5)
-        least = xp.log(xp.full_like(middle, self.factor))
+        (middle,) = memory.quantiles(xp, ring, count, 0.5)
+        apart = xp.where(ring > memory.LOWEST, xp.abs(ring - middle), ring * 0 - 1.0)
+        (mad,) = memory.quantiles(xp, apart, count, 0.5)
+        least = math.log(self.factor) + mad * 0
         return middle + xp.maximum(self.sigmas * 1.4826 * mad, least)
 
     def _sigma(self, xp: Any, ring: Any, count: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steadygrad.calibration import calibrate, replay
+from steadygrad.calibration import calibrate, estimate, replay
 from steadygrad.calibration.advice import percent
 from steadygrad.calibration.show import show
 from steadygrad.errors import CalibrationError, UsageError
@@ -230,3 +230,47 @@ def test_a_training_that_fails_is_no_guide_upwards(spiky: Any) -> None:
     assert bad.threshold == 1.0
     assert bad.needed
     assert any("The loss rose from 2.68 to 29.3" in sentence for sentence in bad.advice)
+
+
+def relapsed(turn: int = 60, steps: int = 300) -> tuple[Any, Any]:
+    """Norms and losses of a run that learns, throws it all away and stays there."""
+    generator = np.random.default_rng(2)
+    loss = np.r_[np.linspace(2.3, 1.2, turn), np.full(steps - turn, 2.25)]
+    norms = np.r_[0.4 * np.exp(generator.normal(0, SIGMA, turn)), np.full(steps - turn, 6.0)]
+    return norms, loss + generator.normal(0, 0.03, steps)
+
+
+def test_a_training_that_falls_back_is_judged_by_its_calm_part() -> None:
+    norms, loss = relapsed()
+    c = calibrate(run_of(norms, loss=loss))
+    # the window of 5 that is lowest may end a few steps before the turn
+    assert 55 <= c.steps <= 60
+    assert c.threshold == pytest.approx(np.median(norms[: c.steps]), rel=0.05)  # two digits
+    assert c.needed
+    assert any("was back at 2.2" in sentence for sentence in c.advice)
+    without = calibrate(run_of(norms))
+    assert without.threshold > 6.0
+
+
+def test_the_calm_part_of_a_failed_training_allows_1_at_most() -> None:
+    norms, loss = relapsed()
+    assert calibrate(run_of(100 * norms, loss=loss)).threshold == 1.0
+
+
+def test_a_loss_that_is_only_noisy_is_no_setback() -> None:
+    generator = np.random.default_rng(3)
+    found = 0
+    for _ in range(100):
+        loss = 2.3 + generator.normal(0, 0.1, 300)
+        found += estimate.setback(loss) is not None
+    assert found <= 3
+    falling = np.linspace(2.3, 0.2, 300) + generator.normal(0, 0.1, 300)
+    assert estimate.setback(falling) is None
+
+
+def test_a_setback_in_nan_is_one() -> None:
+    _, loss = relapsed()
+    loss[60:] = np.nan
+    found = estimate.setback(loss)
+    assert found is not None
+    assert 55 <= found.place <= 60

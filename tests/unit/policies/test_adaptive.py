@@ -155,29 +155,37 @@ def test_skip_spike_accepts_a_new_level(trace: Any, calm: Any, total: Any) -> No
 
 def auto_reference(norms: Any) -> Any:
     """Thresholds of Auto, from NumPy's quantiles of a list."""
-    seen, reference, thresholds = [], 0.0, []
+    seen, first, reference, thresholds = [], 0.0, 0.0, []
     for norm in norms:
         window = np.log(seen[-128:]) if seen else np.zeros(1)
         middle, upper = np.quantile(window, [0.5, 0.75])
-        reference = middle if len(seen) <= 128 else reference
-        reach = max(np.log(1.5) - 3 * 1.4826 * (upper - middle), np.log(0.3))
-        highest = min(max(reference + np.log(0.3), 0.0), np.log(10))
+        first = middle if len(seen) <= 20 else first
+        reference = min(middle, first + np.log(10)) if len(seen) <= 128 else reference
+        reach = np.clip(3 * 1.4826 * (upper - middle), np.log(1.25), np.log(4))
+        highest = max(reference + np.log(0.3), 0.0)
         thresholds.append(np.exp(min(middle + reach, highest)) if len(seen) >= 20 else 1.0)
         seen.append(norm)
     return np.array(thresholds)
 
 
-def test_auto(trace: Any, spiky: Any, total: Any) -> None:
-    got = trace(Auto(), spiky)
-    np.testing.assert_allclose(got.thresholds, auto_reference(total(spiky)), rtol=RTOL)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_auto(trace: Any, spiky: Any, total: Any, scale: float) -> None:
+    got = trace(Auto(), spiky * scale)
+    np.testing.assert_allclose(got.thresholds, auto_reference(total(spiky * scale)), rtol=RTOL)
     assert (got.coefs[[120, 123, 203, 204]] < 0.6).all()
+
+
+def test_auto_leaves_the_usual_step_of_a_small_norm_alone(trace: Any, calm: Any) -> None:
+    got = trace(Auto(), calm * 0.1)
+    assert (got.coefs < 1).any(axis=1).mean() < 0.05
 
 
 def test_auto_is_safe_from_the_first_step(trace: Any) -> None:
     exploding = np.exp(np.linspace(5, 60, 200))[:, None]
     got = trace(Auto(), exploding)
     assert (got.thresholds[:20] == 1.0).all()
-    assert got.thresholds.max() <= 10.0 * (1 + RTOL)
+    highest = 0.3 * 10 * np.exp(np.median(np.log(exploding[:20])))
+    assert got.thresholds.max() == pytest.approx(highest, rel=RTOL)
 
 
 def test_auto_follows_a_falling_norm_and_not_a_diverging_one(

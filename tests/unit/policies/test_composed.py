@@ -87,7 +87,7 @@ def test_specs_come_back(spec: str) -> None:
         ("autoclip:200", "from 0 to 100"),
         ("skip:rule=mean", "mad, sigma"),
         ("agc:axes=rows", "timm, paper, optax"),
-        ("auto:least=5.0", "least <= over"),
+        ("auto:nearest=5.0", "nearest <= farthest"),
         ("norm-schedule:inf", "finite"),
         ("{a: norm:1.0", "closing brace"),
         ("{a norm}", "pattern: spec"),
