@@ -1,4 +1,4 @@
-"""Small trainings of ten kinds, each learnable in a few hundred milliseconds.
+"""Small trainings of fifteen kinds, each learnable in a few hundred milliseconds.
 
 A `Task` is a model, its players (one a loss and an optimizer: a GAN has two) and its
 batches. `Knobs` says how the model is built, so that a fault can ask any task for
@@ -310,6 +310,138 @@ def autoencoder(seed: int, knobs: Knobs) -> Task:
     return Task(model, [Player(model, loss)], rows((digits()[0],), seed), 3e-3)
 
 
+class Residual(nn.Module):
+    """Two convolutions with batch normalisation around a shortcut."""
+
+    def __init__(self, act: str) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            ACTIVATIONS[act](),
+            nn.Conv2d(16, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+        self.act = ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.body(x))
+
+
+def resnet(seed: int, knobs: Knobs) -> Task:
+    stem = [nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1)]
+    blocks = [Residual(knobs.act) for _ in range(2)]
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(*stem, *blocks, *head)
+    return Task(model, [Player(model, classifier(model))], rows(digits(), seed), 3e-3)
+
+
+class Variational(nn.Module):
+    """An encoder to a mean and a log variance, and a decoder from a sample."""
+
+    def __init__(self, knobs: Knobs) -> None:
+        super().__init__()
+        self.encoder = stack([64, *[knobs.width] * knobs.depth, 16], knobs)
+        self.decoder = stack([8, knobs.width, 64], knobs)
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        return self.decoder(mean + noise * (log_variance / 2).exp()), mean, log_variance
+
+
+def vae(seed: int, knobs: Knobs) -> Task:
+    model = Variational(knobs)
+    generator = torch.Generator().manual_seed(seed)
+    images = rows((digits()[0],), seed)
+
+    def batch(step: int) -> Batch:
+        return images(step)[0], torch.randn(32, 8, generator=generator)
+
+    def loss(b: Batch) -> Tensor:
+        out, mean, log_variance = model(b[0], b[1])
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return F.mse_loss(out, b[0]) + 1e-3 * divergence
+
+    return Task(model, [Player(model, loss)], batch, 3e-3)
+
+
+class Graph(nn.Module):
+    """Two graph convolutions: neighbours are averaged, then mixed."""
+
+    def __init__(self, edges: Tensor, knobs: Knobs) -> None:
+        super().__init__()
+        self.register_buffer("spread", edges / edges.sum(1, keepdim=True))
+        self.first, self.second = nn.Linear(16, knobs.width), nn.Linear(knobs.width, 4)
+        self.act = ACTIVATIONS[knobs.act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.spread @ self.act(self.first(self.spread @ x)))
+
+
+def graph(seed: int, knobs: Knobs) -> Task:
+    """Nodes of four communities, told by noisy features and by who is linked to whom."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = torch.arange(80) % 4
+    chance = torch.where(kind[:, None] == kind[None], 0.3, 0.03)
+    edges = torch.bernoulli(chance, generator=generator)
+    edges = ((edges + edges.T + torch.eye(80)) > 0).float()
+    features = torch.randn(80, 16, generator=generator) + F.one_hot(kind, 16) * 0.7
+    model = Graph(edges, knobs)
+
+    def batch(step: int) -> Batch:
+        noise = 0.3 * torch.randn(80, 16, generator=generator)
+        return features + noise, torch.randint(0, 80, (32,), generator=generator)
+
+    def loss(b: Batch) -> Tensor:
+        return F.cross_entropy(model(b[0])[b[1]], kind[b[1]])
+
+    return Task(model, [Player(model, loss)], batch, 1e-2)
+
+
+def policy(seed: int, knobs: Knobs) -> Task:
+    """Policy gradients on a contextual bandit: the loss is no error, and may have either sign."""
+    model = stack([12, *[knobs.width] * knobs.depth, 4], knobs)
+    generator = torch.Generator().manual_seed(seed)
+    best = torch.randint(0, 4, (12,), generator=generator)
+    eye = torch.eye(12)
+
+    def batch(step: int) -> Batch:
+        state = torch.randint(0, 12, (64,), generator=generator)
+        return eye[state], best[state], torch.rand(64, 1, generator=generator)
+
+    def loss(b: Batch) -> Tensor:
+        logs = F.log_softmax(model(b[0]), 1)
+        action = (logs.detach().exp().cumsum(1) < b[2]).sum(1).clamp_max(3)
+        reward = (action == b[1]).float()
+        return -(logs.gather(1, action[:, None])[:, 0] * (reward - reward.mean())).mean()
+
+    return Task(model, [Player(model, loss)], batch, 3e-3)
+
+
+class Tagger(nn.Module):
+    """A tag for each character, read from both sides."""
+
+    def __init__(self, vocabulary: int, knobs: Knobs) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, 24)
+        self.rnn = nn.GRU(24, knobs.width // 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(knobs.width // 2 * 2, 3)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embed(codes))[0])
+
+
+def tagger(seed: int, knobs: Knobs) -> Task:
+    """Letter, space or something else: told by a table, so that any window can be labelled."""
+    _, vocabulary = characters()
+    text = inspect.getsource(argparse)[:20000]
+    table = torch.tensor([2 if c.isalpha() else int(c.isspace()) for c in sorted(set(text))])
+    model = Tagger(vocabulary, knobs)
+    draw = windows(seed)
+    batch = lambda step: (lambda b: (b[0], table[b[1]]))(draw(step))  # noqa: E731
+    return Task(model, [Player(model, classifier(model))], batch, 3e-3)
+
+
 ARCHITECTURES: dict[str, Callable[[int, Knobs], Task]] = {
     "mlp": mlp,
     "cnn": cnn,
@@ -321,5 +453,10 @@ ARCHITECTURES: dict[str, Callable[[int, Knobs], Task]] = {
     "rl": rl,
     "embeddings": embeddings,
     "autoencoder": autoencoder,
+    "resnet": resnet,
+    "vae": vae,
+    "graph": graph,
+    "policy": policy,
+    "tagger": tagger,
 }
 """Name -> builder of a task from a seed and knobs."""

@@ -1,19 +1,24 @@
 """The corpus: {fault x architecture x seed}, each fault beside its healthy variants.
 
-A third of the architectures and a third of the seeds are held out: rules were tuned on
-the others only, and what is reported first is what they do on the held-out part.
+A third of the architectures and seeds are held out: rules were tuned on the others only,
+and what is reported first is what they do on the held-out part. What was held out from
+the first rules (seed 2 of all, and the CNN, the GRU and the autoencoder) has been looked
+at since and is tuned on now; it was replaced by seeds and architectures made afterwards.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import keras_training
 from faults import FAULTS, HEALTHY
+from keras_training import KerasSetup
 from training import Setup
 
-SEEDS = (0, 1, 2)
-HELD_ARCHITECTURES = ("cnn", "gru", "autoencoder")
-HELD_SEEDS = (2,)
+TUNED_SEEDS = (0, 1)
+HELD_SEEDS = (7, 8)
+HELD_ARCHITECTURES = ("resnet", "vae", "graph", "policy", "tagger", "keras_cnn")
 TENTH = 10
 
 
@@ -23,7 +28,7 @@ class Case:
 
     Attributes:
         name: of the fault, or of the healthy variant.
-        architecture: a key of `ARCHITECTURES`.
+        architecture: a key of `ARCHITECTURES`, or of `keras_training.BODIES`.
         seed: of weights and batches.
         accepted: right answers; empty for a healthy run.
     """
@@ -38,8 +43,16 @@ class Case:
         """Whether no rule was tuned on it."""
         return self.architecture in HELD_ARCHITECTURES or self.seed in HELD_SEEDS
 
-    def setup(self) -> Setup:
+    @property
+    def in_keras(self) -> bool:
+        """Whether Keras trains it."""
+        return self.architecture in keras_training.BODIES
+
+    def setup(self) -> Setup | KerasSetup:
         """How it is trained."""
+        if self.in_keras:
+            table = keras_training.FAULTS if self.accepted else keras_training.HEALTHY
+            return table[self.name][1](self.architecture, self.seed)
         make = FAULTS[self.name].make if self.accepted else HEALTHY[self.name][1]
         return make(self.architecture, self.seed)
 
@@ -47,19 +60,34 @@ class Case:
         return f"{self.name}-{self.architecture}-{self.seed}"
 
 
+def seeds(architecture: str) -> tuple[int, ...]:
+    """Three of an architecture that rules were tuned on, two of one that is held out.
+
+    Keras takes seconds to compile each model: its other architectures have two as well.
+    """
+    if architecture in HELD_ARCHITECTURES:
+        return HELD_SEEDS
+    tuned = TUNED_SEEDS[:1] if architecture in keras_training.BODIES else TUNED_SEEDS
+    return (*tuned, HELD_SEEDS[0])
+
+
+def _in_keras(table: dict[str, tuple[tuple[str, ...], Any]], name: str) -> tuple[str, ...]:
+    return table[name][0] if name in table else ()
+
+
 def all_cases() -> list[Case]:
     """Every broken case, then every healthy one."""
     broken = [
         Case(name, architecture, seed, fault.accepted)
         for name, fault in FAULTS.items()
-        for architecture in fault.architectures
-        for seed in SEEDS
+        for architecture in (*fault.architectures, *_in_keras(keras_training.FAULTS, name))
+        for seed in seeds(architecture)
     ]
     healthy = [
         Case(name, architecture, seed)
         for name, (architectures, _) in HEALTHY.items()
-        for architecture in architectures
-        for seed in SEEDS
+        for architecture in (*architectures, *_in_keras(keras_training.HEALTHY, name))
+        for seed in seeds(architecture)
     ]
     return broken + healthy
 

@@ -18,8 +18,10 @@ from training import Script, Setup
 Make = Callable[[str, int], Setup]
 EVERY = (
     "mlp", "cnn", "rnn", "lstm", "gru", "transformer", "gan", "rl", "embeddings", "autoencoder",
+    "resnet", "vae", "graph", "policy", "tagger",
 )  # fmt: skip
 FEED_FORWARD = ("mlp", "cnn", "rl", "autoencoder")
+PLAIN_STACKS = (*FEED_FORWARD, "vae", "policy")
 SINGLE = tuple(a for a in EVERY if a not in ("gan",))
 DEEP = 10
 
@@ -313,6 +315,7 @@ def divided_late(s: Script, player: Player, optimizer: torch.optim.Optimizer, st
 ORDINARY = {
     "mlp": 3.0, "cnn": 3.0, "rnn": 3.0, "lstm": 1.5, "gru": 3.0, "transformer": 3.0,
     "gan": 2.0, "rl": 3.0, "embeddings": 0.6, "autoencoder": 1.5,
+    "resnet": 3.0, "vae": 0.4, "graph": 0.4, "policy": 0.5, "tagger": 0.5,
 }  # fmt: skip
 """A threshold over the ordinary norms of each architecture."""
 
@@ -345,16 +348,22 @@ def at(seed: int) -> int:
 
 HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "plain": (EVERY, plain),
-    "sgd": ((*FEED_FORWARD, "rnn", "gru", "lstm"), setup(optimizer="sgd")),
+    "sgd": (
+        (*FEED_FORWARD, "rnn", "gru", "lstm", "resnet", "graph", "tagger"),
+        setup(optimizer="sgd"),
+    ),
     "slow": (EVERY, setup(lr_factor=0.03)),
     "clipped": (EVERY, clipped(1.0)),
     "value": (SINGLE, setup(clip="value:1.0")),
-    "deep_norm": ((*FEED_FORWARD, "gan"), setup(knobs=knobs(depth=DEEP, norm=True))),
-    "tanh": ((*FEED_FORWARD, "gan"), setup(knobs=knobs(act="tanh"), build=xavier)),
+    "deep_norm": ((*PLAIN_STACKS, "gan"), setup(knobs=knobs(depth=DEEP, norm=True))),
+    "tanh": ((*PLAIN_STACKS, "gan"), setup(knobs=knobs(act="tanh"), build=xavier)),
     "wide": (("mlp", "rnn", "gru", "rl"), setup(knobs=knobs(width=128))),
     "long": (("rnn", "gru"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
     "frozen": (SINGLE, setup(build=freeze_first)),
-    "converged": (("mlp", "cnn", "gru", "embeddings"), setup(warm=300)),
+    "converged": (
+        ("mlp", "cnn", "gru", "embeddings", "resnet", "graph", "policy"),
+        setup(warm=300),
+    ),
     "scaler": (SINGLE, setup(scaler={})),
     "script": (SINGLE, scripted(right)),
     "script_halves": (SINGLE, scripted(halves)),
@@ -415,7 +424,9 @@ def unbounded_critic(architecture: str, seed: int) -> Setup:
 FAULTS: dict[str, Fault] = {
     # SG1: numbers
     "nan_batch": Fault(
-        ("SG101",), ("mlp", "cnn", "rnn", "gru", "gan", "rl", "autoencoder"),
+        ("SG101",),
+        ("mlp", "cnn", "rnn", "gru", "gan", "rl", "autoencoder", "resnet", "vae", "graph",
+         "policy"),
         from_step(nan_batch, "batch")),
     "nan_operation": Fault(("SG101",), SINGLE, from_step(edge_of_sqrt, "loss")),
     "broken_checkpoint": Fault(("SG103",), SINGLE, setup(build=break_weights)),
@@ -440,7 +451,7 @@ FAULTS: dict[str, Fault] = {
         ("SG203", "SG501", "SG502", "SG102"), ("mlp", "cnn", "rl", "autoencoder"),
         deep("relu", build=scale_weights(6.0)), "deep_norm"),
     "depth_growth": Fault(
-        ("SG203", "SG102"), ("mlp", "cnn", "rl", "autoencoder"), deep("steep"), "deep_norm"),
+        ("SG203", "SG102"), PLAIN_STACKS, deep("steep"), "deep_norm"),
     "runaway_loss": Fault(("SG102", "SG201"), SINGLE, setup(loss=runaway)),
     "dominant_scale": Fault(
         ("SG205", "SG502"), ("mlp", "rl", "autoencoder"),
@@ -461,25 +472,27 @@ FAULTS: dict[str, Fault] = {
         setup(batch=unnormalised)),
     # SG3: vanishing and dead
     "deep_sigmoid": Fault(
-        ("SG301", "SG304"), ("mlp", "cnn", "rl", "autoencoder", "gan"), deep("sigmoid"),
+        ("SG301", "SG304"), (*PLAIN_STACKS, "gan"), deep("sigmoid"),
         "deep_norm"),
     "deep_small": Fault(
-        ("SG301", "SG501"), ("mlp", "cnn", "rl", "autoencoder"),
+        ("SG301", "SG501"), PLAIN_STACKS,
         deep("tanh", build=scale_weights(0.1)), "tanh"),
     "saturated": Fault(
-        ("SG304", "SG501"), ("mlp", "cnn", "rl", "autoencoder"),
+        ("SG304", "SG501"), PLAIN_STACKS,
         setup(knobs=knobs(act="tanh", depth=5), build=scale_weights(60.0)), "tanh"),
     "saturating": Fault(
-        ("SG304", "SG301"), ("mlp", "cnn", "rl", "autoencoder"),
+        ("SG304", "SG301"), PLAIN_STACKS,
         setup(knobs=knobs(act="tanh", depth=5), build=saturate_biases), "tanh"),
     "dead_relu": Fault(
-        ("SG302",), ("mlp", "cnn", "rl", "autoencoder"), setup(build=kill_units)),
+        ("SG302",), PLAIN_STACKS, setup(build=kill_units)),
     "masked": Fault(("SG302",), SINGLE, setup(loss=masked)),
     "detached": Fault(
-        ("SG303",), ("mlp", "cnn", "rnn", "gru", "autoencoder", "rl"), setup(build=detach_first),
+        ("SG303",), ("mlp", "cnn", "rnn", "gru", "autoencoder", "rl", "graph", "policy"),
+        setup(build=detach_first),
         "frozen"),
     "detached_embedding": Fault(
-        ("SG303",), ("lstm", "transformer", "embeddings"), setup(build=detach_embedding), "frozen"),
+        ("SG303",), ("lstm", "transformer", "embeddings", "tagger"),
+        setup(build=detach_embedding), "frozen"),
     "unused": Fault(
         ("SG303",), tuple(a for a in EVERY if a != "rl"), setup(build=add_unused), "frozen"),
     # SG4: the clipping
@@ -497,11 +510,11 @@ FAULTS: dict[str, Fault] = {
     "gradients_passed": Fault(("SG410",), SINGLE, scripted(gradients), "script"),
     "infinite_limit": Fault(("SG411",), SINGLE, scripted(infinite), "script"),
     # SG5: set-up
-    "zeros": Fault(("SG501", "SG302"), FEED_FORWARD, setup(build=fill_weights(0.0))),
-    "constant": Fault(("SG501",), FEED_FORWARD, setup(build=fill_weights(0.05))),
+    "zeros": Fault(("SG501", "SG302"), PLAIN_STACKS, setup(build=fill_weights(0.0))),
+    "constant": Fault(("SG501",), PLAIN_STACKS, setup(build=fill_weights(0.05))),
     "rate_adam": Fault(
         ("SG502", "SG302", "SG304", "SG201", "SG202"), ("mlp", "cnn", "rnn", "gru", "lstm",
-         "transformer", "autoencoder", "rl"), setup(lr_factor=300.0)),
+         "transformer", "autoencoder", "rl", "vae", "tagger"), setup(lr_factor=300.0)),
     "rate_sgd": Fault(
         ("SG502", "SG102", "SG201", "SG302"), ("mlp", "cnn", "rl", "autoencoder"),
         setup(optimizer="sgd", lr_factor=300.0), "sgd"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import Case
+from keras_training import run_keras_case
 from others import OTHERS
 from training import Trace, run_case
 
@@ -85,7 +86,8 @@ def _recorded(case: Case, path: Path) -> Trace:
     if beside.exists():
         return Trace(**json.loads(beside.read_text()))
     path.unlink(missing_ok=True)
-    trace = run_case(case.architecture, case.seed, case.setup(), path)
+    run = run_keras_case if case.in_keras else run_case
+    trace = run(case.architecture, case.seed, case.setup(), path)
     beside.write_text(json.dumps(asdict(trace)))
     return trace
 

@@ -28,7 +28,7 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    if not view.enough or not len(view.order):
+    if not view.enough or not len(view.order) or view.lost:
         return
     zeros = columns_median(view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :])
     whole = np.flatnonzero((zeros == 1) & _mattering(view))

@@ -25,11 +25,20 @@ def check(view: View) -> Iterator[Finding]:
     rows = ratios[steps <= limit][:, view.weights]
     each = [median(row) for row in rows]
     typical = median(each)
-    if _wild(view):
+    wild = _wild(view) or _thrown(view, each)
+    if wild:
         # a first step that multiplies the weights makes the later ones look small
         typical = max(typical, median(each[:3]))
-    if (typical > HIGH and _wild(view)) or (typical > SLOW and _suffers(view)):
+    if (typical > HIGH and wild) or (typical > SLOW and _suffers(view)):
         yield _finding(view, typical, rows)
+
+
+def _thrown(view: View, each: list[float]) -> bool:
+    """Whether the first steps replaced the weights, and the loss jumped with them."""
+    losses = view.loss[:4]
+    return max(each[:2], default=0.0) > 1 and bool(
+        np.nanmax(losses, initial=-np.inf) > losses[0] + 0.5 * abs(losses[0])
+    )
 
 
 def _wild(view: View) -> bool:
@@ -50,7 +59,7 @@ def _oscillates(view: View) -> bool:
 def _finding(view: View, typical: float, rows: Array) -> Finding:
     trend = view.loss_trend
     lr = median(view.lr)
-    how = "diverges" if _wild(view) else "oscillates or stalls"
+    how = "diverges" if _wild(view) else "jumps, oscillates or stalls"
     said = (
         [
             f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "

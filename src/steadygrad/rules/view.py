@@ -243,6 +243,11 @@ class View:
         return loss_trend(self.loss[~self.skipped])
 
     @cached_property
+    def lost(self) -> bool:
+        """Whether gradients with a NaN or inf reached the weights: what follows is their mark."""
+        return bool((self.broken & ~self.skipped).any())
+
+    @cached_property
     def travel(self) -> float:
         """How far the weights that move most could get in this run, in multiples of their size.
 

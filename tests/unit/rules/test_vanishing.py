@@ -125,6 +125,17 @@ def test_a_solved_loss_explains_zeros(make):
     assert m.ids == []
 
 
+@pytest.mark.parametrize(("action", "ids"), [("none", ["SG101"]), ("skip", ["SG302", "SG101"])])
+def test_zeros_after_a_nan_that_was_applied_are_its_mark(make, action, ids):
+    m = make()
+    m.break_from(40, 41)
+    m.norms[41:, :10] = 0.0
+    m.zeros[41:, :10] = 1.0
+    m.loss[:] = 2.3
+    m.columns["action"] = np.where(np.arange(m.steps) == 40, action, "none")
+    assert m.ids == ids
+
+
 def test_untouched_embedding_rows_are_not_dead(make):
     m = make()
     m.tensors[0] = type(m.tensors[0])("embed.weight", (16, 16), "float32", "Embedding", 0)
