@@ -173,6 +173,11 @@ def unnormalised(step: int, batch: Batch) -> Batch:
     return floats(batch, stretch)
 
 
+def only_the_start(step: int, batch: Batch) -> Batch:
+    """What tells the digits apart stands in the first quarter of a sequence."""
+    return floats(batch, lambda x: torch.cat([x[:, :16], torch.zeros_like(x[:, 16:])], dim=1))
+
+
 def edge_of_sqrt(at: int) -> Callable[[int, Tensor], Tensor]:
     """From a step on the loss gains sqrt(0), whose derivative is inf."""
 
@@ -359,6 +364,10 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "tanh": ((*PLAIN_STACKS, "gan"), setup(knobs=knobs(act="tanh"), build=xavier)),
     "wide": (("mlp", "rnn", "gru", "rl"), setup(knobs=knobs(width=128))),
     "long": (("rnn", "gru"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
+    "recall": (
+        ("rnn", "gru"),
+        setup(knobs=knobs(length=32, recurrent_gain=1.0), batch=only_the_start),
+    ),
     "frozen": (SINGLE, setup(build=freeze_first)),
     "converged": (
         ("mlp", "cnn", "gru", "embeddings", "resnet", "graph", "policy"),
@@ -483,6 +492,9 @@ FAULTS: dict[str, Fault] = {
     "saturating": Fault(
         ("SG304", "SG301"), PLAIN_STACKS,
         setup(knobs=knobs(act="tanh", depth=5), build=saturate_biases), "tanh"),
+    "forgetting": Fault(
+        ("SG305",), ("rnn",),
+        setup(knobs=knobs(length=32, recurrent_gain=0.3), batch=only_the_start), "recall"),
     "dead_relu": Fault(
         ("SG302",), PLAIN_STACKS, setup(build=kill_units)),
     "masked": Fault(("SG302",), SINGLE, setup(loss=masked)),

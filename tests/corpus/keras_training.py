@@ -243,6 +243,10 @@ def outliers(x: np.ndarray) -> None:
         x[step * ROWS : (step + 1) * ROWS] *= 300.0
 
 
+def only_the_start(x: np.ndarray) -> None:
+    x[:, 16:] = 0.0
+
+
 def break_weights(model: Any) -> None:
     weight = model.trainable_weights[0]
     value = np.array(weight)
@@ -259,6 +263,7 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "deep_norm": (DENSE, setup(depth=10, norm=True)),
     "tanh": (DENSE, setup(act="tanh")),
     "long": (("keras_rnn",), setup(act="tanh")),
+    "recall": (("keras_rnn",), setup(act="tanh", spoil=only_the_start)),
     "frozen": (DIGITS, setup(frozen=True)),
 }
 """Variant -> (architectures, setup); the names are those of `faults.HEALTHY`."""
@@ -276,6 +281,8 @@ FAULTS: dict[str, tuple[tuple[str, ...], Make]] = {
     "recurrent_radius_adam": (("keras_rnn",), setup(recurrent_gain=2.5, act="relu")),
     "deep_sigmoid": (DENSE, setup(depth=10, act="sigmoid")),
     "deep_small": (DENSE, setup(depth=10, act="tanh", gain=0.05)),
+    "forgetting": (
+        ("keras_rnn",), setup(act="tanh", recurrent_gain=0.3, spoil=only_the_start)),
     "dead_relu": (DENSE, setup(bias=-30.0)),
     "detached": (("keras_mlp", "keras_cnn"), setup(cut=True)),
     "over_clipped": (EVERY, clipped(1e-3)),

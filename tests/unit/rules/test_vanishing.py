@@ -167,3 +167,29 @@ def test_saturated_activations(make):
     assert m.ids == ["SG304"]
     m.sample("activation_saturated", dict.fromkeys(("0.weight", "1.weight", "2.weight"), 0.2))
     assert m.ids == []
+
+
+def recurrent(m, radius, length=32, module="RNN"):
+    m.tensors[4] = type(m.tensors[4])("rnn.weight_hh_l0", (16, 16), "float32", module, 2)
+    m.sample("spectral_radius", {"rnn.weight_hh_l0": radius})
+    m.sample("recurrent_steps", {"rnn.weight_hh_l0": length})
+
+
+@pytest.mark.parametrize(
+    ("radius", "length", "module", "stalls", "fires"),
+    [
+        (0.5, 32, "RNN", True, True),
+        (0.5, 32, "RNN", False, False),
+        (0.5, 16, "RNN", True, False),
+        (0.95, 32, "RNN", True, False),
+        (0.5, 32, "GRU", True, False),
+    ],
+)
+def test_a_small_radius_forgets_what_a_stalled_loss_needs(
+    make, radius, length, module, stalls, fires
+):
+    m = make()
+    recurrent(m, radius, length, module)
+    if stalls:
+        m.loss[:] = 2.3
+    assert m.ids == (["SG305"] if fires else [])
