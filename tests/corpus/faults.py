@@ -315,6 +315,18 @@ def divided_late(s: Script, player: Player, optimizer: torch.optim.Optimizer, st
     s.step(optimizer)
 
 
+def averaged_late(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Micro-batches are summed, and averaged after the clip."""
+    optimizer.zero_grad()
+    for _ in range(4):
+        s.backward(player.loss(s.batch(step)))
+    s.clip(player.module.parameters(), 4 * limit(s))
+    for parameter in player.module.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= 4.0
+    s.step(optimizer)
+
+
 # ---- the table ---------------------------------------------------------------------------
 
 ORDINARY = {
@@ -531,5 +543,8 @@ FAULTS: dict[str, Fault] = {
         ("SG502", "SG102", "SG201", "SG302"), ("mlp", "cnn", "rl", "autoencoder"),
         setup(optimizer="sgd", lr_factor=300.0), "sgd"),
     "divided_late": Fault(("SG504",), SINGLE, scripted(divided_late), "script"),
+    "averaged_late": Fault(
+        ("SG504",), ("mlp", "lstm", "transformer", "autoencoder", "resnet", "policy"),
+        scripted(averaged_late), "script_accumulated"),
 }  # fmt: skip
 """Name -> fault."""

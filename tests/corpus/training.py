@@ -20,6 +20,7 @@ from architectures import ARCHITECTURES, Batch, Knobs, Player, Task
 from torch import Tensor
 
 import steadygrad.torch as sg
+from steadygrad.launch.plan import Plan
 from steadygrad.launch.torch_script.observer import TorchObserver
 from steadygrad.runlog import RunWriter
 
@@ -154,7 +155,7 @@ class Script:
     """A training script as the observer of `steadygrad run` sees it."""
 
     def __init__(self, task: Task, setup: Setup, writer: RunWriter, trace: Trace) -> None:
-        plan = SimpleNamespace(clip=None, on_nonfinite=None)
+        plan = Plan("corpus")
         session = SimpleNamespace(
             plan=plan, writer=lambda: writer, trouble=self._trouble, overhead=0.0
         )
