@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from steadygrad.calibration import calibrate
+from steadygrad.errors import CalibrationError
 from steadygrad.report import write_report
 
 if TYPE_CHECKING:
     from steadygrad.demos.rnn import Outcome
 
 STEPS = 700
-TRAININGS = {"unclipped": "none", "clipped": "norm:1.0", "by-value": "value:0.01"}
+TRAININGS = {"unclipped": "none", "clipped": "", "by-value": "value:0.01"}
+"""What each training clips by; the empty one by what the unclipped run's record recommends."""
 
 
 def demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
@@ -43,8 +46,12 @@ def demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
     console.print()
     for name, outcome in outcomes.items():
         console.print(
-            f"{name:<10} {TRAININGS[name]:<11} reads {outcome.accuracy:.0%} of new digits right"
+            f"{name:<10} {outcome.clip:<11} reads {outcome.accuracy:.0%} of new digits right"
         )
+    console.print(
+        f"\nThe record of the unclipped run recommends {outcomes['clipped'].clip}: that is what "
+        "the second training clips by."
+    )
     paths = [outcome.path for outcome in outcomes.values()]
     notes = [" ".join(arithmetic(rnn.RADIUS, rnn.PIXELS))]
     console.print("\n" + "\n".join(notes))
@@ -68,19 +75,34 @@ def _train_all(console: Console, out: Path, steps: int, seed: int) -> dict[str, 
         BarColumn(30),
         TextColumn("{task.completed}/{task.total}"),
     )
-    outcomes = {}
+    outcomes: dict[str, Outcome] = {}
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         tasks = {name: progress.add_task(name, total=steps, start=False) for name in TRAININGS}
         for name, clip in TRAININGS.items():
             progress.start_task(tasks[name])
             outcomes[name] = train(
-                clip,
+                clip or recommended(outcomes["unclipped"].path),
                 out / f"{name}.db",
                 steps=steps,
                 seed=seed,
                 on_step=partial(progress.advance, tasks[name]),
             )
     return outcomes
+
+
+def recommended(path: Path) -> str:
+    """The norm clipping that a run's record recommends; 1.0 where it is too short for that.
+
+    Args:
+        path: the run file.
+
+    Returns:
+        A spec.
+    """
+    try:
+        return f"norm:{calibrate(path).threshold}"
+    except CalibrationError:
+        return "norm:1.0"
 
 
 def arithmetic(radius: float, length: int) -> list[str]:

@@ -38,10 +38,12 @@ class Outcome:
 
     Attributes:
         path: its run file.
+        clip: the spec it was clipped by.
         accuracy: share of held-out digits read right, 0 to 1.
     """
 
     path: Path
+    clip: str
     accuracy: float
 
 
@@ -111,7 +113,7 @@ def train(
     accuracy = _accuracy(model, pictures[-HELD_OUT:], targets[-HELD_OUT:])
     writer.update_info(results={"Test accuracy": f"{100 * accuracy:.1f} %"}, exit="ok")
     writer.close()
-    return Outcome(path, accuracy)
+    return Outcome(path, clip, accuracy)
 
 
 def _info(clip: str, seed: int) -> dict[str, Any]:

@@ -52,9 +52,10 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
             "the loss is summed where it was meant to be averaged, so norms are too large",
             "the learning rate was tuned together with the threshold and now depends on it",
         ],
-        fixes=[
-            clip_code(view, f"norm:{better:g}") + "  # over the ordinary norms",
-            _keep_step(view, typical),
+        fixes=[  # both lines or none: a higher threshold alone takes longer steps
+            clip_code(view, f"norm:{better:g}")
+            + "  # over the ordinary norms\n"
+            + _keep_step(view, typical),
         ],
         figures={"clip_rate": rate, "median_coef": typical, "threshold": threshold},
     )

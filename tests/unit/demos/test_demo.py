@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steadygrad import diagnose, open_run
-from steadygrad.demos.demo import TRAININGS
+from steadygrad.demos.demo import TRAININGS, recommended
 from steadygrad.demos.rnn import RADIUS, PixelReader, digits, train
 
 
@@ -32,7 +32,10 @@ def test_it_trains_three_ways_and_ends_with_the_path_of_one_report(tmp_path: Pat
     assert [r["name"] for r in told["runs"]] == list(TRAININGS)
     assert "13,780" in told["notes"][0]
     runs = {name: open_run(tmp_path / "out" / f"{name}.db") for name in TRAININGS}
-    assert [r.info["policy"] for r in runs.values()] == list(TRAININGS.values())
+    advised = recommended(tmp_path / "out" / "unclipped.db")
+    assert advised.startswith("norm:")
+    assert f"unclipped run recommends {advised}:" in said
+    assert [r.info["policy"] for r in runs.values()] == ["none", advised, "value:0.01"]
     first_losses = {float(r.steps.loss[0]) for r in runs.values()}
     assert len(first_losses) == 1  # the same weights and the same batch
     assert [len(r) for r in runs.values()] == [40, 40, 40]
