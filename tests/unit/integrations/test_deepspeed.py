@@ -1,9 +1,10 @@
-"""DeepSpeed on its CPU accelerator with gloo, ZeRO 0, 1 and 3, in a process of its own."""
+"""DeepSpeed on its CPU accelerator with gloo: ZeRO 0, 1, 3 in one process, 0 to 3 in two."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 import steadygrad
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 import deepspeed, torch
 import deepspeed.ops
 # DeepSpeed compiles this optional kernel at first use; gloo serves without it
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 from steadygrad.integrations.deepspeed import observe
+
+RANK = int(os.environ["RANK"])
 
 
 def train(stage, path):
@@ -37,8 +40,8 @@ def train(stage, path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     observer = observe(engine, run=path)
-    generator = torch.Generator().manual_seed(1)
-    norms = []
+    generator = torch.Generator().manual_seed(1 + RANK)  # each rank has batches of its own
+    norms, seen = [], []
     for _ in range(6):
         x = torch.randn(4, 8, generator=generator)
         x = x.bfloat16() if stage else x
@@ -49,37 +52,58 @@ def train(stage, path):
         if last:
             norm = engine.get_global_grad_norm()
             norms.append(None if norm is None else float(norm))
+            seen.append([observer.last.norm, observer.last.coef, observer.last.action])
     observer.close()
-    return norms
+    return {"norms": norms, "seen": seen}
 
 folder = sys.argv[1]
-norms = {stage: train(stage, f"{folder}/stage{stage}.db") for stage in (0, 1, 3)}
-print("NORMS", json.dumps(norms))
+told = {stage: train(stage, f"{folder}/stage{stage}.db") for stage in map(int, sys.argv[2:])}
+print("TOLD", json.dumps(told))
 torch.distributed.destroy_process_group()
 """
+
+
+def run_ranks(folder: Path, world: int, stages: str) -> list[dict[str, dict[str, list]]]:
+    """Train with so many processes; what each rank told, by stage."""
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(script), str(folder), *stages]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    told = []
+    for process in ranks:
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, err[-3000:]
+        line = next(line for line in out.splitlines() if line.startswith("TOLD"))
+        told.append(json.loads(line.removeprefix("TOLD")))
+    return told
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list]]:
     """A folder with one run file a stage, and the norms that the engine itself tells."""
     folder = tmp_path_factory.mktemp("deepspeed")
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29600 + os.getpid() % 300),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(script), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("NORMS"))
-    return folder, json.loads(line.removeprefix("NORMS"))
+    (told,) = run_ranks(folder, 1, "013")
+    return folder, {stage: each["norms"] for stage, each in told.items()}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
@@ -99,3 +123,16 @@ def test_the_engines_clipping_is_recorded(stage: int, trained: tuple[Path, dict]
     else:
         assert list(run.steps.norm) == norms
         assert np.isnan(run.tensor_norms).all()
+
+
+def test_two_ranks_take_one_decision_from_the_global_norm(tmp_path: Path) -> None:
+    told = run_ranks(tmp_path, 2, "0123")
+    for stage in "0123":
+        first, second = (rank[stage] for rank in told)
+        assert first == second, f"stage {stage}"  # though each rank has batches of its own
+        run = steadygrad.open_run(tmp_path / f"stage{stage}.db")  # by rank 0 alone
+        assert run.steps.norm.tolist() == [norm for norm, _, _ in first["seen"]]
+        assert (run.steps.action == "clip").all()
+        assert len(run.steps) == 3
+        if stage != "0":
+            assert run.steps.norm.tolist() == first["norms"]
