@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import warnings
@@ -87,7 +88,11 @@ def _recorded(case: Case, path: Path) -> Trace:
         return Trace(**json.loads(beside.read_text()))
     path.unlink(missing_ok=True)
     run = run_keras_case if case.in_keras else run_case
-    trace = run(case.architecture, case.seed, case.setup(), path)
+    gc.freeze()  # the observer looks through all objects for the model: it is a new one
+    try:
+        trace = run(case.architecture, case.seed, case.setup(), path)
+    finally:
+        gc.unfreeze()
     beside.write_text(json.dumps(asdict(trace)))
     return trace
 

@@ -44,6 +44,7 @@ SHOWN: dict[str, tuple[str, str, str]] = {
     "SG302": ("dead_relu", "mlp", "layers"),
     "SG303": ("detached", "rnn", "layers"),
     "SG304": ("saturating", "mlp", "layers"),
+    "SG305": ("forgetting", "rnn", "curve"),
     "SG401": ("over_clipped", "mlp", "curve"),
     "SG402": ("never_reached", "lstm", "curve"),
     "SG403": ("value_distorts", "mlp", "curve"),

@@ -65,7 +65,8 @@ def _finding(view: View, profile: Profile) -> Finding:
     first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
     evidence = [
         f"Median gradient norm: {number(profile.norms[0])} in {first}, "
-        f"{number(profile.norms[-1])} in {last}: {number(profile.ratio)} times less at the input.",
+        f"{number(profile.norms[-1])} in {last}; the first third of the layers has "
+        f"{number(profile.ratio)} times less than the last third.",
         f"Each layer passes on about {number(profile.per_layer)} of the gradient; "
         f"{len(profile.norms)} layers.",
     ]
