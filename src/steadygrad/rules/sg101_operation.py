@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from steadygrad.rules import origins
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.breaks import Break, first_break, tell
@@ -51,11 +52,11 @@ def check(view: View) -> Iterator[Finding]:
         "warning" if recovers else "error",
         0.75 if not story.before.size else 0.9,
         _title(story),
-        evidence=tell(view, story),
+        evidence=[*origins.told(view), *tell(view, story)],
         steps=[story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,
-        fixes=[_fix(view)],
+        fixes=[*origins.fixes(view), _fix(view)],
         figures={"growth_before": story.growth, "share": story.share},
     )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from steadygrad.rules import origins
 from steadygrad.rules.advice import clip_code, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.breaks import Break, first_break, tell
+from steadygrad.rules.breaks import GROWTH, Break, first_break, tell
 from steadygrad.rules.finding import Finding
-from steadygrad.rules.view import View, number
+from steadygrad.rules.view import View, median, number
 
 _CAUSES = (
     "the learning rate is too high: each step makes the next gradient larger",
@@ -24,18 +27,25 @@ def _title(story: Break) -> str:
     )
 
 
+def _departure(view: View, story: Break) -> int:
+    """The step from which norms never came back: what stands before it is ordinary."""
+    norms = np.where(view.usable, view.norm, np.nan)[: story.index]
+    near = np.flatnonzero(norms <= GROWTH * median(norms[:3]))
+    return int(near[-1]) + 1 if near.size else 1
+
+
 def check(view: View) -> Iterator[Finding]:
     story = first_break(view)
     if story is None or not story.exploded:
         return
-    threshold = recommended(view, until=max(1, story.index - 5))
+    threshold = recommended(view, until=_departure(view, story))
     yield finding(
         view,
         "SG102",
         "error",
         0.92,
         _title(story),
-        evidence=tell(view, story),
+        evidence=[*tell(view, story), *origins.told(view)],
         steps=[*range(max(0, story.step - 5), story.step), story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,

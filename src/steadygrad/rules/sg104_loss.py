@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.rules import origins
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.finding import Finding
@@ -36,6 +37,7 @@ def check(view: View) -> Iterator[Finding]:
         0.9 if np.isinf(view.loss[index]).any() or known else 0.7,
         f"The loss is not finite at step {view.step[index[0]]} while the gradients are.",
         evidence=[
+            *origins.told(view),
             f"Steps: {listed}{' ...' if len(index) > 8 else ''} ({percent(share)} of all).",
             "The gradient norms of these steps are finite: "
             "the broken term does not reach the weights.",
@@ -44,13 +46,14 @@ def check(view: View) -> Iterator[Finding]:
         tensors=[],
         causes=_CAUSES,
         fixes=[
+            *origins.fixes(view),
             code(
                 view,
                 torch="for name, term in terms.items():\n"
                 "    assert torch.isfinite(term), name  # which term is it?",
                 keras="keras.ops.isfinite(term)  # of every term of the loss",
                 jax="jax.debug.print('{}', jnp.isfinite(term))  # of every term of the loss",
-            )
+            ),
         ],
         figures={"share": share},
     )

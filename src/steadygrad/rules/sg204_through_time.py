@@ -40,11 +40,11 @@ def _length(view: View, column: int) -> int:
 def _explodes(view: View) -> bool:
     """Broken steps, spikes, heavy-tailed or growing norms: a radius alone is not a fault."""
     norms = view.norm[view.usable]
+    if len(norms) < 4 or len(spikes(norms)):
+        return True
     story = first_break(view)
     if story is not None:  # a NaN out of the blue has another origin
         return story.exploded or not story.before.size
-    if len(norms) < 4 or len(spikes(norms)):
-        return True
     trend = view.loss_trend
     if trend.known and not (view.stuck or trend.diverged or trend.dear):
         return False

@@ -77,6 +77,13 @@ def test_growth_through_time_has_its_radius(make):
     assert any("1.2 to the power 50 is 9.1e+03" in s for s in found[0].evidence)
 
 
+def test_a_nan_out_of_the_blue_is_not_the_radius_doing(make):
+    m = make()
+    recurrent(m, 1.2)
+    m.break_from(60)
+    assert m.ids == ["SG101"]
+
+
 def test_a_radius_without_an_explosion_is_no_fault(make):
     m = make()
     recurrent(m, 1.2)

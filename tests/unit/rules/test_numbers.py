@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -123,3 +124,13 @@ def test_a_scaler_that_searches_is_left_alone(make, share):
     m.nonfinite[hit] = 1
     m.columns.update(action=np.where(hit, "skip", "none"), loss_scale=np.full(m.steps, 1024.0))
     assert m.ids == []
+
+
+def test_the_threshold_after_an_explosion_is_of_the_norms_before_it(make):
+    m = make()
+    m.norms *= np.geomspace(1, 1e30, m.steps)[:, None]
+    m.break_from(100)
+    (found,) = m.findings
+    assert found.id == "SG102"
+    limit = float(re.search(r"norm:([^\"]+)", found.fixes[0]).group(1))
+    assert limit < 20 * m.total[0]
