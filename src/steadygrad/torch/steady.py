@@ -106,6 +106,7 @@ class Steady:
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._warned = False
         self._finder: Finder | None = None
+        self._tells_origins = True
         self._hold()
 
     def _hold(self) -> None:
@@ -235,17 +236,11 @@ class Steady:
         Args:
             quiet: no warning; the answer is in `origin` and in the run file.
         """
-
-        def found(origin: origins.Origin) -> None:
-            self.origin = origin
-            if self._recorder is not None:
-                data = {**origin.as_json(), "optimizer": self._index}
-                self._recorder.writer.write_event(origins.EVENT, data, origin.step)
-            if not quiet and self._clipper.on_nonfinite != "raise":
-                warn_user(str(origin), NaNOriginWarning)
-
-        self._finder = Finder(self.optimizer, found)
+        if self._finder is not None:
+            self._finder.end()
+        self._finder = Finder(self.optimizer)
         self._finder.begin()
+        self._tells_origins = not quiet
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
@@ -423,9 +418,20 @@ class Steady:
         if self._finder is None:
             return None
         table, bad = self._table, stats.nonfinite
-        return self._finder.check(
+        found = self._finder.check(
             self._steps, bad, stats.names, table.params, table.names, self._loss_scale
         )
+        if found is not None:
+            self._tell_origin(found)
+        return found
+
+    def _tell_origin(self, origin: origins.Origin) -> None:
+        self.origin = origin
+        if self._recorder is not None:
+            data = {**origin.as_json(), "optimizer": self._index}
+            self._recorder.writer.write_event(origins.EVENT, data, origin.step)
+        if self._tells_origins and self._clipper.on_nonfinite != "raise":
+            warn_user(str(origin), NaNOriginWarning)
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
         if not self._folding.scale(self.optimizer, grads, coef):

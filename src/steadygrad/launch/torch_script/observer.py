@@ -25,7 +25,7 @@ from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies import parse
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import EVENT
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch import copies, scaler
 from steadygrad.torch.attach import attach_unheard
@@ -292,13 +292,7 @@ class TorchObserver:
 
     def find_nan(self) -> None:
         """Look for the first NaN or inf of every optimizer, and of a loop without one."""
-        self._finder = Finder(self._manual, self._origin_found)
-
-    def _origin_found(self, origin: Origin) -> None:
-        writer = self.session.writer()
-        if writer is not None:
-            data = {**origin.as_json(), "optimizer": self._manual.index}
-            writer.write_event(EVENT, data, origin.step)
+        self._finder = Finder(self._manual)
 
     def _seek_origin(self, finder: Finder) -> None:
         """Look at a loop by hand after its backward: it moves the weights before the next."""
@@ -307,7 +301,11 @@ class TorchObserver:
         if any(counts) or finder.lost:
             infos = self._names(leaves)
             names = [infos[id(leaf)].name for leaf in leaves]
-            finder.check(self._manual.steps, np.array(counts), names, leaves, names)
+            found = finder.check(self._manual.steps, np.array(counts), names, leaves, names)
+            writer = self.session.writer()
+            if found is not None and writer is not None:
+                data = {**found.as_json(), "optimizer": self._manual.index}
+                writer.write_event(EVENT, data, found.step)
         finder.stepped()
 
     # -- loops without an optimizer ------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.torch.origin.probe import Event, Look, Note
 from steadygrad.torch.origin.replay import Replay, Story
-from steadygrad.torch.origin.tape import Entry, Held, Place, line_of, parts_of, tensors_in
+from steadygrad.torch.origin.tape import Entry, Held, Place, line_of, parts_of
 
 MOST_ROWS = 8
 MOST_INPUTS = 4
@@ -25,10 +25,12 @@ class Case:
     Attributes:
         step: its number.
         tensors: names of the gradients that were not finite.
+        scaled: a GradScaler multiplies the loss.
     """
 
     step: int
     tensors: tuple[str, ...] = ()
+    scaled: bool = False
 
 
 def answer(case: Case, replay: Replay, story: Story) -> Origin | None:
@@ -64,6 +66,8 @@ def first_cause(note: Note) -> Note:
 
 def _of_forward(case: Case, story: Story, note: Note, batch: int) -> Origin:
     phase = note.outside or ("forward" if note.module[1] else "loss")
+    if case.scaled and note is story.forward and _scales(note):
+        phase = "scale"  # the finite loss, multiplied by its scale: the scaler's business
     inputs = _ranges(note.inputs)
     rows = _rows(note.result, batch)
     return _origin(case, note, phase, note.name, note.kind, inputs, rows, batch, _then(story, note))
@@ -83,6 +87,10 @@ def _of_backward(case: Case, events: Sequence[Event], batch: int) -> Origin:
         then = f"inf came first, NaN followed in {later.node}"
     rows = _rows(event.result, batch)
     return _origin(case, note, "backward", name, event.kind, inputs, rows, batch, then)
+
+
+def _scales(note: Note) -> bool:
+    return note.kind == "inf" and note.name.endswith("mul") and len(note.inputs) == 2
 
 
 def _origin(
@@ -161,7 +169,7 @@ def _batch_of(entries: Sequence[Entry]) -> int:
 
 
 def _constants(entry: Entry) -> list[Any]:
-    return list(tensors_in(entry.value)) if entry.kind == "constant" else []
+    return [held.value for held in entry.value] if entry.kind == "constant" else []
 
 
 def _time_first(entry: Entry) -> bool:

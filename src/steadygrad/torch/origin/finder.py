@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,11 @@ class Finder:
 
     Args:
         optimizer: whose steps; held weakly.
-        found: told of each origin.
     """
 
-    def __init__(self, optimizer: Any, found: Callable[[Origin], None]) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self.tape = patches.listen(self)
         self._optimizer = weakref.ref(optimizer)
-        self._found = found
         self._answers = 0
         self._overflows = 0
 
@@ -105,7 +103,8 @@ class Finder:
         if not lost and scale is not None and not self._is_odd(scale):
             return None
         broken = tuple(n for n, count in zip(grads, nonfinite, strict=True) if count > 0)
-        return self._explain(Case(step, broken[:8]), lost or self._backwards(), params, names)
+        case = Case(step, broken[:8], scaled=scale is not None)
+        return self._explain(case, lost or self._backwards(), params, names)
 
     def _is_odd(self, scale: Any) -> bool:
         """Whether an overflow is more than a loss scaler's search for its scale."""
@@ -126,11 +125,13 @@ class Finder:
             origin = explain(self.tape, case, backwards)
         else:
             self._answers = MOST_ANSWERS  # from here on every step is broken
+        if origin.phase == "scale":
+            self._answers -= 1
+            return None
         if self.over:
             self.end()
         if origin.phase == "weights" and not first:
             return None  # what was explained before has been applied
-        self._found(origin)
         return origin
 
 

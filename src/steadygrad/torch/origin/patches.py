@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
 from steadygrad.torch.origin.tape import Tape
@@ -69,6 +70,8 @@ def _patch(tape: Tape) -> None:
     _replace(optimizer, "zero_grad", _unheard(optimizer.zero_grad, tape))
     _replace(optimizer, "__init__", _begins(optimizer.__init__, tape))
     _replace(torch.nn.Module, "zero_grad", _unheard(torch.nn.Module.zero_grad, tape))
+    _replace(GradScaler, "step", _unheard(GradScaler.step, tape))
+    _replace(GradScaler, "update", _unheard(GradScaler.update, tape))
     _replace(loader, "__next__", _unheard(loader.__next__, tape))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.runlog.origin import Range
@@ -365,8 +365,9 @@ def _minus_infinity(number: float) -> bool:
 
 
 def _name_of(func: Any) -> str:
-    named: str | None = resolve_name(func)
-    plain = getattr(func, "__name__", repr(func))
-    return (
-        (named or plain).replace("torch.nn.functional.", "F.").replace("torch.Tensor.", "Tensor.")
-    )
+    name = str(getattr(func, "__name__", "") or type(func).__name__)
+    if hasattr(func, "__objclass__") or str(getattr(func, "__qualname__", "")).startswith(
+        "Tensor."
+    ):
+        return f"Tensor.{name}"
+    return f"F.{name}" if hasattr(torch.nn.functional, name) else f"torch.{name}"

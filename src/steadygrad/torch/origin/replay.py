@@ -106,7 +106,7 @@ class Replay:
 
     def _do(self, entry: Entry, probe: Probe) -> None:
         if entry.kind == "constant":
-            self._values[id(entry)] = list(entry.value)
+            self._values[id(entry)] = [self._held(held) for held in entry.value]
             return
         args, kwargs = self._unpacked(entry.args), self._unpacked(entry.kwargs or {})
         target = entry.func

@@ -332,7 +332,8 @@ class Tape:
     def _keep_constant(self, entry: Entry, leaves: list[torch.Tensor]) -> None:
         """What no tensor went into, and what was drawn, is kept as it is."""
         if not any(leaf.requires_grad for leaf in leaves):
-            entry.kind, entry.value = "constant", [leaf.detach() for leaf in leaves]
+            entry.kind, entry.value = "constant", [Held(leaf) for leaf in leaves]
+            self._bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout is torch.strided)
             entry.args, entry.kwargs, entry.draws = (), None, None
 
     def _keep_before(self, target: torch.Tensor) -> None:
