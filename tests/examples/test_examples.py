@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from steadygrad import open_run
 
@@ -20,21 +23,43 @@ SCRIPTS = sorted(
 STEPS = 6
 
 
-def start(
-    folder: Path, *before: str, script: str, out: str = "weights.pt"
-) -> subprocess.Popen[str]:
+def words(script: str) -> list[str]:
+    options = ["--steps", str(STEPS), "--seed", "3", "--out", "weights.pt"]
+    return [str(EXAMPLES / f"{script}.py"), *options]
+
+
+def observed(folder: Path, *options: str, script: str) -> str:
+    """What the script prints under `steadygrad run`."""
     folder.mkdir()
-    command = [sys.executable, *before, str(EXAMPLES / f"{script}.py")]
-    command += ["--steps", str(STEPS), "--seed", "3", "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+    command = [sys.executable, "-m", "steadygrad", "run", "-q", "--out", "run.db", *options]
+    done = subprocess.run(
+        [*command, *words(script)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr
-    return stdout
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a script in this process, which has imported torch already: what it prints."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(folder: Path, script: str) -> str:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", words(script))
+        monkeypatch.syspath_prepend(EXAMPLES)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 def test_all_five_are_found() -> None:
@@ -47,13 +72,11 @@ def test_the_examples_do_not_know_of_steadygrad(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_observed_example_ends_with_the_same_weights(script: str, tmp_path: Path) -> None:
-    observing = ("-m", "steadygrad", "run", "-q", "--out", "run.db")
-    clipping = (*observing, "--clip", "norm:0.001")
-    plain = start(tmp_path / "plain", script=script)
-    observed = start(tmp_path / "observed", *observing, script=script)
-    said = finish(plain)
-    assert finish(observed) == said
+def test_an_observed_example_ends_with_the_same_weights(
+    script: str, tmp_path: Path, plainly: Callable[[Path, str], str]
+) -> None:
+    said = plainly(tmp_path / "plain", script)
+    assert observed(tmp_path / "observed", script=script) == said
     assert said.startswith("final loss ")
     weights = (tmp_path / "plain" / "weights.pt").read_bytes()
     assert (tmp_path / "observed" / "weights.pt").read_bytes() == weights
@@ -63,5 +86,5 @@ def test_an_observed_example_ends_with_the_same_weights(script: str, tmp_path: P
     assert (run.steps.norm > 0).all()
     assert all(t.name for t in run.tensors)
     if script == "deep_mlp":  # the comparison of weights can fail: here they must differ
-        finish(start(tmp_path / "clipped", *clipping, script=script))
+        observed(tmp_path / "clipped", "--clip", "norm:0.001", script=script)
         assert (tmp_path / "clipped" / "weights.pt").read_bytes() != weights

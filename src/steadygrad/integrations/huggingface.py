@@ -95,7 +95,10 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.steady is None or not self.steady.steps or "loss" not in (logs or {}):
             return
-        extra = figures(self.steady.last, self._share, self.steady.stats, self.log_tensors)
+        last = self.steady.last
+        extra = figures(last, self._share, self.steady.stats, self.log_tensors)
+        if "grad_norm" in logs and last.loss_scale != 1.0:
+            extra["grad_norm"] = last.norm  # a Trainer that does not clip does not unscale either
         logs.update(extra)
         state.log_history[-1].update(extra)  # the Trainer filed a copy before it called us
 

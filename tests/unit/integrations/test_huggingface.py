@@ -150,3 +150,21 @@ def test_gives_the_run_that_a_plain_loop_gives(tmp_path, make_model, samples) ->
     names = [[t.name for t in run.tensors] for run in (one, two)]
     order = [names[0].index(name) for name in names[1]]
     assert np.array_equal(one.tensor_norms[:, order], two.tensor_norms)
+
+
+def test_its_loss_scale_is_seen_through(tmp_path, make_model, samples) -> None:
+    """On a CPU the Trainer computes fp16=True in float32 without a scaler: it is given torch's."""
+    runs = {}
+    for name, options in {"float32": {}, "scaled": {"fp16": True}}.items():
+        callback = SteadyGradCallback(clip="norm:0.05", run=tmp_path / f"{name}.db")
+        trainer = trainer_of(tmp_path, make_model(), samples, [callback], **options)
+        if options:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        trainer.train()
+        runs[name] = steadygrad.open_run(tmp_path / f"{name}.db").steps
+    one, two = runs["float32"], runs["scaled"]
+    assert (two.loss_scale == 64.0).all()
+    assert np.allclose(one.norm, two.norm, rtol=1e-5)  # a power of two changes no digit
+    assert (two.action == "clip").all()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["grad_norm"] for entry in logged] == two.norm.tolist()
