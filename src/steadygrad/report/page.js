@@ -502,9 +502,13 @@
   function drawAll(scope) { return Promise.all(plots(scope).map(draw)); }
   // What is in view first, the rest when the browser has painted that.
   function drawInTurn() {
-    var waiting = plots().filter(function (p) { return p.offsetWidth; });
+    var waiting = plots().filter(function (p) { return p.offsetWidth; }), opened = false;
     (function next() {
       var one = waiting.shift();
+      if (!opened && (!one || one.getBoundingClientRect().top > innerHeight)) {
+        opened = true;
+        performance.mark("steadygrad-opened");
+      }
       if (!one) { root.dataset.ready = "true"; performance.mark("steadygrad-drawn"); return; }
       draw(one).then(function () { requestAnimationFrame(function () { setTimeout(next, 0); }); });
     })();

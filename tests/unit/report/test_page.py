@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from steadygrad.report import build
-from steadygrad.report.page import overhead_sentence, render
+from steadygrad.report.page import overhead_sentence, plotly_script, render
 from steadygrad.runlog import Run
 
 HOSTILE = (
@@ -109,3 +109,9 @@ def test_the_footer_says_what_recording_cost(a_run: Callable[..., Run]) -> None:
     assert overhead_sentence(build([a_run()])["runs"]) == ""
     two = build([a_run(info=known), a_run(info=known)])["runs"]
     assert overhead_sentence(two).count("0.42 s, 1 % of the run") == 2
+
+
+def test_plotly_is_wrapped_so_that_a_browser_compiles_it_once() -> None:
+    script = plotly_script()
+    assert script.count("this, (() => {\n") == 1  # the pinned version's one function
+    assert script.endswith("return Plotly;\n})));")
