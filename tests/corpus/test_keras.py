@@ -1,0 +1,26 @@
+"""Keras' part of the tenth, in a file of its own: one worker loads TensorFlow, and only once."""
+
+from __future__ import annotations
+
+import faults
+import keras_training
+import pytest
+from cases import tenth
+from judge import Verdict, judge, wrong
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> list[Verdict]:
+    return [judge(case) for case in tenth() if case.in_keras]
+
+
+def test_faults_are_told_and_healthy_runs_are_not_accused(verdicts: list[Verdict]) -> None:
+    assert len({v.case.architecture for v in verdicts}) >= 3
+    assert len([v for v in verdicts if v.case.accepted]) >= 4
+    assert [v for v in verdicts if not v.case.accepted]
+    assert wrong(verdicts) == []
+
+
+def test_the_names_are_those_of_the_other_half() -> None:
+    assert set(keras_training.FAULTS) <= set(faults.FAULTS)
+    assert set(keras_training.HEALTHY) <= set(faults.HEALTHY)
