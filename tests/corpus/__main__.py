@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -47,6 +48,17 @@ def _chosen(arguments: argparse.Namespace) -> list[Case]:
     return sorted(cases, key=lambda case: zlib.crc32(str(case).encode()))
 
 
+def _judged(cases: list[Case], arguments: argparse.Namespace) -> Iterator[Verdict]:
+    """Verdicts as they come. TensorFlow keeps what it compiled: its processes are renewed."""
+    go = functools.partial(judge, keep=arguments.keep)
+    start = multiprocessing.get_context("spawn")
+    for in_keras, tasks in ((False, None), (True, 5)):
+        some = [case for case in cases if case.in_keras == in_keras]
+        if some:
+            with start.Pool(arguments.n, maxtasksperchild=tasks) as pool:
+                yield from pool.imap_unordered(go, some, chunksize=4)
+
+
 def main() -> None:
     """Run, print, and leave with 0."""
     arguments = _arguments()
@@ -55,16 +67,13 @@ def main() -> None:
     verdicts: list[Verdict] = []
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(arguments.n) as pool:
-        for verdict in pool.imap_unordered(
-            functools.partial(judge, keep=arguments.keep), cases, chunksize=4
-        ):
-            verdicts.append(verdict)
-            if arguments.json:
-                with arguments.json.open("a") as lines:
-                    lines.write(json.dumps(verdict.as_json()) + "\n")
-            if sys.stderr.isatty():
-                print(f"\r{len(verdicts)}/{len(cases)}", end="", file=sys.stderr)
+    for verdict in _judged(cases, arguments):
+        verdicts.append(verdict)
+        if arguments.json:
+            with arguments.json.open("a") as lines:
+                lines.write(json.dumps(verdict.as_json()) + "\n")
+        if sys.stderr.isatty():
+            print(f"\r{len(verdicts)}/{len(cases)}", end="", file=sys.stderr)
     order = [str(case) for case in all_cases()]
     verdicts.sort(key=lambda v: order.index(str(v.case)))
     faults = sum(bool(case.accepted) for case in cases)

@@ -121,7 +121,8 @@ def _model(architecture: str, setup: KerasSetup) -> Any:
     text = architecture == "keras_lstm"
     body = BODIES[architecture](setup)
     if setup.cut:
-        body.insert(len(body) - 1 if text else 1, keras.layers.Lambda(keras.ops.stop_gradient))
+        first = 2 if architecture == "keras_cnn" else 1  # behind the first layer that has weights
+        body.insert(first, keras.layers.Lambda(keras.ops.stop_gradient))
     head = keras.layers.Dense(characters()[1] if text else 10)
     shape = keras.Input((24,), dtype="int32") if text else keras.Input((64,))
     model = keras.Sequential([shape, *body, head])
