@@ -156,7 +156,7 @@ class Seen(pl.Callback):
         self.folder, self.watched, self.norms = folder, watched, []
 
     def on_train_batch_end(self, trainer, pl_module, *rest) -> None:
-        self.norms.append(self.watched.steady[0].last.norm)
+        self.norms += [steady.last.norm for steady in self.watched.steady]
 
     def on_train_end(self, trainer, pl_module) -> None:
         seen = {"weights": weights(pl_module), "norms": self.norms}
@@ -165,7 +165,7 @@ class Seen(pl.Callback):
 
 def fit_on_two_ranks(folder: Path) -> None:
     ours = SteadyGradCallback(clip="norm:0.5", run=folder / "run.db")
-    fit(folder, Regression(), Seen(folder, ours), ours, devices=2, strategy="ddp_fork")
+    fit(folder, TwoOptimizers(), Seen(folder, ours), ours, devices=2, strategy="ddp_fork")
 
 
 def test_two_ranks_take_one_decision_and_write_one_file(tmp_path) -> None:
@@ -178,6 +178,7 @@ def test_two_ranks_take_one_decision_and_write_one_file(tmp_path) -> None:
     assert ranks[0]["norms"] == ranks[1]["norms"]
     run = steadygrad.open_run(tmp_path / "run.db")
     assert list(run.steps.norm) == ranks[0]["norms"]
+    assert list(run.steps.optimizer) == [0, 1] * (len(run) // 2)
 
 
 if __name__ == "__main__":
