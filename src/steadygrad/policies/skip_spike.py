@@ -11,6 +11,9 @@ from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.policies.checks import require_choice, require_count
 from steadygrad.stats import GradientStats
 
+LARGEST = 88.0
+"""A threshold is shown up to the exponential of this, which every float dtype in use can hold."""
+
 
 @dataclass(frozen=True)
 class SkipSpike(Policy):
@@ -82,8 +85,7 @@ class SkipSpike(Policy):
             "streak": xp.where(renewed, none, streak),
             "ring": xp.where(renewed, ring * 0 + memory.LOWEST, moved),
         }
-        highest = 709.0 if "64" in str(norm.dtype) else 88.0  # the log of the largest float
-        level = xp.exp(xp.minimum(limit, limit * 0 + highest))
+        level = xp.exp(xp.minimum(limit, limit * 0 + LARGEST))
         threshold = xp.where(ready, level, level + math.inf)
         return after, Decision(threshold, xp.ones_like(norm), skip)
 
