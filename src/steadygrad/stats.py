@@ -7,6 +7,7 @@ without synchronising, and under a tracer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,8 @@ def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
         >>> f"{combine_norms(np, np.array([3e200, 4e200]), 2.0):.6g}"
         '5e+200'
     """
+    if norm_type == 2.0 and type(norms).__module__ == "numpy":
+        return norms.dtype.type(_hypot(norms.tolist()))
     largest = xp.max(norms)  # NaN wins over inf in every namespace we serve
     if norm_type == float("inf"):
         return largest
@@ -74,3 +77,9 @@ def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
     else:
         joined = scale * xp.sum(ratios**norm_type) ** (1.0 / norm_type)
     return xp.where(usable, joined, largest)
+
+
+def _hypot(norms: list[float]) -> float:
+    """One call where the namespace's own takes nine, each slow once the caches are cold."""
+    total = math.hypot(*norms)
+    return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total

@@ -46,6 +46,7 @@ ROW = np.dtype(
     ]
 )
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
 
 
@@ -94,20 +95,21 @@ def try_read(
 ) -> tuple[Read, int]:
     """Measure all or none; the index of the first tensor refused, or `ALL_SERVED`."""
     n = len(tensors)
-    out = np.empty((4, n), np.float64)
     threads = threads or torch.get_num_threads()
     use = use or best()
-    where = out.ctypes.data
     if _EXCHANGE is not None:
-        refused = _read.read_objects(
-            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use, where
+        rows = _read.read_objects(
+            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use
         )
     else:
-        table, _held, refused = describe(tensors, writing=False)
-        if refused == ALL_SERVED:
-            _read.read_table(table.ctypes.data, n, p, threads, use, where)
-    counts = out[2:].view(np.int64)
-    return Read(out[0], out[1], counts[0], counts[1]), refused
+        table, _held, rows = describe(tensors, writing=False)
+        if rows == ALL_SERVED:
+            rows = _read.read_table(table.ctypes.data, n, p, threads, use)
+    if isinstance(rows, int):
+        return _NOTHING_READ, rows
+    figures, counts = np.frombuffer(rows, np.float64), np.frombuffer(rows, np.int64)
+    columns = figures[:n], figures[n : 2 * n], counts[2 * n : 3 * n], counts[3 * n :]
+    return Read(*columns), ALL_SERVED
 
 
 def try_scale(

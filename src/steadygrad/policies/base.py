@@ -10,6 +10,7 @@ by a shim with exactly those) and the operators.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -184,9 +185,19 @@ def coefficient(xp: Any, norm: Any, max_norm: Any) -> Any:
         >>> coefficient(np, np.array([5.0, 10.0, np.nan]), 5.0)
         array([1. , 0.5, 1. ])
     """
+    if isinstance(norm, float) and isinstance(max_norm, float):  # NumPy's are: nothing traced
+        clips = math.isfinite(norm) and norm > max_norm
+        return type(norm)(max_norm / norm if clips else 1.0)
     over = xp.isfinite(norm) & (norm > max_norm)
     one = xp.ones_like(norm)
     return xp.where(over, max_norm / xp.where(over, norm, one), one)
+
+
+def full_like(xp: Any, norm: Any, value: float) -> Any:
+    """``value`` in the shape, dtype and place of ``norm``."""
+    if isinstance(norm, float):  # as in `coefficient`
+        return type(norm)(value)
+    return xp.full_like(norm, value)
 
 
 def constant(xp: Any, values: list[Any], like: Any) -> Any:

@@ -10,6 +10,7 @@ from steadygrad.policies.base import (
     Policy,
     State,
     coefficient,
+    full_like,
     require_norm_type,
     require_positive,
 )
@@ -50,4 +51,4 @@ class ClipNorm(Policy):
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
         coef = coefficient(xp, stats.total_norm, self.max_norm)
-        return state, Decision(threshold=xp.full_like(stats.total_norm, self.max_norm), coef=coef)
+        return state, Decision(threshold=full_like(xp, stats.total_norm, self.max_norm), coef=coef)

@@ -8,10 +8,12 @@ is read by the host, unless a step must be skipped, raised at or repaired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from steadygrad import kernels
@@ -116,7 +118,9 @@ class Clipper:
         guarded = scaled or self.on_nonfinite != "propagate"
         if not guarded:
             return decision.skip
-        broken = (stats.nonfinite > 0).any()
+        if isinstance(stats.total_norm, float) and math.isfinite(stats.total_norm):
+            return decision.skip  # then no element can be broken
+        broken = stats.nonfinite.any()
         return broken if decision.skip is False else broken | decision.skip
 
     def _stopped(
@@ -154,8 +158,9 @@ class Clipper:
 
     def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
         """Do what was decided."""
-        xp = namespace(stats.norms)
-        coef = xp.asarray(decision.coef)
+        xp, coef = namespace(stats.norms), decision.coef
+        if not isinstance(coef, np.float64):
+            coef = xp.asarray(coef)
         if not self.policy.elementwise and coef.ndim == 0:
             if isinstance(coef, torch.Tensor) or coef < 1.0:
                 scale_(local(batch.grads), coef)

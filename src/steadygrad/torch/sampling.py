@@ -79,7 +79,6 @@ class Sampler:
         """Whether a step is sampled."""
         return due(step, self._every)
 
-    @torch.no_grad()
     def at_step(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
         """Measure what is due; call it at every step, before the weights move.
 
@@ -88,7 +87,8 @@ class Sampler:
             params: all parameters of the optimizer.
             ids: their numbers in the writer.
         """
-        self._finish_update()
+        if self._before is not None:
+            self._finish_update()
         if self.due(step):
             self._sample(step, params, ids)
         self._watch.stop()
@@ -105,6 +105,7 @@ class Sampler:
         seconds, self._watch.seconds = self._watch.seconds, 0.0
         return seconds
 
+    @torch.no_grad()
     def _sample(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
         if not self._said_frozen:
             frozen = [int(i) for p, i in zip(params, ids, strict=True) if not p.requires_grad]
@@ -134,6 +135,7 @@ class Sampler:
             self._write("spectral_radius", step, known, [_radius(p) for _, p, _ in rows])
             self._write("recurrent_steps", step, known, [n for _, _, n in rows])
 
+    @torch.no_grad()
     def _finish_update(self) -> None:
         """The update of the last sampled step, over the size of the weights."""
         if self._before is None:

@@ -165,9 +165,11 @@ class ClipLog:
 
     def valid(self, parameter: torch.Tensor) -> Row | None:
         """The figures before clipping, where nothing has touched the gradient since."""
-        found = self._rows.get(id(parameter))
+        found = self._rows.get(id(parameter)) if self._rows else None
+        if found is None:
+            return None
         grad = parameter.grad
-        if found is None or grad is None or found[0] != (id(grad), grad._version):
+        if grad is None or found[0] != (id(grad), grad._version):
             return None
         return found[1]
 
@@ -186,12 +188,14 @@ class ClipLog:
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""
         now = self._backwards()
-        for parameter in parameters:  # ids may be used again: no row outlives its step
-            self._rows.pop(id(parameter), None)
-            clock = self._clocks.setdefault(id(parameter), Clock())
+        own = set(map(id, parameters))
+        if self._rows:  # ids may be used again: no row outlives its step
+            for each in own:
+                self._rows.pop(each, None)
+        for clock in (*self._clocks_of(parameters), self._any):
             clock.step, clock.stepped, clock.clips = now, True, 0
-        self._any.step, self._any.stepped, self._any.clips = now, True, 0
-        own = {id(p) for p in parameters}
+        if not self.waiting:
+            return []
         calls = [call for call in self.waiting if call.concerns(own)]
         self.waiting = [call for call in self.waiting if not call.concerns(own)]
         return calls
@@ -200,7 +204,7 @@ class ClipLog:
         now = self._backwards()
         clocks = [self._any]
         if call.of_parameters:
-            clocks = [self._clocks.setdefault(id(p), Clock()) for p in owners]
+            clocks = self._clocks_of(owners)
         first = clocks[0]
         call.backward_since_step = now - first.step
         call.backward_since_clip = now - max(first.clip, first.step)
@@ -208,6 +212,11 @@ class ClipLog:
         call.after_step = first.stepped and now == first.step
         for clock in clocks:
             clock.clip, clock.clips = now, clock.clips + 1
+
+    def _clocks_of(self, parameters: Sequence[torch.Tensor]) -> list[Clock]:
+        ids, clocks = list(map(id, parameters)), self._clocks
+        clocks.update((each, Clock()) for each in ids if each not in clocks)
+        return [clocks[each] for each in ids]
 
     def _read(self, held: Sequence[torch.Tensor], norm_type: float) -> list[Row]:
         known = [self.valid(p) for p in held]

@@ -226,7 +226,8 @@ class TorchObserver:
 
     def _note_calls(self, step: int, parameters: list[torch.Tensor], index: int) -> None:
         calls = self.log.stepped(parameters)
-        self._unscaled.difference_update(id(p) for p in parameters)
+        if self._unscaled:
+            self._unscaled.difference_update(map(id, parameters))
         if calls:
             of_params = sum(p.grad is not None for p in parameters)
             self._write_calls(calls, step, of_params, index)
