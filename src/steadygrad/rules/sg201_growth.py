@@ -66,11 +66,10 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
             f"The loss goes from {number(trend.start)} to {number(trend.end)}; "
             f"it was at {number(trend.highest)}."
         )
-    grave = trend.diverged or grown >= 100
     return finding(
         view,
         "SG201",
-        "error" if grave else "warning",
+        _severity(view),
         min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * max(steady, 0.0)),
         f"Gradient norms grow and do not come back: {number(grown)} times in this run.",
         evidence=evidence,
@@ -80,6 +79,15 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         fixes=[lower_lr(view), clip_code(view, f"norm:{recommended(view, until=half):g}")],
         figures={"growth": grown, "rising": steady},
     )
+
+
+def _severity(view: View) -> str:
+    """Norms that leave a tiny start while the loss keeps its range are no explosion."""
+    trend = view.loss_trend
+    if not trend.known:
+        return "warning"
+    thrown = trend.diverged and trend.end > 2 * abs(trend.first)
+    return "error" if thrown or trend.blew_up else "info"
 
 
 def _growers(view: View) -> list[str]:

@@ -113,6 +113,13 @@ def test_one_tensor_moves_and_the_others_stand_still(make, ahead, fires):
     assert [(f.id, f.tensors) for f in m.findings] == ([("SG205", ("2.weight",))] if fires else [])
 
 
+def test_norms_that_leave_a_tiny_start_are_worth_knowing_and_no_more(make):
+    m = make()
+    m.norms *= np.geomspace(1e-3, 1, m.steps)[:, None]
+    m.loss = np.linspace(0.7, 0.9, m.steps)  # an adversary learns
+    assert [(f.id, f.severity) for f in m.findings] == [("SG201", "info")]
+
+
 @pytest.mark.parametrize(("peak", "fires"), [(60.0, True), (0.06, False)])
 def test_growth_in_the_first_steps_that_stays(make, peak, fires):
     m = make()
