@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from unittest import mock
 
 import torch
@@ -101,6 +102,27 @@ def fsdp2(model):
     return fully_shard(model, mesh=mesh)
 
 
+def origin(rank, wrap, talks=False):
+    """Where each rank finds the NaN that stands in rank 1's part of the batch."""
+    model = wrap(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, _ = batch()
+    inputs = inputs.clone()[rank * 4 : rank * 4 + 4]
+    if rank == 1:
+        inputs[2, 0] = math.nan
+    seen = []
+    if talks:
+        (model.module if wrap is DistributedDataParallel else model).register_forward_hook(
+            lambda *_: dist.all_reduce(torch.ones(1))
+        )
+    with warnings.catch_warnings(), sg.attach(optimizer, find_nan=True) as steady:
+        warnings.simplefilter("ignore")
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        seen = [steady.origin.phase, list(steady.origin.rows), steady.origin.why_not]
+    return seen
+
+
 def main(rank, path):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {
@@ -111,6 +133,9 @@ def main(rank, path):
     for clip in ("norm:0.1", "value:0.01", "agc:0.01"):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
         results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
+    results["origin ddp"] = origin(rank, DistributedDataParallel)
+    results["origin fsdp2"] = origin(rank, fsdp2)
+    results["origin talks"] = origin(rank, DistributedDataParallel, talks=True)
     with open(path, "w") as file:
         json.dump(results, file)
     dist.barrier()

@@ -148,10 +148,11 @@ class Replay:
         if held.changed:
             shape = tuple(held.value.shape)
             raise Impossible(f"a tensor of shape {shape} was changed in place after it was used")
-        if not held.was_graph:
+        if not held.was_graph and not held.copied:
             return held.value
-        if id(held) not in self._fresh:
-            self._fresh[id(held)] = held.value.detach().requires_grad_()
+        if id(held) not in self._fresh:  # a copy will be changed in place, as the original was
+            fresh = held.value.clone() if held.copied else held.value.detach()
+            self._fresh[id(held)] = fresh.requires_grad_() if held.was_graph else fresh
         return self._fresh[id(held)]
 
     def _rebuilt(self, value: Rebuilt) -> Any:

@@ -42,13 +42,20 @@ Place = tuple[CodeType, int]
 class Held:
     """A tensor that entered from outside the tape."""
 
-    __slots__ = ("value", "version", "was_graph")
+    __slots__ = ("copied", "value", "version", "was_graph")
 
     def __init__(self, value: torch.Tensor) -> None:
         self.was_graph = value.grad_fn is not None
         # without its graph, which would live on; the version counter is shared
         self.value = value.detach() if self.was_graph else value
         self.version = version_of(value)
+        self.copied = False
+
+    def keep_copy(self) -> None:
+        """Keep what it holds now: it is about to be changed in place."""
+        if not self.copied and not self.changed:
+            self.value, self.copied = self.value.detach().clone(), True
+            self.version = version_of(self.value)
 
     @property
     def changed(self) -> bool:
@@ -118,6 +125,8 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # traced: a constant there
+            return func(*args, **(kwargs or {}))
         tape = self.tape
         kind = kinds.known.get(func)
         if kind == kinds.PLAIN or not tape.armed:
@@ -339,9 +348,10 @@ class Tape:
     def _keep_before(self, target: torch.Tensor) -> None:
         """A tensor from outside is about to be changed in place: keep a copy of it."""
         packed = self._pack(target)
+        if isinstance(packed, Use) and packed.entry.kind == "constant":
+            packed = packed.entry.value[packed.leaf]
         if isinstance(packed, Held) and not isinstance(target, torch.nn.Parameter):
-            packed.value = packed.value.detach().clone()
-            packed.version = version_of(packed.value)
+            packed.keep_copy()
 
     def _pack(self, value: Any) -> Any:
         kind = type(value)
