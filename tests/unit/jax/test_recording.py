@@ -11,6 +11,7 @@ import pytest
 import steadygrad
 import steadygrad.jax as sg
 from steadygrad.errors import UsageError
+from steadygrad.report import write_report
 
 
 def test_record_writes_every_step(tmp_path):
@@ -44,3 +45,37 @@ def test_record_writes_every_step(tmp_path):
 def test_record_without_figures_says_what_to_type(tmp_path):
     with pytest.raises(UsageError, match="guard"):
         sg.record(tmp_path / "run.db", optax.sgd(0.1).init({}))
+
+
+@pytest.mark.parametrize("rate", [0.05, 2.0], ids=["healthy", "exploding"])
+def test_rules_calibration_and_report_read_a_jax_run(tmp_path, rate):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, 4)).astype(np.float32)
+    params = {"w": jnp.zeros(4), "b": jnp.zeros(())}
+    tx = sg.guard(optax.sgd(rate), clip="none", details=True)
+
+    @jax.jit
+    def train_step(params, state, batch):
+        def loss_of(p):
+            return jnp.mean((batch @ p["w"] + p["b"] - batch[:, 0]) ** 2)
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, path = tx.init(params), tmp_path / "run.db"
+    with sg.Recorder(path, params) as run:
+        for _ in range(60):
+            batch = x[rng.permutation(32)[:8]]
+            params, state, loss = train_step(params, state, batch)
+            sg.record(run, state, loss, lr=rate)
+    found = steadygrad.diagnose(path)
+    grave = [finding for finding in found if finding.severity == "error"]
+    assert bool(grave) == (rate > 1), found
+    code = "\n".join(fix for finding in found for fix in finding.fixes)
+    assert not {"steadygrad.torch", "steadygrad.keras"} & set(code.split())
+    assert ("steadygrad.jax" in code or "optax" in code) == (rate > 1), code
+    if rate < 1:
+        assert 0 < steadygrad.calibrate(path).threshold < 10
+    page = write_report([path], tmp_path / "report.html")
+    assert "jax" in page.read_text()

@@ -166,14 +166,22 @@ def test_scan_donation_vmap_and_grad():
         return simple.update(scaled, simple.init(PARAMS))[1].action
 
     assert jax.jit(jax.vmap(act))(lanes).tolist() == [1, 1, 2]
+    assert jax.vmap(act)(lanes).tolist() == [1, 1, 2]
 
     def meta(scale):
         updates, _ = simple.update(jax.tree.map(lambda g: g * scale, GRADS), simple.init(PARAMS))
         return updates["b"][1]
 
-    slope = jax.jit(jax.grad(meta))  # eagerly, each primitive is compiled apart: 8 s
+    slope = jax.jit(jax.grad(meta))
     assert float(slope(0.1)) == pytest.approx(4.0)
     assert float(slope(2.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_derivatives_without_jit():
+    tx = sg.clip("norm:1.0")  # one small leaf: each primitive is compiled apart
+    state = tx.init([jnp.zeros(2)])
+    slope = jax.grad(lambda x: tx.update([x], state)[0][0][1])(jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(slope, np.array([-12, 9]) / 125, rtol=1e-6)
 
 
 def test_integer_leaves_pass_and_wrong_trees_are_refused():
