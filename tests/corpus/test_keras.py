@@ -1,6 +1,11 @@
-"""Keras' part of the tenth, in a file of its own: one worker loads TensorFlow, and only once."""
+"""Keras' part of the tenth, in a process of its own.
+
+TensorFlow takes seconds to load, and brings an LLVM that does not bear Triton's beside it.
+"""
 
 from __future__ import annotations
+
+import multiprocessing
 
 import faults
 import keras_training
@@ -11,7 +16,8 @@ from judge import Verdict, judge, wrong
 
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
-    return [judge(case) for case in tenth() if case.in_keras]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.map(judge, [case for case in tenth() if case.in_keras])
 
 
 def test_faults_are_told_and_healthy_runs_are_not_accused(verdicts: list[Verdict]) -> None:
