@@ -122,6 +122,7 @@ class Session:
         path = wanted if self.plan.force else fresh(wanted)
         writer = RunWriter(path, info=self._first_facts(), force=self.plan.force)
         self.path = path
+        writer.leave_by(self._conclude)
         if self.plan.logs:
             from steadygrad.launch.loggers import add_loggers
 

@@ -86,12 +86,14 @@ class Head:
         info: facts about the run so far.
         tensors: the tensors known so far, in the order of their numbers.
         write_event: as `RunWriter.write_event`.
+        leave: ends the recording, sinks included, as the end of the process does.
     """
 
     path: Path | None
     info: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
     write_event: Callable[[str, dict[str, Any], int | None], None]
+    leave: Callable[[], None] | None = None
 
 
 class Tap(Protocol):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -213,6 +213,14 @@ class RunWriter:
         """
         return self._pump.flush(timeout) and self.recording
 
+    def leave_by(self, leave: Callable[[], None]) -> None:
+        """Have a process that ends call this in place of `close`, which it must then do itself.
+
+        Args:
+            leave: adds last facts and closes; a second call does nothing.
+        """
+        self._recorder.leave = leave
+
     def close(self) -> None:
         """Commit everything and leave one self-contained file; called at exit by itself."""
         self._close()
@@ -240,6 +248,7 @@ class _Recorder:
     def __init__(self, path: Path, force: bool) -> None:
         self.path = path
         self.overhead = 0.0
+        self.leave: Callable[[], None] = self.close
         self.info_given: dict[str, Any] = {}
         self._tensors: list[TensorInfo] = []
         self._taps: list[Tap] = []
@@ -317,7 +326,8 @@ class _Recorder:
                 self._late.append(event)
 
         path = None if self.store is None else self.path
-        return Head(path, dict(self.info_given), tuple(self._tensors), write_event)
+        tensors = tuple(self._tensors)
+        return Head(path, dict(self.info_given), tensors, write_event, self.leave)
 
     def _take_gap(self) -> list[Item]:
         count, missed = self._missed_count, self._missed

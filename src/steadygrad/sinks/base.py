@@ -8,9 +8,10 @@ and neither is waited for longer than a moment at exit: each costs one warning.
 
 from __future__ import annotations
 
+import atexit
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -98,6 +99,7 @@ class Sink(ABC):
         self._known: list[TensorInfo] = []
         self._pump: Pump | None = None
         self._lost = 0
+        self._leave: Callable[[], None] | None = None
 
     @abstractmethod
     def open(self, head: Head) -> None:
@@ -160,6 +162,8 @@ class Sink(ABC):
         if pump is None:
             return
         failed = pump.stopped
+        if self._leave is not None:
+            atexit.unregister(self._leave)
         began = time.monotonic()
         if not pump.close(timeout, HANG_SECONDS):
             warn(
@@ -189,6 +193,10 @@ class Sink(ABC):
         if isinstance(item, Head):
             self._known = list(item.tensors)
             self.open(item)
+            if item.leave is not None:
+                # what a library registers in `open` for the exit would run before our own
+                self._leave = item.leave
+                atexit.register(item.leave)
         elif isinstance(item, Batch):
             self.write(item)
         elif isinstance(item, Event):

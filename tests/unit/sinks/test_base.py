@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -220,3 +222,38 @@ def test_unmeasured_is_told_from_broken() -> None:
         np.array([[3.0, nan]]), np.array([[nan, nan]]),
     )  # fmt: skip
     assert batch.measured.tolist() == [[True, False]]
+
+
+ENDS = """
+import atexit, sys
+from steadygrad.runlog import StepRecord
+from steadygrad.sinks import Sink, record
+
+class Library(Sink):
+    kind, alive, seen = "library", True, 0
+
+    def open(self, head):
+        atexit.register(self.end)  # as wandb does
+
+    def end(self):
+        self.alive = False
+
+    def write(self, batch):
+        self.seen += len(batch.steps)
+
+    def close(self):
+        print("closed", "alive" if self.alive else "gone", self.seen)
+
+run = record(sys.argv[1], Library())
+run.flush()
+for step in range(50):
+    run.write_step(StepRecord(step), [], [], [], [], [])
+run._recorder._taps[0]._pump.flush()
+"""
+
+
+def test_at_exit_a_sink_is_closed_before_its_library(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDS, str(tmp_path / "run.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("closed alive 50\n", "")
+    assert "ended" in open_run(tmp_path / "run.db").info
