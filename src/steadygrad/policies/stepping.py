@@ -26,8 +26,35 @@ NONE, CLIP, SKIP = 0, 1, 2
 """Codes of `steadygrad.runlog.records.ACTIONS`."""
 
 
-def as_policy(clip: Clip, optimizer: str = "") -> Policy:
+def policy_of(clip: Clip) -> Policy:
     """The policy that a spec, a policy or a mapping of patterns means.
+
+    Args:
+        clip: what the user gave.
+
+    Returns:
+        The policy.
+
+    Raises:
+        UsageError: it is none of the three, or a spec that cannot be read.
+
+    Example:
+        >>> policy_of("norm:2.0")
+        ClipNorm(max_norm=2.0, p=2.0)
+    """
+    if isinstance(clip, Policy):
+        return clip
+    if isinstance(clip, str):
+        return parse(clip)
+    if isinstance(clip, Mapping):
+        return Groups.of(clip)
+    raise UsageError(
+        f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
+    )
+
+
+def as_policy(clip: Clip, optimizer: str = "") -> Policy:
+    """`policy_of`, for optimizers that are traced.
 
     Args:
         clip: what the user gave.
@@ -44,16 +71,7 @@ def as_policy(clip: Clip, optimizer: str = "") -> Policy:
         >>> as_policy("norm:2.0")
         ClipNorm(max_norm=2.0, p=2.0)
     """
-    if isinstance(clip, str):
-        policy = parse(clip)
-    elif isinstance(clip, Mapping):
-        policy = Groups.of(clip)
-    else:
-        policy = clip
-    if not isinstance(policy, Policy):
-        raise UsageError(
-            f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
-        )
+    policy = policy_of(clip)
     if not optimizer:
         _refuse_classes(policy)
     return policy.for_optimizer(optimizer)
@@ -255,9 +273,9 @@ def step(
     elif single:
         coef, cosine, clipped = decision.coef, xp.ones_like(decision.coef), decision.coef < 1.0
     else:
-        ratios = usable.norms / _unit(xp, usable.norms)
+        ratios = usable.norms / unit_of(xp, usable.norms)
         left = coefs * ratios
-        coef, cosine, clipped = _compare(xp, usable, left, left * ratios, xp.any(coefs < 1.0))
+        coef, cosine, clipped = compare(xp, usable, left, left * ratios, xp.any(coefs < 1.0))
     one = xp.ones_like(stats.total_norm)
     action = xp.where(skip, SKIP, xp.where(clipped, CLIP, NONE))
     return Stepped(
@@ -284,7 +302,7 @@ def _elementwise(
     """Transform the leaves that an elementwise policy governs, and compare with before."""
     xp = engine.xp
     kept, dots, changes = [], [], []
-    unit = _unit(xp, stats.norms)
+    unit = unit_of(xp, stats.norms)
     for index, (leaf, name) in enumerate(zip(scaled, stats.names, strict=True)):
         own = policy.for_tensor(name)
         if own.elementwise:
@@ -295,7 +313,7 @@ def _elementwise(
         changes.append(xp.any(was != now))
     after, _ = engine.norms(kept, stats.norm_type)
     clipped = xp.any(xp.stack(changes))
-    compared = _compare(xp, stats, after / unit, xp.stack(dots), clipped)
+    compared = compare(xp, stats, after / unit, xp.stack(dots), clipped)
     return kept, *compared
 
 
@@ -307,18 +325,29 @@ def _transform(engine: Engine, policy: Policy, leaf: Any, given: Mapping[str, An
     return moved if seen is None else engine.xp.where(seen > 0, moved, leaf)
 
 
-def _unit(xp: Any, norms: Any) -> Any:
+def unit_of(xp: Any, norms: Any) -> Any:
     """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
     largest = xp.max(norms)
     usable = xp.logical_and(xp.isfinite(largest), largest > 0)
     return xp.where(usable, largest, xp.ones_like(largest))
 
 
-def _compare(
+def compare(
     xp: Any, stats: GradientStats, left: Any, dots: Any, clipped: Any
 ) -> tuple[Any, Any, Any]:
-    """Coefficient, cosine and whether clipped, from per-tensor figures in units of the largest."""
-    before = combine_norms(xp, stats.norms / _unit(xp, stats.norms), stats.norm_type)
+    """Join per-tensor figures into one coefficient and one cosine.
+
+    Args:
+        xp: the array namespace.
+        stats: the figures before.
+        left: norms after, ``[tensors]``, in units of the largest norm before.
+        dots: inner products of before and after, in that unit squared.
+        clipped: 0-d, whether anything changed.
+
+    Returns:
+        Coefficient and cosine, 1 where nothing changed, and ``clipped``.
+    """
+    before = combine_norms(xp, stats.norms / unit_of(xp, stats.norms), stats.norm_type)
     after = combine_norms(xp, left, stats.norm_type)
     one = xp.ones_like(before)
     product = before * after

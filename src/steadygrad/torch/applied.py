@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.policies import stepping
+from steadygrad.stats import GradientStats
 from steadygrad.torch.measuring import namespace
 
 
@@ -39,25 +40,9 @@ def compare(stats: GradientStats, left: Any, dots: Any, clipped: Any) -> Applied
     Returns:
         Coefficient and cosine; 1 where nothing changed.
     """
-    xp = namespace(stats.norms)
-    before = combine_norms(xp, stats.norms / unit_of(stats), stats.norm_type)
-    after = combine_norms(xp, left, stats.norm_type)
-    one = xp.ones_like(before)
-    product = before * after
-    cosine = xp.sum(dots) / xp.where(product > 0, product, one)
-    if stats.norm_type != 2.0:  # the angle is a matter of 2-norms
-        cosine = one * float("nan")
-    changed = clipped & (before > 0)
-    return Applied(
-        coef=xp.where(changed, after / xp.where(changed, before, one), one),
-        cosine=xp.where(changed & (product > 0), xp.clip(cosine, -1.0, 1.0), one),
-        clipped=clipped,
-    )
+    return Applied(*stepping.compare(namespace(stats.norms), stats, left, dots, clipped))
 
 
 def unit_of(stats: GradientStats) -> Any:
     """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
-    xp = namespace(stats.norms)
-    largest = xp.max(stats.norms)
-    usable = xp.isfinite(largest) & (largest > 0)
-    return xp.where(usable, largest, xp.ones_like(largest))
+    return stepping.unit_of(namespace(stats.norms), stats.norms)

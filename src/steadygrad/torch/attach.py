@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from steadygrad.errors import AttachError, UsageError
-from steadygrad.policies import Groups, NoClip, Policy, parse
+from steadygrad.policies import NoClip
+from steadygrad.policies.stepping import Clip, policy_of
 from steadygrad.torch import scaler
 from steadygrad.torch.naming import ModelNames, Names
 from steadygrad.torch.sharded import refuse_flat_shards
 from steadygrad.torch.steady import Steady
-
-Clip = str | Policy | Mapping[str, "str | Policy"]
 
 
 def attach(
@@ -80,7 +78,7 @@ def attach_unheard(
 ) -> Steady:
     """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
     inner = _require_optimizer(optimizer)
-    policy = as_policy(clip).for_optimizer(type(inner).__name__)
+    policy = policy_of(clip).for_optimizer(type(inner).__name__)
     if model is not None and names is not None:
         raise UsageError(
             "give either model= or names=, not both: each says what tensors are called"
@@ -92,24 +90,6 @@ def attach_unheard(
         refuse_flat_shards(params, "attach")
     source = names if model is None else _model_names(model)
     return Steady(inner, policy, on_nonfinite, run, source, optimizer_index)
-
-
-def as_policy(clip: Clip) -> Policy:
-    """The policy that a spec, a policy or a mapping of patterns means.
-
-    Example:
-        >>> as_policy("norm:2.0")
-        ClipNorm(max_norm=2.0, p=2.0)
-    """
-    if isinstance(clip, Policy):
-        return clip
-    if isinstance(clip, str):
-        return parse(clip)
-    if isinstance(clip, Mapping):
-        return Groups.of(clip)
-    raise UsageError(
-        f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
-    )
 
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
