@@ -108,11 +108,16 @@ def test_torch_is_left_as_it_was() -> None:
     assert places() == before
 
 
-def test_an_optimizer_that_is_dropped_takes_its_tape_along() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))])
-    sg.attach(optimizer, find_nan=True)
-    del optimizer
-    gc.collect()  # torch's own wrapper around hooks is a cycle
+def test_the_tape_ends_with_the_last_who_looks() -> None:
+    one, two = Restless(), Restless()
+    tape = patches.listen(one)
+    assert patches.listen(two) is tape
+    tape.listen()
+    del one
+    gc.collect()
+    assert patches._tape is tape
+    del two
+    gc.collect()
     assert patches._tape is None
     assert torch._C._len_torch_function_stack() == 0
 
