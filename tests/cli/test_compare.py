@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_a_failed_run_is_a_result(finished: tuple[Path, Any]) -> None:
     _, done = finished
     assert done.returncode == 0, done.stderr
-    assert "norm:1.0 ends lowest" in done.stdout
+    assert "norm:1.0 wins" in done.stdout
     assert "Diverged or failed: none (2 of 2)" in done.stdout
     assert "FloatingPointError: the loss is not finite" in done.stdout
     assert "4/4" in done.stderr

@@ -63,12 +63,16 @@ class Cell:
         return self.folder / f"{self.name}.cell.json"
 
     def finished(self) -> dict[str, Any] | None:
-        """How the cell ended, ``exit`` and ``seconds``; None where it has to be run."""
+        """How the cell ended, ``exit`` and ``seconds``; None where it has to be run.
+
+        One that ended well and recorded nothing is run again: it shows nothing.
+        """
         try:
             found = json.loads(self.note.read_text())
         except (OSError, ValueError):
             return None
-        return found if found.get("digest") == self.digest else None
+        shows = found.get("exit") != 0 or self.run_file.exists()
+        return found if found.get("digest") == self.digest and shows else None
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,16 @@ data.policies.forEach((p, i) => {
   traces.push({x, y: p.curve.median, mode: "lines", name, line: {color: colour, width: 2},
     legendgroup: p.spec});
 });
+// beside a training that diverged, the others would all be one line at the bottom
+const losses = data.policies.flatMap(p => p.curve.low.concat(p.curve.high)).filter(v => v !== null);
+const low = Math.min(...losses), high = Math.max(...losses);
+const log = low > 0 && high > 20 * low;
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 Plotly.newPlot("plot", traces, {
   paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   font: {color: dark ? "#ddd" : "#222"}, margin: {t: 10},
-  xaxis: {title: {text: "step"}}, yaxis: {title: {text: "loss"}}, hovermode: "x unified",
+  xaxis: {title: {text: "step"}},
+  yaxis: {title: {text: "loss"}, type: log ? "log" : "linear"}, hovermode: "x unified",
 }, {responsive: true, displaylogo: false});
 """
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -65,12 +66,17 @@ def run_grid(grid: Grid, *, jobs: int = 0) -> Comparison:
 
 def table(found: Comparison) -> Table:
     """The comparison as a terminal table."""
-    shown = Table("policy", "final loss", "seeds' spread", "standing", "diverged", "clipped")
-    for name in ("skipped", "cosine", "time"):
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("policy", "loss", "spread", "standing", "diverged", "clipped"):
+        # a policy cut short would be another one
+        shown.add_column(name, overflow="fold")
+    skips = any(row.mean("skip_rate") > 0 for row in found.rows)
+    for name in ("skipped", "cosine", "time") if skips else ("cosine", "time"):
         shown.add_column(name)
     for row in found.rows:
         style = {"best": "bold", "diverged": "red"}.get(row.standing, "")
-        shown.add_row(*cells(row), style=style)
+        texts = [text.removesuffix(" with the best") for text in cells(row)]
+        shown.add_row(*(texts if skips else [*texts[:6], *texts[7:]]), style=style)
     return shown
 
 

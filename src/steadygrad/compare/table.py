@@ -166,13 +166,23 @@ def _sentence(rows: Sequence[Row], seeds: int, alike: bool) -> str:
             f"No winner: {_listed([best.spec, *level])} are level, within the spread of the seeds"
         )
     else:
-        others = "the others are worse by more than the seeds' spread"
-        others = others if len(rows) > 1 else "there is nothing to compare it with"
-        parts.append(f"{best.spec} ends lowest, at {best.final_loss:.4g}; {others}")
+        parts.append(_winner(best, rows))
     broken = [f"{row.spec} ({row.diverged} of {len(row.outcomes)})" for row in rows if row.diverged]
     if broken:
         parts.append(f"Diverged or failed: {_listed(broken)}")
     return ". ".join(parts) + "."
+
+
+def _winner(best: Row, rows: Sequence[Row]) -> str:
+    """What sets the best apart: its loss, or that others diverged more often."""
+    others = {row.standing for row in rows if row is not best}
+    if not others:
+        return f"{best.spec} ends at {best.final_loss:.4g}; there is nothing to compare it with"
+    if others == {"diverged"}:
+        return f"{best.spec} wins, ending at {best.final_loss:.4g}: the others diverged more often"
+    or_else = " or diverged" if "diverged" in others else ""
+    apart = f"the others are worse by more than the seeds' spread{or_else}"
+    return f"{best.spec} ends lowest, at {best.final_loss:.4g}; {apart}"
 
 
 def _no_best(rows: Sequence[Row], seeds: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from steadygrad.compare import Cell, Grid, Outcome, judge, measure
 from steadygrad.compare.measure import curve, divergence
+from steadygrad.compare.show import table
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.runlog import Run, RunWriter
 from steadygrad.runlog.records import StepRecord, TensorInfo
@@ -38,9 +41,9 @@ def test_a_difference_beyond_the_spread_wins() -> None:
 
 
 def test_a_difference_within_the_larger_spread_does_not() -> None:
-    table = judge(outcomes(none=[1.0, 2.2, 1.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
-    assert [row.standing for row in table.rows] == ["level with the best", "best"]
-    assert table.sentence == "No winner: auto and none are level, within the spread of the seeds."
+    found = judge(outcomes(none=[1.0, 2.2, 1.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
+    assert [row.standing for row in found.rows] == ["level with the best", "best"]
+    assert found.sentence == "No winner: auto and none are level, within the spread of the seeds."
 
 
 def test_fewer_diverged_seeds_come_before_a_lower_loss() -> None:
@@ -48,26 +51,44 @@ def test_fewer_diverged_seeds_come_before_a_lower_loss() -> None:
         "none": "diverged",
         "auto": "best",
     }
-    table = judge(outcomes(none=[0.1, math.nan, 0.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
-    assert table.sentence.endswith("Diverged or failed: none (1 of 3).")
+    found = judge(outcomes(none=[0.1, math.nan, 0.1], auto=[1.0, 1.1, 1.2]), ["t.py"])
+    assert found.sentence == (
+        "auto wins, ending at 1.1: the others diverged more often. "
+        "Diverged or failed: none (1 of 3)."
+    )
+
+
+def test_the_sentence_does_not_call_a_diverged_one_worse_in_loss() -> None:
+    found = judge(outcomes(none=[0.1, math.nan], auto=[1.0, 1.1], zclip=[3.0, 3.1]), ["t.py"])
+    assert "worse by more than the seeds' spread or diverged" in found.sentence
+
+
+def test_the_terminal_shows_every_policy_in_full() -> None:
+    specs = ["norm:1.0", "norm:50.0", "skip+norm:1.0", "value:0.01"]
+    found = judge(outcomes(**{spec: [1.0, 1.1] for spec in specs}), ["t.py"])
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(found))
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in lines if "1.05" in line] == specs
+    assert max(len(line.rstrip()) for line in lines) <= 80
 
 
 def test_one_seed_names_no_winner() -> None:
-    table = judge(outcomes(none=[2.0], auto=[1.0]), ["t.py"])
-    assert [row.standing for row in table.rows] == ["", ""]
-    assert "no winner can be named" in table.sentence
+    found = judge(outcomes(none=[2.0], auto=[1.0]), ["t.py"])
+    assert [row.standing for row in found.rows] == ["", ""]
+    assert "no winner can be named" in found.sentence
 
 
 def test_seeds_that_change_nothing_are_noticed() -> None:
-    table = judge(outcomes(none=[2.0, 2.0], auto=[1.0, 1.0]), ["t.py"])
-    assert table.alike
-    assert "can be seeded from outside" in table.sentence
+    found = judge(outcomes(none=[2.0, 2.0], auto=[1.0, 1.0]), ["t.py"])
+    assert found.alike
+    assert "can be seeded from outside" in found.sentence
 
 
 def test_everything_diverged() -> None:
-    table = judge(outcomes(none=[math.nan, math.nan]), ["t.py"])
-    assert "No training ended with a loss" in table.sentence
-    json.dumps(table.to_dict(), allow_nan=False)
+    found = judge(outcomes(none=[math.nan, math.nan]), ["t.py"])
+    assert "No training ended with a loss" in found.sentence
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +136,8 @@ def test_a_cell_is_reused_only_while_nothing_changed(tmp_path: Path) -> None:
     cell = grid.cells[0]
     assert cell.finished() is None
     cell.note.write_text(json.dumps({"digest": cell.digest, "exit": 0, "seconds": 1.0}))
+    assert grid_of(tmp_path).cells[0].finished() is None, "it recorded nothing"
+    cell.run_file.touch()
     assert grid_of(tmp_path).cells[0].finished()
     assert grid_of(tmp_path, source="print()").cells[0].finished() is None
     assert grid_of(tmp_path, arguments=("--lr", "1")).cells[0].finished() is None
