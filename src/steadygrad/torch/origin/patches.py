@@ -37,8 +37,9 @@ def listen(owner: object) -> Tape:
         _tape = Tape()
         _patch(_tape)
     if owner not in _owners:
-        _owners.add(owner)
+        # in this order: the last callback made is called first, and takes the owner out
         weakref.finalize(owner, _release).atexit = False
+        _owners.add(owner)
     return _tape
 
 

@@ -54,6 +54,7 @@ def train(find_nan: bool, steps: int = 5) -> dict[str, Any]:
         optimizer.zero_grad()
         loss = (model(torch.randn(5, 4)) - 1).square().mean()
         loss.backward()
+        torch.rand(2), random.random(), np.random.rand()  # a replay must not go back to before
         grads = [p.grad for p in model.parameters()]
         optimizer.step()
         assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
