@@ -13,6 +13,8 @@ import pytest
 from cases import tenth
 from judge import Verdict, judge, wrong
 
+pytestmark = pytest.mark.timeout(900)  # the first test runs all cases
+
 
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
