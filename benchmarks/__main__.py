@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import jax_tf
 from benchmarks.rows import Row, described, merged, read_csv, table, write_csv
 from benchmarks.timing import CLOCKS
 
 # TensorFlow and Triton, which a torch optimizer imports, cannot live in one process.
-PARTS = ("clipping", "stepping", "steps", "launching")
+PARTS = ("clipping", "stepping", "steps", "launching", "jax", "tensorflow")
 HERE = Path(__file__).parent
 KEPT = HERE / "results.csv"
 BETWEEN = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end -->)", re.DOTALL)
@@ -83,21 +84,28 @@ def in_child(part: str, threads: int, options: argparse.Namespace) -> list[Row]:
 
 def measure(options: argparse.Namespace, threads: int) -> None:
     """One part, in this process; one JSON line a row."""
+    for row in rows_of_part(options, threads):
+        print(f"{row.case}: {row.contender}: {row.ms} ms, {row.ratio}", file=sys.stderr)
+        print(json.dumps(asdict(row)), flush=True)
+
+
+def rows_of_part(options: argparse.Namespace, threads: int) -> Iterator[Row]:
+    """The rows of one part, as they are measured."""
+    part, seconds, clock = options.here, options.seconds, options.clock
+    if part in jax_tf.LIBRARIES:
+        return jax_tf.LIBRARIES[part](threads, seconds, list(jax_tf.LEAVES))
     import torch
 
     from benchmarks import clipping, launching, steps
 
     torch.set_num_threads(threads)
-    part, seconds, clock = options.here, options.seconds, options.clock
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "clipping": lambda: clipping.clipping_rows(threads, seconds, clock),
         "stepping": lambda: clipping.stepping_rows(threads, seconds, clock),
         "steps": lambda: steps.all_rows(threads, seconds, clock),
         "launching": lambda: launching.all_rows(threads, options.training_steps, clock, rounds=2),
     }
-    for row in parts[part]():
-        print(f"{row.case}: {row.contender}: {row.ms} ms, {row.ratio}", file=sys.stderr)
-        print(json.dumps(asdict(row)), flush=True)
+    return parts[part]()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Clipping in JAX and TensorFlow: against optax's and TensorFlow's own global-norm clip.
 
-    python -m benchmarks.jax_tf [--library jax|tensorflow] [--seconds 4] [--leaves gpt2|small|many]
+    python -m benchmarks --parts jax tensorflow
+    python -m benchmarks.jax_tf [--library jax|tensorflow] [--leaves gpt2 small] [--seconds 4]
 
-Both libraries compile; how long that takes is a row of its own (``compile``, in ms).
+Both libraries compile; how long that takes, from the first trace on, is a row of its own. The
+same compiled step meets gradients that are clipped and gradients that are not.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ import numpy as np
 from benchmarks.rows import Row, described, rows_of, table
 from benchmarks.timing import Contender, best_of
 
-FAR, NEAR = 1e9, 1e-2
-"""Thresholds that nothing and everything reaches."""
+LIMIT = 1.0
+ACTIVE = {"active": 1.0, "inactive": 1e-9}
+"""What gradients of a norm over `LIMIT` are multiplied by."""
+
+COMPILE_TARGET = 2.0
 
 
 def gpt2_small() -> list[tuple[int, ...]]:
@@ -32,121 +36,159 @@ def gpt2_small() -> list[tuple[int, ...]]:
 LEAVES: dict[str, tuple[str, Callable[[], list[tuple[int, ...]]], float]] = {
     "gpt2": ("GPT-2 small, 148 leaves, 124 M", gpt2_small, 1.0),
     "small": ("1000 small leaves, 2 M", lambda: [(2000,)] * 1000, 1.2),
-    "many": ("4096 bfloat16 leaves, 4 M", lambda: [(1000,)] * 4096, 1.2),
 }
+MANY = ("4096 bfloat16 leaves, 4 M", [(1000,)] * 4096)
 
 
-def arrays(shapes: list[tuple[int, ...]]) -> list[np.ndarray[Any, Any]]:
+def arrays(shapes: list[tuple[int, ...]], by: float) -> list[np.ndarray[Any, Any]]:
     """Gradients, seeded."""
     rng = np.random.default_rng(0)
-    return [rng.standard_normal(shape, dtype=np.float32) * np.float32(1e-3) for shape in shapes]
+    return [rng.standard_normal(shape, dtype=np.float32) * np.float32(by) for shape in shapes]
 
 
-def jax_rows(threads: int, seconds: float, leaves: str = "gpt2") -> list[Row]:
+def jax_rows(threads: int, seconds: float, leaves: list[str]) -> Iterator[Row]:
     """optax against `steadygrad.jax`, donated and not, clipping and not."""
     import jax
-    import jax.numpy as jnp
     import optax
 
     import steadygrad.jax as sg
 
-    name, shapes, target = LEAVES[leaves]
-    dtype = jnp.bfloat16 if leaves == "many" else jnp.float32
-    host = [a.astype(dtype) for a in arrays(shapes())]
-    rows: list[Row] = []
-    for donated in (True, False):
-        for limit in (NEAR, FAR):
-            makers = {
-                "optax clip_by_global_norm": optax.clip_by_global_norm(limit),
-                "steadygrad clip, per-leaf norms": sg.clip(f"norm:{limit}"),
-                "steadygrad clip_by_global_norm": sg.clip_by_global_norm(limit),
-            }
-            case = (
-                f"jax {'donated' if donated else 'kept'}, {'active' if limit < 1 else 'inactive'}"
-            )
-            compiled, compiling = [], []
+    makers = {
+        "optax clip_by_global_norm": optax.clip_by_global_norm(LIMIT),
+        "steadygrad clip, per-leaf norms": sg.clip(f"norm:{LIMIT}"),
+        "steadygrad clip_by_global_norm": sg.clip_by_global_norm(LIMIT),
+    }
+    for key in leaves:
+        name, shapes, target = LEAVES[key]
+        for donated in (True, False):
+            steps, compiling = [], []
             for tx in makers.values():
-                given = [jnp.asarray(a) for a in host]
-                state = tx.init(given)
-                step = jax.jit(tx.update, donate_argnums=(0,) if donated else ())
-                began = time.perf_counter()
-                step.lower(given, state).compile()
-                compiling.append(time.perf_counter() - began)
-                compiled.append(partial(_JaxCase, jax, step, state, host, donated))
-            contenders = [
-                case_of(n) for n, case_of in zip(makers, _named(compiled, target), strict=True)
+                step, took = _compiled(jax, tx, shapes(), np.float32, donated)
+                steps.append((step, tx))
+                compiling.append(took)
+            how = f"jax, {'donated' if donated else 'kept'}"
+            for active, by in ACTIVE.items():
+                host = arrays(shapes(), by)
+                cases = [_JaxCase(jax, step, tx, host, donated) for step, tx in steps]
+                contenders = [
+                    Contender(n, c.run, c.prepare, None if i == 0 else target)
+                    for i, (n, c) in enumerate(zip(makers, cases, strict=True))
+                ]
+                best = best_of(contenders, seconds)
+                yield from rows_of(threads, name, f"{how}, {active}", contenders, best)
+            plain = [
+                Contender(n, _nothing, target=COMPILE_TARGET if i else None)
+                for i, n in enumerate(makers)
             ]
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds))
-            plain = [Contender(n, lambda: None, target=2.0) for n in makers]
-            rows += rows_of(threads, name, f"{case}: compile", plain, compiling)
-    return rows
+            yield from rows_of(threads, name, f"{how}: compile", plain, compiling)
+    import jax.numpy as jnp
+
+    # optax alone takes minutes on these
+    alone = dict(list(makers.items())[1:])
+    seconds_ = [_compiled(jax, tx, MANY[1], jnp.bfloat16, False)[1] for tx in alone.values()]
+    rows = [Contender(n, _nothing) for n in alone]
+    yield from rows_of(threads, MANY[0], "jax, kept: compile", rows, seconds_)
+
+
+def _nothing() -> None:
+    """A row that was timed elsewhere."""
+
+
+def _compiled(
+    jax: Any, tx: Any, shapes: list[tuple[int, ...]], dtype: Any, donated: bool
+) -> tuple[Any, float]:
+    """A compiled step and the seconds from trace to executable, the lesser of two."""
+    given = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    state = jax.eval_shape(tx.init, given)
+    best = float("inf")
+    for _ in range(2):
+        jax.clear_caches()
+        began = time.perf_counter()
+        lowered = jax.jit(tx.update, donate_argnums=(0,) if donated else ()).lower(given, state)
+        step = lowered.compile()
+        best = min(best, time.perf_counter() - began)
+    return step, best
 
 
 class _JaxCase:
     """One jitted clip; a donated call needs new buffers each time, made outside of the timing."""
 
-    def __init__(self, jax: Any, step: Any, state: Any, host: Any, donated: bool) -> None:
-        self._jax, self._step, self._state, self._host = jax, step, state, host
+    def __init__(self, jax: Any, step: Any, tx: Any, host: Any, donated: bool) -> None:
+        self._jax, self._step, self._host = jax, step, host
         self._given = None if donated else self._fresh()
+        self._state = tx.init(host)
+        self._out: Any = None
 
     def _fresh(self) -> Any:
         return self._jax.block_until_ready([self._jax.numpy.array(a) for a in self._host])
 
     def prepare(self) -> None:
+        self._out = None
         self._ready = self._fresh() if self._given is None else self._given
 
     def run(self) -> None:
-        self._jax.block_until_ready(self._step(self._ready, self._state))
+        self._out = self._jax.block_until_ready(self._step(self._ready, self._state))
 
 
-def _named(makers: list[Any], target: float) -> Iterator[Callable[[str], Contender]]:
-    for number, make in enumerate(makers):
-        made = make()
-
-        def contender(name: str, made: Any = made, number: int = number) -> Contender:
-            return Contender(name, made.run, made.prepare, target if number else None)
-
-        yield contender
-
-
-def tensorflow_rows(threads: int, seconds: float, leaves: str = "gpt2") -> list[Row]:
+def tensorflow_rows(threads: int, seconds: float, leaves: list[str]) -> Iterator[Row]:
     """TensorFlow against `steadygrad.tensorflow`, in a graph and under XLA."""
     import tensorflow as tf
 
     import steadygrad.tensorflow as sg
 
-    name, shapes, target = LEAVES[leaves]
-    given = [tf.constant(a) for a in arrays(shapes())]
-    rows: list[Row] = []
-    for compiled in (False, True):
-        for limit in (NEAR, FAR):
-            contenders = []
-            for who, clip in (
-                ("tensorflow", tf.clip_by_global_norm),
-                ("steadygrad", sg.clip_by_global_norm),
-            ):
+    clips = {
+        "tensorflow clip_by_global_norm": tf.clip_by_global_norm,
+        "steadygrad clip_by_global_norm": sg.clip_by_global_norm,
+    }
+    for key in leaves:
+        name, shapes, target = LEAVES[key]
+        for compiled in (False, True):
+            given = {k: [tf.constant(a) for a in arrays(shapes(), by)] for k, by in ACTIVE.items()}
+            how = f"tensorflow {'XLA' if compiled else 'graph'}"
+            steps, compiling = [], []
+            for clip in clips.values():
                 step = tf.function(
-                    partial(clip, clip_norm=limit), jit_compile=compiled, autograph=False
+                    lambda tensors, clip=clip: clip(tensors, LIMIT),
+                    jit_compile=compiled,
+                    autograph=False,
                 )
-                goal = target if who == "steadygrad" else None
-                contenders.append(
-                    Contender(f"{who} clip_by_global_norm", partial(step, given), target=goal)
-                )
-            mode = "XLA" if compiled else "graph"
-            case = f"tensorflow {mode}, {'active' if limit < 1 else 'inactive'}"
-            rows += rows_of(threads, name, case, contenders, best_of(contenders, seconds))
-    return rows
+                began = time.perf_counter()
+                step(given["active"])
+                compiling.append(time.perf_counter() - began)
+                steps.append(step)
+            for active, tensors in given.items():
+                contenders = [
+                    Contender(n, _tf_run(step, tensors), target=target if i else None)
+                    for i, (n, step) in enumerate(zip(clips, steps, strict=True))
+                ]
+                took = best_of(contenders, seconds)
+                yield from rows_of(threads, name, f"{how}, {active}", contenders, took)
+            plain = [
+                Contender(n, _nothing, target=COMPILE_TARGET if i else None)
+                for i, n in enumerate(clips)
+            ]
+            yield from rows_of(threads, name, f"{how}: compile and first call", plain, compiling)
+
+
+def _tf_run(step: Any, tensors: Any) -> Callable[[], object]:
+    def run() -> object:
+        return step(tensors)[1].numpy()
+
+    return run
+
+
+LIBRARIES = {"jax": jax_rows, "tensorflow": tensorflow_rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--library", choices=["jax", "tensorflow"], default="jax")
-    parser.add_argument("--leaves", choices=list(LEAVES), default="gpt2")
+    parser.add_argument("--library", choices=list(LIBRARIES), default="jax")
+    parser.add_argument("--leaves", choices=list(LEAVES), nargs="+", default=list(LEAVES))
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    rows = jax_rows if args.library == "jax" else tensorflow_rows
-    print(table(described(rows(args.threads, args.seconds, args.leaves))))
+    rows = LIBRARIES[args.library](args.threads, args.seconds, args.leaves)
+    print(table(described(list(rows))))
 
 
 if __name__ == "__main__":

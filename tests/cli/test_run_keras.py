@@ -67,6 +67,73 @@ def test_a_keras_script_is_observed_and_unchanged(bench: Any, backend: str) -> N
         np.testing.assert_allclose(by_tape["norm"], said[:, 1], rtol=1e-5)
 
 
+CLIPPED = """
+import os, sys
+os.environ["KERAS_BACKEND"] = sys.argv[1]
+import numpy as np
+import keras
+
+keras.utils.set_random_seed(0)
+x = np.random.randn(8, 4).astype("float32")
+y = 100 * x[:, :1]
+
+class Model(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.out(self.hidden(x))
+
+def moved(train):
+    before = model.get_weights()
+    train()
+    pairs = zip(before, model.get_weights(), strict=True)
+    print(np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs)))
+
+model = Model()
+model(x)
+model.compile(optimizer=keras.optimizers.SGD(1.0, global_clipnorm=100.0), loss="mse")
+moved(lambda: model.fit(x, y, batch_size=8, verbose=0))
+model.fit(x * np.nan, y, batch_size=8, verbose=0)
+print(np.isfinite(model.get_weights()[0]).all(), len(model.optimizer.get_config()))
+model.save_weights("model.weights.h5")
+if sys.argv[1] == "tensorflow":
+    import tensorflow as tf
+    sgd = keras.optimizers.SGD(1.0)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        grads, _ = tf.clip_by_global_norm(tape.gradient(loss, model.trainable_variables), 1e-3)
+        sgd.apply_gradients(zip(grads, model.trainable_variables))
+
+    moved(step)
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_clip_reaches_keras_optimizers(bench: Any, backend: str) -> None:
+    bench.write("train.py", CLIPPED)
+    done = bench.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py", backend)
+    assert done.returncode == 0, done.stderr
+    moved, survived, *by_tape = done.stdout.splitlines()
+    assert float(moved) == pytest.approx(0.5, rel=1e-3)
+    assert survived.startswith("True")
+    assert [float(line) for line in by_tape] == pytest.approx([0.5] * len(by_tape), rel=1e-3)
+    assert len(by_tape) == (backend == "tensorflow")
+    said = " ".join(done.stderr.split())
+    assert "SGD's own global_clipnorm=100.0 was replaced by --clip" in said
+    assert ("tf.clip_by_global_norm was replaced" in said) == (backend == "tensorflow")
+    run = steadygrad.open_run(bench.run_file())
+    assert run.steps.action.tolist() == ["clip", "skip", *["clip"] * len(by_tape)]
+    assert run.steps.threshold[0] == 0.5
+    assert run.steps.coef[0] == pytest.approx(0.5 / run.steps.norm[0], rel=1e-6)
+    assert run.steps.norm[0] > 100
+    assert np.isnan(run.steps.norm[1])
+
+
 def test_a_jax_script_is_told_what_to_add(bench: Any) -> None:
     bench.write("loop.py", "import jax\nprint(float(jax.grad(lambda x: x * x)(3.0)))\n")
     done = bench.steadygrad("run", "loop.py")

@@ -62,7 +62,7 @@ def attach(
         >>> steady.last.norm, steady.last.action
         (5.0, 'clip')
     """
-    outer, inner = _unwrap(optimizer)
+    outer, inner = unwrap(optimizer)
     _refuse_conflicts(inner)
     if classes.hook_of(inner) is not None:
         raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
@@ -305,7 +305,7 @@ class Steady:
         }
 
 
-def _unwrap(optimizer: Any) -> tuple[Any, Any]:
+def unwrap(optimizer: Any) -> tuple[Any, Any]:
     """The loss scaler, or None, and the optimizer that takes the steps."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise AttachError(

@@ -8,7 +8,9 @@ optimizer's own methods stay as they are. Each is registered with Keras under
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -24,11 +26,11 @@ def hook_of(optimizer: Any) -> Hook | None:
     return found
 
 
-def install(optimizer: Any, hook: Hook) -> None:
-    """Make an optimizer an attached one."""
+def install(optimizer: Any, hook: Hook, unseen: bool = False) -> None:
+    """Make an optimizer an attached one; one that is ``unseen`` is saved as a plain one."""
     optimizer.__dict__[_HOOK] = hook  # past __setattr__, which would track it as a layer
     base: Any = type(optimizer)
-    optimizer.__class__ = steady_class(base)
+    optimizer.__class__ = unseen_class(base) if unseen else steady_class(base)
     if optimizer.built:
         with name_scope(optimizer):
             hook.build(optimizer, optimizer._trainable_variables)
@@ -51,10 +53,19 @@ def steady_class(base: Any) -> Any:
 
 
 @functools.cache
+def unseen_class(base: Any) -> Any:
+    """The attached form under the optimizer class's own name."""
+    return type(base.__name__, (_Unseen, base), _as_named(base))
+
+
+def _as_named(base: Any) -> dict[str, Any]:
+    return {"plain": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
+
+
+@functools.cache
 def outer_class(base: Any) -> Any:
     """A `LossScaleOptimizer` that tells the attached optimizer inside of what it drops."""
-    methods = {"plain": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
-    return type(base.__name__, (_Telling, base), methods)
+    return type(base.__name__, (_Telling, base), _as_named(base))
 
 
 class _Attached:
@@ -65,7 +76,8 @@ class _Attached:
 
     @property
     def variables(self) -> list[Any]:
-        return [*super().variables, *self.__dict__[_HOOK].variables]  # type: ignore[misc]
+        hook = self.__dict__[_HOOK]
+        return [*super().variables, *([] if hook.hiding else hook.variables)]  # type: ignore[misc]
 
     def build(self, variables: Any) -> None:
         super().build(variables)  # type: ignore[misc]
@@ -125,6 +137,36 @@ class _Attached:
         optimizer = _public(cls.plain).from_config(config, **extra)
         attach(optimizer, clip=ours["clip"], on_nonfinite=ours["on_nonfinite"])
         return optimizer
+
+
+class _Unseen(_Attached):
+    """An attached optimizer whose script knows nothing of it: `steadygrad run --clip`."""
+
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super(_Attached, self).get_config()  # type: ignore[misc]
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        extra = {} if custom_objects is None else {"custom_objects": custom_objects}
+        return _public(cls.plain).from_config(config, **extra)
+
+    def save_own_variables(self, store: Any) -> None:
+        with self._plain_variables():
+            super().save_own_variables(store)  # type: ignore[misc]
+
+    def load_own_variables(self, store: Any) -> None:
+        with self._plain_variables():
+            super().load_own_variables(store)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _plain_variables(self) -> Iterator[None]:
+        hook = self.__dict__[_HOOK]
+        hook.hiding = True
+        try:
+            yield
+        finally:
+            hook.hiding = False
 
 
 def _public(base: Any) -> Any:

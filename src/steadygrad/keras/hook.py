@@ -52,6 +52,8 @@ class Hook:
     Attributes:
         variables: what must be saved and traced with the optimizer's own variables.
         names: the measured tensors', in order.
+        hiding: the optimizer must not show these variables now.
+        watcher: called with each step's outcome and its variables, while it is traced.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
@@ -63,6 +65,8 @@ class Hook:
         self.names: tuple[str, ...] = ()
         self.shapes: list[tuple[tuple[int, ...], str]] = []
         self.reduced = False
+        self.hiding = False
+        self.watcher: Callable[[Stepped, Sequence[Any]], None] | None = None
         self._key: Callable[[Any], Any] = id
         self._memory: dict[str, Any] = {}
         self._places: dict[Any, int] = {}
@@ -242,6 +246,8 @@ class Hook:
         self.tensors.assign(table)
         for key, variable in self._memory.items():
             variable.assign(after[key])
+        if self.watcher is not None:
+            self.watcher(done, variables)
 
     def _table(self, rows: Sequence[Any], variables: Sequence[Any]) -> Any:
         """Rows of figures over all tensors, NaN for those without a gradient."""

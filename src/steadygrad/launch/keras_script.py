@@ -5,10 +5,14 @@ traced there, so its figures are made part of the compiled step and leave it sid
 on TensorFlow through a ring of variables that a thread reads, on JAX through a debug
 callback. Unlike `steadygrad.keras.attach` this puts nothing into the optimizer: what
 the script saves stays as it was. Keras on torch is observed as any torch loop.
+
+With `--clip` an optimizer is attached as it is built, in a form that is saved as a plain
+one, and its figures leave the step the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -16,14 +20,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steadygrad.policies.stepping import measure
-from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.policies.stepping import Stepped, as_policy, measure, nonfinite_mode
+from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
+from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
@@ -31,7 +36,8 @@ if TYPE_CHECKING:
 RING = 512
 """Steps that TensorFlow keeps until the thread has read them."""
 POLL_SECONDS = 0.1
-HEAD = ("loss", "lr", "norm")
+DISTRIBUTED = "steps under a tf.distribute strategy are not observed"
+HEAD = ("loss", "lr", "norm", "threshold", "coef", "cosine", "action")
 LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
 
 
@@ -51,6 +57,8 @@ class KerasObserver:
         self._tracks: weakref.WeakKeyDictionary[Any, Track] = weakref.WeakKeyDictionary()
         self._all: list[Track] = []
         self._kinds: list[dict[str, Any]] = []
+        self._clipped: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._inside = 0
         self.loss: Any = None
 
     @functools.cached_property
@@ -69,14 +77,100 @@ class KerasObserver:
         if variables is None:
             variables = optimizer._trainable_variables
         try:
+            if self._clips(optimizer):
+                return  # its hook tells
             pairs = zip(gradients, variables, strict=True)
             present = [(i, g) for i, (g, _) in enumerate(pairs) if g is not None]
             if self.backend.distributed():
-                self._session.mention("steps under a tf.distribute strategy are not observed")
+                self._session.mention(DISTRIBUTED)
             elif present:
                 self._observe(self._track(optimizer, variables), present, optimizer)
         except Exception as error:
             self._session.trouble("a Keras step is not observed", error)
+
+    @contextlib.contextmanager
+    def building(self, optimizer: Any) -> Iterator[None]:
+        """An optimizer is built; one inside of another belongs to it."""
+        self._inside += 1
+        yield
+        self._inside -= 1
+        if self._inside == 0:
+            self.clip(optimizer)
+
+    def clip(self, optimizer: Any) -> bool:
+        """Whether an optimizer's class was changed just now, to clip."""
+        if self._session.plan.clip is None or optimizer in self._clipped:
+            return False
+        try:
+            return self._take_over(optimizer)
+        except Exception as error:
+            self._session.trouble("a Keras optimizer is not clipped", error)
+            return False
+
+    def _take_over(self, optimizer: Any) -> bool:
+        from steadygrad.keras import classes
+        from steadygrad.keras.attach import unwrap
+        from steadygrad.keras.hook import Hook
+
+        outer, inner = unwrap(optimizer)
+        members = list(getattr(inner, "_inner_optimizers", []))
+        self._clipped.update([optimizer, inner, *members])
+        standing = classes.hook_of(inner)
+        if standing is not None:
+            if standing.watcher is None:
+                self._session.mention("an optimizer that the script attaches itself is left to it")
+            elif outer is not None:
+                classes.tell(outer)
+            return False
+        policy = as_policy(self._session.plan.clip or "none", type(inner).__name__)
+        mode = self._session.plan.on_nonfinite
+        if mode == "raise":
+            self._session.mention(
+                "--on-nonfinite raise: compiled code cannot raise; steps were skipped"
+            )
+            mode = "skip"
+        hook = Hook(policy, nonfinite_mode(mode, policy, ""))
+        hook.watcher = functools.partial(self._tell, inner)
+        for one in (inner, *members):
+            self._replace_own_clipping(one)
+        classes.install(inner, hook, unseen=True)
+        if outer is not None:
+            classes.tell(outer)
+        return inner is optimizer
+
+    def _replace_own_clipping(self, optimizer: Any) -> None:
+        for name in ("clipnorm", "clipvalue", "global_clipnorm"):
+            value = getattr(optimizer, name, None)
+            if value:
+                setattr(optimizer, name, None)
+                self._session.mention(
+                    f"{type(optimizer).__name__}'s own {name}={value} was replaced by --clip"
+                )
+
+    def _clips(self, optimizer: Any) -> bool:
+        if self._session.plan.clip is None or optimizer not in self._clipped:
+            return False
+        from steadygrad.keras.classes import hook_of
+
+        found = hook_of(optimizer)
+        return found is None or found.watcher is not None
+
+    def _tell(self, optimizer: Any, done: Stepped, variables: Sequence[Any]) -> None:
+        """A clipped optimizer's step is taken, or traced."""
+        try:
+            self._tell_of(optimizer, done, variables)
+        except Exception as error:
+            self._session.trouble("a clipped Keras step is not recorded", error)
+
+    def _tell_of(self, optimizer: Any, done: Stepped, variables: Sequence[Any]) -> None:
+        if self.backend.distributed():
+            self._session.mention(DISTRIBUTED)
+            return
+        track = self._track(optimizer, optimizer._trainable_variables)
+        places = [optimizer._get_variable_index(variable) for variable in variables]
+        with self.backend.engine.scope():
+            outcome = [done.threshold, done.coef, done.cosine, done.action]
+            self._emit(track, done.stats, places, optimizer, outcome)
 
     def finish(self) -> None:
         """Read what the device still holds."""
@@ -115,11 +209,28 @@ class KerasObserver:
         with engine.scope():
             names = tuple(track.infos[i].name for i, _ in present)
             stats = measure(engine, leaves, names, 2.0, full=True)
-            places = [i for i, _ in present]
-            figures = [getattr(stats, name) for name in LEAVES]
-            head = [self._loss(), self.backend.number(optimizer.learning_rate), stats.total_norm]
-            row = self.backend.row(head, figures, places, len(track.infos))
-        self.backend.emit(track, row)
+            one = stats.total_norm * 0 + 1
+            self._emit(
+                track,
+                stats,
+                [i for i, _ in present],
+                optimizer,
+                [one * math.inf, one, one, one * 0],
+            )
+
+    def _emit(
+        self,
+        track: Track,
+        stats: GradientStats,
+        places: list[int],
+        optimizer: Any,
+        outcome: list[Any],
+    ) -> None:
+        """Send one step's row on its way; call it inside the engine's scope."""
+        figures = [getattr(stats, name) for name in LEAVES]
+        rate = self.backend.number(getattr(optimizer, "learning_rate", math.nan))
+        head = [self._loss(), rate, stats.total_norm, *outcome]
+        self.backend.emit(track, self.backend.row(head, figures, places, len(track.infos)))
 
     def _loss(self) -> Any:
         loss, self.loss = self.loss, None
@@ -157,17 +268,12 @@ class Track:
             return
         if self._ids is None:
             self._ids = np.asarray(writer.add_tensors(self.infos), np.int64)
-        loss, lr, norm = row[: len(HEAD)]
+        head = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))
+        head["action"] = ACTIONS[int(head["action"])]
         figures = row[len(HEAD) :].reshape(len(LEAVES), len(self.infos))
         bad = int(np.nan_to_num(figures[LEAVES.index("nonfinite")]).sum())
         record = StepRecord(
-            step,
-            time.time(),
-            float(loss),
-            float(norm),
-            lr=float(lr),
-            nonfinite=bad,
-            optimizer=self.index,
+            step=step, time=time.time(), nonfinite=bad, optimizer=self.index, **head
         )
         there = ~np.isnan(figures[LEAVES.index("zeros")])
         writer.write_step(record, self._ids[there], *figures[:, there])
@@ -211,7 +317,7 @@ class TensorFlowSide:
         gap = tf.constant([math.nan], tf.float64)
         columns = [places.index(i) if i in places else len(places) for i in range(count)]
         full = [tf.gather(tf.concat([tf.cast(f, tf.float64), gap], 0), columns) for f in figures]
-        return tf.concat([tf.stack(head), *full], 0)
+        return tf.concat([tf.stack([tf.cast(x, tf.float64) for x in head]), *full], 0)
 
     def ring(self, width: int) -> TensorFlowRing:
         with self.tf.init_scope():
@@ -322,15 +428,21 @@ def install(session: Session, keras: ModuleType) -> KerasObserver | None:
         The observer; None where the torch backend is observed as torch.
     """
     if keras.backend.backend() not in ("tensorflow", "jax"):
+        if session.plan.clip is not None:
+            session.mention(
+                f"--clip does not reach Keras optimizers on {keras.backend.backend()}; type "
+                f"steadygrad.keras.attach(optimizer, clip={session.plan.clip!r}) in the script"
+            )
         return None
-    if session.plan.clip is not None:
-        session.mention(
-            "--clip does not reach Keras optimizers; type steadygrad.keras.attach(optimizer, "
-            f"clip={session.plan.clip!r}) in the script"
-        )
     observer = KerasObserver(session, keras)
     base = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
     _patch_apply(base, observer)
+    if session.plan.clip is not None:
+        for kind in (base, getattr(keras.optimizers, "MultiOptimizer", None)):
+            if kind is not None:
+                _patch_build(kind, observer)
+        if keras.backend.backend() == "tensorflow":
+            _patch_clip_by_global_norm(sys.modules["tensorflow"], session)
     if keras.backend.backend() == "tensorflow":
         _patch_tape(sys.modules["tensorflow"], observer)
     else:
@@ -343,11 +455,36 @@ def _patch_apply(base: Any, observer: KerasObserver) -> None:
 
     @functools.wraps(original)
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        if observer.clip(self):
+            return self.apply(grads, trainable_variables)
         grads = list(grads)
         observer.before_apply(self, grads, trainable_variables)
         return original(self, grads, trainable_variables)
 
     base.apply = apply
+
+
+def _patch_build(kind: Any, observer: KerasObserver) -> None:
+    original = kind.build
+
+    @functools.wraps(original)
+    def build(self: Any, variables: Any) -> Any:
+        with observer.building(self):
+            return original(self, variables)
+
+    kind.build = build
+
+
+def _patch_clip_by_global_norm(tf: Any, session: Session) -> None:
+    """The one clipping function that is for gradients alone; the others clip losses too."""
+
+    def clip_by_global_norm(
+        t_list: Any, clip_norm: Any, use_norm: Any = None, name: str | None = None
+    ) -> Any:
+        session.mention("tf.clip_by_global_norm was replaced by --clip")
+        return list(t_list), tf.linalg.global_norm(t_list) if use_norm is None else use_norm
+
+    tf.clip_by_global_norm = clip_by_global_norm
 
 
 def _patch_tape(tf: Any, observer: KerasObserver) -> None:

@@ -62,10 +62,17 @@ class TensorFlowEngine:
 
 
 def _scaled_rows(leaves: Sequence[Any], coefs: Any, alike: list[int]) -> dict[int, Any]:
-    """Small leaves of one size as the rows of a matrix."""
+    """Small leaves of one size as the rows of a matrix.
+
+    The conditional also keeps XLA from fusing the stacking into every row's code.
+    """
     rows = tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike])
     by = tf.gather(coefs, alike)[:, None]
-    moved = tf.unstack(tf.where(by < 1.0, _shrunk(rows, by), rows), len(alike))
+    active = tf.reduce_any(by < 1.0)
+    scaled = tf.cond(
+        active, lambda: tf.where(by < 1.0, _shrunk(rows, by), rows), lambda: tf.identity(rows)
+    )
+    moved = tf.unstack(scaled, len(alike))
     return {i: tf.reshape(row, leaves[i].shape) for i, row in zip(alike, moved, strict=True)}
 
 

@@ -81,7 +81,9 @@ def _by_rows(
         found = [*found, figures(tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike]))]
         order = [*order, *alike]
     to_leaf = np.argsort(order)
-    first, second = (tf.gather(tf.concat(column, 0), to_leaf) for column in zip(*found, strict=True))
+    first, second = (
+        tf.gather(tf.concat(column, 0), to_leaf) for column in zip(*found, strict=True)
+    )
     return first, second
 
 

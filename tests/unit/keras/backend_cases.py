@@ -379,6 +379,82 @@ def the_monitor_samples_weights_and_tells_batch_losses():
     close(ratios[0][np.isfinite(ratios[0])], moved, rtol=1e-5)
 
 
+@case("tensorflow")
+def rules_calibration_and_report_read_a_run():
+    from steadygrad.report import write_report
+
+    x, y = data(64)
+    for rate, grave in ((0.01, False), (1.5, True)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = folder + "/run.db"
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+            model.compile(optimizer=keras.optimizers.SGD(rate), loss="mse")
+            monitor = sg.GradientMonitor(run=path)
+            model.fit(x, y, epochs=8, batch_size=8, verbose=0, callbacks=[monitor])
+            monitor.steady.run.close()
+            found = steadygrad.diagnose(path)
+            assert any(f.severity == "error" for f in found) == grave, found
+            code = "\n".join(fix for f in found for fix in f.fixes)
+            assert "steadygrad.torch" not in code, code
+            assert "steadygrad.jax" not in code, code
+            assert "keras" in code or not grave, code
+            if not grave:
+                assert 0 < steadygrad.calibrate(path).threshold < 100
+            report = write_report([path], folder + "/report.html")
+            assert "keras" in report.read_text()
+
+
+@case()
+def weights_files_hold_the_policy_too():
+    x, y = data()
+    kept = []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in (0, 1):
+            optimizer = keras.optimizers.Adam(0.05)
+            steady = sg.attach(optimizer, clip="zclip:warmup=2")
+            model = model_of(optimizer, seed=turn)
+            model.fit(x, y, batch_size=8, verbose=0)
+            if turn:
+                model.load_weights(folder + "/m.weights.h5")
+            else:
+                model.save_weights(folder + "/m.weights.h5")
+            kept.append((weights(model), steady.state_dict()))
+    assert equal(kept[0][0], kept[1][0])
+    for key, was in kept[0][1].items():
+        assert np.array_equal(was, kept[1][1][key], equal_nan=True), key
+
+
+@case("tensorflow")
+def a_train_step_of_ones_own():
+    import tensorflow as tf
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(y * self(x))
+            grads = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply_gradients(zip(grads, self.trainable_variables, strict=True))
+            return {"loss": loss}
+
+    optimizer = keras.optimizers.SGD(1.0)
+    steady = sg.attach(optimizer, clip="norm:1.0")
+    model = Own()
+    model.compile(optimizer=optimizer)
+    one = np.array([[3.0, 4.0]], "float32")
+    model.fit(one, np.ones((1, 1), "float32"), verbose=0)
+    close([weights(model)[0].ravel()], [np.array([0.4, 0.2])])
+    assert steady.last.norm == 5.0
+
+
 @case("tensorflow", "jax")
 def jit_and_no_jit_agree():
     x, y = data()

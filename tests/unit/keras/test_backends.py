@@ -27,17 +27,20 @@ COMMON = [
     "saving_brings_everything_back",
     "the_monitor_fills_logs_and_run_file",
     "the_monitor_samples_weights_and_tells_batch_losses",
+    "weights_files_hold_the_policy_too",
     "wrong_use_says_what_to_type",
 ]
 ALONE = {
     "jax": ["jit_and_no_jit_agree"],
     "torch": ["loss_scale_optimizer_in_a_loop"],
     "tensorflow": [
+        "a_train_step_of_ones_own",
         "drop_ins_inside_a_scaled_tape",
         "gradient_tape_loops_and_sparse_gradients",
         "jit_and_no_jit_agree",
         "loss_scale_optimizer_in_a_loop",
         "mirrored_replicas_reduce_first",
+        "rules_calibration_and_report_read_a_run",
     ],
 }
 
