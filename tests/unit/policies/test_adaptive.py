@@ -180,6 +180,15 @@ def test_auto_leaves_the_usual_step_of_a_small_norm_alone(trace: Any, calm: Any)
     assert (got.coefs < 1).any(axis=1).mean() < 0.05
 
 
+@pytest.mark.parametrize(("sigma", "times"), [(0.0, 1.25), (2.0, 4.0)])
+def test_auto_stays_within_its_distance_from_the_level(
+    trace: Any, sigma: float, times: float
+) -> None:
+    norms = 1e-3 * np.exp(np.random.default_rng(0).normal(0, sigma, (100, 1)))
+    level = np.exp(np.median(np.log(norms[:99])))
+    assert trace(Auto(), norms).thresholds[-1] == pytest.approx(times * level, rel=RTOL)
+
+
 def test_auto_is_safe_from_the_first_step(trace: Any) -> None:
     exploding = np.exp(np.linspace(5, 60, 200))[:, None]
     got = trace(Auto(), exploding)
