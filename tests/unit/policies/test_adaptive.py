@@ -84,6 +84,9 @@ def test_autoclip_does_not_clip_what_equals_its_threshold(trace: Any) -> None:
     rows = np.full((50, 1), 3.7)
     for policy in (AutoClip(10), AutoClip(10, window=20), AutoClip(100)):
         assert (trace(policy, rows).coefs == 1.0).all()
+    # in the upper part of a bin of the sketch, over the figure that stands for the bin
+    rows[1:] = np.exp(100.9 * np.log(1 + TOLERANCE)) * rows[0]
+    assert (trace(AutoClip(50), rows).coefs[3:] == 1.0).all()
 
 
 def adagc_reference(rows: Any, rel: float, absolute: float, beta: float, warmup: int) -> Any:
