@@ -29,7 +29,7 @@ class Auto(Policy):
     one at the end of the warm-up. A falling norm is followed without limit. Of the first
     ``warmup`` norms none is let over ``start``. Zero and non-finite norms do not enter.
 
-    Where norms are between a quarter of ``start`` and three times it, this is a fixed ``start``
+    Where norms are between a quarter of ``start`` and five times it, this is a fixed ``start``
     for most runs; it differs where the gradient has another scale.
 
     Args:
@@ -57,7 +57,7 @@ class Auto(Policy):
     sigmas: float = 3.0
     nearest: float = 1.25
     farthest: float = 4.0
-    share: float = 0.3
+    share: float = 0.2
     growth: float = 10.0
 
     def __post_init__(self) -> None:

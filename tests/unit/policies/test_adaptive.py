@@ -165,7 +165,7 @@ def auto_reference(norms: Any) -> Any:
         first = middle if len(seen) <= 20 else first
         reference = min(middle, first + np.log(10)) if len(seen) <= 128 else reference
         reach = np.clip(3 * 1.4826 * (upper - middle), np.log(1.25), np.log(4))
-        highest = max(reference + np.log(0.3), 0.0)
+        highest = max(reference + np.log(0.2), 0.0)
         thresholds.append(np.exp(min(middle + reach, highest)) if len(seen) >= 20 else 1.0)
         seen.append(norm)
     return np.array(thresholds)
@@ -196,7 +196,7 @@ def test_auto_is_safe_from_the_first_step(trace: Any) -> None:
     exploding = np.exp(np.linspace(5, 60, 200))[:, None]
     got = trace(Auto(), exploding)
     assert (got.thresholds[:20] == 1.0).all()
-    highest = 0.3 * 10 * np.exp(np.median(np.log(exploding[:20])))
+    highest = 0.2 * 10 * np.exp(np.median(np.log(exploding[:20])))
     assert got.thresholds.max() == pytest.approx(highest, rel=RTOL)
 
 
@@ -207,7 +207,7 @@ def test_auto_follows_a_falling_norm_and_not_a_diverging_one(
     assert falling.thresholds[-1] < 1e-2
     rows = calm * np.geomspace(1, 1e4, 240)[:, None]
     diverging, norms = trace(Auto(), rows), total(rows)
-    highest = 0.3 * np.exp(np.median(np.log(norms[:128])))
+    highest = 0.2 * np.exp(np.median(np.log(norms[:128])))
     assert diverging.thresholds[-1] == pytest.approx(highest, rel=RTOL)
     assert highest < norms[-1] / 1000
 
