@@ -87,6 +87,12 @@ def test_noise_is_no_trend() -> None:
     assert sum(moving) <= 1
 
 
+def test_wild_noise_is_no_trend_nor_is_a_small_one() -> None:
+    wild = [log_normal(60, seed) ** 8 for seed in range(20)]
+    assert sum(not calibrate(run_of(norms)).stationary for norms in wild) <= 1
+    assert calibrate(run_of(log_normal() * np.geomspace(1, 1.3, 600))).stationary
+
+
 def test_a_run_that_diverges_is_judged_by_its_sound_part(spiky: Any) -> None:
     end = np.concatenate([np.exp(np.linspace(1, 200, 150)), np.full(50, np.nan)])
     c = calibrate(run_of(np.concatenate([spiky, end])))
@@ -116,6 +122,7 @@ def test_another_norm_stays_in_the_spec(spiky: Any) -> None:
     [
         (np.ones(19), "19 usable of 19"),
         (np.full(50, np.nan), "50 with a NaN or inf norm"),
+        (np.full(50, np.inf), "50 with a NaN or inf norm"),
         (np.zeros(50), "50 with norm 0"),
         ([], "0 usable of 0"),
     ],

@@ -73,6 +73,12 @@ def test_the_terminal_shows_every_policy_in_full() -> None:
     assert max(len(line.rstrip()) for line in lines) <= 80
 
 
+def test_the_loss_of_a_failed_seed_does_not_count() -> None:
+    crashed = Outcome("none", 2, trouble="failed: KeyError", steps=3, final_loss=50.0)
+    (row,) = judge([*outcomes(none=[1.0, 1.2]), crashed], ["t.py"]).rows
+    assert (row.final_loss, row.diverged) == (pytest.approx(1.1), 1)
+
+
 def test_one_seed_names_no_winner() -> None:
     found = judge(outcomes(none=[2.0], auto=[1.0]), ["t.py"])
     assert [row.standing for row in found.rows] == ["", ""]

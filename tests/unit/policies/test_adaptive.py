@@ -156,6 +156,14 @@ def test_skip_spike_accepts_a_new_level(trace: Any, calm: Any, total: Any) -> No
     assert np.flatnonzero(got.skips).tolist() == list(range(150, 160))
 
 
+def test_a_broken_step_neither_ends_a_row_of_skips_nor_is_one(trace: Any, calm: Any) -> None:
+    calm *= 1e-3
+    calm[150:] *= 50
+    calm[155] = np.nan
+    skips = trace(SkipSpike(), calm).skips
+    assert np.flatnonzero(skips).tolist() == [step for step in range(150, 161) if step != 155]
+
+
 def auto_reference(norms: Any) -> Any:
     """Thresholds of Auto, from NumPy's quantiles of a list."""
     seen, first, reference, thresholds = [], 0.0, 0.0, []
