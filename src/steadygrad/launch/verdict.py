@@ -147,7 +147,9 @@ def _nothing_seen(session: Session) -> str:
         )
     else:
         reason = "the script imported neither torch, nor keras, nor jax."
-    return f"0 steps seen, so nothing can be said of this run: {reason}"
+    clip = session.plan.clip
+    unclipped = "" if clip is None else f"--clip {clip} has clipped nothing, and "
+    return f"0 steps seen, so {unclipped}nothing can be said of this run: {reason}"
 
 
 def _other_files(session: Session) -> list[str]:

@@ -88,3 +88,9 @@ def test_no_steps_are_never_called_healthy(
     assert expected in words
     assert "Steady" not in words
     assert "Next:" not in words
+
+
+def test_a_clip_that_met_no_step_is_named(tmp_path: Path) -> None:
+    session = Session(Plan("train.py", out=str(tmp_path / "run.db"), clip="norm:1.0"))
+    words = " ".join(last_words(session).split())
+    assert words.startswith("steadygrad: 0 steps seen, so --clip norm:1.0 has clipped nothing")
