@@ -323,6 +323,14 @@ def test_a_loss_that_is_nan_under_a_scaler_is_explained() -> None:
 # -- what is compiled, scripted or recomputed --------------------------------------------------
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    """Forgets afterwards: nothing watches modules in a process that has compiled any."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_model_is_replayed_eagerly() -> None:
     model = torch.compile(Log(), backend="eager")
     optimizer, steady = attached(model)
@@ -334,6 +342,7 @@ def test_a_compiled_model_is_replayed_eagerly() -> None:
 
 # with warnings as errors torch fails on its own here, attached to or not
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_function_is_left_whole_and_said_to_be_unseen() -> None:
     model = nn.Linear(2, 1)
 
