@@ -12,18 +12,12 @@ import torch
 
 import steadygrad.torch as sg
 from benchmarks.rows import Row, rows_of
+from benchmarks.shapes import gpt2_small
 from benchmarks.timing import Contender, best_of
 from steadygrad import kernels
 
 FAR = 1e9  # a threshold that nothing reaches
 JIT_LIMIT = 1000  # more tensors than this take XLA and TensorFlow minutes to compile
-
-
-def gpt2_small() -> list[tuple[int, ...]]:
-    """The 148 parameters of GPT-2 small."""
-    block = [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,), (768,), (768,)]
-    block += [(768, 3072), (3072,), (3072, 768), (768,)]
-    return [(50257, 768), (1024, 768), *(block * 12), (768,), (768,)]
 
 
 SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks.rows import Row, described, rows_of, table
+from benchmarks.shapes import gpt2_small
 from benchmarks.timing import Contender, best_of
 
 LIMIT = 1.0
@@ -24,13 +25,6 @@ ACTIVE = {"active": 1.0, "inactive": 1e-9}
 """What gradients of a norm over `LIMIT` are multiplied by."""
 
 COMPILE_TARGET = 2.0
-
-
-def gpt2_small() -> list[tuple[int, ...]]:
-    """The 148 parameters of GPT-2 small."""
-    block = [(768,), (768,), (768, 2304), (2304,), (768, 768), (768,), (768,), (768,)]
-    block += [(768, 3072), (3072,), (3072, 768), (768,)]
-    return [(50257, 768), (1024, 768), *(block * 12), (768,), (768,)]
 
 
 LEAVES: dict[str, tuple[str, Callable[[], list[tuple[int, ...]]], float]] = {
@@ -76,11 +70,7 @@ def jax_rows(threads: int, seconds: float, leaves: list[str]) -> Iterator[Row]:
                 ]
                 best = best_of(contenders, seconds)
                 yield from rows_of(threads, name, f"{how}, {active}", contenders, best)
-            plain = [
-                Contender(n, _nothing, target=COMPILE_TARGET if i else None)
-                for i, n in enumerate(makers)
-            ]
-            yield from rows_of(threads, name, f"{how}: compile", plain, compiling)
+            yield from _compile_rows(threads, name, f"{how}: compile", makers, compiling)
     import jax.numpy as jnp
 
     # optax alone takes minutes on these
@@ -92,6 +82,15 @@ def jax_rows(threads: int, seconds: float, leaves: list[str]) -> Iterator[Row]:
 
 def _nothing() -> None:
     """A row that was timed elsewhere."""
+
+
+def _compile_rows(
+    threads: int, name: str, case: str, names: Iterable[str], took: list[float]
+) -> list[Row]:
+    contenders = [
+        Contender(n, _nothing, target=COMPILE_TARGET if i else None) for i, n in enumerate(names)
+    ]
+    return rows_of(threads, name, case, contenders, took)
 
 
 def _compiled(
@@ -163,11 +162,8 @@ def tensorflow_rows(threads: int, seconds: float, leaves: list[str]) -> Iterator
                 ]
                 took = best_of(contenders, seconds)
                 yield from rows_of(threads, name, f"{how}, {active}", contenders, took)
-            plain = [
-                Contender(n, _nothing, target=COMPILE_TARGET if i else None)
-                for i, n in enumerate(clips)
-            ]
-            yield from rows_of(threads, name, f"{how}: compile and first call", plain, compiling)
+            case = f"{how}: compile and first call"
+            yield from _compile_rows(threads, name, case, clips, compiling)
 
 
 def _tf_run(step: Any, tensors: Any) -> Callable[[], object]:

@@ -87,8 +87,7 @@ class Sampler:
             params: all parameters of the optimizer.
             ids: their numbers in the writer.
         """
-        if self._before is not None:
-            self._finish_update()
+        self._finish_update()
         if self.due(step):
             self._sample(step, params, ids)
         self._watch.stop()
@@ -135,15 +134,15 @@ class Sampler:
             self._write("spectral_radius", step, known, [_radius(p) for _, p, _ in rows])
             self._write("recurrent_steps", step, known, [n for _, _, n in rows])
 
-    @torch.no_grad()
     def _finish_update(self) -> None:
         """The update of the last sampled step, over the size of the weights."""
         if self._before is None:
             return
         step, ids, before = self._before
         self._before = None
-        moved = [_norm(_part(now) - old) for now, old in zip(self._live, before, strict=True)]
-        size = [_norm(old) for old in before]
+        with torch.no_grad():  # entered here: most steps have nothing to finish
+            moved = [_norm(_part(now) - old) for now, old in zip(self._live, before, strict=True)]
+            size = [_norm(old) for old in before]
         del self._live
         pairs = zip(_floats(moved), _floats(size), strict=True)
         ratios = [m / s if s > 0 else math.nan for m, s in pairs]

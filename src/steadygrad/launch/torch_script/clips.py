@@ -165,7 +165,7 @@ class ClipLog:
 
     def valid(self, parameter: torch.Tensor) -> Row | None:
         """The figures before clipping, where nothing has touched the gradient since."""
-        found = self._rows.get(id(parameter)) if self._rows else None
+        found = self._rows.get(id(parameter))
         if found is None:
             return None
         grad = parameter.grad
