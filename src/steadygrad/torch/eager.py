@@ -2,7 +2,8 @@
 
 What is done here reads pointers, clocks and NumPy figures, which a tracer would turn
 into constants of the graph. torch has a decorator for that, but using it imports the
-compiler, which takes seconds; here that is put off until something else has imported it.
+compiler, which takes seconds, and its wrapper costs every call some microseconds; it is called
+only where something traces or may begin to.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from typing import Any, TypeVar, cast
 import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_NO_TRACER = object()
+# what torch asks before it runs a frame; None where nothing is compiled. torch 2.4 lacks it
+_tracer: Callable[[], Any] = getattr(
+    getattr(torch._C._dynamo, "eval_frame", None),
+    "get_eval_frame_callback",
+    lambda: _NO_TRACER if "torch._dynamo" in sys.modules else None,
+)
 
 
 def eager(function: Function) -> Function:
@@ -31,7 +40,7 @@ def eager(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:  # then nothing can be tracing
+        if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
             return function(*args, **kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]

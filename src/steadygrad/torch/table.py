@@ -8,12 +8,16 @@ each step.
 from __future__ import annotations
 
 import dataclasses
-from operator import is_
+from operator import attrgetter, is_
+from typing import Any
 
 import torch
 
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.batch import Batch
 from steadygrad.torch.naming import Names, lookup
+
+_GRAD = attrgetter("grad")
 
 
 class ParameterTable:
@@ -55,3 +59,27 @@ class ParameterTable:
         self.infos = tuple(dataclasses.replace(i, optimizer=self._index) for i in infos)
         self.names = tuple(info.name for info in infos)
         self.sizes = tuple(p.numel() for p in self.params)
+
+    def batch(self, scale: Any, state: Any) -> Batch:
+        """The gradients that are there now.
+
+        Args:
+            scale: the loss scale that they carry; None for none.
+            state: the optimizer's state.
+
+        Returns:
+            Them, in the order of the parameters.
+        """
+        grads: list[Any] = list(map(_GRAD, self.params))
+        if type(None) not in set(map(type, grads)):
+            return Batch(grads, self.params, self.names, self.sizes, scale, state)
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        return Batch(
+            grads=[grads[i] for i in present],
+            params=[self.params[i] for i in present],
+            names=tuple(self.names[i] for i in present),
+            sizes=tuple(self.sizes[i] for i in present),
+            scale=scale,
+            state=state,
+            present=present,
+        )

@@ -9,7 +9,6 @@ an optimizer holds never come here.
 from __future__ import annotations
 
 import math
-import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ import torch
 
 from steadygrad.launch.torch_script.clips import ClipLog
 from steadygrad.launch.torch_script.observed import Row, rows_of, summed_up
-from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper, Outcome
 from steadygrad.torch.recording import Recorder
+from steadygrad.torch.step_record import record_of
 
 PROBE = 8
 
@@ -174,26 +174,9 @@ class ManualLoop:
                 infos = [replace(self._infos[key], optimizer=self.index) for key in ids]
                 self._open.add_tensors(infos)
                 self._announced = ids
-            record = _record_of(self.steps, outcome, loss, self.index)
+            record = record_of(self.steps, outcome, loss, math.nan, optimizer=self.index)
             self._open.write(record, outcome.stats, None, leaves)
         self.steps += 1
-
-
-def _record_of(step: int, outcome: Outcome, loss: Any, index: int) -> StepRecord:
-    applied = outcome.applied
-    return StepRecord(
-        step=step,
-        time=time.time(),
-        loss=float(loss),
-        norm=float(outcome.stats.total_norm),
-        threshold=float(outcome.threshold),
-        coef=float(applied.coef),
-        action="skip" if outcome.skip else "clip" if bool(applied.clipped) else "none",
-        lr=math.nan,
-        nonfinite=int(outcome.stats.nonfinite.sum()),
-        cosine=float(applied.cosine),
-        optimizer=index,
-    )
 
 
 def _probe(leaf: torch.Tensor) -> tuple[weakref.ref[torch.Tensor], int, list[float]]:
