@@ -55,7 +55,7 @@ def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str =
         >>> figures.norms.tolist(), figures.nonfinite.tolist(), figures.zeros.tolist()
         ([5.0, inf], [0, 1], [0, 1])
     """
-    return _pick(form).read(tensors, norm_type)
+    return (_FORMS.get(form) or _pick(form)).read(tensors, norm_type)
 
 
 def scale_(tensors: Sequence[torch.Tensor], coefs: Any, *, form: str = "auto") -> None:
@@ -79,7 +79,7 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: Any, *, form: str = "auto") -
         >>> grad
         tensor([1.5000, 2.0000])
     """
-    _pick(form).scale_(tensors, coefs)
+    (_FORMS.get(form) or _pick(form)).scale_(tensors, coefs)
 
 
 def _pick(form: str) -> Form:

@@ -190,18 +190,19 @@ static sg_figures figures_in(PyObject *bytes, Py_ssize_t n)
     return (sg_figures){rows, rows + n, (int64_t *)(rows + 2 * n), (int64_t *)(rows + 3 * n)};
 }
 
-/* The figures as the bytes of four rows: made here, since asking an array for its address
+/* The figures as the bytes of four rows, and the total norm after them: made here, since asking an array for its address
  * takes longer than reading a small model's gradients. */
 static PyObject *run_read(const sg_tensor *tensors, Py_ssize_t n, double p, int threads,
                           const sg_loops *loops)
 {
     int failed;
-    PyObject *bytes = PyByteArray_FromStringAndSize(NULL, n * 4 * (Py_ssize_t)sizeof(double));
+    PyObject *bytes = PyByteArray_FromStringAndSize(NULL, (n * 4 + 1) * (Py_ssize_t)sizeof(double));
     if (!bytes)
         return NULL;
     sg_figures figures = figures_in(bytes, n);
     Py_BEGIN_ALLOW_THREADS
     failed = sg_read(tensors, n, p, threads, loops, figures);
+    figures.norms[n * 4] = sg_total(figures.norms, n, p);
     Py_END_ALLOW_THREADS
     if (!failed)
         return bytes;

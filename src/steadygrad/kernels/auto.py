@@ -20,14 +20,14 @@ from steadygrad.kernels.reference import Read
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     """Measure; see `steadygrad.kernels.read`."""
-    if native.available():
+    if native.AVAILABLE:
         figures, refused = native.try_read(list(tensors), norm_type)
         if refused == native.ALL_SERVED:
             return figures
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return (
             _read_each(tensors, norm_type)
-            if native.available()
+            if native.AVAILABLE
             else reference.read(tensors, norm_type)
         )
     return _read_device(tensors, norm_type)
@@ -39,11 +39,11 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
         _scale_device(tensors, coefs)
         return
     each = native.each_coef(coefs, len(tensors))
-    if native.available() and native.try_scale(list(tensors), each) == native.ALL_SERVED:
+    if native.AVAILABLE and native.try_scale(list(tensors), each) == native.ALL_SERVED:
         return
     for index, tensor in enumerate(tensors):
         coef = each[index : index + 1]
-        if not native.available() or native.try_scale([tensor], coef) != native.ALL_SERVED:
+        if not native.AVAILABLE or native.try_scale([tensor], coef) != native.ALL_SERVED:
             reference.scale_([tensor], coef)
 
 
@@ -109,7 +109,7 @@ def _read_device(tensors: Sequence[torch.Tensor], p: float) -> Read:
 
 def columns_of(figures: Read) -> tuple[Any, Any, Any, Any]:
     """The four arrays of a `Read`, in its order."""
-    return figures.norms, figures.max_abs, figures.nonfinite, figures.zeros
+    return figures[:4]
 
 
 def _on(value: Any, device: torch.device) -> torch.Tensor:

@@ -306,6 +306,19 @@ static double norm_of(const total *t, double p)
     return t->part.unit * (p == 2.0 ? sqrt(sum) : pow(sum, 1.0 / p));
 }
 
+double sg_total(const double *norms, int64_t count, double p)
+{
+    total t = {{.unit = 1.0}, 0};
+    for (int64_t i = 0; i < count; i++) {
+        sg_part whole = {.unit = norms[i], .sum = 1.0, .max_abs = norms[i]};
+        whole.has_nan = norms[i] != norms[i];
+        whole.nonfinite = whole.has_nan || norms[i] == INFINITY;
+        if (norms[i] != 0)
+            fold(&t, &whole, p);
+    }
+    return norm_of(&t, p);
+}
+
 static void put(sg_figures out, int64_t tensor, const total *t, double p)
 {
     out.norms[tensor] = norm_of(t, p);

@@ -59,6 +59,9 @@ const sg_loops *sg_loops_at(int rank);
 int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads,
             const sg_loops *loops, sg_figures out);
 
+/* The p-norm of all tensors taken as one vector, from theirs. */
+double sg_total(const double *norms, int64_t count, double p);
+
 /* Multiplies in place; a tensor whose coefficient is 1 is not written. */
 int sg_scale(const sg_tensor *tensors, int64_t count, const double *coefs, int threads,
              const sg_loops *loops);

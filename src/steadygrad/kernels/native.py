@@ -50,16 +50,15 @@ _NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
 
 
-def available() -> bool:
-    """Whether the extension was built."""
-    return _read is not None
+AVAILABLE = _read is not None
+"""Whether the extension was built."""
 
 
 def instruction_sets() -> list[str]:
     """The loops that this processor can run, best first.
 
     Example:
-        >>> "portable" in instruction_sets() or not available()
+        >>> "portable" in instruction_sets() or not AVAILABLE
         True
     """
     return list(_SETS)
@@ -108,8 +107,9 @@ def try_read(
     if isinstance(rows, int):
         return _NOTHING_READ, rows
     figures, counts = np.frombuffer(rows, np.float64), np.frombuffer(rows, np.int64)
-    columns = figures[:n], figures[n : 2 * n], counts[2 * n : 3 * n], counts[3 * n :]
-    return Read(*columns), ALL_SERVED
+    norms, max_abs = figures[:n], figures[n : 2 * n]
+    found = Read(norms, max_abs, counts[2 * n : 3 * n], counts[3 * n : -1], figures[-1])
+    return found, ALL_SERVED
 
 
 def try_scale(

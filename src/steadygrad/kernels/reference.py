@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ INF = math.inf
 _TWICE_ROUNDED = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """What one read tells, one element a tensor.
 
     Attributes:
@@ -34,12 +32,14 @@ class Read:
         max_abs: largest magnitude of the finite elements, float64; 0 where there is none.
         nonfinite: number of NaN and inf elements, int64.
         zeros: number of elements equal to zero, int64; what a sparse tensor does not store counts.
+        total: p-norm of all tensors taken as one vector, 0-d; None where a form does not join.
     """
 
     norms: Any
     max_abs: Any
     nonfinite: Any
     zeros: Any
+    total: Any = None
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.policies.base import Decision, Policy, State, full_like
 from steadygrad.stats import GradientStats
 
 
@@ -21,5 +21,5 @@ class NoClip(Policy):
     name: ClassVar[str] = "none"
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        one = xp.ones_like(stats.total_norm)
-        return state, Decision(threshold=one * float("inf"), coef=one)
+        norm = stats.total_norm
+        return state, Decision(full_like(xp, norm, float("inf")), coef=full_like(xp, norm, 1.0))

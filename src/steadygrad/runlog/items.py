@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,36 +14,40 @@ from steadygrad.runlog.records import StepRecord, TensorInfo
 
 
 class StepItem(NamedTuple):
-    """A step with its figures, copied; ``figures`` is ``[4, tensors]``, one array to make."""
+    """A step with its figures, ``[tensors]`` each; nobody writes to them any more.
+
+    Attributes:
+        record: the step.
+        time: when it was handed over, in seconds since the Unix epoch.
+        tensor_ids: numbers of the tensors measured.
+        norms: norm of each tensor's gradient.
+        max_abs: largest finite magnitudes.
+        nonfinite: counts of NaN and inf elements.
+        zeros: counts of zero elements.
+    """
 
     record: StepRecord
     time: float
     tensor_ids: NDArray[np.int64]
-    figures: NDArray[np.float64]
+    norms: NDArray[np.float64]
+    max_abs: NDArray[np.float64]
+    nonfinite: NDArray[Any]
+    zeros: NDArray[Any]
 
     @property
-    def norms(self) -> NDArray[np.float64]:
-        """Norm of each tensor's gradient."""
-        row: NDArray[np.float64] = self.figures[0]
-        return row
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return 1000 + 64 * len(self.tensor_ids)
 
-    @property
-    def max_abs(self) -> NDArray[np.float64]:
-        """Largest finite magnitudes."""
-        row: NDArray[np.float64] = self.figures[1]
-        return row
 
-    @property
-    def nonfinite(self) -> NDArray[np.float64]:
-        """Counts of NaN and inf elements."""
-        row: NDArray[np.float64] = self.figures[2]
-        return row
+def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:
+    """One figure of steps over the same tensors, ``[steps, tensors]``.
 
-    @property
-    def zeros(self) -> NDArray[np.float64]:
-        """Counts of zero elements."""
-        row: NDArray[np.float64] = self.figures[3]
-        return row
+    Args:
+        items: the steps, one at least.
+        figure: ``norms``, ``max_abs``, ``nonfinite`` or ``zeros``.
+    """
+    return np.stack([getattr(item, figure) for item in items], dtype=np.float64)
 
 
 class TensorsItem(NamedTuple):

@@ -31,6 +31,17 @@ def due(step: int, every: int = 64) -> bool:
     return early or step % every == 0
 
 
+def next_due(step: int, every: int = 64) -> int:
+    """The first sampled step from this one on.
+
+    Example:
+        >>> next_due(5), next_due(64), next_due(65)
+        (8, 64, 128)
+    """
+    rounded = -(-step // every) * every
+    return min(rounded, 1 << (step - 1).bit_length()) if step > 1 else step
+
+
 def stride(elements: int) -> int:
     """Distance between the elements that stand for a tensor.
 

@@ -23,7 +23,15 @@ import numpy as np
 
 from steadygrad.runlog.encode import encode_block, encode_steps, pack
 from steadygrad.runlog.filesystem import journal_mode
-from steadygrad.runlog.items import EventItem, InfoItem, Item, SampleItem, StepItem, TensorsItem
+from steadygrad.runlog.items import (
+    EventItem,
+    InfoItem,
+    Item,
+    SampleItem,
+    StepItem,
+    TensorsItem,
+    stacked,
+)
 from steadygrad.runlog.records import STEP_DTYPE
 from steadygrad.runlog.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
 
@@ -212,10 +220,10 @@ class Store:
         sizes = np.array([self._sizes[i] for i in np.frombuffer(ids, np.int64)], np.float64)
         block = encode_block(
             places,
-            np.stack([item.norms for item in steps]),
-            np.stack([item.max_abs for item in steps]),
-            np.stack([item.nonfinite for item in steps]),
-            np.stack([item.zeros for item in steps]) / np.maximum(sizes, 1.0),
+            stacked(steps, "norms"),
+            stacked(steps, "max_abs"),
+            stacked(steps, "nonfinite"),
+            stacked(steps, "zeros") / np.maximum(sizes, 1.0),
             level,
         )
         self._connection.execute(

@@ -150,18 +150,22 @@ class RunWriter:
         """
         began = time.perf_counter()
         try:
-            item = StepItem(
-                record,
-                time.time(),
-                np.array(tensor_ids, np.int64),
-                np.array((norms, max_abs, nonfinite, zeros), np.float64),
-            )
+            figures = np.array((norms, max_abs, nonfinite, zeros), np.float64)
+            item = StepItem(record, time.time(), np.array(tensor_ids, np.int64), *figures)
         except (TypeError, ValueError) as error:
             self._put(error, 0)  # the thread ends the recording with it
             return
-        if not self._pump.put(item, 1000 + 2 * item.figures.nbytes):
-            self._recorder.missed(record)
+        self.hand_over(item)
         self._recorder.overhead += time.perf_counter() - began
+
+    def hand_over(self, item: StepItem) -> None:
+        """`write_step` for a caller that keeps its own account of time.
+
+        Args:
+            item: the step, in arrays that nobody writes to any more.
+        """
+        if not self._pump.put(item, item.nbytes):
+            self._recorder.missed(item.record)
 
     def write_sample(
         self,

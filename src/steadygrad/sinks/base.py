@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from steadygrad.errors import UsageError
 from steadygrad.runlog import STEP_DTYPE, Event, TensorInfo
-from steadygrad.runlog.items import EventItem, Head, SampleItem, StepItem, TensorsItem
+from steadygrad.runlog.items import EventItem, Head, SampleItem, StepItem, TensorsItem, stacked
 from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
 
@@ -152,7 +152,7 @@ class Sink(ABC):
         if pump is None or not pump.usable:
             return
         for item in items:
-            size = 1000 + 2 * item.figures.nbytes if isinstance(item, StepItem) else 1000
+            size = item.nbytes if isinstance(item, StepItem) else 1000
             if not pump.put(item, size):
                 self._lost += 1
 
@@ -215,13 +215,13 @@ class Sink(ABC):
     def _batch(self, items: list[StepItem]) -> Batch:
         tensors = [self._known[number] for number in items[0].tensor_ids]
         sizes = np.array([np.prod(t.shape, dtype=np.float64) for t in tensors])
-        zeros = np.stack([item.zeros for item in items])
+        zeros = stacked(items, "zeros")
         return Batch(
             _rows(items),
             tuple(tensor.name for tensor in tensors),
-            np.stack([item.norms for item in items]),
-            np.stack([item.max_abs for item in items]),
-            np.stack([item.nonfinite for item in items]),
+            stacked(items, "norms"),
+            stacked(items, "max_abs"),
+            stacked(items, "nonfinite"),
             np.clip(zeros / np.maximum(sizes, 1.0), 0.0, 1.0),
         )
 

@@ -95,6 +95,7 @@ class Attached:
         self._present: list[int] | None = None
         self._announced: tuple[TensorInfo, ...] | None = None
         self._way: skipping.Way | None = None
+        self._booked = 0.0
         self._folding = Folding()
         self._outbox = Outbox()
         self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -149,7 +150,7 @@ class Attached:
             raise self._explained(error, batch) from None
         if self.finder is not None:
             self._seek_origin(outcome.stats)
-        self._spent(started)
+        self.seconds += time.perf_counter() - started
         return outcome
 
     def overflowed(self) -> None:
@@ -166,19 +167,22 @@ class Attached:
         started = time.perf_counter()
         stats = self.stats = outcome.stats
         lr = self.optimizer.param_groups[0].get("lr")
-        scale = 1.0 if self.loss_scale is None else self.loss_scale
-        known = (self.steps, outcome, self._step_loss(), lr, scale, self._index)
+        known = (self.steps, outcome, self._step_loss(), lr, self.loss_scale, self._index)
         if self.recorder is not None:
             self.recorder.sample(self.steps, self.table.params)
         if isinstance(stats.total_norm, torch.Tensor):
             self._outbox.send(*begun_record(*known), stats, self._present)
             self._empty(wait=False)
         else:
-            self._empty()
+            if self._outbox.under_way:
+                self._empty()
             self._deliver(record_of(*known), stats, self._present)
         self.steps += 1
         self.loss = self.closure_loss = None
-        self._spent(started)
+        self.seconds += time.perf_counter() - started
+        if self.recorder is not None:
+            self.recorder.spent(self.seconds - self._booked)
+            self._booked = self.seconds
 
     def skipped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments with which the step that follows does nothing."""
@@ -190,7 +194,8 @@ class Attached:
 
     def recover(self) -> None:
         """Undo what was done for one step only; also after a step that raised."""
-        self._folding.take_back()
+        if self._folding.handed:
+            self._folding.take_back()
         while self._taken:
             parameter, grad = self._taken.pop()
             parameter.grad = grad
@@ -212,17 +217,11 @@ class Attached:
     def _skip(self, flag: torch.Tensor) -> bool:
         return self._folding.skip(self.optimizer, flag)
 
-    def _spent(self, started: float) -> None:
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        if self.recorder is not None:
-            self.recorder.spent(seconds)
-
     # -- what a step is made of --------------------------------------------------------------
 
     def _gather(self) -> Batch:
-        self.follow_table()
-        table, optimizer = self.table, self.optimizer
+        optimizer, table = self.optimizer, self.table
+        self._follow(optimizer)
         if self._announced is not table.infos:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
@@ -233,7 +232,10 @@ class Attached:
 
     def follow_table(self) -> None:
         """Take note of parameters that were added to the optimizer."""
-        if self.table.refresh(self.optimizer):
+        self._follow(self.optimizer)
+
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.table.refresh(optimizer):
             self.clipper.memory.follow(self.table.names, self.table.sizes)
 
     def _announce(self) -> None:

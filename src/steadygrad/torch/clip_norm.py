@@ -152,7 +152,8 @@ def _clip_with(parameters: Tensors, max_norm: float, total_norm: torch.Tensor | 
 
 
 def _total(grads: Sequence[torch.Tensor], p: float, error_if_nonfinite: bool) -> Any:
-    norm = total_of(sharded.read_whole(grads, p).norms, p)
+    figures = sharded.read_whole(grads, p)
+    norm = total_of(figures.norms, p) if figures.total is None else figures.total
     if error_if_nonfinite and not math.isfinite(norm):
         raise NonFiniteError(
             f"the total norm of order {p} of the gradients is {float(norm)}, so they cannot be "

@@ -94,7 +94,7 @@ class Clipper:
         Raises:
             NonFiniteError: gradients are not finite and `on_nonfinite` is ``raise``.
         """
-        if batch.present is None:
+        if batch.present is None and batch.names is not self.memory.names:
             self.memory.follow(batch.names, batch.sizes)
         stats = self.measure(batch)
         if not batch.grads:

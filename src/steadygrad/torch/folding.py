@@ -23,14 +23,14 @@ _DTYPE = attrgetter("dtype")
 
 
 class Folding:
-    """What one optimizer was handed for one step, and what stood there before.
+    """What one optimizer was handed for one step.
 
-    Args:
-        optimizer: whose step is about to run.
+    Attributes:
+        handed: the optimizer, the attribute's name, and what stood there before.
     """
 
     def __init__(self) -> None:
-        self._before: list[tuple[torch.optim.Optimizer, str, Any]] = []
+        self.handed: list[tuple[torch.optim.Optimizer, str, Any]] = []
 
     def scale(
         self, optimizer: torch.optim.Optimizer, grads: Sequence[torch.Tensor], coef: Any
@@ -70,15 +70,15 @@ class Folding:
 
     def take_back(self) -> None:
         """Restore what stood there; also after a step that raised."""
-        while self._before:
-            optimizer, name, value = self._before.pop()
+        while self.handed:
+            optimizer, name, value = self.handed.pop()
             if value is not _ABSENT:
                 setattr(optimizer, name, value)
             elif hasattr(optimizer, name):
                 delattr(optimizer, name)
 
     def _hand(self, optimizer: torch.optim.Optimizer, name: str, value: torch.Tensor) -> None:
-        self._before.append((optimizer, name, getattr(optimizer, name, _ABSENT)))
+        self.handed.append((optimizer, name, getattr(optimizer, name, _ABSENT)))
         setattr(optimizer, name, value)
 
 

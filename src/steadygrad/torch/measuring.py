@@ -41,21 +41,13 @@ def measure_gradients(
     Returns:
         Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
     """
-    figures = read_whole(grads, norm_type)
-    norms, max_abs = figures.norms, figures.max_abs
+    norms, max_abs, nonfinite, zeros, total = read_whole(grads, norm_type)
     if scale is not None:
         divisor = scale if isinstance(norms, torch.Tensor) else float(scale)
-        norms, max_abs = norms / divisor, max_abs / divisor
-    return GradientStats(
-        names=names,
-        norms=norms,
-        max_abs=max_abs,
-        nonfinite=figures.nonfinite,
-        zeros=figures.zeros,
-        sizes=sizes,
-        total_norm=total_of(norms, norm_type),
-        norm_type=norm_type,
-    )
+        norms, max_abs, total = norms / divisor, max_abs / divisor, None
+    if total is None:
+        total = total_of(norms, norm_type)
+    return GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type)
 
 
 def total_of(norms: Any, norm_type: float) -> Any:

@@ -27,17 +27,20 @@ class Memory:
 
     Args:
         policy: whose state it is.
+
+    Attributes:
+        names: of all tensors.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.state: State | None = None
-        self._names: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()
         self._sizes: tuple[int, ...] = ()
 
     def follow(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         """Take note of all tensors; called again when they change."""
-        known, self._names, self._sizes = self._names, names, sizes
+        known, self.names, self._sizes = self.names, names, sizes
         if self.state is None or known == names:
             return
         fresh = _fresh(self.policy, names, next(iter(self.state.values()), np.zeros(0)))
@@ -67,13 +70,16 @@ class Memory:
         xp = namespace(stats.norms)
         spread = present is not None and bool(self.policy.per_tensor)
         whole = self._laid_out(stats, present) if spread else stats
-        names = whole.names if self.policy.per_tensor else self._names or whole.names
+        names = whole.names if self.policy.per_tensor else self.names or whole.names
         if self.state is None:
             self.state = _fresh(self.policy, names, stats.norms)
         state = {key: _moved(value, stats.norms) for key, value in self.state.items()}
-        # a norm may be inf, and inf - inf is then right to be NaN
-        with np.errstate(all="ignore"), _on_device_of(stats.norms):
-            state, decision = self.policy.decide(xp, state, whole)
+        if xp is np:
+            with np.errstate(all="ignore"):  # a norm may be inf, and inf - inf is right to be NaN
+                state, decision = self.policy.decide(xp, state, whole)
+        else:
+            with _on_device_of(stats.norms):
+                state, decision = self.policy.decide(xp, state, whole)
         if spread and decision.coef.ndim:
             decision = replace(decision, coef=decision.coef[present])
         return state, decision
@@ -88,7 +94,7 @@ class Memory:
         Raises:
             UsageError: it is not of this policy over these tensors.
         """
-        fresh = _fresh(self.policy, self._names, np.zeros(0))
+        fresh = _fresh(self.policy, self.names, np.zeros(0))
         shapes = {key: tuple(value.shape) for key, value in fresh.items()}
         given = {key: tuple(value.shape) for key, value in saved.items()}
         if given and given != shapes:
@@ -103,7 +109,7 @@ class Memory:
         """The figures over all tensors: those without a gradient have norm 0."""
 
         def spread(values: Any) -> Any:
-            xp, size = namespace(values), len(self._names)
+            xp, size = namespace(values), len(self.names)
             beside = {"device": values.device} if isinstance(values, torch.Tensor) else {}
             whole = xp.zeros(size, dtype=values.dtype, **beside)
             whole[present] = values
@@ -111,7 +117,7 @@ class Memory:
 
         return replace(
             stats,
-            names=self._names,
+            names=self.names,
             sizes=self._sizes,
             norms=spread(stats.norms),
             max_abs=spread(stats.max_abs),

@@ -70,10 +70,14 @@ class Parcel:
 
 
 class Outbox:
-    """Steps under way, in order."""
+    """Steps on their way.
+
+    Attributes:
+        under_way: them, in order.
+    """
 
     def __init__(self) -> None:
-        self._under_way: deque[Parcel] = deque()
+        self.under_way: deque[Parcel] = deque()
 
     def send(
         self,
@@ -94,7 +98,7 @@ class Outbox:
         parts += [getattr(stats, name) for name in FIGURES]
         packed = torch.cat([part.to(torch.float64) for part in parts])
         buffer, arrived = _start_copy(packed)
-        self._under_way.append(Parcel(record, tuple(scalars), stats, present, buffer, arrived))
+        self.under_way.append(Parcel(record, tuple(scalars), stats, present, buffer, arrived))
 
     def take(self, wait: bool = False) -> Iterator[Delivery]:
         """The steps that have arrived, each once.
@@ -102,12 +106,12 @@ class Outbox:
         Args:
             wait: for all of them; otherwise only the steps beyond `MOST` are waited for.
         """
-        while self._under_way:
-            first = self._under_way[0]
+        while self.under_way:
+            first = self.under_way[0]
             there = first.arrived is None or first.arrived.query()
-            if not (wait or there or len(self._under_way) > MOST):
+            if not (wait or there or len(self.under_way) > MOST):
                 return
-            parcel = self._under_way.popleft()
+            parcel = self.under_way.popleft()
             yield (*parcel.opened(), parcel.present)
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog.items import StepItem
 from steadygrad.stats import GradientStats
 from steadygrad.torch.sampling import Sampler
 
@@ -53,15 +54,14 @@ class Recorder:
 
         Args:
             record: the step.
-            stats: its figures, NumPy.
+            stats: its figures, NumPy; nobody writes to them any more.
             present: places in the optimizer's order of the tensors measured; None for all.
             params: all parameters of the optimizer, before the step moves them; without them
                 nothing beyond gradients is sampled.
         """
         ids = self._ids if present is None else self._ids[present]
-        self.writer.write_step(
-            record, ids, stats.norms, stats.max_abs, stats.nonfinite, stats.zeros
-        )
+        figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+        self.writer.hand_over(StepItem(record, record.time, ids, *figures))
         if params:
             self.sample(record.step, params)
 
@@ -72,9 +72,10 @@ class Recorder:
             step: number of the step that is about to be applied.
             params: all parameters of the optimizer.
         """
-        if len(params) == len(self._ids):
-            self._sampler.at_step(step, params, self._ids)
-        self.spent(self._sampler.take_seconds())
+        sampler = self._sampler
+        if step >= sampler.idle_before and len(params) == len(self._ids):
+            sampler.at_step(step, params, self._ids)
+            self.spent(sampler.take_seconds())
 
     def spent(self, seconds: float) -> None:
         """Add to the run's overhead."""

@@ -26,7 +26,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from steadygrad.runlog.sampled import due, spectral_radius, stride
+from steadygrad.runlog.sampled import due, next_due, spectral_radius, stride
 
 CALLS = 8
 """Calls of one module in a forward pass of which the activations are read."""
@@ -48,6 +48,9 @@ class Sampler:
     Args:
         writer: an open `RunWriter`, or anything with `write_sample` and `update_info`.
         every: steps between samples, once the first ones are taken.
+
+    Attributes:
+        idle_before: the first step at which something is to be done again.
 
     Example:
         >>> class Print:
@@ -74,13 +77,14 @@ class Sampler:
         self._watch = _Watch()
         self._watch.start()
         self._said_frozen = False
+        self.idle_before = 0
 
     def due(self, step: int) -> bool:
         """Whether a step is sampled."""
         return due(step, self._every)
 
     def at_step(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
-        """Measure what is due; call it at every step, before the weights move.
+        """Measure what is due; call it before the weights move, at every step from `idle_before`.
 
         Args:
             step: number of the step that is about to be applied.
@@ -91,8 +95,10 @@ class Sampler:
         if self.due(step):
             self._sample(step, params, ids)
         self._watch.stop()
-        if self.due(step + 1):
+        following = next_due(step + 1, self._every)
+        if following == step + 1:
             self._watch.start()
+        self.idle_before = following - 1 if self._before is None else step + 1
 
     def close(self) -> None:
         """Take the hooks off and measure the last sampled update."""

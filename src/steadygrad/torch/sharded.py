@@ -105,8 +105,7 @@ def _without_partial(tensor: Any) -> Any:
 
 
 def _gathered(tensors: Sequence[Any], figures: Read, norm_type: float) -> Read:
-    columns = (figures.norms, figures.max_abs, figures.nonfinite, figures.zeros)
-    rows = torch.stack([torch.as_tensor(c).to(torch.float64) for c in columns])  # [4, tensors]
+    rows = torch.stack([torch.as_tensor(c).to(torch.float64) for c in figures[:4]])  # [4, tensors]
     for (mesh, dimension), places in sorted(_splits(tensors).items(), key=lambda kv: kv[1][0]):
         group = mesh.get_group(dimension)
         mine = rows[:, places].contiguous()

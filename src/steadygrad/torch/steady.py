@@ -154,7 +154,8 @@ class Steady:
 
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; a second call does nothing."""
-        self._recover()
+        self._depth = 0
+        self._attached.recover()
         optimizer = self._attached.held()
         if optimizer is not None and getattr(optimizer, scaler.HANDLE, None) is self:
             for hook in self._hooks:
@@ -228,12 +229,12 @@ class Steady:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments | None:
         attached = self._attached
-        if optimizer is not attached.optimizer:  # a shadow, or a trial of one
+        if optimizer is not attached.held():  # a shadow, or a trial of one
             return None
         if self._depth and _inside_step_of(optimizer):
             self._depth += 1
             return None
-        self._recover()
+        attached.recover()
         if attached.finder is not None:
             attached.finder.rest()
         self._depth = 1
@@ -243,16 +244,14 @@ class Steady:
         return attached.skipped(args, kwargs) if attached.act(fold=True) else None
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if optimizer is self._attached.optimizer:
+        attached = self._attached
+        if optimizer is attached.held():
             self._depth -= 1
             if self._depth <= 0:
-                self._recover()
-                if self._attached.finder is not None:
-                    self._attached.finder.stepped()
-
-    def _recover(self) -> None:
-        self._depth = 0
-        self._attached.recover()
+                self._depth = 0
+                attached.recover()
+                if attached.finder is not None:
+                    attached.finder.stepped()
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

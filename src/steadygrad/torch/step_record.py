@@ -17,7 +17,7 @@ from steadygrad.torch.clipper import Outcome
 
 
 def record_of(
-    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = 1.0, optimizer: int = 0
+    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
 ) -> StepRecord:
     """The record of a step whose figures are read here.
 
@@ -26,7 +26,7 @@ def record_of(
         outcome: what was found and done.
         loss: its loss, a number or a tensor; what is neither gives NaN.
         lr: the learning rate, likewise.
-        loss_scale: the factor that its gradients carried.
+        loss_scale: the factor that its gradients carried; None for none.
         optimizer: number of the optimizer within the run.
 
     Returns:
@@ -36,13 +36,13 @@ def record_of(
     return StepRecord(
         step,
         time.time(),
-        number(loss),
+        loss if type(loss) is float else number(loss),
         norm,
         float(outcome.threshold),
         float(applied.coef),
         "skip" if outcome.skip else "clip" if applied.clipped else "none",
-        number(lr),
-        number(loss_scale),
+        lr if type(lr) is float else number(lr),
+        1.0 if loss_scale is None else number(loss_scale),
         0 if math.isfinite(norm) else int(outcome.stats.nonfinite.sum()),
         float(applied.cosine),
         optimizer,
@@ -50,7 +50,7 @@ def record_of(
 
 
 def begun_record(
-    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = 1.0, optimizer: int = 0
+    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
 ) -> tuple[StepRecord, dict[str, torch.Tensor]]:
     """The record of a step whose figures are on a device, and those figures; reads none.
 
@@ -75,7 +75,7 @@ def begun_record(
         "clipped": outcome.applied.clipped,
         "skip": outcome.skip,
         "lr": lr,
-        "loss_scale": loss_scale,
+        "loss_scale": 1.0 if loss_scale is None else loss_scale,
     }
     there = {key: value for key, value in figures.items() if _is_on(value, home)}
     here: dict[str, Any] = {

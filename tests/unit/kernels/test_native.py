@@ -34,7 +34,7 @@ def normals(*shape, dtype=torch.float32, seed=0):
 
 
 def test_the_extension_was_built_and_auto_uses_it(monkeypatch):
-    assert native.available()
+    assert native.AVAILABLE
     monkeypatch.setattr(reference, "read", lambda *_: pytest.fail("the reference form ran"))
     assert kernels.read([torch.ones(4)]).norms.tolist() == [2.0]
 
@@ -220,6 +220,7 @@ def test_auto_splits_a_mixed_list():
 
 def test_without_the_extension_auto_serves_and_c_says_what_to_type(monkeypatch):
     monkeypatch.setattr(native, "_read", None)
+    monkeypatch.setattr(native, "AVAILABLE", False)
     monkeypatch.setattr(native, "_SETS", [])
     grad = torch.tensor([3.0, 4.0])
     assert kernels.read([grad]).norms.tolist() == [5.0]
@@ -307,3 +308,30 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1.0, 1e30, 1e200])
+def test_the_total_is_the_norm_of_all_elements_taken_as_one_vector(p, size):
+    generator = np.random.default_rng(5)
+    values = [size * generator.standard_normal(n) for n in (1, 7, 0, 300, 5000)]
+    total = kernels.read([torch.from_numpy(v) for v in values], p, form="c").total
+    ratios = np.abs(np.concatenate(values)) / size
+    oracle = ratios.max() if p == math.inf else math.fsum(ratios**p) ** (1 / p)
+    assert math.isclose(total, oracle * size, rel_tol=1e-12)
+
+
+def test_the_total_of_many_single_elements_keeps_its_digits():
+    generator = np.random.default_rng(6)
+    values = generator.standard_normal(50_000).astype(np.float32)
+    total = kernels.read(list(torch.from_numpy(values).split(1)), form="c").total
+    assert math.isclose(total, math.sqrt(math.fsum(values.astype(np.float64) ** 2)), rel_tol=1e-14)
+
+
+def test_a_broken_tensor_breaks_the_total_and_nan_wins_over_inf():
+    fine, over, broken = torch.ones(3), torch.tensor([math.inf]), torch.tensor([math.nan])
+    assert kernels.read([fine, over], form="c").total == math.inf
+    assert math.isnan(kernels.read([broken, over, fine], form="c").total)
+    assert math.isnan(kernels.read([over, fine, broken], form="c").total)
+    assert kernels.read([], form="c").total == 0.0
+    assert kernels.read([torch.zeros(4)], form="c").total == 0.0
