@@ -282,9 +282,14 @@ class Attached:
     def _seek_origin(self, stats: GradientStats) -> origins.Origin | None:
         if self.finder is None:
             return None
-        table, bad = self.table, stats.nonfinite
         found = self.finder.check(
-            self.steps, bad, stats.names, table.params, table.names, self.loss_scale
+            self.steps,
+            stats.nonfinite,
+            stats.names,
+            self.table.params,
+            self.table.names,
+            self.loss_scale,
+            stats.total_norm,
         )
         if found is not None:
             self._tell_origin(found)

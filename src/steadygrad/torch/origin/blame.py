@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.origin import Origin, Range
+from steadygrad.torch.origin.entries import Entry, Held, parts_of
+from steadygrad.torch.origin.places import Place, line_of
 from steadygrad.torch.origin.probe import Event, Look, Note
 from steadygrad.torch.origin.replay import Replay, Story
-from steadygrad.torch.origin.tape import Entry, Held, Place, line_of, parts_of
 
 MOST_ROWS = 8
 MOST_INPUTS = 4

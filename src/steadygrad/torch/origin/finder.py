@@ -16,8 +16,8 @@ import torch
 from steadygrad.runlog.origin import Origin
 from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.blame import Case, answer, located
+from steadygrad.torch.origin.entries import Entry
 from steadygrad.torch.origin.replay import Impossible, Replay, several_ranks
-from steadygrad.torch.origin.tape import Entry
 
 MOST_ANSWERS = 3
 """Origins that are looked for in a run: the first, and two more after steps that were skipped."""
@@ -45,12 +45,9 @@ class Finder:
         return self._answers >= MOST_ANSWERS
 
     @property
-    def lost(self) -> list[Entry]:
-        """The backward passes of this step whose loss is not finite."""
-        return [e for e in self._backwards() if not all(map(_is_finite, e.value))]
-
-    def _backwards(self) -> list[Entry]:
-        return self.tape.since_step_of(self._optimizer())[-MOST_BACKWARDS:]
+    def lost(self) -> bool:
+        """Whether a loss of this step is not finite."""
+        return self.tape.lost(self._optimizer())
 
     def begin(self) -> None:
         """From now on the training computes what the next step applies."""
@@ -80,6 +77,7 @@ class Finder:
         params: Sequence[torch.Tensor],
         names: Sequence[str],
         scale: Any = None,
+        norm: Any = math.nan,
     ) -> Origin | None:
         """Look at a step's figures before it is applied; explain what is not finite.
 
@@ -90,6 +88,7 @@ class Finder:
             params: the optimizer's parameters.
             names: what they are called.
             scale: the loss scale of a GradScaler, or None.
+            norm: total norm; where it is a finite number, nothing else has to be read.
 
         Returns:
             The origin, where one was asked for.
@@ -97,14 +96,15 @@ class Finder:
         if self.over:
             return None
         lost = self.lost
-        if not lost and not bool(nonfinite.any()):
+        sound = isinstance(norm, float) and math.isfinite(norm)
+        if not lost and (sound or not bool(nonfinite.any())):
             self._overflows = 0
             return None
         if not lost and scale is not None and not self._is_odd(scale):
             return None
         broken = tuple(n for n, count in zip(grads, nonfinite, strict=True) if count > 0)
         case = Case(step, broken[:8], scaled=scale is not None)
-        return self._explain(case, lost or self._backwards(), params, names)
+        return self._explain(case, params, names)
 
     def _is_odd(self, scale: Any) -> bool:
         """Whether an overflow is more than a loss scaler's search for its scale."""
@@ -114,7 +114,6 @@ class Finder:
     def _explain(
         self,
         case: Case,
-        backwards: Sequence[Entry],
         params: Sequence[torch.Tensor],
         names: Sequence[str],
     ) -> Origin | None:
@@ -122,7 +121,8 @@ class Finder:
         self._answers += 1
         origin = _of_weights(case, params, names)
         if origin is None:
-            origin = explain(self.tape, case, backwards)
+            backwards = self.tape.backwards_of(self._optimizer())
+            origin = explain(self.tape, case, backwards[-MOST_BACKWARDS:])
         else:
             self._answers = MOST_ANSWERS  # from here on every step is broken
         if origin.phase == "scale":
@@ -205,12 +205,6 @@ def _nothing_shown() -> str:
         "the replay came out finite: either something between backward() and the step changed "
         "the gradients, or the forward pass depends on what a replay cannot put back"
     )
-
-
-def _is_finite(loss: torch.Tensor) -> bool:
-    if loss.numel() == 1 and not loss.is_complex():
-        return math.isfinite(loss.item())
-    return _finite([loss])
 
 
 def _finite(values: Sequence[torch.Tensor]) -> bool:

@@ -1,8 +1,9 @@
 """The places in torch from which the tape is told: patched while somebody looks for origins.
 
 `Module.__call__` is patched on the class, since hooks would stay in copies and pickles of a
-model, and global hooks make every inner call slow: the patch costs an inner call one
-look at a flag. Loaders and `zero_grad` are passed over: a hundred operations of no interest.
+model, and global hooks make every inner call slow. What stands there does torch's own two lines
+after one look at a flag, so that an inner call has no frame more than without. Loaders and
+`zero_grad` are passed over: a hundred operations of no interest.
 """
 
 from __future__ import annotations
@@ -90,7 +91,19 @@ def _replace(owner: Any, name: str, patched: Any) -> None:
 
 
 def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
-    # not invisible: torch.compile must be able to look through it
+    # neither is invisible: torch.compile must be able to look through it
+    if original is torch.nn.Module._wrapped_call_impl:
+
+        @functools.wraps(original)
+        def instead(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if tape.armed:
+                return tape.module(original, self, args, kwargs)
+            if self._compiled_call_impl is not None:
+                return self._compiled_call_impl(*args, **kwargs)
+            return self._call_impl(*args, **kwargs)
+
+        return instead
+
     @functools.wraps(original)
     def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not tape.armed:

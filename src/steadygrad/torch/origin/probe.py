@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.runlog.origin import Range
-from steadygrad.torch.origin.tape import Place, is_library, tensors_in
+from steadygrad.torch.origin.entries import tensors_in
+from steadygrad.torch.origin.places import Place, is_library
 
 GOOD, MEANT, BAD = "good", "meant", "bad"
 

@@ -20,11 +20,12 @@ import torch
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from steadygrad.torch.origin.entries import Entry, Held, Rebuilt, Use, parts_of, tensors_in
 from steadygrad.torch.origin.kinds import changes_its_argument
 from steadygrad.torch.origin.patches import watching
 from steadygrad.torch.origin.probe import BackwardProbe, Event, Note, Probe
 from steadygrad.torch.origin.states import generators_kept, modules_kept, set_buffers, set_draws
-from steadygrad.torch.origin.tape import Entry, Held, Rebuilt, Tape, Use, parts_of, tensors_in
+from steadygrad.torch.origin.tape import Tape
 
 
 class Impossible(Exception):
@@ -39,13 +40,11 @@ class Story:
         forward: the call that made the loss non-finite; None where the loss is finite.
         events: what went wrong in the backward pass, in order.
         notes: every call.
-        same: whether the losses came out as they were.
     """
 
     forward: Note | None
     events: list[Event]
     notes: list[Note]
-    same: bool
 
 
 class Replay:
@@ -84,12 +83,11 @@ class Replay:
 
     def _judge(self, probe: Probe) -> Story:
         roots, grads = self._unpacked(self._last.args[0]), self._unpacked(self._last.args[1])
-        same = all(map(_alike, roots, self._last.value))
         makers = [note for note in map(probe.maker_of, roots) if note is not None]
         if not makers:
             probe.base = self._last.place
             self._backward(probe, roots, grads)
-        return Story(makers[0] if makers else None, probe.events, probe.notes, same)
+        return Story(makers[0] if makers else None, probe.events, probe.notes)
 
     def _backward(self, probe: Probe, roots: list[torch.Tensor], grads: Any) -> None:
         pairs = zip(roots, grads or [None] * len(roots), strict=True)
@@ -223,7 +221,7 @@ def _needed(entries: list[Entry], last: Entry) -> list[Entry]:
             one = waiting.pop()
             for part in parts_of(one):
                 if isinstance(part, Use) and id(part.entry) not in needed:
-                    if id(part.entry) not in place:
+                    if part.entry is None or id(part.entry) not in place:
                         raise Impossible("an earlier part of the step is no longer kept")
                     needed.add(id(part.entry))
                     waiting.append(part.entry)
@@ -300,10 +298,6 @@ def _graph(roots: list[torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
         nodes[node] = None
         waiting += [following for following, _ in node.next_functions]
     return list(nodes), list(leaves)
-
-
-def _alike(now: torch.Tensor, then: torch.Tensor) -> bool:
-    return bool(torch.isclose(now.detach(), then, rtol=1e-3, atol=0, equal_nan=True).all())
 
 
 class _NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ import contextlib
 import random
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -32,50 +32,72 @@ class Draws(NamedTuple):
     devices: tuple[tuple[Any, torch.Tensor], ...] = ()
     others: Any = None
     buffers: tuple[Buffer, ...] = ()
-    versions: Any = None
+    versions: Any = None  # of those buffers, where the call is looked at closely
+
+
+class _Manners:
+    """What was seen of a module's calls.
+
+    Attributes:
+        looks: calls that were looked at closely.
+        draws_others: it draws from Python's or NumPy's generators.
+        changing: buffers that it changes.
+    """
+
+    __slots__ = ("changing", "draws_others", "looks", "owner")
+
+    def __init__(self, owner: torch.nn.Module) -> None:
+        self.owner = weakref.ref(owner)
+        self.looks, self.draws_others = 0, False
+        self.changing: list[tuple[weakref.ref[torch.nn.Module], str]] = []
 
 
 class Generators:
     """Copies generators before calls, and as little of the rest as a replay can do with."""
 
     def __init__(self) -> None:
-        self._looks: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._draws_others: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._changing: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+        self._known: dict[int, _Manners] = {}
 
     def now(self) -> Draws:
         """torch's generators."""
-        return Draws(torch.get_rng_state(), _device_states())
+        return Draws(_cpu_state(), _device_states())
 
     def before(self, module: torch.nn.Module) -> Draws:
         """What a call of this module may draw from and change."""
-        looks = self._looks.get(module, 0)
-        close = looks < LOOKS
-        if close:
-            self._looks[module] = looks + 1
-        others = other_states() if close or module in self._draws_others else None
-        kept: list[Buffer] = []
-        for owner, name in self._changing.get(module, ()) if not close else _buffers_of(module):
-            held = owner()
-            value = None if held is None else held._buffers.get(name)
-            if value is not None:
-                kept.append((owner, name, value.detach().clone()))
-        versions = [_version(owner, name) for owner, name, _ in kept] if close else None
-        return Draws(torch.get_rng_state(), _device_states(), others, tuple(kept), versions)
+        known = self._known.get(id(module))
+        if known is None or known.owner() is not module:
+            self._known = {k: m for k, m in self._known.items() if m.owner() is not None}
+            known = self._known[id(module)] = _Manners(module)
+        if known.looks < LOOKS:
+            known.looks += 1
+            kept = _copies(_buffers_of(module))
+            versions = [_version(owner, name) for owner, name, _ in kept]
+            return Draws(_cpu_state(), _device_states(), other_states(), kept, versions)
+        others = other_states() if known.draws_others else None
+        kept = _copies(known.changing) if known.changing else ()
+        return Draws(_cpu_state(), _device_states(), others, kept)
 
     def after(self, module: torch.nn.Module, draws: Draws) -> None:
-        """Learn from the first calls what the later ones need."""
-        if draws.versions is None:
-            return
+        """Learn from a call that was looked at closely what later ones need."""
+        known = self._known[id(module)]
         if other_states() != draws.others:
-            self._draws_others.add(module)
-        changed = [
-            (owner, name)
-            for (owner, name, _), version in zip(draws.buffers, draws.versions, strict=True)
-            if _version(owner, name) != version
-        ]
-        known = self._changing.setdefault(module, [])
-        known += [pair for pair in changed if pair not in known]
+            known.draws_others = True
+        for (owner, name, _), version in zip(draws.buffers, draws.versions, strict=True):
+            if _version(owner, name) != version and (owner, name) not in known.changing:
+                known.changing.append((owner, name))
+
+
+_cpu_state = torch.default_generator.get_state
+
+
+def _copies(places: Iterable[tuple[weakref.ref[torch.nn.Module], str]]) -> tuple[Buffer, ...]:
+    values = ((owner, name, _buffer(owner, name)) for owner, name in places)
+    return tuple((o, n, value.detach().clone()) for o, n, value in values if value is not None)
+
+
+def _buffer(owner: weakref.ref[torch.nn.Module], name: str) -> torch.Tensor | None:
+    module = owner()
+    return None if module is None else module._buffers.get(name)
 
 
 def _buffers_of(module: torch.nn.Module) -> Iterator[tuple[weakref.ref[torch.nn.Module], str]]:
@@ -98,8 +120,7 @@ def _normalises(module: torch.nn.Module) -> bool:
 
 
 def _version(owner: weakref.ref[torch.nn.Module], name: str) -> tuple[int, int]:
-    module = owner()
-    value = None if module is None else module._buffers.get(name)
+    value = _buffer(owner, name)
     return (0, 0) if value is None else (id(value), -1 if value.is_inference() else value._version)
 
 

@@ -1,8 +1,8 @@
 """What is kept of every step so that it can be replayed: a tape of calls, and no copies.
 
 Between one optimizer step and the next `backward`, each outermost module call and each
-torch function called outside modules becomes an entry: the function, its arguments,
-the caller's line. Inside a module nothing is written, since the replay calls the module
+torch function called outside modules is noted: the function, its arguments, the caller's line.
+Inside a module nothing is written, since the replay calls the module
 again. Results are held weakly: the replay makes them anew. What entered from elsewhere
 (the batch, targets, a hidden state) is held by reference with its version counter, which
 tells at replay whether it has been changed since.
@@ -10,12 +10,11 @@ tells at replay whether it has been changed since.
 
 from __future__ import annotations
 
-import os
+import math
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from types import CodeType, FrameType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,96 +22,35 @@ from torch.overrides import TorchFunctionMode
 
 from steadygrad.invisible import invisible
 from steadygrad.torch.origin import kinds
-from steadygrad.torch.origin.states import Draws, Generators
+from steadygrad.torch.origin.entries import (
+    Entry,
+    Held,
+    Mark,
+    Note,
+    Rebuilt,
+    chain_of,
+    entries_of,
+    marks_of,
+    tensors_in,
+)
+from steadygrad.torch.origin.places import Place, library, place_of
+from steadygrad.torch.origin.states import Generators
 
 MOST_BYTES = 256 << 20
 """Of data that entered, held until the next step; beyond it the oldest calls are forgotten."""
-MOST_ENTRIES = 4096
+MOST_NOTES = 4096
 STALE = 8
 """Steps of other optimizers after which one that stands still is no longer waited for."""
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
-_DEMOS = os.path.join(_OURS, "demos") + os.sep
+Call = tuple[Any, Any, Any, Place]
+"""A function, its arguments as they are noted, by place and by name, and the caller's line."""
 
-Place = tuple[CodeType, int]
-"""A line of a program, cheap to note: its code and the offset of the instruction."""
-
-
-class Held:
-    """A tensor that entered from outside the tape."""
-
-    __slots__ = ("copied", "value", "version", "was_graph")
-
-    def __init__(self, value: torch.Tensor) -> None:
-        self.was_graph = value.grad_fn is not None
-        # without its graph, which would live on; the version counter is shared
-        self.value = value.detach() if self.was_graph else value
-        self.version = version_of(value)
-        self.copied = False
-
-    def keep_copy(self) -> None:
-        """Keep what it holds now: it is about to be changed in place."""
-        if not self.copied and not self.changed:
-            self.value, self.copied = self.value.detach().clone(), True
-            self.version = version_of(self.value)
-
-    @property
-    def changed(self) -> bool:
-        """Whether it was changed in place since."""
-        return version_of(self.value) != self.version
-
-
-class Use:
-    """A tensor that an entry made: its number among the entry's results."""
-
-    __slots__ = ("entry", "leaf")
-
-    def __init__(self, entry: Entry, leaf: int) -> None:
-        self.entry, self.leaf = entry, leaf
-
-
-class Rebuilt:
-    """A container that is neither a plain list, tuple nor dict, with what it held."""
-
-    __slots__ = ("items", "like")
-
-    def __init__(self, like: Any, items: Any) -> None:
-        self.like, self.items = like, items
-
-
-class Entry:
-    """One call.
-
-    Attributes:
-        kind: ``operation``, ``module``, ``constant`` or ``backward``.
-        func: what was called; the module itself for a module.
-        args: its arguments; tensors are `Held` or `Use`.
-        kwargs: the same, by name.
-        place: the caller's line.
-        clock: optimizer steps before it.
-        grad: whether gradients were recorded.
-        cast: the autocast in force, or None.
-        draws: generators before it, where it may draw.
-        value: a constant's tensors; the root of a backward, without its graph.
-        training: the module's mode.
-        chain: names of the backward functions nearest to a root that is not on the tape.
-    """
-
-    # values of the class stand for what most calls do not have: this is made at every call
-    args: Any = ()
-    kwargs: Any = None
-    cast: tuple[tuple[str, torch.dtype], ...] | None = None
-    draws: Draws | None = None
-    value: Any = None
-    training = True
-    chain: tuple[str, ...] = ()
-
-    def __init__(self, kind: str, func: Any, clock: int, place: Place) -> None:
-        self.kind, self.func, self.clock, self.place = kind, func, clock, place
-        self.grad = torch.is_grad_enabled()
-        if torch._C._is_any_autocast_enabled():
-            self.cast = autocast_now()
+_Tensor = torch.Tensor
+_mark_of = weakref.ref
+_records_graph = torch.is_grad_enabled
+_casts = torch._C._is_any_autocast_enabled
+_frame = sys._getframe
+_is_traced = torch.compiler.is_dynamo_compiling
 
 
 class _Listener(TorchFunctionMode):
@@ -125,7 +63,7 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if torch.compiler.is_dynamo_compiling():  # traced: a constant there
+        if _is_traced():  # a constant there
             return func(*args, **(kwargs or {}))
         tape = self.tape
         kind = kinds.known.get(func)
@@ -142,25 +80,36 @@ class Tape:
 
     Attributes:
         armed: calls are written down now; False inside a module, a step or a replay.
-        entries: the calls.
+        notes: the calls, as they were written down; see `entries`.
+        bare: no module was called so far: a loop's operations are all there is.
         clock: optimizer steps so far.
         thread: the one that trains; others are not heard.
     """
 
     def __init__(self) -> None:
         self.armed = False
+        self.bare = True
         self.thread = threading.get_ident()
         self.clock = 0
-        self.entries: list[Entry] = []
+        self.notes: list[Note] = []
+        self._entries: list[Entry] = []
         self.steps: list[tuple[int, weakref.ref[Any]]] = []
-        self.forgot = False
-        self._made: dict[int, tuple[weakref.ref[torch.Tensor], Entry, int]] = {}
+        self._losses: list[tuple[int, Any]] = []
+        self._made: dict[int, Mark] = {}
         self._helds: dict[int, Held] = {}
         self._bytes = 0
         self._entered = 0
         self._marks: dict[int, int] = {}
         self._mode = _Listener(self)
+        self._on = False
         self._generators = Generators()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The calls, to be read."""
+        if len(self._entries) != len(self.notes):
+            self._entries = entries_of(self.notes)
+        return self._entries
 
     # -- listening -------------------------------------------------------------------------
 
@@ -168,6 +117,8 @@ class Tape:
         """Write down module calls, and operations outside them from here on."""
         self.thread = threading.get_ident()
         self.armed = True
+        if self._on and torch._C._len_torch_function_stack() == 0:
+            self._on = False  # somebody has emptied the stack
         self.put_on()
 
     def rest(self) -> None:
@@ -180,18 +131,22 @@ class Tape:
 
         A mode of the user's that is entered and left by ``with`` pops whatever is on top.
         """
-        below = torch._C._len_torch_function_stack()
-        if below and torch._C._get_function_stack_at(below - 1) is self._mode:
+        if self._on:
             return
+        below = torch._C._len_torch_function_stack()
         if below == 0 or (below == 1 and _is_default_device()):
             torch._C._push_on_torch_function_stack(self._mode)
+            self._on = True
 
     def take_off(self) -> bool:
         """Leave the stack; False where we are not on top of it."""
+        if not self._on:
+            return False
         depth = torch._C._len_torch_function_stack()
         if depth == 0 or torch._C._get_function_stack_at(depth - 1) is not self._mode:
             return False
         torch._C._pop_torch_function_stack()
+        self._on = False
         return True
 
     # -- writing down ----------------------------------------------------------------------
@@ -201,51 +156,63 @@ class Tape:
         kind = kinds.kind_of(func) if kind is None else kind
         if kind == kinds.PLAIN or (kind == kinds.IN_PLACE and _updates_a_weight(args)):
             return func(*args, **kwargs) if kwargs else func(*args)
-        entry = Entry("operation", func, self.clock, place_of(sys._getframe(2)))
-        if kind == kinds.IN_PLACE and args and isinstance(args[0], torch.Tensor):
+        frame = _frame(2)
+        code = frame.f_code
+        place = place_of(frame) if library.get(code, True) else (code, frame.f_lasti)
+        if kind == kinds.IN_PLACE and args and isinstance(args[0], _Tensor):
             self._keep_before(args[0])
         self._entered = 0
-        entry.args = tuple([self._pack(item) for item in args])
-        if kwargs:
-            entry.kwargs = {key: self._pack(item) for key, item in kwargs.items()}
-        if kind == kinds.RANDOM:
-            entry.draws = self._generators.now()
+        packed, named = self._pack_all(args), self._pack(kwargs) if kwargs else None
+        more = {"draws": self._generators.now()} if kind == kinds.RANDOM else None
+        entered = self._entered > 0
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if type(result) is torch.Tensor:
-            self._keep(entry, [result])
+        if type(result) is _Tensor and entered and more is None:
+            made = self._made[id(result)] = _mark_of(result)
+            cast = _autocast_now() if _casts() else None
+            self.notes.append(
+                ("operation", func, packed, named, place, self.clock, _records_graph(), cast,
+                 made, None)
+            )  # fmt: skip
+            if len(self.notes) > MOST_NOTES or self._bytes > MOST_BYTES:
+                self._forget_oldest()
         else:
-            self._keep_others(entry, func, args, result)
+            leaves = _leaves_of(func, args, result)
+            if not leaves:
+                _learn_from(func, result)
+            elif entered and more is None:
+                self._note("operation", (func, packed, named, place), leaves)
+            else:
+                self._keep_drawn((func, packed, named, place), leaves, more)
         return result
 
-    def _keep_others(self, entry: Entry, func: Any, args: Any, result: Any) -> None:
-        leaves = list(tensors_in(result))
-        if not leaves and getattr(func, "__name__", "") == "__setitem__":
-            leaves = [args[0]]
-        if leaves:
-            self._keep(entry, leaves)
-        elif result is not None and (
-            not isinstance(result, (tuple, list, dict)) or isinstance(result, torch.Size)
-        ):
-            kinds.known[func] = kinds.PLAIN
+    def _keep_drawn(self, call: Call, leaves: list[torch.Tensor], more: Any) -> None:
+        """Keep as it is what no tensor went into, and what was drawn, unless it has a graph."""
+        if any(leaf.requires_grad for leaf in leaves):
+            self._note("operation", call, leaves, more)
+            return
+        self._bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout is torch.strided)
+        more = {"value": [Held(leaf) for leaf in leaves]}
+        self._note("constant", (call[0], (), None, call[3]), leaves, more)
 
     def module(self, call: Any, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Call an outermost module and write it down."""
         if self.thread != threading.get_ident() or torch._C._get_tracing_state() is not None:
             return call(module, *args, **kwargs)
-        was_on = self.take_off()
-        self.armed = False
+        self.take_off()
+        self.armed = self.bare = False
         try:
-            entry = Entry("module", module, self.clock, place_of(sys._getframe(2)))
-            entry.args, entry.kwargs = self._pack(args), self._pack(kwargs)
-            entry.training = module.training
-            entry.draws = self._generators.before(module)
+            place = place_of(_frame(2))
+            packed, named = self._pack_all(args), self._pack(kwargs) if kwargs else None
+            draws = self._generators.before(module)
+            more = {"draws": draws, "training": module.training}
             result = call(module, *args, **kwargs)
-            self._generators.after(module, entry.draws)
-            self._keep(entry, list(tensors_in(result)))
+            if draws.versions is not None:
+                self._generators.after(module, draws)
+            leaves = [result] if type(result) is _Tensor else list(tensors_in(result))
+            self._note("module", (module, packed, named, place), leaves, more)
         finally:
             self.armed = True
-            if was_on or torch._C._len_torch_function_stack() < 2:
-                self.put_on()
+            self.put_on()
         return result
 
     def listens_here(self) -> bool:
@@ -261,11 +228,13 @@ class Tape:
         was_on = self.take_off()
         self.armed = False
         try:
-            entry = Entry("operation", again, self.clock, place_of(sys._getframe(2)))
-            entry.args, entry.kwargs = self._pack(args), self._pack(kwargs)
-            entry.draws = self._generators.now()
+            place = place_of(_frame(2))
+            packed, named = self._pack_all(args), self._pack(kwargs)
+            more = {"draws": self._generators.now()}
             result = call(*args, **kwargs)
-            self._keep(entry, list(tensors_in(result)))
+            leaves = list(tensors_in(result))
+            if leaves:
+                self._keep_drawn((again, packed, named, place), leaves, more)
         finally:
             self.armed = True
             if was_on:
@@ -275,96 +244,119 @@ class Tape:
     def backward(self, roots: Any, grads: Any, inputs: Any) -> None:
         """`backward` is called: write it down, and rest until the next module call."""
         self.take_off()
-        entry = Entry("backward", None, self.clock, place_of(sys._getframe(2)))
-        entry.args = (self._pack(roots), self._pack(grads), self._pack(inputs))
-        entry.value = [root.detach() for root in roots]
-        for packed, root in zip(entry.args[0], roots, strict=True):
-            if isinstance(packed, Held):
-                entry.chain = chain_of(root)
-        self.entries.append(entry)
+        packed = self._pack_all(roots)
+        more: dict[str, Any] = {"losses": [_figure_of(root) for root in roots]}
+        self._losses.append((self.clock, more["losses"]))
+        for mark, root in zip(packed, roots, strict=True):
+            if type(mark) is Held:
+                more["chain"] = chain_of(root)
+        args = (packed, self._pack(grads), self._pack(inputs))
+        self._note("backward", (None, args, None, place_of(_frame(2))), [], more)
+
+    def _note(self, kind: str, call: Call, leaves: list[torch.Tensor], more: Any = None) -> None:
+        made = self._made
+        marks = []
+        for leaf in leaves:
+            mark = made[id(leaf)] = _mark_of(leaf)
+            marks.append(mark)
+        cast = _autocast_now() if _casts() else None
+        self.notes.append((kind, *call, self.clock, _records_graph(), cast, marks, more))
+        if len(self.notes) > MOST_NOTES or self._bytes > MOST_BYTES:
+            self._forget_oldest()
+
+    # -- what a step stands on -----------------------------------------------------------------
+
+    def lost(self, optimizer: Any) -> bool:
+        """Whether a loss on which this optimizer's next step depends is not finite."""
+        mark = self._marks.get(id(optimizer), 0)
+        return any(clock >= mark and not _finite(losses) for clock, losses in self._losses)
+
+    def backwards_of(self, optimizer: Any) -> list[Entry]:
+        """The backward entries whose gradients this optimizer is about to apply.
+
+        Where losses are not finite, only those.
+        """
+        mark = self._marks.get(id(optimizer), 0)
+        found = [e for e in self.entries if e.kind == "backward" and e.clock >= mark]
+        return [e for e in found if not _finite(e.losses)] or found
 
     # -- forgetting ------------------------------------------------------------------------
 
     def stepped(self, optimizer: Any) -> None:
         """An optimizer has stepped: forget what no optimizer's next step can need."""
+        marks, clock = self._marks, self.clock + 1
+        stepped_at, self.clock = self.clock, clock
+        marks[id(optimizer)] = clock
+        if len(marks) == 1:  # the only one: nobody waits for anything
+            self.clear()
+            return
         self.steps = [(c, ref) for c, ref in self.steps if ref() is not None][-STALE:]
-        self.steps.append((self.clock, weakref.ref(optimizer)))
-        self.clock += 1
-        self._marks[id(optimizer)] = self.clock
-        others = [m for key, m in self._marks.items() if key != id(optimizer)]
-        waited = [mark for mark in others if mark > self.clock - STALE]
-        self._forget_before(min(waited, default=self.clock))
+        self.steps.append((stepped_at, weakref.ref(optimizer)))
+        others = [mark for key, mark in marks.items() if key != id(optimizer)]
+        self._forget_before(min((m for m in others if m > clock - STALE), default=clock))
 
     def clear(self) -> None:
         """Forget everything."""
-        self.entries, self._made, self._helds, self._bytes = [], {}, {}, 0
-        self.forgot = False
-
-    @property
-    def bare(self) -> bool:
-        """Whether no module was called: then a loop's operations are all there is."""
-        return all(entry.kind != "module" for entry in self.entries)
-
-    def since_step_of(self, optimizer: Any) -> list[Entry]:
-        """The backward entries whose gradients this optimizer is about to apply."""
-        mark = self._marks.get(id(optimizer), 0)
-        return [e for e in self.entries if e.kind == "backward" and e.clock >= mark]
+        self.notes, self._losses, self._made, self._helds = [], [], {}, {}
+        self._entries, self._bytes, self.bare = [], 0, True
 
     def _forget_before(self, clock: int) -> None:
         if clock >= self.clock:
             self.clear()
             return
-        self.entries = [e for e in self.entries if e.clock >= clock]
-        self._made = {k: m for k, m in self._made.items() if m[1].clock >= clock}
-        self._helds, self._bytes = {}, 0  # the entries hold what they need
+        self._keep_only([note for note in self.notes if note[5] >= clock])
+        self._losses = [(c, loss) for c, loss in self._losses if c >= clock]
 
     def _forget_oldest(self) -> None:
-        self.forgot = True
-        half = self.entries[: len(self.entries) // 2 + 1]
-        gone = set(map(id, half))
-        self.entries = self.entries[len(half) :]
-        self._made = {k: m for k, m in self._made.items() if id(m[1]) not in gone}
-        self._helds, self._bytes = {}, 0
+        self._keep_only(self.notes[len(self.notes) // 2 + 1 :])
 
-    # -- arguments and results -------------------------------------------------------------
+    def _keep_only(self, notes: list[Note]) -> None:
+        self.notes, self._entries = notes, []
+        alive = ((mark(), mark) for note in notes for mark in marks_of(note))
+        self._made = {id(tensor): mark for tensor, mark in alive if tensor is not None}
+        self._helds, self._bytes = {}, 0  # the notes hold what they need
 
-    def _keep(self, entry: Entry, leaves: list[torch.Tensor]) -> None:
-        if entry.kind == "operation" and (self._entered == 0 or entry.draws is not None):
-            self._keep_constant(entry, leaves)
-        self.entries.append(entry)
-        made = self._made
-        for number, leaf in enumerate(leaves):
-            made[id(leaf)] = (weakref.ref(leaf), entry, number)
-        if self._bytes > MOST_BYTES or len(self.entries) > MOST_ENTRIES:
-            self._forget_oldest()
-
-    def _keep_constant(self, entry: Entry, leaves: list[torch.Tensor]) -> None:
-        """What no tensor went into, and what was drawn, is kept as it is."""
-        if not any(leaf.requires_grad for leaf in leaves):
-            entry.kind, entry.value = "constant", [Held(leaf) for leaf in leaves]
-            self._bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout is torch.strided)
-            entry.args, entry.kwargs, entry.draws = (), None, None
+    # -- arguments ---------------------------------------------------------------------------
 
     def _keep_before(self, target: torch.Tensor) -> None:
         """A tensor from outside is about to be changed in place: keep a copy of it."""
         packed = self._pack(target)
-        if isinstance(packed, Use) and packed.entry.kind == "constant":
-            packed = packed.entry.value[packed.leaf]
-        if isinstance(packed, Held) and not isinstance(target, torch.nn.Parameter):
+        if type(packed) is not Held:
+            packed = self._constant_of(packed)
+        if packed is not None and not isinstance(target, torch.nn.Parameter):
             packed.keep_copy()
+
+    def _constant_of(self, mark: Mark) -> Held | None:
+        """The value that is kept of a tensor whose last maker on the tape was no function."""
+        for note in reversed(self.notes):
+            for leaf, made in enumerate(marks_of(note)):
+                if made is mark:
+                    return note[9]["value"][leaf] if note[0] == "constant" else None
+        return None
+
+    def _pack_all(self, args: Any) -> Any:
+        """Arguments as they are noted."""
+        made, packed = self._made, []
+        for item in args:
+            kind = type(item)
+            if kind is _Tensor:
+                self._entered += 1
+                mark = made.get(id(item))
+                packed.append(self._hold(item) if mark is None or mark() is not item else mark)
+            else:
+                packed.append(item if kind in _SIMPLE else self._pack(item))
+        return tuple(packed)
 
     def _pack(self, value: Any) -> Any:
         kind = type(value)
         if kind in _SIMPLE:
             return value
-        if kind is torch.Tensor or issubclass(kind, torch.Tensor):
+        if kind is _Tensor or issubclass(kind, _Tensor):
             self._entered += 1
-            made = self._made.get(id(value))
-            if made is not None and made[0]() is value:
-                return Use(made[1], made[2])
-            return self._hold(value)
+            mark = self._made.get(id(value))
+            return self._hold(value) if mark is None or mark() is not value else mark
         if kind is tuple:
-            return tuple([self._pack(item) for item in value])
+            return self._pack_all(value)
         if kind is list:
             return [self._pack(item) for item in value]
         if kind is dict:
@@ -379,9 +371,8 @@ class Tape:
         held = self._helds.get(id(value))
         if held is not None and held.value is value and not held.changed:
             return held
-        held = Held(value)
-        self._helds[id(value)] = held
-        if type(value) is torch.Tensor:
+        held = self._helds[id(value)] = Held(value)
+        if type(value) is _Tensor:
             self._bytes += value.nbytes if value.layout is torch.strided else 0
         return held
 
@@ -391,97 +382,35 @@ _SIMPLE = frozenset(
 )
 
 
-def place_of(frame: FrameType | None) -> Place:
-    """The nearest line outside torch and steadygrad."""
-    first = frame
-    while frame is not None and _library.get(frame.f_code, True) and is_library(frame.f_code):
-        frame = frame.f_back
-    found = frame or first
-    assert found is not None
-    return found.f_code, found.f_lasti
+def _leaves_of(func: Any, args: Any, result: Any) -> list[torch.Tensor]:
+    leaves = list(tensors_in(result))
+    return leaves or ([args[0]] if getattr(func, "__name__", "") == "__setitem__" else [])
 
 
-_library: dict[CodeType, bool] = {}
+def _learn_from(func: Any, result: Any) -> None:
+    """A function that returns no tensor is not written down again."""
+    empty = isinstance(result, (tuple, list, dict)) and not isinstance(result, torch.Size)
+    if result is not None and not empty:
+        kinds.known[func] = kinds.PLAIN
 
 
-def is_library(code: CodeType) -> bool:
-    """Whether code is torch's or ours."""
-    known = _library.get(code)
-    if known is None:
-        file = code.co_filename
-        known = file.startswith((_TORCH, _OURS, "<frozen importlib"))
-        known = known and not file.startswith(_DEMOS)
-        _library[code] = known
-    return known
+def _figure_of(root: torch.Tensor) -> Any:
+    """A loss, without its graph: as a number, unless a device would have to be waited for."""
+    single = type(root) is _Tensor and root.numel() == 1 and root.device.type == "cpu"
+    return root.item() if single and not root.is_complex() else root.detach()
 
 
-def line_of(place: Place) -> tuple[str, int]:
-    """File and line number of a place."""
-    code, offset = place
-    for start, end, line in code.co_lines():
-        if start <= offset < end and line is not None:
-            return code.co_filename, line
-    return code.co_filename, code.co_firstlineno
+def _finite(losses: Sequence[Any]) -> bool:
+    return all(
+        bool(torch.isfinite(loss).all()) if isinstance(loss, _Tensor) else math.isfinite(loss)
+        for loss in losses
+    )
 
 
-def version_of(tensor: torch.Tensor) -> int:
-    """The counter of in-place changes; -1 for a tensor without one."""
-    try:
-        return tensor._version
-    except RuntimeError:  # made under inference mode
-        return -1
-
-
-def autocast_now() -> tuple[tuple[str, torch.dtype], ...] | None:
-    """Devices with autocast on, and its dtype; None for none."""
-    if not torch._C._is_any_autocast_enabled():
-        return None
+def _autocast_now() -> tuple[tuple[str, torch.dtype], ...]:
+    """Devices with autocast on, and its dtype."""
     devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
     return tuple((device, torch.get_autocast_dtype(device)) for device in devices)
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a result, in an order that a second call of the same function repeats."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(type(value), "__dataclass_fields__"):
-        for name in type(value).__dataclass_fields__:
-            yield from tensors_in(getattr(value, name, None))
-
-
-def chain_of(root: torch.Tensor, most: int = 8) -> tuple[str, ...]:
-    """Names of the backward functions nearest to a root."""
-    names: list[str] = []
-    waiting = [root.grad_fn]
-    while waiting and len(names) < most:
-        node = waiting.pop(0)
-        if node is not None:
-            names.append(node.name())
-            waiting += [following for following, _ in node.next_functions]
-    return tuple(names)
-
-
-def _flat(packed: Any) -> Iterator[Any]:
-    if isinstance(packed, Rebuilt):
-        packed = packed.items
-    if isinstance(packed, dict):
-        packed = list(packed.values())
-    if isinstance(packed, (tuple, list)):
-        for item in packed:
-            yield from _flat(item)
-    else:
-        yield packed
-
-
-def parts_of(entry: Entry) -> Iterator[Any]:
-    """Everything in an entry's arguments that is no container."""
-    yield from _flat((entry.args, entry.kwargs))
 
 
 def _updates_a_weight(args: Any) -> bool:

@@ -1,0 +1,48 @@
+"""Lines of a program: noted as a code object and an offset, read only when somebody asks."""
+
+from __future__ import annotations
+
+import os
+from types import CodeType, FrameType
+
+import torch
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+_DEMOS = os.path.join(_OURS, "demos") + os.sep
+
+Place = tuple[CodeType, int]
+"""A line of a program, cheap to note: its code and the offset of the instruction."""
+
+library: dict[CodeType, bool] = {}
+"""Code to whether it is torch's or ours, as far as it was asked; see `is_library`."""
+
+
+def place_of(frame: FrameType | None) -> Place:
+    """The nearest line outside torch and steadygrad."""
+    first = frame
+    while frame is not None and library.get(frame.f_code, True) and is_library(frame.f_code):
+        frame = frame.f_back
+    found = frame or first
+    assert found is not None
+    return found.f_code, found.f_lasti
+
+
+def is_library(code: CodeType) -> bool:
+    """Whether code is torch's or ours."""
+    known = library.get(code)
+    if known is None:
+        file = code.co_filename
+        known = file.startswith((_TORCH, _OURS, "<frozen importlib"))
+        known = known and not file.startswith(_DEMOS)
+        library[code] = known
+    return known
+
+
+def line_of(place: Place) -> tuple[str, int]:
+    """File and line number of a place."""
+    code, offset = place
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return code.co_filename, line
+    return code.co_filename, code.co_firstlineno
