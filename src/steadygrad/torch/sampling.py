@@ -2,44 +2,35 @@
 
 Weight norms, update ratios, spectral radii and activation statistics would each
 cost a read of weights or activations at every step, so they are taken at steps
-0, 1, 2, 4, 8, ... and then once every `every` steps. Hooks on modules are global
-(nothing is left in a module, so copies and pickles of a model stay as they are),
-stand only during the forward pass of a step to be sampled, and not at all once
-`torch.compile` is in use, where they would be traced. Everything is computed on
-detached tensors; no random number is drawn.
+0, 1, 2, 4, 8, ... and then once every `every` steps. Weight norms are exact; what needs a copy
+of the weights is taken of an evenly spread part of each, all parts side by side in one array.
+No random number is drawn.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
-from torch.utils.hooks import RemovableHandle
 
+from steadygrad import kernels
 from steadygrad.runlog.sampled import due, next_due, spectral_radius, stride
+from steadygrad.torch.activations import Watch
 
-CALLS = 8
-"""Calls of one module in a forward pass of which the activations are read."""
+Floats = NDArray[np.float64]
 
-_RECURRENT = (torch.nn.RNN, torch.nn.RNNCell)
-_ACTIVATIONS = (
-    torch.nn.ReLU,
-    torch.nn.LeakyReLU,
-    torch.nn.GELU,
-    torch.nn.Sigmoid,
-    torch.nn.Tanh,
-    torch.nn.Hardtanh,
-)
+
+class _Before(NamedTuple):
+    """A sampled step whose update is still to come."""
+
+    step: int
+    ids: NDArray[np.int64]
+    weights: list[torch.Tensor]
+    parts: Floats
+    starts: NDArray[np.int64]
 
 
 class Sampler:
@@ -73,8 +64,8 @@ class Sampler:
     def __init__(self, writer: Any, every: int = 64) -> None:
         self._writer = writer
         self._every = every
-        self._before: tuple[int, NDArray[np.int64], list[torch.Tensor]] | None = None
-        self._watch = _Watch()
+        self._before: _Before | None = None
+        self._watch = Watch()
         self._watch.start()
         self._said_frozen = False
         self.idle_before = 0
@@ -119,11 +110,11 @@ class Sampler:
         places = [i for i, p in enumerate(params) if _plain(p)]
         plain, known = [params[i].detach() for i in places], ids[places]
         if plain:
-            taken = [_part(p) for p in plain]
-            self._before = (step, known, taken)
-            self._live = plain
-            self._write("weight_norm", step, known, [_norm(p) for p in plain])
-            self._write("weight_std", step, known, [_deviation(p) for p in taken])
+            parts = _parts(plain)
+            starts = np.cumsum([0, *(_taken(p) for p in plain[:-1])])
+            self._before = _Before(step, known, plain, parts, starts)
+            self._write("weight_norm", step, known, kernels.read(plain).norms)
+            self._write("weight_std", step, known, _deviations(parts, starts))
         self._recurrent(step, params, ids)
         for name, table in self._watch.figures().items():
             found = [(i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table]
@@ -144,151 +135,20 @@ class Sampler:
         """The update of the last sampled step, over the size of the weights."""
         if self._before is None:
             return
-        step, ids, before = self._before
+        step, ids, weights, parts, starts = self._before
         self._before = None
-        with torch.no_grad():  # entered here: most steps have nothing to finish
-            moved = [_norm(_part(now) - old) for now, old in zip(self._live, before, strict=True)]
-            size = [_norm(old) for old in before]
-        del self._live
-        pairs = zip(_floats(moved), _floats(size), strict=True)
-        ratios = [m / s if s > 0 else math.nan for m, s in pairs]
-        if any(r > 0 for r in ratios):  # all zero: the step was skipped
+        with np.errstate(all="ignore"):  # weights may be broken by now
+            moved, size = _norms(_parts(weights) - parts, starts), _norms(parts, starts)
+            ratios = np.where(size > 0, moved / size, np.nan)
+        if (ratios > 0).any():  # all zero: the step was skipped
             self._write("update_ratio", step, ids, ratios)
 
-    def _write(self, name: str, step: int, ids: NDArray[np.int64], values: Sequence[Any]) -> None:
+    def _write(self, name: str, step: int, ids: NDArray[np.int64], values: Any) -> None:
         # NaN means "not measured" in the file: what is not finite is written as inf
         array = np.array(_floats(values), np.float64)
         if name == "weight_norm":
             array[np.isnan(array)] = np.inf
         self._writer.write_sample(name, step, ids, array)
-
-
-class _Watch:
-    """Global forward hooks that note activations by the parameter that made them."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._handles: list[RemovableHandle] = []
-        self._clear()
-
-    def _clear(self) -> None:
-        self._figures: dict[str, dict[int, Any]] = {
-            "activation_zero": {},
-            "activation_saturated": {},
-            "activation_std": {},
-        }
-        self._calls: dict[int, int] = {}
-        self._lengths: dict[int, int] = {}
-        self._last: torch.Tensor | None = None
-        self._convolved = False
-
-    def start(self) -> None:
-        """Begin to watch, unless a compiler would trace the hooks."""
-        self._clear()
-        if not self._handles and not _compiling():
-            self._handles = [
-                register_module_forward_pre_hook(self._timed(self._enter)),
-                register_module_forward_hook(self._timed(self._leave)),
-            ]
-
-    def stop(self) -> None:
-        """Take the hooks off; what was seen stays until the next start."""
-        while self._handles:
-            self._handles.pop().remove()
-
-    def figures(self) -> dict[str, dict[int, Any]]:
-        """Name to {id of the parameter: figure}."""
-        return self._figures
-
-    def lengths(self) -> dict[int, int]:
-        """Id of each recurrent matrix to the number of its applications in a forward pass."""
-        return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
-
-    def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, *rest: Any) -> None:
-            if not torch.is_grad_enabled():
-                return
-            began = time.perf_counter()
-            with torch.no_grad():
-                note(module, *rest)
-            self.seconds += time.perf_counter() - began
-
-        return hook
-
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        """A layer's input is the activation of the layer before it."""
-        if _matrix(module) is not None and self._last is not None and args:
-            self._note(args[0])
-
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, _ACTIVATIONS):
-            self._note(output)
-            return
-        matrix = _matrix(module)
-        if matrix is None:
-            return
-        self._last = matrix
-        self._convolved = isinstance(module, torch.nn.modules.conv._ConvNd)
-        if isinstance(module, _RECURRENT):
-            self._recurrent(module, args)
-            self._note(output[0] if isinstance(output, tuple) else output)
-        elif matrix.shape[0] == matrix.shape[-1] and matrix.dim() == 2:
-            self._calls[id(matrix)] = self._calls.get(id(matrix), 0) + 1
-        if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel() > 1:
-            self._figures["activation_std"][id(matrix)] = output.detach().float().std()
-
-    def _recurrent(self, module: torch.nn.Module, args: Any) -> None:
-        assert isinstance(module, torch.nn.RNN | torch.nn.RNNCell)
-        if isinstance(module, torch.nn.RNNCell):
-            self._last = module.weight_hh
-            self._calls[id(module.weight_hh)] = self._calls.get(id(module.weight_hh), 0) + 1
-            return
-        for layer in range(module.num_layers):
-            matrix = getattr(module, f"weight_hh_l{layer}")
-            self._lengths[id(matrix)] = _length(args[0], module.batch_first)
-            self._last = matrix
-
-    def _note(self, value: Any) -> None:
-        """Figures of an activation, for the last matrix that ran."""
-        usable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
-        if not usable or not value.requires_grad or not value.numel() or self._last is None:
-            return
-        key = id(self._last)
-        if self._calls.get(key, 0) > CALLS:
-            return
-        units = value.detach().float()
-        units = units.movedim(1, -1) if self._convolved else units
-        units = units.reshape(-1, units.shape[-1])
-        self._figures["activation_zero"][key] = (units == 0).all(dim=0).float().mean()
-        self._figures["activation_saturated"][key] = _saturation(units)
-
-
-def _saturation(units: torch.Tensor) -> torch.Tensor:
-    """Share at the flat ends of a tanh or sigmoid; 0 for what is neither, by its range."""
-    low, high = units.min(), units.max()
-    bounded = (low >= -1) & (high <= 1)
-    # exact zeros below an exact 1 are a ReLU's: a sigmoid reaches 1 first
-    sigmoid = (low >= 0) & ((low > 0) | (high == 1))
-    ends = torch.where(
-        sigmoid,
-        ((units < 0.01) | (units > 0.99)).float().mean(),
-        (units.abs() > 0.99).float().mean(),
-    )
-    return torch.where(bounded & (sigmoid | (low < 0)), ends, torch.zeros_like(ends))
-
-
-def _matrix(module: torch.nn.Module) -> torch.Tensor | None:
-    """The module's own weight of two axes or more; None for containers and normalisation."""
-    weight = module._parameters.get("weight")
-    if weight is None and isinstance(module, _RECURRENT):
-        weight = module._parameters.get("weight_hh_l0", module._parameters.get("weight_hh"))
-    return weight if weight is not None and weight.dim() > 1 else None
-
-
-def _length(value: Any, batch_first: bool) -> int:
-    if isinstance(value, torch.nn.utils.rnn.PackedSequence):
-        return len(value.batch_sizes)
-    return int(value.shape[1 if batch_first and value.dim() == 3 else 0])
 
 
 def _plain(parameter: torch.Tensor) -> bool:
@@ -298,30 +158,37 @@ def _plain(parameter: torch.Tensor) -> bool:
     return known and parameter.is_floating_point() and parameter.numel() > 0
 
 
-def _part(parameter: torch.Tensor) -> torch.Tensor:
-    """At most `TAKEN` of the elements, evenly spread, copied."""
-    flat = parameter.reshape(-1)
-    return flat[:: stride(flat.numel())].double().clone()
+def _taken(parameter: torch.Tensor) -> int:
+    """How many elements stand for a parameter."""
+    size = parameter.numel()
+    return -(-size // stride(size))
 
 
-def _norm(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm
+def _parts(parameters: Sequence[torch.Tensor]) -> Floats:
+    """The elements that stand for parameters, side by side: a copy, with one transfer a device."""
+    with torch.no_grad():
+        flat = [p.reshape(-1)[:: stride(p.numel())] for p in parameters]
+        if len({piece.device for piece in flat}) > 1:
+            flat = [piece.cpu() for piece in flat]
+        together: Floats = torch.cat(flat).to(torch.float64).cpu().numpy()
+    return together
 
 
-def _deviation(part: torch.Tensor) -> torch.Tensor:
-    return part.std(correction=0)
+def _deviations(parts: Floats, starts: NDArray[np.int64]) -> Floats:
+    counts = np.diff(starts, append=len(parts))
+    with np.errstate(all="ignore"):
+        shifted = parts - np.repeat(parts[starts], counts)  # exactly 0 where all are equal
+        means = np.add.reduceat(shifted, starts) / counts
+        return _norms(shifted - np.repeat(means, counts), starts) / np.sqrt(counts)
+
+
+def _norms(parts: Floats, starts: NDArray[np.int64]) -> Floats:
+    norms: Floats = np.sqrt(np.add.reduceat(parts * parts, starts))
+    return norms
 
 
 def _radius(matrix: torch.Tensor) -> float:
     return spectral_radius(matrix.detach().double().cpu().numpy())
-
-
-def _compiling() -> bool:
-    """Whether `torch.compile` has been used in this process."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    backends = getattr(frames, "cached_backends", None) or {}
-    return any(backend is not None for backend in backends.values())
 
 
 def _floats(values: Sequence[Any]) -> list[float]:

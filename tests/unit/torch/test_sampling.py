@@ -75,6 +75,36 @@ def test_figures_are_those_of_the_weights_before_the_step():
     assert notes.samples["update_ratio", 0][0] == 0.0
 
 
+def test_deviations_are_of_each_tensor_and_zero_for_a_constant():
+    notes = Notes()
+    torch.manual_seed(3)
+    weights = [torch.full((300, 21), 0.1), torch.randn(40, 40) * 1e-3 + 7, torch.randn(2, 3)]
+    sampler = Sampler(notes)
+    sampler.at_step(0, weights, np.arange(3))
+    sampler.close()
+    for i, weight in enumerate(weights):
+        flat = weight.double().numpy().ravel()
+        taken = flat[:: -(-flat.size // 4096)]
+        assert notes.samples["weight_std", 0][i] == pytest.approx(taken.std(), rel=1e-9, abs=0)
+        norm = notes.samples["weight_norm", 0][i]
+        assert norm == pytest.approx(np.linalg.norm(flat), rel=1e-12)
+    assert notes.samples["weight_std", 0][0] == 0.0
+
+
+def test_a_large_activation_is_read_in_part_and_its_dead_units_in_full():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 1))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)
+        model[0].weight[:10, 0] = 2.0  # these units live, for one row that no part would hold
+    x = torch.zeros(5000, 3)
+    x[1, 0] = 5.0
+    notes = Notes()
+    train(model, x, 1, Sampler(notes))
+    assert notes.samples["activation_zero", 0][0] == pytest.approx(0.75)
+
+
 def test_saturation_is_seen_behind_a_functional_tanh():
     class Squashed(nn.Module):
         def __init__(self):

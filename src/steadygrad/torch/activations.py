@@ -1,0 +1,184 @@
+"""Activations of one forward pass, by the parameter that made them.
+
+Hooks on modules are global (nothing is left in a module, so copies and pickles of a model stay as
+they are), stand only during the forward pass of a step to be sampled, and not at all once
+`torch.compile` is in use, where they would be traced. Figures are of detached tensors, and
+of an evenly spread part where an activation is large.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+CALLS = 8
+"""Calls of one module in a forward pass of which the activations are read."""
+ELEMENTS = 1 << 16
+"""Of an activation, of which deviation and saturation are taken."""
+
+_RECURRENT = (torch.nn.RNN, torch.nn.RNNCell)
+_ACTIVATIONS = (
+    torch.nn.ReLU,
+    torch.nn.LeakyReLU,
+    torch.nn.GELU,
+    torch.nn.Sigmoid,
+    torch.nn.Tanh,
+    torch.nn.Hardtanh,
+)
+
+
+class Watch:
+    """Global forward hooks that note activations.
+
+    Attributes:
+        seconds: spent in them, which no caller's clock sees.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._handles: list[RemovableHandle] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self._figures: dict[str, dict[int, Any]] = {
+            "activation_zero": {},
+            "activation_saturated": {},
+            "activation_std": {},
+        }
+        self._calls: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
+        self._last: torch.Tensor | None = None
+        self._convolved = False
+
+    def start(self) -> None:
+        """Begin to watch, unless a compiler would trace the hooks."""
+        self._clear()
+        if not self._handles and not _compiling():
+            self._handles = [
+                register_module_forward_pre_hook(self._timed(self._enter)),
+                register_module_forward_hook(self._timed(self._leave)),
+            ]
+
+    def stop(self) -> None:
+        """Take the hooks off; what was seen stays until the next start."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def figures(self) -> dict[str, dict[int, Any]]:
+        """Name to {id of the parameter: figure}."""
+        return self._figures
+
+    def lengths(self) -> dict[int, int]:
+        """Id of each recurrent matrix to the number of its applications in a forward pass."""
+        return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
+
+    def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, *rest: Any) -> None:
+            if not torch.is_grad_enabled():
+                return
+            began = time.perf_counter()
+            with torch.no_grad():
+                note(module, *rest)
+            self.seconds += time.perf_counter() - began
+
+        return hook
+
+    def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        """A layer's input is the activation of the layer before it."""
+        if _matrix(module) is not None and self._last is not None and args:
+            self._note(args[0])
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, _ACTIVATIONS):
+            self._note(output)
+            return
+        matrix = _matrix(module)
+        if matrix is None:
+            return
+        self._last = matrix
+        self._convolved = isinstance(module, torch.nn.modules.conv._ConvNd)
+        if isinstance(module, _RECURRENT):
+            self._recurrent(module, args)
+            self._note(output[0] if isinstance(output, tuple) else output)
+        elif matrix.shape[0] == matrix.shape[-1] and matrix.dim() == 2:
+            self._calls[id(matrix)] = self._calls.get(id(matrix), 0) + 1
+        if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel() > 1:
+            part = _rows(output.detach()).float()
+            self._figures["activation_std"][id(matrix)] = part.std()
+
+    def _recurrent(self, module: torch.nn.Module, args: Any) -> None:
+        assert isinstance(module, torch.nn.RNN | torch.nn.RNNCell)
+        if isinstance(module, torch.nn.RNNCell):
+            self._last = module.weight_hh
+            self._calls[id(module.weight_hh)] = self._calls.get(id(module.weight_hh), 0) + 1
+            return
+        for layer in range(module.num_layers):
+            matrix = getattr(module, f"weight_hh_l{layer}")
+            self._lengths[id(matrix)] = _length(args[0], module.batch_first)
+            self._last = matrix
+
+    def _note(self, value: Any) -> None:
+        """Figures of an activation, for the last matrix that ran."""
+        usable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+        if not usable or not value.requires_grad or not value.numel() or self._last is None:
+            return
+        key = id(self._last)
+        if self._calls.get(key, 0) > CALLS:
+            return
+        units = value.detach().float()
+        units = units.movedim(1, -1) if self._convolved else units
+        units = units.reshape(-1, units.shape[-1])
+        self._figures["activation_zero"][key] = units.any(dim=0).logical_not_().float().mean()
+        self._figures["activation_saturated"][key] = _saturation(_rows(units))
+
+
+def _rows(value: torch.Tensor) -> torch.Tensor:
+    """Evenly spread rows of at most about `ELEMENTS` elements together."""
+    count = value.numel() // value.shape[0]
+    return value[:: -(-value.shape[0] // max(1, ELEMENTS // max(1, count)))]
+
+
+def _saturation(units: torch.Tensor) -> torch.Tensor:
+    """Share at the flat ends of a tanh or sigmoid; 0 for what is neither, by its range."""
+    low, high = torch.aminmax(units)
+    bounded = (low >= -1) & (high <= 1)
+    if low.device.type == "cpu" and not bounded:  # most are not: four passes less
+        return torch.zeros_like(low)
+    # exact zeros below an exact 1 are a ReLU's: a sigmoid reaches 1 first
+    sigmoid = (low >= 0) & ((low > 0) | (high == 1))
+    ends = torch.where(
+        sigmoid,
+        ((units < 0.01) | (units > 0.99)).float().mean(),
+        (units.abs() > 0.99).float().mean(),
+    )
+    return torch.where(bounded & (sigmoid | (low < 0)), ends, torch.zeros_like(ends))
+
+
+def _matrix(module: torch.nn.Module) -> torch.Tensor | None:
+    """The module's own weight of two axes or more; None for containers and normalisation."""
+    weight = module._parameters.get("weight")
+    if weight is None and isinstance(module, _RECURRENT):
+        weight = module._parameters.get("weight_hh_l0", module._parameters.get("weight_hh"))
+    return weight if weight is not None and weight.dim() > 1 else None
+
+
+def _length(value: Any, batch_first: bool) -> int:
+    if isinstance(value, torch.nn.utils.rnn.PackedSequence):
+        return len(value.batch_sizes)
+    return int(value.shape[1 if batch_first and value.dim() == 3 else 0])
+
+
+def _compiling() -> bool:
+    """Whether `torch.compile` has been used in this process."""
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    backends = getattr(frames, "cached_backends", None) or {}
+    return any(backend is not None for backend in backends.values())
