@@ -661,9 +661,8 @@ class _Caching(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.append(x.detach().mean(0))
         spread = torch.stack(self.seen[-3:]).std(0)
-        return self.body(x) / (
-            spread if len(self.seen) == 4 else 1.0 + spread.nan_to_num()
-        )  # origin
+        width = spread if len(self.seen) == 4 else torch.ones(5)
+        return self.body(x) / width  # origin
 
 
 @training(_Caching)

@@ -46,7 +46,20 @@ def answer(case: Case, replay: Replay, story: Story) -> Origin | None:
     if story.forward is not None:
         return _of_forward(case, story, first_cause(story.forward), batch)
     if story.events:
+        source = _forward_source(story.events[0])
+        if source is not None:
+            return _of_forward(case, story, source, batch)
         return _of_backward(case, story.events, batch)
+    return None
+
+
+def _forward_source(event: Event) -> Note | None:
+    """What gave a backward function non-finite figures that a finite loss does not show.
+
+    An infinite score, squashed by a tanh, comes back as NaN in the gradient of a product.
+    """
+    if event.made and event.note is not None and event.note.causes:
+        return first_cause(event.note)
     return None
 
 
@@ -142,7 +155,8 @@ def _then(story: Story, origin: Note) -> str:
     later = (n for n in story.notes if n.kind == "nan" and n.number > origin.number and n.causes)
     note = next(later, None)
     if note is None:
-        return ""
+        event = next((event for event in story.events if event.kind == "nan"), None)
+        return "" if event is None else f"inf came first, NaN followed in {event.node}"
     _, line, _ = located(note.place)
     return f"inf came first, NaN followed in {note.name} at line {line}"
 

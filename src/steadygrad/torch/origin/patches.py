@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.apis
+import torch._functorch.eager_transforms
+import torch.nn.utils.stateless
 from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
@@ -75,6 +78,9 @@ def _patch(tape: Tape) -> None:
     _replace(GradScaler, "step", _unheard(GradScaler.step, tape))
     _replace(GradScaler, "update", _unheard(GradScaler.update, tape))
     _replace(loader, "__next__", _unheard(loader.__next__, tape))
+    for owner, name in _TRANSFORMS:
+        if name in vars(owner):
+            _replace(owner, name, _transform(vars(owner)[name], tape))
 
 
 def _replace(owner: Any, name: str, patched: Any) -> None:
@@ -126,6 +132,27 @@ def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., A
     return apply
 
 
+def _transform(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+    """Write down a transform as a whole: what it calls, it calls in a world of its own."""
+
+    @functools.wraps(original)
+    @invisible
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not tape.listens_here():
+            return original(*args, **kwargs)
+        return tape.function(original, original, args, kwargs)
+
+    return call
+
+
+_TRANSFORMS: tuple[tuple[Any, str], ...] = (
+    (torch._functorch.apis, "vmap_impl"),
+    (torch._functorch.eager_transforms, "grad_impl"),
+    (torch._functorch.eager_transforms, "grad_and_value_impl"),
+    (torch.nn.utils.stateless, "_functional_call"),
+)
+
+
 def _backward(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
     @functools.wraps(original)
     @invisible
@@ -157,7 +184,7 @@ def _unheard(original: Callable[..., Any], tape: Tape, ends: bool = False) -> Ca
         try:
             return original(*args, **kwargs)
         finally:
-            if was_on and (not ends or tape.bare):
+            if was_on and (not ends or tape.bare or tape.stays):
                 tape.put_on()
 
     return call

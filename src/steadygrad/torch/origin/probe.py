@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.runlog.origin import Range
 from steadygrad.torch.origin.entries import tensors_in
 from steadygrad.torch.origin.places import Place, is_library
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 GOOD, MEANT, BAD = "good", "meant", "bad"
 
@@ -143,7 +146,7 @@ class Probe(TorchFunctionMode):
         meant = MEANT in states or any(map(_minus_infinity, _numbers((args, kwargs))))
         for leaf in leaves:
             self._leave(note, leaf, meant)
-            self._own(leaf.grad_fn, note)
+            self._own(_within(leaf).grad_fn, note)
         return result
 
     def _note(self, name: str) -> Note:
@@ -228,6 +231,16 @@ class Probe(TorchFunctionMode):
                 self._leave(note, leaf, False)
             self._own(leaf.grad_fn, note)
 
+    def returned(self, leaves: Iterable[torch.Tensor]) -> None:
+        """What was replayed from the tape has returned: the rest of its graph is its line's."""
+        note: Note | None = None
+        for leaf in leaves:
+            if leaf.grad_fn is not None and leaf.grad_fn not in self._nodes:
+                if note is None:
+                    note = Note(len(self.notes), "", self.base, self._module(), [])
+                    self.notes.append(note)
+                self._own(leaf.grad_fn, note)
+
     def _module(self) -> tuple[str, str]:
         return self.modules[-1] if self.modules else ("", "")
 
@@ -307,6 +320,9 @@ _UNSET = ("empty", "new_empty")
 
 def look_at(tensor: torch.Tensor, name: str) -> Look:
     """Read a floating tensor."""
+    if _is_wrapped(tensor):  # under vmap or another transform: what it stands for
+        with temporarily_clear_interpreter_stack():
+            return look_at(_within(tensor), name)
     with torch.no_grad():
         values = tensor.detach()
         values = torch.view_as_real(values) if values.is_complex() else values
@@ -347,7 +363,15 @@ def _is_mask(look: Look) -> bool:
     return zeros and not look.positive
 
 
+def _within(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside the wrappers of transforms such as vmap."""
+    while _is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def _storage(tensor: torch.Tensor) -> int:
+    tensor = _within(tensor)
     return tensor.untyped_storage().data_ptr()
 
 

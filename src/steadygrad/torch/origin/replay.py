@@ -24,7 +24,7 @@ from steadygrad.torch.origin.entries import Entry, Held, Rebuilt, Use, parts_of,
 from steadygrad.torch.origin.kinds import changes_its_argument
 from steadygrad.torch.origin.patches import watching
 from steadygrad.torch.origin.probe import BackwardProbe, Event, Note, Probe
-from steadygrad.torch.origin.states import generators_kept, modules_kept, set_buffers, set_draws
+from steadygrad.torch.origin.states import generators_kept, modules_kept, set_draws, set_modules
 from steadygrad.torch.origin.tape import Tape
 
 
@@ -65,7 +65,7 @@ class Replay:
         self.entries = _needed(tape.entries, last)
         self._values: dict[int, list[torch.Tensor]] = {}
         self._fresh: dict[int, torch.Tensor] = {}
-        self.roots = [e.func for e in self.entries if e.kind == "module"]
+        self.roots = [module for entry in self.entries for module in _modules_of(entry)]
 
     def run(self) -> Story:
         """Replay it.
@@ -110,7 +110,7 @@ class Replay:
         target = entry.func
         if entry.draws is not None:
             set_draws(entry.draws)
-            set_buffers(entry.draws)
+            set_modules(entry.draws)
         if entry.kind == "module":
             target = _eager(target)
             if target.training != entry.training:
@@ -122,6 +122,7 @@ class Replay:
         if getattr(target, "__name__", "") == "__setitem__":
             leaves = [args[0]]
         self._values[id(entry)] = leaves
+        probe.returned(leaves)
 
     def _unpacked(self, value: Any) -> Any:
         if isinstance(value, Use):
@@ -208,6 +209,12 @@ class Replay:
             start = f"{type(inner).__name__}." if len(distinct) > 1 else ""
             for path, module in inner.named_modules():
                 yield module, (start + path).rstrip(".")
+
+
+def _modules_of(entry: Entry) -> list[torch.nn.Module]:
+    if entry.kind == "module":
+        return [entry.func]
+    return [part for part in parts_of(entry) if isinstance(part, torch.nn.Module)]
 
 
 def _needed(entries: list[Entry], last: Entry) -> list[Entry]:

@@ -2,8 +2,8 @@
 
 torch's generators are copied before each call that may draw. Python's and NumPy's cost
 ten times as much, and few models draw from them: they are copied only before modules
-that were seen to. The same holds for buffers: most are constants or running statistics,
-which a forward pass in training mode does not read.
+that were seen to. The same holds for buffers, of which most are constants or running statistics
+that a forward pass in training mode does not read, and for other attributes; see `remembered`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steadygrad.torch.origin import remembered
+from steadygrad.torch.origin.remembered import glance_at
+
 LOOKS = 2
 """Calls of a module that are looked at closely: does it draw, does it change buffers?"""
 MOST_BUFFER_BYTES = 4 << 20
@@ -26,13 +29,14 @@ Buffer = tuple[weakref.ref[torch.nn.Module], str, torch.Tensor]
 
 
 class Draws(NamedTuple):
-    """Generators, and buffers that the call changes, before a call."""
+    """Generators, and buffers and attributes that the call changes, before a call."""
 
     torch: torch.Tensor
     devices: tuple[tuple[Any, torch.Tensor], ...] = ()
     others: Any = None
     buffers: tuple[Buffer, ...] = ()
-    versions: Any = None  # of those buffers, where the call is looked at closely
+    kept: tuple[remembered.Kept, ...] = ()
+    seen: Any = None  # versions of those buffers, and attributes, where it is looked at closely
 
 
 class _Manners:
@@ -42,14 +46,16 @@ class _Manners:
         looks: calls that were looked at closely.
         draws_others: it draws from Python's or NumPy's generators.
         changing: buffers that it changes.
+        remembers: attributes that it changes, and whether each only grows.
     """
 
-    __slots__ = ("changing", "draws_others", "looks", "owner")
+    __slots__ = ("changing", "draws_others", "looks", "owner", "remembers")
 
     def __init__(self, owner: torch.nn.Module) -> None:
         self.owner = weakref.ref(owner)
         self.looks, self.draws_others = 0, False
-        self.changing: list[tuple[weakref.ref[torch.nn.Module], str]] = []
+        self.changing: list[remembered.Spot] = []
+        self.remembers: dict[remembered.Spot, bool] = {}
 
 
 class Generators:
@@ -70,21 +76,30 @@ class Generators:
             known = self._known[id(module)] = _Manners(module)
         if known.looks < LOOKS:
             known.looks += 1
-            kept = _copies(_buffers_of(module))
-            versions = [_version(owner, name) for owner, name, _ in kept]
-            return Draws(_cpu_state(), _device_states(), other_states(), kept, versions)
+            copies = _copies(_buffers_of(module))
+            seen = [_version(owner, name) for owner, name, _ in copies], glance_at(module)
+            return Draws(_cpu_state(), _device_states(), other_states(), copies, seen=seen)
         others = other_states() if known.draws_others else None
-        kept = _copies(known.changing) if known.changing else ()
-        return Draws(_cpu_state(), _device_states(), others, kept)
+        copies = _copies(known.changing) if known.changing else ()
+        kept = remembered.keep(known.remembers.items()) if known.remembers else ()
+        return Draws(_cpu_state(), _device_states(), others, copies, kept)
 
-    def after(self, module: torch.nn.Module, draws: Draws) -> None:
-        """Learn from a call that was looked at closely what later ones need."""
-        known = self._known[id(module)]
+    def after(self, module: torch.nn.Module, draws: Draws) -> Draws:
+        """Learn from a call that was looked at closely what later ones need.
+
+        Returns:
+            What the call itself needs.
+        """
+        known, (versions, glances) = self._known[id(module)], draws.seen
         if other_states() != draws.others:
             known.draws_others = True
-        for (owner, name, _), version in zip(draws.buffers, draws.versions, strict=True):
+        for (owner, name, _), version in zip(draws.buffers, versions, strict=True):
             if _version(owner, name) != version and (owner, name) not in known.changing:
                 known.changing.append((owner, name))
+        changed = remembered.changed_since(glances)
+        for kept, grows in changed:
+            known.remembers[kept.spot] = grows and known.remembers.get(kept.spot, True)
+        return draws._replace(kept=tuple(kept for kept, _ in changed), seen=None)
 
 
 _cpu_state = torch.default_generator.get_state
@@ -192,6 +207,8 @@ def modules_kept(roots: list[torch.nn.Module]) -> Iterator[None]:
         del modules[id(one)]
     values = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
     saved = [(m, dict(vars(m)), _contents(m)) for m in modules.values()]
+    own = [g for module in modules.values() for g in remembered.generators_in(module)]
+    states = [(generator, remembered.state_of(generator)) for generator in own]
     try:
         for module in modules.values():
             vars(module)["_buffers"] = {
@@ -205,6 +222,8 @@ def modules_kept(roots: list[torch.nn.Module]) -> Iterator[None]:
             vars(module).update(attributes)
             for container, held in contents:
                 _refill(container, held)
+        for generator, state in states:
+            remembered.set_state(generator, state)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
@@ -238,8 +257,10 @@ def _differ(table: dict[Any, Any], other: dict[Any, Any]) -> bool:
     return list(table) != list(other) or any(table[key] is not other[key] for key in other)
 
 
-def set_buffers(draws: Draws) -> None:
-    """Put buffers that the call changes where they were before it; on copies, see above."""
+def set_modules(draws: Draws) -> None:
+    """Put buffers and attributes that the call changes where they were; see `modules_kept`."""
+    for kept in draws.kept:
+        kept.put_back()
     for owner, name, value in draws.buffers:
         module = owner()
         if module is not None:

@@ -82,6 +82,7 @@ class Tape:
         armed: calls are written down now; False inside a module, a step or a replay.
         notes: the calls, as they were written down; see `entries`.
         bare: no module was called so far: a loop's operations are all there is.
+        stays: to be heard after a `backward` too, since losses are computed there.
         clock: optimizer steps so far.
         thread: the one that trains; others are not heard.
     """
@@ -90,6 +91,7 @@ class Tape:
         self.armed = False
         self.bare = True
         self.thread = threading.get_ident()
+        self.stays = False
         self.clock = 0
         self.notes: list[Note] = []
         self._entries: list[Entry] = []
@@ -206,8 +208,8 @@ class Tape:
             draws = self._generators.before(module)
             more = {"draws": draws, "training": module.training}
             result = call(module, *args, **kwargs)
-            if draws.versions is not None:
-                self._generators.after(module, draws)
+            if draws.seen is not None:
+                more["draws"] = self._generators.after(module, draws)
             leaves = [result] if type(result) is _Tensor else list(tensors_in(result))
             self._note("module", (module, packed, named, place), leaves, more)
         finally:
@@ -250,6 +252,7 @@ class Tape:
         for mark, root in zip(packed, roots, strict=True):
             if type(mark) is Held:
                 more["chain"] = chain_of(root)
+                self.stays = True
         args = (packed, self._pack(grads), self._pack(inputs))
         self._note("backward", (None, args, None, place_of(_frame(2))), [], more)
 
@@ -277,7 +280,8 @@ class Tape:
         Where losses are not finite, only those.
         """
         mark = self._marks.get(id(optimizer), 0)
-        found = [e for e in self.entries if e.kind == "backward" and e.clock >= mark]
+        entries = [e for e in self.entries if e.clock >= mark]
+        found = [e for e in entries if e.kind == "backward"] or _gradients_by_hand(entries)
         return [e for e in found if not _finite(e.losses)] or found
 
     # -- forgetting ------------------------------------------------------------------------
@@ -380,6 +384,22 @@ class Tape:
 _SIMPLE = frozenset(
     [type(None), bool, int, float, str, slice, torch.dtype, torch.device, type(Ellipsis)]
 )
+
+
+def _gradients_by_hand(entries: list[Entry]) -> list[Entry]:
+    """Calls of `autograd.grad` where there is no `backward`: turned into what those would be."""
+    found = [e for e in entries if e.kind == "operation" and e.func is torch.autograd.grad]
+    for entry in found:
+        given = dict(zip(("outputs", "inputs", "grad_outputs"), entry.args, strict=False))
+        given.update(entry.kwargs or {})
+        roots, grads = given["outputs"], given.get("grad_outputs")
+        entry.kind, entry.kwargs = "backward", None
+        entry.args = (_listed(roots), None if grads is None else _listed(grads), given["inputs"])
+    return found
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _leaves_of(func: Any, args: Any, result: Any) -> list[torch.Tensor]:
