@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 CALLS = 8
 """Calls of one module in a forward pass of which the activations are read."""
-ELEMENTS = 1 << 16
+ELEMENTS = 1 << 13
 """Of an activation, of which deviation and saturation are taken."""
 
 _RECURRENT = (torch.nn.RNN, torch.nn.RNNCell)

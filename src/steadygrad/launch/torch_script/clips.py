@@ -2,8 +2,7 @@
 
 Gradients are read before a call changes them, so that the norm on record is the one
 before clipping; a step whose gradients nobody touched after the call needs no
-second read. A gradient is recognised by its identity and its version counter, which
-every in-place change raises.
+second read.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from steadygrad import kernels
-from steadygrad.launch.torch_script.observed import Row, rows_of
+from steadygrad.launch.torch_script.clocks import Clock, Clocks
+from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
 
-Mark = tuple[int, int]
-"""A gradient's identity and version."""
+_GRAD = attrgetter("grad")
 
 MOST_WAITING = 256
 
@@ -58,9 +58,8 @@ class ClipCall:
     scale: Any = None
     norm: Any = math.nan
     coef: Any = 1.0
-    grads: list[torch.Tensor] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    before: list[torch.Tensor | None] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    before: list[list[torch.Tensor | None]] = field(default_factory=list)
 
     @property
     def of_parameters(self) -> bool:
@@ -70,16 +69,6 @@ class ClipCall:
     def concerns(self, own: set[int]) -> bool:
         """Whether it belongs to the step of an optimizer that holds these parameters."""
         return not self.of_parameters or not own.isdisjoint(self.ids)
-
-
-@dataclass
-class Clock:
-    """When things last happened to one parameter, in backward passes."""
-
-    step: int = 0
-    stepped: bool = False
-    clip: int = -1
-    clips: int = 0
 
 
 class ClipLog:
@@ -95,8 +84,8 @@ class ClipLog:
     ) -> None:
         self._backwards = backwards
         self._scale_of = scale_of
-        self._rows: dict[int, tuple[Mark, Row]] = {}
-        self._clocks: dict[int, Clock] = {}
+        self._readings: list[Reading] = []
+        self._clocks = Clocks()
         self._any = Clock()
         self.waiting: list[ClipCall] = []
 
@@ -114,25 +103,22 @@ class ClipLog:
         Returns:
             The call, to be handed to `after`.
         """
-        owners = [p for p in parameters if isinstance(p, torch.Tensor)]
-        held = [p for p in owners if p.grad is not None]
+        owners = _only_tensors(parameters)
+        held = _with_gradients(owners)
+        ids = list(map(id, owners))
         call = ClipCall(
             by_value=by_value,
             max_norm=max_norm,
             norm_type=norm_type,
-            ids=frozenset(id(p) for p in owners),
+            ids=frozenset(ids),
             with_grad=len(held),
             on_gradients=bool(owners) and not held and not any(p.requires_grad for p in owners),
         )
-        self._place(call, owners)
-        call.grads = [p.grad for p in held if p.grad is not None]
-        call.rows = self._read(held, norm_type)
+        self._place(call, ids)
+        call.parts = self._parts(held, norm_type)
         call.scale = self._scale_of(owners)
         if by_value:
-            call.before = [
-                g.detach().clone() if row.exceeds(max_norm) else None
-                for g, row in zip(call.grads, call.rows, strict=True)
-            ]
+            call.before = [_copies(part, max_norm) for part in call.parts]
         return call
 
     def after(self, call: ClipCall, total_norm: Any) -> None:
@@ -142,57 +128,78 @@ class ClipLog:
             call: as `before` returned it.
             total_norm: the norm that torch found, or None for a call by value.
         """
-        call.norm = total_norm if total_norm is not None else _total(call.rows, call.norm_type)
+        call.norm = total_norm if total_norm is not None else _total(call, "norms")
         if call.by_value:
             _note_clamped(call)
         else:
             call.coef = torch_coefficient(call.max_norm, total_norm)
-            for row in call.rows:
-                row.scale(call.coef)
-        for grad, row in zip(call.grads, call.rows, strict=True):
-            self._rows[row.parameter] = ((id(grad), grad._version), row)
-        for row in call.rows:
-            row.threshold = call.max_norm
-        call.grads, call.before = [], []
+        for reading, where, grads in call.parts:
+            if not call.by_value:
+                reading.scale(call.coef, where)
+            reading.mark(grads, where)
+            reading.threshold = call.max_norm
+        call.parts, call.before = [], []
         self.waiting.append(call)
         del self.waiting[:-MOST_WAITING]
 
-    def remember(self, parameter: torch.Tensor, row: Row) -> None:
+    def remember(self, reading: Reading) -> None:
         """Keep figures that were read elsewhere, for the clip call that may follow."""
-        grad = parameter.grad
-        if grad is not None:
-            self._rows[id(parameter)] = ((id(grad), grad._version), row)
+        own = set(reading.ids)
+        self._readings = [r for r in self._readings if not own.issuperset(r.ids)][-MOST_WAITING:]
+        self._readings.append(reading)
 
-    def valid(self, parameter: torch.Tensor) -> Row | None:
-        """The figures before clipping, where nothing has touched the gradient since."""
-        found = self._rows.get(id(parameter))
-        if found is None:
+    def whole(self, parameters: Sequence[torch.Tensor]) -> Reading | None:
+        """The reading of exactly these parameters, where nothing has touched a gradient since."""
+        ids = list(map(id, parameters))
+        for reading in self._readings:
+            if reading.ids == ids:
+                return reading if reading.holds(parameters) else None
+        return None
+
+    def reading_of(self, parameters: Sequence[torch.Tensor]) -> Reading | None:
+        """What these gradients were before clipping; what no call has read is read now.
+
+        Args:
+            parameters: with gradients.
+
+        Returns:
+            A reading in their order; None where none of them was read, or is as it was then.
+        """
+        whole = self.whole(parameters) if self._readings else None
+        if whole is not None or not self._readings:
+            return whole
+        rows = self._rows(parameters)
+        known = [reading for reading, _ in rows.values()]
+        if not known:
             return None
-        grad = parameter.grad
-        if grad is None or found[0] != (id(grad), grad._version):
-            return None
-        return found[1]
+        rows = {key: row for key, row in rows.items() if row[0].norm_type == known[0].norm_type}
+        lacking = [p for p in parameters if id(p) not in rows]
+        fresh = read(lacking, known[0].norm_type)
+        rows.update({id(p): (fresh, place) for place, p in enumerate(lacking)})
+        return joined([rows[id(p)] for p in parameters])
 
     def rescaled(self, parameters: Sequence[torch.Tensor], unscale: Callable[[], Any]) -> Any:
         """Run a `GradScaler.unscale_`, and keep figures of gradients that it divides valid."""
-        kept = [(p, row) for p in parameters if (row := self.valid(p)) is not None]
-        scale = self._scale_of([p for p, _ in kept]) if kept else None
+        rows = self._rows(parameters)
+        divided = [p for p in parameters if id(p) in rows]
+        scale = self._scale_of(divided) if divided else None
         result = unscale()
-        for parameter, row in kept:
-            grad = parameter.grad
-            if grad is not None and scale is not None:
-                row.unscale(scale)
-                self._rows[id(parameter)] = ((id(grad), grad._version), row)
+        if scale is not None:
+            reading = joined([rows[id(p)] for p in divided])
+            reading.unscale(scale)
+            reading.mark([p.grad for p in divided if p.grad is not None], EVERY)
+            for other in self._readings:
+                other.forget(set(reading.ids))
+            self.remember(reading)
         return result
 
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""
         now = self._backwards()
-        own = set(map(id, parameters))
-        if self._rows:  # ids may be used again: no row outlives its step
-            for each in own:
-                self._rows.pop(each, None)
-        for clock in (*self._clocks_of(parameters), self._any):
+        ids = list(map(id, parameters))
+        own = set(ids)
+        self._drop(own)
+        for clock in (*self._clocks.of(ids), self._any):
             clock.step, clock.stepped, clock.clips = now, True, 0
         if not self.waiting:
             return []
@@ -200,11 +207,15 @@ class ClipLog:
         self.waiting = [call for call in self.waiting if not call.concerns(own)]
         return calls
 
-    def _place(self, call: ClipCall, owners: Sequence[torch.Tensor]) -> None:
+    def _drop(self, own: set[int]) -> None:
+        # ids may be used again: what is known of a gradient does not outlive its step
+        self._readings = [r for r in self._readings if not own.issuperset(r.ids)]
+        for reading in self._readings:
+            reading.forget(own)
+
+    def _place(self, call: ClipCall, ids: Sequence[int]) -> None:
         now = self._backwards()
-        clocks = [self._any]
-        if call.of_parameters:
-            clocks = self._clocks_of(owners)
+        clocks = self._clocks.of(ids) if call.of_parameters else [self._any]
         first = clocks[0]
         call.backward_since_step = now - first.step
         call.backward_since_clip = now - max(first.clip, first.step)
@@ -213,16 +224,49 @@ class ClipLog:
         for clock in clocks:
             clock.clip, clock.clips = now, clock.clips + 1
 
-    def _clocks_of(self, parameters: Sequence[torch.Tensor]) -> list[Clock]:
-        ids, clocks = list(map(id, parameters)), self._clocks
-        clocks.update((each, Clock()) for each in ids if each not in clocks)
-        return [clocks[each] for each in ids]
+    def _parts(self, held: list[torch.Tensor], norm_type: float) -> list[Part]:
+        """The readings of these gradients; what no earlier call has read is read now."""
+        if not held:
+            return []
+        whole = self.whole(held) if self._readings else None
+        if whole is not None:
+            return [Part(whole, EVERY, _gradients(held))]
+        rows = self._rows(held)
+        unknown = [p for p in held if id(p) not in rows]
+        parts = []
+        for reading in {id(reading): reading for reading, _ in rows.values()}.values():
+            mine = [p for p in held if id(p) in rows and rows[id(p)][0] is reading]
+            parts.append(Part(reading, [rows[id(p)][1] for p in mine], _gradients(mine)))
+        if unknown:
+            fresh = read(unknown, norm_type)
+            self.remember(fresh)
+            parts.append(Part(fresh, EVERY, _gradients(unknown)))
+        return parts
 
-    def _read(self, held: Sequence[torch.Tensor], norm_type: float) -> list[Row]:
-        known = [self.valid(p) for p in held]
-        unknown = [p for p, row in zip(held, known, strict=True) if row is None]
-        fresh = iter(rows_of(unknown, norm_type))
-        return [row if row is not None else next(fresh) for row in known]
+    def _rows(self, parameters: Sequence[torch.Tensor]) -> dict[int, tuple[Reading, int]]:
+        """Where these gradients were read, by the parameter's id; those as they were left alone."""
+        if not self._readings:
+            return {}
+        rows = {each: (r, i) for r in self._readings for i, each in enumerate(r.ids)}
+        found = ((p, rows.get(id(p))) for p in parameters)
+        return {id(p): row for p, row in found if row is not None and row[0].holds_one(row[1], p)}
+
+
+def _only_tensors(given: Sequence[Any]) -> list[torch.Tensor]:
+    if set(map(type, given)) <= {torch.Tensor, torch.nn.Parameter}:
+        return list(given)
+    return [p for p in given if isinstance(p, torch.Tensor)]
+
+
+def _with_gradients(owners: list[torch.Tensor]) -> list[torch.Tensor]:
+    grads = list(map(_GRAD, owners))
+    if type(None) not in set(map(type, grads)):
+        return owners
+    return [p for p, grad in zip(owners, grads, strict=True) if grad is not None]
+
+
+def _gradients(held: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(map(_GRAD, held))
 
 
 def torch_coefficient(max_norm: Any, total_norm: Any) -> Any:
@@ -230,40 +274,47 @@ def torch_coefficient(max_norm: Any, total_norm: Any) -> Any:
 
     Example:
         >>> torch_coefficient(1.0, torch.tensor(4.0)), torch_coefficient(1.0, torch.tensor(0.5))
-        (0.24999994039..., 1.0)
+        (0.2499999375..., 1.0)
     """
-    if isinstance(total_norm, torch.Tensor):
-        coef = torch.clamp(max_norm / (total_norm + 1e-6), max=1.0)
-        return float(coef) if coef.device.type == "cpu" else coef.detach()
-    return min(1.0, float(max_norm) / (float(total_norm) + 1e-6))
+    if isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu":
+        return torch.clamp(max_norm / (total_norm + 1e-6), max=1.0).detach()
+    coef = float(max_norm) / (float(total_norm) + 1e-6)
+    return coef if coef < 1.0 or coef != coef else 1.0
+
+
+def _copies(part: Part, clip_value: Any) -> list[torch.Tensor | None]:
+    """Copies of the gradients that a clamp would change; of all on a device, where asking waits."""
+    reading, where, grads = part
+    if isinstance(reading.max_abs, torch.Tensor):
+        return [grad.detach().clone() for grad in grads]
+    over = (reading.max_abs[where] > float(clip_value)) | (reading.nonfinite[where] > 0)
+    return [
+        grad.detach().clone() if changes else None
+        for grad, changes in zip(grads, over.tolist(), strict=True)
+    ]
 
 
 def _note_clamped(call: ClipCall) -> None:
-    changed = [i for i, before in enumerate(call.before) if before is not None]
-    if not changed:
-        return
-    after = kernels.read([call.grads[i] for i in changed], call.norm_type)
-    for place, index in enumerate(changed):
-        before = call.before[index]
-        assert before is not None
-        inner = torch.sum(before.double() * call.grads[index].double())
-        on_cpu = inner.device.type == "cpu"
-        call.rows[index].clamp(after.norms[place], float(inner) if on_cpu else inner)
-    left = [row.left for row in call.rows]
-    call.coef = _ratio(left, [row.norm for row in call.rows], call.norm_type)
+    for (reading, where, grads), before in zip(call.parts, call.before, strict=True):
+        changed = [i for i, copy in enumerate(before) if copy is not None]
+        if not changed:
+            continue
+        places = changed if where is EVERY else [where[i] for i in changed]
+        after = kernels.read([grads[i] for i in changed], call.norm_type)
+        pairs = [(before[i], grads[i]) for i in changed]
+        inner = torch.stack([torch.sum(b.double() * a.double()) for b, a in pairs if b is not None])
+        reading.clamp(places, after.norms, inner.numpy() if inner.device.type == "cpu" else inner)
+    if any(copy is not None for before in call.before for copy in before):
+        call.coef = _total(call, "left") / _total(call, "norms")
 
 
-def _total(rows: Sequence[Row], p: float) -> Any:
-    if not rows:
+def _total(call: ClipCall, column: str) -> Any:
+    """The norm of a call's gradients as one vector."""
+    if not call.parts:
         return 0.0
-    if any(isinstance(row.norm, torch.Tensor) for row in rows):
-        return torch.linalg.vector_norm(torch.stack([row.norm for row in rows]), p)
-    return float(np.linalg.norm([row.norm for row in rows], p))
-
-
-def _ratio(left: list[Any], before: list[Any], p: float) -> Any:
-    if any(isinstance(value, torch.Tensor) for value in before):
-        return torch.linalg.vector_norm(torch.stack(left), p) / torch.linalg.vector_norm(
-            torch.stack(before), p
+    columns = [getattr(reading, column)[where] for reading, where, _ in call.parts]
+    if any(isinstance(values, torch.Tensor) for values in columns):
+        return torch.linalg.vector_norm(
+            torch.cat(list(map(torch.as_tensor, columns))), call.norm_type
         )
-    return float(np.linalg.norm(left, p) / np.linalg.norm(before, p))
+    return float(np.linalg.norm(np.concatenate(columns), call.norm_type))

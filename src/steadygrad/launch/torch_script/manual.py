@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from steadygrad.launch.torch_script.clips import ClipLog
-from steadygrad.launch.torch_script.observed import Row, rows_of, summed_up
+from steadygrad.launch.torch_script.observed import summed_up
+from steadygrad.launch.torch_script.readings import Reading, read
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper, Outcome
@@ -36,7 +37,7 @@ class Pending:
     """
 
     leaves: list[weakref.ref[torch.Tensor]]
-    rows: list[Row]
+    reading: Reading
     loss: Any
     probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
     weights: list[torch.Tensor]
@@ -90,12 +91,11 @@ class ManualLoop:
         held = [leaf for leaf in leaves if leaf.grad is not None]
         if not held:
             return
-        rows = rows_of(held, 2.0)
-        for leaf, row in zip(held, rows, strict=True):
-            self._log.remember(leaf, row)
+        reading = read(held, 2.0)
+        self._log.remember(reading)
         self._pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in held],
-            rows=rows,
+            reading=reading,
             loss=loss,
             probe=[_probe(leaf) for leaf in held[-2:]],
             weights=[leaf for leaf in held if id(leaf) in self._announced],
@@ -110,9 +110,9 @@ class ManualLoop:
         """The leaves whose gradients wait to be applied, and their non-finite elements."""
         if self._pending is None:
             return [], []
-        pairs = zip(self._pending.leaves, self._pending.rows, strict=False)
-        alive = [(leaf, row) for ref, row in pairs if (leaf := ref()) is not None]
-        return [leaf for leaf, _ in alive], [int(row.nonfinite) for _, row in alive]
+        pairs = zip(self._pending.leaves, self._pending.reading.nonfinite.tolist(), strict=False)
+        alive = [(leaf, count) for ref, count in pairs if (leaf := ref()) is not None]
+        return [leaf for leaf, _ in alive], [count for _, count in alive]
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""
@@ -152,8 +152,8 @@ class ManualLoop:
         if not _was_updated(pending):
             return
         kept = [
-            (leaf, row)
-            for ref, row in zip(pending.leaves, pending.rows, strict=False)
+            (leaf, place)
+            for place, ref in enumerate(pending.leaves)
             # inputs that need gradients are new at every step; weights stay
             if (leaf := ref()) is not None
             and (id(leaf) in current or isinstance(leaf, torch.nn.Parameter))
@@ -162,7 +162,7 @@ class ManualLoop:
             return
         leaves = [leaf for leaf, _ in kept]
         batch = self._batch(leaves)
-        outcome = pending.outcome or summed_up([row for _, row in kept], batch)
+        outcome = pending.outcome or summed_up(pending.reading.part(i for _, i in kept), batch)
         self._record(outcome, leaves, pending.loss)
 
     def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: Any) -> None:
@@ -198,10 +198,11 @@ def _was_updated(pending: Pending) -> bool:
 
 def _was_reset(pending: Pending) -> bool:
     """Whether the gradients of that backward are gone, or zero."""
-    for ref, row in zip(pending.leaves, pending.rows, strict=False):
+    reading = pending.reading
+    for ref, top, broken in zip(pending.leaves, reading.max_abs, reading.nonfinite, strict=False):
         leaf = ref()
         if leaf is None or leaf.grad is None:
             return True
-        if isinstance(row.max_abs, torch.Tensor) or row.max_abs > 0 or row.nonfinite:
+        if isinstance(top, torch.Tensor) or top > 0 or broken:
             return not bool(leaf.grad.any())
     return False

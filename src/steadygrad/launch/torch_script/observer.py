@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from steadygrad.runlog.origin import EVENT
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch import copies, scaler
 from steadygrad.torch.attach import attach_unheard
+from steadygrad.torch.batch import Batch
 from steadygrad.torch.clipper import Clipper
 from steadygrad.torch.losses import LossMeter
 from steadygrad.torch.origin.finder import Finder
@@ -55,6 +55,7 @@ class TorchObserver:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.overhead = 0.0
+        self._timed = _Clock(self)
         self.losses = LossMeter()
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
@@ -79,7 +80,7 @@ class TorchObserver:
 
     def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
         """The script calls backward on these tensors."""
-        with self._timed():
+        with self._timed:
             # first what this backward ends: a step by hand, which has the losses so far
             if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
                 self._look_around(tensors)
@@ -92,7 +93,7 @@ class TorchObserver:
     def after_backward(self) -> None:
         """That backward is done."""
         if self._by_hand:
-            with self._timed():
+            with self._timed:
                 self._manual.after_backward(self.losses.so_far)
                 if self._finder is not None:
                     self._seek_origin(self._finder)
@@ -134,7 +135,7 @@ class TorchObserver:
         inner = scaler.unwrap(optimizer)
         if self._is_the_scripts(inner):
             return False
-        with self._timed():
+        with self._timed:
             new = inner not in self._attached
             steady = self._steady(inner)
             if new:
@@ -149,7 +150,7 @@ class TorchObserver:
         """An optimizer is about to step."""
         if self._is_the_scripts(optimizer):
             return
-        with self._timed():
+        with self._timed:
             steady = self._steady(optimizer)
             self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
             if optimizer in self._told:
@@ -215,22 +216,25 @@ class TorchObserver:
     ) -> ObservingClipper:
         held = weakref.ref(optimizer)
 
-        def stepping(step: int) -> None:
+        def stepping(step: int, batch: Batch) -> None:
             optimizer = held()
             if optimizer is not None:
-                groups = optimizer.param_groups
-                self._note_calls(step, [p for group in groups for p in group["params"]], index)
+                parameters = batch.params
+                if batch.present is not None:  # calls on those without a gradient count too
+                    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                self._note_calls(step, parameters, len(batch.grads), index)
 
         on_nonfinite = self.session.plan.on_nonfinite or "propagate"
-        return ObservingClipper(on_nonfinite, self.log.valid, stepping)
+        return ObservingClipper(on_nonfinite, self.log.reading_of, stepping)
 
-    def _note_calls(self, step: int, parameters: list[torch.Tensor], index: int) -> None:
+    def _note_calls(
+        self, step: int, parameters: list[torch.Tensor], with_grad: int, index: int
+    ) -> None:
         calls = self.log.stepped(parameters)
         if self._unscaled:
             self._unscaled.difference_update(map(id, parameters))
         if calls:
-            of_params = sum(p.grad is not None for p in parameters)
-            self._write_calls(calls, step, of_params, index)
+            self._write_calls(calls, step, with_grad, index)
 
     def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, index: int) -> None:
         writer = self.session.writer()
@@ -258,19 +262,19 @@ class TorchObserver:
 
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
-        with self._timed():
+        with self._timed:
             by_value = call.kind == "value"
             return self.log.before(call.parameters, call.limit, call.norm_type, by_value)
         return None
 
     def after_clip(self, call: Call, result: Any) -> None:
         """A clip call is over; ``result`` is what it returned."""
-        with self._timed():
+        with self._timed:
             self.log.after(call.note, call.total_norm if call.kind == "given norm" else result)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
         """A clip call that is replaced: act here where no optimizer step follows."""
-        with self._timed():
+        with self._timed:
             if self._manual.owns(parameters):
                 self._manual.act(parameters)
 
@@ -349,7 +353,7 @@ class TorchObserver:
 
     def finish(self) -> None:
         """Write what is left; the run file is closed next."""
-        with self._timed():
+        with self._timed:
             self._manual.finish()
             for call in self.log.waiting if self.steps else ():
                 index = next((self._number_of[i] for i in call.ids if i in self._number_of), 0)
@@ -359,12 +363,20 @@ class TorchObserver:
         if writer is not None:
             writer.update_info(clip_calls=self._book.summary(), **self._facts())
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        except Exception as error:
-            self.session.trouble("part of the run was not observed", error)
-        finally:
-            self.overhead += time.perf_counter() - started
+
+class _Clock:
+    """Adds the time spent inside to an observer's overhead; what goes wrong there is told once."""
+
+    def __init__(self, observer: TorchObserver) -> None:
+        self._observer = weakref.proxy(observer)
+        self._started: list[float] = []
+
+    def __enter__(self) -> None:
+        self._started.append(time.perf_counter())
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self._observer.overhead += time.perf_counter() - self._started.pop()
+        if not isinstance(error, Exception):
+            return False
+        self._observer.session.trouble("part of the run was not observed", error)
+        return True

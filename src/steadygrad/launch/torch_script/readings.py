@@ -1,0 +1,199 @@
+"""Gradients as they were before a script changed them, and what it left of them, in columns.
+
+A reading is of several parameters at once: what is done to all of them is one operation, however
+many they are. It knows by their identities and version counters, which every in-place change
+raises, whether its gradients are still as it saw them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from steadygrad import kernels
+from steadygrad.kernels import Read
+
+_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+_TOUCHED = -2
+"""A version that no tensor has."""
+
+
+class Reading:
+    """The gradients of some parameters.
+
+    Args:
+        params: the parameters; only their ids are kept.
+        figures: of their gradients now.
+        norm_type: the p of the norms.
+
+    Attributes:
+        ids: ids of the parameters, in order.
+        norms: p-norms before, ``[tensors]``, as are all columns.
+        max_abs: largest finite magnitudes before.
+        nonfinite: numbers of NaN and inf elements before.
+        zeros: numbers of zero elements before.
+        total: p-norm of all of them before; None where it was not joined.
+        factor: what all were multiplied by since `uneven` was set.
+        uneven: whether they were changed otherwise than all by one factor.
+        norm_type: the p of the norms.
+        threshold: of the last clip call; inf before one.
+
+    Example:
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> reading = read([weight], 2.0)
+        >>> reading.scale(0.5, EVERY)
+        >>> reading.norms.tolist(), reading.left.tolist(), reading.holds([weight])
+        ([5.0], [2.5], True)
+    """
+
+    def __init__(self, params: Sequence[torch.Tensor], figures: Read, norm_type: float) -> None:
+        self.ids = list(map(id, params))
+        self.norms, self.max_abs, self.nonfinite, self.zeros, self.total = figures
+        self.factor: Any = 1.0
+        self.uneven = False
+        self._left: Any = self.norms
+        self._dots: Any = None
+        self.norm_type = norm_type
+        self.threshold: Any = math.inf
+        grads = list(map(_GRAD, params))
+        self._grads, self._versions = list(map(id, grads)), list(map(_VERSION, grads))
+
+    @property
+    def left(self) -> Any:
+        """p-norms after."""
+        return self._left * self.factor
+
+    @property
+    def dots(self) -> Any:
+        """Inner products of before and after; NaN where unknown."""
+        if self._dots is None:
+            self._dots = self.norms * (self.norms if self.norm_type == 2.0 else math.nan)
+        return self._dots * self.factor
+
+    def _set(self, where: Places, left: Any, dots: Any) -> None:
+        """What is left of some of them, unlike the others."""
+        every_left, every_dots = self.left, self.dots  # new arrays
+        every_left[where], every_dots[where] = left, dots
+        self._left, self._dots, self.factor, self.uneven = every_left, every_dots, 1.0, True
+
+    def holds(self, params: Sequence[torch.Tensor]) -> bool:
+        """Whether nothing has touched these parameters' gradients, all of the reading's."""
+        grads = list(map(_GRAD, params))
+        return self._grads == list(map(id, grads)) and self._versions == list(map(_VERSION, grads))
+
+    def holds_one(self, place: int, parameter: torch.Tensor) -> bool:
+        """Whether nothing has touched one of them."""
+        grad = parameter.grad
+        same = grad is not None and self._grads[place] == id(grad)
+        return same and self._versions[place] == _VERSION(grad)
+
+    def mark(self, grads: Sequence[torch.Tensor], where: Places) -> None:
+        """Gradients were changed, and the figures tell how."""
+        versions = list(map(_VERSION, grads))
+        if where is EVERY:
+            self._versions = versions
+        else:
+            for place, version in zip(where, versions, strict=True):
+                self._versions[place] = version
+
+    def forget(self, ids: set[int]) -> None:
+        """What is known of these parameters holds no longer."""
+        for place, each in enumerate(self.ids):
+            if each in ids:
+                self._versions[place] = _TOUCHED
+
+    def scale(self, coef: Any, where: Places) -> None:
+        """Gradients were multiplied by a coefficient."""
+        if where is EVERY:
+            self.factor = self.factor * coef
+        else:
+            self._set(where, self.left[where] * coef, self.dots[where] * coef)
+
+    def clamp(self, where: list[int], left: Any, dots: Any) -> None:
+        """Gradients were clamped: norms after, inner products with what stood before the clamp."""
+        before, now, known = self.norms[where], self.left[where], self.dots[where]
+        with np.errstate(all="ignore"):
+            shrunk = now / before
+            told = dots / shrunk
+        if isinstance(told, np.ndarray):
+            told = np.where(before == 0, dots, np.where(shrunk == 0, known, told))
+        self._set(where, left, told)
+
+    def unscale(self, scale: Any) -> None:
+        """The gradients were divided by the loss scale."""
+        by = scale if isinstance(self.norms, torch.Tensor) else float(scale)
+        self._dots = self.dots / (by * by)
+        self._left, self.factor = self.left / by, 1.0
+        self.norms, self.max_abs, self.total = self.norms / by, self.max_abs / by, None
+        self.uneven = True
+        self.threshold = self.threshold / by
+
+    def part(self, where: Iterable[int]) -> Reading:
+        """Some of it, as a reading of its own."""
+        return joined([(self, place) for place in where])
+
+
+EVERY = slice(None)
+Places = Any
+"""Which of a reading's parameters: `EVERY`, or a list of places."""
+
+
+class Part(NamedTuple):
+    """What one clip call found in one reading."""
+
+    reading: Reading
+    where: Places
+    grads: list[torch.Tensor]
+
+
+def read(params: Sequence[torch.Tensor], norm_type: float) -> Reading:
+    """Read gradients once.
+
+    Args:
+        params: with gradients.
+        norm_type: p of the norms.
+
+    Returns:
+        The reading, nothing changed yet.
+    """
+    return Reading(params, kernels.read(list(map(_GRAD, params)), norm_type), norm_type)
+
+
+def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
+    """Rows of several readings side by side, one at least.
+
+    Args:
+        rows: a reading and a place in it, each.
+
+    Returns:
+        A reading; of the norms that the first has.
+    """
+    whole = object.__new__(Reading)
+    whole.ids = [reading.ids[place] for reading, place in rows]
+    whole.norms, whole.max_abs = _column(rows, "norms"), _column(rows, "max_abs")
+    whole.nonfinite, whole.zeros = _column(rows, "nonfinite"), _column(rows, "zeros")
+    whole._left, whole._dots = _column(rows, "left"), _column(rows, "dots")
+    whole.total, whole.factor, whole.uneven = None, 1.0, True
+    whole.norm_type = rows[0][0].norm_type
+    whole.threshold = next((r.threshold for r, _ in rows if _is_set(r.threshold)), math.inf)
+    whole._grads = [reading._grads[place] for reading, place in rows]
+    whole._versions = [reading._versions[place] for reading, place in rows]
+    return whole
+
+
+def _column(rows: Sequence[tuple[Reading, int]], name: str) -> Any:
+    values = [getattr(reading, name)[place] for reading, place in rows]
+    if any(isinstance(value, torch.Tensor) for value in values):
+        device = next(value.device for value in values if isinstance(value, torch.Tensor))
+        return torch.stack([torch.as_tensor(value, device=device) for value in values])
+    return np.array(values)
+
+
+def _is_set(threshold: Any) -> bool:
+    return isinstance(threshold, torch.Tensor) or threshold != math.inf
