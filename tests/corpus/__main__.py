@@ -2,8 +2,8 @@
 
 Options: ``--tenth`` for the part that the tests run, ``--tuning`` or ``--held-out`` for
 one part, ``--seed`` for one seed, ``--json FILE`` for every verdict, one a line as it comes,
-``--keep DIR`` to keep the run files, so that the next time only the rules run, ``-n`` for the
-number of processes.
+``--keep DIR`` to keep the run files, so that the next time only the rules run, ``--write`` to put
+the tables of the whole corpus into docs/diagnosis.md, ``-n`` for the number of processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from cases import Case, all_cases, tenth
-from judge import Verdict, confusion, judge, table, wrong
+from judge import Verdict, judge
+from tables import sections, written
+
+PAGE = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 
 
 def _arguments() -> argparse.Namespace:
@@ -35,8 +38,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="only this seed")
     parser.add_argument("--json", type=Path, help="append every verdict to this file, a line each")
     parser.add_argument("--keep", type=Path, help="keep run files here, and judge those it has")
+    parser.add_argument("--write", action="store_true", help="put the tables into the page")
     parser.add_argument("-n", type=int, default=2, help="processes")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.write and (arguments.tenth or arguments.tuning or arguments.held_out):
+        parser.error("--write is for the whole corpus: leave out --tenth, --tuning, --held-out")
+    if arguments.write and arguments.seed is not None:
+        parser.error("--write is for the whole corpus: leave out --seed")
+    return arguments
 
 
 def _chosen(arguments: argparse.Namespace) -> list[Case]:
@@ -52,11 +61,11 @@ def _judged(cases: list[Case], arguments: argparse.Namespace) -> Iterator[Verdic
     """Verdicts as they come. TensorFlow keeps what it compiled: its processes are renewed."""
     go = functools.partial(judge, keep=arguments.keep)
     start = multiprocessing.get_context("spawn")
-    for in_keras, tasks in ((False, None), (True, 5)):
+    for in_keras, tasks, size in ((True, 25, 1), (False, None, 4)):
         some = [case for case in cases if case.in_keras == in_keras]
         if some:
             with start.Pool(arguments.n, maxtasksperchild=tasks) as pool:
-                yield from pool.imap_unordered(go, some, chunksize=4)
+                yield from pool.imap_unordered(go, some, chunksize=size)
 
 
 def main() -> None:
@@ -76,13 +85,10 @@ def main() -> None:
             print(f"\r{len(verdicts)}/{len(cases)}", end="", file=sys.stderr)
     order = [str(case) for case in all_cases()]
     verdicts.sort(key=lambda v: order.index(str(v.case)))
-    faults = sum(bool(case.accepted) for case in cases)
-    print(
-        f"{len(cases)} runs: {faults} broken, {len(cases) - faults} healthy; "
-        f"{time.monotonic() - began:.0f} s in {arguments.n} processes\n"
-    )
-    print(f"{table(verdicts)}\n\n{confusion(verdicts)}\n")
-    print("\n".join(wrong(verdicts)))
+    parts = sections(verdicts, time.monotonic() - began, arguments.n)
+    print("\n\n".join(parts.values()))
+    if arguments.write:
+        PAGE.write_text(written(PAGE.read_text(), parts))
 
 
 if __name__ == "__main__":

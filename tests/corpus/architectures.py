@@ -437,7 +437,7 @@ def tagger(seed: int, knobs: Knobs) -> Task:
     text = inspect.getsource(argparse)[:20000]
     table = torch.tensor([2 if c.isalpha() else int(c.isspace()) for c in sorted(set(text))])
     model = Tagger(vocabulary, knobs)
-    draw = windows(seed)
+    draw = windows(seed, length=12)
     batch = lambda step: (lambda b: (b[0], table[b[1]]))(draw(step))  # noqa: E731
     return Task(model, [Player(model, classifier(model))], batch, 3e-3)
 

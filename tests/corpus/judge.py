@@ -1,4 +1,4 @@
-"""Run cases, compare answers with what is accepted, and put the table together."""
+"""Run a case, and compare what was said with what is accepted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import gc
 import json
 import tempfile
 import warnings
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from cases import Case
 from keras_training import run_keras_case
@@ -95,71 +92,3 @@ def _recorded(case: Case, path: Path) -> Trace:
         gc.unfreeze()
     beside.write_text(json.dumps(asdict(trace)))
     return trace
-
-
-def share(flags: Iterable[bool]) -> str:
-    """A share with its counts.
-
-    Example:
-        >>> share([True, False])
-        '1/2 (50.0 %)'
-    """
-    values = list(flags)
-    return f"{sum(values)}/{len(values)} ({100 * np.mean(values):.1f} %)" if values else "-"
-
-
-def table(verdicts: list[Verdict]) -> str:
-    """The summary in Markdown: held-out part, tuning part, and the other detectors."""
-    parts = {
-        "held out": [v for v in verdicts if v.case.held_out],
-        "tuned on": [v for v in verdicts if not v.case.held_out],
-    }
-    lines = [
-        "| detector | part | faults detected | accepted id first | false alarms |",
-        "|---|---|---|---|---|",
-    ]
-    for part, some in parts.items():
-        broken = [v for v in some if v.case.accepted]
-        sound = [v for v in some if not v.case.accepted]
-        lines.append(
-            f"| **steadygrad** | {part} | {share(v.detected for v in broken)} | "
-            f"{share(v.first for v in broken)} | {share(v.alarmed for v in sound)} |"
-        )
-    for name in OTHERS:
-        broken = [v for v in parts["held out"] if v.case.accepted]
-        sound = [v for v in parts["held out"] if not v.case.accepted]
-        lines.append(
-            f"| {name}, restated | held out | {share(v.others[name][0] for v in broken)} "
-            f"(any alarm) | {share(v.others[name][1] for v in broken)} (right family) | "
-            f"{share(v.others[name][0] for v in sound)} |"
-        )
-    return "\n".join(lines)
-
-
-def confusion(verdicts: list[Verdict]) -> str:
-    """One row a fault: what was said first, and how often."""
-    lines = [
-        "| fault | accepted | cases | detected | first | first answers |",
-        "|---|---|---|---|---|---|",
-    ]
-    names = dict.fromkeys(v.case.name for v in verdicts if v.case.accepted)
-    for name in names:
-        some = [v for v in verdicts if v.case.name == name and v.case.accepted]
-        said = Counter(v.ids[0] if v.ids else "nothing" for v in some)
-        answers = ", ".join(f"{i} {n}" for i, n in said.most_common())
-        lines.append(
-            f"| {name} | {' '.join(some[0].case.accepted)} | {len(some)} | "
-            f"{sum(v.detected for v in some)} | {sum(v.first for v in some)} | {answers} |"
-        )
-    for name in dict.fromkeys(v.case.name for v in verdicts if not v.case.accepted):
-        some = [v for v in verdicts if v.case.name == name and not v.case.accepted]
-        said = Counter(i for v in some for i in v.ids)
-        answers = ", ".join(f"{i} {n}" for i, n in said.most_common()) or "nothing"
-        lines.append(f"| healthy: {name} | | {len(some)} | | | {answers} |")
-    return "\n".join(lines)
-
-
-def wrong(verdicts: list[Verdict]) -> list[str]:
-    """Cases that were missed, answered second, or accused falsely."""
-    odd = [v for v in verdicts if (not v.first if v.case.accepted else v.alarmed)]
-    return [f"{v.case}: accepted {v.case.accepted or 'nothing'}, said {v.ids}" for v in odd]

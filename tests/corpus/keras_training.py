@@ -1,4 +1,4 @@
-"""Keras' part of the corpus: four kinds of model, what can be broken in them, and `fit`.
+"""Keras' part of the corpus: six kinds of model, what can be broken in them, and `fit`.
 
 Recorded as a user would: `steadygrad.keras.attach` with `GradientMonitor`. What needs a
 step number is put into the data, since Keras compiles its step once: every row has a flag
@@ -94,19 +94,40 @@ def _embedded(setup: KerasSetup) -> list[Any]:
     return [layers.Embedding(characters()[1], 24), layers.LSTM(48, return_sequences=True)]
 
 
+def _read_both_ways(setup: KerasSetup) -> list[Any]:
+    layers = _keras().layers
+    reader = layers.Bidirectional(layers.GRU(24, return_sequences=True))
+    return [layers.Embedding(characters()[1], 24), reader]
+
+
+def _residual(setup: KerasSetup) -> list[Any]:
+    """Dense blocks around shortcuts, with batch normalisation."""
+    keras = _keras()
+    layers = keras.layers
+    entry = keras.Input((48,))
+    x = entry
+    for _ in range(setup.depth):
+        inner = layers.Dense(48)(layers.BatchNormalization()(x))
+        x = layers.Add()([x, layers.Dense(48)(layers.Activation(setup.act)(inner))])
+    return [layers.Dense(48), keras.Model(entry, x), layers.Activation(setup.act)]
+
+
 BODIES: dict[str, Callable[[KerasSetup], list[Any]]] = {
     "keras_mlp": _dense,
     "keras_rnn": _recurrent,
     "keras_lstm": _embedded,
     "keras_cnn": _convolutions,
+    "keras_gru": _read_both_ways,
+    "keras_residual": _residual,
 }
 """Name -> the layers of a model before its head."""
+TEXT = ("keras_lstm", "keras_gru")
 
 
 def _data(architecture: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """All batches of a run in a row: inputs, and labels."""
     rng = np.random.default_rng(seed)
-    if architecture == "keras_lstm":
+    if architecture in TEXT:
         codes = characters()[0].numpy()
         starts = rng.integers(0, len(codes) - 25, STEPS * ROWS)
         place = starts[:, None] + np.arange(25)
@@ -118,7 +139,7 @@ def _data(architecture: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _model(architecture: str, setup: KerasSetup) -> Any:
     keras = _keras()
-    text = architecture == "keras_lstm"
+    text = architecture in TEXT
     body = BODIES[architecture](setup)
     if setup.cut:
         first = 2 if architecture == "keras_cnn" else 1  # behind the first layer that has weights
@@ -185,6 +206,7 @@ def run_keras_case(architecture: str, seed: int, setup: KerasSetup, path: Path) 
     optimizer = getattr(keras.optimizers, setup.optimizer)(lr, **momentum)
     steady = sg.attach(optimizer, clip=setup.clip, run=path)
     model = _model(architecture, setup)
+    optimizer.build(model.trainable_variables)  # variables made while it is traced: traced twice
     model.compile(optimizer=optimizer, loss=_loss(setup.loss), jit_compile=False)
     options = {"batch_size": ROWS, "shuffle": False, "verbose": 0}
     if weights.min() != weights.max():
@@ -214,8 +236,11 @@ def _trace(run: Run) -> Trace:
 
 Make = Callable[[str, int], KerasSetup]
 DENSE, EVERY = ("keras_mlp", "keras_cnn"), tuple(BODIES)
-DIGITS = ("keras_mlp", "keras_rnn", "keras_cnn")
-ORDINARY = {"keras_mlp": 3.0, "keras_rnn": 3.0, "keras_lstm": 1.5, "keras_cnn": 3.0}
+DIGITS = ("keras_mlp", "keras_rnn", "keras_cnn", "keras_residual")
+ORDINARY = {
+    "keras_mlp": 3.0, "keras_rnn": 3.0, "keras_lstm": 1.5, "keras_cnn": 3.0, "keras_gru": 1.5,
+    "keras_residual": 3.0,
+}  # fmt: skip
 
 
 def setup(**changes: Any) -> Make:
@@ -272,13 +297,14 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
 FAULTS: dict[str, tuple[tuple[str, ...], Make]] = {
     "nan_batch": (DIGITS, spoiled),
     "nan_operation": (EVERY, from_step),
-    "broken_checkpoint": (("keras_mlp", "keras_lstm"), setup(build=break_weights)),
+    "broken_checkpoint": (("keras_mlp", "keras_lstm", "keras_gru"), setup(build=break_weights)),
     "outliers": (("keras_mlp",), setup(spoil=outliers, optimizer="SGD", lr_factor=0.01)),
     "deep_large": (DENSE, setup(depth=10, gain=6.0)),
     "depth_growth": (DENSE, setup(depth=10, act="steep")),
-    "runaway_loss": (("keras_mlp", "keras_lstm"), setup(weigh=lambda step: 3.0 ** min(step, 79))),
+    "runaway_loss": (
+        ("keras_mlp", "keras_lstm", "keras_gru"), setup(weigh=lambda step: 3.0 ** min(step, 79))),
     "recurrent_radius": (
-        ("keras_rnn",), setup(recurrent_gain=1.6, act="relu", optimizer="SGD")),
+        ("keras_rnn",), setup(recurrent_gain=1.8, act="relu", optimizer="SGD")),
     "recurrent_radius_adam": (("keras_rnn",), setup(recurrent_gain=2.5, act="relu")),
     "deep_sigmoid": (DENSE, setup(depth=10, act="sigmoid")),
     "deep_small": (DENSE, setup(depth=10, act="tanh", gain=0.05)),

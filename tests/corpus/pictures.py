@@ -120,7 +120,7 @@ def layers(view: View) -> list[str]:
 def section(rule: str) -> str:
     """The text under the heading: where it is from, the picture, what was said."""
     fault, architecture, kind = SHOWN[rule]
-    case = Case(fault, architecture, 0, FAULTS[fault].accepted)
+    case = Case(fault, architecture, 0, FAULTS[fault].answers(architecture))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.db"
         run_case(architecture, 0, case.setup(), path)

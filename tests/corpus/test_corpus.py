@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from cases import HELD_ARCHITECTURES, Case, all_cases, tenth
 from faults import EVERY, FAULTS, HEALTHY
-from judge import Verdict, judge, wrong
+from judge import Verdict, judge
 from keras_training import BODIES
+from tables import wrong
 
 from steadygrad.rules import REGISTRY
 
@@ -18,7 +19,7 @@ def verdicts() -> list[Verdict]:
     return [judge(case) for case in tenth() if case.accepted and not case.in_keras]
 
 
-MISSED = {"rate_sgd-autoencoder-7"}
+MISSED: set[str] = set()
 """Held-out cases of the tenth that are missed: docs/diagnosis.md says of what. A new one fails, and
 so does one that is seen again."""
 
@@ -44,10 +45,10 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
 
 def test_a_third_is_held_out() -> None:
     architectures = {*EVERY, *BODIES}
-    assert 3 * len(HELD_ARCHITECTURES) >= len(architectures) - 1
+    assert 3 * len(HELD_ARCHITECTURES) >= len(architectures)
     assert set(HELD_ARCHITECTURES) < architectures
     cases = all_cases()
     assert 3 * sum(case.held_out for case in cases) >= len(cases)
-    assert Case("plain", "graph", 0).held_out
-    assert Case("plain", "mlp", 7).held_out
-    assert not Case("plain", "mlp", 0).held_out
+    assert Case("plain", "unet", 7).held_out
+    assert Case("plain", "mlp", 11).held_out
+    assert not Case("plain", "mlp", 7).held_out

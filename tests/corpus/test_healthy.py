@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from cases import tenth
-from judge import Verdict, judge, table, wrong
+from judge import Verdict, judge
+from tables import table, wrong
 
 pytestmark = pytest.mark.timeout(900)  # the first test runs all cases
 

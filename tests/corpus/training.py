@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from architectures import ARCHITECTURES, Batch, Knobs, Player, Task
+from composed import COMPOSED
 from torch import Tensor
 
 import steadygrad.torch as sg
@@ -26,6 +27,7 @@ from steadygrad.runlog import RunWriter
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
 SGD_FACTOR = 10.0
@@ -40,6 +42,8 @@ class Setup:
     steps: int = 100
     lr_factor: float = 1.0
     optimizer: str = ""
+    decay: float = 0.0
+    schedule: Callable[[int], float] | None = None
     clip: str = "none"
     warm: int = 0
     build: Callable[[Task], None] = lambda task: None
@@ -77,7 +81,7 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
     """Train, record into `path`, and return what others' rules need.
 
     Args:
-        architecture: a key of `ARCHITECTURES`.
+        architecture: a key of `ARCHITECTURES` or `COMPOSED`.
         seed: of the weights and the batches.
         setup: healthy, or with a fault.
         path: a new run file.
@@ -86,7 +90,7 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
         The first player's trace.
     """
     torch.manual_seed(seed)
-    task = ARCHITECTURES[architecture](seed, setup.knobs)
+    task = (ARCHITECTURES | COMPOSED)[architecture](seed, setup.knobs)
     setup.build(task)
     optimizers = [_optimizer(task, player, setup) for player in task.players]
     for step in range(setup.warm):
@@ -101,7 +105,14 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
 def _optimizer(task: Task, player: Player, setup: Setup) -> torch.optim.Optimizer:
     kind = setup.optimizer or task.optimizer
     lr = task.lr * setup.lr_factor * (SGD_FACTOR if kind == "sgd" else 1.0)
-    return OPTIMIZERS[kind](player.module.parameters(), lr=lr)
+    decay = {"weight_decay": setup.decay} if setup.decay else {}
+    return OPTIMIZERS[kind](player.module.parameters(), lr=lr, **decay)
+
+
+def _reschedule(setup: Setup, optimizer: torch.optim.Optimizer, step: int) -> None:
+    if setup.schedule:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * setup.schedule(step)
 
 
 def _plain_step(
@@ -114,6 +125,7 @@ def _plain_step(
 ) -> None:
     batch = setup.batch(step, task.batch(step))
     for index, (player, optimizer) in enumerate(zip(task.players, optimizers, strict=True)):
+        _reschedule(setup, optimizer, step)
         optimizer.zero_grad()
         loss = setup.loss(step, player.loss(batch))
         (scaler.scale(loss) if scaler else loss).backward()

@@ -221,7 +221,8 @@
     var all = series.reduce(function (found, s) {
       return found.concat(s.norm.threshold_of_norm ? finite(s.norm.threshold) : []);
     }, []);
-    return all.filter(function (t) { return t > low / 30 && t < high * 30; });
+    // A threshold far off is itself the finding (over-clipping, never reached): the log axis reaches it.
+    return all.filter(function (t) { return t > low / 1e4 && t < high * 1e4; });
   }
   // The threshold as a line, and everything above it shaded: that is what clipping took away.
   function clippedRegion(norm) {

@@ -50,13 +50,22 @@ def _by_share(view: View, owners: list[str]) -> Iterator[Finding]:
     if shares[top] >= SHARE and steep >= STEEP:
         columns = np.flatnonzero(inside)
         largest = int(columns[np.argmax(np.median(rows[:, columns], axis=0))])
-        yield _finding(view, largest, shares[top], steep)
+        if _harmed(view) or largest in view.weights:
+            yield _finding(view, largest, shares[top], steep)
 
 
 def _hurts(view: View) -> bool:
     """Whether a clip by the total norm acts, or the loss suffers: alone, a share is no fault."""
+    return _harmed(view) or view.stuck
+
+
+def _harmed(view: View) -> bool:
+    """The same but for a loss that merely stalls.
+
+    There a bias may carry the norm without any fault: the data has nothing else to teach.
+    """
     clipped = float((view.coef[view.usable] < 1).mean())
-    return clipped > 0.2 or view.stuck or view.loss_trend.diverged
+    return clipped > 0.2 or view.loss_trend.diverged
 
 
 def _by_pace(view: View) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.depth import Profile, biases, depth_profile
 from steadygrad.rules.finding import Finding
-from steadygrad.rules.view import View, number, percent
+from steadygrad.rules.view import LossTrend, View, number, percent
 
 SHRUNK = 300.0
 
@@ -33,11 +33,11 @@ def _least(view: View) -> float:
     if view.stuck:
         return SHRUNK
     flat = trend.plateau and not trend.stalled
-    return 30 * SHRUNK if flat or not trend.known else math.inf
+    return 30 * SHRUNK if flat or trend.signed or not trend.known else math.inf
 
 
 def _steepest(view: View) -> Profile | None:
-    table = view.healthy_norms
+    table = view.live_norms
     both = [depth_profile(view, table, columns) for columns in (view.weights, biases(view))]
     found = [p for p in both if p is not None]
     return max(found, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
@@ -60,8 +60,19 @@ def _fixes(view: View) -> list[str]:
     ]
 
 
+def _loss(trend: LossTrend) -> str:
+    way = (
+        f"{number(trend.start)} at first, {number(trend.middle)} half-way, "
+        f"{number(trend.end)} at the end"
+    )
+    if trend.signed:
+        return f"The loss takes either sign, so that it cannot show whether training stalls: {way}."
+    return f"The loss stalls: {way} ({percent(max(trend.fall, 0.0))} less at its lowest)."
+
+
 def _finding(view: View, profile: Profile) -> Finding:
     trend = view.loss_trend
+    told = trend.known and not trend.signed
     first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
     evidence = [
         f"Median gradient norm: {number(profile.norms[0])} in {first}, "
@@ -71,17 +82,12 @@ def _finding(view: View, profile: Profile) -> Finding:
         f"{len(profile.norms)} layers.",
     ]
     if trend.known:
-        evidence.append(
-            f"The loss stalls: {number(trend.start)} at first, {number(trend.middle)} half-way, "
-            f"{number(trend.end)} at the end ({percent(max(trend.fall, 0.0))} less at its lowest)."
-        )
+        evidence.append(_loss(trend))
     return finding(
         view,
         "SG301",
-        "error" if trend.known and profile.ratio >= 1e4 else "warning",
-        min(
-            0.95, (0.85 if trend.known else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)
-        ),
+        "error" if told and profile.ratio >= 1e4 else "warning",
+        min(0.95, (0.85 if told else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
         f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
         "layers than in the last.",
         evidence=evidence,

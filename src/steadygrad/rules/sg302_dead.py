@@ -8,7 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.depth import biases
+from steadygrad.rules.depth import biases, depth_profile
 from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import Array, View, columns_median, percent
 
@@ -18,12 +18,15 @@ ALL_BUT = 0.9
 """The same for a layer that began no better."""
 RISEN = 0.2
 """Growth of that share from which the run itself has killed the units."""
+BLOCKED = 300.0
+"""Factor by which the layers in front of dead ones get less gradient than those behind."""
 ENOUGH_LATE = 8
 
 _CAUSES = (
     "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
     "inputs or weights so large that every unit saturates to exactly 0",
     "a mask, a max or a detach that cuts the graph",
+    "targets that the inputs do not tell: what is learned is a constant, and units die on the way",
 )
 
 
@@ -76,6 +79,17 @@ def _never_lived(view: View) -> bool:
     return not (view.norm[view.usable] > 0).any()
 
 
+def _severity(view: View) -> str:
+    """A loss that is 0 from the first step on may be solved, or masked away.
+
+    Weights that move all the same carry the momentum of earlier steps, which had gradients.
+    """
+    nothing = _never_lived(view) and not (view.loss[view.usable] != 0).any()
+    if nothing:
+        return "info" if view.travel > 0 else "warning"
+    return "error" if view.loss_trend.known else "warning"
+
+
 def _mattering(view: View) -> Array:
     """Matrices, and vectors that are biases: an embedding's rows are mostly zero by design."""
     weight = np.zeros(len(view.tensors), dtype=bool)
@@ -85,7 +99,10 @@ def _mattering(view: View) -> Array:
 
 
 def _dying(view: View) -> Array:
-    """Layers that are dead where most are, died in this run, and the loss went flat with them."""
+    """Layers that died in this run, and the loss went flat with them.
+
+    Most layers are dead, or those that are let next to nothing of the gradient through.
+    """
     steps, dead = view.sample("activation_zero")
     if not len(steps) or not view.loss_trend.plateau:
         return np.zeros(0, np.int64)
@@ -93,7 +110,13 @@ def _dying(view: View) -> Array:
     units = np.flatnonzero(late >= DEAD)
     most = 2 * units.size >= np.isfinite(dead[0]).sum()
     risen = units.size and np.nanmax((late - dead[0])[units], initial=-1.0) >= RISEN
-    return units if most and risen else units[:0]
+    return units if risen and (most or _blocks(view)) else units[:0]
+
+
+def _blocks(view: View) -> bool:
+    """Whether the first layers get next to nothing of the gradient of the last."""
+    profile = depth_profile(view, view.live_norms, biases(view))
+    return profile is not None and profile.ratio >= BLOCKED and profile.agreement >= 0.5
 
 
 def _whole(view: View, columns: Array) -> Finding:
@@ -103,7 +126,7 @@ def _whole(view: View, columns: Array) -> Finding:
     return finding(
         view,
         "SG302",
-        "error" if known else "warning",
+        _severity(view),
         0.93 if known else 0.7,
         ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
         + (" in the second half of the run: dead units, or a graph that is cut."),

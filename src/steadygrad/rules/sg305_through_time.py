@@ -39,7 +39,7 @@ def _finding(view: View, column: int, radius: float, length: int) -> Finding:
         view,
         "SG305",
         "warning",
-        0.75,
+        min(0.92, 0.75 + 0.02 * (np.log10(LOST) - power)),  # the further below, the surer
         f"Gradients vanish through time: {name} has a spectral radius of {number(radius)}, and "
         f"{length} time steps leave {left} of the gradient.",
         evidence=[

@@ -15,6 +15,8 @@ MOST = 0.5
 HARD = 0.5
 ADAPTIVE = ("autoclip", "zclip", "adagc", "agc", "auto", "spam", "value", "tensor-norm")
 """Methods that clip most steps by design, or whose coefficient is not one number."""
+NORMALISED = {"adam", "adamw", "nadam", "radam", "adamax", "rmsprop"}
+"""Optimizers whose step does not change when all gradients are multiplied by one number."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -62,6 +64,9 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
 
 
 def _keep_step(view: View, typical: float) -> str:
+    """The learning rate that keeps the steps' length; Adam's do not depend on the coefficient."""
+    if NORMALISED & {str(o.get("class")).lower() for o in view.info.get("optimizers") or ()}:
+        return "# Adam divides by the size of its gradients: steps stay as long as they were"
     note = f"# the steps were {number(typical)} of what lr said: with the new threshold start at"
     lr = median(view.lr) * typical
     text = number(lr) if np.isfinite(lr) else f"{number(typical)} * lr"

@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 MOST_ROWS = 2048
 ENOUGH = 8
 """Usable steps below which a statistic says nothing."""
+NOTHING = 1e-3
+"""Share of its first size under which a run's whole gradient counts as gone."""
 SHORT = 0.2
 """Part of their size within which all weights stayed, so that a stalled loss is no evidence."""
 
@@ -96,7 +98,16 @@ class LossTrend:
     def diverged(self) -> bool:
         """Whether the loss ends well above where it began, beyond its own noise."""
         base = min(self.first, self.start)
-        return self.known and self.end - base > max(0.5 * abs(base), 4 * self.noise)
+        home = self.signed and abs(self.end) <= max(abs(self.first), abs(self.start))
+        return self.known and not home and self.end - base > max(0.5 * abs(base), 4 * self.noise)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the loss goes below 0, so that it is no error and shares of it say little.
+
+        The surrogate of a policy gradient, an adversary's score, a log-density.
+        """
+        return self.known and self.lowest < 0
 
 
 class View:
@@ -208,6 +219,17 @@ class View:
         """`norms` of the usable steps alone; what is not finite becomes NaN."""
         table = self.norms[self.good]
         return np.where(np.isfinite(table), table, np.nan)
+
+    @cached_property
+    def live_norms(self) -> Array:
+        """`healthy_norms` of the steps before the gradient as a whole fell to nothing.
+
+        Where a run ends in steps without a gradient worth the name, medians over all of them
+        would tell of that end alone.
+        """
+        total = self.norm[self.kept][self.good]
+        live = total >= NOTHING * median(total[: max(3, len(total) // 10)])
+        return self.healthy_norms[live] if live.sum() >= ENOUGH else self.healthy_norms
 
     @cached_property
     def weights(self) -> Array:

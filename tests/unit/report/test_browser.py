@@ -71,7 +71,8 @@ def pages(a_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -
             "results": {HOSTILE[0]: HOSTILE[1]},
         },
     )
-    made = {"one": [broken], "three": [a_run(), broken, a_run(clip=1.0)], "evil": [evil, evil]}
+    tight = a_run(clip=0.002)
+    made = {"one": [broken], "tight": [tight], "three": [a_run(), broken, a_run(clip=1.0)], "evil": [evil, evil]}
     return {name: write_report(runs, folder / f"{name}.html") for name, runs in made.items()}
 
 
@@ -170,6 +171,20 @@ def test_each_finding_has_a_card_and_its_colour_on_the_curves(look: Callable[...
       return getComputedStyle(probe).color;
     }""")
     assert on_card == on_curve
+
+
+def test_a_threshold_far_from_the_norms_is_on_the_chart_with_its_finding(
+    look: Callable[..., Page],
+) -> None:
+    page = look("tight")
+    assert "SG401" in page.tab.locator("article.card").first.inner_text()
+    drawn = page.ask("""() => {
+      const plot = document.querySelector('.plot[data-chart=curves]');
+      const line = plot.data.find(t => (t.hovertemplate || '').startsWith('threshold'));
+      return line && [line.y[0], plot._fullLayout.yaxis.range[0]];
+    }""")
+    assert drawn[0] == 0.002
+    assert 10 ** drawn[1] < 0.002
 
 
 def test_the_zoom_button_leads_to_the_findings_steps(look: Callable[..., Page]) -> None:

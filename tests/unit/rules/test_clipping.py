@@ -14,6 +14,14 @@ def test_over_clipping(make):
     assert dict(found[0].figures)["clip_rate"] == 1.0
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", True), ("AdamW", False)])
+def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimizer, rate):
+    m = make()
+    m.clip(0.1)
+    m.info["optimizers"] = [{"class": optimizer, "index": 0}]
+    assert ("lr=" in m.findings[0].fixes[0]) == rate
+
+
 def test_methods_that_clip_by_design(make):
     m = make()
     m.clip(0.1)

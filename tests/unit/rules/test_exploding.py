@@ -105,6 +105,24 @@ def test_one_tensor_over_all(make):
     assert [(f.id, f.tensors) for f in m.findings] == [("SG205", ("2.weight",))]
 
 
+@pytest.mark.parametrize(("tensor", "fires"), [("5.weight", True), ("5.bias", False)])
+def test_a_bias_may_carry_the_norm_where_data_has_no_more_to_teach(make, tensor, fires):
+    m = make()
+    m.loss[:] = 2.3
+    m.norms[:, m.column(tensor)] *= 1000
+    assert ("SG205" in m.ids) == fires
+
+
+def test_a_loss_that_comes_home_to_0_from_below_has_not_diverged(make):
+    m = make()
+    way = np.concatenate([np.linspace(-0.06, -0.1, 40), np.linspace(-0.1, 0.0, m.steps - 40)])
+    m.loss = way
+    m.norms[:, m.column("2.weight")] *= 1000
+    assert m.ids == []
+    m.loss = np.where(way > -0.05, 1.0, way)
+    assert m.ids == ["SG205"]
+
+
 @pytest.mark.parametrize(("ahead", "fires"), [(1000.0, True), (50.0, False)])
 def test_one_tensor_moves_and_the_others_stand_still(make, ahead, fires):
     m = make()

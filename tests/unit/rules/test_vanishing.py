@@ -49,6 +49,23 @@ def test_a_learning_rate_too_small_to_move_anything_explains_the_stall(make, rat
     assert m.ids == (["SG301"] if fires else [])
 
 
+@pytest.mark.parametrize(("ratio", "fires"), [(1e6, True), (1e3, False)])
+def test_a_loss_of_either_sign_cannot_deny_what_vanishes(make, ratio, fires):
+    m = make()
+    vanish(m, ratio)
+    m.loss = np.linspace(-0.05, -0.5, m.steps)  # a policy's surrogate: it fell, and says nothing
+    assert [(f.id, f.severity) for f in m.findings] == ([("SG301", "warning")] if fires else [])
+    assert not fires or "either sign" in m.findings[0].evidence[-1]
+
+
+def test_a_gradient_that_has_gone_does_not_hide_what_went_before(make):
+    m = make()
+    vanish(m)
+    m.loss[:] = 2.3
+    m.norms[40:] = 1e-12
+    assert m.ids == ["SG301"]
+
+
 def test_the_weights_that_move_most_decide_whether_the_run_had_a_chance(make):
     m = make()
     vanish(m)
@@ -106,6 +123,26 @@ def test_units_that_die_while_the_loss_goes_flat(make, layers, fires):
     late = [m.column(f"{i}.weight") for i in layers]
     m.samples["activation_zero"][1][2:, late] = 0.8
     assert m.ids == (["SG302"] if fires else [])
+
+
+@pytest.mark.parametrize(("ratio", "fires"), [(1e4, True), (10.0, False)])
+def test_dead_layers_that_let_nothing_through(make, ratio, fires):
+    m = make()
+    vanish(m, ratio)
+    m.loss = np.maximum(np.linspace(2.0, 0.5, m.steps), 1.4)
+    m.sample("activation_zero", dict.fromkeys([f"{i}.weight" for i in range(5)], 0.3))
+    m.samples["activation_zero"][1][1:, m.column("3.weight")] = 0.8  # one of five
+    assert ("SG302" in m.ids) == fires
+
+
+@pytest.mark.parametrize(("moves", "severity"), [(1e-5, "info"), (0.0, "warning")])
+def test_a_loss_of_0_from_the_start_may_be_solved(make, moves, severity):
+    m = make()
+    m.norms[:] = 0.0
+    m.zeros[:] = 1.0
+    m.loss[:] = 0.0
+    m.sample("update_ratio", {f"{i}.weight": moves for i in range(m.layers)})
+    assert [(f.id, f.severity) for f in m.findings] == [("SG302", severity)]
 
 
 def test_saturation_explains_exact_zeros(make):
