@@ -438,7 +438,8 @@ def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: i
 
     A spike is `ratio` times the median of its neighbourhood and of the whole run's upper
     tenth's lower edge, and `deviations` robust deviations of the logarithm away: a converged
-    run's rare ordinary batch, large against a tiny median alone, is none.
+    run's rare ordinary batch, large against a tiny median alone, is none. Norms of exactly 0
+    have no size to compare with, and are left out.
 
     Args:
         norms: finite norms, ``[steps]``.
@@ -454,9 +455,10 @@ def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: i
         >>> spikes(norms)
         array([20])
     """
-    if len(norms) < ENOUGH:
+    alive = np.flatnonzero(norms > 0)
+    if len(alive) < ENOUGH:
         return np.zeros(0, np.int64)
-    logs = np.log(np.maximum(norms, 1e-300))
+    logs = np.log(norms[alive])
     usual = float(np.quantile(logs, 0.9))
     candidates = np.flatnonzero(logs > max(usual, median(logs) + math.log(ratio)))
     candidates = candidates[candidates >= ENOUGH]  # a large first step is no spike
@@ -466,7 +468,7 @@ def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: i
         away = logs[place] - median(near)
         over_usual = logs[place] - usual
         if away > max(math.log(ratio), deviations * spread(near)) and over_usual > math.log(3):
-            found.append(int(place))
+            found.append(int(alive[place]))
     return np.array(found, dtype=np.int64)
 
 

@@ -28,6 +28,13 @@ def test_spikes_with_their_steps(make):
     assert found[0].steps == (50, 70, 90)
 
 
+def test_a_rare_gradient_among_zeros_is_no_spike(make):
+    m = make()
+    m.loss[:] = 0.0
+    m.norms[:38] = m.norms[40:70] = m.norms[72:] = 0.0
+    assert "SG202" not in m.ids
+
+
 def test_clipped_spikes_are_worth_a_note_only(make):
     m = make()
     m.norms[50] *= 100
