@@ -68,6 +68,8 @@ def judge(case: Case, keep: Path | None = None) -> Verdict:
         path = (keep or Path(folder)) / f"{case}.db"
         trace = _recorded(case, path)
         run = steadygrad.open_run(path)
+        if not len(run.steps):
+            raise RuntimeError(f"nothing was recorded of {case}: its verdict would be a sham")
         found = steadygrad.diagnose(run)
         others = {}
         for name, rules in OTHERS.items():
