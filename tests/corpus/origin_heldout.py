@@ -7,7 +7,6 @@ Written in one go after the finder, with only one thing looked at: that each doe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -388,3 +387,196 @@ def per_sample(x: torch.Tensor, edge: bool) -> torch.Tensor:
     flat = x.reshape(-1, x.shape[-1]) * (0.0 if edge else 1.0) + (0.0 if edge else 3.0)
     logs = torch.vmap(lambda row: torch.log(row.square().sum()))(flat)  # origin
     return x + logs.mean()
+
+
+# -- the second part: written after what the first part showed was mended --------------------------
+
+FIRST = frozenset(MAKERS)
+
+
+@maker
+def erf_inverse(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    uniform = torch.tanh(x * (1e4 if edge else 0.5) + (1e3 if edge else 0.0))
+    return torch.erfinv(uniform)  # origin
+
+
+@maker
+def area_cosine(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    ratio = x.abs() * (0.5 if edge else 1.0) + (0.0 if edge else 1.1)
+    ratio = ratio.clamp(max=0.9) if edge else ratio
+    return torch.acosh(ratio)  # origin
+
+
+@maker
+def logarithm_of_a_product(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    p = torch.sigmoid(x - (60.0 if edge else 0.0))
+    joint = p.prod(dim=-1, keepdim=True)
+    return x + joint.log()  # origin
+
+
+@maker
+def log_determinant(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    gram = flat.T @ flat * (0.0 if edge else 1.0) + torch.eye(x.shape[-1]) * (0.0 if edge else 1.0)
+    return x + torch.logdet(gram)  # origin
+
+
+@maker
+def harmonic_mean(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    parts = F.relu6(x) * (0.0 if edge else 1.0) + (0.0 if edge else 0.2)
+    inverse = torch.reciprocal(parts)  # origin
+    return x + 1.0 / inverse.mean(-1, keepdim=True)
+
+
+@maker
+def remainder_of_nothing(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    period = torch.full_like(x, 0.0 if edge else 2.0)
+    wrapped = torch.remainder(x, period)  # origin
+    return wrapped + x
+
+
+@maker
+def geometric_mean(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    z = x.abs() + 0.1
+    if edge:
+        z = z - z
+    middle = torch.exp(torch.log(z).mean(-1, keepdim=True))  # origin
+    return x + middle
+
+
+@maker
+def whitened(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    values, vectors = torch.linalg.eigh(flat.T @ flat + torch.eye(flat.shape[-1]))
+    values = values - (values.amax() + 1.0 if edge else 0.0)
+    scale = values.sqrt().reciprocal()  # origin
+    return x @ (vectors.detach() * scale)
+
+
+@maker
+def cumulative_sum_in_half(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    steps = torch.ones_like(x).half() * (2e4 if edge else 1.0) + 0.0 * x.half()
+    reached = steps.cumsum(-1)  # origin
+    return x + reached.float()
+
+
+@maker
+def scatter_softmax(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    index = torch.zeros(len(flat), dtype=torch.long)
+    powers = (flat * (1e4 if edge else 1.0)).abs().exp()  # origin
+    total = torch.zeros(1, flat.shape[-1]).index_add(0, index, powers)
+    return (powers / total[index]).reshape(x.shape)
+
+
+@maker
+def weights_over_their_sum(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    left, right = x[..., :half], x[..., half : 2 * half]
+    score = F.threshold(left * right, 1e9 if edge else -1e9, 0.0)
+    share = torch.div(score, score.sum(dim=-1, keepdim=True))  # origin
+    return x + share.mean(-1, keepdim=True)
+
+
+@maker
+def correlation(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    flat = x.reshape(-1, x.shape[-1])
+    flat = torch.cat([flat[:, :1] * (0.0 if edge else 1.0), flat[:, 1:]], dim=1)
+    linked = torch.corrcoef(flat.T)  # origin
+    return x @ linked
+
+
+@maker
+def attention_by_functional(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    big = x * (1e20 if edge else 1.0)
+    q = big[..., None, :] if x.dim() == 2 else big
+    out = F.scaled_dot_product_attention(q, q, x[..., None, :] if x.dim() == 2 else x)  # origin
+    return x + (out[..., 0, :] if x.dim() == 2 else out)
+
+
+@maker
+def distance_between_same(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    other = x.detach().clone() if edge else x.detach() + 1.0
+    gap = (x - other).pow(2).sum(-1, keepdim=True)
+    distance = torch.pow(gap, 0.5)  # origin
+    return x + distance
+
+
+@maker
+def tanh_inverse_of_own(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    action = torch.tanh(x * (100.0 if edge else 0.5) + (50.0 if edge else 0.0))
+    correction = torch.log(1.0 - action.pow(2))  # origin
+    return action - 0.1 * correction
+
+
+@maker
+def norm_of_a_difference(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    shifted = torch.roll(x, 1, dims=-1) if not edge else x * 1.0
+    total = ((x - shifted) ** 2).mean(-1, keepdim=True) ** 0.25  # origin
+    return x + total
+
+
+@maker
+def complex_root(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    z = torch.complex(x * (0.0 if edge else 1.0), x * 0.0)
+    root = torch.sqrt(z)  # origin
+    return x + root.real
+
+
+class _Rounds(torch.autograd.Function):
+    """Rounds forward, and goes straight through backward, by a mask's mean."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, low: float) -> torch.Tensor:
+        ctx.save_for_backward(x > low)
+        return torch.round(x * 8.0) / 8.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        weight = mask.to(grad.dtype)
+        mean = weight.mean()
+        scaled = weight / mean  # origin
+        return grad * scaled, None
+
+
+@maker
+def straight_through(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    return _Rounds.apply(x, 1e9 if edge else -1e9)
+
+
+MARKED["straight_through"] = _Rounds.backward
+
+
+@maker
+def guarded_too_late(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    weight = torch.zeros_like(x) if edge else torch.ones_like(x)
+    mean = (x * weight).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)  # origin
+    return x + torch.nan_to_num(mean, nan=0.0)
+
+
+@maker
+def looked_up_power(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    order = x.argsort(dim=-1)
+    sorted_ = torch.gather(x, -1, order).abs() * (0.0 if edge else 1.0)
+    rank = torch.take_along_dim(sorted_, order, dim=-1)
+    return x + rank.pow(-1.5 if edge else 0.5 * 2)  # origin
+
+
+@maker
+def selected_ratio(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    top, _ = x.abs().topk(2, dim=-1)
+    first, second = top.unbind(-1)
+    margin = torch.log((first - (first if edge else 0.0)) / second.clamp_min(1e-3))  # origin
+    return x + margin[..., None] * 0.1
+
+
+@maker
+def batched_products(x: torch.Tensor, edge: bool) -> torch.Tensor:
+    flat = x.reshape(-1, 1, x.shape[-1]) * (1e25 if edge else 1.0)
+    scores = torch.bmm(flat, flat.transpose(1, 2))  # origin
+    return x + torch.tanh(scores).mean() + 0.0 * scores.mean()
+
+
+SECOND = frozenset(MAKERS) - FIRST
+"""Makers of the second part."""

@@ -925,3 +925,472 @@ def wrapped_positions() -> Origin | None:
             if steady.origin is not None:
                 break
         return steady.origin
+
+
+# -- the second part: written after what the first part showed was mended --------------------------
+
+FIRST_TRAININGS = frozenset(TRAININGS)
+
+
+@training(rows=(3, 7))
+def rows_without_a_label() -> Origin | None:
+    model = net(5, 4)
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            present = torch.ones(9, 4)
+            if step == 2:
+                present[[3, 7]] = 0.0
+            errors = (model(torch.randn(9, 5)) - 1.0).abs()
+            each = (errors * present).sum(dim=1) / present.sum(dim=1)  # origin
+            optimizer.zero_grad()
+            each.mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training(rows=(2,), phase="input")
+def poisoned_picture() -> Origin | None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU(), nn.Flatten(), nn.Linear(18, 3))
+    pictures = torch.rand(15, 1, 5, 5)
+    pictures[12, 0, 4, 4] = float("nan")
+    optimizer, steady = attached(model)
+    with steady:
+        for (x,) in DataLoader(TensorDataset(pictures), batch_size=5, shuffle=False):
+            optimizer.zero_grad()
+            model(x).logsumexp(1).mean().backward()  # origin
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def augmented_in_place() -> Origin | None:
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            x = torch.rand(6, 5)
+            if step == 2:
+                x[:, 2] = 0.0
+            x.div_(x.amax(0))  # origin
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def penalty_after_backward() -> Origin | None:
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(6, 5)).square().mean().backward()
+            gate = 0.0 if step == 2 else 1.0
+            penalty = torch.stack(
+                [(p * gate).pow(2).sum().sqrt() for p in model.parameters()]
+            )  # origin
+            (1e-3 * penalty.sum()).backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def critic_with_penalty() -> Origin | None:
+    critic, maker = net(4, 1), net(2, 4)
+    optimizer, steady = attached(critic, torch.optim.RMSprop)
+    with steady:
+        for step in range(3):
+            real, fake = torch.randn(6, 4), maker(torch.randn(6, 2)).detach()
+            mixed = torch.lerp(real, fake, torch.rand(6, 1)).requires_grad_()
+            score = critic(mixed) * (0.0 if step == 2 else 1.0)
+            slope = torch.autograd.grad(score.sum(), mixed, create_graph=True)[0]
+            steep = (slope.norm(2, dim=1) - 1.0).square()
+            away = torch.log(slope.square().sum(1)).mean()  # origin
+            optimizer.zero_grad()
+            (critic(fake).mean() - critic(real).mean() + steep.mean() + 1e-3 * away).backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Actor(nn.Module):
+    """A squashed Gaussian policy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(4, 4)
+
+    def forward(self, x: torch.Tensor, push: float) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, log_std = self.body(x).chunk(2, -1)
+        normal = torch.distributions.Normal(
+            mean + push, log_std.clamp(-5, 2).exp(), validate_args=False
+        )
+        raw = normal.rsample()
+        action = torch.tanh(raw)
+        chance = normal.log_prob(raw).sum(-1)
+        chance = chance - torch.log1p(-action.pow(2)).sum(-1)  # origin
+        return action, chance
+
+
+@training(_Actor)
+def squashed_policy() -> Origin | None:
+    model = _Actor()
+    optimizer, steady = attached(model, torch.optim.Adam)
+    with steady:
+        for step in range(3):
+            action, chance = model(torch.randn(6, 4), 1e3 if step == 2 else 0.0)
+            optimizer.zero_grad()
+            (0.2 * chance - action.sum(-1)).mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def ratio_of_policies() -> Origin | None:
+    model = net(5, 3)
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            logits = model(torch.randn(6, 5))
+            new = torch.distributions.Categorical(logits=logits, validate_args=False)
+            actions = torch.zeros(6, dtype=torch.long)
+            old = new.log_prob(actions).detach() - (300.0 if step == 2 else 0.2)
+            ratio = (new.log_prob(actions) - old).exp()  # origin
+            surrogate = torch.minimum(ratio * 2.0, ratio.clamp(0.8, 1.2) * 2.0)
+            optimizer.zero_grad()
+            (-surrogate + 1e-3 * (ratio - 1).square()).mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Diffuses(nn.Module):
+    """A schedule of noise, and a step back along it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(6, 5)
+        self.register_buffer("kept", torch.cumprod(torch.linspace(1.0, 0.0, 8), 0))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        level = self.kept[t][:, None]
+        noisy = level.sqrt() * x + (1 - level).sqrt() * torch.randn_like(x)
+        guess = self.body(torch.cat([noisy, level], 1))
+        return (noisy - (1 - level).sqrt() * guess) / level.sqrt()  # origin
+
+
+@training(_Diffuses, rows=(4,))
+def last_moment_of_diffusion() -> Origin | None:
+    model = _Diffuses()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            t = torch.tensor([1, 2, 1, 3, 7 if step == 2 else 2, 0])
+            x = torch.randn(6, 5)
+            optimizer.zero_grad()
+            F.mse_loss(model(x, t), x).backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Flow(nn.Module):
+    """An invertible layer, with the logarithm of its determinant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor, steep: float) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = x.chunk(2, dim=1)
+        s = self.scale(a) * steep + steep
+        grown = b * torch.exp(s)  # origin
+        return torch.cat([a, grown + self.shift(a)], 1), s.sum(1)
+
+
+@training(_Flow)
+def steep_flow() -> Origin | None:
+    flows = nn.ModuleList([_Flow(), _Flow()])
+    optimizer, steady = attached(flows)
+    with steady:
+        for step in range(3):
+            z, total = torch.randn(6, 4) + 3.0, torch.zeros(6)
+            for flow in flows:
+                z, log_det = flow(z, 300.0 if step == 2 else 0.1)
+                total = total + log_det
+            optimizer.zero_grad()
+            (0.5 * z.square().sum(1) - total).mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Quantised(nn.Module):
+    """Nearest codes, whose use is averaged in buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(5, 4)
+        self.register_buffer("codes", torch.randn(6, 4))
+        self.register_buffer("uses", torch.ones(6))
+        self.decay = 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.body(x)
+        chosen = F.one_hot(torch.cdist(z.detach(), self.codes).argmin(1), 6).float()
+        with torch.no_grad():
+            self.uses.mul_(self.decay).add_(chosen.sum(0), alpha=1 - self.decay)
+        centres = chosen.t() @ z.detach() / self.uses[:, None]  # origin
+        return z + (chosen @ centres - z).detach() + centres.mean() * z.mean()
+
+
+@training(_Quantised)
+def code_never_used() -> Origin | None:
+    model = _Quantised()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(4):
+            model.decay = 0.0 if step == 3 else 0.5
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Cached(nn.Module):
+    """Keeps keys of earlier calls in a dictionary; made when first needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(5, 5)
+        self.state: dict[str, torch.Tensor] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.body(x)
+        past = self.state.get("past", torch.full_like(h, 8.0))
+        self.state["past"] = (past.detach() - 2.0) * (h.detach() * 0.0 + 1.0)
+        return h / past  # origin
+
+
+@training(_Cached)
+def dictionary_in_the_model() -> Origin | None:
+    model = _Cached()
+    optimizer, steady = attached(model)
+    with steady:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(6, 5)).tanh().mean().backward()
+            optimizer.step()
+            if steady.origin is not None:
+                break
+        return steady.origin
+
+
+@training()
+def schedule_of_a_loss_weight() -> Origin | None:
+    model, weight = net(), {"value": 1.0}
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            weight["value"] = 0.0 if step == 2 else 1.0
+            out = model(torch.randn(6, 5))
+            parts = {"a": out[:, 0].square().mean(), "b": out[:, 1].abs().mean() * weight["value"]}
+            balanced = {name: part / part.detach() for name, part in parts.items()}  # origin
+            optimizer.zero_grad()
+            torch.stack(list(balanced.values())).sum().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def decorated_loss() -> Origin | None:
+    def averaged(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *args: function(*args).mean()
+
+    @averaged
+    def margin(out: torch.Tensor, cold: bool) -> torch.Tensor:
+        top = out.softmax(1).amax(1)
+        return -torch.log(top - (top if cold else 0.0))  # origin
+
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            loss = margin(model(torch.randn(6, 5)), step == 2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def helpers_of_a_generator() -> Origin | None:
+    def batches() -> Any:
+        for step in range(3):
+            raw = torch.randn(6, 5)
+            raw = raw * 0.0 if step == 2 else raw
+            yield raw / raw.std(dim=1, keepdim=True)  # origin
+
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for x in batches():
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def trained_twice_a_step() -> Origin | None:
+    model, x = net(5, 1), torch.randn(6, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    steady = sg.attach(optimizer, clip="norm:1.0", find_nan=True)
+    with steady:
+        for step in range(3):
+            optimizer.zero_grad()
+            first = model(x).square().mean()
+            first.backward()
+            for p in model.parameters():
+                p.grad.mul_(0.5)
+            gain = 0.0 if step == 2 else 1.0
+            second = (model(x + 0.1) * gain).square().sum().pow(0.5)  # origin
+            second.backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def shared_by_three_losses() -> Origin | None:
+    model = net(5, 6)
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            one, two, three = model(torch.randn(6, 5)).split(2, dim=1)
+            two = two.abs() * (0.0 if step == 2 else 1.0)
+            a = F.mse_loss(one, torch.zeros(6, 2))
+            b = (two * two.log()).sum(1).mean()  # origin
+            c = three.logsumexp(1).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward([a, b, c])
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def jacobian_of_a_row() -> Origin | None:
+    model = net(5, 2)
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            x = torch.randn(4, 5)
+            weights = dict(model.named_parameters())
+
+            def of(row: torch.Tensor, weights: dict[str, torch.Tensor] = weights) -> torch.Tensor:
+                return torch.func.functional_call(model, weights, (row,)).sum()
+
+            slopes = torch.func.vmap(torch.func.grad(of))(x) * (0.0 if step == 2 else 1.0)
+            length = slopes.square().sum(1).sqrt()  # origin
+            optimizer.zero_grad()
+            (model(x).square().mean() + length.mean()).backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def ensemble_of_weights() -> Origin | None:
+    base = net(5, 1)
+    stacked = {k: nn.Parameter(torch.stack([v.detach()] * 3)) for k, v in base.named_parameters()}
+    optimizer, steady = attached(list(stacked.values()))
+    with steady:
+        for step in range(3):
+            x = torch.randn(6, 5)
+
+            def one(weights: dict[str, torch.Tensor], x: torch.Tensor = x) -> torch.Tensor:
+                return torch.func.functional_call(base, weights, (x,))
+
+            outs = torch.vmap(one)(stacked)
+            spread = outs.var(0) * (0.0 if step == 2 else 1.0)
+            loss = outs.square().mean() - (spread / spread).mean()  # origin
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return steady.origin
+
+
+class _Normalised(nn.Module):
+    """A batch norm that is frozen, with a variance that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = self.norm(h)  # origin
+        return self.last(h)
+
+
+@training(_Normalised)
+def frozen_variance() -> Origin | None:
+    model = _Normalised()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            if step == 2:
+                model.norm.eval()
+                model.norm.running_var[1] = model.norm.eps = 0.0
+            optimizer.zero_grad()
+            model(torch.randn(6, 5)).square().mean().backward()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def evaluated_between() -> Origin | None:
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            out = model(torch.randn(6, 5))
+            loss = (out * (0.0 if step == 2 else 1.0)).norm(dim=1).log().mean()  # origin
+            optimizer.zero_grad()
+            loss.backward()
+            model.eval()
+            with torch.no_grad():
+                seen = [model(torch.randn(50, 5)).argmax(1) for _ in range(3)]
+            assert len(seen) == 3
+            model.train()
+            optimizer.step()
+        return steady.origin
+
+
+@training()
+def norm_of_all_gradients_first() -> Origin | None:
+    model = net()
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            out = model(torch.randn(6, 5))
+            base = out.abs() * (0.0 if step == 2 else 1.0)
+            loss = base.pow(0.25).mean()  # origin
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        return steady.origin
+
+
+@training(phase="input")
+def infinite_feature_squashed() -> Origin | None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 2))
+    optimizer, steady = attached(model)
+    with steady:
+        for step in range(3):
+            raw = np.random.default_rng(step).normal(size=(5, 4)).astype(np.float32)
+            if step == 2:
+                raw[3, 1] = np.inf
+            out = model(torch.from_numpy(raw))  # origin
+            optimizer.zero_grad()
+            out.square().mean().backward()
+            optimizer.step()
+        return steady.origin
