@@ -988,9 +988,8 @@ def penalty_after_backward() -> Origin | None:
             optimizer.zero_grad()
             model(torch.randn(6, 5)).square().mean().backward()
             gate = 0.0 if step == 2 else 1.0
-            penalty = torch.stack(
-                [(p * gate).pow(2).sum().sqrt() for p in model.parameters()]
-            )  # origin
+            weights = [p * gate for p in model.parameters()]
+            penalty = torch.stack([w.pow(2).sum().sqrt() for w in weights])  # origin
             (1e-3 * penalty.sum()).backward()
             optimizer.step()
         return steady.origin

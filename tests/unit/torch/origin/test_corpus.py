@@ -9,23 +9,38 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "corpus"))
 
+import origin_heldout_cases as heldout
 from origin_cases import Case, all_cases, expected_lines, is_right, run
 
-CASES = all_cases()
-MAKERS = sorted({case.maker for case in CASES})
-PART = [
-    [case for case in CASES if case.maker == maker][number % 3]
-    for number, maker in enumerate(MAKERS)
-]
+
+def one_of_each(cases: list) -> list:
+    """Of every maker one case, in another architecture each time."""
+    by_maker: dict[str, list] = {}
+    for case in cases:
+        by_maker.setdefault(case.maker, []).append(case)
+    return [group[number % len(group)] for number, group in enumerate(by_maker.values())]
 
 
-@pytest.mark.parametrize("case", PART, ids=str)
+@pytest.mark.parametrize("case", one_of_each(all_cases()), ids=str)
 def test_the_right_line_is_named(case: Case) -> None:
     origin = run(case)
     assert is_right(case, origin), f"{origin}\nexpected {expected_lines(case)}"
+
+
+@pytest.mark.parametrize("case", one_of_each(heldout.all_cases()), ids=str)
+def test_the_right_line_is_named_in_what_was_held_out(case: heldout.Case) -> None:
+    origin = heldout.run(case)
+    assert heldout.is_right(case, origin), f"{origin}\nexpected {heldout.expected(case)}"
 
 
 def test_another_line_is_wrong() -> None:
     origin = run(Case("log_of_zero", "mlp"))
     assert is_right(Case("log_of_zero", "mlp"), origin)
     assert not is_right(Case("log_of_softmax", "mlp"), origin)
+
+
+def test_another_row_is_wrong() -> None:
+    case, other = heldout.Case("loaded_row"), heldout.Case("loaded_dictionary")
+    origin = heldout.run(case)
+    assert heldout.is_right(case, origin)
+    assert not heldout.is_right(other, origin)

@@ -28,9 +28,15 @@ class Restless(nn.Module):
         self.seen: list[float] = []
         self.state: Any = None
         self.edge = False
+        self.count, self.past = 0, {"mean": torch.zeros(())}
+        self.torchs, self.numpys = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        self.pythons = random.Random(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
+        self.count += 1
+        self.past["mean"] = x.mean() + 0.5 * self.past["mean"]
+        x = x + torch.rand((), generator=self.torchs) + self.numpys.random() + self.pythons.random()
         self.seen.append(float(x[0, 0]))
         self.state = x.mean()
         h = self.drop(self.norm(self.first(x))) * (1 + 0.01 * self.calls)
@@ -55,6 +61,7 @@ def train(find_nan: bool, steps: int = 5) -> dict[str, Any]:
         loss = (model(torch.randn(5, 4)) - 1).square().mean()
         loss.backward()
         torch.rand(2), random.random(), np.random.rand()  # a replay must not go back to before
+        torch.rand(2, generator=model.torchs), model.numpys.random(), model.pythons.random()
         grads = [p.grad for p in model.parameters()]
         optimizer.step()
         assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
@@ -69,6 +76,9 @@ def train(find_nan: bool, steps: int = 5) -> dict[str, Any]:
         "drawn": [torch.rand(()), random.random(), float(np.random.rand())],
         "seen": model.seen,
         "state": model.state,
+        "count": model.count,
+        "past": model.past["mean"],
+        "own": [model.torchs.get_state(), model.numpys.random(), model.pythons.random()],
         "modes": [m.training for m in model.modules()],
     }
 
