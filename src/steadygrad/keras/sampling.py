@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from steadygrad.keras.engines import to_numpy
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.sampled import due, spectral_radius, stride
+from steadygrad.runlog.sampled import next_due, spectral_radius, stride
 
 
 class Sampler:
@@ -51,7 +51,7 @@ class Sampler:
         self._finish_update(step)
         if step < self._next:
             return
-        self._next = next(n for n in range(step + 1, step + 66) if due(n))
+        self._next = next_due(step + 1)
         values = [to_numpy(v) for v in self._variables] if values is None else values
         self._write(step, [np.asarray(v, np.float64) for v in values])
 

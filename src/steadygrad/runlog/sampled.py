@@ -14,32 +14,37 @@ LARGEST_EXACT = 128
 
 
 def due(step: int, every: int = 64) -> bool:
-    """Whether a step is sampled: 0, 1, 2, 4, 8, ... and then once every `every` steps.
+    """Whether a step is sampled: 0, 1, 2, 4, ..., then every `every` steps, and later a quarter so often.
 
     Args:
         step: its number, from 0.
-        every: steps between samples, once the first ones are taken.
+        every: steps between samples, once the first ones are taken and until eight more are.
 
     Returns:
         Whether it is.
 
     Example:
-        >>> [step for step in range(200) if due(step)]
-        [0, 1, 2, 4, 8, 16, 32, 64, 128, 192]
+        >>> [step for step in range(900) if due(step)]
+        [0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 512, 768]
     """
     early = step < every and step & (step - 1) == 0
-    return early or step % every == 0
+    return early or step % _gap(step, every) == 0
 
 
 def next_due(step: int, every: int = 64) -> int:
     """The first sampled step from this one on.
 
     Example:
-        >>> next_due(5), next_due(64), next_due(65)
-        (8, 64, 128)
+        >>> next_due(5), next_due(64), next_due(65), next_due(513)
+        (8, 64, 128, 768)
     """
-    rounded = -(-step // every) * every
-    return min(rounded, 1 << (step - 1).bit_length()) if step > 1 else step
+    gap = _gap(step, every)
+    rounded = -(-step // gap) * gap
+    return min(rounded, 1 << (step - 1).bit_length()) if 1 < step <= every else rounded
+
+
+def _gap(step: int, every: int) -> int:
+    return every if step <= 8 * every else 4 * every
 
 
 def stride(elements: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,7 @@ class Watch:
         self._lengths: dict[int, int] = {}
         self._last: torch.Tensor | None = None
         self._convolved = False
+        self._noted: Callable[[], Any] = _nothing
 
     def start(self) -> None:
         """Begin to watch, unless a compiler would trace the hooks."""
@@ -131,6 +133,9 @@ class Watch:
         usable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
         if not usable or not value.requires_grad or not value.numel() or self._last is None:
             return
+        if self._noted() is value:  # an activation module's output is the next layer's input
+            return
+        self._noted = weakref.ref(value)
         key = id(self._last)
         if self._calls.get(key, 0) > CALLS:
             return
@@ -141,26 +146,36 @@ class Watch:
         self._figures["activation_saturated"][key] = _saturation(_rows(units))
 
 
+def _nothing() -> None:
+    return None
+
+
 def _rows(value: torch.Tensor) -> torch.Tensor:
     """Evenly spread rows of at most about `ELEMENTS` elements together."""
     count = value.numel() // value.shape[0]
     return value[:: -(-value.shape[0] // max(1, ELEMENTS // max(1, count)))]
 
 
-def _saturation(units: torch.Tensor) -> torch.Tensor:
+def _saturation(units: torch.Tensor) -> Any:
     """Share at the flat ends of a tanh or sigmoid; 0 for what is neither, by its range."""
-    low, high = torch.aminmax(units)
+    here = units.device.type == "cpu"
+    low, high = (float(v) if here else v for v in torch.aminmax(units))  # type: Any, Any
     bounded = (low >= -1) & (high <= 1)
-    if low.device.type == "cpu" and not bounded:  # most are not: four passes less
-        return torch.zeros_like(low)
     # exact zeros below an exact 1 are a ReLU's: a sigmoid reaches 1 first
-    sigmoid = (low >= 0) & ((low > 0) | (high == 1))
-    ends = torch.where(
-        sigmoid,
-        ((units < 0.01) | (units > 0.99)).float().mean(),
-        (units.abs() > 0.99).float().mean(),
-    )
-    return torch.where(bounded & (sigmoid | (low < 0)), ends, torch.zeros_like(ends))
+    sigmoid = bounded & (low >= 0) & ((low > 0) | (high == 1))
+    tanh = bounded & (low < 0)
+    if here:  # one pass in place of all, and none for most activations
+        return _sigmoid_ends(units) if sigmoid else _tanh_ends(units) if tanh else 0.0
+    ends = torch.where(sigmoid, _sigmoid_ends(units), _tanh_ends(units))
+    return torch.where(sigmoid | tanh, ends, torch.zeros_like(ends))
+
+
+def _sigmoid_ends(units: torch.Tensor) -> torch.Tensor:
+    return ((units - 0.5).abs_() > 0.49).float().mean()
+
+
+def _tanh_ends(units: torch.Tensor) -> torch.Tensor:
+    return (units.abs() > 0.99).float().mean()
 
 
 def _matrix(module: torch.nn.Module) -> torch.Tensor | None:
