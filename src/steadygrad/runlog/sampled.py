@@ -14,7 +14,7 @@ LARGEST_EXACT = 128
 
 
 def due(step: int, every: int = 64) -> bool:
-    """Whether a step is sampled: 0, 1, 2, 4, ..., then every `every` steps, and later a quarter so often.
+    """Whether a step is sampled: often at first, every `every` steps, then a quarter so often.
 
     Args:
         step: its number, from 0.
