@@ -1,7 +1,7 @@
 """The benchmark table.
 
     python -m benchmarks [--parts clipping steps] [--threads 1 2] [--seconds 8]
-                         [--training-steps 1500] [--clock wall] [--write]
+                         [--training-steps 600] [--clock wall] [--write]
 
 Each part runs in a process of its own, confined to as many cores as threads. `--write` puts the
 figures into benchmarks/results.csv in place of older ones of the same cases, and
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=8, help="for each case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--training-steps", type=int, default=1500)
+    parser.add_argument("--training-steps", type=int, default=600)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
@@ -103,7 +103,7 @@ def rows_of_part(options: argparse.Namespace, threads: int) -> Iterator[Row]:
         "clipping": lambda: clipping.clipping_rows(threads, seconds, clock),
         "stepping": lambda: clipping.stepping_rows(threads, seconds, clock),
         "steps": lambda: steps.all_rows(threads, seconds, clock),
-        "launching": lambda: launching.all_rows(threads, options.training_steps, clock, rounds=2),
+        "launching": lambda: launching.all_rows(threads, options.training_steps, clock, rounds=3),
     }
     return parts[part]()
 

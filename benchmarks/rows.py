@@ -39,7 +39,7 @@ class Row:
 def rows_of(
     threads: int, name: str, case: str, contenders: list[Contender], seconds: list[float]
 ) -> list[Row]:
-    """One row a contender; ratios are against the first."""
+    """One row a contender; ratios are against the first. Goals are for one thread."""
     return [
         Row(
             threads,
@@ -48,7 +48,7 @@ def rows_of(
             contender.name,
             round(s * 1e3, 4),
             round(s / seconds[0], 3),
-            "" if contender.target is None else str(contender.target),
+            "" if contender.target is None or threads > 1 else str(contender.target),
         )
         for contender, s in zip(contenders, seconds, strict=True)
     ]
