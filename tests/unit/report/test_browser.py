@@ -72,7 +72,12 @@ def pages(a_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -
         },
     )
     tight = a_run(clip=0.002)
-    made = {"one": [broken], "tight": [tight], "three": [a_run(), broken, a_run(clip=1.0)], "evil": [evil, evil]}
+    made = {
+        "one": [broken],
+        "tight": [tight],
+        "three": [a_run(), broken, a_run(clip=1.0)],
+        "evil": [evil, evil],
+    }
     return {name: write_report(runs, folder / f"{name}.html") for name, runs in made.items()}
 
 
