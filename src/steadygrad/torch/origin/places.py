@@ -14,29 +14,31 @@ _DEMOS = os.path.join(_OURS, "demos") + os.sep
 Place = tuple[CodeType, int]
 """A line of a program, cheap to note: its code and the offset of the instruction."""
 
-library: dict[CodeType, bool] = {}
-"""Code to whether it is torch's or ours, as far as it was asked; see `is_library`."""
+library: dict[int, tuple[bool, CodeType]] = {}
+"""Whether code is torch's or ours, as far as it was asked, by its id: to hash code is to read it."""
 
 
 def place_of(frame: FrameType | None) -> Place:
     """The nearest line outside torch and steadygrad."""
     first = frame
-    while frame is not None and library.get(frame.f_code, True) and is_library(frame.f_code):
+    while frame is not None:
+        code = frame.f_code
+        known = library.get(id(code))
+        if not (is_library(code) if known is None else known[0]):
+            return code, frame.f_lasti
         frame = frame.f_back
-    found = frame or first
-    assert found is not None
-    return found.f_code, found.f_lasti
+    assert first is not None
+    return first.f_code, first.f_lasti
 
 
 def is_library(code: CodeType) -> bool:
     """Whether code is torch's or ours."""
-    known = library.get(code)
+    known = library.get(id(code))
     if known is None:
         file = code.co_filename
-        known = file.startswith((_TORCH, _OURS, "<frozen importlib"))
-        known = known and not file.startswith(_DEMOS)
-        library[code] = known
-    return known
+        inside = file.startswith((_TORCH, _OURS, "<frozen importlib"))
+        known = library[id(code)] = inside and not file.startswith(_DEMOS), code
+    return known[0]
 
 
 def line_of(place: Place) -> tuple[str, int]:

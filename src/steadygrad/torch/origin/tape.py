@@ -33,7 +33,7 @@ from steadygrad.torch.origin.entries import (
     marks_of,
     tensors_in,
 )
-from steadygrad.torch.origin.places import Place, library, place_of
+from steadygrad.torch.origin.places import Place, place_of
 from steadygrad.torch.origin.states import Generators
 
 MOST_BYTES = 256 << 20
@@ -158,9 +158,7 @@ class Tape:
         kind = kinds.kind_of(func) if kind is None else kind
         if kind == kinds.PLAIN or (kind == kinds.IN_PLACE and _updates_a_weight(args)):
             return func(*args, **kwargs) if kwargs else func(*args)
-        frame = _frame(2)
-        code = frame.f_code
-        place = place_of(frame) if library.get(code, True) else (code, frame.f_lasti)
+        place = place_of(_frame(2))
         if kind == kinds.IN_PLACE and args and isinstance(args[0], _Tensor):
             self._keep_before(args[0])
         self._entered = 0
