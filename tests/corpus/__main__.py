@@ -87,6 +87,10 @@ def main() -> None:
     verdicts.sort(key=lambda v: order.index(str(v.case)))
     parts = sections(verdicts, time.monotonic() - began, arguments.n)
     print("\n\n".join(parts.values()))
+    if len(cases) == len(order):
+        from origins import report  # here: the processes that judge Keras need no torch
+
+        print(f"\n{report()}")
     if arguments.write:
         PAGE.write_text(written(PAGE.read_text(), parts))
 
