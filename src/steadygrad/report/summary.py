@@ -19,6 +19,7 @@ from steadygrad.report.curves import series
 from steadygrad.report.heatmap import heatmap
 from steadygrad.report.key_figures import key_figures
 from steadygrad.report.numbers import plain
+from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
 from steadygrad.report.verdict import verdict
 
@@ -91,7 +92,7 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
         "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
         "recommendation": _recommendation(pictures),
         "figures": key_figures(run),
-        "findings": [plain(f.to_dict()) for f in findings],
+        "findings": with_origins([plain(f.to_dict()) for f in findings], run),
         "optimizers": [_optimizer(run, number) for number in numbers],
         "series": [series(run.steps[run.steps["optimizer"] == number]) for number in numbers],
         "thresholds": pictures,

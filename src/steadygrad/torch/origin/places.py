@@ -15,7 +15,7 @@ Place = tuple[CodeType, int]
 """A line of a program, cheap to note: its code and the offset of the instruction."""
 
 library: dict[int, tuple[bool, CodeType]] = {}
-"""Whether code is torch's or ours, as far as it was asked, by its id: to hash code is to read it."""
+"""Whether code is torch's or ours, as far as it was asked, by id: to hash code is to read it."""
 
 
 def place_of(frame: FrameType | None) -> Place:

@@ -395,4 +395,6 @@ def _name_of(func: Any) -> str:
         "Tensor."
     ):
         return f"Tensor.{name}"
+    if getattr(torch, name, None) is func:
+        return f"torch.{name}"
     return f"F.{name}" if hasattr(torch.nn.functional, name) else f"torch.{name}"

@@ -1,0 +1,62 @@
+"""The origin of a NaN, as the head of its finding's card: the line, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from steadygrad.report.numbers import plain
+from steadygrad.runlog.origin import EVENT, Origin
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
+
+_WHEN = {
+    "forward": "in the forward pass",
+    "loss": "outside modules, on the way to the loss",
+    "backward": "in the backward pass",
+}
+
+
+def with_origins(findings: Iterable[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
+    """Findings, each with the ``origin`` that its evidence tells of; None for most.
+
+    Args:
+        findings: as JSON objects.
+        run: the run that they are of.
+
+    Returns:
+        The same findings. An origin holds ``place``, ``source``, ``facts`` (pairs of a word and
+        what there is to say) and ``told`` (the lines of evidence that it takes the place of).
+    """
+    origins = [Origin.from_json(event.data) for event in run.events if event.kind == EVENT]
+    shown = [origin for origin in origins if origin.replayed]
+    return [{**finding, "origin": _card(finding, shown)} for finding in findings]
+
+
+def _card(finding: dict[str, Any], origins: list[Origin]) -> dict[str, Any] | None:
+    for origin in origins:
+        told = origin.sentences()
+        if told[0] in finding["evidence"]:
+            said = {"place": origin.place, "source": origin.source, "told": told}
+            return plain({**said, "facts": list(_facts(origin))})  # type: ignore[no-any-return]
+    return None
+
+
+def _facts(origin: Origin) -> Iterable[tuple[str, str]]:
+    kind = {"nan": "NaN", "inf": "inf"}.get(origin.first_kind, "non-finite")
+    if origin.phase in _WHEN:
+        yield "made by", f"{origin.operation}, {_WHEN[origin.phase]}"
+    else:
+        what = "came with the data" if origin.phase == "input" else "stood there before the step"
+        yield "made by", f"{origin.operation}: no operation, it {what}"
+    if origin.module_type:
+        yield "module", f"{origin.module or 'the outermost'} ({origin.module_type})"
+    yield "first", f"{kind} at step {origin.step}" + (f"; {origin.then}" if origin.then else "")
+    for number, given in enumerate(origin.inputs):
+        yield "" if number else "given", str(given)
+    if origin.rows:
+        more = f" and {origin.rows_total - len(origin.rows)} more" if origin.rows_total > 8 else ""
+        every = origin.rows_total == origin.batch
+        rows = "all" if every else ", ".join(map(str, origin.rows)) + more
+        yield "rows", f"{rows} of the batch's {origin.batch}"
