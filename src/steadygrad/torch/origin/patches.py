@@ -102,7 +102,7 @@ def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]
 
         @functools.wraps(original)
         def instead(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if tape.armed:
+            if tape.armed and not torch.compiler.is_dynamo_compiling():
                 return tape.module(original, self, args, kwargs)
             if self._compiled_call_impl is not None:
                 return self._compiled_call_impl(*args, **kwargs)
@@ -112,7 +112,7 @@ def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]
 
     @functools.wraps(original)
     def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not tape.armed:
+        if not tape.armed or torch.compiler.is_dynamo_compiling():
             return original(self, *args, **kwargs)
         return tape.module(original, self, args, kwargs)
 
@@ -122,6 +122,8 @@ def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]
 def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
     @functools.wraps(original)
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return original(cls, *args, **kwargs)
         watch = watching[0]
         if watch is not None:
             return watch.custom(functools.partial(original, cls), cls, args, kwargs)
@@ -135,10 +137,10 @@ def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., A
 def _transform(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
     """Write down a transform as a whole: what it calls, it calls in a world of its own."""
 
+    # not invisible, as above
     @functools.wraps(original)
-    @invisible
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not tape.listens_here():
+        if torch.compiler.is_dynamo_compiling() or not tape.listens_here():
             return original(*args, **kwargs)
         return tape.function(original, original, args, kwargs)
 

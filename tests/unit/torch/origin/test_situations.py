@@ -358,6 +358,36 @@ def test_a_compiled_function_is_left_whole_and_said_to_be_unseen() -> None:
     assert steady.origin.replayed or "compiled" in steady.origin.why_not
 
 
+class _Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return 2.0 * grad * ctx.saved_tensors[0]
+
+
+# torch makes this warning itself while it compiles, attached to or not
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("compiler")
+def test_what_is_patched_can_be_compiled_whole() -> None:
+    model = nn.Linear(2, 2)
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def everything(x: torch.Tensor) -> torch.Tensor:
+        x = _Square.apply(model(x)) + torch.func.functional_call(model, weights, (x,))
+        return torch.vmap(lambda row: row.square().sum())(x)
+
+    x = torch.randn(3, 2)
+    expected = everything(x)
+    _, steady = attached(model)
+    with steady:
+        compiled = torch.compile(everything, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected)
+
+
 def test_a_scripted_module_is_named_as_a_whole() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
