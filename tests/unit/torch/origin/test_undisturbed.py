@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import warnings
+import weakref
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,41 @@ def test_nothing_is_kept_beyond_a_step() -> None:
         assert not tape.entries
         assert not tape._made
         assert not tape._helds
+
+
+class Burden:
+    """Something that a graph holds."""
+
+
+class Carries(torch.autograd.Function):
+    """Holds a burden until its backward function is gone."""
+
+    held: weakref.ref[Burden]
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.burden = Burden()
+        Carries.held = weakref.ref(ctx.burden)
+        return x * 2.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return grad * 2.0
+
+
+def test_results_and_their_graph_are_not_kept() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sg.attach(optimizer, find_nan=True):
+        out = model(torch.ones(3, 2))
+        grown = out * 2.0
+        state = grown.relu() + torch.func.functional_call(model, {}, (torch.ones(3, 2),))
+        state = Carries.apply(state)
+        gone = [*map(weakref.ref, (out, grown, state)), Carries.held]
+        assert all(reference() is not None for reference in gone)
+        del out, grown, state
+        assert [reference() for reference in gone] == [None] * 4
+        assert len(patches._tape.notes) >= 4
 
 
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
