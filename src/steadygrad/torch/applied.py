@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from steadygrad.policies import stepping
 from steadygrad.stats import GradientStats
 from steadygrad.torch.measuring import namespace
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """What is left of the gradients; 0-d arrays on a device.
 
     Attributes:

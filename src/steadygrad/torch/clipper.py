@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +36,7 @@ Skip = Callable[[torch.Tensor], bool]
 """Takes a 0-d bool on a device that says whether to skip; False where it cannot."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What was found and done; 0-d arrays where the gradients live on a device.
 
     Attributes:

@@ -7,6 +7,7 @@ memory per tensor sees them, and that memory grows when parameters are added.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from steadygrad.policies.base import Decision
 from steadygrad.stats import GradientStats
 from steadygrad.torch.measuring import namespace
 from steadygrad.torch.warn import warn_user
+
+_NOTHING = nullcontext()
 
 
 class Memory:
@@ -74,15 +77,19 @@ class Memory:
         if self.state is None:
             self.state = _fresh(self.policy, names, stats.norms)
         state = {key: _moved(value, stats.norms) for key, value in self.state.items()}
-        if xp is np:
-            with np.errstate(all="ignore"):  # a norm may be inf, and inf - inf is right to be NaN
-                state, decision = self.policy.decide(xp, state, whole)
-        else:
-            with _on_device_of(stats.norms):
-                state, decision = self.policy.decide(xp, state, whole)
+        with self._around(stats, bool(state)):
+            state, decision = self.policy.decide(xp, state, whole)
         if spread and decision.coef.ndim:
             decision = replace(decision, coef=decision.coef[present])
         return state, decision
+
+    def _around(self, stats: GradientStats, remembers: bool) -> AbstractContextManager[Any]:
+        """What a policy must find while it decides."""
+        if isinstance(stats.norms, torch.Tensor):
+            return _on_device_of(stats.norms)
+        if not remembers and math.isfinite(stats.total_norm):
+            return _NOTHING
+        return np.errstate(all="ignore")  # a norm may be inf, and inf - inf is right to be NaN
 
     def export(self) -> dict[str, torch.Tensor]:
         """Copies of the arrays as torch tensors on the CPU, which any checkpoint holds."""

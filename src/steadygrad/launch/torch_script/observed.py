@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ class ObservingClipper(Clipper):
             guarded = scaled or self.on_nonfinite != "propagate"
             if guarded and bool((outcome.stats.nonfinite > 0).any()):
                 acted = super().process(batch, step, scaled, scale_)
-                return replace(acted, stats=outcome.stats, threshold=outcome.threshold)
+                return acted._replace(stats=outcome.stats, threshold=outcome.threshold)
             return outcome
         finally:
             self._stepping(step, batch)
