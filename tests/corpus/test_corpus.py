@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cases import HELD_ARCHITECTURES, Case, all_cases, tenth
 from faults import EVERY, FAULTS, HEALTHY
 from judge import Verdict, judge
 from keras_training import BODIES
-from tables import wrong
+from others import OTHERS
+from tables import sections, written, wrong
 
 from steadygrad.rules import REGISTRY
 
@@ -52,3 +55,21 @@ def test_a_third_is_held_out() -> None:
     assert Case("plain", "unet", 7).held_out
     assert Case("plain", "mlp", 11).held_out
     assert not Case("plain", "mlp", 7).held_out
+
+
+def test_the_page_has_a_place_for_what_is_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text()
+    case = Case("plain", "mlp", 11)
+    verdicts = [
+        Verdict(case, ("SG202",), {}),
+        Verdict(Case("masked", "mlp", 11, ("SG302",)), ("SG302", "SG301?"), {}),
+    ]
+    for verdict in verdicts:
+        verdict.others.update(dict.fromkeys(OTHERS, (False, False)))
+    new = written(page, sections(verdicts, 12.0, 2))
+    assert "2 runs: 1 broken, 1 healthy, 2 of them held out; 12 s in 2 processes." in new
+    assert "| **steadygrad** | held out | 1/1 (100.0 %) | 1/1 (100.0 %) | 1/1 (100.0 %) |" in new
+    assert f"- `{case}`: accepted nothing, said SG202" in new
+    assert written(new, sections(verdicts, 12.0, 2)) == new
+    with pytest.raises(SystemExit, match="summary"):
+        written("a page without marks", {"summary": "text"})
