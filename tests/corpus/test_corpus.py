@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from cases import HELD_ARCHITECTURES, Case, all_cases, tenth
-from faults import EVERY, FAULTS, HEALTHY
+from faults import EVERY, FAULTS, HEALTHY, at
 from judge import Verdict, judge
 from keras_training import BODIES
 from others import OTHERS
 from tables import sections, written, wrong
+from training import Setup
 
 from steadygrad.rules import REGISTRY
 
@@ -44,6 +45,10 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
     assert {i for fault in FAULTS.values() for i in fault.accepted} <= set(REGISTRY)
     families = {i[:3] for fault in FAULTS.values() for i in fault.accepted}
     assert families == {"SG1", "SG2", "SG3", "SG4", "SG5"}
+
+
+def test_what_strikes_once_does_so_with_time_to_be_seen() -> None:
+    assert all(10 <= at(seed) <= Setup().steps - 10 for seed in range(100))
 
 
 def test_a_third_is_held_out() -> None:
