@@ -18,6 +18,9 @@ import torch
 MOST_ITEMS = 256
 """Of a list or dict that is copied; one that only grows is kept by its length."""
 
+MOST_NUMBERS = 1 << 16
+"""Of a tensor that is copied."""
+
 _OWN = frozenset(vars(torch.nn.Module()))
 _CONTAINERS = (list, dict, set, collections.OrderedDict, collections.deque)
 
@@ -49,8 +52,7 @@ class Kept(NamedTuple):
         elif self.how == "length":
             vars(owner)[self.spot[1]] = now[: self.value] if isinstance(now, list) else now
         else:
-            copied = type(self.value) in _CONTAINERS
-            vars(owner)[self.spot[1]] = self.value.copy() if copied else self.value
+            vars(owner)[self.spot[1]] = _copied(self.value)
 
 
 class Glance(NamedTuple):
@@ -101,19 +103,25 @@ def _keep(spot: Spot, value: Any, grows: bool) -> Kept:
         return Kept(spot, len(value), "length")
     if is_generator(value):
         return Kept(spot, state_of(value), "state")
-    if type(value) in _CONTAINERS and len(value) <= MOST_ITEMS:
-        return Kept(spot, value.copy())
-    if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-        return Kept(spot, value.detach())  # a graph would live on
-    return Kept(spot, value)
+    return Kept(spot, _copied(value))
+
+
+def _copied(value: Any) -> Any:
+    """A copy of what a call may change in place; of a tensor without its graph."""
+    if type(value) in _CONTAINERS:
+        return value.copy() if len(value) <= MOST_ITEMS else value
+    if type(value) is torch.Tensor:
+        return value.detach().clone() if value.numel() <= MOST_NUMBERS else value.detach()
+    return value
 
 
 def _print_of(value: Any) -> Any:
     """What differs where an attribute has been changed."""
-    if type(value) in (list, collections.deque):
-        return id(value), len(value), [id(item) for item in list(value)[:MOST_ITEMS]]
-    if type(value) in (dict, set, collections.OrderedDict):
-        return id(value), len(value), list(map(id, list(value)[:MOST_ITEMS]))
+    if type(value) in _CONTAINERS:
+        items = [*value, *value.values()] if isinstance(value, dict) else list(value)
+        return id(value), len(value), list(map(id, items[: 2 * MOST_ITEMS]))
+    if isinstance(value, torch.Tensor):
+        return id(value), 0 if value.is_inference() else value._version
     if type(value) in (int, float, str, bool):
         return value
     return _printed_state(value) if is_generator(value) else id(value)
@@ -126,7 +134,7 @@ def _printed_state(generator: Any) -> Any:
 
 def is_generator(value: Any) -> bool:
     """Whether something is a random generator of torch, NumPy or Python."""
-    if isinstance(value, (torch.Generator, random.Random)):
+    if type(value) in (torch.Generator, random.Random):  # SystemRandom has no state to keep
         return True
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(

@@ -30,12 +30,14 @@ class Restless(nn.Module):
         self.state: Any = None
         self.edge = False
         self.count, self.past = 0, {"mean": torch.zeros(())}
+        self.level, self.system = torch.ones(()), random.SystemRandom()
         self.torchs, self.numpys = torch.Generator().manual_seed(1), np.random.default_rng(1)
         self.pythons = random.Random(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self.count += 1
+        self.level += 1
         self.past["mean"] = x.mean() + 0.5 * self.past["mean"]
         x = x + torch.rand((), generator=self.torchs) + self.numpys.random() + self.pythons.random()
         self.seen.append(float(x[0, 0]))
@@ -78,6 +80,7 @@ def train(find_nan: bool, steps: int = 5) -> dict[str, Any]:
         "seen": model.seen,
         "state": model.state,
         "count": model.count,
+        "level": model.level,
         "past": model.past["mean"],
         "own": [model.torchs.get_state(), model.numpys.random(), model.pythons.random()],
         "modes": [m.training for m in model.modules()],
