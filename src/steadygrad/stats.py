@@ -83,3 +83,23 @@ def _hypot(norms: list[float]) -> float:
     """One call where the namespace's own takes nine, each slow once the caches are cold."""
     total = math.hypot(*norms)
     return math.nan if math.isinf(total) and any(map(math.isnan, norms)) else total
+
+
+def describe_nonfinite(stats: GradientStats, step: int, most: int = 8) -> str:
+    """Which tensors are not finite, and in how many elements.
+
+    Example:
+        >>> import numpy as np
+        >>> bad = GradientStats(("w", "b"), np.ones(2), np.ones(2), np.array([3, 0]),
+        ...                     np.zeros(2), (4, 1), np.float64("nan"), 2.0)
+        >>> print(describe_nonfinite(bad, 7).partition(". ")[0])
+        step 7: gradients are not finite: w (3 of 4 elements)
+    """
+    counts = [int(c) for c in stats.nonfinite]
+    rows = zip(stats.names, counts, stats.sizes, strict=True)
+    lines = [f"{name} ({count} of {size} elements)" for name, count, size in rows if count]
+    more = f" and {len(lines) - most} more tensors" if len(lines) > most else ""
+    return (
+        f"step {step}: gradients are not finite: {', '.join(lines[:most])}{more}. "
+        "To drop such steps instead, type on_nonfinite='skip'"
+    )

@@ -113,7 +113,7 @@ if sys.argv[1] == "tensorflow":
 """
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_clip_reaches_keras_optimizers(bench: Any, backend: str) -> None:
     bench.write("train.py", CLIPPED)
     done = bench.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py", backend)

@@ -12,7 +12,7 @@ import numpy as np
 from steadygrad.errors import AttachError
 from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
-from steadygrad.keras.hook import FIGURES, LEAVES, Hook
+from steadygrad.keras.hook import Hook
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.policies.stepping import Clip, as_policy, nonfinite_mode
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
@@ -40,8 +40,10 @@ def attach(
         clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
         model: the compiled model, needed where it has trained already: its compiled
             step is then made again.
-        on_nonfinite: ``"skip"`` (the default, save for ``clip="none"``), ``"zero"`` or
-            ``"propagate"``.
+        on_nonfinite: ``"skip"`` (the default, save for ``clip="none"``), ``"zero"``,
+            ``"propagate"`` or ``"raise"``: the step is dropped, and what next comes to the host
+            raises `NonFiniteError`: `apply` itself where nothing is compiled, else
+            `GradientMonitor` after the batch, `Steady.record`, `Steady.check`.
         run: a path for a new run file or an open `RunWriter`; `GradientMonitor` fills it in
             `fit`, `Steady.record` in a loop of your own.
 
@@ -67,11 +69,7 @@ def attach(
     if classes.hook_of(inner) is not None:
         raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
     policy = as_policy(clip, type(inner).__name__)
-    mode = nonfinite_mode(
-        on_nonfinite,
-        policy,
-        "use 'skip' and look at steady.last, or keras.callbacks.TerminateOnNaN",
-    )
+    mode = "raise" if on_nonfinite == "raise" else nonfinite_mode(on_nonfinite, policy, "")
     _refuse_traced(inner, model)
     classes.install(inner, Hook(policy, mode))
     if outer is not None:
@@ -127,7 +125,7 @@ class Steady:
             model: the one that trains.
         """
         self._seen = model
-        if self.run is not None and self._figures()["step"] == 0:
+        if self.run is not None and self.hook.seen()["step"] == 0:
             self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 
     @property
@@ -146,7 +144,7 @@ class Steady:
     def last(self) -> StepRecord:
         """The last step; reads the device. After `fit` on JAX, or inside a callback after
         ``model.jax_state_sync()``."""
-        seen = self._figures()
+        seen = self.hook.seen()
         return StepRecord(
             step=int(seen["step"]) - 1,
             time=time.time(),
@@ -163,39 +161,40 @@ class Steady:
     @property
     def stats(self) -> GradientStats | None:
         """Per-tensor figures of the last step; None before the first."""
-        if not self.hook.variables or self._figures()["step"] == 0:
-            return None
-        rows = dict(zip(LEAVES, to_numpy(self.hook.tensors).astype(np.float64), strict=True))
-        sizes = tuple(int(np.prod(shape)) for shape, _ in self.hook.shapes)
-        norm, p = np.float64(self._figures()["norm"]), self.hook.policy.norm_type
-        return GradientStats(
-            self.hook.names,
-            rows["norms"],
-            rows["max_abs"],
-            np.nan_to_num(rows["nonfinite"]).astype(np.int64),
-            np.nan_to_num(rows["zeros"]).astype(np.int64),
-            sizes,
-            norm,
-            p,
-        )
+        return self.hook.stats()
 
     @property
     def clip_rate(self) -> float:
         """Share of the steps so far that were clipped; 0 before the first."""
-        seen = self._figures()
+        seen = self.hook.seen()
         return seen["clipped"] / seen["step"] if seen["step"] else 0.0
 
-    def record(self, loss: float = float("nan")) -> None:
+    def check(self) -> None:
+        """Raise if ``on_nonfinite="raise"`` and a step was dropped since the last call.
+
+        Raises:
+            NonFiniteError: one was; names the tensors.
+        """
+        self.hook.check()
+
+    def record(self, loss: float = float("nan")) -> bool:
         """Write the last step into the run file; a step that is written already is left out.
 
         Args:
             loss: this step's.
+
+        Returns:
+            Whether there was a step to write.
+
+        Raises:
+            NonFiniteError: ``on_nonfinite="raise"``, and a step was dropped.
         """
         if self.run is None or not self.hook.variables:
-            return
+            self.check()
+            return False
         last = self.last
         if last.step < self._recorded:
-            return
+            return False
         began = time.perf_counter()
         self._recorded = last.step + 1
         rows = to_numpy(self.hook.tensors).astype(np.float64)
@@ -203,6 +202,8 @@ class Steady:
         self.run.write_step(full, self._tensor_ids(self.run), *rows)
         self._sample(self.run, self._recorded)
         self.run.overhead_seconds += time.perf_counter() - began
+        self.check()
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """The policy's memory and the counters, as NumPy arrays; a saved model holds them too."""
@@ -229,6 +230,7 @@ class Steady:
                     "from another policy or model"
                 )
             variable.assign(value)
+        self.hook.reloaded()
 
     def detach(self) -> None:
         """Make the optimizer a plain one again, and close the run file opened here."""
@@ -268,12 +270,6 @@ class Steady:
         held = one._trainable_variables
         return [v for v in held if not one._overwrite_variable_with_gradient(v)]
 
-    def _figures(self) -> dict[str, float]:
-        if not self.hook.variables:
-            return {**dict.fromkeys(FIGURES, 0.0), "coef": 1.0, "cosine": 1.0}
-        values = to_numpy(self.hook.figures).astype(np.float64).tolist()
-        return dict(zip(FIGURES, values, strict=True))
-
     def _learning_rate(self) -> float:
         try:
             return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
@@ -299,7 +295,7 @@ class Steady:
             "versions": {"keras": keras.__version__},
             "backend": keras.backend.backend(),
             "policy": self.hook.policy.spec(),
-            "on_nonfinite": self.hook.on_nonfinite,
+            "on_nonfinite": "raise" if self.hook.raises else self.hook.on_nonfinite,
             "observed_by": "attach",
             "optimizers": [{"class": type(self.optimizer).plain.__name__, "index": 0}],
         }

@@ -99,21 +99,18 @@ class _Attached:
             plain(grads)  # raises, saying what is wrong
         self.__dict__[_HOOK].apply(me, plain, grads, trainable_variables)
 
-    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
-        self.__dict__["_steadygrad_variables"] = list(trainable_variables)
-        super()._backend_apply_gradients(grads, trainable_variables)  # type: ignore[misc]
-
     def _clip_gradients(self, grads: Any) -> Any:
         me: Any = self
-        if not me.gradient_accumulation_steps:
-            return grads
-        variables = self.__dict__["_steadygrad_variables"]
-        return self.__dict__[_HOOK].clip_average(me, grads, variables)
+        return self.__dict__[_HOOK].average if me.gradient_accumulation_steps else grads
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         if self.__dict__[_HOOK].reduced:
             return grads_and_vars
         return super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)  # type: ignore[misc]
+        self.__dict__[_HOOK].reloaded()
 
     def get_config(self) -> dict[str, Any]:
         hook = self.__dict__[_HOOK]
@@ -122,7 +119,7 @@ class _Attached:
             **config,
             "steadygrad": {
                 "clip": hook.policy.spec(),
-                "on_nonfinite": hook.on_nonfinite,
+                "on_nonfinite": "raise" if hook.raises else hook.on_nonfinite,
                 "to_load": "import steadygrad.keras first",
             },
         }
@@ -157,7 +154,7 @@ class _Unseen(_Attached):
 
     def load_own_variables(self, store: Any) -> None:
         with self._plain_variables():
-            super().load_own_variables(store)  # type: ignore[misc]
+            super().load_own_variables(store)
 
     @contextlib.contextmanager
     def _plain_variables(self) -> Iterator[None]:

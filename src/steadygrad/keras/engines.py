@@ -29,6 +29,14 @@ class JaxBackend:
     def leaf(self, gradient: Any) -> Any:
         return gradient
 
+    def dense(self, gradient: Any) -> Any:
+        return gradient
+
+    def is_known(self, value: Any) -> bool:
+        import jax
+
+        return not isinstance(value, jax.core.Tracer)
+
     def relike(self, gradient: Any, leaf: Any) -> Any:
         return leaf
 
@@ -66,6 +74,16 @@ class TensorFlowBackend:
         from steadygrad.tensorflow.engine import merged
 
         return getattr(merged(gradient), "values", None) if _is_sparse(gradient) else gradient
+
+    def dense(self, gradient: Any) -> Any:
+        from steadygrad.tensorflow.engine import densified
+
+        return densified(gradient)
+
+    def is_known(self, value: Any) -> bool:
+        import tensorflow as tf
+
+        return bool(tf.executing_eagerly())
 
     def relike(self, gradient: Any, leaf: Any) -> Any:
         import tensorflow as tf
@@ -131,6 +149,12 @@ class TorchBackend:
 
     def leaf(self, gradient: Any) -> Any:
         return gradient.detach()
+
+    def dense(self, gradient: Any) -> Any:
+        return gradient.detach()
+
+    def is_known(self, value: Any) -> bool:
+        return True
 
     def relike(self, gradient: Any, leaf: Any) -> Any:
         return leaf

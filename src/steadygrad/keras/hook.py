@@ -4,8 +4,10 @@ The optimizer's class is replaced by a subclass of itself (`classes.py`), whose 
 comes here. `apply` is the one place that every way of training passes, and where a step
 can still be dropped whole: iteration counter, averages and weight decay included.
 
-With gradient accumulation `apply` sees micro-batches: a non-finite one is dropped there,
-and clipping waits for `_clip_gradients`, which Keras calls with the average.
+With gradient accumulation `apply` sees micro-batches. Each is decided on as if it were the
+window's last, on the average that Keras would form with it; of that decision a non-finite
+micro-batch is dropped, and the rest counts where it is the last indeed: Keras then asks
+`_clip_gradients` for the average and is handed the one clipped here.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from steadygrad.errors import UsageError
+from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, may_skip, measure, step
+from steadygrad.stats import GradientStats, describe_nonfinite
 
 FIGURES = (
     "step",
@@ -32,11 +35,16 @@ FIGURES = (
     "nonfinite",
     "clipped",
     "skipped",
+    "broken",
 )
-"""What the variable ``figures`` holds; ``step`` counts those taken so far."""
+"""What the variable ``figures`` holds; ``step`` counts those taken so far, ``broken`` those
+skipped for what was not finite (a `LossScaleOptimizer`'s own not counted)."""
 
 LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
 """The rows of the variable ``tensors``."""
+
+WAITS, STEPS, DROPPED = 0, 1, 2
+"""What a micro-batch is: one that is added up, the last of a window, one left out of it."""
 
 MOMENTS = ("_velocities", "_accumulators")
 """What Keras' optimizers call their running mean (Adagrad: sum) of squared gradients."""
@@ -47,32 +55,39 @@ class Hook:
 
     Args:
         policy: decides.
-        on_nonfinite: ``skip``, ``zero`` or ``propagate``.
+        on_nonfinite: ``skip``, ``raise``, ``zero`` or ``propagate``.
 
     Attributes:
         variables: what must be saved and traced with the optimizer's own variables.
         names: the measured tensors', in order.
         hiding: the optimizer must not show these variables now.
-        watcher: called with each step's outcome and its variables, while it is traced.
+        watcher: called with each step's outcome, its variables and what its micro-batch is
+            (None without accumulation), while it is traced.
+        average: clipped gradients of the window that is being closed.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
         self.policy = policy
-        self.on_nonfinite = on_nonfinite
-        self.may_skip = on_nonfinite == "skip" or may_skip(policy)
+        self.raises = on_nonfinite == "raise"
+        self.on_nonfinite = "skip" if self.raises else on_nonfinite
+        self.drops_windows = may_skip(policy)
+        self.may_skip = self.on_nonfinite == "skip" or self.drops_windows
         self.backend = engines.current()
         self.variables: list[Any] = []
         self.names: tuple[str, ...] = ()
         self.shapes: list[tuple[tuple[int, ...], str]] = []
         self.reduced = False
         self.hiding = False
-        self.watcher: Callable[[Stepped, Sequence[Any]], None] | None = None
+        self.watcher: Callable[[Stepped, Sequence[Any], Any], None] | None = None
+        self.average: list[Any] = []
+        self._told = 0.0
         self._key: Callable[[Any], Any] = id
         self._memory: dict[str, Any] = {}
         self._places: dict[Any, int] = {}
 
     def build(self, optimizer: Any, trainable: Sequence[Any]) -> None:
         """Make the variables; ``trainable`` are the optimizer's."""
+        _refuse_accumulating_members(optimizer)
         self._key = optimizer._var_key
         kept = [v for v in trainable if not optimizer._overwrite_variable_with_gradient(v)]
         self.names = tuple(str(getattr(v, "path", v.name)) for v in kept)
@@ -121,7 +136,7 @@ class Hook:
             wanted, self.reduced = self.backend.reduced(wanted)
             variables = [trainable[i] for i in places]
             if optimizer.gradient_accumulation_steps:
-                kept, skip, note = self._check(optimizer, wanted, variables)
+                kept, skip, note = self._accumulate(optimizer, wanted, variables)
             else:
                 kept, skip, note = self._step(optimizer, wanted, variables)
             for place, gradient in zip(places, kept, strict=True):
@@ -145,45 +160,59 @@ class Hook:
         skip = done.skip if self.may_skip else None
         return kept, skip, lambda: self.note(done, variables)
 
-    def _check(self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
-        """Drop a micro-batch that would make the sum non-finite."""
-        if self.on_nonfinite == "propagate":
-            return list(gradients), None, lambda: None
+    def _accumulate(
+        self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
+    ) -> Any:
+        """One micro-batch: decide on the window's average as if this were its last."""
         engine = self.backend.engine
+        every = optimizer.gradient_accumulation_steps
         with engine.scope():
-            leaves = [self.backend.leaf(g) for g in gradients]
             if self.on_nonfinite == "zero":
-                return self._relike(gradients, [engine.cleaned(x) for x in leaves]), None, _nothing
-            sums = [
-                g + self.backend.value(optimizer._accumulated_gradients[self._index(optimizer, v)])
-                for g, v in zip(gradients, variables, strict=True)
-            ]
-            names = tuple(self.names[self._place_of(v)] for v in variables)
-            stats = measure(engine, sums, names, self.policy.norm_type, full=False)
-            count = engine.xp.sum(stats.nonfinite)
-            skip = count > 0
-        return list(gradients), skip, lambda: self._note_dropped(skip, count, stats.total_norm)
+                cleaned = [engine.cleaned(self.backend.leaf(g)) for g in gradients]
+                gradients = self._relike(gradients, cleaned)
+            done = self.decide(
+                optimizer, self._average_with(optimizer, gradients, variables), variables
+            )
+            self.average = done.leaves
+            closes = (self.backend.value(optimizer._iterations) + 1) % every == 0
+            kind = engine.xp.where(closes, STEPS, WAITS)
+            if self.on_nonfinite == "skip":
+                kind = engine.xp.where(done.nonfinite > 0, DROPPED, kind)
+            window = engine.xp.logical_and(kind == STEPS, done.skip)
+            skip = engine.xp.logical_or(kind == DROPPED, window) if self.may_skip else None
+
+        def note() -> None:
+            if self.drops_windows:
+                self._forget_window(optimizer, window)
+            self.note(done, variables, kind)
+
+        return list(gradients), skip, note
+
+    def _average_with(
+        self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
+    ) -> list[Any]:
+        """What Keras would form of a window that ends with these gradients."""
+        every = optimizer.gradient_accumulation_steps
+        return [
+            (self.backend.dense(g) + self.backend.value(sums)) / every
+            for g, sums in zip(gradients, accumulators(optimizer, variables), strict=True)
+        ]
+
+    def _forget_window(self, optimizer: Any, window: Any) -> None:
+        """Where a whole window is skipped, take it back: its sums, and its micro-batches' count."""
+        iterations = optimizer._iterations
+        sums = [one for one in optimizer._accumulated_gradients if one is not None]
+
+        def forget() -> None:
+            optimizer._backend_reset_gradient_accumulators()
+            iterations.assign(iterations - (optimizer.gradient_accumulation_steps - 1))
+
+        kept = self.backend.engine.xp.logical_not(window)
+        self.backend.unless(kept, forget, [*sums, iterations])
 
     @staticmethod
     def _index(optimizer: Any, variable: Any) -> int:
         return int(optimizer._get_variable_index(variable))
-
-    def clip_average(self, optimizer: Any, gradients: Sequence[Any], variables: Any) -> list[Any]:
-        """Clip what accumulation has averaged."""
-        if may_skip(self.policy):
-            raise UsageError(
-                f"{self.policy.spec()} may skip a step, which cannot be undone once gradients "
-                "are accumulated; use another method with gradient_accumulation_steps"
-            )
-        with self.backend.engine.scope():
-            mode, self.on_nonfinite = self.on_nonfinite, "propagate"  # checked at every micro-batch
-            try:
-                done = self.decide(optimizer, gradients, variables)
-            finally:
-                self.on_nonfinite = mode
-            kept = self._relike(gradients, done.leaves)
-        self.note(done, variables)
-        return kept
 
     def _relike(self, gradients: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
         return [self.backend.relike(g, x) for g, x in zip(gradients, leaves, strict=True)]
@@ -218,12 +247,19 @@ class Hook:
             found["step"] = [seen] * len(variables)
         return found
 
-    def note(self, done: Stepped, variables: Sequence[Any]) -> None:
-        """Write a step's figures and the policy's memory into the variables."""
+    def note(self, done: Stepped, variables: Sequence[Any], kind: Any = None) -> None:
+        """Write a step's figures and the policy's memory into the variables.
+
+        Args:
+            done: the step.
+            variables: those with a gradient.
+            kind: what its micro-batch is; None without accumulation.
+        """
         xp = self.backend.engine.xp
         with self.backend.engine.scope():
             before = self.backend.value(self.figures)
             clipped, skipped = done.action == CLIP, done.action == SKIP
+            broken = xp.logical_and(skipped, done.nonfinite > 0)
             figures = self.backend.pack(
                 [
                     before[0] + 1,
@@ -235,6 +271,7 @@ class Hook:
                     done.nonfinite,
                     before[7] + xp.astype(clipped, before.dtype),
                     before[8] + xp.astype(skipped, before.dtype),
+                    before[9] + xp.astype(broken, before.dtype),
                 ],
                 self.backend.float_dtype,
             )
@@ -242,12 +279,59 @@ class Hook:
             table = self._table(rows, variables)
             kinds = {k: self.backend.value(v).dtype for k, v in self._memory.items()}
             after = {k: xp.astype(done.state[k], kinds[k]) for k in self._memory}
-        self.figures.assign(figures)
-        self.tensors.assign(table)
-        for key, variable in self._memory.items():
-            variable.assign(after[key])
+            written = [(self.figures, figures), (self.tensors, table)]
+            written += [(variable, after[key]) for key, variable in self._memory.items()]
+            if kind is not None:
+                counts = kind != WAITS
+                written = [(v, xp.where(counts, x, self.backend.value(v))) for v, x in written]
+        for variable, value in written:
+            variable.assign(value)
         if self.watcher is not None:
-            self.watcher(done, variables)
+            self.watcher(done, variables, kind)
+        if self.raises and self.backend.is_known(self.backend.value(self.figures)):
+            self.check()  # nothing is compiled: at once
+
+    def check(self) -> None:
+        """Raise where ``on_nonfinite`` says so and a step was dropped since the last call.
+
+        Raises:
+            NonFiniteError: one was; names the tensors if it was the last step.
+        """
+        if not self.raises or not self.variables:
+            return
+        broken, before = self._broken(), self._told
+        self._told = broken
+        if broken > before:
+            stats = self.stats()
+            assert stats is not None
+            step = int(self.seen()["step"]) - 1
+            raise NonFiniteError(describe_nonfinite(stats, step))
+
+    def _broken(self) -> float:
+        return self.seen()["broken"] if self.variables else 0.0
+
+    def reloaded(self) -> None:
+        """The variables hold another run's figures now."""
+        self._told = self._broken()
+
+    def seen(self) -> dict[str, float]:
+        """The figures, on the host."""
+        if not self.variables:
+            return {**dict.fromkeys(FIGURES, 0.0), "coef": 1.0, "cosine": 1.0}
+        values = engines.to_numpy(self.figures).astype(np.float64).tolist()
+        return dict(zip(FIGURES, values, strict=True))
+
+    def stats(self) -> GradientStats | None:
+        """Per-tensor figures of the last step, on the host; None before the first."""
+        seen = self.seen()
+        if seen["step"] == 0:
+            return None
+        table = engines.to_numpy(self.tensors).astype(np.float64)
+        rows = dict(zip(LEAVES, table, strict=True))
+        bad, zeros = (np.nan_to_num(rows[k]).astype(np.int64) for k in ("nonfinite", "zeros"))
+        sizes = tuple(int(np.prod(shape)) for shape, _ in self.shapes)
+        norm, p = np.float64(seen["norm"]), self.policy.norm_type
+        return GradientStats(self.names, rows["norms"], rows["max_abs"], bad, zeros, sizes, norm, p)
 
     def _table(self, rows: Sequence[Any], variables: Sequence[Any]) -> Any:
         """Rows of figures over all tensors, NaN for those without a gradient."""
@@ -264,18 +348,6 @@ class Hook:
     def _place_of(self, variable: Any) -> int:
         return self._places[self._key(variable)]
 
-    def _note_dropped(self, skip: Any, count: Any, norm: Any) -> None:
-        """Count a dropped micro-batch as a skipped step; else leave the figures."""
-        xp = self.backend.engine.xp
-        with self.backend.engine.scope():
-            before = self.backend.value(self.figures)
-            dropped = self.backend.pack(
-                [before[0] + 1, norm, before[2], 1.0, 1.0, SKIP, count, before[7], before[8] + 1],
-                self.backend.float_dtype,
-            )
-            figures = xp.where(skip, dropped, before)
-        self.figures.assign(figures)
-
     def note_unseen(self, optimizer: Any, gradients: Sequence[Any], trainable: Any) -> None:
         """Note a step that a `LossScaleOptimizer` dropped: its gradients never came here."""
         engine = self.backend.engine
@@ -284,12 +356,34 @@ class Hook:
             leaves = [self.backend.leaf(g) for g in there]
             stats = measure(engine, leaves, tuple(map(str, range(len(there)))), 2.0, full=False)
             count = engine.xp.sum(stats.nonfinite)
-            true = count > -1
-        self._note_dropped(true, count, stats.total_norm)
+            was = self.backend.value(self.figures)
+            after = [was[0] + 1, stats.total_norm, was[2], 1.0, 1.0, SKIP, count, was[7]]
+            figures = self.backend.pack([*after, was[8] + 1, was[9]], self.backend.float_dtype)
+        self.figures.assign(figures)
 
 
-def _nothing() -> None:
-    """Nothing to note: the window's last micro-batch does."""
+def accumulators(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
+    """The variables in which a built optimizer adds up the gradients of these.
+
+    Args:
+        optimizer: one with ``gradient_accumulation_steps``.
+        variables: some of its own.
+
+    Returns:
+        One for each.
+    """
+    sums = optimizer._accumulated_gradients
+    return [sums[int(optimizer._get_variable_index(v))] for v in variables]
+
+
+def _refuse_accumulating_members(optimizer: Any) -> None:
+    for one in getattr(optimizer, "_inner_optimizers", []):
+        if one.gradient_accumulation_steps:
+            raise AttachError(
+                f"{type(one).__name__} inside a MultiOptimizer accumulates gradients by itself "
+                f"(gradient_accumulation_steps={one.gradient_accumulation_steps}), so no step has "
+                "one norm; leave that out, or attach to single optimizers"
+            )
 
 
 @contextmanager

@@ -82,7 +82,9 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
         logs = {} if logs is None else logs
-        self.steady.record(self._loss(batch + 1, float(logs.get("loss", math.nan))))
+        mean = float(logs.get("loss", math.nan))
+        if self.steady.record(self._loss(batch + 1, mean)):
+            self._mean = (batch + 1, mean)
         last = self.steady.last
         if math.isfinite(last.norm):  # one NaN would stay in the progress bar's average
             self._norms.append(last.norm)
@@ -91,8 +93,8 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         logs["clip_rate"] = self.steady.clip_rate
 
     def _loss(self, batches: int, mean: float) -> float:
-        """The loss since the last call: Keras' logs hold the mean since the epoch began."""
-        (before, last), self._mean = self._mean, (batches, mean)
+        """The loss since the last step: Keras' logs hold the mean since the epoch began."""
+        before, last = self._mean
         since = batches - before
         return (batches * mean - before * last) / since if since > 0 else mean
 

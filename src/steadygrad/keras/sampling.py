@@ -8,7 +8,7 @@ next one starts from. Activations are out of reach here, and so are the rules on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Sampler:
         variables: the optimizer's, in the order of ``ids``.
         ids: their numbers in the writer.
         lengths: time steps of each variable's layer; 0 for what is not recurrent.
+        read: gives a variable's value on the host.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Sampler:
         variables: Sequence[Any],
         ids: NDArray[np.int64],
         lengths: Sequence[int],
+        read: Callable[[Any], Any] = to_numpy,
     ) -> None:
+        self._read = read
         self._writer, self._variables, self._ids = writer, list(variables), ids
         self._lengths = np.asarray(lengths, np.int64)
         self._next = 0
@@ -52,8 +55,12 @@ class Sampler:
         if step < self._next:
             return
         self._next = next_due(step + 1)
-        values = [to_numpy(v) for v in self._variables] if values is None else values
+        values = [self._read(v) for v in self._variables] if values is None else values
         self._write(step, [np.asarray(v, np.float64) for v in values])
+
+    def wait(self, step: int) -> int:
+        """Steps until something may be due, from step ``step`` on; at least 1."""
+        return 1 if self._before is not None else max(1, self._next - step)
 
     def _write(self, step: int, values: list[NDArray[np.float64]]) -> None:
         parts = [_part(v) for v in values]
@@ -73,13 +80,13 @@ class Sampler:
 
     def _finish_update(self, step: int) -> None:
         """How far the sampled step has moved the weights; several steps at once tell nothing."""
-        if self._before is None:
+        if self._before is None or step == self._before[0]:
             return
         (sampled, before), self._before = self._before, None
         if step != sampled + 1:
             return
         with np.errstate(all="ignore"):
-            now = [_part(to_numpy(v).astype(np.float64)) for v in self._variables]
+            now = [_part(self._read(v).astype(np.float64)) for v in self._variables]
             moved = [np.linalg.norm(a - b) for a, b in zip(now, before, strict=True)]
             size = [np.linalg.norm(b) for b in before]
         ratios = [m / s if s > 0 else math.nan for m, s in zip(moved, size, strict=True)]

@@ -1,10 +1,10 @@
-"""Observing a Keras script on TensorFlow or JAX.
+"""Observing a Keras script.
 
 `BaseOptimizer.apply` is the one place that `fit` and loops of one's own pass. It is
-traced there, so its figures are made part of the compiled step and leave it sideways:
-on TensorFlow through a ring of variables that a thread reads, on JAX through a debug
-callback. Unlike `steadygrad.keras.attach` this puts nothing into the optimizer: what
-the script saves stays as it was. Keras on torch is observed as any torch loop.
+traced there, so its figures are made part of the compiled step and leave it sideways
+(`keras_sides.py`). Unlike `steadygrad.keras.attach` this puts nothing into the optimizer:
+what the script saves stays as it was. Where gradients are accumulated, micro-batches
+leave it too, without figures, and are joined to the step that they are part of.
 
 With `--clip` an optimizer is attached as it is built, in a form that is saved as a plain
 one, and its figures leave the step the same way.
@@ -20,12 +20,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steadygrad.launch.keras_sides import JaxSide, TensorFlowSide, TorchSide
 from steadygrad.policies.stepping import Stepped, as_policy, measure, nonfinite_mode
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
@@ -33,12 +34,13 @@ from steadygrad.stats import GradientStats
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
 
-RING = 512
-"""Steps that TensorFlow keeps until the thread has read them."""
-POLL_SECONDS = 0.1
-DISTRIBUTED = "steps under a tf.distribute strategy are not observed"
-HEAD = ("loss", "lr", "norm", "threshold", "coef", "cosine", "action")
+BATCH = ("loss", "lr", "kind")
+"""What every micro-batch tells; ``kind`` is of the three below, as in
+`steadygrad.keras.hook`, which may not be loaded before a script has chosen its devices."""
+STEP = ("norm", "threshold", "coef", "cosine", "action")
+HEAD = BATCH + STEP
 LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
+WAITS, STEPS, DROPPED = 0, 1, 2
 
 
 class KerasObserver:
@@ -59,18 +61,79 @@ class KerasObserver:
         self._kinds: list[dict[str, Any]] = []
         self._clipped: weakref.WeakSet[Any] = weakref.WeakSet()
         self._inside = 0
+        self._shares = False
+        self._scaled: tuple[Any, Any] = (None, None)
+        self._watches: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.loss: Any = None
+        self.model: Any = None
 
     @functools.cached_property
     def backend(self) -> Any:
-        """Made at the first step: a script configures its devices before anything uses them."""
+        """What Keras runs on: made at the first step, since a script configures its devices
+        before anything uses them."""
+        from steadygrad.keras import engines
+
+        return engines.current()
+
+    @functools.cached_property
+    def side(self) -> Any:
+        """How figures leave a step."""
         name = self._keras.backend.backend()
+        if name == "torch":
+            return TorchSide(self._session)
         return TensorFlowSide() if name == "tensorflow" else JaxSide()
 
     @property
     def steps(self) -> int:
         """Steps seen so far."""
         return sum(track.steps for track in self._all)
+
+    @property
+    def on_jax(self) -> bool:
+        """Whether training passes its state around."""
+        return bool(self._keras.backend.backend() == "jax")
+
+    def guarded(self, what: str, act: Callable[..., Any], *given: Any) -> None:
+        """Call ``act``; what it raises is a trouble of ours, not the script's."""
+        try:
+            act(*given)
+        except Exception as error:
+            self._session.trouble(what, error)
+
+    def tracks_of(self, optimizer: Any) -> list[Track]:
+        """What is known of an optimizer's steps, or its members'."""
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        family = [inner, *getattr(inner, "_inner_optimizers", [])]
+        return [self._tracks[one] for one in family if one in self._tracks]
+
+    def watch_weights(self, model: Any) -> None:
+        """A model has made its training function: sample its weights around that."""
+        from steadygrad.launch.keras_weights import WeightWatch
+
+        watch = self._watches.get(model)
+        if watch is None:
+            watch = self._watches[model] = WeightWatch(self, model)
+        model.train_function = watch.around(model.train_function)
+
+    def scaled(self, scaled: Any, loss: Any) -> None:
+        """A loss was multiplied by a loss scale."""
+        self._scaled = (scaled, loss)
+        if self._keras.backend.backend() == "torch":
+            self.loss = loss.detach()
+
+    def unscaled(self, loss: Any) -> Any:
+        """What a loss was before its loss scale."""
+        scaled, plain = self._scaled
+        return plain if loss is scaled else loss
+
+    @contextlib.contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Several optimizers step on one loss."""
+        self._shares = True
+        yield
+        self._shares = False
+        if self._session.plan.clip is None:
+            self.loss = None  # else the hook of them all tells it yet
 
     def before_apply(self, optimizer: Any, gradients: Sequence[Any], variables: Any) -> None:
         """An optimizer's `apply` is called, or traced, with these gradients."""
@@ -79,13 +142,14 @@ class KerasObserver:
         try:
             if self._clips(optimizer):
                 return  # its hook tells
+            variables = list(variables)
             pairs = zip(gradients, variables, strict=True)
-            present = [(i, g) for i, (g, _) in enumerate(pairs) if g is not None]
-            if self.backend.distributed():
-                self._session.mention(DISTRIBUTED)
-            elif present:
-                self._observe(self._track(optimizer, variables), present, optimizer)
+            present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
+            if present:
+                self._observe(optimizer, variables, present)
         except Exception as error:
+            if type(error).__name__ == "_RequestedStop":
+                raise  # so tf.distribute ends the threads of replicas
             self._session.trouble("a Keras step is not observed", error)
 
     @contextlib.contextmanager
@@ -155,27 +219,25 @@ class KerasObserver:
         found = hook_of(optimizer)
         return found is None or found.watcher is not None
 
-    def _tell(self, optimizer: Any, done: Stepped, variables: Sequence[Any]) -> None:
+    def _tell(
+        self, optimizer: Any, done: Stepped, variables: Sequence[Any], kind: Any = None
+    ) -> None:
         """A clipped optimizer's step is taken, or traced."""
         try:
-            self._tell_of(optimizer, done, variables)
+            track = self._track(optimizer, optimizer._trainable_variables)
+            batch = self._batch(optimizer, variables, kind)
+            places = [optimizer._get_variable_index(variable) for variable in variables]
+            outcome = [done.threshold, done.coef, done.cosine, done.action]
+            with self.backend.engine.scope():
+                body = self._body(track, done.stats, places, outcome)
+                self.side.emit(track, self.side.joined(batch, body))
         except Exception as error:
             self._session.trouble("a clipped Keras step is not recorded", error)
-
-    def _tell_of(self, optimizer: Any, done: Stepped, variables: Sequence[Any]) -> None:
-        if self.backend.distributed():
-            self._session.mention(DISTRIBUTED)
-            return
-        track = self._track(optimizer, optimizer._trainable_variables)
-        places = [optimizer._get_variable_index(variable) for variable in variables]
-        with self.backend.engine.scope():
-            outcome = [done.threshold, done.coef, done.cosine, done.action]
-            self._emit(track, done.stats, places, optimizer, outcome)
 
     def finish(self) -> None:
         """Read what the device still holds."""
         if self._all:
-            self.backend.settle()
+            self.side.settle()
         for track in self._all:
             if track.ring is not None:
                 track.ring.stop_reading()
@@ -184,9 +246,12 @@ class KerasObserver:
     def _track(self, optimizer: Any, variables: Sequence[Any]) -> Track:
         track = self._tracks.get(optimizer)
         if track is None or len(track.infos) < len(variables):
-            infos = [_described(v, len(self._all)) for v in variables]
-            track = Track(self._session, infos, len(self._all))
-            track.ring = self.backend.ring(len(HEAD) + len(LEAVES) * len(infos))
+            from steadygrad.keras.sampling import owners
+
+            kinds = owners(self.model)
+            infos = [_described(v, len(self._all), kinds.get(id(v), "")) for v in variables]
+            track = Track(self._session, infos, len(self._all), variables, self.side)
+            track.ring = self.side.ring(len(HEAD) + len(LEAVES) * len(infos))
             self._tracks[optimizer] = track
             self._all.append(track)
             self._announce(type(optimizer).__name__)
@@ -203,50 +268,93 @@ class KerasObserver:
                 optimizers=self._kinds,
             )
 
-    def _observe(self, track: Track, present: list[tuple[int, Any]], optimizer: Any) -> None:
-        engine = self.backend.engine
-        leaves = [self.backend.leaf(gradient) for _, gradient in present]
-        with engine.scope():
-            names = tuple(track.infos[i].name for i, _ in present)
-            stats = measure(engine, leaves, names, 2.0, full=True)
-            one = stats.total_norm * 0 + 1
-            self._emit(
-                track,
-                stats,
-                [i for i, _ in present],
-                optimizer,
-                [one * math.inf, one, one, one * 0],
-            )
+    def _observe(self, optimizer: Any, variables: list[Any], present: dict[int, Any]) -> None:
+        track = self._track(optimizer, variables)
+        places, held = list(present), [variables[i] for i in present]
+        gradients, kind = self._averaged(optimizer, variables, held, list(present.values()))
+        batch = self._batch(optimizer, held, kind)
+        gradients, _ = self.backend.reduced(gradients)
 
-    def _emit(
-        self,
-        track: Track,
-        stats: GradientStats,
-        places: list[int],
-        optimizer: Any,
-        outcome: list[Any],
-    ) -> None:
-        """Send one step's row on its way; call it inside the engine's scope."""
+        def body() -> Any:
+            with self.backend.engine.scope():
+                leaves = [self.backend.leaf(gradient) for gradient in gradients]
+                names = tuple(track.infos[i].name for i in places)
+                stats = measure(self.backend.engine, leaves, names, 2.0, full=True)
+                one = stats.total_norm * 0 + 1
+                return self._body(track, stats, places, [one * math.inf, one, one, one * 0])
+
+        width = len(STEP) + len(LEAVES) * len(track.infos)
+        found = body() if kind is None else self.side.when(kind, body, width)
+        with self.backend.engine.scope():
+            self.side.emit(track, self.side.joined(batch, found))
+
+    def _averaged(
+        self, optimizer: Any, variables: list[Any], held: list[Any], gradients: list[Any]
+    ) -> tuple[list[Any], Any]:
+        """The gradients that the optimizer acts on, and what kind of micro-batch this is."""
+        from steadygrad.keras.hook import accumulators, name_scope
+
+        scale, every = optimizer.loss_scale_factor, optimizer.gradient_accumulation_steps
+        if scale is not None:
+            gradients = [gradient / scale for gradient in gradients]
+        if not every:
+            return gradients, None
+        if not optimizer.built:  # as it would itself, a moment later
+            with name_scope(optimizer):
+                optimizer.build(variables)
+        sums = [self.backend.value(one) for one in accumulators(optimizer, held)]
+        pairs = zip(gradients, sums, strict=True)
+        closes = (self.backend.value(optimizer._iterations) + 1) % every == 0
+        kind = self.backend.engine.xp.where(closes, STEPS, WAITS)
+        return [(self.backend.dense(g) + s) / every for g, s in pairs], kind
+
+    def _batch(self, optimizer: Any, variables: Sequence[Any], kind: Any) -> list[Any]:
+        rate = self.side.number(getattr(optimizer, "learning_rate", math.nan))
+        loss, self.loss = self.loss, self.loss if self._shares else None
+        return [
+            self.side.loss(loss, variables),
+            rate,
+            self.side.number(1 if kind is None else kind),
+        ]
+
+    def _body(
+        self, track: Track, stats: GradientStats, places: list[int], outcome: list[Any]
+    ) -> Any:
+        """The figures of a step, in the order of `STEP` and `LEAVES`."""
         figures = [getattr(stats, name) for name in LEAVES]
-        rate = self.backend.number(getattr(optimizer, "learning_rate", math.nan))
-        head = [self._loss(), rate, stats.total_norm, *outcome]
-        self.backend.emit(track, self.backend.row(head, figures, places, len(track.infos)))
-
-    def _loss(self) -> Any:
-        loss, self.loss = self.loss, None
-        return self.backend.number(math.nan if loss is None else loss)
+        return self.side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
 
 
 class Track:
     """One optimizer's steps on their way into the run file."""
 
-    def __init__(self, session: Session, infos: list[TensorInfo], index: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        infos: list[TensorInfo],
+        index: int,
+        variables: Sequence[Any],
+        side: Any,
+    ) -> None:
         self.infos, self.index, self.steps = infos, index, 0
+        self.variables = list(variables)
         self.ring: Any = None
-        self._session = session
-        self._ids: Any = None
+        self.ids: Any = None
+        self._session, self._side = session, side
         self._rows: deque[Any] = deque()
+        self._losses: list[float] = []
         self._lock = threading.Lock()
+
+    @property
+    def writer(self) -> Any:
+        """The run file's; None where there is none."""
+        return self._session.writer()
+
+    def settled(self) -> int:
+        """How many steps have been taken, once all of them are written."""
+        self._side.settle()
+        self.drain()
+        return self.steps
 
     def push(self, row: Any) -> None:
         """Take one step's row; called from whichever thread the backend has."""
@@ -262,159 +370,29 @@ class Track:
                 self._write(self._rows.popleft())
 
     def _write(self, row: Any) -> None:
-        writer = self._session.writer()
+        head = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))
+        kind = int(head.pop("kind"))
+        if kind != DROPPED:
+            self._losses.append(head["loss"])
+        if kind == STEPS:  # a step's loss is the mean of its micro-batches'
+            head["loss"], self._losses = sum(self._losses) / len(self._losses), []
+        if kind != WAITS:
+            self._write_step(head, row[len(HEAD) :].reshape(len(LEAVES), len(self.infos)))
+
+    def _write_step(self, head: dict[str, Any], figures: Any) -> None:
+        writer = self.writer
         step, self.steps = self.steps, self.steps + 1
         if writer is None:
             return
-        if self._ids is None:
-            self._ids = np.asarray(writer.add_tensors(self.infos), np.int64)
-        head = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))
+        if self.ids is None:
+            self.ids = np.asarray(writer.add_tensors(self.infos), np.int64)
         head["action"] = ACTIONS[int(head["action"])]
-        figures = row[len(HEAD) :].reshape(len(LEAVES), len(self.infos))
         bad = int(np.nan_to_num(figures[LEAVES.index("nonfinite")]).sum())
         record = StepRecord(
             step=step, time=time.time(), nonfinite=bad, optimizer=self.index, **head
         )
         there = ~np.isnan(figures[LEAVES.index("zeros")])
-        writer.write_step(record, self._ids[there], *figures[:, there])
-
-
-class TensorFlowSide:
-    """Figures leave a TensorFlow step through a ring of variables."""
-
-    def __init__(self) -> None:
-        import tensorflow as tf
-
-        from steadygrad.tensorflow.engine import TensorFlowEngine
-
-        self.tf, self.engine = tf, TensorFlowEngine()
-
-    def distributed(self) -> bool:
-        return bool(self.tf.distribute.has_strategy())
-
-    def leaf(self, gradient: Any) -> Any:
-        from steadygrad.tensorflow.engine import merged
-
-        return getattr(merged(gradient), "values", None) if self._sparse(gradient) else gradient
-
-    def _sparse(self, gradient: Any) -> bool:
-        return isinstance(gradient, self.tf.IndexedSlices)
-
-    def number(self, value: Any) -> Any:
-        graph = getattr(value, "graph", None) if not self.tf.executing_eagerly() else None
-        if graph is not None and not self._reaches(graph):
-            value = math.nan  # of a function that was traced before
-        return self.tf.reshape(self.tf.cast(self.tf.convert_to_tensor(value), self.tf.float64), [])
-
-    def _reaches(self, graph: Any) -> bool:
-        here = self.tf.compat.v1.get_default_graph()
-        while here is not None and here is not graph:
-            here = getattr(here, "outer_graph", None)
-        return here is graph
-
-    def row(self, head: list[Any], figures: list[Any], places: list[int], count: int) -> Any:
-        tf = self.tf
-        gap = tf.constant([math.nan], tf.float64)
-        columns = [places.index(i) if i in places else len(places) for i in range(count)]
-        full = [tf.gather(tf.concat([tf.cast(f, tf.float64), gap], 0), columns) for f in figures]
-        return tf.concat([tf.stack([tf.cast(x, tf.float64) for x in head]), *full], 0)
-
-    def ring(self, width: int) -> TensorFlowRing:
-        with self.tf.init_scope():
-            return TensorFlowRing(self.tf, width)
-
-    def emit(self, track: Track, row: Any) -> None:
-        track.ring.put(row)
-        if track.ring.reader is None:
-            track.ring.start_reading(track.drain)
-
-    def settle(self) -> None:
-        """Reading a variable waits for what writes it."""
-
-
-class TensorFlowRing:
-    """The last `RING` rows, on the device."""
-
-    def __init__(self, tf: Any, width: int) -> None:
-        self._tf = tf
-        self._rows = tf.Variable(tf.zeros([RING, width], tf.float64), trainable=False)
-        self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._read = 0
-        self._over = threading.Event()
-        self.reader: threading.Thread | None = None
-
-    def put(self, row: Any) -> None:
-        """Add a row; becomes part of the function that is being traced."""
-        tf = self._tf
-        place = tf.reshape(self._count % RING, [1])
-        written = self._rows.scatter_update(tf.IndexedSlices(row[None], place))
-        with tf.control_dependencies([written]):
-            self._count.assign_add(1)
-
-    def read(self) -> list[Any]:
-        """The rows since the last call, those that were overwritten left out."""
-        count = int(self._count.numpy())
-        if count == self._read:
-            return []
-        first = max(self._read, count - RING)
-        rows = self._rows.numpy()
-        self._read = count
-        return [rows[i % RING] for i in range(first, count)]
-
-    def start_reading(self, drain: Any) -> None:
-        """Read from a thread: nothing else runs between the steps of a compiled loop."""
-
-        def poll() -> None:
-            while not self._over.wait(POLL_SECONDS):
-                drain()
-
-        self.reader = threading.Thread(target=poll, name="steadygrad-keras", daemon=True)
-        self.reader.start()
-
-    def stop_reading(self) -> None:
-        """End the thread: none may use the device while the interpreter goes down."""
-        self._over.set()
-        if self.reader is not None:
-            self.reader.join()
-
-
-class JaxSide:
-    """Figures leave a JAX step through a debug callback."""
-
-    def __init__(self) -> None:
-        import jax
-
-        from steadygrad.jax.engine import JaxEngine
-
-        self.jax, self.engine = jax, JaxEngine()
-
-    def distributed(self) -> bool:
-        return False
-
-    def leaf(self, gradient: Any) -> Any:
-        return gradient
-
-    def number(self, value: Any) -> Any:
-        jnp = self.jax.numpy
-        value = getattr(value, "value", value)  # a Keras variable
-        return jnp.asarray(value).astype("float32").reshape(())
-
-    def row(self, head: list[Any], figures: list[Any], places: list[int], count: int) -> Any:
-        jnp = self.jax.numpy
-        empty = jnp.full((count,), math.nan, "float32")
-        where = jnp.asarray(places)
-        full = [empty.at[where].set(figure.astype("float32")) for figure in figures]
-        return jnp.concatenate([jnp.stack([x.astype("float32") for x in head]), *full])
-
-    def ring(self, width: int) -> None:
-        return None
-
-    def emit(self, track: Track, row: Any) -> None:
-        self.jax.debug.callback(track.push, row, ordered=False)
-
-    def settle(self) -> None:
-        """Wait for the callbacks that are under way."""
-        self.jax.effects_barrier()
+        writer.write_step(record, self.ids[there], *figures[:, there])
 
 
 def install(session: Session, keras: ModuleType) -> KerasObserver | None:
@@ -427,25 +405,27 @@ def install(session: Session, keras: ModuleType) -> KerasObserver | None:
     Returns:
         The observer; None where the torch backend is observed as torch.
     """
-    if keras.backend.backend() not in ("tensorflow", "jax"):
-        if session.plan.clip is not None:
-            session.mention(
-                f"--clip does not reach Keras optimizers on {keras.backend.backend()}; type "
-                f"steadygrad.keras.attach(optimizer, clip={session.plan.clip!r}) in the script"
-            )
-        return None
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax", "torch"):
+        return None  # it cannot train
     observer = KerasObserver(session, keras)
     base = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
     _patch_apply(base, observer)
+    if backend != "jax":  # there it is a tracer of another trace
+        for kind in (base, keras.optimizers.LossScaleOptimizer):
+            _patch_scale_loss(kind, observer)
+    _patch_make_train_function(keras.Model, observer)
+    many = getattr(keras.optimizers, "MultiOptimizer", None)
+    if many is not None:
+        _patch_apply_of_many(many, observer)
     if session.plan.clip is not None:
-        for kind in (base, getattr(keras.optimizers, "MultiOptimizer", None)):
-            if kind is not None:
-                _patch_build(kind, observer)
-        if keras.backend.backend() == "tensorflow":
+        for kind in filter(None, (base, many)):
+            _patch_build(kind, observer)
+    if backend == "tensorflow":
+        if session.plan.clip is not None:
             _patch_clip_by_global_norm(sys.modules["tensorflow"], session)
-    if keras.backend.backend() == "tensorflow":
         _patch_tape(sys.modules["tensorflow"], observer)
-    else:
+    elif backend == "jax":
         _patch_value_and_grad(sys.modules["jax"], observer)
     return observer
 
@@ -462,6 +442,48 @@ def _patch_apply(base: Any, observer: KerasObserver) -> None:
         return original(self, grads, trainable_variables)
 
     base.apply = apply
+
+
+def _patch_apply_of_many(kind: Any, observer: KerasObserver) -> None:
+    """Have a `MultiOptimizer` built, and its class changed to clip, before its `apply` begins."""
+    original = kind.apply
+
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        before = type(self)
+        if not self.built and trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        if type(self) is not before:
+            return self.apply(grads, trainable_variables)
+        with observer.sharing():
+            return original(self, grads, trainable_variables)
+
+    kind.apply = apply
+
+
+def _patch_make_train_function(kind: Any, observer: KerasObserver) -> None:
+    original = kind.make_train_function
+
+    @functools.wraps(original)
+    def make_train_function(self: Any, force: bool = False) -> Any:
+        made = original(self, force)
+        observer.guarded("weights are not sampled", observer.watch_weights, self)
+        return made
+
+    kind.make_train_function = make_train_function
+
+
+def _patch_scale_loss(kind: Any, observer: KerasObserver) -> None:
+    original = kind.scale_loss
+
+    @functools.wraps(original)
+    def scale_loss(self: Any, loss: Any) -> Any:
+        scaled = original(self, loss)
+        observer.scaled(scaled, loss)
+        return scaled
+
+    kind.scale_loss = scale_loss
 
 
 def _patch_build(kind: Any, observer: KerasObserver) -> None:
@@ -493,7 +515,7 @@ def _patch_tape(tf: Any, observer: KerasObserver) -> None:
     @functools.wraps(original)
     def gradient(self: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(target, "shape", None) == ():
-            observer.loss = target
+            observer.loss = observer.unscaled(target)
         return original(self, target, *args, **kwargs)
 
     tf.GradientTape.gradient = gradient
@@ -519,10 +541,11 @@ def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
     jax.value_and_grad = value_and_grad
 
 
-def _described(variable: Any, optimizer: int) -> TensorInfo:
+def _described(variable: Any, optimizer: int, module: str) -> TensorInfo:
     return TensorInfo(
         name=str(getattr(variable, "path", variable.name)),
         shape=tuple(int(length) for length in variable.shape),
         dtype=str(getattr(variable.dtype, "name", variable.dtype)),
+        module=module,
         optimizer=optimizer,
     )

@@ -19,7 +19,7 @@ from steadygrad import kernels
 from steadygrad.errors import NonFiniteError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.policies.base import Decision
-from steadygrad.stats import GradientStats
+from steadygrad.stats import GradientStats, describe_nonfinite
 from steadygrad.torch.applied import UNTOUCHED, Applied, compare, unit_of
 from steadygrad.torch.batch import Batch
 from steadygrad.torch.elementwise import apply_transform
@@ -179,23 +179,3 @@ def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
                 values = grad if grad.layout is torch.strided else grad._values()
                 values = torch.view_as_real(values) if values.is_complex() else values
                 values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def describe_nonfinite(stats: GradientStats, step: int, most: int = 8) -> str:
-    """Which tensors are not finite, and in how many elements.
-
-    Example:
-        >>> import numpy as np
-        >>> bad = GradientStats(("w", "b"), np.ones(2), np.ones(2), np.array([3, 0]),
-        ...                     np.zeros(2), (4, 1), np.float64("nan"), 2.0)
-        >>> print(describe_nonfinite(bad, 7).partition(". ")[0])
-        step 7: gradients are not finite: w (3 of 4 elements)
-    """
-    counts = [int(c) for c in stats.nonfinite]
-    rows = zip(stats.names, counts, stats.sizes, strict=True)
-    lines = [f"{name} ({count} of {size} elements)" for name, count, size in rows if count]
-    more = f" and {len(lines) - most} more tensors" if len(lines) > most else ""
-    return (
-        f"step {step}: gradients are not finite: {', '.join(lines[:most])}{more}. "
-        "To drop such steps instead, type on_nonfinite='skip'"
-    )

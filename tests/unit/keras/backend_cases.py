@@ -4,6 +4,9 @@ Keras serves one backend a process, and importing TensorFlow takes seconds: so t
 backend share a process, and print one JSON line that names what failed.
 """
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import sys
@@ -191,6 +194,66 @@ def accumulation_clips_the_average_once():
     assert steady.last.action == "clip"
 
 
+@case()
+def a_window_is_skipped_whole():
+    optimizer = keras.optimizers.Adam(0.1, gradient_accumulation_steps=2)
+    steady, weight = pair(optimizer, "skip:window=3,after=3+norm:100.0")
+    for size in (3.0, 3.1, 3.2, 3.3, 3.4, 3.5):
+        optimizer.apply([tensor([size, 4.0])], [weight])
+    assert steady.last.step == 2
+    before, slots = value(weight).copy(), own(optimizer)
+    optimizer.apply([tensor([3.0, 4.0])], [weight])
+    optimizer.apply([tensor([1e6, 0.0])], [weight])
+    assert (steady.last.action, steady.last.step) == ("skip", 3)
+    assert equal([before], [value(weight)])
+    assert equal(slots, own(optimizer))  # iterations and sums as at the window's start
+    optimizer.apply([tensor([3.0, 4.0])], [weight])
+    assert equal([before], [value(weight)])
+    optimizer.apply([tensor([3.0, 4.0])], [weight])
+    assert not equal([before], [value(weight)])
+    assert (steady.last.action, steady.last.step) == ("none", 4)
+
+
+@case()
+def accumulation_in_fit_equals_plain_clipping_of_the_average():
+    x, y = data()
+    kept = []
+    for ours in (False, True):
+        own_clip = {} if ours else {"global_clipnorm": 0.5}
+        optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=2, **own_clip)
+        if ours:
+            steady = sg.attach(optimizer, clip="norm:0.5")
+        model = model_of(optimizer)
+        model.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
+        kept.append(weights(model))
+    close(*kept, rtol=1e-5)
+    assert steady.last.step == 3
+    assert steady.clip_rate > 0
+
+
+@case()
+def raising_names_the_tensors_and_leaves_the_weights():
+    steady, weight = pair(keras.optimizers.SGD(1.0), on_nonfinite="raise")
+    if keras.backend.backend() == "torch" or keras.backend.backend() == "tensorflow":
+        go = lambda: steady.optimizer.apply([tensor([np.nan, 4.0])], [weight])  # noqa: E731
+        expect(NonFiniteError, "1 of 2 elements", go)
+        assert value(weight).tolist() == [1.0, -2.0]
+        steady.optimizer.apply([tensor([3.0, 4.0])], [weight])
+        steady.check()
+    x, y = data()
+    for more in ({}, {"gradient_accumulation_steps": 2}):
+        optimizer = keras.optimizers.SGD(0.05, **more)
+        steady = sg.attach(optimizer, on_nonfinite="raise")
+        model = model_of(optimizer)
+        bad = x.copy()
+        bad[9] = np.nan
+        fit = functools.partial(model.fit, bad, y, batch_size=8, verbose=0, shuffle=False)
+        monitor = sg.GradientMonitor(steady)
+        expect(NonFiniteError, "dense", functools.partial(fit, callbacks=[monitor]))
+        assert all(np.isfinite(w).all() for w in weights(model))
+        steady.check()  # told once
+
+
 @case("tensorflow", "torch")
 def loss_scale_optimizer_in_a_loop():
     # on JAX, Keras' own LossScaleOptimizer.apply leaks tracers: only `fit` can use it there
@@ -279,9 +342,12 @@ def wrong_use_says_what_to_type():
     expect(AttachError, "Keras optimizer", lambda: sg.attach("adam"))
     steady, _ = pair(keras.optimizers.SGD(0.1))
     expect(AttachError, "already", lambda: sg.attach(steady.optimizer))
-    expect(
-        UsageError, "cannot raise", lambda: pair(keras.optimizers.SGD(0.1), on_nonfinite="raise")
-    )
+    expect(UsageError, "must be", lambda: pair(keras.optimizers.SGD(0.1), on_nonfinite="rise"))
+    a = keras.Variable(np.zeros(1, "float32"))
+    member = keras.optimizers.SGD(1.0, gradient_accumulation_steps=2)
+    many = keras.optimizers.MultiOptimizer(lambda v: member)
+    sg.attach(many)
+    expect(AttachError, "accumulates gradients by itself", lambda: many.build([a]))
 
 
 @case()
@@ -514,11 +580,19 @@ def drop_ins_inside_a_scaled_tape():
     close([value(weight)], [np.array([-0.6, -0.8])])
 
 
+@functools.cache
+def replicas():
+    """One for all cases: collectives of a second one would take the first one's keys."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @case("tensorflow")
 def mirrored_replicas_reduce_first():
     import tensorflow as tf
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = replicas()
     with strategy.scope():
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -535,6 +609,158 @@ def mirrored_replicas_reduce_first():
     model.fit(bad, verbose=0)
     close([weights(model)[0]], [start - 1.0])
     assert steady.last.action == "skip"
+
+
+@contextlib.contextmanager
+def observed(clip=None):
+    """This process as under `steadygrad run`; what is patched is put back."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    from steadygrad.launch.keras_script import install
+    from steadygrad.launch.plan import Plan
+    from steadygrad.launch.session import Session
+
+    base = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
+    many, scaler = keras.optimizers.MultiOptimizer, keras.optimizers.LossScaleOptimizer
+    places = [(base, "apply"), (base, "build"), (base, "scale_loss"), (scaler, "scale_loss")]
+    places += [(many, "apply"), (many, "build"), (keras.Model, "make_train_function")]
+    for module, path in (("tensorflow", "GradientTape.gradient"), ("jax", "value_and_grad")):
+        if keras.backend.backend() == module:
+            owner, name = sys.modules[module], path
+            if "." in path:
+                owner, name = getattr(owner, path.partition(".")[0]), path.partition(".")[2]
+            places.append((owner, name))
+    if keras.backend.backend() == "tensorflow":
+        places.append((sys.modules["tensorflow"], "clip_by_global_norm"))
+    kept = [(owner, name, owner.__dict__.get(name)) for owner, name in places]
+    session = Session(Plan(target="x.py", out=folder.name + "/run.db", clip=clip))
+    session.observers.append(install(session, keras))
+    try:
+        yield session
+    finally:
+        session._conclude()
+        for owner, name, was in kept:
+            if was is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, was)
+
+
+def fits():
+    """Ways to train, each as a name, a model and what its `fit` is told."""
+    adam = keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2)
+    yield "accumulating", model_of(adam, norm=True), {"epochs": 2}
+    fast, slow = keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.01)
+    many = keras.optimizers.MultiOptimizer(lambda v: fast if v.shape[-1] == 1 else slow)
+    yield "many", model_of(many), {"epochs": 1}
+    scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01), initial_scale=8.0)
+    yield "scaled", model_of(scaled), {"epochs": 1}
+    if keras.backend.backend() != "torch":
+        several = model_of(keras.optimizers.SGD(0.01))
+        several.compile(optimizer=several.optimizer, loss="mse", steps_per_execution=3)
+        yield "several", several, {"epochs": 2}
+
+
+def trained():
+    x, y = data()
+    after = {}
+    for name, model, more in fits():
+        model.fit(x, y, batch_size=8, verbose=0, shuffle=False, **more)
+        after[name] = weights(model)
+    return after
+
+
+@case()
+def run_counts_real_steps_and_changes_nothing():
+    plain = trained()
+    x, y = data()
+    with observed() as session:
+        seen = trained()
+    assert session.troubles == [], session.troubles
+    run = steadygrad.open_run(session.path)
+    for name, was in plain.items():
+        assert equal(was, seen[name]), name
+    of = [run.steps[run.steps["optimizer"] == i] for i in range(len(run.info["optimizers"]))]
+    assert [len(steps) for steps in of] == [4, 4, 4, 4, *([8] if "several" in plain else [])]
+    for steps in of:
+        assert steps["step"].tolist() == list(range(len(steps)))
+        assert np.isfinite(steps["loss"]).all()
+        assert set(steps["action"]) == {"none"}
+    accumulated, one, other, scaled = of[:4]
+    start = model_of("sgd")
+    first = start.evaluate(x[:16], y[:16], verbose=0)  # two micro-batches of 8
+    assert abs(accumulated["loss"][0] / first - 1) < 1e-5
+    assert abs(scaled["loss"][0] / start.evaluate(x[:8], y[:8], verbose=0) - 1) < 1e-5
+    assert one["loss"].tolist() == other["loss"].tolist()
+    whole = keras.optimizers.SGD(0.0)
+    steady = sg.attach(whole, clip="none")
+    model_of(whole).fit(x[:16], y[:16], batch_size=16, verbose=0)
+    assert abs(accumulated["norm"][0] / steady.last.norm - 1) < 1e-5
+    assert np.allclose(np.hypot(one["norm"][0], other["norm"][0]), scaled["norm"][0], rtol=1e-5)
+    sampled, norms = run.samples("weight_norm")
+    assert sampled.tolist()[:4] == [0, 1, 2, 4], sampled
+    close(norms[0, :4], [np.linalg.norm(w) for w in weights(start)])
+    steps, ratios = run.samples("update_ratio")
+    assert steps.tolist()[:3] == [0, 1, 2]
+    assert np.nanmax(ratios[:3, :4]) > 0
+    assert {t.module for t in run.tensors} == {"Dense"}
+
+
+@case()
+def run_clips_many_optimizers_and_windows():
+    x, y = data()
+    start = weights(model_of("sgd"))
+    with observed(clip="norm:0.01") as session:
+        one, other = keras.optimizers.SGD(1.0, clipnorm=3.0), keras.optimizers.SGD(1.0)
+        many = keras.optimizers.MultiOptimizer(lambda v: one if v.shape[-1] == 1 else other)
+        model = model_of(many)
+        model.fit(x, y, batch_size=32, verbose=0)
+        joined = np.sqrt(
+            sum(np.sum((a - b) ** 2) for a, b in zip(start, weights(model), strict=True))
+        )
+        assert abs(joined / 0.01 - 1) < 1e-3, joined
+        bad = x.copy()
+        bad[12] = np.nan
+        model = model_of(keras.optimizers.SGD(1.0, gradient_accumulation_steps=3))
+        model.fit(bad, y, batch_size=8, verbose=0, shuffle=False)
+        moved = np.sqrt(
+            sum(np.sum((a - b) ** 2) for a, b in zip(start, weights(model), strict=True))
+        )
+        assert abs(moved / 0.01 - 1) < 1e-3, moved
+    assert session.troubles == ["SGD's own clipnorm=3.0 was replaced by --clip"]
+    run = steadygrad.open_run(session.path)
+    assert [o["class"] for o in run.info["optimizers"]] == ["MultiOptimizer", "SGD"]
+    assert run.steps["action"].tolist() == ["clip", "skip", "clip"]
+    assert np.isfinite(run.steps["loss"]).tolist() == [True, False, True]
+
+
+@case("tensorflow")
+def run_reduces_over_replicas():
+    import tensorflow as tf
+
+    def fitted():
+        strategy = replicas()
+        with strategy.scope():
+            model = model_of(keras.optimizers.SGD(0.1))
+        x, y = data()
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        first = model.evaluate(x[:8], y[:8], verbose=0)
+        model.fit(batches, verbose=0)
+        return weights(model), first
+
+    plain, first = fitted()
+    alone = keras.optimizers.SGD(0.1)
+    steady = sg.attach(alone, clip="none")
+    x, y = data()
+    model_of(alone).fit(x[:8], y[:8], batch_size=8, verbose=0)
+    with observed() as session:
+        seen, _ = fitted()
+    assert session.troubles == [], session.troubles
+    run = steadygrad.open_run(session.path)
+    assert equal(plain, seen)
+    assert run.steps.step.tolist() == [0, 1, 2, 3]
+    assert abs(run.steps.loss[0] / first - 1) < 1e-5
+    assert abs(run.steps.norm[0] / steady.last.norm - 1) < 1e-5
 
 
 def expect(kind, words, call):
@@ -567,7 +793,7 @@ if __name__ == "__main__":
 
     import steadygrad
     import steadygrad.keras as sg
-    from steadygrad.errors import AttachError, UsageError
+    from steadygrad.errors import AttachError, NonFiniteError, UsageError
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow

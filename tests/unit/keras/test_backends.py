@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 COMMON = [
     "a_bad_batch_is_skipped_whole",
+    "a_window_is_skipped_whole",
+    "accumulation_in_fit_equals_plain_clipping_of_the_average",
     "accumulation_clips_the_average_once",
     "attach_after_fit_works_or_raises",
     "fit_equals_global_clipnorm",
@@ -24,6 +26,9 @@ COMMON = [
     "multi_optimizer_is_clipped_as_one",
     "observing_is_bit_identical",
     "other_policies",
+    "raising_names_the_tensors_and_leaves_the_weights",
+    "run_clips_many_optimizers_and_windows",
+    "run_counts_real_steps_and_changes_nothing",
     "saving_brings_everything_back",
     "the_monitor_fills_logs_and_run_file",
     "the_monitor_samples_weights_and_tells_batch_losses",
@@ -41,6 +46,7 @@ ALONE = {
         "loss_scale_optimizer_in_a_loop",
         "mirrored_replicas_reduce_first",
         "rules_calibration_and_report_read_a_run",
+        "run_reduces_over_replicas",
     ],
 }
 

@@ -79,6 +79,11 @@ class Patches:
         """Backward passes seen so far."""
         return self._observer.losses.backwards if self._observer is not None else 0
 
+    def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
+        """Keras has stepped on these, and its own observer keeps that step; returns its loss."""
+        observer = self.observer()
+        return float("nan") if observer is None else observer.kept_elsewhere(parameters)
+
     # -- what the patched functions call -------------------------------------------------------
 
     def backward_begins(

@@ -62,6 +62,7 @@ class TorchObserver:
         self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._told: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._steps = 0
+        self._elsewhere = 0
         self._infos: list[dict[str, Any]] = []
         self._taken: set[str] = set()
         self._census: Census | None = None
@@ -162,6 +163,12 @@ class TorchObserver:
             elif not self._hears_ends:
                 self._hears_ends = True
                 register_optimizer_step_post_hook(self._after_step)
+
+    def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
+        """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
+        self._manual.forget(parameters)
+        self._elsewhere += 1
+        return float(self.losses.of_step())
 
     def _after_step(self, *_: Any) -> None:
         """A step is over: what its closure was worth is not the next step's loss."""
@@ -306,7 +313,8 @@ class TorchObserver:
         if any(counts) or finder.lost:
             infos = self._names(leaves)
             names = [infos[id(leaf)].name for leaf in leaves]
-            found = finder.check(self._manual.steps, np.array(counts), names, leaves, names)
+            step = self._manual.steps + self._elsewhere
+            found = finder.check(step, np.array(counts), names, leaves, names)
             writer = self.session.writer()
             if found is not None and writer is not None:
                 data = {**found.as_json(), "optimizer": self._manual.index}
