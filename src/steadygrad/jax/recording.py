@@ -19,6 +19,7 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.jax.engine import leaf_names
 from steadygrad.jax.transform import ClipState
+from steadygrad.jax.weights import WeightSamples
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 
 Pending = tuple[int, Any]
@@ -29,7 +30,8 @@ class Recorder:
 
     Args:
         run: a path for a new file, or an open `RunWriter`.
-        params: the parameters, for their shapes in the file; optional.
+        params: the parameters that training starts from, for their shapes in the file and the
+            first sample of their norms; optional.
         info: facts about the run, e.g. ``{"seed": 0}``.
 
     Raises:
@@ -52,15 +54,19 @@ class Recorder:
         )
         self._params = params
         self._ids: dict[int, np.ndarray[Any, Any]] = {}
-        self._waiting: list[tuple[list[ClipState], Any]] = []
+        self._waiting: list[tuple[list[ClipState], Any, Any]] = []
+        self._weights = WeightSamples(params)
+        self._numbers: dict[str, int] = {}
+        self._entered: dict[int, int] = {}
 
-    def record(self, opt_state: Any, loss: Any = None, lr: Any = None) -> None:
+    def record(self, opt_state: Any, loss: Any = None, lr: Any = None, params: Any = None) -> None:
         """Hand over one step.
 
         Args:
             opt_state: an optimizer state that holds one or more `ClipState`.
             loss: 0-d, or None.
             lr: learning rate, 0-d, or None.
+            params: the parameters that the step has made, to sample at some steps; or None.
 
         Raises:
             UsageError: no `ClipState` in the state.
@@ -71,33 +77,45 @@ class Recorder:
                 "record found no steadygrad.jax.clip or guard in this optimizer state; build the "
                 "optimizer with steadygrad.jax.guard(optax.adam(...), clip='none') to observe only"
             )
-        figures = _copied([s._replace(policy={}) for s in states], (loss, lr))
+        figures = (
+            *_copied([s._replace(policy={}) for s in states], (loss, lr)),
+            self._weights.taken(params, self._entered.get(0, 0)),
+        )
         for leaf in jax.tree.leaves(figures):
             leaf.copy_to_host_async()
         self._waiting.append(figures)
         if len(self._waiting) > 1:
             self._write(self._waiting.pop(0))
 
-    def _write(self, figures: tuple[list[ClipState], Any]) -> None:
-        states, (loss, lr) = jax.tree.map(np.asarray, figures)
-        for number, state in enumerate(states):
-            ids = self._ids_of(number, state)
-            shape = state.leaf_norms.shape
-            unknown = np.full(shape, np.nan)
-            full = state.leaf_max_abs.shape == shape
-            self.writer.write_step(
-                _record(number, state, loss, lr),
-                ids,
-                state.leaf_norms,
-                state.leaf_max_abs if full else unknown,
-                state.leaf_nonfinite,
-                state.leaf_zeros if full else unknown,
-            )
+    def _write(self, figures: tuple[list[ClipState], Any, Any]) -> None:
+        states, (loss, lr), weights = jax.tree.map(np.asarray, figures)
+        fresh = [n for n, s in enumerate(states) if int(s.step) != self._entered.get(n, 0)]
+        for number in fresh:  # the others add up micro-batches, or were frozen
+            self._entered[number] = int(states[number].step)
+            self._write_step(number, states[number], loss, lr)
+        if weights is not None and 0 in fresh:
+            self._weights.write(self.writer, self._numbers, self._entered[0], weights)
+
+    def _write_step(self, number: int, state: ClipState, loss: Any, lr: Any) -> None:
+        ids = self._ids_of(number, state)
+        shape = state.leaf_norms.shape
+        unknown = np.full(shape, np.nan)
+        full = state.leaf_max_abs.shape == shape
+        self.writer.write_step(
+            _record(number, state, loss, lr),
+            ids,
+            state.leaf_norms,
+            state.leaf_max_abs if full else unknown,
+            state.leaf_nonfinite,
+            state.leaf_zeros if full else unknown,
+        )
 
     def _ids_of(self, number: int, state: ClipState) -> Any:
         if number not in self._ids:
             infos = _infos(state, number, self._params)
             self._ids[number] = np.asarray(self.writer.add_tensors(infos), np.int64)
+            named = zip((info.name for info in infos), self._ids[number].tolist(), strict=True)
+            self._numbers = {**dict(named), **self._numbers}
         return self._ids[number]
 
     def flush(self) -> None:
@@ -126,6 +144,8 @@ def record(
     opt_state: Any,
     loss: Any = None,
     lr: Any = None,
+    *,
+    params: Any = None,
 ) -> None:
     """Write one step into a run file, asynchronously; call it after each update.
 
@@ -134,6 +154,8 @@ def record(
         opt_state: an optimizer state that holds `clip` or `guard`.
         loss: 0-d, or None.
         lr: learning rate, 0-d, or None.
+        params: the parameters that the step has made. At some steps (0, 1, 2, 4, 8, ..., then
+            every 64) their norms and how far they moved are recorded, for the rules on weights.
 
     Raises:
         UsageError: no `ClipState` in the state.
@@ -148,7 +170,7 @@ def record(
         >>> steadygrad.open_run(run.writer.path).steps.norm
         array([5.])
     """
-    _recorder(run).record(opt_state, loss, lr)
+    _recorder(run).record(opt_state, loss, lr, params)
 
 
 def clip_states(opt_state: Any) -> list[ClipState]:

@@ -7,7 +7,6 @@ next one starts from. Activations are out of reach here, and so are the rules on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from steadygrad.keras.engines import to_numpy
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.sampled import next_due, spectral_radius, stride
+from steadygrad.runlog.sampled import WeightFigures, next_due, spectral_radius, stride
 
 
 class Sampler:
@@ -42,7 +41,7 @@ class Sampler:
         self._writer, self._variables, self._ids = writer, list(variables), ids
         self._lengths = np.asarray(lengths, np.int64)
         self._next = 0
-        self._before: tuple[int, list[NDArray[np.float64]]] | None = None
+        self._figures = WeightFigures(writer, ids)
 
     def at_step(self, step: int, values: Sequence[Any] | None = None) -> None:
         """Measure what is due; call it after a step, with the number of the next one.
@@ -51,26 +50,24 @@ class Sampler:
             step: the number of the step that these weights enter.
             values: the weights, on the host; read from the variables where None.
         """
-        self._finish_update(step)
-        if step < self._next:
+        ends, begins = self._figures.after(step), step >= self._next
+        if not ends and not begins:
             return
-        self._next = next_due(step + 1)
-        values = [self._read(v) for v in self._variables] if values is None else values
-        self._write(step, [np.asarray(v, np.float64) for v in values])
+        given = [self._read(v) for v in self._variables] if values is None else values
+        wide = [np.asarray(v, np.float64) for v in given]
+        parts = [_part(v) for v in wide]
+        if ends:
+            self._figures.finish(parts)
+        if begins:
+            self._next = next_due(step + 1)
+            self._figures.write(step, np.array([np.linalg.norm(v.ravel()) for v in wide]), parts)
+            self._write_radii(step, wide)
 
     def wait(self, step: int) -> int:
         """Steps until something may be due, from step ``step`` on; at least 1."""
-        return 1 if self._before is not None else max(1, self._next - step)
+        return 1 if self._figures.waits else max(1, self._next - step)
 
-    def _write(self, step: int, values: list[NDArray[np.float64]]) -> None:
-        parts = [_part(v) for v in values]
-        self._before = (step, parts)
-        norms = np.array([np.linalg.norm(v.ravel()) for v in values])
-        # NaN means "not measured" in the file: what is not finite is written as inf
-        self._writer.write_sample("weight_norm", step, self._ids, _no_nan(norms))
-        with np.errstate(all="ignore"):
-            deviations = np.array([p.std() if p.size else math.nan for p in parts])
-        self._writer.write_sample("weight_std", step, self._ids, deviations)
+    def _write_radii(self, step: int, values: list[NDArray[np.float64]]) -> None:
         places = np.flatnonzero(self._lengths)
         if len(places):
             radii = np.array([spectral_radius(values[i]) for i in places])
@@ -78,29 +75,13 @@ class Sampler:
             self._writer.write_sample("spectral_radius", step, ids, radii)
             self._writer.write_sample("recurrent_steps", step, ids, lengths)
 
-    def _finish_update(self, step: int) -> None:
-        """How far the sampled step has moved the weights; several steps at once tell nothing."""
-        if self._before is None or step == self._before[0]:
-            return
-        (sampled, before), self._before = self._before, None
-        if step != sampled + 1:
-            return
-        with np.errstate(all="ignore"):
-            now = [_part(self._read(v).astype(np.float64)) for v in self._variables]
-            moved = [np.linalg.norm(a - b) for a, b in zip(now, before, strict=True)]
-            size = [np.linalg.norm(b) for b in before]
-        ratios = [m / s if s > 0 else math.nan for m, s in zip(moved, size, strict=True)]
-        if any(r > 0 for r in ratios):  # all zero: the step was skipped
-            self._writer.write_sample("update_ratio", sampled, self._ids, np.array(ratios))
-
 
 def owners(model: Any) -> dict[int, str]:
     """Id of each of a model's variables to the class name of the layer that owns it.
 
     Example:
         >>> import keras
-        >>> import keras
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> sorted(owners(model).values())
         ['Dense', 'Dense']
     """
@@ -114,8 +95,7 @@ def recurrent_lengths(model: Any) -> dict[int, int]:
 
     Example:
         >>> import keras
-        >>> import keras
-    >>> model = keras.Sequential([keras.Input((7, 2)), keras.layers.SimpleRNN(3)])
+        >>> model = keras.Sequential([keras.Input((7, 2)), keras.layers.SimpleRNN(3)])
         >>> list(recurrent_lengths(model).values())
         [7]
     """
@@ -136,7 +116,3 @@ def _part(value: NDArray[np.float64]) -> NDArray[np.float64]:
     """At most `TAKEN` of the elements, evenly spread, copied."""
     flat = value.ravel()
     return flat[:: stride(flat.size) or 1].copy()
-
-
-def _no_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isnan(values), np.inf, values)

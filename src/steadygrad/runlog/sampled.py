@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from steadygrad.runlog.writer import RunWriter
 
 TAKEN = 4096
 """Elements of a tensor that stand for it where a copy is needed."""
@@ -89,3 +93,63 @@ def _radius_by_powers(rows: NDArray[np.float64], powers: int = 64) -> float:
         vector /= size
         logs += math.log(size) if power >= powers else 0.0
     return math.exp(logs / powers)
+
+
+class WeightFigures:
+    """Writes what is sampled of weights, from their norms and parts of them on the host.
+
+    Args:
+        writer: an open run.
+        ids: the tensors' numbers in it.
+    """
+
+    def __init__(self, writer: RunWriter, ids: NDArray[np.int64]) -> None:
+        self._writer, self._ids = writer, ids
+        self._before: tuple[int, list[NDArray[np.float64]]] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the weights after the sampled step are wanted."""
+        return self._before is not None
+
+    def after(self, step: int) -> bool:
+        """Whether weights that enter this step finish a sample; forgets one that is too old."""
+        if self._before is None or step <= self._before[0]:
+            return False
+        if step != self._before[0] + 1:  # several steps at once tell nothing
+            self._before = None
+        return self._before is not None
+
+    def write(self, step: int, norms: NDArray[np.float64], parts: list[Any]) -> None:
+        """Write norms and deviations of the weights that a step starts from.
+
+        Args:
+            step: its number.
+            norms: 2-norms of the tensors.
+            parts: at most `TAKEN` elements of each, copied.
+        """
+        self._before = (step, parts)
+        # NaN means "not measured" in the file: what is not finite is written as inf
+        self._writer.write_sample("weight_norm", step, self._ids, _no_nan(norms))
+        with np.errstate(all="ignore"):
+            deviations = np.array([p.std() if p.size else math.nan for p in parts])
+        self._writer.write_sample("weight_std", step, self._ids, deviations)
+
+    def finish(self, parts: list[Any]) -> None:
+        """Write how far the sampled step has moved the weights; a skipped one tells nothing.
+
+        Args:
+            parts: the same elements as before it.
+        """
+        assert self._before is not None
+        (sampled, before), self._before = self._before, None
+        with np.errstate(all="ignore"):
+            moved = [np.linalg.norm(a - b) for a, b in zip(parts, before, strict=True)]
+            size = [np.linalg.norm(b) for b in before]
+        ratios = [m / s if s > 0 else math.nan for m, s in zip(moved, size, strict=True)]
+        if any(r > 0 for r in ratios):
+            self._writer.write_sample("update_ratio", sampled, self._ids, np.array(ratios))
+
+
+def _no_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(values), np.inf, values)

@@ -79,3 +79,49 @@ def test_rules_calibration_and_report_read_a_jax_run(tmp_path, rate):
         assert 0 < steadygrad.calibrate(path).threshold < 10
     page = write_report([path], tmp_path / "report.html")
     assert "jax" in page.read_text()
+
+
+def test_record_samples_weights_on_the_schedule(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((70, 70)), jnp.float32), "b": jnp.ones(3)}
+    tx = optax.chain(sg.clip("norm:1.0"), optax.sgd(0.5))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(params, state):
+        grads = jax.tree.map(lambda p: p / 10, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, kept = tx.init(params), []
+    with sg.Recorder(tmp_path / "run.db", params) as run:
+        for _ in range(10):
+            kept.append({k: np.array(v, np.float64) for k, v in params.items()})
+            params, state = train_step(params, state)
+            sg.record(run, state, params=params)
+    seen = steadygrad.open_run(tmp_path / "run.db")
+    steps, norms = seen.samples("weight_norm")
+    assert steps.tolist() == [0, 1, 2, 4, 8]
+    names = [t.name for t in seen.tensors]
+    want = [[np.linalg.norm(kept[step][name]) for name in names] for step in steps]
+    np.testing.assert_allclose(norms, want, rtol=1e-6)
+    steps, ratios = seen.samples("update_ratio")
+    assert steps.tolist() == [0, 1, 2, 4, 8]
+    first = [np.linalg.norm(kept[1][n] - kept[0][n]) / np.linalg.norm(kept[0][n]) for n in names]
+    assert ratios[0][names.index("b")] == pytest.approx(first[names.index("b")], rel=1e-4)
+    # 4900 elements: every second one stands for the tensor
+    assert ratios[0][names.index("w")] == pytest.approx(first[names.index("w")], rel=0.05)
+    assert seen.samples("weight_std")[1].shape == (5, 2)
+
+
+def test_micro_batches_are_no_steps(tmp_path):
+    params = {"w": jnp.ones(2)}
+    tx = optax.MultiSteps(sg.guard(optax.sgd(0.1), clip="norm:1.0"), every_k_schedule=2)
+    state = tx.init(params)
+    with sg.Recorder(tmp_path / "run.db", params) as run:
+        for size in (1.0, 3.0, 5.0, 7.0, 9.0):
+            updates, state = tx.update({"w": jnp.array([size, 0.0])}, state, params)
+            params = optax.apply_updates(params, updates)
+            sg.record(run, state, params=params)
+    seen = steadygrad.open_run(tmp_path / "run.db")
+    assert seen.steps.norm.tolist() == [2.0, 6.0]
+    assert seen.samples("weight_norm")[0].tolist() == [0, 1, 2]

@@ -1,0 +1,93 @@
+"""Weights of a JAX run, sampled on the schedule that the other frameworks keep.
+
+The parameters that a step has made are what the next one starts from; donated ones are gone
+by then. So the few figures that are due are computed on the device at once, and read when
+they have arrived; parameters themselves never come to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steadygrad.jax.engine import JaxEngine, leaf_names
+from steadygrad.runlog import RunWriter
+from steadygrad.runlog.sampled import WeightFigures, due, stride
+
+
+class WeightSamples:
+    """Samples the parameters of one run.
+
+    Args:
+        first: the parameters that training starts from; None where they are not known.
+    """
+
+    def __init__(self, first: Any) -> None:
+        self._names: tuple[str, ...] = ()
+        self._figures: WeightFigures | None = None
+        self._first = None if first is None else _figures_of(first)
+
+    def taken(self, params: Any, last: int) -> Any:
+        """Figures on the device, if any may be due.
+
+        Args:
+            params: what a step has made; None gives None.
+            last: the number of the latest step that is known to have been entered. These may
+                enter one or two later, or still that one where gradients are accumulated.
+
+        Returns:
+            Arrays to hand to `write`; None where nothing is due.
+        """
+        if params is None or not any(due(step) for step in range(last - 1, last + 3)):
+            return None
+        self._names = self._names or leaf_names(params)
+        return _figures_of(params)
+
+    def write(self, writer: RunWriter, ids: Mapping[str, int], step: int, figures: Any) -> None:
+        """Write figures that have arrived.
+
+        Args:
+            writer: the run.
+            ids: number of each named tensor in it.
+            step: the number of the step that these weights enter.
+            figures: what `taken` gave.
+        """
+        if self._figures is None:
+            known = [i for i, name in enumerate(self._names) if name in ids]
+            self._known = known
+            numbers = np.array([ids[self._names[i]] for i in known], np.int64)
+            self._figures = WeightFigures(writer, numbers)
+            if self._first is not None and step == 1:
+                self._write(0, self._first)
+            self._first = None
+        self._write(step, figures)
+
+    def _write(self, step: int, figures: Any) -> None:
+        assert self._figures is not None
+        norms, parts = jax.tree.map(np.asarray, figures)
+        chosen = [parts[i] for i in self._known]
+        if self._figures.after(step):
+            self._figures.finish(chosen)
+        if due(step):
+            self._figures.write(step, norms[self._known].astype(np.float64), chosen)
+
+
+def _figures(params: Any) -> tuple[Any, list[Any]]:
+    leaves = jax.tree.leaves(params)
+    engine = JaxEngine()
+    with engine.scope():
+        norms = engine.norms(leaves, 2.0)[0].astype("float32")
+    return norms, [_part(leaf) for leaf in leaves]
+
+
+_figures_of = jax.jit(_figures)
+
+
+def _part(leaf: Any) -> Any:
+    """At most `TAKEN` of the elements, evenly spread."""
+    part = jnp.ravel(leaf)[:: stride(leaf.size) or 1]
+    return part if jnp.iscomplexobj(part) else part.astype("float32")
