@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from steadygrad.tensorflow.rounding import widen
+from steadygrad.tensorflow.rounding import narrow, widen
 
 SMALL = 1 << 12
 """Tensors of up to this many elements are summed in float64 without a test."""
@@ -43,7 +43,7 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
         that holds NaN is NaN, else inf if it holds inf.
     """
     tested = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_tested(leaf)]
-    found = [_tested_norms([leaves[i] for i in tested])] if tested else []
+    found = [_tested_norms(*[leaves[i] for i in tested])] if tested else []
     rest = [i for i in range(len(leaves)) if i not in set(tested)]
     return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type), tested, found)
 
@@ -135,9 +135,10 @@ def _exact_norms(rows: Any, norm_type: float) -> Figures:
     return tf.where(usable, joined, largest), nonfinite
 
 
-def _tested_norms(leaves: Sequence[Any]) -> Figures:
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _tested_norms(*leaves: Any) -> Any:
     """2-norms of large tensors by float32 sums, and all again in float64 if one cannot hold."""
-    sums = tf.stack([_row_sums(leaf) for leaf in leaves])
+    sums = _fast_sums(leaves)
     sizes = [leaf.shape.num_elements() for leaf in leaves]
     if None in sizes:
         sizes = [tf.size(leaf, tf.int64) for leaf in leaves]
@@ -153,11 +154,64 @@ def _tested_norms(leaves: Sequence[Any]) -> Figures:
         return norms, nonfinite
 
     norms, nonfinite = tf.cond(tf.reduce_all(holds), fast, slow)
-    return norms, nonfinite
+    return (norms, nonfinite), lambda by, _: _pulled(leaves, norms, by)
+
+
+def _pulled(leaves: Sequence[Any], norms: Any, upstream: Any) -> list[Any]:
+    """The gradient of 2-norms; 0 at zero, where the norm of a row that is zero would give NaN."""
+    by = tf.where(norms > 0, upstream / norms, tf.zeros_like(norms))
+    return [narrow(widen(leaf) * by[i], leaf.dtype) for i, leaf in enumerate(leaves)]
+
+
+def _fast_sums(leaves: Sequence[Any]) -> Any:
+    """Sums of squares in float32 along rows, right to 3e-7 even under XLA's plain loops.
+
+    `EuclideanNorm` squares and sums in one pass, where a graph's square by itself goes through
+    memory. XLA does not know it, and needs no such help. Which it is shows when the step runs:
+    a function that was traced for a graph may be compiled later.
+    """
+
+    def fused() -> Any:
+        return tf.stack([_sum_of_rows(leaf) for leaf in leaves])
+
+    def plain() -> Any:
+        return tf.stack([_row_sums(leaf) for leaf in leaves])
+
+    place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    return tf.switch_case(place, {0: fused, 1: fused}, default=plain)
+
+
+def _sum_of_rows(leaf: Any) -> Any:
+    leaf = tf.cast(leaf, tf.float32)
+    last, size = leaf.shape[-1] or 0, leaf.shape.num_elements()
+    if not ROW // 16 <= last <= ROW:
+        last = 0 if size is None else _row_length(size)
+    if last:
+        return _square_sum(_row_norms(leaf if leaf.shape[-1] == last else _cut(leaf, last)))
+    flat = tf.reshape(leaf, (-1,))
+    whole = tf.size(flat) // ROW * ROW
+    return _square_sum(_row_norms(_cut(flat[:whole], ROW))) + _square_sum(flat[whole:])
+
+
+def _row_length(size: int) -> int:
+    """The longest row into which so many elements can be cut whole; 0 where all are short."""
+    return next((n for n in range(ROW, ROW // 16 - 1, -1) if size % n == 0), 0)
+
+
+def _cut(leaf: Any, length: int) -> Any:
+    return tf.reshape(leaf, (-1, length))
+
+
+def _row_norms(rows: Any) -> Any:
+    return tf.raw_ops.EuclideanNorm(input=rows, axis=[-1])
+
+
+def _square_sum(x: Any) -> Any:
+    return 2.0 * tf.nn.l2_loss(tf.cast(x, tf.float64))
 
 
 def _row_sums(leaf: Any) -> Any:
-    """Sum of squares: in float32 along rows, right to 1e-7 even under XLA's plain loops."""
+    """The sum of squares of one tensor, in operations that XLA makes one loop of."""
     flat = tf.cast(tf.reshape(leaf, (-1,)), tf.float32)
     size = flat.shape.num_elements()
     if size is not None and size % ROW == 0:

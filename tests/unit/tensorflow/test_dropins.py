@@ -134,3 +134,26 @@ def test_a_large_sum_under_xla_is_exact():
     x = tf.fill((3_000_001,), 0.1)
     norm = tf.function(lambda t: sg.global_norm([t]), jit_compile=True)(x)
     assert float(norm) == pytest.approx(float(np.float32(0.1)) * np.sqrt(3_000_001), rel=2e-7)
+
+
+def test_graphs_sum_as_exactly_as_compiled_code():
+    rng = np.random.default_rng(0)
+    cases = [rng.standard_normal(shape).astype(np.float32) for shape in ((1 << 20,), (997, 11))]
+    cases += [np.full(1 << 20, by, np.float32) for by in (1.1, 1.7, 3e18, 1e20, 1e-30)]
+    traced = tf.function(lambda x: sg.measure([x]).total_norm, autograph=False)
+    later = tf.function(lambda x: traced(x), jit_compile=True, autograph=False)
+    for values in cases:
+        want = np.linalg.norm(values.astype(np.float64).ravel())
+        for how in (traced, later):  # the second compiles what was traced for a graph
+            assert float(how(tf.constant(values))) == pytest.approx(want, rel=4e-7)
+
+
+def test_a_large_norm_can_be_differentiated():
+    x = tf.Variable(tf.concat([tf.zeros((8, 1024)), tf.ones((8, 1024)) * 3], 0))
+    for wanted in (3 / np.sqrt(9 * 8192), 0.0):
+        with tf.GradientTape() as tape:
+            norm = sg.global_norm([x])
+        found = tape.gradient(norm, x).numpy()
+        assert (found[:8] == 0).all()
+        np.testing.assert_allclose(found[8:], wanted, rtol=1e-6)
+        x.assign(tf.zeros_like(x))
