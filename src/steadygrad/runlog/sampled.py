@@ -39,12 +39,12 @@ def next_due(step: int, every: int = 64) -> int:
     """The first sampled step from this one on.
 
     Example:
-        >>> next_due(5), next_due(64), next_due(65), next_due(513)
-        (8, 64, 128, 768)
+        >>> next_due(1), next_due(5), next_due(64), next_due(65), next_due(513)
+        (1, 8, 64, 128, 768)
     """
     gap = _gap(step, every)
     rounded = -(-step // gap) * gap
-    return min(rounded, 1 << (step - 1).bit_length()) if 1 < step <= every else rounded
+    return min(rounded, 1 << (step - 1).bit_length()) if 0 < step <= every else rounded
 
 
 def _gap(step: int, every: int) -> int:

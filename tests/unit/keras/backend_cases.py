@@ -698,11 +698,13 @@ def run_counts_real_steps_and_changes_nothing():
     assert abs(accumulated["norm"][0] / steady.last.norm - 1) < 1e-5
     assert np.allclose(np.hypot(one["norm"][0], other["norm"][0]), scaled["norm"][0], rtol=1e-5)
     sampled, norms = run.samples("weight_norm")
-    assert sampled.tolist()[:4] == [0, 1, 2, 4], sampled
-    close(norms[0, :4], [np.linalg.norm(w) for w in weights(start)])
+    first = ~np.isnan(norms[:, 0])  # other optimizers' tensors have other rows
+    assert sampled[first].tolist() == [0, 1, 2, 4], sampled
+    close(norms[first][0, :4], [np.linalg.norm(w) for w in weights(start)])
     steps, ratios = run.samples("update_ratio")
-    assert steps.tolist()[:3] == [0, 1, 2]
-    assert np.nanmax(ratios[:3, :4]) > 0
+    first = ~np.isnan(ratios[:, 0])
+    assert steps[first].tolist() == [0, 1, 2]
+    assert (ratios[first][:, 0] > 0).all()
     assert {t.module for t in run.tensors} == {"Dense"}
 
 
