@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from cases import Case
+from cases import TUNED_SEED, Case
 from faults import FAULTS
 from training import run_case
 
@@ -120,10 +120,10 @@ def layers(view: View) -> list[str]:
 def section(rule: str) -> str:
     """The text under the heading: where it is from, the picture, what was said."""
     fault, architecture, kind = SHOWN[rule]
-    case = Case(fault, architecture, 0, FAULTS[fault].answers(architecture))
+    case = Case(fault, architecture, TUNED_SEED, FAULTS[fault].answers(architecture))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.db"
-        run_case(architecture, 0, case.setup(), path)
+        run_case(architecture, case.seed, case.setup(), path)
         run = steadygrad.open_run(path)
         found = [f for f in steadygrad.diagnose(run) if f.id == rule]
         if not found:
