@@ -11,7 +11,7 @@ from jax import lax
 
 from steadygrad.jax import native
 from steadygrad.jax._x64 import narrow, wide, widen
-from steadygrad.jax.norms import leaf_figures, leaf_norms
+from steadygrad.jax.norms import leaf_figures, leaf_norms, ordered
 
 _FEW = 2
 """One small leaf alone is left to XLA, which may fuse its scaling with what follows."""
@@ -70,14 +70,16 @@ class JaxEngine:
         done = dict(zip(small, self._together(leaves, coefs, small), strict=True))
         single = jnp.ndim(coef) == 0
         return [
-            done[i] if i in done else _scaled(leaf, coef if single else coefs[i])
+            done[i]
+            if i in done
+            else _scaled(leaf, coef if single else lax.index_in_dim(coefs, i, keepdims=False))
             for i, leaf in enumerate(leaves)
         ]
 
     def _together(self, leaves: Sequence[Any], coefs: Any, places: list[int]) -> list[Any]:
         if not places:
             return []
-        chosen = coefs[jnp.asarray(places)]
+        chosen = ordered(coefs, places)
         return native.scale([leaves[i] for i in places], chosen, _scaled)
 
     def held(self, x: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 SMALL = 1 << 14
 """Leaves of up to this many elements are dealt with together."""
@@ -110,7 +111,9 @@ def scale(leaves: Sequence[Any], coefs: Any, plain: Callable[..., Any]) -> list[
     scaled = jax.custom_jvp(_scaled)
 
     def each(coefs: Any, *leaves: Any) -> list[Any]:
-        return [plain(leaf, coefs[i]) for i, leaf in enumerate(leaves)]
+        return [
+            plain(leaf, lax.index_in_dim(coefs, i, keepdims=False)) for i, leaf in enumerate(leaves)
+        ]
 
     def derivative(values: Any, tangents: Any) -> Any:
         return jax.jvp(each, values, tangents)

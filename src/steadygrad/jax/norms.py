@@ -29,6 +29,9 @@ _LOST = 2.0**-126
 _WORTH = 2.0**25
 """A sum this many times larger than its possible loss is right to 3e-8."""
 
+MANY = 256
+"""Figures from which a gather is used: slices would be long in compiling."""
+
 Figures = tuple[Any, Any]
 _DTYPES = (jnp.float64, jnp.int32)
 
@@ -151,12 +154,32 @@ def _by_size(
             order.append(index)
     if not order:
         return jnp.zeros((0,), _DTYPES[0]), jnp.zeros((0,), _DTYPES[1])
-    places = jnp.asarray(sorted(range(len(order)), key=order.__getitem__))
+    places = sorted(range(len(order)), key=order.__getitem__)
     first, second = (
-        jnp.concatenate([lax.convert_element_type(pair[k], _DTYPES[k]) for pair in found])[places]
+        ordered(
+            jnp.concatenate([lax.convert_element_type(pair[k], _DTYPES[k]) for pair in found]),
+            places,
+        )
         for k in (0, 1)
     )
     return first, second
+
+
+def ordered(figures: Any, places: list[int]) -> Any:
+    """Figures at these places; few by slices, since a gather's derivative asks JAX for float64.
+
+    Args:
+        figures: ``[n]``.
+        places: which of them, in order.
+
+    Returns:
+        ``[places]``.
+    """
+    if places == list(range(figures.shape[0])):
+        return figures
+    if len(places) > MANY:
+        return figures[jnp.asarray(places)]
+    return jnp.concatenate([lax.slice(figures, (i,), (i + 1,)) for i in places])
 
 
 def _real(leaf: Any) -> Any:

@@ -154,8 +154,8 @@ def record(
         opt_state: an optimizer state that holds `clip` or `guard`.
         loss: 0-d, or None.
         lr: learning rate, 0-d, or None.
-        params: the parameters that the step has made. At some steps (0, 1, 2, 4, 8, ..., then
-            every 64) their norms and how far they moved are recorded, for the rules on weights.
+        params: the parameters that the step has made. At some steps their norms and how far
+            they moved are recorded, for the rules on weights.
 
     Raises:
         UsageError: no `ClipState` in the state.

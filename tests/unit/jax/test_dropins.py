@@ -76,3 +76,16 @@ def test_adaptive_grad_clip_says_what_it_needs():
         tx.update(six, tx.init(six), six)
     kept = sg.adaptive_grad_clip(0.1, axis=(0, 1)).update(six, None, six)[0][0]
     assert float(kept[0, 0, 0, 0, 0, 0]) == pytest.approx(0.1, rel=1e-6)
+
+
+def test_gradients_go_through_the_drop_ins():
+    # warnings are errors here: JAX warns where a float64 of ours leaks into its derivative
+    given = {"w": jnp.array([3.0, 4.0]), "b": jnp.ones(5)}
+    tx = sg.clip_by_global_norm(1.0)
+
+    def clipped(x):
+        updates, _ = tx.update(jax.tree.map(lambda leaf: leaf * x, given), tx.init(given))
+        return updates["w"][0] * x
+
+    for derivative in (jax.grad, lambda f: jax.jit(jax.grad(f))):
+        assert float(derivative(clipped)(2.0)) == pytest.approx(3 / 30**0.5, rel=1e-6)
