@@ -172,25 +172,34 @@ def _fast_sums(leaves: Sequence[Any]) -> Any:
     """
 
     def fused() -> Any:
-        return tf.stack([_sum_of_rows(leaf) for leaf in leaves])
+        return tf.stack([_sum_over(leaf, _fused) for leaf in leaves])
 
     def plain() -> Any:
-        return tf.stack([_row_sums(leaf) for leaf in leaves])
+        return tf.stack([_sum_over(leaf, _plain) for leaf in leaves])
 
     place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     return tf.switch_case(place, {0: fused, 1: fused}, default=plain)
 
 
-def _sum_of_rows(leaf: Any) -> Any:
+def _sum_over(leaf: Any, of_rows: Callable[[Any], Any]) -> Any:
+    """Sum of squares of one tensor, in float32 rows that fit it where there are such."""
     leaf = tf.cast(leaf, tf.float32)
     last, size = leaf.shape[-1] or 0, leaf.shape.num_elements()
     if not ROW // 16 <= last <= ROW:
         last = 0 if size is None else _row_length(size)
     if last:
-        return _square_sum(_row_norms(leaf if leaf.shape[-1] == last else _cut(leaf, last)))
+        return of_rows(leaf if leaf.shape[-1] == last else _cut(leaf, last))
     flat = tf.reshape(leaf, (-1,))
-    whole = tf.size(flat) // ROW * ROW
-    return _square_sum(_row_norms(_cut(flat[:whole], ROW))) + _square_sum(flat[whole:])
+    whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes
+    return of_rows(_cut(flat[:whole], ROW)) + _square_sum(flat[whole:])
+
+
+def _fused(rows: Any) -> Any:
+    return _square_sum(tf.raw_ops.EuclideanNorm(input=rows, axis=[-1]))
+
+
+def _plain(rows: Any) -> Any:
+    return tf.reduce_sum(tf.cast(tf.reduce_sum(tf.square(rows), -1), tf.float64))
 
 
 def _row_length(size: int) -> int:
@@ -202,24 +211,5 @@ def _cut(leaf: Any, length: int) -> Any:
     return tf.reshape(leaf, (-1, length))
 
 
-def _row_norms(rows: Any) -> Any:
-    return tf.raw_ops.EuclideanNorm(input=rows, axis=[-1])
-
-
 def _square_sum(x: Any) -> Any:
     return 2.0 * tf.nn.l2_loss(tf.cast(x, tf.float64))
-
-
-def _row_sums(leaf: Any) -> Any:
-    """The sum of squares of one tensor, in operations that XLA makes one loop of."""
-    flat = tf.cast(tf.reshape(leaf, (-1,)), tf.float32)
-    size = flat.shape.num_elements()
-    if size is not None and size % ROW == 0:
-        return tf.reduce_sum(tf.cast(_squares_by_row(flat), tf.float64))
-    whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes
-    tail = tf.reduce_sum(tf.square(tf.cast(flat[whole:], tf.float64)))
-    return tf.reduce_sum(tf.cast(_squares_by_row(flat[:whole]), tf.float64)) + tail
-
-
-def _squares_by_row(flat: Any) -> Any:
-    return tf.reduce_sum(tf.square(tf.reshape(flat, (-1, ROW))), 1)
