@@ -2,8 +2,8 @@
 
 A third of the architectures, and every second seed of the others, are held out: rules were
 tuned on the rest only, and what is reported first is what they do on the held-out part.
-What was held out once and has been looked at is tuned on now (seeds 2, 7 and 8, and all of
-`ARCHITECTURES`); seeds and architectures that were made after the rules took its place.
+What was held out once and has been looked at is tuned on now (seeds 2, 7, 8, 11 and 12, and all
+of `ARCHITECTURES`); seeds that no rule had been run on took its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keras_training import KerasSetup
 from training import Setup
 
 TUNED_SEED = 7
-HELD_SEEDS = (11, 12)
+HELD_SEEDS = (13, 14)
 HELD_ARCHITECTURES = (*COMPOSED, "keras_gru", "keras_residual")
 TENTH, KERAS_PART = 10, 20
 

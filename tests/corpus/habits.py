@@ -140,7 +140,7 @@ HABITS: dict[str, tuple[tuple[str, ...], Make]] = {
         ("mlp", "cnn", "lstm", "transformer", "denoiser", "unet"), scheduled(cosine(25))),
     "cosine": (("mlp", "gru", "autoencoder", "vae", "seq2seq", "flow"), scheduled(cosine(100))),
     "warm_up": (("transformer", "lstm", "resnet", "dilated"), scheduled(rising)),
-    "drop_out": (("mlp", "cnn", "autoencoder", "vae", "sets"), setup(build=drop_out)),
+    "drop_out": (("mlp", "cnn", "autoencoder", "vae"), setup(build=drop_out)),
     "few_rows": (
         ("mlp", "cnn", "rnn", "embeddings", "siamese", "denoiser"),
         setup(batch=few_rows, lr_factor=0.3)),

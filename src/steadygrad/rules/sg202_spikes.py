@@ -24,21 +24,31 @@ def check(view: View) -> Iterator[Finding]:
     if not len(places) or len(norms) < 16:
         return
     index = np.flatnonzero(view.usable)[places]
-    tamed = bool((view.coef[index] < 0.5).all())
-    yield _finding(view, index, norms, tamed)
+    yield _finding(view, index, norms, _held(view, index, places))
 
 
-def _finding(view: View, index: Array, norms: Array, tamed: bool) -> Finding:
+def _held(view: View, index: Array, places: Array) -> str:
+    """Why these spikes did no harm; empty where they may have."""
+    if (view.coef[index] < 0.5).all():
+        return "each was clipped"
+    norms = view.norm[view.usable]
+    first = np.setdiff1d(np.arange(max(1, len(norms) // 20)), places)
+    if len(first) and norms[places].max() <= norms[first].max():
+        return "the first steps were as large, and the run went on from them"
+    return ""
+
+
+def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
     usual = median(norms)
     factor = float(view.norm[index].max()) / max(usual, 1e-300)
     listed = ", ".join(f"{view.step[i]} ({number(view.norm[i])})" for i in index[:8])
     many = len(index) / len(norms)
-    end = "each was clipped" if tamed else "nothing held them back"
+    end = held or "nothing held them back"
     names = _tensors(view, int(index[np.argmax(view.norm[index])]))
     return finding(
         view,
         "SG202",
-        "info" if tamed else "warning",
+        "info" if held else "warning",
         min(0.95, 0.7 + 0.05 * float(np.log10(factor)) * 2),
         f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {number(factor)} times the "
         f"median; {end}.",

@@ -12,6 +12,8 @@ from steadygrad.rules.finding import Finding
 from steadygrad.rules.view import LossTrend, View, number, percent
 
 SHRUNK = 300.0
+LOST = 2.0**23
+"""Beyond the digits of float32: what the first layers get is rounding beside the last ones'."""
 
 _CAUSES = (
     "saturating activations (sigmoid, tanh) in a deep stack: each layer multiplies the gradient "
@@ -33,7 +35,13 @@ def _least(view: View) -> float:
     if view.stuck:
         return SHRUNK
     flat = trend.plateau and not trend.stalled
-    return 30 * SHRUNK if flat or trend.signed or not trend.known else math.inf
+    if flat or trend.signed or not trend.known:
+        return 30 * SHRUNK
+    return LOST if _learns(trend) else math.inf
+
+
+def _learns(trend: LossTrend) -> bool:
+    return trend.known and not (trend.signed or trend.plateau or trend.stalled)
 
 
 def _steepest(view: View) -> Profile | None:
@@ -67,12 +75,14 @@ def _loss(trend: LossTrend) -> str:
     )
     if trend.signed:
         return f"The loss takes either sign, so that it cannot show whether training stalls: {way}."
-    return f"The loss stalls: {way} ({percent(max(trend.fall, 0.0))} less at its lowest)."
+    verb = "falls, as far as the last layers can take it" if _learns(trend) else "stalls"
+    return f"The loss {verb}: {way} ({percent(max(trend.fall, 0.0))} less at its lowest)."
 
 
 def _finding(view: View, profile: Profile) -> Finding:
     trend = view.loss_trend
     told = trend.known and not trend.signed
+    learns = _learns(trend)
     first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
     evidence = [
         f"Median gradient norm: {number(profile.norms[0])} in {first}, "
@@ -86,10 +96,10 @@ def _finding(view: View, profile: Profile) -> Finding:
     return finding(
         view,
         "SG301",
-        "error" if told and profile.ratio >= 1e4 else "warning",
+        "info" if learns else "error" if told and profile.ratio >= 1e4 else "warning",
         min(0.95, (0.85 if told else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
         f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
-        "layers than in the last.",
+        f"layers than in the last{', which learn alone' if learns else ''}.",
         evidence=evidence,
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[view.tensors[i].name for i in profile.columns[:4]],

@@ -50,6 +50,14 @@ def test_a_large_first_step_and_a_converged_tail_are_no_spikes(make):
     assert m.ids == []
 
 
+@pytest.mark.parametrize(("size", "severity"), [(15, "info"), (60, "warning")])
+def test_a_spike_no_larger_than_the_first_steps_is_worth_a_note_only(make, size, severity):
+    m = make()
+    m.norms[:3] *= 40
+    m.norms[80] *= size
+    assert [(f.id, f.severity) for f in m.findings] == [("SG202", severity)]
+
+
 def profile(m, factor):
     m.norms *= np.repeat(np.geomspace(factor, 1, m.layers), 2)[None]
 

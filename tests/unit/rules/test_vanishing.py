@@ -24,6 +24,14 @@ def test_the_same_norms_in_a_run_that_learns(make):
     assert m.ids == []
 
 
+def test_first_layers_that_get_nothing_are_worth_a_note_where_the_last_ones_learn(make):
+    m = make()
+    vanish(m, 1e12)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG301", "info")]
+    assert "learn alone" in m.findings[0].title
+    assert "falls" in m.findings[0].evidence[-1]
+
+
 def test_small_everywhere_is_converged_not_vanishing(make):
     m = make()
     m.norms *= 1e-7
