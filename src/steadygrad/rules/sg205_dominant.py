@@ -41,9 +41,9 @@ def _by_share(view: View, owners: list[str]) -> Iterator[Finding]:
     total = squares.sum(axis=1)
     names = np.array(owners)
     rows = squares[total > 0] / total[total > 0][:, None]
-    shares = {owner: float(np.median(rows[:, names == owner].sum(axis=1))) for owner in set(owners)}
     if not len(rows):
         return
+    shares = {owner: float(np.median(rows[:, names == owner].sum(axis=1))) for owner in set(owners)}
     top = max(shares, key=lambda owner: shares[owner])
     inside = names == top
     steep = _steepness(view, table, inside)

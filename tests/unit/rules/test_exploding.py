@@ -58,6 +58,14 @@ def test_a_spike_no_larger_than_the_first_steps_is_worth_a_note_only(make, size,
     assert [(f.id, f.severity) for f in m.findings] == [("SG202", severity)]
 
 
+def test_a_run_without_any_gradient_has_no_dominant_tensor(make):
+    m = make()
+    m.norms[:] = 0.0
+    m.loss[:] = 2.3
+    m.columns["norm"] = np.zeros(m.steps)
+    assert "SG205" not in m.ids  # and NumPy has nothing to warn of
+
+
 def profile(m, factor):
     m.norms *= np.repeat(np.geomspace(factor, 1, m.layers), 2)[None]
 
