@@ -23,7 +23,7 @@ def verdicts() -> list[Verdict]:
     return [judge(case) for case in tenth() if case.accepted and not case.in_keras]
 
 
-MISSED = {"deep_sigmoid-siamese-11"}
+MISSED = {"deep_sigmoid-siamese-13"}
 """Held-out cases of the tenth that are missed: docs/diagnosis.md says of what. A new one fails, and
 so does one that is seen again."""
 
