@@ -213,7 +213,7 @@ def _values(gradient: Any) -> Any:
 def _total(gradients: Sequence[Any]) -> Any:
     if not gradients:
         return tf.zeros((), tf.float64)
-    return combine_norms(xp, leaf_norms([_values(g) for g in gradients])[0], 2.0)
+    return combine_norms(xp, leaf_norms([_values(g) for g in gradients], counts=False)[0], 2.0)
 
 
 def _figure_dtype(tensors: Sequence[Any]) -> Any:

@@ -32,21 +32,22 @@ _WORTH = 2.0**25
 Figures = tuple[Any, Any]
 
 
-def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
+def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0, counts: bool = True) -> Figures:
     """p-norm and number of non-finite elements of each tensor.
 
     Args:
         leaves: dense floating or complex tensors of any shape.
         norm_type: p >= 0.5, or inf.
+        counts: False leaves the numbers out (they are 0), which is quicker to trace and compile.
 
     Returns:
         ``norms`` float64 and ``nonfinite`` int64, both ``[leaves]``. The norm of a tensor
         that holds NaN is NaN, else inf if it holds inf.
     """
     tested = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_tested(leaf)]
-    found = [_tested_norms(*[leaves[i] for i in tested])] if tested else []
+    found = [_tested_norms([leaves[i] for i in tested], counts)] if tested else []
     rest = [i for i in range(len(leaves)) if i not in set(tested)]
-    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type), tested, found)
+    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), tested, found)
 
 
 def leaf_extremes(leaves: Sequence[Any]) -> Figures:
@@ -120,12 +121,13 @@ def _largest(rows: Any) -> Any:
     return tf.reduce_max(tf.pad(rows, [[0, 0], [0, 1]]), 1)
 
 
-def _exact_norms(rows: Any, norm_type: float) -> Figures:
+def _exact_norms(rows: Any, norm_type: float, counts: bool) -> Figures:
     """p-norms of rows in float64, scaled where powers could leave its range."""
-    size = tf.abs(widen(rows))
-    nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(size), tf.int64), 1)
+    wide = widen(rows)
     if norm_type == 2.0 and _is_single(rows):
-        return tf.sqrt(tf.reduce_sum(size * size, 1)), nonfinite
+        norms = tf.sqrt(tf.reduce_sum(wide * wide, 1))
+        return norms, _broken_elements(rows) if counts else tf.zeros_like(norms, tf.int64)
+    size, nonfinite = tf.abs(wide), _broken_elements(wide)
     largest = _largest(size)
     largest = tf.where(nonfinite > 0, tf.reduce_sum(size, 1), largest)  # a NaN wins over inf
     if norm_type == float("inf"):
@@ -136,9 +138,19 @@ def _exact_norms(rows: Any, norm_type: float) -> Figures:
     return tf.where(usable, joined, largest), nonfinite
 
 
-@tf.custom_gradient  # type: ignore[untyped-decorator]
-def _tested_norms(*leaves: Any) -> Any:
+def _tested_norms(leaves: Sequence[Any], counts: bool) -> Figures:
     """2-norms of large tensors by float32 sums, and all again in float64 if one cannot hold."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def norms_of(*leaves: Any) -> Any:
+        norms, nonfinite = _sums_tested(leaves, counts)
+        return (norms, nonfinite), lambda by, _: _pulled(leaves, norms, by)
+
+    norms, nonfinite = norms_of(*leaves)
+    return norms, nonfinite
+
+
+def _sums_tested(leaves: Sequence[Any], counts: bool) -> Figures:
     sums = _fast_sums(leaves)
     sizes = [leaf.shape.num_elements() for leaf in leaves]
     if None in sizes:
@@ -147,15 +159,24 @@ def _tested_norms(*leaves: Any) -> Any:
     holds = tf.math.is_finite(sums) & (sums >= least)
 
     def fast() -> Figures:
-        return tf.sqrt(sums), tf.zeros((len(leaves),), tf.int64)
+        return tf.sqrt(sums), none_broken()
 
     def slow() -> Figures:
-        again = [_exact_norms(tf.reshape(leaf, (1, -1)), 2.0) for leaf in leaves]
-        norms, nonfinite = (tf.concat(column, 0) for column in zip(*again, strict=True))
-        return norms, nonfinite
+        # in float64 no square of theirs leaves the range: only a NaN or inf can
+        again = 2.0 * tf.stack([_half_sum(leaf) for leaf in leaves])
+        if not counts:
+            return tf.sqrt(again), none_broken()
+        usual = tf.reduce_all(tf.math.is_finite(again))
+        return tf.sqrt(again), tf.cond(usual, none_broken, broken)
+
+    def none_broken() -> Any:
+        return tf.zeros((len(leaves),), tf.int64)
+
+    def broken() -> Any:
+        return tf.stack([_broken_elements(tf.reshape(leaf, (1, -1)))[0] for leaf in leaves])
 
     norms, nonfinite = tf.cond(tf.reduce_all(holds), fast, slow)
-    return (norms, nonfinite), lambda by, _: _pulled(leaves, norms, by)
+    return norms, nonfinite
 
 
 def _pulled(leaves: Sequence[Any], norms: Any, upstream: Any) -> list[Any]:
@@ -173,34 +194,44 @@ def _fast_sums(leaves: Sequence[Any]) -> Any:
     """
 
     def fused() -> Any:
-        return tf.stack([_sum_over(leaf, _fused) for leaf in leaves])
+        return 2.0 * tf.stack([_sum_over(leaf, _fused) for leaf in leaves])
 
     def plain() -> Any:
-        return tf.stack([_sum_over(leaf, _plain) for leaf in leaves])
+        return 2.0 * tf.stack([_sum_over(leaf, _plain) for leaf in leaves])
 
     place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     return tf.switch_case(place, {0: fused, 1: fused}, default=plain)
 
 
-def _sum_over(leaf: Any, of_rows: Callable[[Any], Any]) -> Any:
-    """Sum of squares of one tensor, in float32 rows that fit it where there are such."""
+def _sum_over(leaf: Any, half_sum: Callable[[Any], Any]) -> Any:
+    """Half the sum of squares of one tensor, in float32 rows that fit it where there are such."""
     leaf = tf.cast(leaf, tf.float32)
     last, size = leaf.shape[-1] or 0, leaf.shape.num_elements()
     if not ROW // 16 <= last <= ROW:
         last = 0 if size is None else _row_length(size)
     if last:
-        return of_rows(leaf if leaf.shape[-1] == last else _cut(leaf, last))
+        return half_sum(leaf if leaf.shape[-1] == last else _cut(leaf, last))
     flat = tf.reshape(leaf, (-1,))
     whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes
-    return of_rows(_cut(flat[:whole], ROW)) + _square_sum(flat[whole:])
+    return half_sum(_cut(flat[:whole], ROW)) + _half_sum(flat[whole:])
 
 
 def _fused(rows: Any) -> Any:
-    return _square_sum(tf.raw_ops.EuclideanNorm(input=rows, axis=[-1]))
+    return _half_sum(tf.raw_ops.EuclideanNorm(input=rows, axis=[-1]))
 
 
 def _plain(rows: Any) -> Any:
-    return tf.reduce_sum(tf.cast(tf.reduce_sum(tf.square(rows), -1), tf.float64))
+    return 0.5 * tf.reduce_sum(tf.cast(tf.reduce_sum(tf.square(rows), -1), tf.float64))
+
+
+def _half_sum(x: Any) -> Any:
+    """Half the sum of squares, in float64."""
+    return tf.nn.l2_loss(tf.cast(x, tf.float64))
+
+
+def _broken_elements(rows: Any) -> Any:
+    whole = tf.abs(rows) if rows.dtype.is_complex else rows
+    return tf.reduce_sum(tf.cast(~tf.math.is_finite(whole), tf.int64), 1)
 
 
 def _row_length(size: int) -> int:
@@ -210,7 +241,3 @@ def _row_length(size: int) -> int:
 
 def _cut(leaf: Any, length: int) -> Any:
     return tf.reshape(leaf, (-1, length))
-
-
-def _square_sum(x: Any) -> Any:
-    return 2.0 * tf.nn.l2_loss(tf.cast(x, tf.float64))

@@ -157,3 +157,28 @@ def test_a_large_norm_can_be_differentiated():
         assert (found[:8] == 0).all()
         np.testing.assert_allclose(found[8:], wanted, rtol=1e-6)
         x.assign(tf.zeros_like(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_broken_tensors_are_counted_and_leave_the_others_exact(mode):
+    rng = np.random.default_rng(4)
+    broken = rng.standard_normal(9000).astype(np.float32)
+    broken[[5, 700]], broken[[6, 4500, 8999]] = np.nan, (np.inf, -np.inf, np.inf)
+    infinite = np.ones(5000, np.float16)
+    infinite[77] = np.inf
+    tiny = np.full(7000, 1e-38, np.float32)
+    arrays = [broken, infinite, tiny, np.zeros(6000, np.float32)]
+
+    def run():
+        stats = sg.measure([tf.constant(a) for a in arrays])
+        clipped, norm = sg.clip_by_global_norm([tf.constant(a) for a in arrays], 1.0)
+        return stats.norms, stats.nonfinite, norm, clipped[0]
+
+    norms, nonfinite, norm, left = through(mode, run)()
+    assert nonfinite.numpy().tolist() == [5, 1, 0, 0]
+    assert np.isnan(norms[0])
+    assert norms[1] == np.inf
+    assert norms[3] == 0
+    assert float(norms[2]) == pytest.approx(oracle([tiny]), rel=1e-6)
+    assert np.isnan(norm)
+    np.testing.assert_array_equal(left, broken)
