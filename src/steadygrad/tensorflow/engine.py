@@ -9,8 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from steadygrad.tensorflow import namespace
-from steadygrad.tensorflow.norms import SMALL, classes, leaf_extremes, leaf_norms
+from steadygrad.tensorflow.norms import classes, flat, leaf_extremes, leaf_norms
 from steadygrad.tensorflow.rounding import narrow, widen
+from steadygrad.tensorflow.tracing import traced_for_xla
 
 
 class TensorFlowEngine:
@@ -38,18 +39,12 @@ class TensorFlowEngine:
     def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
         if not leaves:
             return []
-        coefs = tf.broadcast_to(coef, (len(leaves),))
-        done: dict[int, Any] = {}
-        large: list[int] = []
-        for alike in classes(leaves, range(len(leaves))):
-            if (leaves[alike[0]].shape.num_elements() or SMALL + 1) <= SMALL:
-                done |= _scaled_rows(leaves, coefs, alike)
-            else:
-                large += alike
-        groups = [[i] for i in large] if coef.shape.rank else [large]
-        for group in filter(None, groups):
-            done |= _scaled_at_once(leaves, coefs[group[0]], group)
-        return [done[i] for i in range(len(leaves))]
+        by = tf.where(coef < 1.0, coef, tf.ones_like(coef))  # 1.0 leaves a number as it is
+        if traced_for_xla():  # it fuses this into what reads the leaves, and is slow with stacks
+            return _shrunk_each(
+                leaves, [by[i] for i in range(len(leaves))] if by.shape.rank else by
+            )
+        return _scaled_by_graph(leaves, by)
 
     def held(self, x: Any) -> Any:
         return x
@@ -61,45 +56,51 @@ class TensorFlowEngine:
         return int(leaf.shape.num_elements() or 0)
 
 
-def _scaled_rows(leaves: Sequence[Any], coefs: Any, alike: list[int]) -> dict[int, Any]:
-    """Small leaves of one size as the rows of a matrix.
-
-    The conditional also keeps XLA from fusing the stacking into every row's code.
-    """
-    rows = tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike])
-    by = tf.gather(coefs, alike)[:, None]
-    active = tf.reduce_any(by < 1.0)
+def _scaled_by_graph(leaves: Sequence[Any], by: Any) -> list[Any]:
+    """Leaves of one size as rows of a matrix, in a conditional: few nodes, and often no write."""
+    groups = classes(leaves, range(len(leaves)))
+    pieces = [_rows([leaves[i] for i in alike]) for alike in groups]
+    factors = [_factor(by, alike) for alike in groups] if by.shape.rank else by
     scaled = tf.cond(
-        active, lambda: tf.where(by < 1.0, _shrunk(rows, by), rows), lambda: tf.identity(rows)
+        tf.reduce_any(by < 1.0), lambda: _fused(pieces)(pieces, factors), lambda: pieces
     )
-    moved = tf.unstack(scaled, len(alike))
-    return {i: tf.reshape(row, leaves[i].shape) for i, row in zip(alike, moved, strict=True)}
+    done: dict[int, Any] = {}
+    for alike, piece in zip(groups, scaled, strict=True):
+        done |= zip(alike, _apart(piece, [leaves[i] for i in alike]), strict=True)
+    return [done[i] for i in range(len(leaves))]
 
 
-def _scaled_at_once(leaves: Sequence[Any], coef: Any, places: list[int]) -> dict[int, Any]:
-    """Large leaves in one conditional: a graph then writes nothing where nothing is clipped."""
-    given = [leaves[i] for i in places]
-    found = tf.cond(
-        coef < 1.0,
-        lambda: _fused(given)(given, coef),
-        lambda: [tf.identity(leaf) for leaf in given],
-    )
-    return dict(zip(places, found, strict=True))
+def _rows(alike: Sequence[Any]) -> Any:
+    return tf.stack([flat(leaf) for leaf in alike]) if len(alike) > 1 else alike[0]
 
 
-def _fused(leaves: Sequence[Any]) -> Any:
-    """`_shrunk` for a list; in a graph compiled by XLA, in one pass over each leaf.
+def _apart(rows: Any, alike: Sequence[Any]) -> list[Any]:
+    """What `_rows` joined."""
+    if len(alike) == 1:
+        return [rows]
+    vectors = zip(tf.unstack(rows, len(alike)), alike, strict=True)
+    return [v if leaf.shape.rank == 1 else tf.reshape(v, leaf.shape) for v, leaf in vectors]
 
-    A graph by itself would write each leaf to memory in float64, twice.
+
+def _factor(by: Any, alike: Sequence[int]) -> Any:
+    return tf.gather(by, alike)[:, None] if len(alike) > 1 else by[alike[0]]
+
+
+def _fused(pieces: Sequence[Any]) -> Any:
+    """`_shrunk_each`, in a graph compiled by XLA: in one pass over each piece.
+
+    A graph by itself would write each piece to memory in float64, twice.
     """
+    known = all(piece.shape.is_fully_defined() for piece in pieces)
+    if tf.executing_eagerly() or not (known and tf.test.is_built_with_xla()):
+        return _shrunk_each
+    return tf.function(_shrunk_each, jit_compile=True, autograph=False)
 
-    def each(leaves: Sequence[Any], coef: Any) -> list[Any]:
-        return [_shrunk(leaf, coef) for leaf in leaves]
 
-    known = all(leaf.shape.is_fully_defined() for leaf in leaves)
-    if tf.executing_eagerly() or not known or not tf.test.is_built_with_xla():
-        return each
-    return tf.function(each, jit_compile=True, autograph=False)
+def _shrunk_each(leaves: Sequence[Any], factors: Any) -> list[Any]:
+    """Leaves by one factor, or each by its own of a list."""
+    by = factors if isinstance(factors, list) else [factors] * len(leaves)
+    return [_shrunk(leaf, factor) for leaf, factor in zip(leaves, by, strict=True)]
 
 
 def _shrunk(leaf: Any, coef: Any) -> Any:

@@ -3,7 +3,8 @@
 The norm of a row of a thousand float32 numbers has come out right to 3e-7 in any order of
 summing (measured with all of them alike, the worst found), as long as no square leaves the
 range of float32. So each large tensor is summed in float32 rows and the sum is tested; only
-where one fails the test are all taken again, in float64, inside a `tf.cond`.
+where one fails the test are all taken again, in float64, inside a `tf.cond`. Under XLA they are
+summed in float64 at once, which takes no longer there.
 (Summed whole in float32, XLA's CPU loops are off by 3e-4 on 38 M elements.)
 Small tensors are summed in float64 at once: they weigh little, and are often all zero.
 Those of one size are stacked first, since an operation takes longer to trace than to run.
@@ -19,12 +20,16 @@ import numpy as np
 import tensorflow as tf
 
 from steadygrad.tensorflow.rounding import narrow, widen
+from steadygrad.tensorflow.tracing import traced_for_xla
 
 SMALL = 1 << 12
 """Tensors of up to this many elements are summed in float64 without a test."""
 
 ROW = 1 << 10
 """Large tensors are summed in float32 over rows this long, and the rows' sums in float64."""
+
+XLA_ROW = 32
+"""XLA sums so many elements in one loop."""
 
 _LOST = 2.0**-126
 _WORTH = 2.0**25
@@ -44,10 +49,11 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0, counts: bool = Tru
         ``norms`` float64 and ``nonfinite`` int64, both ``[leaves]``. The norm of a tensor
         that holds NaN is NaN, else inf if it holds inf.
     """
-    tested = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_tested(leaf)]
-    found = [_tested_norms([leaves[i] for i in tested], counts)] if tested else []
-    rest = [i for i in range(len(leaves)) if i not in set(tested)]
-    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), tested, found)
+    single = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_single(leaf)]
+    large = [i for i in single if not is_small(leaves[i])]
+    found = [_large_norms([leaves[i] for i in large], counts)] if large else []
+    rest = [i for i in range(len(leaves)) if i not in set(large)]
+    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), large, found)
 
 
 def leaf_extremes(leaves: Sequence[Any]) -> Figures:
@@ -80,7 +86,7 @@ def _by_rows(
     if not leaves:
         return tf.zeros((0,), tf.float64), tf.zeros((0,), tf.int64)
     for alike in classes(leaves, places):
-        found = [*found, figures(tf.stack([tf.reshape(leaves[i], (-1,)) for i in alike]))]
+        found = [*found, figures(tf.stack([flat(leaves[i]) for i in alike]))]
         order = [*order, *alike]
     to_leaf = np.argsort(order)
     first, second = (
@@ -101,15 +107,21 @@ def classes(leaves: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for place in places:
-        size = leaves[place].shape.num_elements()
-        small = size is not None and size <= SMALL
-        alike[(leaves[place].dtype, size) if small else place].append(place)
+        leaf = leaves[place]
+        key = (leaf.dtype, leaf.shape.num_elements()) if is_small(leaf) else place
+        alike[key].append(place)
     return list(alike.values())
 
 
-def _is_tested(leaf: Any) -> bool:
+def flat(leaf: Any) -> Any:
+    """A tensor as a vector; a node costs more to trace than this test."""
+    return leaf if leaf.shape.rank == 1 else tf.reshape(leaf, (-1,))
+
+
+def is_small(leaf: Any) -> bool:
+    """Whether a tensor is known to hold `SMALL` elements or fewer."""
     size = leaf.shape.num_elements()
-    return _is_single(leaf) and (size is None or size > SMALL)
+    return size is not None and size <= SMALL
 
 
 def _is_single(leaf: Any) -> bool:
@@ -138,36 +150,51 @@ def _exact_norms(rows: Any, norm_type: float, counts: bool) -> Figures:
     return tf.where(usable, joined, largest), nonfinite
 
 
-def _tested_norms(leaves: Sequence[Any], counts: bool) -> Figures:
-    """2-norms of large tensors by float32 sums, and all again in float64 if one cannot hold."""
+def _large_norms(leaves: Sequence[Any], counts: bool) -> Figures:
+    """2-norms of large tensors."""
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def norms_of(*leaves: Any) -> Any:
-        norms, nonfinite = _sums_tested(leaves, counts)
+        if traced_for_xla():
+            norms, nonfinite = _finished(leaves, _double_sums(leaves), counts)
+        else:
+            norms, nonfinite = _tested_sums(leaves, counts)
         return (norms, nonfinite), lambda by, _: _pulled(leaves, norms, by)
 
     norms, nonfinite = norms_of(*leaves)
     return norms, nonfinite
 
 
-def _sums_tested(leaves: Sequence[Any], counts: bool) -> Figures:
-    sums = _fast_sums(leaves)
+def _tested_sums(leaves: Sequence[Any], counts: bool) -> Figures:
+    """Norms by float32 sums, and all again in float64 if one of them cannot hold.
+
+    XLA has no `EuclideanNorm`. Where it compiles what was traced for a graph, the float32 sums
+    are 0, which cannot hold.
+    """
+    place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
+    zero, one = tf.constant(0), tf.constant(1)
+    known = tf.switch_case(place, {0: lambda: zero, 1: lambda: zero}, default=lambda: one)
+    sums = tf.switch_case(
+        known,
+        {0: lambda: _row_sums(leaves)},
+        default=lambda: tf.zeros((len(leaves),), tf.float64),
+    )
     sizes = [leaf.shape.num_elements() for leaf in leaves]
     if None in sizes:
         sizes = [tf.size(leaf, tf.int64) for leaf in leaves]
     least = tf.cast(tf.stack(sizes), tf.float64) * (_LOST * _WORTH)
     holds = tf.math.is_finite(sums) & (sums >= least)
 
-    def fast() -> Figures:
-        return tf.sqrt(sums), none_broken()
-
     def slow() -> Figures:
-        # in float64 no square of theirs leaves the range: only a NaN or inf can
-        again = 2.0 * tf.stack([_half_sum(leaf) for leaf in leaves])
-        if not counts:
-            return tf.sqrt(again), none_broken()
-        usual = tf.reduce_all(tf.math.is_finite(again))
-        return tf.sqrt(again), tf.cond(usual, none_broken, broken)
+        again = 2.0 * tf.stack([tf.nn.l2_loss(tf.cast(leaf, tf.float64)) for leaf in leaves])
+        return _finished(leaves, again, counts)
+
+    norms, nonfinite = tf.cond(tf.reduce_all(holds), lambda: _finished(leaves, sums, False), slow)
+    return norms, nonfinite
+
+
+def _finished(leaves: Sequence[Any], sums: Any, counts: bool) -> Figures:
+    """Norms from float64 sums, in which no square leaves the range: only a NaN or inf can."""
 
     def none_broken() -> Any:
         return tf.zeros((len(leaves),), tf.int64)
@@ -175,8 +202,10 @@ def _sums_tested(leaves: Sequence[Any], counts: bool) -> Figures:
     def broken() -> Any:
         return tf.stack([_broken_elements(tf.reshape(leaf, (1, -1)))[0] for leaf in leaves])
 
-    norms, nonfinite = tf.cond(tf.reduce_all(holds), fast, slow)
-    return norms, nonfinite
+    if not counts:
+        return tf.sqrt(sums), none_broken()
+    usual = tf.reduce_all(tf.math.is_finite(sums))
+    return tf.sqrt(sums), tf.cond(usual, none_broken, broken)
 
 
 def _pulled(leaves: Sequence[Any], norms: Any, upstream: Any) -> list[Any]:
@@ -185,30 +214,43 @@ def _pulled(leaves: Sequence[Any], norms: Any, upstream: Any) -> list[Any]:
     return [narrow(widen(leaf) * by[i], leaf.dtype) for i, leaf in enumerate(leaves)]
 
 
-def _fast_sums(leaves: Sequence[Any]) -> Any:
-    """Sums of squares in float32 along rows, right to 3e-7 even under XLA's plain loops.
+def _double_sums(leaves: Sequence[Any]) -> Any:
+    """Sums of squares in float64, for XLA: it converts and sums in one pass.
 
-    The rows' sums of all tensors are joined in float64 at once: few nodes a tensor.
-    `EuclideanNorm` squares and sums in one pass, where a graph's square by itself goes through
-    memory. XLA does not know it, and needs no such help. Which it is shows when the step runs:
-    a function that was traced for a graph may be compiled later.
+    XLA cuts longer sums than 32 itself, and then writes the squares to memory.
+    """
+    sizes = [leaf.shape.num_elements() for leaf in leaves]
+    if None in sizes:
+        return tf.stack([tf.reduce_sum(_square(leaf)) for leaf in leaves])
+    rows = [_padded_rows(leaf, size) for leaf, size in zip(leaves, sizes, strict=True)]
+    first = tf.concat([tf.reduce_sum(_square(r), 1) for r in rows], 0)
+    owners = np.repeat(range(len(rows)), [r.shape[0] // XLA_ROW for r in rows])
+    second = tf.reduce_sum(_cut(first, XLA_ROW), 1)
+    return tf.math.unsorted_segment_sum(second, owners.astype(np.int32), len(leaves))
+
+
+def _square(x: Any) -> Any:
+    return tf.square(tf.cast(x, tf.float64))
+
+
+def _padded_rows(leaf: Any, size: int) -> Any:
+    """A tensor in rows of `XLA_ROW`, as many of them as make whole sums of their sums."""
+    missing = -size % XLA_ROW**2
+    if missing:
+        leaf = tf.pad(flat(leaf), [[0, missing]])
+    return _cut(leaf, XLA_ROW)
+
+
+def _row_sums(leaves: Sequence[Any]) -> Any:
+    """Sums of squares in float32 along rows, joined in float64 at once: few nodes a tensor.
+
+    `EuclideanNorm` squares and sums in one pass, where a graph's square by itself goes
+    through memory.
     """
     pieces = [(i, rows) for i, leaf in enumerate(leaves) for rows in _rows_of(leaf)]
-    owners = _owners(pieces)
-
-    def joined(squares: Any) -> Any:
-        return tf.math.unsorted_segment_sum(squares, owners, len(leaves))
-
-    def fused() -> Any:
-        norms = tf.concat([tf.raw_ops.EuclideanNorm(input=r, axis=-1) for _, r in pieces], 0)
-        return joined(tf.square(tf.cast(norms, tf.float64)))
-
-    def plain() -> Any:
-        sums = tf.concat([tf.reduce_sum(tf.square(r), -1) for _, r in pieces], 0)
-        return joined(tf.cast(sums, tf.float64))
-
-    place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
-    return tf.switch_case(place, {0: fused, 1: fused}, default=plain)
+    norms = tf.concat([tf.raw_ops.EuclideanNorm(input=r, axis=-1) for _, r in pieces], 0)
+    squares = tf.square(tf.cast(norms, tf.float64))
+    return tf.math.unsorted_segment_sum(squares, _owners(pieces), len(leaves))
 
 
 def _rows_of(leaf: Any) -> list[Any]:
@@ -219,9 +261,9 @@ def _rows_of(leaf: Any) -> list[Any]:
         last = 0 if size is None else _row_length(size)
     if last:
         return [leaf if leaf.shape.rank == 2 and leaf.shape[-1] == last else _cut(leaf, last)]
-    flat = tf.reshape(leaf, (-1,))
-    whole = (tf.size(flat) if size is None else size) // ROW * ROW  # XLA wants static shapes
-    return [_cut(flat[:whole], ROW), flat[None, whole:]]
+    line = flat(leaf)
+    whole = (tf.size(line) if size is None else size) // ROW * ROW
+    return [_cut(line[:whole], ROW), line[None, whole:]]
 
 
 def _owners(pieces: Sequence[tuple[int, Any]]) -> Any:
@@ -231,11 +273,6 @@ def _owners(pieces: Sequence[tuple[int, Any]]) -> Any:
     if None not in counts:
         return tf.constant(np.repeat(places, counts), tf.int32)
     return tf.repeat(places, [tf.shape(rows)[0] for _, rows in pieces])
-
-
-def _half_sum(x: Any) -> Any:
-    """Half the sum of squares, in float64."""
-    return tf.nn.l2_loss(tf.cast(x, tf.float64))
 
 
 def _broken_elements(rows: Any) -> Any:

@@ -6,6 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
+_LAST = 1 << 29
+"""The last bit of a float64 that float32 keeps."""
+
 
 def widen(x: Any) -> Any:
     """`x` in float64, complex128 where it is complex."""
@@ -16,16 +19,15 @@ def widen(x: Any) -> Any:
 def narrow(x: Any, dtype: Any) -> Any:
     """A float64 or complex128 tensor rounded once to `dtype`.
 
-    The 16-bit formats are reached by way of float32, which would round twice: the
-    float32 in between is therefore rounded to odd.
+    The 16-bit formats are reached by way of float32, which would round twice: the number is
+    therefore cut to float32's digits first, and the last of them set where something was cut
+    (rounding to odd; Boldo, Melquiond. Emulation of FMA and correctly rounded sums, 2008).
     """
     dtype = tf.as_dtype(dtype)
     if dtype.size > 2 or x.dtype != tf.float64:
         return tf.cast(x, dtype)
-    single = tf.cast(x, tf.float32)
-    lost = x - tf.cast(single, tf.float64)
-    bits = tf.bitcast(single, tf.int32)
-    outward = tf.where((lost > 0) == (x > 0), 1, -1)
-    move = (lost != 0) & (bits % 2 == 0) & tf.math.is_finite(single)
-    odd = tf.bitcast(bits + tf.where(move, outward, 0), tf.float32)
-    return tf.cast(odd, dtype)
+    bits = tf.bitcast(x, tf.int64)
+    beyond = tf.bitwise.bitwise_and(bits, _LAST - 1)
+    last = tf.where(beyond != 0, tf.constant(_LAST, tf.int64), tf.constant(0, tf.int64))
+    odd = tf.bitcast(tf.bitwise.bitwise_or(bits - beyond, last), tf.float64)
+    return tf.cast(tf.cast(odd, tf.float32), dtype)

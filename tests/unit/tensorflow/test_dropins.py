@@ -130,6 +130,18 @@ def test_sixteen_bit_rounding_happens_once():
     np.testing.assert_array_equal(got, [1 + 2.0**-7, 1.0, -1 - 2.0**-7])
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_numbers_round_to_float16_as_numpy_rounds_them(mode):
+    rng = np.random.default_rng(0)
+    kept = rng.standard_normal(2000).astype(np.float16)
+    ties = (kept.astype(np.float64) + np.nextafter(kept, np.float16(9))) / 2
+    spread = rng.standard_normal(5000) * 10.0 ** rng.uniform(-4, 4, 5000)
+    x = np.concatenate([ties, ties * (1 + 2.0**-50), ties * (1 - 2.0**-50), spread, [np.inf, -0.0]])
+    got = through(mode, lambda x: narrow(x, tf.float16))(tf.constant(x))
+    np.testing.assert_array_equal(got, x.astype(np.float16))
+    assert np.isnan(narrow(tf.constant([np.nan], tf.float64), tf.float16))
+
+
 def test_a_large_sum_under_xla_is_exact():
     x = tf.fill((3_000_001,), 0.1)
     norm = tf.function(lambda t: sg.global_norm([t]), jit_compile=True)(x)
@@ -140,12 +152,25 @@ def test_graphs_sum_as_exactly_as_compiled_code():
     rng = np.random.default_rng(0)
     cases = [rng.standard_normal(shape).astype(np.float32) for shape in ((1 << 20,), (997, 11))]
     cases += [np.full(1 << 20, by, np.float32) for by in (1.1, 1.7, 3e18, 1e20, 1e-30)]
-    traced = tf.function(lambda x: sg.measure([x]).total_norm, autograph=False)
-    later = tf.function(lambda x: traced(x), jit_compile=True, autograph=False)
-    for values in cases:
-        want = np.linalg.norm(values.astype(np.float64).ravel())
-        for how in (traced, later):  # the second compiles what was traced for a graph
-            assert float(how(tf.constant(values))) == pytest.approx(want, rel=4e-7)
+    for values in map(tf.constant, cases):
+        graph = tf.function(lambda x: sg.measure([x]).total_norm, autograph=False)
+        traced = graph.get_concrete_function(values)
+        later = tf.function(
+            traced, jit_compile=True, autograph=False
+        )  # what was not traced for XLA
+        compiled = tf.function(graph.python_function, jit_compile=True, autograph=False)
+        want = np.linalg.norm(values.numpy().astype(np.float64).ravel())
+        for how in (traced, later, compiled):
+            assert float(how(values)) == pytest.approx(want, rel=4e-7)
+
+
+def test_xla_compiles_sums_of_tensors_of_unknown_size():
+    x = np.random.default_rng(0).standard_normal((7, 1031)).astype(np.float32)
+    shape = [tf.TensorSpec((None, 1031), tf.float32)]
+    clip = tf.function(
+        lambda x: sg.clip_by_global_norm([x], 1.0)[1], jit_compile=True, input_signature=shape
+    )
+    assert float(clip(x)) == pytest.approx(np.linalg.norm(x.astype(np.float64)), rel=2e-7)
 
 
 def test_a_large_norm_can_be_differentiated():
