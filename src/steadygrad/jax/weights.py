@@ -16,7 +16,7 @@ import numpy as np
 
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.sampled import WeightFigures, due, stride
+from steadygrad.runlog.sampled import WeightFigures, due, side_by_side, stride
 
 
 class WeightSamples:
@@ -59,8 +59,8 @@ class WeightSamples:
         if self._figures is None:
             known = [i for i, name in enumerate(self._names) if name in ids]
             self._known = known
-            numbers = np.array([ids[self._names[i]] for i in known], np.int64)
-            self._figures = WeightFigures(writer, numbers)
+            self._ids = np.array([ids[self._names[i]] for i in known], np.int64)
+            self._figures = WeightFigures(writer)
             if self._first is not None and step == 1:
                 self._write(0, self._first)
             self._first = None
@@ -69,11 +69,12 @@ class WeightSamples:
     def _write(self, step: int, figures: Any) -> None:
         assert self._figures is not None
         norms, parts = jax.tree.map(np.asarray, figures)
-        chosen = [parts[i] for i in self._known]
+        chosen, starts = side_by_side([parts[i] for i in self._known])
         if self._figures.after(step):
             self._figures.finish(chosen)
         if due(step):
-            self._figures.write(step, norms[self._known].astype(np.float64), chosen)
+            known = norms[self._known].astype(np.float64)
+            self._figures.write(step, self._ids, known, chosen, starts)
 
 
 def _figures(params: Any) -> tuple[Any, list[Any]]:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from steadygrad.keras.engines import to_numpy
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.sampled import WeightFigures, next_due, spectral_radius, stride
+from steadygrad.runlog.sampled import (
+    WeightFigures,
+    next_due,
+    side_by_side,
+    spectral_radius,
+    stride,
+)
 
 
 class Sampler:
@@ -41,7 +47,7 @@ class Sampler:
         self._writer, self._variables, self._ids = writer, list(variables), ids
         self._lengths = np.asarray(lengths, np.int64)
         self._next = 0
-        self._figures = WeightFigures(writer, ids)
+        self._figures = WeightFigures(writer)
 
     def at_step(self, step: int, values: Sequence[Any] | None = None) -> None:
         """Measure what is due; call it after a step, with the number of the next one.
@@ -55,12 +61,13 @@ class Sampler:
             return
         given = [self._read(v) for v in self._variables] if values is None else values
         wide = [np.asarray(v, np.float64) for v in given]
-        parts = [_part(v) for v in wide]
+        parts, starts = side_by_side([_part(v) for v in wide])
         if ends:
             self._figures.finish(parts)
         if begins:
             self._next = next_due(step + 1)
-            self._figures.write(step, np.array([np.linalg.norm(v.ravel()) for v in wide]), parts)
+            norms = np.array([np.linalg.norm(v.ravel()) for v in wide])
+            self._figures.write(step, self._ids, norms, parts, starts)
             self._write_radii(step, wide)
 
     def wait(self, step: int) -> int:
@@ -113,6 +120,6 @@ def _layers(model: Any) -> list[Any]:
 
 
 def _part(value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most `TAKEN` of the elements, evenly spread, copied."""
+    """At most `TAKEN` of the elements, evenly spread."""
     flat = value.ravel()
-    return flat[:: stride(flat.size) or 1].copy()
+    return flat[:: stride(flat.size) or 1]

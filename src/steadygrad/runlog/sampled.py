@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from steadygrad.runlog.writer import RunWriter
+Floats = NDArray[np.float64]
+Parts = NDArray[Any]
+"""Float64, or complex128 where a tensor is complex."""
+Ids = NDArray[np.int64]
 
 TAKEN = 4096
 """Elements of a tensor that stand for it where a copy is needed."""
@@ -98,14 +101,27 @@ def _radius_by_powers(rows: NDArray[np.float64], powers: int = 64) -> float:
 class WeightFigures:
     """Writes what is sampled of weights, from their norms and parts of them on the host.
 
+    Parts of all tensors stand side by side in one array: some ten calls for any number of them.
+
     Args:
-        writer: an open run.
-        ids: the tensors' numbers in it.
+        writer: an open `RunWriter`, or anything with its `write_sample`.
+
+    Example:
+        >>> class Print:
+        ...     def write_sample(self, name, step, ids, values):
+        ...         print(name, step, values.tolist())
+        >>> figures = WeightFigures(Print())
+        >>> parts, starts = side_by_side([np.array([3.0, 4.0]), np.array([0.1, 0.1, 0.1])])
+        >>> figures.write(0, np.array([0, 1]), np.array([5.0, 0.2]), parts, starts)
+        weight_norm 0 [5.0, 0.2]
+        weight_std 0 [0.5, 0.0]
+        >>> figures.finish(parts * 0.5)
+        update_ratio 0 [0.5, 0.5]
     """
 
-    def __init__(self, writer: RunWriter, ids: NDArray[np.int64]) -> None:
-        self._writer, self._ids = writer, ids
-        self._before: tuple[int, list[NDArray[np.float64]]] | None = None
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._before: _Before | None = None
 
     @property
     def waits(self) -> bool:
@@ -114,42 +130,74 @@ class WeightFigures:
 
     def after(self, step: int) -> bool:
         """Whether weights that enter this step finish a sample; forgets one that is too old."""
-        if self._before is None or step <= self._before[0]:
+        if self._before is None or step <= self._before.step:
             return False
-        if step != self._before[0] + 1:  # several steps at once tell nothing
+        if step != self._before.step + 1:  # several steps at once tell nothing
             self._before = None
         return self._before is not None
 
-    def write(self, step: int, norms: NDArray[np.float64], parts: list[Any]) -> None:
+    def write(self, step: int, ids: Ids, norms: Floats, parts: Parts, starts: Ids) -> None:
         """Write norms and deviations of the weights that a step starts from.
 
         Args:
             step: its number.
-            norms: 2-norms of the tensors.
-            parts: at most `TAKEN` elements of each, copied.
+            ids: the tensors' numbers in the run.
+            norms: 2-norms of the tensors, whole.
+            parts: some elements of each, side by side; kept.
+            starts: where each tensor's begin.
         """
-        self._before = (step, parts)
+        self._before = _Before(step, ids, parts, starts)
         # NaN means "not measured" in the file: what is not finite is written as inf
-        self._writer.write_sample("weight_norm", step, self._ids, _no_nan(norms))
-        with np.errstate(all="ignore"):
-            deviations = np.array([p.std() if p.size else math.nan for p in parts])
-        self._writer.write_sample("weight_std", step, self._ids, deviations)
+        found = np.where(np.isnan(norms), np.inf, norms)
+        self._writer.write_sample("weight_norm", step, ids, found)
+        self._writer.write_sample("weight_std", step, ids, _deviations(parts, starts))
 
-    def finish(self, parts: list[Any]) -> None:
+    def finish(self, parts: Parts) -> None:
         """Write how far the sampled step has moved the weights; a skipped one tells nothing.
 
         Args:
             parts: the same elements as before it.
         """
         assert self._before is not None
-        (sampled, before), self._before = self._before, None
-        with np.errstate(all="ignore"):
-            moved = [np.linalg.norm(a - b) for a, b in zip(parts, before, strict=True)]
-            size = [np.linalg.norm(b) for b in before]
-        ratios = [m / s if s > 0 else math.nan for m, s in zip(moved, size, strict=True)]
-        if any(r > 0 for r in ratios):
-            self._writer.write_sample("update_ratio", sampled, self._ids, np.array(ratios))
+        (step, ids, before, starts), self._before = self._before, None
+        with np.errstate(all="ignore"):  # weights may be broken by now
+            moved, size = _norms(parts - before, starts), _norms(before, starts)
+            ratios = np.where(size > 0, moved / size, np.nan)
+        if (ratios > 0).any():  # all zero: the step was skipped
+            self._writer.write_sample("update_ratio", step, ids, ratios)
 
 
-def _no_nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isnan(values), np.inf, values)
+class _Before(NamedTuple):
+    """A sampled step whose update is still to come."""
+
+    step: int
+    ids: Ids
+    parts: Parts
+    starts: Ids
+
+
+def side_by_side(parts: Sequence[Any]) -> tuple[Parts, Ids]:
+    """Vectors in one array, and where each begins; an empty one gives NaN.
+
+    Example:
+        >>> side_by_side([np.array([1.0, 2.0]), np.array([])])
+        (array([ 1.,  2., nan]), array([0, 2]))
+    """
+    filled = [part if part.size else np.array([np.nan]) for part in parts]
+    starts = np.cumsum([0, *(part.size for part in filled)])[:-1]
+    wide = np.result_type(np.float64, *filled)
+    return np.concatenate(filled, dtype=wide) if filled else np.zeros(0), starts
+
+
+def _deviations(parts: Parts, starts: Ids) -> Floats:
+    counts = np.diff(starts, append=len(parts))
+    with np.errstate(all="ignore"):
+        shifted = parts - np.repeat(parts[starts], counts)  # exactly 0 where all are equal
+        means = np.add.reduceat(shifted, starts) / counts
+        return _norms(shifted - np.repeat(means, counts), starts) / np.sqrt(counts)
+
+
+def _norms(parts: Parts, starts: Ids) -> Floats:
+    squares = np.abs(parts) ** 2 if np.iscomplexobj(parts) else parts * parts
+    norms: Floats = np.sqrt(np.add.reduceat(squares, starts))
+    return norms

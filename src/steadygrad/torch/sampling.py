@@ -10,27 +10,15 @@ No random number is drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from steadygrad import kernels
-from steadygrad.runlog.sampled import due, next_due, spectral_radius, stride
+from steadygrad.runlog.sampled import Floats, WeightFigures, due, next_due, spectral_radius, stride
 from steadygrad.torch.activations import Watch
-
-Floats = NDArray[np.float64]
-
-
-class _Before(NamedTuple):
-    """A sampled step whose update is still to come."""
-
-    step: int
-    ids: NDArray[np.int64]
-    weights: list[torch.Tensor]
-    parts: Floats
-    starts: NDArray[np.int64]
 
 
 class Sampler:
@@ -64,7 +52,8 @@ class Sampler:
     def __init__(self, writer: Any, every: int = 64) -> None:
         self._writer = writer
         self._every = every
-        self._before: _Before | None = None
+        self._figures = WeightFigures(writer)
+        self._weights: list[torch.Tensor] = []
         self._watch = Watch()
         self._watch.start()
         self._said_frozen = False
@@ -89,7 +78,7 @@ class Sampler:
         following = next_due(step + 1, self._every)
         if following == step + 1:
             self._watch.start()
-        self.idle_before = following - 1 if self._before is None else step + 1
+        self.idle_before = step + 1 if self._figures.waits else following - 1
 
     def close(self) -> None:
         """Take the hooks off and measure the last sampled update."""
@@ -110,11 +99,10 @@ class Sampler:
         places = [i for i, p in enumerate(params) if _plain(p)]
         plain, known = [params[i].detach() for i in places], ids[places]
         if plain:
-            parts = _parts(plain)
             starts = np.cumsum([0, *(_taken(p) for p in plain[:-1])])
-            self._before = _Before(step, known, plain, parts, starts)
-            self._write("weight_norm", step, known, kernels.read(plain).norms)
-            self._write("weight_std", step, known, _deviations(parts, starts))
+            norms = np.array(kernels.read(plain).norms, np.float64)
+            self._figures.write(step, known, norms, _parts(plain), starts)
+            self._weights = plain
         self._recurrent(step, params, ids)
         for name, table in self._watch.figures().items():
             found = [(i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table]
@@ -133,22 +121,12 @@ class Sampler:
 
     def _finish_update(self) -> None:
         """The update of the last sampled step, over the size of the weights."""
-        if self._before is None:
-            return
-        step, ids, weights, parts, starts = self._before
-        self._before = None
-        with np.errstate(all="ignore"):  # weights may be broken by now
-            moved, size = _norms(_parts(weights) - parts, starts), _norms(parts, starts)
-            ratios = np.where(size > 0, moved / size, np.nan)
-        if (ratios > 0).any():  # all zero: the step was skipped
-            self._write("update_ratio", step, ids, ratios)
+        if self._figures.waits:
+            self._figures.finish(_parts(self._weights))
+            self._weights = []
 
     def _write(self, name: str, step: int, ids: NDArray[np.int64], values: Any) -> None:
-        # NaN means "not measured" in the file: what is not finite is written as inf
-        array = np.array(_floats(values), np.float64)
-        if name == "weight_norm":
-            array[np.isnan(array)] = np.inf
-        self._writer.write_sample(name, step, ids, array)
+        self._writer.write_sample(name, step, ids, np.array(_floats(values), np.float64))
 
 
 def _plain(parameter: torch.Tensor) -> bool:
@@ -172,19 +150,6 @@ def _parts(parameters: Sequence[torch.Tensor]) -> Floats:
             flat = [piece.cpu() for piece in flat]
         together: Floats = torch.cat(flat).to(torch.float64).cpu().numpy()
     return together
-
-
-def _deviations(parts: Floats, starts: NDArray[np.int64]) -> Floats:
-    counts = np.diff(starts, append=len(parts))
-    with np.errstate(all="ignore"):
-        shifted = parts - np.repeat(parts[starts], counts)  # exactly 0 where all are equal
-        means = np.add.reduceat(shifted, starts) / counts
-        return _norms(shifted - np.repeat(means, counts), starts) / np.sqrt(counts)
-
-
-def _norms(parts: Floats, starts: NDArray[np.int64]) -> Floats:
-    norms: Floats = np.sqrt(np.add.reduceat(parts * parts, starts))
-    return norms
 
 
 def _radius(matrix: torch.Tensor) -> float:

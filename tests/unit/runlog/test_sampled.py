@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from steadygrad.runlog.sampled import LARGEST_EXACT, TAKEN, due, spectral_radius, stride
+from steadygrad.runlog.sampled import (
+    LARGEST_EXACT,
+    TAKEN,
+    WeightFigures,
+    due,
+    side_by_side,
+    spectral_radius,
+    stride,
+)
 
 
 def test_the_first_steps_are_close_together_and_later_ones_are_far_apart():
@@ -38,3 +46,51 @@ def test_what_has_no_radius_has_nan():
     assert math.isnan(spectral_radius(np.zeros((2, 3))))
     assert math.isnan(spectral_radius(np.full((2, 2), np.inf)))
     assert spectral_radius(np.zeros((200, 200))) == 0
+
+
+class Written(list):
+    """What a writer was given."""
+
+    def write_sample(self, name, step, ids, values):
+        self.append((name, step, ids.tolist(), values))
+
+
+def test_figures_of_weights_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    given = [np.full(1000, 0.1), rng.standard_normal(77), np.zeros(0), rng.standard_normal(1)]
+    given += [np.full(9, 0.1 - 0.7j), rng.standard_normal(5) + 1j]
+    parts, starts = side_by_side(given)
+    written = Written()
+    figures = WeightFigures(written)
+    figures.write(4, np.arange(6), np.full(6, np.nan), parts, starts)
+    assert figures.after(5)
+    figures.finish(side_by_side([p * 1.5 for p in given])[0])
+    (_, _, _, norms), (_, _, ids, deviations), (name, step, _, ratios) = written
+    assert ids == list(range(6))
+    assert (name, step) == ("update_ratio", 4)
+    assert (norms == np.inf).all()
+    assert deviations[0] == deviations[3] == deviations[4] == 0  # exactly: a rule asks for it
+    np.testing.assert_allclose(deviations[[1, 5]], [given[1].std(), given[5].std()], rtol=1e-13)
+    np.testing.assert_allclose(ratios[[0, 1, 3, 4, 5]], 0.5, rtol=1e-13)
+    assert np.isnan(deviations[2])
+    assert np.isnan(ratios[2])
+
+
+def test_a_skipped_step_and_several_at_once_tell_nothing_of_an_update():
+    parts, starts = side_by_side([np.ones(3)])
+    written = Written()
+    figures = WeightFigures(written)
+    figures.write(0, np.arange(1), np.ones(1), parts, starts)
+    assert not figures.after(0)
+    assert not figures.after(2)
+    assert not figures.waits
+    figures.write(4, np.arange(1), np.ones(1), parts, starts)
+    figures.finish(parts)
+    assert [row[0] for row in written] == ["weight_norm", "weight_std"] * 2
+
+
+def test_no_weights_are_no_error():
+    figures = WeightFigures(Written())
+    parts, starts = side_by_side([])
+    figures.write(0, np.arange(0), np.zeros(0), parts, starts)
+    figures.finish(parts)
