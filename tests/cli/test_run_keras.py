@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 
 import steadygrad
+from steadygrad.runlog import Run
 
 TRAIN = """
 import hashlib, os, sys
 os.environ["KERAS_BACKEND"] = sys.argv[1]
 import numpy as np
 import keras
+
+def hashed(model):
+    weights = b"".join(np.asarray(w).tobytes() for w in model.get_weights())
+    return hashlib.sha256(weights).hexdigest()
 
 keras.utils.set_random_seed(0)
 x = np.random.randn(64, 5, 4).astype("float32")
@@ -37,21 +42,68 @@ if sys.argv[1] == "tensorflow":
 
     for start in range(0, 64, 16):
         print(*(float(figure) for figure in step(x[start:start + 16], y[start:start + 16])))
-weights = b"".join(np.asarray(w).tobytes() for w in model.get_weights())
-print(len(model.optimizer.variables), hashlib.sha256(weights).hexdigest())
+print(len(model.optimizer.variables), hashed(model))
 model.save("model.keras")
+
+class ByTape(keras.Model):
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        for metric in self.metrics:
+            metric.update_state(loss)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+class Stateless(keras.Model):  # as in the guide of Keras
+    def loss_and_updates(self, trainable, others, x, y, training=False):
+        y_pred, others = self.stateless_call(trainable, others, x, training=training)
+        return self.compute_loss(x, y, y_pred), (y_pred, others)
+
+    def train_step(self, state, data):
+        import jax
+
+        trainable, others, slots, metrics = state
+        x, y = data
+        (loss, (y_pred, others)), gradients = jax.value_and_grad(
+            self.loss_and_updates, has_aux=True
+        )(trainable, others, x, y, training=True)
+        trainable, slots = self.optimizer.stateless_apply(slots, gradients, trainable)
+        return {"loss": loss}, (trainable, others, slots, metrics)
+
+ends = keras.Input((5, 4))
+flat = keras.layers.Dense(8, activation="tanh")(keras.layers.Flatten()(ends))
+inner = keras.layers.Dropout(0.3)(flat)
+kind = ByTape if sys.argv[1] == "tensorflow" else Stateless
+model = kind(ends, keras.layers.Dense(1)(inner))
+model.compile(optimizer=keras.optimizers.RMSprop(1e-2), loss="mse")
+told = []
+each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: told.append(logs))
+model.fit(x, y, epochs=2, batch_size=16, verbose=0, callbacks=[each])
+print(*(float(logs["loss"]) for logs in told))
+print(hashed(model))
 """
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_a_keras_script_is_observed_and_unchanged(bench: Any, backend: str) -> None:
+@pytest.fixture(scope="module", params=["tensorflow", "jax"])
+def trained(request: Any, workbench: Any, tmp_path_factory: Any) -> tuple[str, Any, Any, Run]:
+    """The backend, the script trained plainly and observed, and the run file of that."""
+    bench = workbench(tmp_path_factory.mktemp("keras"))
     bench.write("train.py", TRAIN)
-    plain = bench.python("train.py", backend)
-    observed = bench.steadygrad("run", "--out", "run.db", "train.py", backend)
+    plain = bench.python("train.py", request.param)
+    observed = bench.steadygrad("run", "--out", "run.db", "train.py", request.param)
+    return request.param, plain, observed, steadygrad.open_run(bench.run_file())
+
+
+@pytest.mark.xdist_group("keras-scripts")
+def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
+    backend, plain, observed, run = trained
     assert plain.returncode == 0, plain.stderr
     assert (observed.stdout, observed.returncode) == (plain.stdout, 0)
     assert "Next: steadygrad report run.db" in observed.stderr
-    run = steadygrad.open_run(bench.run_file())
     assert "troubles" not in run.info
     assert (run.info["framework"], run.info["backend"]) == ("keras", backend)
     fitted = run.steps[run.steps["optimizer"] == 0]
@@ -65,6 +117,25 @@ def test_a_keras_script_is_observed_and_unchanged(bench: Any, backend: str) -> N
         said = np.array([line.split() for line in plain.stdout.splitlines()[:4]], float)
         np.testing.assert_allclose(by_tape["loss"], said[:, 0], rtol=1e-6)
         np.testing.assert_allclose(by_tape["norm"], said[:, 1], rtol=1e-5)
+
+
+@pytest.mark.xdist_group("keras-scripts")
+def test_a_train_step_of_ones_own_is_observed_and_unchanged(trained: Any) -> None:
+    backend, plain, observed, run = trained
+    *_, told, after = plain.stdout.splitlines()
+    assert observed.stdout.splitlines()[-1] == after
+    assert [o["class"] for o in run.info["optimizers"]][-1] == "RMSprop"
+    own = run.steps[run.steps["optimizer"] == len(run.info["optimizers"]) - 1]
+    assert own["step"].tolist() == list(range(8))
+    assert (own["norm"] > 0).all()
+    losses = np.array(told.split(), float)
+    if backend == "tensorflow":  # what it logs is a mean since the epoch began
+        losses = np.diff(losses.reshape(2, 4) * np.arange(1, 5), prepend=0).ravel()
+    np.testing.assert_allclose(own["loss"], losses, rtol=1e-5)
+    steps, deviations = run.samples("weight_std")
+    last = run.tensors[-1].name
+    assert last.startswith("dense"), last
+    assert steps[np.isfinite(deviations[:, -1])].tolist() == [0, 1, 2, 4, 8]
 
 
 CLIPPED = """

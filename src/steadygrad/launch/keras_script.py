@@ -225,7 +225,7 @@ class KerasObserver:
         """A clipped optimizer's step is taken, or traced."""
         try:
             track = self._track(optimizer, optimizer._trainable_variables)
-            batch = self._batch(optimizer, variables, kind)
+            batch = self._batch(optimizer, variables, kind, done.stats.total_norm)
             places = [optimizer._get_variable_index(variable) for variable in variables]
             outcome = [done.threshold, done.coef, done.cosine, done.action]
             with self.backend.engine.scope():
@@ -272,7 +272,7 @@ class KerasObserver:
         track = self._track(optimizer, variables)
         places, held = list(present), [variables[i] for i in present]
         gradients, kind = self._averaged(optimizer, variables, held, list(present.values()))
-        batch = self._batch(optimizer, held, kind)
+        batch = self._batch(optimizer, held, kind, gradients[0])
         gradients, _ = self.backend.reduced(gradients)
 
         def body() -> Any:
@@ -308,11 +308,11 @@ class KerasObserver:
         kind = self.backend.engine.xp.where(closes, STEPS, WAITS)
         return [(self.backend.dense(g) + s) / every for g, s in pairs], kind
 
-    def _batch(self, optimizer: Any, variables: Sequence[Any], kind: Any) -> list[Any]:
+    def _batch(self, optimizer: Any, variables: Sequence[Any], kind: Any, beside: Any) -> list[Any]:
         rate = self.side.number(getattr(optimizer, "learning_rate", math.nan))
         loss, self.loss = self.loss, self.loss if self._shares else None
         return [
-            self.side.loss(loss, variables),
+            self.side.loss(loss, variables, beside),
             rate,
             self.side.number(1 if kind is None else kind),
         ]
@@ -523,18 +523,20 @@ def _patch_tape(tf: Any, observer: KerasObserver) -> None:
 
 def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
     original = jax.value_and_grad
+    trainer = sys.modules["keras.src.backend.jax.trainer"].JAXTrainer
 
     @functools.wraps(original)
-    def value_and_grad(*args: Any, **kwargs: Any) -> Any:
-        function = original(*args, **kwargs)
-        if not kwargs.get("has_aux"):
-            return function
+    def value_and_grad(fun: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original(fun, *args, **kwargs)
+        scales = getattr(fun, "__func__", None) is trainer.compute_loss_and_updates
 
+        @functools.wraps(function)
         def noting(*inputs: Any, **more: Any) -> Any:
-            (value, aux), grads = function(*inputs, **more)
-            # Keras' trainer puts the unscaled loss first
-            observer.loss = aux[0] if isinstance(aux, tuple) and aux else value
-            return (value, aux), grads
+            found, grads = function(*inputs, **more)
+            value, aux = found if kwargs.get("has_aux") else (found, ())
+            # what Keras' own function returns may be scaled, and the loss itself stands aside
+            observer.loss = aux[0] if scales else value
+            return found, grads
 
         return noting
 

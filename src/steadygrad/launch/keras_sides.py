@@ -37,7 +37,7 @@ class TensorFlowSide:
             value = math.nan  # of a function that was traced before
         return self.tf.reshape(self.tf.cast(self.tf.convert_to_tensor(value), self.tf.float64), [])
 
-    def loss(self, value: Any, variables: Sequence[Any]) -> Any:
+    def loss(self, value: Any, variables: Sequence[Any], beside: Any) -> Any:
         return self.number(math.nan if value is None else value)
 
     def _replica(self) -> Any:
@@ -156,8 +156,18 @@ class JaxSide:
         value = getattr(value, "value", value)  # a Keras variable
         return jnp.asarray(value).astype("float32").reshape(())
 
-    def loss(self, value: Any, variables: Sequence[Any]) -> Any:
-        return self.number(math.nan if value is None else value)
+    def loss(self, value: Any, variables: Sequence[Any], beside: Any) -> Any:
+        """What was noted; NaN where ``beside``, a tensor of the step, is of a trace without it."""
+        reaches = value is not None and self._reaches(value, beside)
+        return self.number(value if reaches else math.nan)
+
+    def _reaches(self, value: Any, beside: Any) -> bool:
+        of, here = (getattr(one, "_trace", None) for one in (value, beside))
+        if of is None or (here is not None and not hasattr(here, "parent_trace")):
+            return True  # older versions do not tell which trace is inside of which
+        while here is not None and here is not of:
+            here = getattr(here, "parent_trace", None)
+        return here is of
 
     def body(self, head: list[Any], figures: list[Any], places: list[int], count: int) -> Any:
         jnp = self.jax.numpy
@@ -200,7 +210,7 @@ class TorchSide:
         value = getattr(value, "value", value)  # a Keras variable
         return float(value)
 
-    def loss(self, value: Any, variables: Sequence[Any]) -> float:
+    def loss(self, value: Any, variables: Sequence[Any], beside: Any) -> float:
         """What was scaled, or what the torch observer saw backward called on."""
         heard = math.nan
         for observer in self._session.observers:

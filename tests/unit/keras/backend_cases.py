@@ -736,6 +736,44 @@ def run_clips_many_optimizers_and_windows():
     assert np.isfinite(run.steps["loss"]).tolist() == [True, False, True]
 
 
+@case("jax")
+def run_hears_losses_of_its_own_trace():
+    import jax
+
+    def loss_of(w, x):
+        return jax.numpy.sum(w * x)
+
+    def trained():
+        weight, optimizer = keras.Variable(np.ones(2, "float32")), keras.optimizers.SGD(1.0)
+        optimizer.build([weight])
+
+        def step(values, slots, x, wrap):
+            loss, grad = wrap(jax.value_and_grad(loss_of))(values, x)
+            values, slots = optimizer.stateless_apply(
+                slots, [grad.reshape(-1, 2).mean(0)], [values]
+            )
+            return loss, values[0], slots
+
+        values, slots = weight.value, [v.value for v in optimizer.variables]
+        each = functools.partial(jax.vmap, in_axes=(None, 0))
+        for compiled in (step, jax.jit(step, static_argnums=3)):
+            for wrap, x in ((lambda f: f, [3.0, 4.0]), (jax.jit, [3.0, 4.0])):
+                _, values, slots = compiled(values, slots, tensor(x), wrap)
+            _, values, slots = compiled(values, slots, tensor([[3.0, 4.0], [3.0, 4.0]]), each)
+        return np.array(values)
+
+    plain = trained()
+    with observed() as session:
+        seen = trained()
+    assert session.troubles == [], session.troubles
+    assert equal([plain], [seen])
+    run = steadygrad.open_run(session.path)
+    assert run.steps.norm.tolist() == [5.0] * 6
+    # `value_and_grad` inside of another trace: what it saw has no value where the step is
+    close([run.steps.loss[[0, 3]]], [np.array([7.0, -68.0])])
+    assert np.isnan(run.steps.loss[[1, 2, 4, 5]]).all(), run.steps.loss
+
+
 @case("tensorflow")
 def run_reduces_over_replicas():
     import tensorflow as tf

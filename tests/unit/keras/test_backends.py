@@ -36,7 +36,7 @@ COMMON = [
     "wrong_use_says_what_to_type",
 ]
 ALONE = {
-    "jax": ["jit_and_no_jit_agree"],
+    "jax": ["jit_and_no_jit_agree", "run_hears_losses_of_its_own_trace"],
     "torch": ["loss_scale_optimizer_in_a_loop"],
     "tensorflow": [
         "a_train_step_of_ones_own",
