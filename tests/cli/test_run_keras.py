@@ -106,6 +106,7 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
     assert "Next: steadygrad report run.db" in observed.stderr
     assert "troubles" not in run.info
     assert (run.info["framework"], run.info["backend"]) == ("keras", backend)
+    assert {"keras", backend, "numpy"} <= set(run.info["versions"])
     fitted = run.steps[run.steps["optimizer"] == 0]
     assert fitted["step"].tolist() == list(range(8))
     assert np.isfinite(fitted["loss"]).all()

@@ -21,6 +21,7 @@ from steadygrad.jax.engine import leaf_names
 from steadygrad.jax.transform import ClipState
 from steadygrad.jax.weights import WeightSamples
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog.facts import versions_of
 
 Pending = tuple[int, Any]
 
@@ -47,7 +48,7 @@ class Recorder:
         self.writer = run if isinstance(run, RunWriter) else RunWriter(run)
         self.writer.update_info(
             framework="jax",
-            versions={"jax": jax.__version__},
+            versions=versions_of("jax", "optax", "numpy"),
             device=jax.default_backend(),
             observed_by="record",
             **(info or {}),

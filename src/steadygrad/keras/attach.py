@@ -16,6 +16,7 @@ from steadygrad.keras.hook import Hook
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.policies.stepping import Clip, as_policy, nonfinite_mode
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog.facts import versions_of
 from steadygrad.stats import GradientStats
 
 CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -292,7 +293,7 @@ class Steady:
     def _facts(self) -> dict[str, Any]:
         return {
             "framework": "keras",
-            "versions": {"keras": keras.__version__},
+            "versions": versions_of("keras", keras.backend.backend(), "numpy"),
             "backend": keras.backend.backend(),
             "policy": self.hook.policy.spec(),
             "on_nonfinite": "raise" if self.hook.raises else self.hook.on_nonfinite,

@@ -28,6 +28,7 @@ import numpy as np
 
 from steadygrad.launch.keras_sides import JaxSide, TensorFlowSide, TorchSide
 from steadygrad.policies.stepping import Stepped, as_policy, measure, nonfinite_mode
+from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
 
@@ -261,10 +262,11 @@ class KerasObserver:
         writer = self._session.writer()
         if writer is not None:
             self._kinds.append({"class": kind, "index": len(self._kinds)})
+            backend = self._keras.backend.backend()
             writer.update_info(
                 framework="keras",
-                backend=self._keras.backend.backend(),
-                versions={"keras": self._keras.__version__, "numpy": np.__version__},
+                backend=backend,
+                versions=versions_of("keras", backend, "numpy"),
                 optimizers=self._kinds,
             )
 

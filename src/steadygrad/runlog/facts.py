@@ -31,6 +31,17 @@ def basic_facts() -> dict[str, Any]:
     }
 
 
+def versions_of(*packages: str) -> dict[str, str]:
+    """Versions of packages, of those that are imported.
+
+    Example:
+        >>> import numpy
+        >>> versions_of("numpy", "no_such_package") == {"numpy": numpy.__version__}
+        True
+    """
+    return {name: str(sys.modules[name].__version__) for name in packages if name in sys.modules}
+
+
 def without_secrets(command: Sequence[Any]) -> list[str]:
     """Blot out what looks like a secret in a command line.
 

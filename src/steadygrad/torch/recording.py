@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.items import StepItem
 from steadygrad.stats import GradientStats
 from steadygrad.torch.sampling import Sampler
@@ -94,7 +95,7 @@ def facts_of(optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str) -
     seed = torch.initial_seed()
     facts = {
         "framework": "torch",
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+        "versions": versions_of("torch", "numpy"),
         "device": str(params[0].device) if params else "",
         "policy": policy,
         "on_nonfinite": on_nonfinite,

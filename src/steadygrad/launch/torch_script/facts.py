@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.runlog.facts import versions_of
 from steadygrad.torch.recording import UNSEEDED
 
 
@@ -23,7 +23,7 @@ def facts(census: Census | None, amp: bool) -> dict[str, Any]:
     """
     known: dict[str, Any] = {
         "framework": "torch",
-        "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+        "versions": versions_of("torch", "numpy"),
         "threads": torch.get_num_threads(),
     }
     seed = torch.initial_seed()
