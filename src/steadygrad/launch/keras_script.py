@@ -535,9 +535,9 @@ def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
         @functools.wraps(function)
         def noting(*inputs: Any, **more: Any) -> Any:
             found, grads = function(*inputs, **more)
-            value, aux = found if kwargs.get("has_aux") else (found, ())
+            value = found[0] if kwargs.get("has_aux") else found
             # what Keras' own function returns may be scaled, and the loss itself stands aside
-            observer.loss = aux[0] if scales else value
+            observer.loss = found[1][0] if scales else value
             return found, grads
 
         return noting
