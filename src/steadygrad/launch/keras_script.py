@@ -282,7 +282,7 @@ class KerasObserver:
                 leaves = [self.backend.leaf(gradient) for gradient in gradients]
                 names = tuple(track.infos[i].name for i in places)
                 stats = measure(self.backend.engine, leaves, names, 2.0, full=True)
-                one = stats.total_norm * 0 + 1
+                one = self.backend.engine.xp.ones_like(stats.total_norm)
                 return self._body(track, stats, places, [one * math.inf, one, one, one * 0])
 
         width = len(STEP) + len(LEAVES) * len(track.infos)
@@ -364,12 +364,15 @@ class Track:
         self.drain()
 
     def drain(self) -> None:
-        """Write the rows that have come, in order."""
+        """Write the rows that have come, in order; called from threads that no error may end."""
         with self._lock:
             if self.ring is not None:
                 self._rows.extend(self.ring.read())
             while self._rows:
-                self._write(self._rows.popleft())
+                try:
+                    self._write(self._rows.popleft())
+                except Exception as error:
+                    self._session.trouble("a Keras step is not recorded", error)
 
     def _write(self, row: Any) -> None:
         head = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))

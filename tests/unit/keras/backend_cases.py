@@ -736,6 +736,81 @@ def run_clips_many_optimizers_and_windows():
     assert np.isfinite(run.steps["loss"]).tolist() == [True, False, True]
 
 
+@case()
+def run_records_broken_steps():
+    x, y = data()
+    x[12] = np.nan
+    plain = model_of(keras.optimizers.SGD(0.1))
+    plain.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+    with observed() as session:
+        seen = model_of(keras.optimizers.SGD(0.1))
+        seen.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+    assert session.troubles == [], session.troubles
+    for was, now in zip(weights(plain), weights(seen), strict=True):
+        assert np.array_equal(was, now, equal_nan=True)
+    run = steadygrad.open_run(session.path)
+    assert run.steps.step.tolist() == [0, 1, 2, 3]
+    assert set(run.steps.action) == {"none"}
+    assert run.steps.coef.tolist() == [1.0] * 4
+    assert np.isfinite(run.steps.norm).tolist() == [True, False, False, False]
+    assert (run.steps.nonfinite > 0).tolist() == [False, True, True, True]
+    assert run.tensor_nonfinite[:2].sum(1).tolist() == run.steps.nonfinite[:2].tolist()
+
+
+def diagnosed(layers, optimizer, spoil=lambda model: None):
+    """The ids of what the rules say of a training under `run`."""
+    steps, rows, rng = 40, 128, np.random.default_rng(2)
+    x = rng.standard_normal((steps * rows, *layers[0].shape[1:])).astype("float32")
+    y = np.tanh(x.reshape(len(x), -1)[:, :8].sum(1, keepdims=True))
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(layers)
+    spoil(model)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=keras.backend.backend() == "jax")
+    with observed() as session:
+        model.fit(x, y, batch_size=rows, shuffle=False, verbose=0)
+    assert session.troubles == [], session.troubles
+    return [finding.id for finding in steadygrad.diagnose(session.path)]
+
+
+def stack(depth, act="relu", start="he_normal"):
+    dense = functools.partial(keras.layers.Dense, kernel_initializer=start)
+    return [keras.Input((8,)), *(dense(16, activation=act) for _ in range(depth)), dense(1)]
+
+
+def recurrent(gain):
+    def turning(shape, dtype=None):
+        turned, _ = np.linalg.qr(np.random.default_rng(4).standard_normal(shape))
+        return keras.ops.convert_to_tensor(gain * turned, dtype)
+
+    cell = keras.layers.SimpleRNN(
+        12, activation="relu" if gain > 1 else "tanh", recurrent_initializer=turning
+    )
+    near_zero = keras.initializers.RandomNormal(stddev=0.05, seed=1)
+    return [keras.Input((24, 2)), cell, keras.layers.Dense(1, kernel_initializer=near_zero)]
+
+
+@case()
+def rules_on_weights_speak_of_an_observed_run():
+    adam, sgd = keras.optimizers.Adam, keras.optimizers.SGD
+
+    def broken(model):
+        first = np.full(model.trainable_weights[0].shape, 0.1, "float32")
+        first[0, 3] = np.nan
+        model.trainable_weights[0].assign(first)
+
+    constant = keras.initializers.Constant(0.1)
+    assert diagnosed(stack(2, start=constant), adam(1e-2)) == ["SG501"]
+    assert diagnosed(stack(2), adam(3.0)) == ["SG502"]
+    assert "SG204" in diagnosed(recurrent(2.5), sgd(1e-4))
+    if keras.backend.backend() == "tensorflow":  # the same figures on all of them
+        assert diagnosed(stack(2, start="zeros"), sgd(1e-2)) == ["SG501"]
+        assert diagnosed(stack(9, "sigmoid", "glorot_normal"), sgd(0.1)) == ["SG301"]
+        assert diagnosed(recurrent(0.3), sgd(0.1)) == ["SG305"]
+        assert diagnosed(stack(2), adam(1e-2), broken) == ["SG103"]
+        assert diagnosed(stack(2), adam(1e-2)) == []
+        assert diagnosed(recurrent(1.0), adam(1e-2)) == []
+
+
 @case("jax")
 def run_hears_losses_of_its_own_trace():
     import jax
