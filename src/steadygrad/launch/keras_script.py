@@ -364,17 +364,22 @@ class Track:
         self.drain()
 
     def drain(self) -> None:
-        """Write the rows that have come, in order; called from threads that no error may end."""
+        """Write the rows that have come, in order."""
         with self._lock:
             if self.ring is not None:
                 self._rows.extend(self.ring.read())
             while self._rows:
-                try:
-                    self._write(self._rows.popleft())
-                except Exception as error:
-                    self._session.trouble("a Keras step is not recorded", error)
+                self._write(self._rows.popleft())
 
     def _write(self, row: Any) -> None:
+        """Write one row; called from threads that no error may end."""
+        try:
+            self._sort(row)
+        except Exception as error:
+            self._session.trouble("a Keras step is not recorded", error)
+
+    def _sort(self, row: Any) -> None:
+        """Tell a step from a micro-batch, and keep or write it."""
         head = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))
         kind = int(head.pop("kind"))
         if kind != DROPPED:
