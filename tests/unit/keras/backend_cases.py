@@ -241,9 +241,10 @@ def raising_names_the_tensors_and_leaves_the_weights():
         steady.optimizer.apply([tensor([3.0, 4.0])], [weight])
         steady.check()
     x, y = data()
-    for more in ({}, {"gradient_accumulation_steps": 2}):
+    folder = tempfile.TemporaryDirectory()
+    for more, run in (({}, folder.name + "/run.db"), ({"gradient_accumulation_steps": 2}, None)):
         optimizer = keras.optimizers.SGD(0.05, **more)
-        steady = sg.attach(optimizer, on_nonfinite="raise")
+        steady = sg.attach(optimizer, on_nonfinite="raise", run=run)
         model = model_of(optimizer)
         bad = x.copy()
         bad[9] = np.nan
@@ -252,6 +253,8 @@ def raising_names_the_tensors_and_leaves_the_weights():
         expect(NonFiniteError, "dense", functools.partial(fit, callbacks=[monitor]))
         assert all(np.isfinite(w).all() for w in weights(model))
         steady.check()  # told once
+        steady.detach()
+    assert steadygrad.open_run(folder.name + "/run.db").steps.action.tolist()[-1:] == ["skip"]
 
 
 @case("tensorflow", "torch")
