@@ -539,11 +539,12 @@ def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
     def value_and_grad(fun: Any, *args: Any, **kwargs: Any) -> Any:
         function = original(fun, *args, **kwargs)
         scales = getattr(fun, "__func__", None) is trainer.compute_loss_and_updates
+        has_aux = kwargs.get("has_aux", args[1] if len(args) > 1 else False)
 
         @functools.wraps(function)
         def noting(*inputs: Any, **more: Any) -> Any:
             found, grads = function(*inputs, **more)
-            value = found[0] if kwargs.get("has_aux") else found
+            value = found[0] if has_aux else found
             # what Keras' own function returns may be scaled, and the loss itself stands aside
             observer.loss = found[1][0] if scales else value
             return found, grads

@@ -820,15 +820,16 @@ def rules_on_weights_speak_of_an_observed_run():
 def run_hears_losses_of_its_own_trace():
     import jax
 
-    def loss_of(w, x):
-        return jax.numpy.sum(w * x)
-
-    def trained():
+    def trained(has_aux):
         weight, optimizer = keras.Variable(np.ones(2, "float32")), keras.optimizers.SGD(1.0)
         optimizer.build([weight])
 
+        def loss_of(w, x):
+            loss = jax.numpy.sum(w * x)
+            return (loss, {}) if has_aux else loss
+
         def step(values, slots, x, wrap):
-            loss, grad = wrap(jax.value_and_grad(loss_of))(values, x)
+            loss, grad = wrap(jax.value_and_grad(loss_of, 0, has_aux))(values, x)
             values, slots = optimizer.stateless_apply(
                 slots, [grad.reshape(-1, 2).mean(0)], [values]
             )
@@ -842,16 +843,17 @@ def run_hears_losses_of_its_own_trace():
             _, values, slots = compiled(values, slots, tensor([[3.0, 4.0], [3.0, 4.0]]), each)
         return np.array(values)
 
-    plain = trained()
-    with observed() as session:
-        seen = trained()
-    assert session.troubles == [], session.troubles
-    assert equal([plain], [seen])
-    run = steadygrad.open_run(session.path)
-    assert run.steps.norm.tolist() == [5.0] * 6
-    # `value_and_grad` inside of another trace: what it saw has no value where the step is
-    close([run.steps.loss[[0, 3]]], [np.array([7.0, -68.0])])
-    assert np.isnan(run.steps.loss[[1, 2, 4, 5]]).all(), run.steps.loss
+    for has_aux in (False, True):
+        plain = trained(has_aux)
+        with observed() as session:
+            seen = trained(has_aux)
+        assert session.troubles == [], session.troubles
+        assert equal([plain], [seen])
+        run = steadygrad.open_run(session.path)
+        assert run.steps.norm.tolist() == [5.0] * 6
+        # `value_and_grad` inside of another trace: what it saw has no value where the step is
+        close([run.steps.loss[[0, 3]]], [np.array([7.0, -68.0])])
+        assert np.isnan(run.steps.loss[[1, 2, 4, 5]]).all(), run.steps.loss
 
 
 @case("tensorflow")
