@@ -56,7 +56,7 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0, counts: bool = Tru
     single = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_single(leaf)]
     large = [i for i in single if not is_small(leaves[i])]
     found = [_large_norms([leaves[i] for i in large], counts)] if large else []
-    rest = [i for i in range(len(leaves)) if i not in set(large)]
+    rest = sorted(set(range(len(leaves))) - set(large))
     return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), large, found)
 
 
