@@ -34,6 +34,7 @@ LEAVES: dict[str, tuple[str, Callable[[], list[tuple[int, ...]]], float]] = {
     "gpt2": ("GPT-2 small, 148 leaves, 124 M", gpt2_small, 1.0),
     "small": ("1000 small leaves, 2 M", lambda: [(2000,)] * 1000, 1.2),
 }
+TF_CLIPS = ("tensorflow clip_by_global_norm", "steadygrad clip_by_global_norm")
 MANY = ("4096 bfloat16 leaves, 4 M", [(1000,)] * 4096)
 
 
@@ -158,9 +159,6 @@ def _tf_step_rows(threads: int, seconds: float, key: str, compiled: bool) -> Ite
         ]
         took = best_of(contenders, seconds, least=3)
         yield from rows_of(threads, name, f"{_tf_case(compiled)}, {active}", contenders, took)
-
-
-TF_CLIPS = ("tensorflow clip_by_global_norm", "steadygrad clip_by_global_norm")
 
 
 def _tf_step(name: str, compiled: bool) -> Any:

@@ -90,5 +90,5 @@ _figures_of = jax.jit(_figures)
 
 def _part(leaf: Any) -> Any:
     """At most `TAKEN` of the elements, evenly spread."""
-    part = jnp.ravel(leaf)[:: stride(leaf.size) or 1]
+    part = jnp.ravel(leaf)[:: stride(leaf.size)]
     return part if jnp.iscomplexobj(part) else part.astype("float32")

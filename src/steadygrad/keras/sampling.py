@@ -122,4 +122,4 @@ def _layers(model: Any) -> list[Any]:
 def _part(value: NDArray[np.float64]) -> NDArray[np.float64]:
     """At most `TAKEN` of the elements, evenly spread."""
     flat = value.ravel()
-    return flat[:: stride(flat.size) or 1]
+    return flat[:: stride(flat.size)]

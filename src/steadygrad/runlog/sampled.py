@@ -58,10 +58,10 @@ def stride(elements: int) -> int:
     """Distance between the elements that stand for a tensor.
 
     Example:
-        >>> stride(4096), stride(4097)
-        (1, 2)
+        >>> stride(0), stride(4096), stride(4097)
+        (1, 1, 2)
     """
-    return -(-elements // TAKEN)
+    return max(1, -(-elements // TAKEN))
 
 
 def spectral_radius(rows: NDArray[np.float64]) -> float:

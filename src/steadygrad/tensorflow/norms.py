@@ -229,9 +229,9 @@ def _double_sums(leaves: Sequence[Any]) -> Any:
         return tf.stack([tf.reduce_sum(_square(leaf)) for leaf in leaves])
     rows = [_padded_rows(leaf, size) for leaf, size in zip(leaves, sizes, strict=True)]
     first = tf.concat([tf.reduce_sum(_square(r), 1) for r in rows], 0)
-    owners = np.repeat(range(len(rows)), [r.shape[0] // XLA_ROW for r in rows])
     second = tf.reduce_sum(_cut(first, XLA_ROW), 1)
-    return tf.math.unsorted_segment_sum(second, owners.astype(np.int32), len(leaves))
+    counts = [r.shape[0] // XLA_ROW for r in rows]
+    return _joined(second, range(len(rows)), counts, len(leaves))
 
 
 def _square(x: Any) -> Any:
@@ -255,7 +255,8 @@ def _row_sums(leaves: Sequence[Any]) -> Any:
     pieces = [(i, rows) for i, leaf in enumerate(leaves) for rows in _rows_of(leaf)]
     norms = tf.concat([tf.raw_ops.EuclideanNorm(input=r, axis=-1) for _, r in pieces], 0)
     squares = tf.square(tf.cast(norms, tf.float64))
-    return tf.math.unsorted_segment_sum(squares, _owners(pieces), len(leaves))
+    counts = [tf.shape(r)[0] if r.shape[0] is None else r.shape[0] for _, r in pieces]
+    return _joined(squares, [place for place, _ in pieces], counts, len(leaves))
 
 
 def _rows_of(leaf: Any) -> list[Any]:
@@ -271,13 +272,11 @@ def _rows_of(leaf: Any) -> list[Any]:
     return [_cut(line[:whole], ROW), line[None, whole:]]
 
 
-def _owners(pieces: Sequence[tuple[int, Any]]) -> Any:
-    """To which tensor each row belongs."""
-    counts = [rows.shape[0] for _, rows in pieces]
-    places = [place for place, _ in pieces]
-    if None not in counts:
-        return tf.constant(np.repeat(places, counts), tf.int32)
-    return tf.repeat(places, [tf.shape(rows)[0] for _, rows in pieces])
+def _joined(sums: Any, places: Sequence[int], counts: Sequence[Any], tensors: int) -> Any:
+    """Sums of rows, added up for each tensor; a piece at a place has so many rows."""
+    known = all(isinstance(count, int) for count in counts)
+    owners = np.repeat(places, counts).astype(np.int32) if known else tf.repeat(places, counts)
+    return tf.math.unsorted_segment_sum(sums, owners, tensors)
 
 
 def _broken_elements(rows: Any) -> Any:

@@ -155,9 +155,7 @@ def test_graphs_sum_as_exactly_as_compiled_code():
     for values in map(tf.constant, cases):
         graph = tf.function(lambda x: sg.measure([x]).total_norm, autograph=False)
         traced = graph.get_concrete_function(values)
-        later = tf.function(
-            traced, jit_compile=True, autograph=False
-        )  # what was not traced for XLA
+        later = tf.function(traced, jit_compile=True, autograph=False)  # not traced for XLA
         compiled = tf.function(graph.python_function, jit_compile=True, autograph=False)
         want = np.linalg.norm(values.numpy().astype(np.float64).ravel())
         for how in (traced, later, compiled):
