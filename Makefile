@@ -35,7 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
 corpus: $(VENV)/.dev
-	$(BIN)/python -m tests.corpus
+	$(BIN)/python -m corpus
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

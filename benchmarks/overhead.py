@@ -25,7 +25,11 @@ from torch import nn
 import steadygrad.torch as sg
 from benchmarks.steps import Lstm, Transformer
 from steadygrad.kernels import native
-from steadygrad.torch import attached, clipper, measuring, memory, recording, table
+from steadygrad.torch.gradients import measuring
+from steadygrad.torch.record import recording
+from steadygrad.torch.step import clipper, table
+from steadygrad.torch.step import engine as attached
+from steadygrad.torch.step import policy_state as memory
 
 PARTS: dict[str, tuple[Any, str]] = {
     "follow the optimizer's groups": (table.ParameterTable, "refresh"),

@@ -6,8 +6,8 @@ would hide the function `steadygrad.calibrate` behind itself.
 
 from __future__ import annotations
 
-from steadygrad.calibration.calibrate import calibrate
-from steadygrad.calibration.replay import Replay, replay
+from steadygrad.calibration.recommending import calibrate
+from steadygrad.calibration.replaying import Replay, replay
 from steadygrad.calibration.result import Calibration, Outcome, Spike
 
 __all__ = ["Calibration", "Outcome", "Replay", "Spike", "calibrate", "replay"]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from steadygrad.calibration.advice import percent
-from steadygrad.calibration.calibrate import calibrate
-from steadygrad.calibration.replay import replay
+from steadygrad.calibration.recommending import calibrate
+from steadygrad.calibration.replaying import replay
 from steadygrad.calibration.result import Calibration
 
 if TYPE_CHECKING:

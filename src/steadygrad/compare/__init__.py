@@ -8,7 +8,7 @@ nothing but to be runnable.
 from __future__ import annotations
 
 from steadygrad.compare.cells import Cell, Grid
-from steadygrad.compare.measure import Curve, Outcome, measure
+from steadygrad.compare.measuring import Curve, Outcome, measure
 from steadygrad.compare.table import Comparison, Row, judge
 
 __all__ = ["Cell", "Comparison", "Curve", "Grid", "Outcome", "Row", "judge", "measure"]

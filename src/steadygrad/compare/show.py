@@ -13,7 +13,7 @@ from rich.table import Table
 
 from steadygrad.calibration.advice import percent
 from steadygrad.compare.cells import Cell, Grid, run_cells
-from steadygrad.compare.measure import measure
+from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.table import Comparison, Row, judge
 from steadygrad.report.numbers import duration, figure

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.compare.measure import Outcome
+from steadygrad.compare.measuring import Outcome
 
 Floats = NDArray[np.float64]
 

@@ -19,8 +19,8 @@ from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.jax._x64 import narrow, wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.jax.norms import leaf_norms
-from steadygrad.policies.agc import unit_axes, unit_norms
 from steadygrad.policies.base import coefficient
+from steadygrad.policies.methods.agc import unit_axes, unit_norms
 from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 

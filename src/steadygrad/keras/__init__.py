@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(str(error.name), "keras", "steadygrad.keras") from error
 
-from steadygrad.keras.attach import Steady, attach
+from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import register_all
 from steadygrad.keras.monitor import GradientMonitor
 

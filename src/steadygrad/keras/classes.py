@@ -126,7 +126,7 @@ class _Attached:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        from steadygrad.keras.attach import attach
+        from steadygrad.keras.attaching import attach
 
         config = dict(config)
         ours = config.pop("steadygrad")

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from steadygrad.errors import UsageError
-from steadygrad.keras.attach import Steady, attach
+from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import hook_of
 from steadygrad.runlog import RunWriter
 

@@ -252,7 +252,7 @@ def _observe_torch(session: Session, module: ModuleType) -> None:
 
 
 def _observe_keras(session: Session, module: ModuleType) -> None:
-    from steadygrad.launch.keras_script import install
+    from steadygrad.launch.keras_script.observer import install
 
     observer = install(session, module)
     if observer is not None:

@@ -58,7 +58,7 @@ def _open(path: str) -> Run:
 
 
 def _explained(run: Run, session: Session) -> list[str]:
-    from steadygrad.report.verdict import verdict
+    from steadygrad.report.headline import verdict
     from steadygrad.rules import diagnose
 
     findings = diagnose(run)

@@ -1,6 +1,6 @@
 """Clipping methods: one file each, found by being here.
 
-A new method is one new module with a frozen dataclass derived from
+A new method is one new module of `methods/` with a frozen dataclass derived from
 `steadygrad.policies.base.Policy`; its class becomes a public name of this
 package and its `name` a word that specs understand.
 """
@@ -11,16 +11,15 @@ import importlib
 import pkgutil
 from typing import Any
 
+from steadygrad.policies import methods
 from steadygrad.policies.base import Decision, Policy, State
-
-_TOOLS = {"base", "chain", "checks", "groups", "memory", "parse", "wide"}
 
 
 def _discover() -> dict[str, type[Policy]]:
     found: dict[str, type[Policy]] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        members = vars(importlib.import_module(f"{__name__}.{module}")).values()
-        for member in members if module not in _TOOLS else ():
+    for module in sorted(m.name for m in pkgutil.iter_modules(methods.__path__)):
+        members = vars(importlib.import_module(f"{methods.__name__}.{module}")).values()
+        for member in members:
             if isinstance(member, type) and issubclass(member, Policy) and member.name:
                 found[member.name] = member
     return found
@@ -33,7 +32,7 @@ globals().update({cls.__name__: cls for cls in REGISTRY.values()})
 
 from steadygrad.policies.chain import Chain  # noqa: E402  (needs the registry)
 from steadygrad.policies.groups import Groups  # noqa: E402
-from steadygrad.policies.parse import parse  # noqa: E402
+from steadygrad.policies.specs import parse  # noqa: E402
 
 __all__ = [
     "REGISTRY",

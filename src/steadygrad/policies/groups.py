@@ -14,8 +14,8 @@ from typing import Any
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import Decision, Policy, State, constant
-from steadygrad.policies.none import NoClip
-from steadygrad.policies.parse import parse
+from steadygrad.policies.methods.none import NoClip
+from steadygrad.policies.specs import parse
 from steadygrad.stats import GradientStats, combine_norms
 
 INF = float("inf")

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
-from steadygrad.policies.none import NoClip
-from steadygrad.policies.parse import parse
+from steadygrad.policies.methods.none import NoClip
+from steadygrad.policies.specs import parse
 from steadygrad.stats import GradientStats, combine_norms
 
 Clip = str | Policy | Mapping[str, "str | Policy"]

@@ -7,7 +7,7 @@ verdict from here.
 from __future__ import annotations
 
 from steadygrad.report.files import write_report
+from steadygrad.report.headline import Verdict, verdict
 from steadygrad.report.summary import build
-from steadygrad.report.verdict import Verdict, verdict
 
 __all__ = ["Verdict", "build", "verdict", "write_report"]

@@ -16,12 +16,12 @@ from steadygrad._version import __version__
 from steadygrad.errors import UsageError
 from steadygrad.report.comparison import comparison
 from steadygrad.report.curves import series
+from steadygrad.report.headline import verdict
 from steadygrad.report.heatmap import heatmap
 from steadygrad.report.key_figures import key_figures
 from steadygrad.report.numbers import plain
 from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
-from steadygrad.report.verdict import verdict
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run

@@ -6,23 +6,22 @@ import importlib
 import importlib.resources
 import os
 import pkgutil
-import re
 
 import numpy as np
 
 from steadygrad.errors import UsageError
+from steadygrad.rules import checks
 from steadygrad.rules.base import Rule
+from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import SEVERITIES, Finding
-from steadygrad.rules.view import View
 from steadygrad.runlog import Run, as_run
 
 __all__ = ["REGISTRY", "SEVERITIES", "Finding", "Rule", "diagnose", "page"]
 
 
 def _discover() -> dict[str, Rule]:
-    names = (m.name for m in pkgutil.iter_modules(__path__))
-    modules = (n for n in sorted(names) if re.fullmatch(r"sg\d{3}_\w+", n))
-    rules = [importlib.import_module(f"{__name__}.{name}").RULE for name in modules]
+    names = sorted(module.name for module in pkgutil.iter_modules(checks.__path__))
+    rules = [importlib.import_module(f"{checks.__name__}.{name}").RULE for name in names]
     return {rule.id: rule for rule in rules}
 
 

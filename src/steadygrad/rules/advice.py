@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from steadygrad.rules.view import View, median, number
+from steadygrad.rules.evidence.view import View, median, number
 
 _PREFIX = {
     "torch": "import steadygrad.torch as sg\n",

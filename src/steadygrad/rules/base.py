@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
-from steadygrad.rules.view import View
 
 
 @dataclass(frozen=True)

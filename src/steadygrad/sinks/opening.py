@@ -1,4 +1,4 @@
-"""Sinks by name: a module of this folder is a kind of sink, imported when it is asked for.
+"""Sinks by name: a module of `loggers/` is a kind of sink, imported when it is asked for.
 
 Reading a spec needs the standard library alone, so that `steadygrad run` can refuse one
 before the script starts.
@@ -13,15 +13,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from steadygrad import sinks
 from steadygrad.errors import UsageError
+from steadygrad.sinks import loggers
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
     from steadygrad.sinks.base import Sink
-
-SHARED = frozenset({"base", "files", "opening", "replaying", "scalars"})
-"""Modules of this folder that are no sink."""
 
 
 def kinds() -> list[str]:
@@ -31,8 +28,7 @@ def kinds() -> list[str]:
         >>> "tensorboard" in kinds()
         True
     """
-    found = {module.name for module in pkgutil.iter_modules(sinks.__path__)}
-    return sorted(found - SHARED)
+    return sorted(module.name for module in pkgutil.iter_modules(loggers.__path__))
 
 
 def read_spec(spec: str) -> tuple[str, str, int | None]:
@@ -81,7 +77,7 @@ def open_sink(spec: str | Sink) -> Sink:
     if not isinstance(spec, str):
         return spec
     kind, target, tensors = read_spec(spec)
-    made: Sink = importlib.import_module(f"steadygrad.sinks.{kind}").SINK(target, tensors=tensors)
+    made: Sink = importlib.import_module(f"{loggers.__name__}.{kind}").SINK(target, tensors=tensors)
     return made
 
 

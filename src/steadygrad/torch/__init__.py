@@ -12,11 +12,15 @@ try:
 except ImportError as _error:
     raise MissingExtraError("torch", "torch", "steadygrad.torch") from _error
 
-from steadygrad.torch.attach import attach
-from steadygrad.torch.clip_norm import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
-from steadygrad.torch.clip_value import clip_grad_value_
-from steadygrad.torch.measure import measure
-from steadygrad.torch.steady import Steady
+from steadygrad.torch.dropins.clip_norm import (
+    clip_grad_norm_,
+    clip_grads_with_norm_,
+    get_total_norm,
+)
+from steadygrad.torch.dropins.clip_value import clip_grad_value_
+from steadygrad.torch.dropins.figures import measure
+from steadygrad.torch.step.attaching import attach
+from steadygrad.torch.step.handle import Steady
 
 __all__ = [
     "Steady",

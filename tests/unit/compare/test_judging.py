@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from steadygrad.compare import Cell, Grid, Outcome, judge, measure
-from steadygrad.compare.measure import curve, divergence
+from steadygrad.compare.measuring import curve, divergence
 from steadygrad.compare.show import table
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.runlog import Run, RunWriter

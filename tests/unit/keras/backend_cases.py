@@ -621,7 +621,7 @@ def observed(clip=None):
     """This process as under `steadygrad run`; what is patched is put back."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    from steadygrad.launch.keras_script import install
+    from steadygrad.launch.keras_script.observer import install
     from steadygrad.launch.plan import Plan
     from steadygrad.launch.session import Session
 

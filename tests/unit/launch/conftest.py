@@ -15,7 +15,7 @@ from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
 from steadygrad.launch.torch_script.install import Patches, install
 from steadygrad.runlog import Run, open_run
-from steadygrad.torch import scaler
+from steadygrad.torch.internals import scaler
 
 CLIPS = ("clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steadygrad.policies import AdaGC, Auto, AutoClip, NormSchedule, SkipSpike, ZClip
-from steadygrad.policies.memory import TOLERANCE
+from steadygrad.policies.history import TOLERANCE
 
 # float64 sums and products in another order: a few ulp a step, over 300 steps
 RTOL = 300 * 4 * np.finfo(float).eps

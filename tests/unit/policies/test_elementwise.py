@@ -13,7 +13,7 @@ import torch
 
 from steadygrad.errors import UsageError
 from steadygrad.policies import AGC, SPAM, ClipValue, UpdateRMSClip
-from steadygrad.policies.agc import unit_axes
+from steadygrad.policies.methods.agc import unit_axes
 
 SHAPES = [(), (7,), (1, 7), (6, 5), (4, 3, 2), (5, 3, 2, 2)]
 

@@ -8,7 +8,7 @@ import torch
 
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.runlog.facts import versions_of
-from steadygrad.torch.recording import UNSEEDED
+from steadygrad.torch.record.recording import UNSEEDED
 
 
 def facts(census: Census | None, amp: bool) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from steadygrad.launch.torch_script.clips import ClipLog
 from steadygrad.launch.torch_script.observed import summed_up
 from steadygrad.launch.torch_script.readings import Reading, read
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.torch.batch import Batch
-from steadygrad.torch.clipper import Clipper, Outcome
-from steadygrad.torch.recording import Recorder
-from steadygrad.torch.step_record import record_of
+from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.record.recording import Recorder
+from steadygrad.torch.record.step_record import record_of
+from steadygrad.torch.step.clipper import Clipper, Outcome
 
 PROBE = 8
 

@@ -17,10 +17,10 @@ from steadygrad import kernels
 from steadygrad.launch.torch_script.readings import Reading
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
-from steadygrad.torch.applied import Applied, compare, unit_of
-from steadygrad.torch.batch import Batch
-from steadygrad.torch.clipper import Clipper, Outcome, Scale, Skip
-from steadygrad.torch.measuring import namespace, total_of
+from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.measuring import namespace, total_of
+from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
+from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip
 
 
 class ObservingClipper(Clipper):

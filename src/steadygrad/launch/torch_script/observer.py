@@ -26,14 +26,15 @@ from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies import parse
 from steadygrad.runlog.origin import EVENT
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.torch import copies, scaler
-from steadygrad.torch.attach import attach_unheard
-from steadygrad.torch.batch import Batch
-from steadygrad.torch.clipper import Clipper
-from steadygrad.torch.losses import LossMeter
+from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.internals import scaler
 from steadygrad.torch.origin.finder import Finder
-from steadygrad.torch.recording import Recorder
-from steadygrad.torch.steady import Steady
+from steadygrad.torch.record.losses import LossMeter
+from steadygrad.torch.record.recording import Recorder
+from steadygrad.torch.step import copies
+from steadygrad.torch.step.attaching import attach_unheard
+from steadygrad.torch.step.clipper import Clipper
+from steadygrad.torch.step.handle import Steady
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "corpus"))
+sys.path.insert(0, str(Path(__file__).parents[4] / "corpus"))
 
 import origin_heldout_cases as heldout
 from origin_cases import Case, all_cases, expected_lines, is_right, run

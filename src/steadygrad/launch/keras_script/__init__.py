@@ -1,0 +1,1 @@
+"""Observing a Keras script."""

@@ -1,0 +1,104 @@
+"""Weights of a Keras model under `steadygrad run`, sampled between the steps of `fit`.
+
+`fit` and `train_on_batch` both call the model's ``train_function``, which is wrapped here:
+a callback would have Keras bring the loss to the host after every batch. On JAX the weights
+of the moment are in the state that goes in and comes out; the model's own are stale.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from steadygrad.keras.engines import to_numpy
+from steadygrad.keras.sampling import Sampler, recurrent_lengths
+
+if TYPE_CHECKING:
+    from steadygrad.launch.keras_script.observer import KerasObserver, Track
+
+
+class WeightWatch:
+    """Samples the weights of one model while it trains.
+
+    Args:
+        observer: knows the steps of its optimizer.
+        model: it.
+    """
+
+    def __init__(self, observer: KerasObserver, model: Any) -> None:
+        self._observer, self._ref = observer, weakref.ref(model)
+        self._samplers: dict[Track, Sampler] = {}
+        self._start: dict[int, Any] = {}
+        self._now: dict[int, Any] = {}
+        self._wait = 0
+
+    @property
+    def _model(self) -> Any:
+        """It is the one that calls, and so is alive."""
+        return self._ref()
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A training function that samples before its first call and after some."""
+        if hasattr(function, "steadygrad_watches"):
+            return function
+
+        def train_function(*given: Any) -> Any:
+            self._observer.guarded("weights are not sampled", self._before, given)
+            found = function(*given)
+            self._observer.guarded("weights are not sampled", self._after, found)
+            return found
+
+        train_function.steadygrad_watches = True  # type: ignore[attr-defined]
+        return train_function
+
+    def _before(self, given: Sequence[Any]) -> None:
+        self._observer.model = self._model
+        if not self._samplers and not self._tracks():
+            self._look(given[0])
+            self._start = {id(v): self._read(v) for v in self._model.trainable_variables}
+            self._now = {}
+
+    def _after(self, found: Any) -> None:
+        """A call is over: it took at most `steps_per_execution` steps."""
+        self._wait -= int(self._model.steps_per_execution)
+        if self._wait > 0:
+            return
+        self._look(found[1] if self._observer.on_jax else None)
+        waits = [self._sample(track) for track in self._tracks()]
+        self._wait = min(waits, default=0)
+        self._now = {}
+
+    def _look(self, state: Any) -> None:
+        """Note where JAX has its weights: first of all in what is passed around."""
+        if self._observer.on_jax:
+            pairs = zip(self._model.trainable_variables, state[0], strict=True)
+            self._now = {id(variable): value for variable, value in pairs}
+
+    def _read(self, variable: Any) -> Any:
+        value = self._now.get(id(variable))
+        return to_numpy(variable) if value is None else np.array(value)
+
+    def _tracks(self) -> list[Track]:
+        return self._observer.tracks_of(self._model.optimizer)
+
+    def _sample(self, track: Track) -> int:
+        """Sample if it is time; returns the steps until it may be time again."""
+        steps = track.settled()
+        if steps and track.ids is not None:
+            if track not in self._samplers:
+                self._samplers[track] = self._begun(track, steps)
+            self._samplers[track].at_step(steps)
+        return self._samplers[track].wait(steps) if track in self._samplers else 0
+
+    def _begun(self, track: Track, steps: int) -> Sampler:
+        lengths = recurrent_lengths(self._model)
+        known = [lengths.get(id(v), 0) for v in track.variables]
+        sampler = Sampler(track.writer, track.variables, track.ids, known, self._read)
+        start = [self._start.get(id(v)) for v in track.variables]
+        if steps == 1 and all(value is not None for value in start):
+            sampler.at_step(0, start)
+        self._start = {}
+        return sampler

@@ -1,0 +1,64 @@
+"""SG101: a NaN or inf that no explosion announced: an operation or the data made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence import origins
+from steadygrad.rules.evidence.breaks import Break, first_break, tell
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.finding import Finding
+
+_CAUSES = (
+    "an operation at the edge of its domain: log(0), sqrt(0) (its derivative is inf), 0/0, "
+    "acos(1), exp of a large number, a softmax over a fully masked row",
+    "a NaN or inf in the input batch or the targets",
+    "a norm or standard deviation of a constant vector, without an epsilon",
+)
+
+
+def _fix(view: View) -> str:
+    return code(
+        view,
+        torch="assert torch.isfinite(batch).all()  # is it the data?\n"
+        "torch.log(x.clamp_min(1e-6)); torch.sqrt(x + 1e-6)  # is it an operation?\n"
+        "# and keep the weights meanwhile:\n"
+        'sg.attach(optimizer, clip="norm:1.0", model=model, on_nonfinite="skip")',
+        keras="keras.ops.log(keras.ops.maximum(x, 1e-6)); keras.ops.sqrt(x + 1e-6)\n"
+        'sg.attach(optimizer, clip="norm:1.0", on_nonfinite="skip")',
+        jax="jax.config.update('jax_debug_nans', True)  # names the operation\n"
+        "safe = jnp.where(x > 0, x, 1.0); y = jnp.where(x > 0, jnp.log(safe), 0.0)\n"
+        'optimizer = sg.guard(optimizer, clip="norm:1.0")',
+    )
+
+
+def _title(story: Break) -> str:
+    tensor = f" in {story.tensors[0]}" if story.tensors else ""
+    return (
+        f"Gradients turned non-finite at step {story.step}{tensor} without an explosion before it."
+    )
+
+
+def check(view: View) -> Iterator[Finding]:
+    story = first_break(view)
+    if story is None or story.exploded:
+        return
+    recovers = not story.applied and not story.lost
+    yield finding(
+        view,
+        "SG101",
+        "warning" if recovers else "error",
+        0.75 if not story.before.size else 0.9,
+        _title(story),
+        evidence=[*origins.told(view), *tell(view, story)],
+        steps=[story.step],
+        tensors=story.tensors[:8],
+        causes=_CAUSES,
+        fixes=[*origins.fixes(view), _fix(view)],
+        figures={"growth_before": story.growth, "share": story.share},
+    )
+
+
+RULE = Rule("SG101", "a NaN or inf made by an operation", check, supersedes=("SG104",))

@@ -1,0 +1,59 @@
+"""SG102: a NaN or inf at the end of an explosion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, lower_lr, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence import origins
+from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
+from steadygrad.rules.evidence.view import View, median, number
+from steadygrad.rules.finding import Finding
+
+_CAUSES = (
+    "the learning rate is too high: each step makes the next gradient larger",
+    "a recurrent matrix or a deep stack multiplies gradients at every time step or layer",
+    "initial weights too large, or no normalisation",
+)
+
+
+def _title(story: Break) -> str:
+    return (
+        f"Gradients exploded: {number(story.growth)} times the ordinary size just before they "
+        f"turned non-finite at step {story.step}."
+    )
+
+
+def _departure(view: View, story: Break) -> int:
+    """The step from which norms never came back: what stands before it is ordinary."""
+    norms = np.where(view.usable, view.norm, np.nan)[: story.index]
+    near = np.flatnonzero(norms <= GROWTH * median(norms[:3]))
+    return int(near[-1]) + 1 if near.size else 1
+
+
+def check(view: View) -> Iterator[Finding]:
+    story = first_break(view)
+    if story is None or not story.exploded:
+        return
+    threshold = recommended(view, until=_departure(view, story))
+    yield finding(
+        view,
+        "SG102",
+        "error",
+        0.92,
+        _title(story),
+        evidence=[*tell(view, story), *origins.told(view)],
+        steps=[*range(max(0, story.step - 5), story.step), story.step],
+        tensors=story.tensors[:8],
+        causes=_CAUSES,
+        fixes=[clip_code(view, f"norm:{threshold:g}"), lower_lr(view)],
+        figures={"growth_before": story.growth, "share": story.share},
+    )
+
+
+RULE = Rule(
+    "SG102", "an explosion that ended in NaN or inf", check, supersedes=("SG104", "SG201", "SG202")
+)

@@ -1,0 +1,110 @@
+"""SG201: norms that grow and do not come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, lower_lr, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import (
+    View,
+    blocks,
+    median,
+    number,
+    order_agreement,
+    running_median,
+)
+from steadygrad.rules.finding import Finding
+
+GROWN = 10.0
+
+_CAUSES = (
+    "the learning rate is too high for this loss surface, or rises in a schedule",
+    "weights grow without bound: an unbounded critic or target, no weight decay, no normalisation",
+    "a loss that feeds on its own output (bootstrapped targets, a one-sided adversary)",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    if int(view.usable.sum()) < 12:
+        return
+    norms = blocks(view.norm[view.usable])
+    window = max(3, len(norms) // 12)
+    smooth = running_median(norms, window)[window - 1 :]
+    tenth = max(1, len(smooth) // 10)
+    start, end = median(smooth[:tenth]), median(smooth[-tenth:])
+    steady = order_agreement(smooth)
+    if end / max(start, 1e-300) >= _least(view) and steady >= 0.4:
+        yield _finding(view, steady, (start, end), "in the first tenth")
+    elif view.loss_trend.blew_up:
+        first, floor = median(norms[:3]), float(smooth[len(smooth) // 2 :].min())
+        if floor > GROWN * first:
+            yield _finding(view, steady, (first, end), "in the first three steps")
+
+
+def _least(view: View) -> float:
+    """Growth from which to speak: norms that rise while the loss falls are ordinary.
+
+    An adversary's loss may rise a few times over in a sound run, and its norms with it.
+    """
+    trend = view.loss_trend
+    if not trend.known:
+        return 3 * GROWN
+    if trend.diverged and trend.end > 5 * abs(trend.first):
+        return GROWN
+    learning = not trend.diverged and trend.fall >= 0.15 and trend.end < trend.start
+    return 100 * GROWN if learning else 30 * GROWN
+
+
+def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -> Finding:
+    trend = view.loss_trend
+    grown = ends[1] / max(ends[0], 1e-300)
+    numbers = view.step[view.usable]
+    half = max(3, len(numbers) // 3)
+    evidence = [
+        f"The median gradient norm rises from {number(ends[0])} {since} to "
+        f"{number(ends[1])} at the end (step {numbers[-1]}).",
+        f"It rises in {50 * (1 + steady):.0f} % of all pairs of (smoothed) steps.",
+    ]
+    if trend.known:
+        evidence.append(
+            f"The loss goes from {number(trend.start)} to {number(trend.end)}; "
+            f"it was at {number(trend.highest)}."
+        )
+    return finding(
+        view,
+        "SG201",
+        _severity(view),
+        min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * max(steady, 0.0)),
+        f"Gradient norms grow and do not come back: {number(grown)} times in this run.",
+        evidence=evidence,
+        steps=[int(numbers[half]), int(numbers[-1])],
+        tensors=_growers(view),
+        causes=_CAUSES,
+        fixes=[lower_lr(view), clip_code(view, f"norm:{recommended(view, until=half):g}")],
+        figures={"growth": grown, "rising": steady},
+    )
+
+
+def _severity(view: View) -> str:
+    """Norms that leave a tiny start while the loss keeps its range are no explosion."""
+    trend = view.loss_trend
+    if not trend.known:
+        return "warning"
+    thrown = trend.diverged and trend.end > 2 * abs(trend.first)
+    return "error" if thrown or trend.blew_up else "info"
+
+
+def _growers(view: View) -> list[str]:
+    table = view.healthy_norms
+    if table.shape[0] < 6 or not table.shape[1]:
+        return []
+    cut = table.shape[0] // 3
+    early, late = (np.nanmax(part, axis=0, initial=0.0) for part in (table[:cut], table[-cut:]))
+    growth = late / np.maximum(early, 1e-300)
+    return [view.tensors[i].name for i in np.argsort(growth)[::-1][:3]]
+
+
+RULE = Rule("SG201", "sustained growth of gradients", check, supersedes=("SG202",))

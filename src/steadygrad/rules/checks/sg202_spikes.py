@@ -1,0 +1,79 @@
+"""SG202: isolated spikes of the gradient norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import Array, View, median, number, percent, spikes
+from steadygrad.rules.finding import Finding
+
+_CAUSES = (
+    "single batches far from the rest: an outlier, a wrong label, an unscaled feature",
+    "a steep wall of the loss surface, as recurrent networks have",
+    "an optimizer state that is stale after a change of data or learning rate",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    norms = view.norm[view.usable]
+    places = spikes(norms)
+    if not len(places) or len(norms) < 16:
+        return
+    index = np.flatnonzero(view.usable)[places]
+    yield _finding(view, index, norms, _held(view, index, places))
+
+
+def _held(view: View, index: Array, places: Array) -> str:
+    """Why these spikes did no harm; empty where they may have."""
+    if (view.coef[index] < 0.5).all():
+        return "each was clipped"
+    norms = view.norm[view.usable]
+    first = np.setdiff1d(np.arange(max(1, len(norms) // 20)), places)
+    if len(first) and norms[places].max() <= norms[first].max():
+        return "the first steps were as large, and the run went on from them"
+    return ""
+
+
+def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
+    usual = median(norms)
+    factor = float(view.norm[index].max()) / max(usual, 1e-300)
+    listed = ", ".join(f"{view.step[i]} ({number(view.norm[i])})" for i in index[:8])
+    many = len(index) / len(norms)
+    end = held or "nothing held them back"
+    names = _tensors(view, int(index[np.argmax(view.norm[index])]))
+    return finding(
+        view,
+        "SG202",
+        "info" if held else "warning",
+        min(0.95, 0.7 + 0.05 * float(np.log10(factor)) * 2),
+        f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {number(factor)} times the "
+        f"median; {end}.",
+        evidence=[
+            f"Steps (norm): {listed}; the median norm is {number(usual)}.",
+            f"{percent(many)} of the steps are spikes.",
+            *([f"At the largest, {names[0]} carries most of the norm."] if names else []),
+        ],
+        steps=view.step[index],
+        tensors=names,
+        causes=_CAUSES,
+        fixes=[
+            clip_code(view, f"norm:{recommended(view):g}"),
+            clip_code(view, "zclip"),
+        ],
+        figures={"factor": factor, "share": many},
+    )
+
+
+def _tensors(view: View, index: int) -> list[str]:
+    place = np.flatnonzero(view.kept == index)
+    if not len(place) or not len(view.order):
+        return []
+    row = np.nan_to_num(view.norms[place[0]])
+    return [view.tensors[i].name for i in np.argsort(row)[::-1][:3]]
+
+
+RULE = Rule("SG202", "isolated gradient spikes", check)

@@ -1,0 +1,112 @@
+"""SG301: gradients that shrink layer by layer on their way back, while the loss stalls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.depth import Profile, biases, depth_profile
+from steadygrad.rules.evidence.view import LossTrend, View, number, percent
+from steadygrad.rules.finding import Finding
+
+SHRUNK = 300.0
+LOST = 2.0**23
+"""Beyond the digits of float32: what the first layers get is rounding beside the last ones'."""
+
+_CAUSES = (
+    "saturating activations (sigmoid, tanh) in a deep stack: each layer multiplies the gradient "
+    "by at most 1/4 (sigmoid) or 1 (tanh)",
+    "initial weights too small for the depth",
+    "no residual connections and no normalisation",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    profile = _steepest(view) if view.enough else None
+    if profile is not None and profile.ratio >= _least(view) and profile.agreement >= 0.5:
+        yield _finding(view, profile)
+
+
+def _least(view: View) -> float:
+    """How much smaller is too much: a loss that still falls says that small is enough."""
+    trend = view.loss_trend
+    if view.stuck:
+        return SHRUNK
+    flat = trend.plateau and not trend.stalled
+    if flat or trend.signed or not trend.known:
+        return 30 * SHRUNK
+    return LOST if _learns(trend) else math.inf
+
+
+def _learns(trend: LossTrend) -> bool:
+    return trend.known and not (trend.signed or trend.plateau or trend.stalled)
+
+
+def _steepest(view: View) -> Profile | None:
+    table = view.live_norms
+    both = [depth_profile(view, table, columns) for columns in (view.weights, biases(view))]
+    found = [p for p in both if p is not None]
+    return max(found, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
+
+
+def _fixes(view: View) -> list[str]:
+    return [
+        code(
+            view,
+            torch="x = x + block(x)                          # residual connections\n"
+            "layer = nn.Sequential(nn.Linear(n, n), nn.LayerNorm(n), nn.ReLU())\n"
+            'nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")',
+            keras="x = keras.layers.Add()([x, block(x)])\n"
+            'keras.layers.Dense(n, activation="relu", kernel_initializer="he_normal")\n'
+            "keras.layers.LayerNormalization()",
+            jax="x = x + block(x)\n"
+            "nn.Dense(n, kernel_init=nn.initializers.he_normal()); nn.LayerNorm(); nn.relu",
+        ),
+        "# Clipping does nothing here: it can only make a gradient smaller.",
+    ]
+
+
+def _loss(trend: LossTrend) -> str:
+    way = (
+        f"{number(trend.start)} at first, {number(trend.middle)} half-way, "
+        f"{number(trend.end)} at the end"
+    )
+    if trend.signed:
+        return f"The loss takes either sign, so that it cannot show whether training stalls: {way}."
+    verb = "falls, as far as the last layers can take it" if _learns(trend) else "stalls"
+    return f"The loss {verb}: {way} ({percent(max(trend.fall, 0.0))} less at its lowest)."
+
+
+def _finding(view: View, profile: Profile) -> Finding:
+    trend = view.loss_trend
+    told = trend.known and not trend.signed
+    learns = _learns(trend)
+    first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
+    evidence = [
+        f"Median gradient norm: {number(profile.norms[0])} in {first}, "
+        f"{number(profile.norms[-1])} in {last}; the first third of the layers has "
+        f"{number(profile.ratio)} times less than the last third.",
+        f"Each layer passes on about {number(profile.per_layer)} of the gradient; "
+        f"{len(profile.norms)} layers.",
+    ]
+    if trend.known:
+        evidence.append(_loss(trend))
+    return finding(
+        view,
+        "SG301",
+        "info" if learns else "error" if told and profile.ratio >= 1e4 else "warning",
+        min(0.95, (0.85 if told else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
+        f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
+        f"layers than in the last{', which learn alone' if learns else ''}.",
+        evidence=evidence,
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[view.tensors[i].name for i in profile.columns[:4]],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"ratio": profile.ratio, "per_layer": profile.per_layer},
+    )
+
+
+RULE = Rule("SG301", "gradients that vanish through depth", check, supersedes=("SG205",))

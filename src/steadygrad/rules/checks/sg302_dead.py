@@ -1,0 +1,193 @@
+"""SG302: tensors or units whose gradient is exactly zero, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code, lower_lr
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.depth import biases, depth_profile
+from steadygrad.rules.evidence.view import Array, View, columns_median, percent
+from steadygrad.rules.finding import Finding
+
+DEAD = 0.7
+"""Share of a layer's units from which it counts as dead."""
+ALL_BUT = 0.9
+"""The same for a layer that began no better."""
+RISEN = 0.2
+"""Growth of that share from which the run itself has killed the units."""
+BLOCKED = 300.0
+"""Factor by which the layers in front of dead ones get less gradient than those behind."""
+ENOUGH_LATE = 8
+
+_CAUSES = (
+    "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
+    "inputs or weights so large that every unit saturates to exactly 0",
+    "a mask, a max or a detach that cuts the graph",
+    "targets that the inputs do not tell: what is learned is a constant, and units die on the way",
+)
+
+
+def check(view: View) -> Iterator[Finding]:
+    if not view.enough or not len(view.order) or view.lost:
+        return
+    zeros = columns_median(view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :])
+    whole = np.flatnonzero((zeros == 1) & _mattering(view))
+    if np.isin(whole, view.weights).any():
+        if _matters(view, whole) or _never_lived(view):
+            yield _whole(view, whole)
+    elif not view.loss_trend.diverged:
+        partly = _dead_biases(view, zeros)
+        units = _dead_units(view) if view.stuck else _dying(view)
+        if units.size or (view.stuck and partly.size):
+            yield _partly(view, partly, zeros, units)
+
+
+def _dead_biases(view: View, zeros: Array) -> Array:
+    early = columns_median(view.zeros[view.good][:3])
+    columns = [i for i in biases(view) if zeros[i] < 1 and _is_dead(zeros[i], early[i])]
+    return np.array(columns, dtype=np.int64)
+
+
+def _dead_units(view: View) -> Array:
+    steps, dead = view.sample("activation_zero")
+    if not len(steps):
+        return np.zeros(0, np.int64)
+    late = columns_median(dead[-3:])
+    return np.array([i for i in range(len(late)) if _is_dead(late[i], dead[0, i])], dtype=np.int64)
+
+
+def _is_dead(late: float, early: float) -> bool:
+    """Whether a layer died in this run, or hardly lived: a narrow layer may start half asleep."""
+    return bool(late >= ALL_BUT or (late >= DEAD and late - early >= RISEN))
+
+
+def _matters(view: View, whole: Array) -> bool:
+    """A loss that still falls, or that is next to nothing, explains a zero gradient."""
+    trend = view.loss_trend
+    if not trend.known:
+        return True
+    solved = abs(trend.end) <= 1e-3 * abs(trend.start)
+    most = np.isin(view.weights, whole).mean() >= 0.5
+    return bool(trend.stalled or trend.diverged or trend.plateau or most) and not solved
+
+
+def _never_lived(view: View) -> bool:
+    """Whether not one gradient of the whole run was other than zero."""
+    return not (view.norm[view.usable] > 0).any()
+
+
+def _severity(view: View) -> str:
+    """A loss that is 0 from the first step on may be solved, or masked away.
+
+    Weights that move all the same carry the momentum of earlier steps, which had gradients.
+    """
+    nothing = _never_lived(view) and not (view.loss[view.usable] != 0).any()
+    if nothing:
+        return "info" if view.travel > 0 else "warning"
+    return "error" if view.loss_trend.known else "warning"
+
+
+def _mattering(view: View) -> Array:
+    """Matrices, and vectors that are biases: an embedding's rows are mostly zero by design."""
+    weight = np.zeros(len(view.tensors), dtype=bool)
+    weight[view.weights] = True
+    weight[biases(view)] = True
+    return weight
+
+
+def _dying(view: View) -> Array:
+    """Layers that died in this run, and the loss went flat with them.
+
+    Most layers are dead, or those that are let next to nothing of the gradient through.
+    """
+    steps, dead = view.sample("activation_zero")
+    if not len(steps) or not view.loss_trend.plateau:
+        return np.zeros(0, np.int64)
+    late = columns_median(dead[-3:])
+    units = np.flatnonzero(late >= DEAD)
+    most = 2 * units.size >= np.isfinite(dead[0]).sum()
+    risen = units.size and np.nanmax((late - dead[0])[units], initial=-1.0) >= RISEN
+    return units if risen and (most or _blocks(view)) else units[:0]
+
+
+def _blocks(view: View) -> bool:
+    """Whether the first layers get next to nothing of the gradient of the last."""
+    profile = depth_profile(view, view.live_norms, biases(view))
+    return profile is not None and profile.ratio >= BLOCKED and profile.agreement >= 0.5
+
+
+def _whole(view: View, columns: Array) -> Finding:
+    every = len(columns) == int(_mattering(view).sum())
+    names = [view.tensors[i].name for i in columns]
+    known = view.loss_trend.known
+    return finding(
+        view,
+        "SG302",
+        _severity(view),
+        0.93 if known else 0.7,
+        ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
+        + (" in the second half of the run: dead units, or a graph that is cut."),
+        evidence=[
+            f"In the second half of the run every element of {', '.join(names[:4])} is exactly 0.",
+            _loss(view),
+        ],
+        steps=[int(view.step[-1])],
+        tensors=names[:8],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"tensors": len(names)},
+    )
+
+
+def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
+    names = [view.tensors[i].name for i in (columns if columns.size else units)]
+    shares = (
+        zeros[columns]
+        if columns.size
+        else columns_median(view.sample("activation_zero")[1][-3:])[units]
+    )
+    return finding(
+        view,
+        "SG302",
+        "warning",
+        0.85,
+        f"{percent(float(np.max(shares)))} of the units behind {names[0]} are dead while the loss "
+        f"{'stalls' if view.loss_trend.stalled else 'falls no more'}.",
+        evidence=[
+            f"Share of units that are zero for the whole batch: {percent(float(np.min(shares)))} "
+            f"to {percent(float(np.max(shares)))} in {len(names)} layers.",
+            _loss(view),
+        ],
+        steps=[int(view.step[-1])],
+        tensors=names[:8],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"share": float(np.max(shares))},
+    )
+
+
+def _loss(view: View) -> str:
+    trend = view.loss_trend
+    if not trend.known:
+        return "The loss is not recorded."
+    return f"The loss: {trend.start:.4g} at the start, {trend.end:.4g} at the end."
+
+
+def _fixes(view: View) -> list[str]:
+    return [
+        lower_lr(view),
+        code(
+            view,
+            torch="act = nn.LeakyReLU(0.01)  # or nn.GELU(): never exactly flat\n"
+            'nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")\n'
+            "nn.init.zeros_(layer.bias)",
+            keras='keras.layers.Dense(n, activation="gelu", kernel_initializer="he_normal")',
+            jax="nn.gelu(nn.Dense(n, kernel_init=nn.initializers.he_normal())(x))",
+        ),
+    ]
+
+
+RULE = Rule("SG302", "dead units and all-zero gradients", check, supersedes=("SG301", "SG205"))

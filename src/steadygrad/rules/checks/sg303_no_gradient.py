@@ -1,0 +1,66 @@
+"""SG303: parameters that an optimizer holds and that never get a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.finding import Finding
+
+
+def check(view: View) -> Iterator[Finding]:
+    if len(view) < 3 or not len(view.order):
+        return
+    measured = (~np.isnan(view.norms) | (view.figures("nonfinite") > 0)).any(axis=0)
+    frozen = set(view.info.get("frozen") or ())
+    missing = [int(i) for i in np.flatnonzero(~measured) if int(view.order[i]) not in frozen]
+    if missing and measured.any():
+        yield _finding(view, missing)
+
+
+def _finding(view: View, missing: list[int]) -> Finding:
+    names = [view.tensors[i].name for i in missing]
+    count = sum(int(np.prod(view.tensors[i].shape)) for i in missing)
+    total = sum(int(np.prod(t.shape)) for t in view.tensors)
+    ran = any(t.position >= 0 for t in view.tensors)
+    idle = [n for n, i in zip(names, missing, strict=True) if ran and view.tensors[i].position < 0]
+    where = [f"The modules of {', '.join(idle[:4])} never ran in the forward pass."] if idle else []
+    return finding(
+        view,
+        "SG303",
+        "warning",
+        0.92,
+        f"{len(names)} of {len(view.tensors)} parameters never get a gradient: {names[0]}"
+        + (" and others." if len(names) > 1 else "."),
+        evidence=[
+            f"In {len(view)} steps no gradient was ever there for {', '.join(names[:6])} "
+            f"({count} of {total} elements).",
+            *where,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=names[:8],
+        causes=[
+            "a detach(), .data, no_grad() or a NumPy round trip cuts the graph before them",
+            "the module is made, and never called in forward()",
+            "they were meant to be frozen, and stayed in the optimizer",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="# meant to train: look for detach(), .data, .item(), no_grad() on the way\n"
+                f'assert dict(model.named_parameters())["{names[0]}"].grad is not None\n'
+                "# meant to stay: p.requires_grad_(False), and\n"
+                "optimizer = Opt([p for p in model.parameters() if p.requires_grad])",
+                keras="layer.trainable = False  # if meant to stay; else call the layer in call()",
+                jax="optimizer = optax.masked(optimizer, trainable_mask)  # if meant to stay",
+            )
+        ],
+        figures={"tensors": len(names), "elements": count},
+    )
+
+
+RULE = Rule("SG303", "parameters that never get a gradient", check)

@@ -1,0 +1,57 @@
+"""SG402: a threshold that never acts: above every norm, spikes included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import View, median, number, spikes
+from steadygrad.rules.finding import Finding
+
+FAR = 20.0
+
+
+def check(view: View) -> Iterator[Finding]:
+    thresholds = view.threshold[view.usable]
+    if not view.enough or not np.isfinite(thresholds).all() or (view.coef[view.usable] < 1).any():
+        return
+    norms = view.norm[view.usable]
+    threshold, peak = median(thresholds), float(norms.max())
+    places = spikes(norms)
+    if len(places) or threshold > FAR * peak:
+        yield _finding(view, threshold, peak, len(places))
+
+
+def _finding(view: View, threshold: float, peak: float, passed: int) -> Finding:
+    norms = view.norm[view.usable]
+    why = (
+        f"{passed} spike{'s' * (passed > 1)} passed under it"
+        if passed
+        else f"it is {number(threshold / max(peak, 1e-300))} times the highest norm"
+    )
+    at = view.step[view.usable][int(np.argmax(norms))]
+    return finding(
+        view,
+        "SG402",
+        "warning",
+        0.9 if passed else 0.85,
+        f"The threshold {number(threshold)} is never reached: {why}.",
+        evidence=[
+            f"0 of {len(norms)} steps are clipped; norms: median {number(median(norms))}, "
+            f"highest {number(peak)} (step {at}).",
+        ],
+        steps=[int(at)],
+        tensors=[],
+        causes=[
+            "the threshold was copied from another model",
+            "the loss was rescaled (mean for sum, another batch size) after it was chosen",
+        ],
+        fixes=[clip_code(view, f"norm:{recommended(view):g}")],
+        figures={"threshold": threshold, "peak": peak, "spikes": passed},
+    )
+
+
+RULE = Rule("SG402", "a threshold that is never reached", check, supersedes=("SG202",))

@@ -1,0 +1,60 @@
+"""SG403: value clipping that turns the gradient's direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import Array, View, median, number, percent
+from steadygrad.rules.finding import Finding
+
+TURNED = 0.9
+OFTEN = 0.2
+
+
+def check(view: View) -> Iterator[Finding]:
+    known = view.usable & np.isfinite(view.cosine)
+    if int(known.sum()) < 4:
+        return
+    turned = known & (view.cosine < TURNED)
+    rate = float(turned.sum() / known.sum())
+    if rate >= OFTEN:
+        yield _finding(view, turned, rate)
+
+
+def _finding(view: View, turned: Array, rate: float) -> Finding:
+    cosines = view.cosine[turned]
+    lowest = float(cosines.min())
+    degrees = float(np.degrees(np.arccos(np.clip(median(cosines), -1, 1))))
+    limit = median(view.threshold[turned])
+    return finding(
+        view,
+        "SG403",
+        "warning",
+        min(0.95, 0.75 + 0.2 * rate),
+        f"Value clipping turns the gradient: by {degrees:.0f} degrees in the median of the "
+        f"{percent(rate)} of steps where it acts hard.",
+        evidence=[
+            f"Cosine between the gradient and what was applied: median {number(median(cosines))}, "
+            f"lowest {number(lowest)} (step {view.step[turned][int(np.argmin(cosines))]}).",
+            f"Every element over {number(limit)} is cut to it, so large and small directions "
+            "become alike.",
+        ],
+        steps=view.step[turned][:50],
+        tensors=[],
+        causes=[
+            "clip by value where clip by norm was meant",
+            "a value so low that it cuts most of the elements that matter",
+        ],
+        fixes=[
+            clip_code(view, f"norm:{recommended(view):g}") + "  # keeps the direction",
+            clip_code(view, f"value:{10 * limit:g}"),
+        ],
+        figures={"share": rate, "median_cosine": median(cosines)},
+    )
+
+
+RULE = Rule("SG403", "a direction distorted by value clipping", check, supersedes=("SG401",))

@@ -1,0 +1,49 @@
+"""SG404: clipping before backward: there is nothing there yet, or last step's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.clips import (
+    MOST,
+    at,
+    before_first_backward,
+    calls,
+    figure,
+    gradientless,
+    share,
+    unfilled,
+)
+from steadygrad.rules.evidence.placed import fixes
+from steadygrad.rules.evidence.view import View, percent
+from steadygrad.rules.finding import Finding
+
+
+def check(view: View) -> Iterator[Finding]:
+    found = [call for call in calls(view) if not gradientless(call)]
+    rate = share(found, unfilled)
+    if rate < MOST or not before_first_backward(view, found):
+        return
+    empty = share([c for c in found if unfilled(c)], lambda c: figure(c, "params", 0) == 0)
+    yield finding(
+        view,
+        "SG404",
+        "error",
+        0.95,
+        "Gradients are clipped before backward(): the clip sees "
+        + ("no gradients." if empty > 0.5 else "none, or those of the step before."),
+        evidence=[
+            f"{percent(rate)} of the {len(found)} clip calls come after the last step and before "
+            "the next backward().",
+            "The gradients that the optimizer applies are never clipped.",
+        ],
+        steps=at(found, unfilled),
+        tensors=[],
+        causes=["the clip call stands above loss.backward()"],
+        fixes=fixes(view, found[-1]),
+        figures={"share": rate},
+    )
+
+
+RULE = Rule("SG404", "clipping before backward", check, supersedes=("SG401", "SG402", "SG408"))

@@ -1,0 +1,50 @@
+"""SG407: clipping after every micro-batch of an accumulated step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, gradientless
+from steadygrad.rules.evidence.placed import fixes
+from steadygrad.rules.evidence.view import View, median, number, percent
+from steadygrad.rules.finding import Finding
+
+_ORDER = (
+    "for micro_batch in batch:\n    (loss_fn(micro_batch) / len(batch)).backward()\n"
+    "{clip}  # once, over the sum\noptimizer.step(); optimizer.zero_grad()"
+)
+
+
+def _each(group: list[Call]) -> bool:
+    """Whether the calls of a step are parted by backward passes."""
+    return len({figure(c, "backward_since_step", 1) for c in group}) > 1
+
+
+def check(view: View) -> Iterator[Finding]:
+    groups = by_step([call for call in calls(view) if not gradientless(call)])
+    faulty = [step for step, group in groups.items() if _each(group)]
+    if not faulty or len(faulty) < MOST * len(groups):
+        return
+    times = median([len(groups[step]) for step in faulty])
+    yield finding(
+        view,
+        "SG407",
+        "error",
+        0.94,
+        f"Gradients are clipped {number(times)} times a step, once per micro-batch.",
+        evidence=[
+            f"In {percent(len(faulty) / len(groups))} of the steps backward() runs between the "
+            "clip calls.",
+            "Each clip shrinks what the earlier micro-batches have added, so the last ones weigh "
+            "most, and the sum may still exceed the threshold.",
+        ],
+        steps=faulty[:50],
+        tensors=[],
+        causes=["the clip call stands inside the accumulation loop"],
+        fixes=fixes(view, groups[faulty[0]][-1], _ORDER),
+        figures={"calls": times},
+    )
+
+
+RULE = Rule("SG407", "clipping once per micro-batch", check, supersedes=("SG401", "SG402", "SG409"))

@@ -1,0 +1,54 @@
+"""SG408: clipping that leaves out part of what the optimizer moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure
+from steadygrad.rules.evidence.placed import fixes
+from steadygrad.rules.evidence.view import View, median, number, percent
+from steadygrad.rules.finding import Finding
+
+
+def _covered(group: list[Call]) -> float:
+    """Share of the parameters that the calls of a step reach together."""
+    whole = max(figure(c, "of_params", 0) for c in group)
+    reached = sum(figure(c, "params", 0) for c in group)
+    return min(1.0, reached / whole) if whole else 1.0
+
+
+def _partial(group: list[Call]) -> bool:
+    return 0 < _covered(group) < 1
+
+
+def check(view: View) -> Iterator[Finding]:
+    groups = by_step(calls(view))
+    faulty = [step for step, group in groups.items() if _partial(group)]
+    if not faulty or len(faulty) < MOST * len(groups):
+        return
+    covered = median([_covered(groups[step]) for step in faulty])
+    last = groups[faulty[-1]][-1]
+    yield finding(
+        view,
+        "SG408",
+        "warning",
+        0.9,
+        f"Only {percent(covered)} of the optimizer's parameters are clipped.",
+        evidence=[
+            f"The call reaches {number(figure(last, 'params', 0))} of "
+            f"{number(figure(last, 'of_params', 0))} parameters with a gradient; the others are "
+            "applied as they come.",
+        ],
+        steps=faulty[:50],
+        tensors=[],
+        causes=[
+            "the call is given one sub-module's parameters",
+            "a head or an embedding was added to the optimizer and not to the clip call",
+        ],
+        fixes=fixes(view, last),
+        figures={"covered": covered},
+    )
+
+
+RULE = Rule("SG408", "clipping part of the parameters", check)

@@ -1,0 +1,97 @@
+"""SG502: a learning rate too high: each step moves the weights by a large part of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import lower_lr
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import Array, View, median, number
+from steadygrad.rules.finding import Finding
+
+HIGH = 0.1
+"""Update over weight; 1e-4 to 1e-1 is usual."""
+SLOW = 0.3
+"""The same where the loss only stalls, which a small rate does as well."""
+
+
+def check(view: View) -> Iterator[Finding]:
+    steps, ratios = view.sample("update_ratio")
+    if not len(steps) or not len(view.weights):
+        return
+    limit = view.step[view.first_broken] if view.broken.any() else np.inf
+    rows = ratios[steps <= limit][:, view.weights]
+    each = [median(row) for row in rows]
+    typical = median(each)
+    wild = _wild(view) or _thrown(view, each)
+    if wild:
+        # a first step that multiplies the weights makes the later ones look small
+        typical = max(typical, median(each[:3]))
+    if (typical > HIGH and wild) or (typical > SLOW and _suffers(view)):
+        yield _finding(view, typical, rows)
+
+
+def _thrown(view: View, each: list[float]) -> bool:
+    """Whether the first steps replaced the weights, and the loss jumped with them."""
+    losses = view.loss[:4]
+    return max(each[:2], default=0.0) > 1 and bool(
+        np.nanmax(losses, initial=-np.inf) > losses[0] + 0.5 * abs(losses[0])
+    )
+
+
+def _wild(view: View) -> bool:
+    trend = view.loss_trend
+    lost = bool(view.broken.any()) or view.last_loss_broken
+    return trend.diverged or trend.blew_up or trend.worse or lost
+
+
+def _suffers(view: View) -> bool:
+    return view.loss_trend.stalled or _oscillates(view)
+
+
+def _oscillates(view: View) -> bool:
+    trend = view.loss_trend
+    return trend.swing > 0.5 * abs(trend.end) and trend.end > 0.5 * trend.start
+
+
+def _finding(view: View, typical: float, rows: Array) -> Finding:
+    trend = view.loss_trend
+    lr = median(view.lr)
+    how = "diverges" if _wild(view) else "jumps, oscillates or stalls"
+    said = (
+        [
+            f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "
+            f"{number(trend.swing)} from one step to the next."
+        ]
+        if trend.known
+        else []
+    )
+    factor = 10 ** np.ceil(np.log10(typical / 0.01))
+    return finding(
+        view,
+        "SG502",
+        "error",
+        min(0.93, 0.8 + 0.08 * float(np.log10(typical / HIGH))),
+        f"The learning rate is too high: a step moves the weights by {number(typical)} of their "
+        f"size, and the loss {how}.",
+        evidence=[
+            f"Median update over weight: {number(typical)} (usual: 0.0001 to 0.1); "
+            f"highest {number(float(np.nanmax(rows, initial=0.0)))}; lr {number(lr)}.",
+            *said,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["the learning rate", "no warm-up", "weights initialised too small for this rate"],
+        fixes=[lower_lr(view, float(min(max(factor, 10), 1e6)))],
+        figures={"update_ratio": typical, "lr": lr},
+    )
+
+
+RULE = Rule(
+    "SG502",
+    "a learning rate that is too high",
+    check,
+    supersedes=("SG102", "SG201", "SG202", "SG302", "SG304", "SG205"),
+)

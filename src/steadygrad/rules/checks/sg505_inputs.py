@@ -1,0 +1,77 @@
+"""SG505: inputs far from unit size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.checks.sg501_initialisation import fan_in, normalised
+from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.finding import Finding
+
+LARGE = 30.0
+
+
+def check(view: View) -> Iterator[Finding]:
+    steps, outputs = view.sample("activation_std")
+    _, weights = view.sample("weight_std")
+    if not len(steps) or not len(weights) or steps[0] > 1 or not len(view.weights):
+        return
+    first = int(view.weights[0])
+    gain = float(weights[0, first]) * np.sqrt(fan_in(view, first))
+    size = float(outputs[0, first]) / gain if gain > 0 else np.nan
+    if size > LARGE and (_suffers(view) or not normalised(view)):
+        yield _finding(view, first, size, float(outputs[0, first]))
+
+
+def _suffers(view: View) -> bool:
+    """A loss that falls steadily says that something downstream makes up for it.
+
+    Where it begins by shedding what the inputs' size alone put there, nothing did.
+    """
+    trend = view.loss_trend
+    trouble = trend.stalled or trend.diverged or trend.plateau or trend.dear
+    return not trend.known or trouble or bool(view.broken.any())
+
+
+def _finding(view: View, first: int, size: float, output: float) -> Finding:
+    name = view.tensors[first].name
+    trend = view.loss_trend
+    said = (
+        [f"The loss goes from {number(trend.first)} to {number(trend.end)}."] if trend.known else []
+    )
+    return finding(
+        view,
+        "SG505",
+        "warning" if _suffers(view) else "info",
+        0.9,
+        f"The inputs are not normalised: they enter {name} at {number(size)} times unit size.",
+        evidence=[
+            f"At step {view.step[0]} the outputs of {name} have a standard deviation of "
+            f"{number(output)}; its weights would make {number(output / size)} of unit inputs.",
+            *said,
+        ],
+        steps=[int(view.step[0])],
+        tensors=[name],
+        causes=[
+            "features in their raw units (pixels 0 to 255, prices, timestamps)",
+            "one feature in other units than the rest",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="mean, std = x_train.mean(0), x_train.std(0) + 1e-6\nx = (x - mean) / std",
+                keras="layer = keras.layers.Normalization(); layer.adapt(x_train)",
+                jax="mean, std = x_train.mean(0), x_train.std(0) + 1e-6\nx = (x - mean) / std",
+            )
+        ],
+        figures={"size": size},
+    )
+
+
+RULE = Rule(
+    "SG505", "inputs that are not normalised", check, supersedes=("SG205", "SG202", "SG302")
+)

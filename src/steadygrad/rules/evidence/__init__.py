@@ -1,0 +1,1 @@
+"""What several rules read: views of a run, the story of its first NaN, its clip calls."""

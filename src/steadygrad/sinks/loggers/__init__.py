@@ -1,0 +1,1 @@
+"""The loggers: one file each, found by being here."""

@@ -1,0 +1,1 @@
+"""Gradients as data: measured, changed element by element, compared before and after."""

@@ -1,0 +1,1 @@
+"""Everything that reaches inside torch: its patches and its private names."""

@@ -1,0 +1,105 @@
+"""Handing finished steps to a run writer.
+
+The writer numbers tensors; this keeps the numbers of one optimizer's table, so that
+a step costs an array of them and no lookup.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.items import StepItem
+from steadygrad.stats import GradientStats
+from steadygrad.torch.record.sampling import Sampler
+
+UNSEEDED = 67280421310721
+"""What `torch.initial_seed` gives where no seed was set."""
+
+
+class Recorder:
+    """One optimizer's steps on their way into a run file.
+
+    Args:
+        run: a path, for a new file that is closed with the recorder, or an open `RunWriter`.
+        facts: facts about the run, written where the file is new.
+    """
+
+    def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
+        self._owned = isinstance(run, (str, os.PathLike))
+        self.writer: Any = (
+            RunWriter(run, info=facts) if isinstance(run, (str, os.PathLike)) else run
+        )
+        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sampler = Sampler(self.writer)
+
+    def add_tensors(self, infos: Sequence[TensorInfo]) -> None:
+        """Announce the optimizer's parameters, in its order; again when they change."""
+        self._ids = np.asarray(self.writer.add_tensors(infos), np.int64)
+
+    def write(
+        self,
+        record: StepRecord,
+        stats: GradientStats,
+        present: list[int] | None,
+        params: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """Write one step.
+
+        Args:
+            record: the step.
+            stats: its figures, NumPy; nobody writes to them any more.
+            present: places in the optimizer's order of the tensors measured; None for all.
+            params: all parameters of the optimizer, before the step moves them; without them
+                nothing beyond gradients is sampled.
+        """
+        ids = self._ids if present is None else self._ids[present]
+        figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+        self.writer.hand_over(StepItem(record, record.time, ids, *figures))
+        if params:
+            self.sample(record.step, params)
+
+    def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """Sample figures beyond gradients, where due.
+
+        Args:
+            step: number of the step that is about to be applied.
+            params: all parameters of the optimizer.
+        """
+        sampler = self._sampler
+        if step >= sampler.idle_before and len(params) == len(self._ids):
+            sampler.at_step(step, params, self._ids)
+            self.spent(sampler.take_seconds())
+
+    def spent(self, seconds: float) -> None:
+        """Add to the run's overhead."""
+        self.writer.overhead_seconds += seconds
+
+    def close(self) -> None:
+        """Finish the file, where this opened it."""
+        self._sampler.close()
+        if self._owned:
+            self.writer.close()
+
+
+def facts_of(optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str) -> dict[str, Any]:
+    """What a new run file says about a torch training."""
+    params = optimizer.param_groups[0]["params"]
+    seed = torch.initial_seed()
+    facts = {
+        "framework": "torch",
+        "versions": versions_of("torch", "numpy"),
+        "device": str(params[0].device) if params else "",
+        "policy": policy,
+        "on_nonfinite": on_nonfinite,
+        "observed_by": "attach",
+        "optimizers": [{"class": type(optimizer).__name__, "index": 0}],
+    }
+    return facts if seed == UNSEEDED else {**facts, "seed": seed}

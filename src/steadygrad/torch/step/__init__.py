@@ -1,0 +1,1 @@
+"""One attached optimizer: from `attach` to the weights, step by step."""

@@ -1,0 +1,110 @@
+"""`attach`: one line that makes an optimizer measure, clip and record inside its own step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from steadygrad.errors import AttachError, UsageError
+from steadygrad.policies import NoClip
+from steadygrad.policies.stepping import Clip, policy_of
+from steadygrad.torch.distributed.sharded import refuse_flat_shards
+from steadygrad.torch.internals import scaler
+from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.naming import ModelNames, Names
+
+
+def attach(
+    optimizer: torch.optim.Optimizer,
+    clip: Clip = "norm:1.0",
+    model: torch.nn.Module | None = None,
+    on_nonfinite: str | None = None,
+    run: Any = None,
+    *,
+    find_nan: bool = False,
+    names: Names | None = None,
+    optimizer_index: int = 0,
+) -> Steady:
+    """Clip, guard and record inside ``optimizer.step()``; the training loop stays as it is.
+
+    Args:
+        optimizer: any torch optimizer, or a wrapper such as Accelerate's around one.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        model: gives tensors their names, module types and forward order.
+        on_nonfinite: what to do when gradients hold NaN or inf: ``"skip"`` the step whole
+            (the default), ``"raise"``, ``"zero"`` those elements, or ``"propagate"``
+            (the default of ``clip="none"``).
+        run: a path for a new run file, or an open `RunWriter`. The losses that it records are
+            those on which `backward` is called, unless `Steady.observe_loss` tells others.
+        find_nan: at the first non-finite gradient or loss, replay the step and warn with the
+            operation, the line and the rows that made it; see `Steady.origin`.
+        names: instead of a model: ``{id(parameter): name}`` or a function of the parameter.
+        optimizer_index: number of this optimizer within the run.
+
+    Returns:
+        A handle: the last step's record, state for checkpoints, `detach`; a context manager.
+
+    Raises:
+        SpecError: the clip spec cannot be read.
+        UsageError: another argument is wrong.
+        AttachError: not an optimizer, or one that is attached already.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> with attach(optimizer, clip="norm:1.0") as steady:
+        ...     weight.grad = torch.tensor([3.0, 4.0])
+        ...     optimizer.step()
+        >>> weight.data, steady.last.norm, steady.last.coef, steady.last.action
+        (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
+    """
+    steady = attach_unheard(optimizer, clip, model, on_nonfinite, run, names, optimizer_index)
+    if run is not None:
+        steady.hear_losses()
+    if find_nan:
+        steady.find_nan()
+    return steady
+
+
+def attach_unheard(
+    optimizer: torch.optim.Optimizer,
+    clip: Clip = "norm:1.0",
+    model: torch.nn.Module | None = None,
+    on_nonfinite: str | None = None,
+    run: Any = None,
+    names: Names | None = None,
+    optimizer_index: int = 0,
+) -> Steady:
+    """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
+    inner = _require_optimizer(optimizer)
+    policy = policy_of(clip).for_optimizer(type(inner).__name__)
+    if model is not None and names is not None:
+        raise UsageError(
+            "give either model= or names=, not both: each says what tensors are called"
+        )
+    if on_nonfinite is None:
+        on_nonfinite = "propagate" if isinstance(policy, NoClip) else "skip"
+    if on_nonfinite != "propagate" or not isinstance(policy, NoClip):
+        params = [p for group in inner.param_groups for p in group["params"]]
+        refuse_flat_shards(params, "attach")
+    source = names if model is None else _model_names(model)
+    return Steady(inner, policy, on_nonfinite, run, source, optimizer_index)
+
+
+def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    inner = scaler.unwrap(optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise AttachError(
+            f"attach needs a torch optimizer, got {type(optimizer).__name__}; "
+            "type steadygrad.torch.attach(optimizer, clip='norm:1.0')"
+        )
+    return inner
+
+
+def _model_names(model: Any) -> ModelNames:
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return ModelNames(model)

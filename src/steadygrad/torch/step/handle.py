@@ -1,0 +1,279 @@
+"""The handle that `attach` returns: hooks around one optimizer's step.
+
+The pre-hook measures, decides and acts, before the optimizer reads a gradient. A step
+that must be dropped is handed a `self` without parameters (see `skipping`); a step
+with a closure gets one whose first value is known already, because the gradients
+to clip are made inside it (see `closures`).
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from steadygrad.errors import AttachError, UsageError
+from steadygrad.policies import Policy
+from steadygrad.runlog.origin import Origin
+from steadygrad.runlog.records import StepRecord
+from steadygrad.stats import GradientStats
+from steadygrad.torch.internals import scaler
+from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.origin.finder import Finder
+from steadygrad.torch.record import losses
+from steadygrad.torch.step import copies
+from steadygrad.torch.step.clipper import Clipper
+from steadygrad.torch.step.closures import Closures, closure_of
+from steadygrad.torch.step.engine import Arguments, Attached
+from steadygrad.torch.step.naming import Names
+
+
+class Steady:
+    """Clipping, guarding and recording attached to one optimizer.
+
+    Made by `steadygrad.torch.attach`. A context manager: leaving it detaches.
+
+    Attributes:
+        policy: the clipping policy.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        policy: Policy,
+        on_nonfinite: str,
+        run: Any,
+        names: Names | None,
+        optimizer_index: int,
+    ) -> None:
+        if getattr(optimizer, scaler.HANDLE, None) is not None:
+            raise AttachError(
+                f"this {type(optimizer).__name__} is attached already; call detach() on the handle "
+                "that attach returned, or give both policies in one attach as {pattern: spec}"
+            )
+        self.policy = policy
+        self._attached = Attached(optimizer, policy, on_nonfinite, run, names, optimizer_index)
+        if self._attached.recorder is not None:  # also where nobody calls `detach`
+            weakref.finalize(self, self._attached.recorder.close)
+        self._closures = Closures(self._attached)
+        self._depth = 0
+        self._steps_before_scaler = 0
+        self._hooks = [
+            optimizer.register_step_pre_hook(eager(self._before)),
+            optimizer.register_step_post_hook(eager(self._after)),
+        ]
+        setattr(optimizer, scaler.HANDLE, self)
+        scaler.watch(optimizer)
+        copies.mark_copies(optimizer)
+
+    # -- what the user calls -----------------------------------------------------------------
+
+    @property
+    def stats(self) -> GradientStats | None:
+        """The last step's figures, before clipping; None before the first step."""
+        return self._attached.stats
+
+    @property
+    def last(self) -> StepRecord:
+        """The last step's record; where its figures are on a device, this waits for them.
+
+        Raises:
+            UsageError: there was no step yet.
+        """
+        record = self._attached.last
+        if record is None:
+            raise UsageError("no step yet: call optimizer.step() before reading .last")
+        return record
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the last NaN or inf came from; None without one, or without `find_nan`."""
+        return self._attached.origin
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer attached to.
+
+        Raises:
+            UsageError: nothing else holds it any more.
+        """
+        return self._attached.optimizer
+
+    @property
+    def steps(self) -> int:
+        """Number of steps seen, skipped ones included."""
+        return self._attached.steps
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Time spent here so far."""
+        return self._attached.seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed training needs: tensors, strings and numbers only.
+
+        Returns:
+            The policy's spec and state, the tensors' names, and the number of steps.
+        """
+        self._attached.follow_table()
+        return {
+            "policy": self.policy.spec(),
+            "names": list(self._attached.table.names),
+            "steps": self.steps,
+            "state": self._attached.clipper.memory.export(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`.
+
+        Args:
+            state: from a handle with the same policy over the same tensors.
+
+        Raises:
+            UsageError: the policy or the tensors differ; says how.
+        """
+        missing = {"policy", "names", "steps", "state"} - state.keys()
+        if missing:
+            raise UsageError(f"not a steadygrad state: it lacks {', '.join(sorted(missing))}")
+        if state["policy"] != self.policy.spec():
+            raise UsageError(
+                f"the saved state is of the policy {state['policy']!r}, but this optimizer is "
+                f"attached with {self.policy.spec()!r}: type attach(optimizer, "
+                f"clip={state['policy']!r}), or start the new policy without load_state_dict"
+            )
+        self._attached.follow_table()
+        names = self._attached.table.names
+        if self.policy.per_tensor and list(state["names"]) != list(names):
+            raise UsageError(
+                f"the policy {self.policy.spec()} remembers each tensor, and the saved state is of "
+                f"other tensors: {_difference(state['names'], names)}"
+            )
+        self._attached.clipper.memory.load(dict(state["state"]))
+        self._attached.steps = int(state["steps"])
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was before `attach`; a second call does nothing."""
+        self._depth = 0
+        self._attached.recover()
+        optimizer = self._attached.held()
+        if optimizer is not None and getattr(optimizer, scaler.HANDLE, None) is self:
+            for hook in self._hooks:
+                hook.remove()
+            delattr(optimizer, scaler.HANDLE)
+            scaler.unwatch(optimizer)
+            copies.unmark_copies(optimizer)
+        losses.forget(self)
+        self._attached.close()
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def observe_loss(self, value: Any) -> None:
+        """Tell a loss whose gradients the next step applies; several are summed.
+
+        Args:
+            value: unscaled, a number or a tensor of one element; kept without its graph.
+        """
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+        told = self._attached.loss
+        self._attached.loss = value if told is None else told + value
+
+    def hear_losses(self) -> None:
+        """From now on, know the losses on which `backward` is called without being told."""
+        self._attached.heard = losses.hear(self)
+
+    def find_nan(self, quiet: bool = False) -> None:
+        """From now on, find out where the first non-finite gradient or loss comes from.
+
+        Args:
+            quiet: no warning; the answer is in `origin` and in the run file.
+        """
+        attached = self._attached
+        if attached.finder is not None:
+            attached.finder.end()
+        attached.finder = Finder(self.optimizer)
+        attached.finder.begin()
+        attached.tells_origins = not quiet
+
+    def act_through(self, clipper: Clipper) -> None:
+        """Measure and act through another clipper, in silence.
+
+        `steadygrad run` puts one here that changes nothing and knows of the script's own clip
+        calls; a script that is only observed is not warned either.
+
+        Args:
+            clipper: used from the next step on.
+        """
+        self._attached.clipper = clipper
+        self._attached.quiet = True
+
+    def scaler_enters(self, scale: torch.Tensor) -> None:
+        """`GradScaler.step` begins on this optimizer."""
+        self._attached.loss_scale = scale
+        self._steps_before_scaler = self.steps
+
+    def scaler_leaves(self) -> None:
+        """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
+        if self.steps == self._steps_before_scaler:
+            self._attached.overflowed()
+        self._attached.loss_scale = None
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        attached = self._attached
+        if optimizer is not attached.held():  # a shadow, or a trial of one
+            return None
+        if self._depth and _inside_step_of(optimizer):
+            self._depth += 1
+            return None
+        attached.recover()
+        if attached.finder is not None:
+            attached.finder.rest()
+        self._depth = 1
+        closure = closure_of(args, kwargs)
+        if closure is not None:
+            return self._closures.run(args, kwargs, closure)
+        return attached.skipped(args, kwargs) if attached.act(fold=True) else None
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        attached = self._attached
+        if optimizer is attached.held():
+            self._depth -= 1
+            if self._depth <= 0:
+                self._depth = 0
+                attached.recover()
+                if attached.finder is not None:
+                    attached.finder.stepped()
+
+
+def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
+    gone, new = sorted(set(saved) - set(present)), sorted(set(present) - set(saved))
+    return f"missing here {gone[:3]}, not saved {new[:3]}" if gone or new else "their order differs"
+
+
+_WRAPPER: Any = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
+"""Code of the function that torch puts around every `step` to call hooks."""
+
+
+def _inside_step_of(optimizer: torch.optim.Optimizer) -> bool:
+    """True where a step of this optimizer is running further out: a `super().step()`.
+
+    Told from a step that raised and left its mark by counting torch's wrappers around
+    `step` among the callers.
+    """
+    steps = 0
+    frame = sys._getframe(1)
+    while frame is not None and steps < 2:
+        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return steps > 1

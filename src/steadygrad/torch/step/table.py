@@ -1,0 +1,85 @@
+"""The parameters of one optimizer, with their names, kept until the optimizer changes.
+
+Walking groups, asking for names and building tuples costs far more than the
+gradients' read of a small model, so it is done once and checked by identity at
+each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+
+from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.step.naming import Names, lookup
+
+_GRAD = attrgetter("grad")
+
+
+class ParameterTable:
+    """Parameters in the order of the optimizer's groups.
+
+    Attributes:
+        params: the parameters.
+        infos: one description a parameter.
+        names: their names.
+        sizes: their numbers of elements (of the whole tensor where it is sharded).
+    """
+
+    def __init__(self, names: Names | None, optimizer_index: int) -> None:
+        self._resolve = names
+        self._index = optimizer_index
+        self._given: list[torch.Tensor] = []
+        self.params: list[torch.Tensor] = []
+        self.infos: tuple[TensorInfo, ...] = ()
+        self.names: tuple[str, ...] = ()
+        self.sizes: tuple[int, ...] = ()
+
+    def refresh(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Follow the optimizer's groups; True where the parameters are not the last call's."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(params) == len(self._given) and all(map(is_, params, self._given)):
+            return False
+        self._given = params
+        self.describe(optimizer)
+        return True
+
+    def describe(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ask for the names again."""
+        places: dict[torch.Tensor, str] = {}  # a parameter given twice counts once
+        for number, group in enumerate(optimizer.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                places.setdefault(parameter, f"group{number}.{place}")
+        self.params = list(places)
+        infos = [lookup(self._resolve, p, place) for p, place in places.items()]
+        self.infos = tuple(dataclasses.replace(i, optimizer=self._index) for i in infos)
+        self.names = tuple(info.name for info in infos)
+        self.sizes = tuple(p.numel() for p in self.params)
+
+    def batch(self, scale: Any, state: Any) -> Batch:
+        """The gradients that are there now.
+
+        Args:
+            scale: the loss scale that they carry; None for none.
+            state: the optimizer's state.
+
+        Returns:
+            Them, in the order of the parameters.
+        """
+        grads: list[Any] = list(map(_GRAD, self.params))
+        if type(None) not in set(map(type, grads)):
+            return Batch(grads, self.params, self.names, self.sizes, scale, state)
+        present = [i for i, grad in enumerate(grads) if grad is not None]
+        return Batch(
+            grads=[grads[i] for i in present],
+            params=[self.params[i] for i in present],
+            names=tuple(self.names[i] for i in present),
+            sizes=tuple(self.sizes[i] for i in present),
+            scale=scale,
+            state=state,
+            present=present,
+        )

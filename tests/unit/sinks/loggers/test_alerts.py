@@ -1,0 +1,167 @@
+"""Alerts: told once, at once, everywhere asked for; whatever a webhook does, training goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steadygrad.errors import RecordingWarning
+from steadygrad.rules import Finding, diagnose
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
+from steadygrad.sinks import record
+from steadygrad.sinks.loggers import alerts
+from steadygrad.sinks.loggers.alerts import Alerts
+
+
+def train(out: RunWriter, steps: int, broken_at: int | None) -> None:
+    """A healthy training, until from one step on every gradient is NaN."""
+    rng = np.random.default_rng(0)
+    ids = out.add_tensors([TensorInfo("fc.weight", (100,), "float32", "Linear", 0)])
+    for step in range(steps):
+        broken = broken_at is not None and step >= broken_at
+        norm = math.nan if broken else float(rng.lognormal(sigma=0.1))
+        loss = math.nan if broken else 2.0 / (1 + step / 20)
+        count = 100 if broken else 0
+        out.write_step(
+            StepRecord(step, loss=loss, norm=norm, lr=0.1, nonfinite=count),
+            ids, [norm], [0.0 if broken else norm / 5], [count], [0],
+        )  # fmt: skip
+
+
+def test_a_broken_run_is_told_once_in_terminal_record_and_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Finding] = []
+    told_once = threading.Event()
+
+    def call(finding: Finding) -> None:
+        seen.append(finding)
+        told_once.set()
+
+    with record(tmp_path / "run.db", Alerts(call=call, every=0.05)) as out:
+        train(out, 40, broken_at=30)
+        assert told_once.wait(30)
+        train(out, 5, broken_at=0)  # looked at again at the end
+    run = open_run(tmp_path / "run.db")
+    assert seen
+    assert {f.severity for f in seen} == {"error"}
+    assert len({(f.id, f.optimizer) for f in seen}) == len(seen)
+    assert any(f.id.startswith("SG1") and 30 in f.steps for f in seen)
+    told = [event for event in run.events if event.kind == "alert"]
+    assert [event.data["id"] for event in told] == [f.id for f in seen]
+    err = capsys.readouterr().err
+    for finding in seen:
+        assert err.count(f"steadygrad alert: {finding.id}") == 1
+        assert finding.title in err
+
+
+def test_an_alert_comes_while_the_run_goes_on(tmp_path: Path) -> None:
+    told = threading.Event()
+    sink = Alerts(call=lambda finding: told.set(), every=3600.0, quiet=True)
+    with record(tmp_path / "run.db", sink) as out:
+        train(out, 40, broken_at=30)
+        assert told.wait(20)  # long before the hour that the schedule would take
+
+
+def test_a_healthy_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Finding] = []
+    with record(tmp_path / "run.db", Alerts(call=seen.append, every=0.05)) as out:
+        train(out, 100, broken_at=None)
+    assert [f.id for f in diagnose(tmp_path / "run.db") if f.severity == "error"] == []
+    assert seen == []
+    assert capsys.readouterr().err == ""
+    assert open_run(tmp_path / "run.db").events == []
+
+
+def test_a_call_that_raises_costs_a_warning_and_no_later_alert(tmp_path: Path) -> None:
+    def call(finding: Finding) -> None:
+        raise RuntimeError("pager is off")
+
+    told = pytest.warns(RecordingWarning, match="did not arrive: pager is off")
+    with told, record(tmp_path / "run.db", Alerts(call=call, every=0.05, quiet=True)) as out:
+        train(out, 40, broken_at=30)
+    run = open_run(tmp_path / "run.db")
+    assert len(run) == 40
+    assert [event.kind for event in run.events].count("alert") >= 1
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    """A loopback server that keeps what is posted to it; /fail answers with an error."""
+    posted: list[tuple[str, dict]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.headers["Content-Type"], json.loads(body)))
+            self.send_response(500 if self.path == "/fail" else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = HTTPServer(("127.0.0.1", 0), Handler)
+    made.posted = posted
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+def address(server: HTTPServer, path: str) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}{path}"
+
+
+def test_a_webhook_gets_the_finding_as_json(server: HTTPServer, tmp_path: Path) -> None:
+    with record(tmp_path / "run.db", f"alerts:{address(server, '/hook')}") as out:
+        train(out, 40, broken_at=30)
+    events = [e for e in open_run(tmp_path / "run.db").events if e.kind == "alert"]
+    assert [body["id"] for _, body in server.posted] == [event.data["id"] for event in events]
+    kind, body = server.posted[0]
+    assert kind == "application/json"
+    assert body["severity"] == "error"
+    assert body["id"] in body["text"]
+    assert body["docs"].startswith("steadygrad explain")
+
+
+def test_a_webhook_that_fails_costs_a_warning(server: HTTPServer, tmp_path: Path) -> None:
+    sink = Alerts(address(server, "/fail"), every=0.05, quiet=True)
+    told = pytest.warns(RecordingWarning, match=r"did not arrive: HTTP Error 500")
+    with told, record(tmp_path / "run.db", sink) as out:
+        train(out, 40, broken_at=30)
+    assert len(open_run(tmp_path / "run.db")) == 40
+
+
+def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
+    told = pytest.warns(RecordingWarning, match="begins with http")
+    with told, record(tmp_path / "run.db", Alerts("file:///etc/passwd", quiet=True)) as out:
+        train(out, 40, broken_at=30)
+
+
+def test_looking_rests_in_proportion_to_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def slow_diagnose(path: Path) -> list[Finding]:
+        clock[0] += 10.0
+        return []
+
+    monkeypatch.setattr(alerts, "diagnose", slow_diagnose)
+    monkeypatch.setattr(alerts.time, "monotonic", lambda: clock[0])
+    sink = Alerts(every=5.0)
+    with RunWriter(tmp_path / "run.db") as out:
+        sink.open(out._recorder._head())
+    sink._steps_since, clock[0] = 1, 6.0
+    sink.take([])
+    assert clock[0] == 16.0
+    assert sink._next_look == 16.0 + 200.0
