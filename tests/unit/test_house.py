@@ -16,6 +16,13 @@ import steadygrad
 SRC = Path(steadygrad.__file__).parent
 ROOT = SRC.parent.parent
 
+sys.path.insert(0, str(ROOT / "tools"))
+
+import any_share  # noqa: E402
+
+ANY_SHARE = 0.297
+"""Share of annotations that may hold `Any`; it only goes down."""
+
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "optax")
 
 # Imports run from a higher floor to the same or a lower one.
@@ -117,6 +124,18 @@ def test_imports_run_one_way() -> None:
 
 def test_the_import_check_can_fail() -> None:
     assert upward_imports({"stats.py": {"torch"}}) == ["stats.py -> torch"]
+
+
+def test_any_stays_rare() -> None:
+    with_any, slots = (sum(figures) for figures in zip(*any_share.count().values(), strict=True))
+    assert with_any / slots <= ANY_SHARE
+
+
+def test_any_is_noticed_wherever_it_stands(tmp_path: Path) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "file.py").write_text("def f(a: dict[str, Any], b: int, c: 'Any') -> Any: ...")
+    assert any_share.count(tmp_path) == {"room": (3, 4)}
 
 
 PUBLIC = [
