@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from steadygrad.errors import NonFiniteError
+
 Observe = Callable[..., Any]
 
 
@@ -323,3 +325,41 @@ def test_a_dropped_model_is_freed_at_once(observe: Observe) -> None:
         assert [ref() is None for ref in refs[3:]] == [True] * 6  # the first: torch's own imports
     finally:
         gc.enable()
+
+
+def with_one_nan() -> list[float]:
+    """Weights of a loop without an optimizer, one step of which is NaN."""
+    weight = nn.Parameter(torch.ones(3))
+    for step in range(5):
+        loss = (weight * (math.nan if step == 3 else 1.0)).sum()
+        weight.grad = None
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        with torch.no_grad():
+            weight -= 0.1 * weight.grad
+    return weight.data.tolist()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "survives"),
+    [
+        ({}, False),
+        ({"clip": "none"}, False),
+        ({"clip": "norm:1.0", "on_nonfinite": "propagate"}, False),
+        ({"clip": "norm:1.0"}, True),
+        ({"clip": "none", "on_nonfinite": "skip"}, True),
+        ({"clip": "none", "on_nonfinite": "zero"}, True),
+    ],
+)
+def test_a_loop_by_hand_keeps_its_nan_unless_asked_otherwise(
+    observe: Observe, wishes: dict[str, str], survives: bool
+) -> None:
+    observe(**wishes)
+    weights = with_one_nan()
+    assert all(map(math.isfinite, weights)) == survives
+
+
+def test_a_loop_by_hand_raises_where_that_is_asked_for(observe: Observe) -> None:
+    observe(clip="norm:1.0", on_nonfinite="raise")
+    with pytest.raises(NonFiniteError, match="step 3"):
+        with_one_nan()

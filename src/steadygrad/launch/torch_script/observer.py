@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from steadygrad.errors import NonFiniteError
 from steadygrad.launch.torch_script.calls import CallBook
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
@@ -23,7 +24,7 @@ from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
-from steadygrad.policies import parse
+from steadygrad.policies import NoClip, parse
 from steadygrad.runlog.origin import EVENT
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
@@ -325,10 +326,12 @@ class TorchObserver:
     # -- loops without an optimizer ------------------------------------------------------------
 
     def _new_manual(self) -> ManualLoop:
-        plan = self.session.plan
-        clipper = (
-            None if plan.clip is None else Clipper(parse(plan.clip), plan.on_nonfinite or "skip")
-        )
+        clipper = None
+        if self.session.plan.clip is not None:
+            policy = parse(self.session.plan.clip)
+            # as attach has it: no policy, nothing touched
+            usual = "propagate" if isinstance(policy, NoClip) else "skip"
+            clipper = Clipper(policy, self.session.plan.on_nonfinite or usual)
         return ManualLoop(self.log, self._names, self._manual_recorder, self._manual_step, clipper)
 
     def _names(self, parameters: list[torch.Tensor]) -> dict[int, TensorInfo]:
@@ -385,7 +388,7 @@ class _Clock:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._observer.overhead += time.perf_counter() - self._started.pop()
-        if not isinstance(error, Exception):
-            return False
+        if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
+            return False  # the latter is what --on-nonfinite raise asks for
         self._observer.session.trouble("part of the run was not observed", error)
         return True
