@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from steadygrad.cli._arguments import run_file
+
 
 @click.command()
-@click.argument("run", metavar="RUN.db", type=click.Path())
+@run_file
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
 @click.option(
     "--fail-on",
@@ -15,6 +17,8 @@ import click
 )
 def command(run: str, as_json: bool, fail_on: str | None) -> None:
     """Explain a recorded run: what is wrong with it, the gravest first.
+
+    Without RUN.db: the newest run in this folder.
 
     Exits with 0, with 1 where --fail-on applies, and with 2 for a file that cannot be read.
     """

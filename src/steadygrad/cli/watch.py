@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import click
 
+from steadygrad.cli._arguments import run_file
+
 
 @click.command()
-@click.argument("run", type=click.Path(dir_okay=False))
+@run_file
 @click.option("--once", is_flag=True, help="Print one frame and end; for scripts and logs.")
 def command(run: str, once: bool) -> None:
-    """Show RUN, a run that is being recorded, live: norms, loss, clipping, tensors, findings.
+    """Show RUN.db, a run that is being recorded, live: norms, loss, clipping, tensors, findings.
+
+    Without RUN.db: the newest run in this folder.
 
     Keys: n and p page through the tensors, q quits.
     """

@@ -72,7 +72,7 @@ def test_a_file_that_is_no_run_is_named(run_file: str) -> None:
     assert not Path("report.html").exists()
 
 
-def test_no_run_at_all_shows_the_usage() -> None:
+def test_no_run_at_all_says_what_to_type() -> None:
     done = typed()
     assert done.exit_code == 2
-    assert "RUNS" in done.stderr
+    assert "steadygrad run train.py" in done.stderr

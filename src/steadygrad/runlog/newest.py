@@ -1,0 +1,66 @@
+"""The newest run of a folder: what a command reads that was given no file."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from steadygrad.errors import RunFileError
+from steadygrad.runlog.schema import APPLICATION_ID
+
+_RANK = re.compile(r"-rank\d+$")
+
+
+def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
+    """Find the run file that was written to last.
+
+    Of the ranks of one run it is rank 0's.
+
+    Args:
+        folder: where to look; folders inside it are left alone.
+
+    Returns:
+        The path of the file, ``folder`` in front.
+
+    Raises:
+        RunFileError: the folder holds no run file.
+
+    Example:
+        >>> import tempfile
+        >>> newest_run(tempfile.mkdtemp())
+        Traceback (most recent call last):
+        steadygrad.errors.RunFileError: no run file in /...: ...
+    """
+    databases = sorted(Path(folder).glob("*.db"), key=_written, reverse=True)
+    newest = next((path for path in databases if _is_run(path)), None)
+    if newest is None:
+        raise RunFileError(
+            f"no run file in {Path(folder).absolute()}: type steadygrad run train.py to record "
+            "one, or give the path of one"
+        )
+    first_rank = newest.with_stem(_RANK.sub("-rank0", newest.stem))
+    return first_rank if first_rank.exists() else newest
+
+
+def _written(path: Path) -> float:
+    """When a database was last written to: while it is open, its journal alone may show it."""
+    return max(_modified(path), _modified(path.with_name(f"{path.name}-wal")))
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # no journal, or gone since the folder was listed
+        return 0.0
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            (number,) = database.execute("PRAGMA application_id").fetchone()
+    except sqlite3.Error:
+        return False
+    return bool(number == APPLICATION_ID)
