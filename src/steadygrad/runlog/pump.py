@@ -1,4 +1,4 @@
-"""A bounded queue with a daemon thread behind it: the way off the hot path.
+"""A bounded queue with a hidden thread behind it: the way off the hot path.
 
 The training thread only appends to a deque, which needs no lock. The thread looks at
 it every few tenths of a second instead of being woken, since waking a thread costs more
@@ -17,6 +17,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+from steadygrad.runlog.hidden import HiddenThread, stay_hidden
 
 BUSY_SHARE = 0.01
 """A thread that computes less of the time than this does nothing."""
@@ -39,12 +41,13 @@ class Pump:
     Args:
         consume: called in the thread with the items since the last call, often empty.
         finish: called in the thread once, after the last item.
-        fail: called in the thread with what `consume` or `finish` raised; the end of it.
-        name: the thread's name.
+        fail: called in the thread with what `consume` or `finish` raised; the end of it. Called
+            at once where the system allows no further thread.
         interval: seconds between two looks at the queue.
         max_bytes: how much may wait, going by the size that `put` is told.
         patience: seconds for which `put` waits for room before it drops.
         batch: most items handed over in one call.
+        deaf: as `HiddenThread` has it.
     """
 
     def __init__(
@@ -53,11 +56,11 @@ class Pump:
         finish: Callable[[], None],
         fail: Callable[[BaseException], None],
         *,
-        name: str,
         interval: float = 0.2,
         max_bytes: int = 32 << 20,
         patience: float = 1.0,
         batch: int = 1024,
+        deaf: bool = True,
     ) -> None:
         self.stopped = False
         self._consume, self._finish, self._fail = consume, finish, fail
@@ -70,8 +73,12 @@ class Pump:
         self._clock: int | None = None
         self._pid = os.getpid()
         _LIVE.add(self)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread: HiddenThread | None = None
+        try:
+            self._thread = HiddenThread(self._run, deaf=deaf)
+        except RuntimeError as error:
+            self.stopped = True
+            fail(error)
 
     @property
     def usable(self) -> bool:
@@ -104,7 +111,7 @@ class Pump:
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything queued was consumed; False where that took too long."""
-        if not self.usable or threading.current_thread() is self._thread:
+        if not self.usable or self._thread is None or self._thread.is_current:
             return False
         token = threading.Event()
         self._queue.append(token)
@@ -125,15 +132,18 @@ class Pump:
             return False
         self._closing = True
         self._wake.set()
-        if threading.current_thread() is not self._thread:
-            self._join(timeout, idle)
-        return not self._thread.is_alive()
+        thread = self._thread
+        if thread is None:
+            return True
+        if not thread.is_current:
+            self._join(thread, timeout, idle)
+        return not thread.alive
 
-    def _join(self, timeout: float, idle: float) -> None:
+    def _join(self, thread: HiddenThread, timeout: float, idle: float) -> None:
         deadline = time.monotonic() + timeout
-        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+        while thread.alive and (left := deadline - time.monotonic()) > 0:
             computed = self._computed()
-            self._thread.join(min(left, idle))
+            thread.join(min(left, idle))
             if self._computed() - computed < BUSY_SHARE * idle < math.inf:
                 return
 
@@ -173,6 +183,7 @@ class Pump:
             finally:
                 for token in tokens:
                     token.set()
+                stay_hidden()
             self._congested = False
             if not self._queue:
                 break

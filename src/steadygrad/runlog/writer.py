@@ -1,7 +1,7 @@
 """RunWriter: what a training hands its steps to.
 
 Handing over copies four short arrays and appends them to a queue; everything else
-(quantising, compressing, SQLite, waiting for a disk) happens in a daemon thread. No signal
+(quantising, compressing, SQLite, waiting for a disk) happens in a hidden thread. No signal
 handler is installed, because trainers compose the ones they find: a batch is committed
 every 200 ms instead, so that whatever ends the process costs less than a second of steps.
 """
@@ -266,7 +266,6 @@ class _Recorder:
             self._consume,
             self._finish,
             self._end_file,
-            name="steadygrad-recorder",
             interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
         )
 

@@ -139,10 +139,10 @@ class Sink(ABC):
             self.take,
             self.close,
             self._failed,
-            name=f"steadygrad-{self.kind}",
             interval=LIVE_SECONDS,
             max_bytes=QUEUE_BYTES,
             patience=0.0,
+            deaf=False,  # a process that a logger starts here must hear of SIGTERM
         )
         self._pump.put(head, 0)
 

@@ -41,7 +41,7 @@ def consumer() -> Consumer:
 @pytest.fixture
 def pump(consumer: Consumer) -> Callable[..., Pump]:
     def make(**options: Any) -> Pump:
-        settings = {"name": "test", "interval": 0.01, **options}
+        settings = {"interval": 0.01, **options}
         return Pump(consumer.consume, consumer.finish, consumer.failures.append, **settings)
 
     return make
@@ -130,7 +130,7 @@ def test_closing_waits_for_a_thread_at_work_and_not_for_one_that_hangs() -> None
 
     ended = []
     for consume in (compute, hang):
-        pump = Pump(consume, lambda: None, print, name="test", interval=0.01)
+        pump = Pump(consume, lambda: None, print, interval=0.01)
         pump.put("item", 1)
         ended.append(pump.close(timeout=40.0, idle=0.3))
     stuck.set()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from steadygrad.runlog.hidden import HiddenThread, stay_hidden
+
 if TYPE_CHECKING:
     from steadygrad.launch.keras_script.observer import Track
     from steadygrad.launch.session import Session
@@ -73,9 +75,7 @@ class TensorFlowSide:
     def ring(self, width: int) -> TensorFlowRing:
         made: list[TensorFlowRing] = []
         # a new thread is inside of no trace and of no strategy, which would mirror the variables
-        maker = threading.Thread(target=lambda: made.append(TensorFlowRing(self.tf, width)))
-        maker.start()
-        maker.join()
+        HiddenThread(lambda: made.append(TensorFlowRing(self.tf, width))).join()
         return made[0]
 
     def emit(self, track: Track, row: Any) -> None:
@@ -106,7 +106,7 @@ class TensorFlowRing:
         self._count = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._read = 0
         self._over = threading.Event()
-        self.reader: threading.Thread | None = None
+        self.reader: HiddenThread | None = None
 
     def put(self, row: Any) -> None:
         """Add a row; becomes part of the function that is being traced."""
@@ -132,9 +132,9 @@ class TensorFlowRing:
         def poll() -> None:
             while not self._over.wait(POLL_SECONDS):
                 drain()
+                stay_hidden()
 
-        self.reader = threading.Thread(target=poll, name="steadygrad-keras", daemon=True)
-        self.reader.start()
+        self.reader = HiddenThread(poll)
 
     def stop_reading(self) -> None:
         """End the thread: none may use the device while the interpreter goes down."""
