@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from steadygrad.errors import UsageError
+from steadygrad.errors import SpecError, UsageError
 from steadygrad.jax._x64 import wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import Clip, Stepped, as_policy, may_skip, nonfinite_mode, step
+from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
+from steadygrad.policies.groups import Groups
+from steadygrad.policies.stepping import Stepped, step
 
 Axes = str | tuple[str, ...] | Mapping[str, Any] | None
 
@@ -179,6 +181,26 @@ def guard(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _traceable(clip: Clip, on_nonfinite: str | None) -> Choice:
+    """`resolve`, for code that cannot raise and whose optimizers have no class."""
+    policy = policy_of(clip)
+    patterns = [name for name, _ in policy.members] if isinstance(policy, Groups) else []
+    named = next((pattern for pattern in patterns if pattern.startswith("@")), None)
+    if named is not None:
+        raise SpecError(
+            f"clip group {named!r} names an optimizer class, and optax has none; group by "
+            "parameter name, or wrap each transformation in its own guard inside "
+            "optax.multi_transform"
+        )
+    choice = resolve(policy, on_nonfinite)
+    if choice.on_nonfinite == "raise":
+        raise UsageError(
+            "on_nonfinite='raise': compiled code cannot raise; read the action from the state "
+            "and raise outside `jit`"
+        )
+    return choice
+
+
 class _Clipper:
     """What `clip` and `guard` share."""
 
@@ -190,11 +212,9 @@ class _Clipper:
         details: bool,
         blank: bool = False,
     ) -> None:
-        self.policy = as_policy(spec)
-        self.on_nonfinite = nonfinite_mode(
-            on_nonfinite, self.policy, "read the action from the state and raise outside `jit`"
-        )
-        self.may_skip = self.on_nonfinite == "skip" or may_skip(self.policy)
+        choice = _traceable(spec, on_nonfinite)
+        self.policy, self.on_nonfinite = choice.policy, choice.on_nonfinite
+        self.may_skip = choice.may_skip
         self.axis_name = axis_name
         self.details = details
         self.blank = blank and self.may_skip

@@ -14,7 +14,7 @@ from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
-from steadygrad.policies.stepping import Clip, as_policy, nonfinite_mode
+from steadygrad.policies.choice import Clip, resolve
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.stats import GradientStats
@@ -69,10 +69,9 @@ def attach(
     _refuse_conflicts(inner)
     if classes.hook_of(inner) is not None:
         raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
-    policy = as_policy(clip, type(inner).__name__)
-    mode = "raise" if on_nonfinite == "raise" else nonfinite_mode(on_nonfinite, policy, "")
+    choice = resolve(clip, on_nonfinite, type(inner).__name__)
     _refuse_traced(inner, model)
-    classes.install(inner, Hook(policy, mode))
+    classes.install(inner, Hook(choice.policy, choice.on_nonfinite))
     if outer is not None:
         classes.tell(outer)
     _retrace(model)

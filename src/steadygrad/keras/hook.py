@@ -22,7 +22,8 @@ import numpy as np
 from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import CLIP, SKIP, Stepped, may_skip, measure, step
+from steadygrad.policies.choice import skips_by_itself
+from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
 
 FIGURES = (
@@ -70,7 +71,7 @@ class Hook:
         self.policy = policy
         self.raises = on_nonfinite == "raise"
         self.on_nonfinite = "skip" if self.raises else on_nonfinite
-        self.drops_windows = may_skip(policy)
+        self.drops_windows = skips_by_itself(policy)
         self.may_skip = self.on_nonfinite == "skip" or self.drops_windows
         self.backend = engines.current()
         self.variables: list[Any] = []

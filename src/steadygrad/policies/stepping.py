@@ -12,125 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from steadygrad.errors import SpecError, UsageError
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
-from steadygrad.policies.methods.none import NoClip
-from steadygrad.policies.specs import parse
 from steadygrad.stats import GradientStats, combine_norms
-
-Clip = str | Policy | Mapping[str, "str | Policy"]
-"""How a user says what to clip."""
 
 NONE, CLIP, SKIP = 0, 1, 2
 """Codes of `steadygrad.runlog.records.ACTIONS`."""
-
-
-def policy_of(clip: Clip) -> Policy:
-    """The policy that a spec, a policy or a mapping of patterns means.
-
-    Args:
-        clip: what the user gave.
-
-    Returns:
-        The policy.
-
-    Raises:
-        UsageError: it is none of the three, or a spec that cannot be read.
-
-    Example:
-        >>> policy_of("norm:2.0")
-        ClipNorm(max_norm=2.0, p=2.0)
-    """
-    if isinstance(clip, Policy):
-        return clip
-    if isinstance(clip, str):
-        return parse(clip)
-    if isinstance(clip, Mapping):
-        return Groups.of(clip)
-    raise UsageError(
-        f"clip must be a spec such as 'norm:1.0', a policy, or {{pattern: spec}}; got {clip!r}"
-    )
-
-
-def as_policy(clip: Clip, optimizer: str = "") -> Policy:
-    """`policy_of`, for optimizers that are traced.
-
-    Args:
-        clip: what the user gave.
-        optimizer: class name of the optimizer that it is for; empty where there are no classes.
-
-    Returns:
-        The policy.
-
-    Raises:
-        UsageError: it is none of the three, or a spec that cannot be read.
-        SpecError: it groups by optimizer class where there are no classes.
-
-    Example:
-        >>> as_policy("norm:2.0")
-        ClipNorm(max_norm=2.0, p=2.0)
-    """
-    policy = policy_of(clip)
-    if not optimizer:
-        _refuse_classes(policy)
-    return policy.for_optimizer(optimizer)
-
-
-def _refuse_classes(policy: Policy) -> None:
-    patterns = [k for k, _ in policy.members] if isinstance(policy, Groups) else []
-    named = next((pattern for pattern in patterns if pattern.startswith("@")), None)
-    if named is not None:
-        raise SpecError(
-            f"clip group {named!r} names an optimizer class, and optax has none; group by "
-            "parameter name, or wrap each transformation in its own guard inside "
-            "optax.multi_transform"
-        )
-
-
-def nonfinite_mode(on_nonfinite: str | None, policy: Policy, instead_of_raise: str) -> str:
-    """Check `on_nonfinite`, and fill in its default.
-
-    Args:
-        on_nonfinite: what the user gave.
-        policy: with ``none`` the default is ``propagate``, else ``skip``.
-        instead_of_raise: what to type where code is traced and cannot raise.
-
-    Returns:
-        ``skip``, ``zero`` or ``propagate``.
-
-    Raises:
-        UsageError: something else was given.
-
-    Example:
-        >>> nonfinite_mode(None, NoClip(), "")
-        'propagate'
-    """
-    if on_nonfinite is None:
-        return "propagate" if isinstance(policy, NoClip) else "skip"
-    if on_nonfinite == "raise":
-        raise UsageError(f"on_nonfinite='raise': compiled code cannot raise; {instead_of_raise}")
-    if on_nonfinite not in ("skip", "zero", "propagate"):
-        raise UsageError(
-            f"on_nonfinite must be 'skip', 'zero' or 'propagate', got {on_nonfinite!r}"
-        )
-    return on_nonfinite
-
-
-def may_skip(policy: Policy) -> bool:
-    """Whether a policy ever drops steps by itself.
-
-    Example:
-        >>> may_skip(parse("norm:1.0")), may_skip(parse("skip"))
-        (False, True)
-    """
-    # here, not above: `steadygrad run --clip` reads a spec before a script may load NumPy
-    import numpy as np
-
-    one, none = np.ones(1), np.zeros(1, np.int64)
-    stats = GradientStats(("x",), one, one, none, none, (1,), np.float64(1.0), policy.norm_type)
-    state = policy.init(np, stats.names, np.float64, np.int64)
-    return policy.decide(np, state, stats)[1].skip is not False
 
 
 class Engine(Protocol):

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadygrad.launch.keras_script.sides import JaxSide, TensorFlowSide, TorchSide
-from steadygrad.policies.stepping import Stepped, as_policy, measure, nonfinite_mode
+from steadygrad.policies.choice import resolve
+from steadygrad.policies.stepping import Stepped, measure
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
@@ -187,14 +188,14 @@ class KerasObserver:
             elif outer is not None:
                 classes.tell(outer)
             return False
-        policy = as_policy(self._session.plan.clip or "none", type(inner).__name__)
         mode = self._session.plan.on_nonfinite
         if mode == "raise":
             self._session.mention(
                 "--on-nonfinite raise: compiled code cannot raise; steps were skipped"
             )
             mode = "skip"
-        hook = Hook(policy, nonfinite_mode(mode, policy, ""))
+        choice = resolve(self._session.plan.clip or "none", mode, type(inner).__name__)
+        hook = Hook(choice.policy, choice.on_nonfinite)
         hook.watcher = functools.partial(self._tell, inner)
         for one in (inner, *members):
             self._replace_own_clipping(one)

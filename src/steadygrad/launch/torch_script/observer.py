@@ -24,7 +24,7 @@ from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
-from steadygrad.policies import NoClip, parse
+from steadygrad.policies.choice import resolve
 from steadygrad.runlog.origin import EVENT
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
@@ -233,7 +233,7 @@ class TorchObserver:
                     parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 self._note_calls(step, parameters, len(batch.grads), index)
 
-        on_nonfinite = self.session.plan.on_nonfinite or "propagate"
+        on_nonfinite = resolve("none", self.session.plan.on_nonfinite).on_nonfinite
         return ObservingClipper(on_nonfinite, self.log.reading_of, stepping)
 
     def _note_calls(
@@ -326,12 +326,11 @@ class TorchObserver:
     # -- loops without an optimizer ------------------------------------------------------------
 
     def _new_manual(self) -> ManualLoop:
+        plan = self.session.plan
         clipper = None
-        if self.session.plan.clip is not None:
-            policy = parse(self.session.plan.clip)
-            # as attach has it: no policy, nothing touched
-            usual = "propagate" if isinstance(policy, NoClip) else "skip"
-            clipper = Clipper(policy, self.session.plan.on_nonfinite or usual)
+        if plan.clip is not None:
+            choice = resolve(plan.clip, plan.on_nonfinite)
+            clipper = Clipper(choice.policy, choice.on_nonfinite)
         return ManualLoop(self.log, self._names, self._manual_recorder, self._manual_step, clipper)
 
     def _names(self, parameters: list[torch.Tensor]) -> dict[int, TensorInfo]:

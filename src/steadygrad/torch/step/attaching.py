@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from steadygrad.errors import AttachError, UsageError
-from steadygrad.policies import NoClip
-from steadygrad.policies.stepping import Clip, policy_of
+from steadygrad.policies.choice import Clip, resolve
 from steadygrad.torch.distributed.sharded import refuse_flat_shards
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.step.handle import Steady
@@ -78,18 +77,16 @@ def attach_unheard(
 ) -> Steady:
     """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
     inner = _require_optimizer(optimizer)
-    policy = policy_of(clip).for_optimizer(type(inner).__name__)
+    choice = resolve(clip, on_nonfinite, type(inner).__name__)
     if model is not None and names is not None:
         raise UsageError(
             "give either model= or names=, not both: each says what tensors are called"
         )
-    if on_nonfinite is None:
-        on_nonfinite = "propagate" if isinstance(policy, NoClip) else "skip"
-    if on_nonfinite != "propagate" or not isinstance(policy, NoClip):
+    if not choice.only_observes:
         params = [p for group in inner.param_groups for p in group["params"]]
         refuse_flat_shards(params, "attach")
     source = names if model is None else _model_names(model)
-    return Steady(inner, policy, on_nonfinite, run, source, optimizer_index)
+    return Steady(inner, choice.policy, choice.on_nonfinite, run, source, optimizer_index)
 
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:

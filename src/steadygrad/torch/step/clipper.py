@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from steadygrad import kernels
-from steadygrad.errors import NonFiniteError, UsageError
+from steadygrad.errors import NonFiniteError
 from steadygrad.policies import Policy
 from steadygrad.policies.base import Decision
 from steadygrad.stats import GradientStats, describe_nonfinite
@@ -26,8 +26,6 @@ from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import UNTOUCHED, Applied, compare, unit_of
 from steadygrad.torch.step.policy_state import Memory
-
-ON_NONFINITE = ("skip", "raise", "zero", "propagate")
 
 Scale = Callable[[Sequence[torch.Tensor], Any], None]
 """Multiplies gradients by one coefficient: in place, or inside the optimizer's step."""
@@ -58,16 +56,9 @@ class Clipper:
     Args:
         policy: how to clip.
         on_nonfinite: what to do with gradients that hold NaN or inf.
-
-    Raises:
-        UsageError: `on_nonfinite` is not one of the four words.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
-        if on_nonfinite not in ON_NONFINITE:
-            raise UsageError(
-                f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
-            )
         self.policy = policy
         self.on_nonfinite = on_nonfinite
         self.memory = Memory(policy)
