@@ -31,9 +31,9 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
 def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | None) -> Calibration:
     """The calibration with its advice written."""
     sentences = [
-        _what_to_type(c),
-        *(_set_back(c, back) if back else _failed(rows)),
-        *_moving(c),
+        _what_to_type(c, info),
+        *(_set_back(c, back) if back else _failed(rows, info)),
+        *_moving(c, info),
         *_broken(c),
         *_defaults(c),
         *_was_clipped(c, rows),
@@ -44,6 +44,34 @@ def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | N
             f"The run has {optimizers} optimizers; these figures are optimizer {c.optimizer}'s."
         )
     return dataclasses.replace(c, advice=tuple(sentences))
+
+
+def typed(spec: str, info: Mapping[str, Any]) -> str:
+    """A spec as the one who recorded this run can give it: as an option, or as an argument.
+
+    Args:
+        spec: a clip spec.
+        info: what the run file says of the run.
+
+    Returns:
+        The words to type.
+
+    Example:
+        >>> typed("auto", {"observed_by": "run"}), typed("auto", {"observed_by": "attach"})
+        ('--clip auto', 'clip="auto"')
+    """
+    in_code = str(info.get("observed_by") or "run") != "run"
+    return f'clip="{spec}"' if in_code else f"--clip {spec}"
+
+
+def label(c: Calibration) -> tuple[str, str]:
+    """What is recommended, in a word or two, and its value.
+
+    A run whose norm moves has no one threshold to recommend.
+    """
+    if not c.stationary:
+        return ("Recommended" if c.needed else "As insurance"), c.spec
+    return ("Recommended threshold" if c.needed else "Threshold, as insurance"), f"{c.threshold:g}"
 
 
 def percent(share: float) -> str:
@@ -60,15 +88,15 @@ def percent(share: float) -> str:
     return f"{value:.{digits}f} %"
 
 
-def _what_to_type(c: Calibration) -> str:
+def _what_to_type(c: Calibration, info: Mapping[str, Any]) -> str:
     times = f"{c.threshold / c.median:.2g} times the median norm {c.median:.3g}"
     place = f"threshold {c.threshold:g} is {times}"
     rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
     if not c.needed:
         return (
             f"Nothing in this run called for clipping: no spikes in {c.steps} steps, the peak is "
-            f"{c.peak / c.median:.2g} times the median. As insurance type --clip {c.spec}; the "
-            f"{place}, and {rate}."
+            f"{c.peak / c.median:.2g} times the median. As insurance type "
+            f"{typed(c.spec, info)}; the {place}, and {rate}."
         )
     below = ""
     tops = sorted(s.norm for s in c.spikes if s.norm > c.threshold)
@@ -76,18 +104,19 @@ def _what_to_type(c: Calibration) -> str:
         span = f"{tops[0]:.3g}" if len(tops) == 1 else f"{tops[0]:.3g} to {tops[-1]:.3g}"
         below = f", below {len(tops)} spike{'s' * (len(tops) > 1)} of {span}"
     return (
-        f"Type --clip {c.spec}. The {place}{below}; {rate} "
+        f"Type {typed(c.spec, info)}. The {place}{below}; {rate} "
         f"(95 % interval {c.interval[0]:.3g} to {c.interval[1]:.3g})."
     )
 
 
-def _failed(rows: Any) -> list[str]:
+def _failed(rows: Any, info: Mapping[str, Any]) -> list[str]:
     rise = loss_rise(rows["loss"])
     if rise is None:
         return []
     return [
         f"The loss rose from {rise[0]:.3g} to {rise[1]:.3g}: the norms of a training that fails "
-        "are no guide, so nothing over 1 is recommended. Record one with --clip auto or a lower "
+        "are no guide, so nothing over 1 is recommended. Record one with "
+        f"{typed('auto', info)} or a lower "
         "learning rate, and calibrate that."
     ]
 
@@ -102,7 +131,7 @@ def _set_back(c: Calibration, back: Setback) -> list[str]:
     ]
 
 
-def _moving(c: Calibration) -> list[str]:
+def _moving(c: Calibration, info: Mapping[str, Any]) -> list[str]:
     if c.stationary:
         return []
     factor = c.drift if c.drift > 1 else 1 / c.drift
@@ -113,8 +142,9 @@ def _moving(c: Calibration) -> list[str]:
     return [
         f"The norm is {c.trend}: {factor:.2g} times over the run. One fixed threshold is too "
         "tight at one end and too loose at the other: use a method that follows the norm, "
-        f"--clip auto or --clip zclip, or a schedule, --clip {schedule}; "
-        f"fixed, --clip norm:{c.threshold:g} is the compromise."
+        f"{typed('auto', info)} or {typed('zclip', info)}, or a schedule, "
+        f"{typed(schedule, info)}; fixed, {typed(f'norm:{c.threshold:g}', info)} is the "
+        "compromise."
     ]
 
 
@@ -128,7 +158,8 @@ def _broken(c: Calibration) -> list[str]:
         )
     if c.nonfinite:
         told.append(
-            f"{c.nonfinite} steps had a NaN or inf norm and are left out. Find their origin with: "
+            f"{c.nonfinite} steps had a NaN or inf norm and are left out: a clip cannot "
+            "undo one that an operation has made. Find their origin with: "
             "steadygrad diagnose RUN.db"
         )
     return told

@@ -160,7 +160,8 @@ def setback(losses: Floats) -> Setback | None:
     worked, norms from after are not.
 
     Args:
-        losses: one a step; not finite counts as high.
+        losses: one a step. One that is not finite counts as the last finite one before it: a loss
+            that rose, and then overflowed, has risen; one that an operation made NaN has not.
 
     Example:
         >>> falling = np.linspace(2.3, 1.5, 30)
@@ -172,7 +173,7 @@ def setback(losses: Floats) -> Setback | None:
     wide = max(20, losses.size // 5)
     if losses.size < 2 * 5 + wide:
         return None
-    losses = np.where(np.isfinite(losses), losses, np.inf)
+    losses = _filled(losses)
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
     lowest, first = np.minimum.accumulate(medians), float(medians[0])
     if not math.isfinite(first):
@@ -188,6 +189,12 @@ def setback(losses: Floats) -> Setback | None:
             least = int(np.argmin(medians[:turned]))
             return Setback(least + 5, first, float(medians[least]), after)
     return None
+
+
+def _filled(losses: Floats) -> Floats:
+    """Each loss, or the last finite one before it; NaN before the first of them."""
+    places = np.maximum.accumulate(np.where(np.isfinite(losses), np.arange(losses.size), -1))
+    return np.where(places >= 0, losses[places], np.nan)
 
 
 def _noise(losses: Floats) -> float:

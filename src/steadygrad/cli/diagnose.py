@@ -20,13 +20,14 @@ def command(run: str, as_json: bool, fail_on: str | None) -> None:
 
     Without RUN.db: the newest run in this folder.
 
-    Exits with 0, with 1 where --fail-on applies, and with 2 for a file that cannot be read.
+    Exits with 0, with 1 where --fail-on applies, with 2 for a file that cannot be read, and
+    with 3 where --fail-on is given and the run has too few steps to be judged.
     """
     from steadygrad.errors import RunFileError
     from steadygrad.rules.show import show
 
     try:
-        failed = show(run, as_json=as_json, fail_on=fail_on)
+        status = show(run, as_json=as_json, fail_on=fail_on)
     except RunFileError as error:
         raise click.UsageError(str(error)) from error
-    raise SystemExit(int(failed))
+    raise SystemExit(status)

@@ -216,6 +216,7 @@ def _record(number: int, state: ClipState, loss: Any, lr: Any) -> StepRecord:
         nonfinite=int(state.nonfinite),
         cosine=float(state.cosine),
         optimizer=number,
+        loss_told=loss is not None,
     )
 
 

@@ -88,6 +88,7 @@ def _finding(finding: Finding, said: str) -> list[str]:
 
 def _threshold(run: Run, session: Session) -> list[str]:
     from steadygrad.calibration import calibrate
+    from steadygrad.calibration.advice import label
 
     if not len(run):
         return []
@@ -97,9 +98,8 @@ def _threshold(run: Run, session: Session) -> list[str]:
         return _wrapped(f"No threshold can be recommended: {error}", "  ", "    ")
     except SteadyGradError as error:
         return _wrapped(f"No threshold: {error}", "  ", "    ")
-    lines = _wrapped(
-        f"Recommended threshold: {found.threshold:.4g}. {found.advice[0]}", "  ", "    "
-    )
+    what, value = label(found)
+    lines = _wrapped(f"{what}: {value}. {found.advice[0]}", "  ", "    ")
     if found.needed and session.plan.clip is None:
         lines.append(f"    try: {_again(session, found.spec)}")
     return lines

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from steadygrad.report.numbers import figure
+from steadygrad.rules import NOTHING
+from steadygrad.rules.evidence.view import View
 
 if TYPE_CHECKING:
     from steadygrad.rules import Finding
@@ -45,12 +47,14 @@ def verdict(run: Run, findings: Sequence[Finding]) -> Verdict:
     Example:
         >>> import numpy as np
         >>> from steadygrad.runlog import Run
-        >>> run = Run.from_arrays(steps={"norm": np.linspace(1.0, 2.0, 50)})
-        >>> verdict(run, []).sentence
-        'Steady over 50 steps: the gradient norm stayed within 1.3 times its median.'
+        >>> falling = {"norm": np.linspace(1.0, 2.0, 50), "loss": np.linspace(2.0, 0.5, 50)}
+        >>> verdict(Run.from_arrays(steps=falling), []).sentence
+        'Steady over 50 steps: the gradient norm stayed within 1.3 times its median, ...'
     """
     if not len(run):
         return _made("empty", "No optimizer step was recorded, so nothing can be said of this run.")
+    if [f.id for f in findings] == [NOTHING]:
+        return _made("empty", _sentence(findings[0].title))
     grave = [f for f in findings if f.severity in ("error", "warning")]
     if grave:
         return _made(grave[0].severity, _sentence(grave[0].title))
@@ -73,9 +77,29 @@ def _steady(run: Run) -> str:
         return f"{count} recorded, none with a gradient norm over 0: there is nothing to judge."
     ratio = ratio_text(float(usable.max() / np.median(usable)))
     peak = run.steps[np.nanargmax(np.where(np.isfinite(norm), norm, -1.0))]
+    steady = f"Steady over {count}: the gradient norm stayed within {ratio} its median"
     if peak["action"] == "clip":
-        return f"Steady over {count}: norms of up to {ratio} the median came, and were clipped."
-    return f"Steady over {count}: the gradient norm stayed within {ratio} its median."
+        steady = f"Steady over {count}: norms of up to {ratio} the median came, and were clipped"
+    return f"{steady}{_loss(run)}."
+
+
+def _loss(run: Run) -> str:
+    """Whether the loss fell: a steady norm says nothing of that."""
+    numbers = np.asarray(run.steps["optimizer"])
+    trends = [View(run, int(number)).loss_trend for number in np.unique(numbers)]
+    if not any(trend.known for trend in trends):
+        return "; too few losses were recorded to say whether the training got anywhere"
+    if len(trends) > 1:
+        return ""
+    trend = trends[0]
+    span = f"from {figure(trend.start)} to {figure(trend.end)}"
+    if trend.signed:
+        return f"; the loss went {span}"
+    if trend.end > trend.start and not trend.home:
+        return f", but the loss rose {span}"
+    if trend.stalled:
+        return f", but the loss hardly fell: {span}"
+    return f", and the loss fell {span}"
 
 
 def ratio_text(ratio: float) -> str:

@@ -83,7 +83,7 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
     """
     from steadygrad.rules import diagnose
 
-    findings = diagnose(run) if len(run) else []
+    findings = diagnose(run)
     told = verdict(run, findings)
     numbers = [int(n) for n in np.unique(run.steps["optimizer"])]
     pictures = [thresholds(run, number) for number in numbers]
@@ -109,7 +109,7 @@ def _recommendation(pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"threshold": None, "spec": None, "needed": None, "reason": reason, "more": []}
     best = max(usable, key=lambda p: p["steps"])
     first, *more = best["advice"]
-    keys = ("threshold", "spec", "needed", "optimizer")
+    keys = ("threshold", "spec", "needed", "optimizer", "label", "value", "typed")
     return {**{key: best[key] for key in keys}, "reason": first, "more": more}
 
 

@@ -164,9 +164,8 @@ def _run(run: dict[str, Any], *, named: bool) -> list[RenderableType]:
 def _recommendation(rec: dict[str, Any]) -> list[RenderableType]:
     if rec["threshold"] is None:
         return [Text.assemble(("No threshold yet: ", "bold"), rec["reason"])]
-    what = "Recommended threshold" if rec["needed"] else "Threshold, as insurance"
     return [
-        Text.assemble((f"{what}  {figure(rec['threshold'])}", "bold"), f"   --clip {rec['spec']}"),
+        Text.assemble((f"{rec['label']}  {rec['value']}", "bold"), f"   {rec['typed']}"),
         Text(rec["reason"]),
     ]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadygrad.calibration import Calibration, calibrate
+from steadygrad.calibration.advice import label, typed
 from steadygrad.errors import CalibrationError
 from steadygrad.report.numbers import plain, short
 
@@ -36,6 +37,8 @@ def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
         return {"refused": str(error), "optimizer": optimizer}
     rows = run.steps[run.steps["optimizer"] == optimizer]
     data: dict[str, Any] = plain(found.to_dict())
+    data["label"], data["value"] = label(found)
+    data["typed"] = typed(found.spec, run.info)
     data["curve"] = [short(np.array(pair)) for pair in found.curve]
     data["histogram"] = _histogram(rows, found)
     return data

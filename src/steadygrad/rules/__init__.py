@@ -16,7 +16,7 @@ from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import SEVERITIES, Finding
 from steadygrad.runlog import Run, as_run
 
-__all__ = ["REGISTRY", "SEVERITIES", "Finding", "Rule", "diagnose", "page"]
+__all__ = ["NOTHING", "REGISTRY", "SEVERITIES", "Finding", "Rule", "diagnose", "page"]
 
 
 def _discover() -> dict[str, Rule]:
@@ -27,6 +27,8 @@ def _discover() -> dict[str, Rule]:
 
 REGISTRY: dict[str, Rule] = _discover()
 """Id -> rule, ascending."""
+NOTHING = "SG000"
+"""The rule that speaks where there is nothing to judge."""
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
@@ -36,7 +38,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
         run: an open run, or the path of a run file.
 
     Returns:
-        The findings. A rule that has too few steps to judge stays silent.
+        The findings. A rule that has too few steps to judge stays silent; a run of too few steps
+        for any of them, in which none found a fault, gives the one finding `NOTHING`.
 
     Raises:
         RunFileError: the path is no run file.
@@ -51,10 +54,13 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
     """
     opened = as_run(run)
     findings: list[Finding] = []
+    if not len(opened):
+        return list(REGISTRY[NOTHING].check(View(opened, 0)))
     for optimizer in np.unique(opened.steps["optimizer"]):
         view = View(opened, int(optimizer))
         findings += _explain(view)
-    return sorted(findings, key=lambda f: f.gravity)
+    told = [f for f in findings if f.id != NOTHING]
+    return sorted(told, key=lambda f: f.gravity) or findings
 
 
 def _explain(view: View) -> list[Finding]:

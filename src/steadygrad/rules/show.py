@@ -9,13 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 
-from steadygrad.rules import REGISTRY, SEVERITIES, Finding, diagnose, page
+from steadygrad.rules import NOTHING, REGISTRY, SEVERITIES, Finding, diagnose, page
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _LANGUAGE = "python"
 
 
-def show(path: str, *, as_json: bool = False, fail_on: str | None = None) -> bool:
+GRAVE, UNJUDGED = 1, 3
+"""Exit statuses: a finding is as grave as was asked; the run had nothing to judge."""
+
+
+def show(path: str, *, as_json: bool = False, fail_on: str | None = None) -> int:
     """Print what `diagnose` finds in a run file on standard output.
 
     Args:
@@ -24,7 +28,8 @@ def show(path: str, *, as_json: bool = False, fail_on: str | None = None) -> boo
         fail_on: ``error`` or ``warning``; None never fails.
 
     Returns:
-        Whether a finding is at least as grave as ``fail_on``.
+        The exit status: `GRAVE` where a finding is at least as grave as ``fail_on``, `UNJUDGED`
+        where ``fail_on`` is given and there was nothing to judge, else 0.
 
     Raises:
         RunFileError: the file cannot be read.
@@ -34,8 +39,12 @@ def show(path: str, *, as_json: bool = False, fail_on: str | None = None) -> boo
         print(json.dumps([f.to_dict() for f in findings], indent=2))
     else:
         print_findings(findings)
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on else ()
-    return any(f.severity in grave for f in findings)
+    if fail_on is None:
+        return 0
+    if [f.id for f in findings] == [NOTHING]:
+        return UNJUDGED
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return GRAVE if any(f.severity in grave for f in findings) else 0
 
 
 def print_findings(findings: list[Finding], console: Console | None = None) -> None:

@@ -12,6 +12,9 @@ NAN = math.nan
 ACTIONS = ("none", "clip", "skip")
 """What was done with a step's gradients; their order is their code in the file."""
 
+NAN_LOSS = "nan_loss"
+"""Kind of the event that says: from this step on, a NaN loss is a loss that was NaN."""
+
 STEP_DTYPE = np.dtype(
     [
         ("step", np.int64),
@@ -48,6 +51,8 @@ class StepRecord:
         nonfinite: number of NaN and inf gradient elements.
         cosine: between the gradient and what was applied; 1 for scaling, NaN where unknown.
         optimizer: number of the optimizer within the run, from 0.
+        loss_told: whether somebody told this step's loss, so that a NaN is what the loss was. Not
+            a column of the file: an event there says from which step on the loss was NaN.
     """
 
     step: int
@@ -62,6 +67,7 @@ class StepRecord:
     nonfinite: int = 0
     cosine: float = 1.0
     optimizer: int = 0
+    loss_told: bool = False
 
 
 @dataclass(frozen=True)

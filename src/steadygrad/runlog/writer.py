@@ -37,7 +37,7 @@ from steadygrad.runlog.items import (
 )
 from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
-from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
 from steadygrad.runlog.store import Store, remove_side_files
 
@@ -85,12 +85,18 @@ class RunWriter:
     ) -> None:
         self.path = Path(path).absolute()
         self._tensors = 0
+        self._nan_losses: set[int] = set()
         self._lock = threading.Lock()
         self._recorder = _Recorder(self.path, force)
         self._pump = self._recorder.pump
         self._close = weakref.finalize(self, self._recorder.close)
         _close_with_worker(self._recorder)
         self.update_info(**{**basic_facts(), **(info or {})})
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The facts about the run so far; a copy."""
+        return dict(self._recorder.info_given)
 
     @property
     def overhead_seconds(self) -> float:
@@ -164,8 +170,16 @@ class RunWriter:
         Args:
             item: the step, in arrays that nobody writes to any more.
         """
+        record = item.record
+        if record.loss_told and record.loss != record.loss:
+            self._note_nan_loss(record)
         if not self._pump.put(item, item.nbytes):
             self._recorder.missed(item.record)
+
+    def _note_nan_loss(self, record: StepRecord) -> None:
+        if record.optimizer not in self._nan_losses:
+            self._nan_losses.add(record.optimizer)
+            self.write_event(NAN_LOSS, {"optimizer": record.optimizer}, record.step)
 
     def write_sample(
         self,

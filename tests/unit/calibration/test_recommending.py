@@ -275,9 +275,18 @@ def test_a_loss_that_is_only_noisy_is_no_setback() -> None:
     assert estimate.setback(falling) is None
 
 
-def test_a_setback_in_nan_is_one() -> None:
+def test_a_setback_that_ends_in_nan_is_one() -> None:
     _, loss = relapsed()
-    loss[60:] = np.nan
+    loss[90:] = np.nan
     found = estimate.setback(loss)
     assert found is not None
     assert 55 <= found.place <= 60
+
+
+def test_a_nan_out_of_the_blue_is_no_setback() -> None:
+    norms, loss = relapsed()
+    norms[60:], loss[60:] = np.nan, np.nan
+    assert estimate.setback(loss) is None
+    c = calibrate(run_of(norms, loss=loss))
+    assert c.clip_rate < 0.1  # it is no reason to clip what came before it
+    assert any("cannot undo one that an operation has made" in said for said in c.advice)

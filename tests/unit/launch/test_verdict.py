@@ -40,7 +40,7 @@ def test_a_healthy_run_gets_a_verdict_a_threshold_and_the_next_command(
     monkeypatch.chdir(tmp_path)
     lines = last_words(session_of(tmp_path, steady_norms)).splitlines()
     assert lines[0].startswith("steadygrad: Steady over 64 steps")
-    assert any(line.startswith("  Recommended threshold: ") for line in lines)
+    assert any(line.startswith("  Threshold, as insurance: ") for line in lines)
     assert "  Observing cost 5.0 % of the script's 10.0 s." in lines
     assert lines[-1] == "Next: steadygrad report run.db"
 

@@ -26,7 +26,32 @@ def test_healthy_runs_are_met_with_silence(make, seed):
 def test_too_few_steps_are_no_ground_for_a_verdict(make, steps):
     m = make(steps=steps)
     m.clip(0.1)
-    assert m.findings == []
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG000", "info")
+    assert found.title == f"Nothing to judge: {NUMBERS[steps]} recorded."
+
+
+NUMBERS = {
+    0: "no optimizer step was", 1: "1 step was", 2: "2 steps were", 5: "5 steps were",
+}  # fmt: skip
+
+
+def test_a_fault_in_few_steps_is_said_all_the_same(make):
+    m = make(steps=4)
+    m.break_from(2)
+    assert m.ids == ["SG101"]
+
+
+@pytest.mark.parametrize("level", ["error", "warning"])
+def test_a_check_that_saw_nothing_has_not_passed(tmp_path, level):
+    path = tmp_path / "run.db"
+    RunWriter(path).close()
+    done = CliRunner().invoke(diagnose_command, [str(path), "--fail-on", level])
+    assert done.exit_code == 3
+    assert "Nothing to judge" in done.stdout
+    plain = CliRunner().invoke(diagnose_command, [str(path), "--json"])
+    assert plain.exit_code == 0
+    assert [f["id"] for f in json.loads(plain.stdout)] == ["SG000"]
 
 
 def test_the_gravest_comes_first(make):

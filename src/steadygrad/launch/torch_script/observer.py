@@ -7,6 +7,7 @@ is given a clipper that changes nothing.
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -146,7 +147,7 @@ class TorchObserver:
             # told here, since the scaler does not call the step of one that overflows
             self._steps += inner not in self._told
             self._told.add(inner)
-            steady.observe_loss(self.losses.of_step())
+            self._tell_loss(steady)
         return False
 
     def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
@@ -161,7 +162,7 @@ class TorchObserver:
                 return
             self._steps += 1
             if not callable(closure):
-                steady.observe_loss(self.losses.of_step())
+                self._tell_loss(steady)
             elif not self._hears_ends:
                 self._hears_ends = True
                 register_optimizer_step_post_hook(self._after_step)
@@ -170,7 +171,13 @@ class TorchObserver:
         """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
         self._manual.forget(parameters)
         self._elsewhere += 1
-        return float(self.losses.of_step())
+        loss = self.losses.of_step()
+        return math.nan if loss is None else float(loss)
+
+    def _tell_loss(self, steady: Steady) -> None:
+        loss = self.losses.of_step()
+        if loss is not None:
+            steady.observe_loss(loss)
 
     def _after_step(self, *_: Any) -> None:
         """A step is over: what its closure was worth is not the next step's loss."""

@@ -9,38 +9,38 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
-from steadygrad.rules.evidence.view import View, percent
+from steadygrad.rules.evidence.view import View, number, percent
 from steadygrad.rules.finding import Finding
 
+FEW = 3
+"""Usable steps below which nothing is said."""
+
 _CAUSES = (
+    "a logarithm, root or power of a negative number: its value is NaN, its gradient is finite",
     "a logged or detached term of the loss is non-finite: a metric, a constant, log(0)",
     "the non-finite branch is cut off by a mask or torch.where, so it sends no gradient",
-    "the mean of an empty selection",
+    "the mean of an empty selection, such as labels that are all ignored",
 )
 
 
 def check(view: View) -> Iterator[Finding]:
-    finite = np.isfinite(view.loss)
-    odd = ~finite & view.usable
-    # a NaN stands for "unknown" as well: it counts where losses are otherwise known
-    known = finite.mean() > 0.2 if len(view) else False
-    odd &= np.isinf(view.loss) | known
-    if not odd.any() or int(view.usable.sum()) < 3:
+    odd = (np.isinf(view.loss) | view.loss_nan) & view.usable
+    if not odd.any() or int(view.usable.sum()) < FEW:
         return
     index = np.flatnonzero(odd)
-    share = float(odd.mean())
+    share = float(odd.sum() / view.usable.sum())
     listed = ", ".join(str(s) for s in view.step[index[:8]])
     yield finding(
         view,
         "SG104",
-        "error" if share > 0.5 else "warning",
-        0.9 if np.isinf(view.loss[index]).any() or known else 0.7,
+        "error" if share > 0.5 or origins.origin_of(view) is not None else "warning",
+        0.95,
         f"The loss is not finite at step {view.step[index[0]]} while the gradients are.",
         evidence=[
             *origins.told(view),
-            f"Steps: {listed}{' ...' if len(index) > 8 else ''} ({percent(share)} of all).",
-            "The gradient norms of these steps are finite: "
-            "the broken term does not reach the weights.",
+            f"Steps: {listed}{' ...' if len(index) > 8 else ''} ({percent(share)} of those with "
+            "finite gradients).",
+            _reaches(view, index),
         ],
         steps=view.step[index[:50]],
         tensors=[],
@@ -50,7 +50,7 @@ def check(view: View) -> Iterator[Finding]:
             code(
                 view,
                 torch="for name, term in terms.items():\n"
-                "    assert torch.isfinite(term), name  # which term is it?",
+                "    assert torch.isfinite(term).all(), name  # which term is it?",
                 keras="keras.ops.isfinite(term)  # of every term of the loss",
                 jax="jax.debug.print('{}', jnp.isfinite(term))  # of every term of the loss",
             ),
@@ -59,4 +59,18 @@ def check(view: View) -> Iterator[Finding]:
     )
 
 
-RULE = Rule("SG104", "a non-finite loss with finite gradients", check)
+def _reaches(view: View, index: np.typing.NDArray[np.int64]) -> str:
+    """What is known of the gradients of those steps: finite is not the same as right."""
+    norms = view.norm[index]
+    if not norms.any():
+        return "The gradients of these steps are all exactly zero: nothing was learned from them."
+    return (
+        f"The gradient norms of these steps are finite (up to {number(float(norms.max()))}), which "
+        "does not make them right: of the logarithm or root of a negative number, the value is NaN "
+        "and the gradient a finite number that leads nowhere."
+    )
+
+
+RULE = Rule(
+    "SG104", "a non-finite loss with finite gradients", check, supersedes=("SG202", "SG402")
+)

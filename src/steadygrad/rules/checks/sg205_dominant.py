@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import clip_code, code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.inputs import UNIT, input_size
 from steadygrad.rules.evidence.view import (
     Array,
     View,
@@ -29,10 +30,11 @@ FAR_AHEAD = 300.0
 
 
 _CAUSES = (
-    "inputs or targets that are not normalised",
     "a scale, temperature or loss weight far out of the range of the rest",
-    "an output layer without normalisation before it",
+    "an output layer without normalisation before it, or targets far from unit size",
+    "a term of the loss that has become the only one with a gradient",
 )
+_INPUTS = "inputs that are not normalised"
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -113,8 +115,8 @@ def _outpaced(view: View, top: int, fastest: float, usual: float) -> Finding:
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[name],
-        causes=_CAUSES,
-        fixes=_fixes(view),
+        causes=_causes(view, top),
+        fixes=_fixes(view, top),
         figures={"pace": fastest / usual},
     )
 
@@ -136,24 +138,35 @@ def _finding(view: View, top: int, share: float, steep: float) -> Finding:
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[name],
-        causes=_CAUSES,
-        fixes=_fixes(view),
+        causes=_causes(view, top),
+        fixes=_fixes(view, top),
         figures={"share": share, "steepness": steep},
     )
 
 
-def _fixes(view: View) -> list[str]:
-    return [
-        code(
-            view,
-            torch="x = (x - x.mean(0)) / (x.std(0) + 1e-6)  # normalise what enters it\n"
-            'sg.attach(optimizer, clip="tensor-norm:1.0", model=model)  # each by itself',
-            keras="keras.layers.Normalization()  # before the first layer\n"
-            'sg.attach(optimizer, clip="tensor-norm:1.0")',
-            jax="x = (x - x.mean(0)) / (x.std(0) + 1e-6)\n"
-            'optimizer = sg.guard(optimizer, clip="tensor-norm:1.0")',
-        )
-    ]
+def _causes(view: View, top: int) -> tuple[str, ...]:
+    return (_INPUTS, *_CAUSES) if _takes_large_inputs(view, top) else _CAUSES
+
+
+def _takes_large_inputs(view: View, top: int) -> bool:
+    """Whether the tensor is the first layer's, and its inputs are not known to be of unit size."""
+    if not len(view.weights) or top != int(view.weights[0]):
+        return False
+    size = input_size(view)
+    return not size <= UNIT
+
+
+def _fixes(view: View, top: int) -> list[str]:
+    apart = clip_code(view, "tensor-norm:1.0") + "  # each tensor by itself"
+    if not _takes_large_inputs(view, top):
+        return [apart]
+    normalise = code(
+        view,
+        torch="x = (x - x.mean(0)) / (x.std(0) + 1e-6)  # normalise what enters it",
+        keras="keras.layers.Normalization()  # before the first layer",
+        jax="x = (x - x.mean(0)) / (x.std(0) + 1e-6)",
+    )
+    return [normalise, apart]
 
 
 RULE = Rule("SG205", "one tensor that dominates the norm", check, supersedes=("SG401",))

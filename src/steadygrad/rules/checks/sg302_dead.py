@@ -132,7 +132,7 @@ def _whole(view: View, columns: Array) -> Finding:
         + (" in the second half of the run: dead units, or a graph that is cut."),
         evidence=[
             f"In the second half of the run every element of {', '.join(names[:4])} is exactly 0.",
-            _loss(view),
+            view.loss_sentence,
         ],
         steps=[int(view.step[-1])],
         tensors=names[:8],
@@ -159,7 +159,7 @@ def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
         evidence=[
             f"Share of units that are zero for the whole batch: {percent(float(np.min(shares)))} "
             f"to {percent(float(np.max(shares)))} in {len(names)} layers.",
-            _loss(view),
+            view.loss_sentence,
         ],
         steps=[int(view.step[-1])],
         tensors=names[:8],
@@ -167,13 +167,6 @@ def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
         fixes=_fixes(view),
         figures={"share": float(np.max(shares))},
     )
-
-
-def _loss(view: View) -> str:
-    trend = view.loss_trend
-    if not trend.known:
-        return "The loss is not recorded."
-    return f"The loss: {trend.start:.4g} at the start, {trend.end:.4g} at the end."
 
 
 def _fixes(view: View) -> list[str]:

@@ -28,7 +28,7 @@ def _finding(view: View, missing: list[int]) -> Finding:
     total = sum(int(np.prod(t.shape)) for t in view.tensors)
     ran = any(t.position >= 0 for t in view.tensors)
     idle = [n for n, i in zip(names, missing, strict=True) if ran and view.tensors[i].position < 0]
-    where = [f"The modules of {', '.join(idle[:4])} never ran in the forward pass."] if idle else []
+    where = [f"No graph of a loss that was seen leads to {', '.join(idle[:4])}."] if idle else []
     return finding(
         view,
         "SG303",
@@ -44,7 +44,8 @@ def _finding(view: View, missing: list[int]) -> Finding:
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=names[:8],
         causes=[
-            "a detach(), .data, no_grad() or a NumPy round trip cuts the graph before them",
+            "a detach(), .data, no_grad(), a NumPy round trip or a re-entrant checkpoint whose "
+            "inputs need no gradient cuts the graph before them",
             "the module is made, and never called in forward()",
             "they were meant to be frozen, and stayed in the optimizer",
         ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from steadygrad.rules.advice import clip_code, recommended
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.clips import calls, figure
 from steadygrad.rules.evidence.view import Array, View, median, number, percent
 from steadygrad.rules.finding import Finding
 
@@ -17,12 +19,19 @@ OFTEN = 0.2
 
 def check(view: View) -> Iterator[Finding]:
     known = view.usable & np.isfinite(view.cosine)
-    if int(known.sum()) < 4:
+    if int(known.sum()) < 4 or not _clamped(view):
         return
     turned = known & (view.cosine < TURNED)
     rate = float(turned.sum() / known.sum())
     if rate >= OFTEN:
         yield _finding(view, turned, rate)
+
+
+def _clamped(view: View) -> bool:
+    """Whether elements were cut: two parts clipped apart by norm turn the direction as well."""
+    by_policy = "value" in re.split(r"[^a-z-]+", str(view.info.get("policy", "")))
+    acted = (figure(call, "coef", 1.0) < 1 for call in calls(view) if call.get("by_value"))
+    return by_policy or any(acted)
 
 
 def _finding(view: View, turned: Array, rate: float) -> Finding:

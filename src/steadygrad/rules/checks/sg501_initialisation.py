@@ -9,6 +9,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.inputs import fan_in
 from steadygrad.rules.evidence.view import Array, View, number
 from steadygrad.rules.finding import Finding
 
@@ -37,12 +38,6 @@ def _start(view: View) -> _Start | None:
     columns = np.array([i for i in view.weights if np.isfinite(table[0, i])], dtype=np.int64)
     fans = np.array([fan_in(view, int(i)) for i in columns], dtype=np.float64)
     return _Start(columns, table[0, columns], fans) if len(columns) >= 2 else None
-
-
-def fan_in(view: View, column: int) -> int:
-    """Inputs of one unit: PyTorch keeps them in the later axes, Keras and JAX in the earlier."""
-    shape = view.tensors[column].shape
-    return int(np.prod(shape[1:] if view.framework == "torch" else shape[:-1]))
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -137,7 +132,7 @@ def _severity(view: View, typical: float) -> str:
 def _loss(view: View) -> str:
     trend = view.loss_trend
     if not trend.known:
-        return "The loss is not recorded."
+        return view.loss_sentence
     return f"The loss starts at {number(trend.start)} and gets to {number(trend.lowest)}."
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import lower_lr
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.view import Array, View, median, number
 from steadygrad.rules.finding import Finding
 
@@ -43,8 +44,13 @@ def _thrown(view: View, each: list[float]) -> bool:
 
 def _wild(view: View) -> bool:
     trend = view.loss_trend
-    lost = bool(view.broken.any()) or view.last_loss_broken
-    return trend.diverged or trend.blew_up or trend.worse or lost
+    return trend.diverged or trend.blew_up or trend.worse or _exploded(view)
+
+
+def _exploded(view: View) -> bool:
+    """Whether an explosion ended in NaN: one that an operation made has another cause."""
+    story = first_break(view)
+    return story is not None and (story.exploded or not story.before.size)
 
 
 def _suffers(view: View) -> bool:
@@ -56,10 +62,17 @@ def _oscillates(view: View) -> bool:
     return trend.swing > 0.5 * abs(trend.end) and trend.end > 0.5 * trend.start
 
 
+def _how(view: View) -> str:
+    trend = view.loss_trend
+    if trend.diverged or trend.blew_up or trend.worse:
+        return "diverges"
+    return "ends in NaN" if _exploded(view) else "jumps, oscillates or stalls"
+
+
 def _finding(view: View, typical: float, rows: Array) -> Finding:
     trend = view.loss_trend
     lr = median(view.lr)
-    how = "diverges" if _wild(view) else "jumps, oscillates or stalls"
+    how = _how(view)
     said = (
         [
             f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "

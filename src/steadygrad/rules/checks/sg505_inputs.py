@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.checks.sg501_initialisation import fan_in, normalised
+from steadygrad.rules.checks.sg501_initialisation import normalised
+from steadygrad.rules.evidence.inputs import Entrance, entrance
 from steadygrad.rules.evidence.view import View, number
 from steadygrad.rules.finding import Finding
 
@@ -16,15 +15,9 @@ LARGE = 30.0
 
 
 def check(view: View) -> Iterator[Finding]:
-    steps, outputs = view.sample("activation_std")
-    _, weights = view.sample("weight_std")
-    if not len(steps) or not len(weights) or steps[0] > 1 or not len(view.weights):
-        return
-    first = int(view.weights[0])
-    gain = float(weights[0, first]) * np.sqrt(fan_in(view, first))
-    size = float(outputs[0, first]) / gain if gain > 0 else np.nan
-    if size > LARGE and (_suffers(view) or not normalised(view)):
-        yield _finding(view, first, size, float(outputs[0, first]))
+    seen = entrance(view)
+    if seen is not None and seen.size > LARGE and (_suffers(view) or not normalised(view)):
+        yield _finding(view, seen)
 
 
 def _suffers(view: View) -> bool:
@@ -37,8 +30,8 @@ def _suffers(view: View) -> bool:
     return not trend.known or trouble or bool(view.broken.any())
 
 
-def _finding(view: View, first: int, size: float, output: float) -> Finding:
-    name = view.tensors[first].name
+def _finding(view: View, seen: Entrance) -> Finding:
+    name, size = view.tensors[seen.column].name, seen.size
     trend = view.loss_trend
     said = (
         [f"The loss goes from {number(trend.first)} to {number(trend.end)}."] if trend.known else []
@@ -50,11 +43,12 @@ def _finding(view: View, first: int, size: float, output: float) -> Finding:
         0.9,
         f"The inputs are not normalised: they enter {name} at {number(size)} times unit size.",
         evidence=[
-            f"At step {view.step[0]} the outputs of {name} have a standard deviation of "
-            f"{number(output)}; its weights would make {number(output / size)} of unit inputs.",
+            f"At step {seen.step} the outputs of {name} have a standard deviation of "
+            f"{number(seen.output)}; its weights would make {number(seen.output / size)} of unit "
+            "inputs.",
             *said,
         ],
-        steps=[int(view.step[0])],
+        steps=[seen.step],
         tensors=[name],
         causes=[
             "features in their raw units (pixels 0 to 255, prices, timestamps)",

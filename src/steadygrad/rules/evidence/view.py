@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from steadygrad.runlog.records import NAN_LOSS
+
 if TYPE_CHECKING:
     from steadygrad.runlog import Event, Run, TensorInfo
 
@@ -29,6 +31,8 @@ ENOUGH = 8
 """Usable steps below which a statistic says nothing."""
 NOTHING = 1e-3
 """Share of its first size under which a run's whole gradient counts as gone."""
+OTHERWISE_KNOWN = 0.2
+"""Share of steps with a finite loss from which a NaN among the others is the loss itself."""
 SHORT = 0.2
 """Part of their size within which all weights stayed, so that a stalled loss is no evidence."""
 
@@ -98,8 +102,14 @@ class LossTrend:
     def diverged(self) -> bool:
         """Whether the loss ends well above where it began, beyond its own noise."""
         base = min(self.first, self.start)
-        home = self.signed and abs(self.end) <= max(abs(self.first), abs(self.start))
-        return self.known and not home and self.end - base > max(0.5 * abs(base), 4 * self.noise)
+        return (
+            self.known and not self.home and self.end - base > max(0.5 * abs(base), 4 * self.noise)
+        )
+
+    @property
+    def home(self) -> bool:
+        """Whether a loss of either sign ends as near to 0 as it began."""
+        return self.signed and abs(self.end) <= max(abs(self.first), abs(self.start))
 
     @property
     def signed(self) -> bool:
@@ -122,7 +132,9 @@ class View:
         self.run = run
         self.optimizer = optimizer
         self.rows: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
-        self.several = len(np.unique(run.steps["optimizer"])) > 1
+        numbers = np.unique(run.steps["optimizer"])
+        self.several = len(numbers) > 1
+        self.first_optimizer = int(numbers[0]) if len(numbers) else 0
         steps = run.steps[self.rows]
         self.step: Array = np.asarray(steps["step"], dtype=np.int64)
         self.loss: Array = np.asarray(steps["loss"], dtype=np.float64)
@@ -258,6 +270,29 @@ class View:
         """Whether a loss scale was at work, so that single overflows are its normal search."""
         scales = self.loss_scale[np.isfinite(self.loss_scale)]
         return bool((scales != 1).any()) or bool(self.info.get("amp"))
+
+    @cached_property
+    def loss_nan(self) -> Array:
+        """Which steps had a NaN for a loss, as against steps whose loss nobody told.
+
+        The writer of the file says from where on NaN is what the loss was. Where it says nothing,
+        a run whose losses are known otherwise has no reason to leave one out.
+        """
+        nan = np.isnan(self.loss)
+        since = [int(e.data.get("step", e.step or 0)) for e in self.events(NAN_LOSS)]
+        if since:
+            return np.asarray(nan & (self.step >= min(since)))
+        return nan if np.isfinite(self.loss).mean() > OTHERWISE_KNOWN else np.zeros_like(nan)
+
+    @cached_property
+    def loss_sentence(self) -> str:
+        """How the loss went, for evidence: not recorded, NaN, or its figures."""
+        trend = self.loss_trend
+        if trend.known:
+            return f"The loss: {trend.start:.4g} at the start, {trend.end:.4g} at the end."
+        if self.loss_nan.any():
+            return f"The loss is NaN in {percent(float(self.loss_nan.mean()))} of the steps."
+        return "The loss is not recorded."
 
     @cached_property
     def loss_trend(self) -> LossTrend:

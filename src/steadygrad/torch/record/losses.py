@@ -11,7 +11,6 @@ and `GradScaler.scale` are wrapped, and one meter serves all handles.
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +37,7 @@ class LossMeter:
     def __init__(self) -> None:
         self.backwards = 0
         self.scale: Any = None
-        self._sum: Any = math.nan
+        self._sum: Any = None
         self._fresh = False
         self._scaled: tuple[weakref.ref[torch.Tensor], Any] | None = None
 
@@ -71,11 +70,11 @@ class LossMeter:
 
     @property
     def so_far(self) -> Any:
-        """The sum since the last step; NaN where unknown."""
+        """The sum since the last step; None where no loss was seen."""
         return self._sum
 
     def of_step(self) -> Any:
-        """The sum since the last step, a float or a tensor on a device; NaN where unknown.
+        """The sum since the last step, a float or a tensor on a device; None where none was seen.
 
         Several optimizers that step after the same backward passes get the same sum.
         """

@@ -29,7 +29,7 @@ class Recorder:
 
     Args:
         run: a path, for a new file that is closed with the recorder, or an open `RunWriter`.
-        facts: facts about the run, written where the file is new.
+        facts: facts about the run; those that an open writer has already stay as they are.
     """
 
     def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
@@ -37,8 +37,21 @@ class Recorder:
         self.writer: Any = (
             RunWriter(run, info=facts) if isinstance(run, (str, os.PathLike)) else run
         )
+        if not self._owned:
+            self._add_facts(facts)
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sampler = Sampler(self.writer)
+
+    def _add_facts(self, facts: dict[str, Any]) -> None:
+        """To a file that is open already: what it does not say yet, and one optimizer more."""
+        said = getattr(self.writer, "info", {})
+        missing = {key: value for key, value in facts.items() if key not in said}
+        listed = {o["index"]: o for o in said.get("optimizers", ())}
+        new = [o for o in facts.get("optimizers", ()) if o["index"] not in listed]
+        if new:
+            missing["optimizers"] = [*listed.values(), *new]
+        if missing:
+            self.writer.update_info(**missing)
 
     def add_tensors(self, infos: Sequence[TensorInfo]) -> None:
         """Announce the optimizer's parameters, in its order; again when they change."""
@@ -89,7 +102,9 @@ class Recorder:
             self.writer.close()
 
 
-def facts_of(optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str) -> dict[str, Any]:
+def facts_of(
+    optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str, index: int = 0
+) -> dict[str, Any]:
     """What a new run file says about a torch training."""
     params = optimizer.param_groups[0]["params"]
     seed = torch.initial_seed()
@@ -100,6 +115,6 @@ def facts_of(optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str) -
         "policy": policy,
         "on_nonfinite": on_nonfinite,
         "observed_by": "attach",
-        "optimizers": [{"class": type(optimizer).__name__, "index": 0}],
+        "optimizers": [{"class": type(optimizer).__name__, "index": index}],
     }
     return facts if seed == UNSEEDED else {**facts, "seed": seed}

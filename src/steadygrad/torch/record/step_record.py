@@ -24,7 +24,7 @@ def record_of(
     Args:
         step: its number.
         outcome: what was found and done.
-        loss: its loss, a number or a tensor; what is neither gives NaN.
+        loss: its loss, a number or a tensor; None where nobody told it, which gives NaN.
         lr: the learning rate, likewise.
         loss_scale: the factor that its gradients carried; None for none.
         optimizer: number of the optimizer within the run.
@@ -46,6 +46,7 @@ def record_of(
         0 if math.isfinite(norm) else int(outcome.stats.nonfinite.sum()),
         float(applied.cosine),
         optimizer,
+        loss is not None,
     )
 
 
@@ -83,7 +84,10 @@ def begun_record(
     }
     clipped, skipped = here.pop("clipped", 0.0), here.pop("skip", 0.0)
     action = "skip" if skipped else "clip" if clipped else "none"
-    return StepRecord(step, time.time(), action=action, optimizer=optimizer, **here), there
+    told = loss is not None
+    return StepRecord(
+        step, time.time(), action=action, optimizer=optimizer, loss_told=told, **here
+    ), there
 
 
 def number(value: Any) -> float:

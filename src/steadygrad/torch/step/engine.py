@@ -7,7 +7,6 @@ scale, the learning rate) is gathered here; what is done with gradients is the `
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -76,7 +75,7 @@ class Attached:
     ) -> None:
         self.held = weakref.ref(optimizer)
         self.clipper = Clipper(policy, on_nonfinite)
-        facts = {} if run is None else facts_of(optimizer, policy.spec(), on_nonfinite)
+        facts = {} if run is None else facts_of(optimizer, policy.spec(), on_nonfinite, index)
         self.recorder = None if run is None else Recorder(run, facts)
         self.table = ParameterTable(names, index)
         self.finder: Finder | None = None
@@ -304,8 +303,8 @@ class Attached:
             warn_user(str(origin), NaNOriginWarning)
 
 
-def _nothing_heard() -> float:
-    return math.nan
+def _nothing_heard() -> None:
+    return None
 
 
 def _carried_scale(optimizer: torch.optim.Optimizer) -> Any:

@@ -55,9 +55,25 @@ def test_a_turned_direction(make):
     m.columns["cosine"] = np.full(m.steps, 0.6)
     m.columns["threshold"] = np.full(m.steps, 0.01)
     m.columns["coef"] = np.full(m.steps, 0.3)
+    m.info["policy"] = "value:0.01"
     found = m.findings
     assert [f.id for f in found] == ["SG403"]
     assert "53 degrees" in found[0].title
+
+
+def test_two_parts_clipped_apart_by_norm_are_no_value_clipping(make):
+    m = make()
+    m.columns["cosine"] = np.full(m.steps, 0.6)
+    m.columns["threshold"] = np.full(m.steps, 0.5)
+    m.columns["coef"] = np.where(np.arange(m.steps) % 4, 1.0, 0.6)
+    half = len(m.tensors) // 2
+    for step in range(m.steps):
+        for part in range(2):
+            m.call(step, coef=0.5, params=half, passed=half, backward_since_clip=1 - part)
+    assert m.ids == []
+    for step in range(m.steps):
+        m.call(step, coef=0.5, by_value=True)
+    assert "SG403" in m.ids
 
 
 EMPTY = {"backward_since_step": 0, "after_step": True, "params": 0}

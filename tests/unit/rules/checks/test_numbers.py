@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from steadygrad.runlog import Event
+from steadygrad.runlog.records import NAN_LOSS
+
 
 def test_a_sudden_nan_is_an_operation(make):
     m = make()
@@ -84,6 +87,17 @@ def test_losses_that_were_never_known_are_no_finding(make):
     m = make()
     m.loss[:] = np.nan
     assert m.ids == []
+
+
+def test_a_loss_that_was_told_and_is_nan_is_not_an_unknown_one(make):
+    m = make()
+    m.loss[4:] = np.nan
+    assert m.ids == []  # one in thirty was told: nothing says that the others were
+    m.events.append(Event(4, 0.0, NAN_LOSS, {"optimizer": 0}))
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG104", "error")
+    assert "97 %" in found.evidence[0]
+    assert "does not make them right" in found.evidence[1]
 
 
 def to_half(m):
