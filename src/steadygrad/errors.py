@@ -14,6 +14,7 @@
     SteadyGradWarning (UserWarning)
     ├── NoGradientsWarning              nothing was measured or clipped
     ├── NaNOriginWarning                where a NaN or inf came from, as asked for
+    ├── ReplicasDifferWarning           ranks differ in what they should hold alike
     └── RecordingWarning                recording stopped; the training goes on
 """
 
@@ -74,6 +75,10 @@ class SteadyGradWarning(UserWarning):
 
 class NoGradientsWarning(SteadyGradWarning):
     """Nothing was measured or clipped."""
+
+
+class ReplicasDifferWarning(SteadyGradWarning):
+    """Ranks that should hold the same gradients do not; says which, and what to type."""
 
 
 class NaNOriginWarning(SteadyGradWarning):

@@ -26,6 +26,7 @@ class GradientStats:
         sizes: number of elements, one Python int a tensor.
         total_norm: p-norm over all tensors taken as one vector, before clipping; 0-d.
         norm_type: the p of the norms; ``inf`` for the largest magnitude.
+        elsewhere: number of NaN and inf elements in tensors that only other ranks hold; 0-d.
 
     Example:
         >>> import numpy as np
@@ -43,6 +44,7 @@ class GradientStats:
     sizes: tuple[int, ...]
     total_norm: Any
     norm_type: float = 2.0
+    elsewhere: Any = 0
 
 
 def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
@@ -76,6 +78,35 @@ def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
         joined = scale * xp.sqrt(xp.sum(ratios * ratios))
     else:
         joined = scale * xp.sum(ratios**norm_type) ** (1.0 / norm_type)
+    return xp.where(usable, joined, largest)
+
+
+def combine_pieces(xp: Any, norms: Any, norm_type: float) -> Any:
+    """Norms of tensors of which several ranks hold a piece each; see `combine_norms`.
+
+    Args:
+        xp: the array namespace of ``norms``.
+        norms: of the pieces, shape ``[pieces, tensors]``.
+        norm_type: p of the norms, or ``inf``.
+
+    Returns:
+        Norms of the whole tensors, shape ``[tensors]``.
+
+    Example:
+        >>> import numpy as np
+        >>> combine_pieces(np, np.array([[3.0, 0.0], [4.0, 2.0]]), 2.0).tolist()
+        [5.0, 2.0]
+    """
+    largest = xp.max(norms, axis=0)
+    if norm_type == float("inf"):
+        return largest
+    usable = xp.isfinite(largest) & (largest > 0)
+    scale = xp.where(usable, largest, xp.ones_like(largest))
+    ratios = xp.where(usable, norms / scale, xp.zeros_like(norms))
+    if norm_type == 2.0:
+        joined = scale * xp.sqrt(xp.sum(ratios * ratios, axis=0))
+    else:
+        joined = scale * xp.sum(ratios**norm_type, axis=0) ** (1.0 / norm_type)
     return xp.where(usable, joined, largest)
 
 

@@ -33,6 +33,7 @@ class Read(NamedTuple):
         nonfinite: number of NaN and inf elements, int64.
         zeros: number of elements equal to zero, int64; what a sparse tensor does not store counts.
         total: p-norm of all tensors taken as one vector, 0-d; None where a form does not join.
+        elsewhere: NaN and inf elements in tensors that only other ranks hold; no form sets it.
     """
 
     norms: Any
@@ -40,6 +41,7 @@ class Read(NamedTuple):
     nonfinite: Any
     zeros: Any
     total: Any = None
+    elsewhere: Any = 0
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.kernels import Read
+from steadygrad.torch.distributed.sharded import read_whole
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
 _TOUCHED = -2
@@ -54,7 +54,8 @@ class Reading:
 
     def __init__(self, params: Sequence[torch.Tensor], figures: Read, norm_type: float) -> None:
         self.ids = list(map(id, params))
-        self.norms, self.max_abs, self.nonfinite, self.zeros, self.total = figures
+        self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
+        self.total = figures.total
         self.factor: Any = 1.0
         self.uneven = False
         self._left: Any = self.norms
@@ -162,7 +163,7 @@ def read(params: Sequence[torch.Tensor], norm_type: float) -> Reading:
     Returns:
         The reading, nothing changed yet.
     """
-    return Reading(params, kernels.read(list(map(_GRAD, params)), norm_type), norm_type)
+    return Reading(params, read_whole(list(map(_GRAD, params)), norm_type), norm_type)
 
 
 def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:

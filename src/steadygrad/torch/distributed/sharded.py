@@ -1,62 +1,79 @@
-"""Gradients that live in pieces on several ranks.
+"""Gradients of which each rank holds a piece, seen as whole tensors.
 
-Each rank reads its own piece; the few figures are gathered over the mesh dimensions
-that split the tensor and joined in the same order everywhere, so that every rank
-comes to the same bits and therefore to the same decision. There is one
-collective per mesh dimension, however many tensors there are.
+Each rank reads its own piece in one pass; the few figures are exchanged and joined
+(`exchange`) as the layout of the tensors says (`layout`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 
 from steadygrad import kernels
 from steadygrad.errors import UsageError
 from steadygrad.kernels import Read
-from steadygrad.stats import combine_norms
+from steadygrad.torch.distributed.exchange import Tell, joined, warn_of_replicas
+from steadygrad.torch.distributed.layout import (
+    NOWHERE,
+    Spread,
+    any_sharded,
+    is_sharded,
+    layout_of,
+)
+
+_LOCAL = attrgetter("_local_tensor")
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
-def read_whole(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
-    """As `kernels.read`, with the figures of whole tensors where some are `DTensor`.
+def read_whole(
+    tensors: Sequence[torch.Tensor],
+    norm_type: float,
+    spread: Spread = NOWHERE,
+    tell: Tell = warn_of_replicas,
+) -> Read:
+    """As `kernels.read`, with the figures of whole tensors where ranks hold pieces of them.
 
     Args:
         tensors: gradients, the same ones in the same order on every rank.
         norm_type: p of the norms.
+        spread: what the tensors do not tell of where their pieces are.
+        tell: given a sentence where ranks differ in what they should hold alike.
+
+    Raises:
+        UsageError: a tensor is laid out in a way that is not understood.
     """
-    if not any_sharded(tensors):
+    if spread is NOWHERE and not any_sharded(tensors):
         return kernels.read(tensors, norm_type)
-    parts = [_without_partial(t) if is_sharded(t) else t for t in tensors]
-    figures = kernels.read(local(parts), norm_type)
-    return _gathered(parts, figures, norm_type)
-
-
-def any_sharded(tensors: Sequence[Any]) -> bool:
-    """True where one of them is a DTensor; looks at types, which are few, not at tensors."""
-    kind = _dtensor()
-    return kind != () and any(issubclass(found, kind) for found in set(map(type, tensors)))
-
-
-def _dtensor() -> Any:
-    """The class DTensor, or no class where nothing has imported it."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return () if module is None else module.DTensor
-
-
-def is_sharded(tensor: Any) -> bool:
-    """True for a DTensor; does not import torch's distributed part."""
-    return isinstance(tensor, _dtensor())
+    layout = layout_of(tensors, spread)
+    if layout.partial:
+        tensors = [_summed(t) if i in layout.partial else t for i, t in enumerate(tensors)]
+        layout = layout_of(tensors, spread)
+    figures = kernels.read(local(tensors), norm_type)
+    return joined(figures, layout, norm_type, tell) if layout.exchanges else figures
 
 
 def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
     """The pieces of this rank, sharing memory with the tensors given."""
-    if not any_sharded(tensors):
+    kinds = set(map(type, tensors))
+    if kinds <= _PLAIN or not any_sharded(tensors):
         return tensors
-    return [t.to_local() if is_sharded(t) else t for t in tensors]
+    if len(kinds) == 1:
+        pieces = list(map(_LOCAL, tensors))
+    else:
+        pieces = [_LOCAL(t) if is_sharded(t) else t for t in tensors]
+    if set(map(type, pieces)) <= _PLAIN:
+        return pieces
+    return [_arrived(piece) for piece in pieces]
+
+
+def _arrived(piece: Any) -> torch.Tensor:
+    """A piece whose collective may still be under way, waited for."""
+    wait = getattr(piece, "wait", None)
+    return wait() if type(piece) not in _PLAIN and callable(wait) else piece
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -74,6 +91,19 @@ def piece_of(full: torch.Tensor, like: Any) -> torch.Tensor:
     return spread.to_local()
 
 
+def carry_out_sums(parameters: Sequence[torch.Tensor]) -> None:
+    """Replace gradients whose sum over the ranks is pending by that sum.
+
+    What acts on single elements would otherwise act on the parts of the sum.
+
+    Args:
+        parameters: with gradients, the same ones in the same order on every rank.
+    """
+    for parameter in parameters:
+        if is_sharded(parameter.grad):
+            parameter.grad = _summed(parameter.grad)
+
+
 def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
     """Refuse FSDP1's parameters: each rank would clip by the norm of its own piece.
 
@@ -82,6 +112,8 @@ def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
     """
     if "torch.distributed.fsdp" not in sys.modules:  # asking each parameter is not cheap
         return
+    if any_sharded(parameters) and len(set(map(type, parameters))) == 1:
+        return  # FSDP2's
     for parameter in parameters:
         flat = getattr(parameter, "_fsdp_flattened", False) or getattr(
             parameter, "_is_flat_param", False
@@ -94,7 +126,7 @@ def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
             )
 
 
-def _without_partial(tensor: Any) -> Any:
+def _summed(tensor: Any) -> Any:
     """A DTensor whose pending sums are carried out: their parts say nothing of the whole."""
     from torch.distributed.tensor import Replicate
 
@@ -102,35 +134,3 @@ def _without_partial(tensor: Any) -> Any:
         return tensor
     done = [Replicate() if p.is_partial() else p for p in tensor.placements]
     return tensor.redistribute(placements=done)
-
-
-def _gathered(tensors: Sequence[Any], figures: Read, norm_type: float) -> Read:
-    rows = torch.stack([torch.as_tensor(c).to(torch.float64) for c in figures[:4]])  # [4, tensors]
-    for (mesh, dimension), places in sorted(_splits(tensors).items(), key=lambda kv: kv[1][0]):
-        group = mesh.get_group(dimension)
-        mine = rows[:, places].contiguous()
-        pieces = [torch.empty_like(mine) for _ in range(mesh.size(dimension))]
-        torch.distributed.all_gather(pieces, mine, group=group)
-        rows[:, places] = _joined(torch.stack(pieces), norm_type)
-    norms, max_abs, nonfinite, zeros = rows
-    if isinstance(figures.norms, np.ndarray):
-        whole = [norms.numpy(), max_abs.numpy(), nonfinite.long().numpy(), zeros.long().numpy()]
-        return Read(*whole)
-    return Read(norms, max_abs, nonfinite.long(), zeros.long())
-
-
-def _splits(tensors: Sequence[Any]) -> dict[tuple[Any, int], list[int]]:
-    """Which tensors are split over which dimension of which mesh."""
-    found: dict[tuple[Any, int], list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        for dimension, placement in enumerate(tensor.placements if is_sharded(tensor) else ()):
-            if placement.is_shard():
-                found.setdefault((tensor.device_mesh, dimension), []).append(place)
-    return found
-
-
-def _joined(pieces: torch.Tensor, norm_type: float) -> torch.Tensor:
-    """Join ``[ranks, 4, tensors]`` over the ranks."""
-    norms, max_abs, counts = pieces[:, 0], pieces[:, 1], pieces[:, 2:]
-    whole = [combine_norms(torch, column, norm_type) for column in norms.unbind(1)]
-    return torch.cat([torch.stack([torch.stack(whole), max_abs.amax(0)]), counts.sum(0)])

@@ -41,13 +41,15 @@ def measure_gradients(
     Returns:
         Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
     """
-    norms, max_abs, nonfinite, zeros, total = read_whole(grads, norm_type)
-    if scale is not None:
-        divisor = scale if isinstance(norms, torch.Tensor) else float(scale)
-        norms, max_abs, total = norms / divisor, max_abs / divisor, None
+    norms, max_abs, nonfinite, zeros, total, elsewhere = read_whole(grads, norm_type)
     if total is None:
         total = total_of(norms, norm_type)
-    return GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type)
+    if scale is not None:
+        divisor = scale if isinstance(norms, torch.Tensor) else float(scale)
+        norms, max_abs, total = norms / divisor, max_abs / divisor, total / divisor
+    return GradientStats(
+        names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type, elsewhere
+    )
 
 
 def total_of(norms: Any, norm_type: float) -> Any:
