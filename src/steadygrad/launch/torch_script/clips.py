@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.launch.torch_script.clocks import Clock, Clocks
 from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
+from steadygrad.torch.distributed.sharded import inner_products, read_whole, whole
 
 _GRAD = attrgetter("grad")
 
@@ -128,6 +128,7 @@ class ClipLog:
             call: as `before` returned it.
             total_norm: the norm that torch found, or None for a call by value.
         """
+        total_norm = whole(total_norm)
         call.norm = total_norm if total_norm is not None else _total(call, "norms")
         if call.by_value:
             _note_clamped(call)
@@ -300,10 +301,10 @@ def _note_clamped(call: ClipCall) -> None:
         if not changed:
             continue
         places = changed if where is EVERY else [where[i] for i in changed]
-        after = kernels.read([grads[i] for i in changed], call.norm_type)
-        pairs = [(before[i], grads[i]) for i in changed]
-        inner = torch.stack([torch.sum(b.double() * a.double()) for b, a in pairs if b is not None])
-        reading.clamp(places, after.norms, inner.numpy() if inner.device.type == "cpu" else inner)
+        left = [grads[i] for i in changed]
+        after = read_whole(left, call.norm_type)
+        copies = [copy for copy in before if copy is not None]
+        reading.clamp(places, after.norms, inner_products(copies, left))
     if any(copy is not None for before in call.before for copy in before):
         call.coef = _total(call, "left") / _total(call, "norms")
 

@@ -216,6 +216,7 @@ class TorchObserver:
             names=infos,
             optimizer_index=index,
         )
+        steady.survive(lambda error: self.session.trouble("a step was not observed", error))
         copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
         if self.session.plan.clip is None:
             steady.act_through(self._observing(steady, optimizer, index))

@@ -18,13 +18,15 @@ from steadygrad.errors import ReplicasDifferWarning
 from steadygrad.kernels import Read
 from steadygrad.runlog.sampled import due
 from steadygrad.stats import combine_norms, combine_pieces
-from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout, Split
+from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout
 from steadygrad.torch.internals.warn import warn_user
 
 CHECK_EVERY = 64
 """Exchanges between two comparisons of what ranks should hold alike."""
 _GATHER: Any = getattr(
-    torch.distributed, "all_gather_single", getattr(torch.distributed, "all_gather_into_tensor", None)
+    torch.distributed,
+    "all_gather_single",
+    getattr(torch.distributed, "all_gather_into_tensor", None),
 )
 TOLERANCE = 1e-5
 """Relative difference of norms from which replicas are told to differ."""
@@ -71,6 +73,24 @@ def joined(figures: Read, layout: Layout, norm_type: float, tell: Tell = warn_of
     return _figures(xp, rows, total, elsewhere)
 
 
+def summed_over_pieces(values: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Sums over the whole tensors of what was summed over this rank's pieces.
+
+    Args:
+        values: one a tensor of the layout, ``[tensors]``.
+        layout: of the tensors.
+    """
+    values = values.clone()
+    for exchange in layout.exchanges:
+        columns = values[exchange.places.of(values)]
+        gathered = _all_gather(columns[None], exchange)[:, 0]
+        for split in exchange.splits:
+            where = split.columns.of(gathered)
+            columns[where] = gathered[split.owners.of(gathered)][:, where].sum(0)
+        values[exchange.places.of(values)] = columns
+    return values
+
+
 def _stacked(xp: Any, figures: Read) -> Any:
     if xp is np:
         return np.array(figures[:4], np.float64)
@@ -103,15 +123,15 @@ def _columns(xp: Any, rows: Any, exchange: Exchange, norm_type: float) -> Any:
 
 
 def _all_gather(columns: Any, exchange: Exchange) -> Any:
-    """The columns of every rank, ``[ranks, 4, columns]``, in the order of the group."""
+    """The columns of every rank, ``[ranks, rows, columns]``, in the order of the group."""
     on_host = not isinstance(columns, torch.Tensor)
     mine = torch.from_numpy(np.ascontiguousarray(columns)) if on_host else columns.contiguous()
     home = mine.device
     if home.type == "cpu" and torch.distributed.get_backend(exchange.group) == "nccl":
         mine = mine.cuda()
-    everyone = mine.new_empty((len(exchange.ranks) * 4, mine.shape[1]))
+    everyone = mine.new_empty((len(exchange.ranks) * mine.shape[0], mine.shape[1]))
     _GATHER(everyone, mine, group=exchange.group)
-    everyone = everyone.view(len(exchange.ranks), 4, -1).to(home)
+    everyone = everyone.view(len(exchange.ranks), *mine.shape).to(home)
     return everyone.numpy() if on_host else everyone
 
 
@@ -165,8 +185,8 @@ def _sentence(ranks: tuple[int, int], count: int, norm: float, first: float) -> 
     other, rank = ranks
     return (
         f"rank {rank} and rank {other} should hold the same gradients, and {count} of them differ: "
-        f"one has norm {first:.6g} on rank {rank} and {norm:.6g} on rank {other}, so the total norm "
-        f"is that of rank {rank}'s gradients. Average gradients over "
-        "the ranks before the step; or, where each rank has parameters of its own (experts, pipeline "
-        "stages), type attach(..., process_group={'experts.*': group})"
+        f"one has norm {first:.6g} on rank {rank} and {norm:.6g} on rank {other}, so the total "
+        f"norm is that of rank {rank}'s gradients. Average gradients over the ranks before the "
+        "step; or, where each rank has parameters of its own (experts, pipeline stages), type "
+        "attach(..., process_group={'experts.*': group})"
     )

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -400,5 +400,6 @@ def _group_over(grid: Grid, places: Iterable[_Place]) -> ProcessGroup:
 @functools.lru_cache(maxsize=64)
 def _new_group(ranks: tuple[int, ...], world: int) -> ProcessGroup:
     # its own members alone meet here: ranks elsewhere may be at another point of the training
-    group = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
-    return group
+    return cast(
+        "ProcessGroup", torch.distributed.new_group(list(ranks), use_local_synchronization=True)
+    )

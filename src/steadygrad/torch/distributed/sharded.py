@@ -9,18 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from steadygrad import kernels
 from steadygrad.errors import UsageError
 from steadygrad.kernels import Read
-from steadygrad.torch.distributed.exchange import Tell, joined, warn_of_replicas
+from steadygrad.torch.distributed.exchange import (
+    Tell,
+    joined,
+    summed_over_pieces,
+    warn_of_replicas,
+)
 from steadygrad.torch.distributed.layout import (
     NOWHERE,
     Spread,
     any_sharded,
+    dtensor_class,
     is_sharded,
     layout_of,
 )
@@ -56,6 +62,23 @@ def read_whole(
     return joined(figures, layout, norm_type, tell) if layout.exchanges else figures
 
 
+def inner_products(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> Any:
+    """Inner products of pairs of tensors, whole where ranks hold pieces of them.
+
+    Args:
+        left: as many as ``right``, each laid out as its partner.
+        right: the same ones in the same order on every rank.
+
+    Returns:
+        ``[pairs]`` float64: NumPy for tensors on the CPU, else a torch tensor.
+    """
+    pairs = zip(local(left), local(right), strict=True)
+    inner = torch.stack([torch.sum(a.double() * b.double()) for a, b in pairs])
+    if any_sharded(right):
+        inner = summed_over_pieces(inner, layout_of(right))
+    return inner.numpy() if inner.device.type == "cpu" else inner
+
+
 def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
     """The pieces of this rank, sharing memory with the tensors given."""
     kinds = set(map(type, tensors))
@@ -73,7 +96,9 @@ def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
 def _arrived(piece: Any) -> torch.Tensor:
     """A piece whose collective may still be under way, waited for."""
     wait = getattr(piece, "wait", None)
-    return wait() if type(piece) not in _PLAIN and callable(wait) else piece
+    if type(piece) not in _PLAIN and callable(wait):
+        piece = wait()
+    return cast("torch.Tensor", piece)
 
 
 def whole(tensor: Any) -> torch.Tensor:
@@ -99,7 +124,7 @@ def carry_out_sums(parameters: Sequence[torch.Tensor]) -> None:
     Args:
         parameters: with gradients, the same ones in the same order on every rank.
     """
-    for parameter in parameters:
+    for parameter in parameters if dtensor_class() is not None else ():
         if is_sharded(parameter.grad):
             parameter.grad = _summed(parameter.grad)
 

@@ -17,6 +17,7 @@ from steadygrad import kernels
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies.base import coefficient
 from steadygrad.torch.distributed import sharded
+from steadygrad.torch.distributed.layout import is_sharded
 from steadygrad.torch.dropins.arguments import (
     Tensors,
     parameters_of,
@@ -145,7 +146,7 @@ def _norm(tensors: Tensors, norm_type: float, error_if_nonfinite: bool) -> torch
 def _clip_with(parameters: Tensors, max_norm: float, total_norm: torch.Tensor | float) -> None:
     threshold = require_threshold(max_norm, "max_norm", "clip_grads_with_norm_")
     _, grads = parameters_of(parameters, "clip_grads_with_norm_")
-    if sharded.is_sharded(total_norm):
+    if is_sharded(total_norm):
         total_norm = total_norm.full_tensor()  # type: ignore[union-attr]
     on_device = isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu"
     _scale(grads, threshold, total_norm if on_device else np.float64(float(total_norm)))

@@ -15,7 +15,7 @@ import torch
 
 from steadygrad.policies import Policy
 from steadygrad.stats import GradientStats
-from steadygrad.torch.distributed.sharded import piece_of, whole
+from steadygrad.torch.distributed.sharded import carry_out_sums, piece_of, whole
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
@@ -43,6 +43,7 @@ def apply_transform(policy: Policy, batch: Batch, stats: GradientStats, coef: An
     clipped = xp.any(coef < 1.0)
     places = touched_places(policy, stats)
     if places:
+        carry_out_sums([batch.params[i] for i in places])
         inner, changed = zip(*(_rewrite(policy, batch, i, unit) for i in places), strict=True)
         after = measure_gradients(
             [batch.grads[i] for i in places],

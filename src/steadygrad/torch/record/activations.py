@@ -88,8 +88,11 @@ class Watch:
             if not torch.is_grad_enabled():
                 return
             began = time.perf_counter()
-            with torch.no_grad():
-                note(module, *rest)
+            try:
+                with torch.no_grad():
+                    note(module, *rest)
+            except Exception:  # whatever a module of the script returns, its forward pass goes on
+                self.stop()
             self.seconds += time.perf_counter() - began
 
         return hook
@@ -113,7 +116,7 @@ class Watch:
             self._note(output[0] if isinstance(output, tuple) else output)
         elif matrix.shape[0] == matrix.shape[-1] and matrix.dim() == 2:
             self._calls[id(matrix)] = self._calls.get(id(matrix), 0) + 1
-        if isinstance(output, torch.Tensor) and output.is_floating_point() and output.numel() > 1:
+        if _readable(output) and output.numel() > 1:
             part = _rows(output.detach()).float()
             self._figures["activation_std"][id(matrix)] = part.std()
 
@@ -130,8 +133,13 @@ class Watch:
 
     def _note(self, value: Any) -> None:
         """Figures of an activation, for the last matrix that ran."""
-        usable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
-        if not usable or not value.requires_grad or not value.numel() or self._last is None:
+        if (
+            not _readable(value)
+            or value.dim() < 2
+            or not value.requires_grad
+            or not value.numel()
+            or self._last is None
+        ):
             return
         if self._noted() is value:  # an activation module's output is the next layer's input
             return
@@ -144,6 +152,11 @@ class Watch:
         units = units.reshape(-1, units.shape[-1])
         self._figures["activation_zero"][key] = units.any(dim=0).logical_not_().float().mean()
         self._figures["activation_saturated"][key] = _saturation(_rows(units))
+
+
+def _readable(value: Any) -> bool:
+    """Whether it is an ordinary tensor: no piece, quantised or nested one."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter) and value.is_floating_point()
 
 
 def _nothing() -> None:

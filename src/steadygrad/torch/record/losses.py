@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from steadygrad.torch.distributed.sharded import whole
+
 
 class LossMeter:
     """Adds up losses between optimizer steps.
@@ -85,6 +87,8 @@ class LossMeter:
         scale = None
         if self._scaled is not None and self._scaled[0]() is tensor:
             scale = self.scale = self._scaled[1]
+        if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is not torch.Tensor:
+            return _of_subclass(tensor, scale)
         if tensor.device.type == "cpu":
             value = float(tensor.detach())
             value = value if weight is None else value * float(weight.detach())
@@ -93,6 +97,15 @@ class LossMeter:
         if weight is not None:
             on_device = on_device * weight.detach().reshape(())
         return on_device if scale is None else on_device / scale
+
+
+def _of_subclass(tensor: torch.Tensor, scale: Any) -> Any:
+    """A loss that is a DTensor, or a tensor of some other kind; NaN where it cannot be read."""
+    try:
+        value = float(whole(tensor.detach()))
+        return value if scale is None else value / float(whole(scale))
+    except Exception:  # whatever kind it is, the backward pass goes on
+        return math.nan
 
 
 _meter = LossMeter()

@@ -88,7 +88,11 @@ class Recorder:
         """
         sampler = self._sampler
         if step >= sampler.idle_before and len(params) == len(self._ids):
-            sampler.at_step(step, params, self._ids)
+            try:
+                sampler.at_step(step, params, self._ids)
+            except Exception as error:  # of tensors of some kind that nobody thought of
+                sampler.give_up()
+                self.writer.update_info(sampling_ended=f"{type(error).__name__}: {error}")
             self.spent(sampler.take_seconds())
 
     def spent(self, seconds: float) -> None:

@@ -9,6 +9,7 @@ No random number is drawn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,12 @@ class Sampler:
         self._watch.stop()
         self._finish_update()
 
+    def give_up(self) -> None:
+        """Sample nothing any more."""
+        self._watch.stop()
+        self._figures, self._weights = WeightFigures(self._writer), []
+        self.idle_before = sys.maxsize
+
     def take_seconds(self) -> float:
         """Time spent in forward hooks since the last call, which no caller's clock sees."""
         seconds, self._watch.seconds = self._watch.seconds, 0.0
@@ -112,7 +119,9 @@ class Sampler:
     def _recurrent(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
         lengths = self._watch.lengths()
         rows = [
-            (i, p, lengths[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in lengths
+            (i, p, lengths[id(p)])
+            for p, i in zip(params, ids, strict=True)
+            if id(p) in lengths and _plain(p)
         ]
         if rows:
             known = np.array([i for i, _, _ in rows])

@@ -29,10 +29,14 @@ class Closures:
 
     Args:
         attached: what measures and acts.
+
+    Attributes:
+        raised: the script's closure itself raised.
     """
 
     def __init__(self, attached: Attached) -> None:
         self._attached = attached
+        self.raised = False
         self._searches = isinstance(attached.optimizer, torch.optim.LBFGS)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
@@ -105,8 +109,10 @@ class Closures:
         attached = self._attached
         if attached.finder is not None:
             attached.finder.begin()
+        self.raised = True
         with torch.enable_grad():
             value = closure()
+        self.raised = False
         if attached.finder is not None:
             attached.finder.rest()
         if attached.closure_loss is None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from steadygrad.errors import AttachError, UsageError
+from steadygrad.errors import AttachError, NonFiniteError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
@@ -60,6 +60,7 @@ class Steady:
             weakref.finalize(self, self._attached.recorder.close)
         self._closures = Closures(self._attached)
         self._depth = 0
+        self._survives: Callable[[Exception], None] | None = None
         self._steps_before_scaler = 0
         self._hooks = [
             optimizer.register_step_pre_hook(eager(self._before)),
@@ -214,6 +215,14 @@ class Steady:
         self._attached.clipper = clipper
         self._attached.quiet = True
 
+    def survive(self, tell: Callable[[Exception], None]) -> None:
+        """From now on, let no fault of ours into the training: the step goes on as it is.
+
+        Args:
+            tell: given each fault.
+        """
+        self._survives = tell
+
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on this optimizer."""
         self._attached.loss_scale = scale
@@ -240,10 +249,22 @@ class Steady:
         if attached.finder is not None:
             attached.finder.rest()
         self._depth = 1
+        try:
+            return self._act(args, kwargs)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            if self._survives is None or self._closures.raised:
+                raise
+            attached.recover()
+            self._survives(error)
+            return None
+
+    def _act(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         closure = closure_of(args, kwargs)
         if closure is not None:
             return self._closures.run(args, kwargs, closure)
-        return attached.skipped(args, kwargs) if attached.act(fold=True) else None
+        return self._attached.skipped(args, kwargs) if self._attached.act(fold=True) else None
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         attached = self._attached
