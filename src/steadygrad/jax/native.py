@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steadygrad.jax._varying import varying_axes
+
 SMALL = 1 << 14
 """Leaves of up to this many elements are dealt with together."""
 
@@ -43,7 +45,7 @@ def serves(leaves: Sequence[Any]) -> bool:
 
 def _is_known(leaf: Any) -> bool:
     # a leaf that varies over a mesh axis is inside a `shard_map`, which wants results that say so
-    return str(leaf.dtype) in DTYPES and not getattr(jax.typeof(leaf), "vma", None)
+    return str(leaf.dtype) in DTYPES and not varying_axes(leaf)
 
 
 @functools.cache

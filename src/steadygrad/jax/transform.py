@@ -19,6 +19,7 @@ import optax
 from jax import lax
 
 from steadygrad.errors import SpecError, UsageError
+from steadygrad.jax._varying import made_varying, varying_axes
 from steadygrad.jax._x64 import wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.policies import Policy
@@ -170,12 +171,21 @@ def guard(
             moved: tuple[Any, Any] = wrapped.update(gradients, kept, params, **extra)
             return moved
 
-        shapes = jax.eval_shape(go, clipped, state.inner)[0]
+        made, after_go = jax.eval_shape(go, clipped, state.inner)
+        # both branches must differ along the same mesh axes, wherever either does
+        spread = jax.tree.map(varying_axes, (made, after_go))
+        spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state.inner))
 
         def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), kept
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
+            result: tuple[Any, Any] = jax.tree.map(made_varying, (zeros, kept), spread)
+            return result
 
-        new, moved = lax.cond(skip, stay, go, clipped, state.inner)
+        def move(gradients: Any, kept: Any) -> tuple[Any, Any]:
+            result: tuple[Any, Any] = jax.tree.map(made_varying, go(gradients, kept), spread)
+            return result
+
+        new, moved = lax.cond(skip, stay, move, clipped, state.inner)
         return new, GuardState(after, moved)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -370,10 +380,8 @@ def _splits(
 
 def _varies(leaf: Any, axis: str) -> bool:
     """Whether a leaf may differ along a mesh axis; JAX knows it where `shard_map` checks."""
-    if not hasattr(jax, "typeof"):
-        return True
-    checked = axis in getattr(jax.typeof(lax.axis_index(axis)), "vma", ())
-    return not checked or axis in jax.typeof(leaf).vma
+    checked = axis in varying_axes(lax.axis_index(axis))
+    return not checked or axis in varying_axes(leaf)
 
 
 def _second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:

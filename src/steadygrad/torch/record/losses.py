@@ -11,6 +11,7 @@ and `GradScaler.scale` are wrapped, and one meter serves all handles.
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any

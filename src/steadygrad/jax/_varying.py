@@ -1,0 +1,46 @@
+"""Along which mesh axes a value may differ inside `shard_map`, by every name that JAX has had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def varying_axes(value: Any) -> frozenset[str]:
+    """The mesh axes along which a value may differ from device to device.
+
+    Args:
+        value: an array, a tracer or the shape of one.
+
+    Returns:
+        Their names; none where `shard_map` does not check (``check_vma=False``).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> varying_axes(jnp.ones(3))
+        frozenset()
+    """
+    typeof = getattr(jax, "typeof", None)
+    if typeof is None:
+        return frozenset()
+    kind = value if isinstance(value, jax.ShapeDtypeStruct) else typeof(value)
+    manual = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None)
+    axes = getattr(kind, "vma", None) if manual is None else manual.varying
+    return frozenset(axes or ())
+
+
+def made_varying(value: Any, axes: frozenset[str]) -> Any:
+    """A value that is taken to differ along these mesh axes too.
+
+    Args:
+        value: an array or a tracer.
+        axes: names of mesh axes.
+    """
+    missing = tuple(sorted(axes - varying_axes(value)))
+    if not missing:
+        return value
+    if hasattr(lax, "pcast"):
+        return lax.pcast(value, missing, to="varying")
+    return lax.pvary(value, missing)
