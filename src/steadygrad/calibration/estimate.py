@@ -30,6 +30,8 @@ DIVERGED_FACTOR = math.log(100.0)
 DRIFT_FACTOR = math.log(1.5)
 KENDALL_Z = 2.58
 RESAMPLES, RESAMPLED_POINTS = 200, 20_000
+SETBACK_PLACES, MEDIAN_OF = 1024, 8192
+"""How many places of a long run are asked whether the loss turned there, and by medians of what."""
 FELL, FELL_NOISE = 0.05, 6.0
 """A loss has fallen once it is 5 % lower, and by six standard errors of a median of 5."""
 
@@ -155,7 +157,8 @@ class Setback:
 def setback(losses: Floats) -> Setback | None:
     """The first time that a loss fell and then gave back half of the fall, for a fifth of the run.
 
-    What it fell to is a median of 5 steps. That is what a learning rate does that is too
+    What it fell to is a median of 5 steps. In runs of more than a thousand steps some places
+    are asked, not all. That is what a learning rate does that is too
     high for the steepest places on the way: norms from before are those of a training that
     worked, norms from after are not.
 
@@ -174,17 +177,17 @@ def setback(losses: Floats) -> Setback | None:
     if losses.size < 2 * 5 + wide:
         return None
     losses = _filled(losses)
+    changes = np.abs(np.diff(losses))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5), axis=1)
     lowest, first = np.minimum.accumulate(medians), float(medians[0])
     if not math.isfinite(first):
         return None
-    for end in np.flatnonzero(first - lowest > FELL * abs(first)):
+    ends = np.flatnonzero(first - lowest > FELL * abs(first))
+    for end in _some(ends[ends + 5 + wide <= losses.size], SETBACK_PLACES):
         seen = int(end) + 5
-        if seen + wide > losses.size:
-            break
         fall = first - float(lowest[end])
-        after = float(np.median(losses[seen : seen + wide]))
-        if after > first - fall / 2 and fall > FELL_NOISE * _noise(losses[:seen]):
+        after = float(np.median(_thinned(losses[seen : seen + wide])))
+        if after > first - fall / 2 and fall > FELL_NOISE * _noise(changes[: seen - 1]):
             turned = seen + int(np.argmax(medians[seen:] > first - fall / 2))
             least = int(np.argmin(medians[:turned]))
             return Setback(least + 5, first, float(medians[least]), after)
@@ -197,10 +200,25 @@ def _filled(losses: Floats) -> Floats:
     return np.where(places >= 0, losses[places], np.nan)
 
 
-def _noise(losses: Floats) -> float:
+def _noise(changes: Floats) -> float:
     """Standard error of a median of 5 losses, judged by the changes from step to step."""
-    changes = np.abs(np.diff(losses[np.isfinite(losses)]))
-    return MAD_TO_SIGMA * float(np.median(changes)) / math.sqrt(2) * math.sqrt(math.pi / 10)
+    if not changes.size:
+        return 0.0
+    usual = float(np.median(_thinned(changes)))
+    return MAD_TO_SIGMA * usual / math.sqrt(2) * math.sqrt(math.pi / 10)
+
+
+def _some(places: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """All places where they are few; else the first eighth of ``most``, and evenly spread ones."""
+    if places.size <= most:
+        return places
+    even = np.linspace(0, places.size - 1, most - most // 8).astype(np.intp)
+    return places[np.union1d(np.arange(most // 8), even)]
+
+
+def _thinned(values: Floats) -> Floats:
+    """Every k-th value, so that a median costs the same however many there are."""
+    return values[:: -(-values.size // MEDIAN_OF) or 1]
 
 
 def two_digits(value: float) -> float:
