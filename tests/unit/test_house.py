@@ -29,6 +29,9 @@ FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "optax")
 FLOORS = {
     "errors": 0,
     "stats": 0,
+    "robust": 0,
+    "text": 0,
+    "vocabulary": 0,
     "_version": 0,
     "invisible": 0,
     "policies": 1,

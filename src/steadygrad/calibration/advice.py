@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.calibration.estimate import Floats, Setback, loss_rise, two_digits
+from steadygrad.calibration.estimate import Setback, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
+from steadygrad.robust import Floats
 
 OFTEN, NEARLY_ALWAYS = 0.10, 0.50
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from steadygrad.robust import MAD_TO_SIGMA, Floats, upper_sigma
 
-MAD_TO_SIGMA = 1.4826
 SIGMAS = 3.0
 """The threshold stands so many robust deviations over the median ..."""
 NEAREST, FARTHEST = math.log(1.25), math.log(4.0)
@@ -34,12 +33,6 @@ SETBACK_PLACES, MEDIAN_OF = 1024, 8192
 """How many places of a long run are asked whether the loss turned there, and by medians of what."""
 FELL, FELL_NOISE = 0.05, 6.0
 """A loss has fallen once it is 5 % lower, and by six standard errors of a median of 5."""
-
-
-def upper_sigma(x: Floats, median: float) -> float:
-    """Robust standard deviation of the side above the median, where clipping happens."""
-    above = x[x > median] - median
-    return MAD_TO_SIGMA * float(np.median(above)) if above.size else 0.0
 
 
 def log_threshold(x: Floats) -> float:

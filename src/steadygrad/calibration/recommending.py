@@ -13,10 +13,11 @@ import numpy as np
 
 from steadygrad.calibration import estimate
 from steadygrad.calibration.advice import advise, judge
-from steadygrad.calibration.estimate import Floats, two_digits
+from steadygrad.calibration.estimate import two_digits
 from steadygrad.calibration.result import Calibration, Spike
 from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.errors import CalibrationError
+from steadygrad.robust import Floats, upper_sigma
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -150,7 +151,7 @@ def _conclude(
         spikes=found,
         curve=_curve(norms),
         defaults=tuple(judge(norms, median, t) for t in COMMON),
-        sigma=estimate.upper_sigma(stable, float(np.median(stable))),
+        sigma=upper_sigma(stable, float(np.median(stable))),
         steps=int(stable.size),
         first_step=int(steps[0]),
         last_step=int(steps[-1]),

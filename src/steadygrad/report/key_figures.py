@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from steadygrad.calibration.advice import percent
 from steadygrad.report.numbers import duration, figure
+from steadygrad.robust import spread
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -46,8 +47,8 @@ def ends_error(losses: NDArray[np.float64]) -> float:
     finite = last[np.isfinite(last)]
     if not finite.size:
         return 0.0
-    sigma = 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
-    return 1.2533 * sigma / math.sqrt(finite.size)  # of a median of independent normal values
+    # of a median of independent normal values
+    return 1.2533 * spread(finite) / math.sqrt(finite.size)
 
 
 def clip_rate(rows: Any) -> float:

@@ -31,6 +31,7 @@ from steadygrad.runlog.schema import SCHEMA_VERSION, SQLITE_MAGIC, is_run_file
 from steadygrad.runlog.store import SIDE_FILES
 
 OPEN_TRIES = 5
+MOST_LAYOUTS = 64
 _EXACT = {"norms": "exact_norms", "max_abs": "exact_max_abs"}
 
 
@@ -75,7 +76,7 @@ class _File:
             self.info = _info(connection)
             self.tensors = _tensors(connection)
             self.events = _events(connection)
-            self._layouts = _layouts(connection)
+            self._last_layout = _last_layout(connection)
             self._columns = _step_columns(connection)
             self.rows = _rows(connection)
 
@@ -105,18 +106,18 @@ class _File:
         if not out.size:
             return out
         exact = _EXACT.get(figure, "NULL")
-        longest = "(SELECT max(rows) FROM steps)"
         with self._reading() as connection:
-            for start, layout, count, offsets, blob, beside in connection.execute(
-                f"SELECT first_row, layout, rows, offsets, {figure}, {exact} FROM figures "
-                f"WHERE first_row <= ? AND first_row > ? - {longest}",
-                (int(rows[-1]), int(rows[0])),
-            ):
-                if layout not in self._layouts:  # came after this run was opened
-                    continue
-                here = start + encode.unpack(offsets, np.uint32, (count,)).astype(np.int64)
-                block = _Figures(figure, blob, beside, (count, len(self._layouts[layout])))
-                _place(out, rows, tensors, here, self._layouts[layout], block)
+            connection.execute("BEGIN")  # a writer joins chunks meanwhile
+            layouts = _Layouts(connection)
+            for first in _chunks_of(connection, rows):
+                for start, layout, count, offsets, blob, beside in connection.execute(
+                    f"SELECT first_row, layout, rows, offsets, {figure}, {exact} FROM figures "
+                    "WHERE first_row = ? AND layout <= ?",
+                    (first, self._last_layout),  # later ones may have tensors unknown here
+                ):
+                    here = start + encode.unpack(offsets, np.uint32, (count,)).astype(np.int64)
+                    block = _Figures(figure, blob, beside, (count, len(layouts[layout])))
+                    _place(out, rows, tensors, here, layouts[layout], block)
         return out
 
     def sample_names(self) -> list[str]:
@@ -127,14 +128,46 @@ class _File:
     def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         with self._reading() as connection:
             found = connection.execute(
-                'SELECT step, layout, "values" FROM samples WHERE name = ? ORDER BY id', (name,)
+                'SELECT step, layout, "values" FROM samples WHERE name = ? AND layout <= ? '
+                "ORDER BY id",
+                (name, self._last_layout),
             ).fetchall()
-        found = [row for row in found if row[1] in self._layouts]
-        values = np.full((len(found), len(self.tensors)), np.nan)
-        for row, (_, layout, blob) in enumerate(found):
-            ids = self._layouts[layout]
-            values[row, ids] = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
+            layouts = _Layouts(connection)
+            values = np.full((len(found), len(self.tensors)), np.nan)
+            for row, (_, layout, blob) in enumerate(found):
+                ids = layouts[layout]
+                values[row, ids] = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
         return np.array([step for step, _, _ in found], np.int64), values
+
+
+def _chunks_of(connection: sqlite3.Connection, rows: NDArray[np.int64]) -> list[int]:
+    """First rows of the chunks that hold any of these rows: the others are not even read."""
+    chunks = connection.execute(
+        "SELECT first_row, rows FROM steps WHERE first_row <= ? ORDER BY first_row",
+        (int(rows[-1]),),
+    ).fetchall()
+    starts = np.array([first for first, _ in chunks], np.int64)
+    ends = starts + np.array([count for _, count in chunks], np.int64)
+    inside = np.searchsorted(rows, starts) < np.searchsorted(rows, ends)
+    return [int(first) for first in starts[inside]]
+
+
+class _Layouts:
+    """Sets of tensors by their number, read when asked for; the latest few are remembered."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._recent: dict[int, NDArray[np.int64]] = {}
+
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        if number not in self._recent:
+            (ids,) = self._connection.execute(
+                "SELECT tensor_ids FROM layouts WHERE id = ?", (number,)
+            ).fetchone()
+            if len(self._recent) >= MOST_LAYOUTS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[number] = np.frombuffer(ids, np.int64)
+        return self._recent[number]
 
 
 class _Figures:
@@ -305,11 +338,9 @@ def _events(connection: sqlite3.Connection) -> list[Event]:
     ]
 
 
-def _layouts(connection: sqlite3.Connection) -> dict[int, NDArray[np.int64]]:
-    return {
-        number: np.frombuffer(ids, np.int64)
-        for number, ids in connection.execute("SELECT id, tensor_ids FROM layouts")
-    }
+def _last_layout(connection: sqlite3.Connection) -> int:
+    (last,) = connection.execute("SELECT coalesce(max(id), -1) FROM layouts").fetchone()
+    return int(last)
 
 
 def _step_columns(connection: sqlite3.Connection) -> list[str]:

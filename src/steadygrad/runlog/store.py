@@ -38,6 +38,8 @@ from steadygrad.runlog.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
 FRESH_LEVEL, CHUNK_LEVEL = 1, 6
 MAX_CHUNK_ROWS = 256
 MAX_CHUNK_BYTES = 8 << 20
+MAX_LAYOUTS = 256
+"""Sets of tensors that are remembered: a run may have another set at every step."""
 BUSY_SECONDS = 30.0
 LEAVE_SECONDS = 1.0  # how long the end waits for readers, which are short
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -80,6 +82,7 @@ class Store:
         self._chunk_start = 0
         self._fresh: list[StepItem] = []
         self._layouts: dict[bytes, int] = {}
+        self._layout_count = 0
         self._sizes: list[int] = []
         try:
             self._create()
@@ -244,9 +247,11 @@ class Store:
 
     def _layout(self, ids: bytes) -> int:
         if ids not in self._layouts:
-            number = len(self._layouts)
+            number, self._layout_count = self._layout_count, self._layout_count + 1
             self._connection.execute("INSERT INTO layouts VALUES (?, ?)", (number, ids))
             self._layouts[ids] = number
+            if len(self._layouts) > MAX_LAYOUTS:  # one that comes back gets a second number
+                del self._layouts[next(iter(self._layouts))]
         return self._layouts[ids]
 
     def _write_tensors(self, item: TensorsItem) -> None:

@@ -290,3 +290,31 @@ def test_a_nan_out_of_the_blue_is_no_setback() -> None:
     c = calibrate(run_of(norms, loss=loss))
     assert c.clip_rate < 0.1  # it is no reason to clip what came before it
     assert any("cannot undo one that an operation has made" in said for said in c.advice)
+
+
+@pytest.mark.parametrize("turn", [200, 9_000, 150_000])
+def test_a_setback_of_a_long_run_is_found_where_it_was(turn: int) -> None:
+    steps = 200_000
+    loss = np.concatenate([np.linspace(2.3, 1.2, turn), np.full(steps - turn, 2.2)])
+    loss += 0.02 * np.random.default_rng(turn).standard_normal(steps)
+    found = estimate.setback(loss)
+    assert found is not None
+    assert found.place == pytest.approx(turn, abs=0.02 * turn + 5)
+    assert found.after == pytest.approx(2.2, abs=0.3)  # from just before the turn on
+
+
+def test_a_long_run_is_asked_at_a_bounded_number_of_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    medians = 0
+    real = np.median
+
+    def counted(values: Any, *rest: Any, **options: Any) -> Any:
+        nonlocal medians
+        medians += 1
+        assert values.ndim == 2 or values.size <= estimate.MEDIAN_OF
+        return real(values, *rest, **options)
+
+    monkeypatch.setattr(np, "median", counted)
+    assert estimate.setback(2 - np.arange(100_000) / 100_000) is None
+    assert medians <= estimate.SETBACK_PLACES + 1

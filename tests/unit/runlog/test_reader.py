@@ -7,12 +7,22 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from steadygrad.errors import RunFileError, UsageError
-from steadygrad.runlog import Event, Run, RunWriter, StepRecord, TensorInfo, as_run, open_run
+from steadygrad.runlog import (
+    Event,
+    Run,
+    RunWriter,
+    StepRecord,
+    TensorInfo,
+    as_run,
+    encode,
+    open_run,
+)
 from steadygrad.runlog.run import FIGURES
 from steadygrad.runlog.schema import APPLICATION_ID
 
@@ -283,3 +293,24 @@ def test_from_arrays_says_what_does_not_fit() -> None:
         Run.from_arrays(steps={"gradnorm": [1.0]})
     with pytest.raises(UsageError, match=r"must have shape \(1, 1\)"):
         Run.from_arrays(steps={"norm": [1.0]}, tensors=["a"], tensor_norms=[[1.0, 2.0]])
+
+
+def test_a_few_rows_of_a_long_run_read_a_few_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunWriter(tmp_path / "run.db") as writer:
+        ids = np.array(writer.add_tensors([TensorInfo("w", (3,))]))
+        for step in range(3000):
+            writer.write_step(StepRecord(step), ids, [step], [1.0], [0], [0])
+    run = open_run(tmp_path / "run.db")
+    unpacked: list[int] = []
+    real = encode.unpack
+
+    def counted(blob: bytes, dtype: Any, shape: tuple[int, ...]) -> Any:
+        unpacked.append(shape[0])
+        return real(blob, dtype, shape)
+
+    monkeypatch.setattr(encode, "unpack", counted)
+    rows = np.array([0, 5, 2500, 2999])
+    assert run.tensor_rows(rows)[:, 0] == pytest.approx(rows, rel=encode.RELATIVE_ERROR)
+    assert len(unpacked) <= 2 * 3  # offsets and norms of three chunks

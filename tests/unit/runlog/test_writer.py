@@ -23,6 +23,7 @@ from steadygrad.runlog import (
     TensorInfo,
     open_run,
     pump,
+    reader,
     store,
     writer,
 )
@@ -407,3 +408,27 @@ def test_what_the_file_says_is_plain_sql(tmp_path: Path) -> None:
     (text,) = connection.execute("SELECT value FROM info WHERE key = 'seed'").fetchone()
     connection.close()
     assert json.loads(text) == 1
+
+
+def test_another_set_of_tensors_at_every_step_is_remembered_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_LAYOUTS", 5)
+    monkeypatch.setattr(reader, "MOST_LAYOUTS", 3)
+    rng = np.random.default_rng(0)
+    shown = rng.random((60, 8)) < 0.5
+    shown[40:] = shown[:20]  # sets that were forgotten come back
+    with RunWriter(tmp_path / "run.db") as writer:
+        ids = np.array(writer.add_tensors([TensorInfo(f"w{i}", (3,)) for i in range(8)]))
+        for step, there in enumerate(shown):
+            norms = 1.0 + ids[there]
+            writer.write_step(StepRecord(step), ids[there], norms, norms, norms * 0, norms * 0)
+            writer.write_sample("weight_norm", step, ids[there], norms)
+        assert writer.flush()
+        written = writer._recorder.store
+        assert written is not None
+        assert len(written._layouts) <= 5
+    run = open_run(tmp_path / "run.db")
+    expected = np.where(shown, 1.0 + ids, np.nan)
+    np.testing.assert_allclose(run.tensor_norms, expected, rtol=RELATIVE_ERROR)
+    np.testing.assert_array_equal(run.samples("weight_norm")[1], expected)

@@ -19,6 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from steadygrad.robust import ENOUGH as ENOUGH
+from steadygrad.robust import blocks as blocks
+from steadygrad.robust import columns_median as columns_median
+from steadygrad.robust import median as median
+from steadygrad.robust import running_median as running_median
+from steadygrad.robust import spikes as spikes
+from steadygrad.robust import spread as spread
 from steadygrad.runlog.records import NAN_LOSS
 
 if TYPE_CHECKING:
@@ -27,8 +34,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MOST_ROWS = 2048
-ENOUGH = 8
-"""Usable steps below which a statistic says nothing."""
+CLUMP = 8
+"""Neighbouring steps of a long run that are read together: each place on file costs a read."""
 NOTHING = 1e-3
 """Share of its first size under which a run's whole gradient counts as gone."""
 OTHERWISE_KNOWN = 0.2
@@ -193,8 +200,9 @@ class View:
         """Which of the optimizer's steps have their tensor figures read, ascending."""
         if len(self) <= MOST_ROWS:
             return np.arange(len(self))
-        even = np.linspace(0, len(self) - 1, MOST_ROWS // 2).astype(np.int64)
-        peaks = np.argsort(np.where(self.usable, self.norm, -np.inf))[-MOST_ROWS // 8 :]
+        starts = np.linspace(0, len(self) - CLUMP, MOST_ROWS // 2 // CLUMP).astype(np.int64)
+        even = (starts[:, None] + np.arange(CLUMP)).ravel()
+        peaks = np.argsort(np.where(self.usable, self.norm, -np.inf))[-MOST_ROWS // 16 :]
         around = self.first_broken + np.arange(-32, 32) if self.broken.any() else peaks[:0]
         head, tail = np.arange(MOST_ROWS // 8), np.arange(len(self) - MOST_ROWS // 8, len(self))
         chosen = np.unique(np.concatenate([even, peaks, around, head, tail]))
@@ -335,70 +343,6 @@ class View:
 # ---- statistics -----------------------------------------------------------------------
 
 
-def median(values: Array | Sequence[float]) -> float:
-    """Median of the finite values; NaN where there are none.
-
-    Example:
-        >>> median([1.0, float("nan"), 3.0, 100.0])
-        3.0
-    """
-    array = np.asarray(values, dtype=np.float64)
-    finite = array[np.isfinite(array)]
-    return float(np.median(finite)) if finite.size else math.nan
-
-
-def spread(values: Array | Sequence[float]) -> float:
-    """Median absolute deviation, scaled to a standard deviation; of the finite values.
-
-    Example:
-        >>> round(spread([1.0, 2.0, 3.0, 4.0, 1000.0]), 4)
-        1.4826
-    """
-    array = np.asarray(values, dtype=np.float64)
-    finite = array[np.isfinite(array)]
-    return 1.4826 * median(np.abs(finite - median(finite)))
-
-
-def columns_median(table: Array) -> Array:
-    """Median of each column's finite values; NaN where a column has none.
-
-    Example:
-        >>> columns_median(np.array([[1.0, np.nan], [3.0, np.nan]]))
-        array([ 2., nan])
-    """
-    return np.array([median(column) for column in table.T])
-
-
-def blocks(values: Array, most: int = 1024) -> Array:
-    """Medians of equal blocks, at most `most` of them: a long curve at the cost of a short one.
-
-    Example:
-        >>> blocks(np.array([1.0, 2.0, 9.0, 4.0, 5.0, 6.0]), most=2)
-        array([2., 5.])
-        >>> blocks(np.array([1.0, 2.0]), most=2)
-        array([1., 2.])
-    """
-    if len(values) <= most:
-        return values
-    size = -(-len(values) // most)
-    whole = len(values) // size * size
-    return np.asarray(np.median(values[:whole].reshape(-1, size), axis=1))
-
-
-def running_median(values: Array, window: int) -> Array:
-    """Median over the `window` values that end at each place; shorter at the start.
-
-    Example:
-        >>> running_median(np.array([1.0, 9.0, 2.0, 3.0]), 3)
-        array([1., 5., 2., 3.])
-    """
-    if len(values) < window:
-        return np.array([median(values[: i + 1]) for i in range(len(values))])
-    view = np.lib.stride_tricks.sliding_window_view(values, window)
-    head = [median(values[: i + 1]) for i in range(window - 1)]
-    return np.concatenate([head, np.median(view, axis=1)])
-
-
 def loss_trend(losses: Array) -> LossTrend:
     """Summarise a loss curve.
 
@@ -466,45 +410,6 @@ def order_agreement(values: Array | Sequence[float]) -> float:
         return math.nan
     upper = np.triu_indices(len(array), 1)
     return float(np.sign(array[None, :] - array[:, None])[upper].mean())
-
-
-def spikes(norms: Array, ratio: float = 10.0, deviations: float = 8.0, window: int = 32) -> Array:
-    """Places where a norm stands far out of the norms around it.
-
-    A spike is `ratio` times the median of its neighbourhood and of the whole run's upper
-    tenth's lower edge, and `deviations` robust deviations of the logarithm away: a converged
-    run's rare ordinary batch, large against a tiny median alone, is none. Norms of exactly 0
-    have no size to compare with, and are left out.
-
-    Args:
-        norms: finite norms, ``[steps]``.
-        ratio: least factor over the median of the neighbours.
-        deviations: least distance in the spread of the neighbours' logarithms.
-        window: neighbours on each side.
-
-    Returns:
-        Indices into ``norms``, ascending.
-
-    Example:
-        >>> norms = np.ones(50); norms[20] = 100.0
-        >>> spikes(norms)
-        array([20])
-    """
-    alive = np.flatnonzero(norms > 0)
-    if len(alive) < ENOUGH:
-        return np.zeros(0, np.int64)
-    logs = np.log(norms[alive])
-    usual = float(np.quantile(logs, 0.9))
-    candidates = np.flatnonzero(logs > max(usual, median(logs) + math.log(ratio)))
-    candidates = candidates[candidates >= ENOUGH]  # a large first step is no spike
-    found = []
-    for place in candidates:
-        near = np.r_[logs[max(0, place - window) : place], logs[place + 1 : place + 1 + window]]
-        away = logs[place] - median(near)
-        over_usual = logs[place] - usual
-        if away > max(math.log(ratio), deviations * spread(near)) and over_usual > math.log(3):
-            found.append(int(alive[place]))
-    return np.array(found, dtype=np.int64)
 
 
 def is_embedding(tensor: TensorInfo) -> bool:
