@@ -28,6 +28,17 @@ def _discover() -> dict[str, type[Policy]]:
 REGISTRY: dict[str, type[Policy]] = _discover()
 """Spec word -> policy class."""
 
+
+def examples() -> list[str]:
+    """Specs of every method there is, as its class gives them.
+
+    Example:
+        >>> "norm:1.0" in examples()
+        True
+    """
+    return [spec for method in REGISTRY.values() for spec in method.examples]
+
+
 globals().update({cls.__name__: cls for cls in REGISTRY.values()})
 
 from steadygrad.policies.chain import Chain  # noqa: E402  (needs the registry)
@@ -41,6 +52,7 @@ __all__ = [
     "Groups",
     "Policy",
     "State",
+    "examples",
     "parse",
     *sorted(cls.__name__ for cls in REGISTRY.values()),
 ]

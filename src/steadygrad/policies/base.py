@@ -50,11 +50,17 @@ class Policy:
 
     A subclass names itself with `name` (the word of its spec), lists its
     parameters as fields (the first is the one that follows the colon in a spec),
-    and implements `decide`, plus `init` where it has a memory. It registers
-    itself by being defined in a module of `steadygrad.policies`.
+    gives `examples` of its spec, and implements `decide`, plus `init` where it has a
+    memory. It registers itself by being defined in a module of
+    `steadygrad.policies.methods`.
+
+    Attributes:
+        name: the word of its spec; empty for what combines policies.
+        examples: specs on which the conformance suite runs it, each acting within 90 steps.
     """
 
     name: ClassVar[str] = ""
+    examples: ClassVar[tuple[str, ...]] = ()
 
     @property
     def elementwise(self) -> bool:
@@ -78,6 +84,11 @@ class Policy:
     def for_optimizer(self, class_name: str) -> Policy:
         """The policy for an optimizer of this class: itself, save for groups that name classes."""
         return self
+
+    @property
+    def usual_clip_rate(self) -> float:
+        """Share of steps that may be clipped without anything being wrong: 1 by design."""
+        return 0.5
 
     @property
     def norm_type(self) -> float:

@@ -64,6 +64,10 @@ class Chain(Policy):
         return self.members[-1].needs
 
     @property
+    def usual_clip_rate(self) -> float:
+        return max(policy.usual_clip_rate for policy in self.members)
+
+    @property
     def norm_type(self) -> float:
         return next(iter(self._fixed_norms()), 2.0)
 

@@ -67,6 +67,10 @@ class Groups(Policy):
         return {p.norm_type for p in bearing} - {INF}
 
     @property
+    def usual_clip_rate(self) -> float:
+        return max(policy.usual_clip_rate for _, policy in self.members)
+
+    @property
     def norm_type(self) -> float:
         finite = self._finite_norms()
         if finite:

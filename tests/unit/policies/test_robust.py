@@ -10,29 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steadygrad.policies import parse
+from steadygrad.policies import examples, parse
 
 SPECS = [
-    "none",
-    "norm:1.0",
-    "tensor-norm:1.0",
+    *examples(),
     "norm-schedule:5.0,to=1.0,over=50",
-    "autoclip:10",
-    "autoclip:percentile=90,window=40",
     "zclip",
-    "zclip:max_norm=inf",
-    "adagc",
-    "adagc:warmup=0",
     "skip",
-    "skip:rule=sigma",
-    "auto",
     "skip+auto",
     "skip+tensor-norm:1.0+value:0.1",
     "{embedding.*: none, head.*: adagc, *: zclip}",
-    "value:0.5",
-    "agc",
-    "spam",
-    "update-rms",
 ]
 
 

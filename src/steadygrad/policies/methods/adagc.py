@@ -42,6 +42,7 @@ class AdaGC(Policy):
     """
 
     name: ClassVar[str] = "adagc"
+    examples: ClassVar[tuple[str, ...]] = ("adagc", "adagc:warmup=10", "adagc:warmup=0")
     lambda_rel: float = 1.05
     lambda_abs: float = 1.0
     beta: float = 0.98
@@ -51,6 +52,10 @@ class AdaGC(Policy):
         require_positive(self, "lambda_rel", "lambda_abs")
         require_share(self, "beta")
         require_count(self, "warmup", least=0)
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     @property
     def per_tensor(self) -> frozenset[str]:

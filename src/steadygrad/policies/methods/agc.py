@@ -49,6 +49,7 @@ class AGC(Policy):
     """
 
     name: ClassVar[str] = "agc"
+    examples: ClassVar[tuple[str, ...]] = ("agc:0.01",)
     clip: float = 0.01
     eps: float = 1e-3
     exempt: str = ""
@@ -57,6 +58,10 @@ class AGC(Policy):
     def __post_init__(self) -> None:
         require_positive(self, "clip", "eps")
         require_choice(self, "axes", ("timm", "paper", "optax"))
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     @property
     def elementwise(self) -> bool:

@@ -51,6 +51,7 @@ class Auto(Policy):
     """
 
     name: ClassVar[str] = "auto"
+    examples: ClassVar[tuple[str, ...]] = ("auto", "auto:warmup=10")
     window: int = 128
     warmup: int = 20
     start: float = 1.0
@@ -69,6 +70,10 @@ class Auto(Policy):
                 f"farthest={self.farthest}, start={self.start}; for example "
                 "auto:nearest=1.25,farthest=4"
             )
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         zero = xp.zeros((), dtype=float_dtype)

@@ -41,6 +41,7 @@ class AutoClip(Policy):
     """
 
     name: ClassVar[str] = "autoclip"
+    examples: ClassVar[tuple[str, ...]] = ("autoclip:10", "autoclip:percentile=90,window=40")
     percentile: float = 10.0
     window: int = 0
 
@@ -52,6 +53,10 @@ class AutoClip(Policy):
                 "for example percentile=10"
             )
         require_count(self, "window", least=0)
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         count = xp.zeros((), dtype=int_dtype)

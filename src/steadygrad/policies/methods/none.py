@@ -19,6 +19,7 @@ class NoClip(Policy):
     """
 
     name: ClassVar[str] = "none"
+    examples: ClassVar[tuple[str, ...]] = ("none",)
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm = stats.total_norm

@@ -38,6 +38,7 @@ class ClipNorm(Policy):
     """
 
     name: ClassVar[str] = "norm"
+    examples: ClassVar[tuple[str, ...]] = ("norm:1.0", "norm:0.7,p=inf")
     max_norm: float
     p: float = field(default=2.0)
 

@@ -44,6 +44,7 @@ class NormSchedule(Policy):
     """
 
     name: ClassVar[str] = "norm-schedule"
+    examples: ClassVar[tuple[str, ...]] = ("norm-schedule:4.0,to=0.5,over=40",)
     max_norm: float
     to: float = 1.0
     over: int = 100

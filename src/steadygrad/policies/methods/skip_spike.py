@@ -49,6 +49,7 @@ class SkipSpike(Policy):
     """
 
     name: ClassVar[str] = "skip"
+    examples: ClassVar[tuple[str, ...]] = ("skip:after=10", "skip:after=10,rule=sigma")
     sigmas: float = 6.0
     window: int = 128
     after: int = 64

@@ -44,12 +44,17 @@ class SPAM(Policy):
     """
 
     name: ClassVar[str] = "spam"
+    examples: ClassVar[tuple[str, ...]] = ("spam",)
     theta: float = 5000.0
     after: int = 20
 
     def __post_init__(self) -> None:
         require_positive(self, "theta")
         require_count(self, "after", least=0)
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     @property
     def elementwise(self) -> bool:

@@ -35,12 +35,17 @@ class ClipTensorNorm(Policy):
     """
 
     name: ClassVar[str] = "tensor-norm"
+    examples: ClassVar[tuple[str, ...]] = ("tensor-norm:0.5",)
     max_norm: float
     p: float = 2.0
 
     def __post_init__(self) -> None:
         require_positive(self, "max_norm")
         require_norm_type(self, self.p)
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     @property
     def norm_type(self) -> float:

@@ -44,6 +44,7 @@ class UpdateRMSClip(Policy):
     """
 
     name: ClassVar[str] = "update-rms"
+    examples: ClassVar[tuple[str, ...]] = ("update-rms",)
     limit: float = 1.0
     beta2: float = 0.999
     eps: float = 1e-8

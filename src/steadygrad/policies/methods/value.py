@@ -26,10 +26,15 @@ class ClipValue(Policy):
     """
 
     name: ClassVar[str] = "value"
+    examples: ClassVar[tuple[str, ...]] = ("value:0.5",)
     clip_value: float
 
     def __post_init__(self) -> None:
         require_positive(self, "clip_value")
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     @property
     def elementwise(self) -> bool:

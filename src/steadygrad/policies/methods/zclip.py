@@ -43,6 +43,7 @@ class ZClip(Policy):
     """
 
     name: ClassVar[str] = "zclip"
+    examples: ClassVar[tuple[str, ...]] = ("zclip:warmup=10", "zclip:max_norm=inf,warmup=10")
     z: float = 2.5
     alpha: float = 0.97
     warmup: int = 25
@@ -54,6 +55,10 @@ class ZClip(Policy):
         require_positive(self, "z", "max_norm", "clip_factor", "eps")
         require_share(self, "alpha")
         require_count(self, "warmup")
+
+    @property
+    def usual_clip_rate(self) -> float:
+        return 1.0
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
         zero = xp.zeros((), dtype=float_dtype)

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.errors import SpecError
+from steadygrad.policies import Policy, parse
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import View, median, number, percent
 from steadygrad.rules.finding import Finding
 
-MOST = 0.5
 HARD = 0.5
-ADAPTIVE = ("autoclip", "zclip", "adagc", "agc", "auto", "spam", "value", "tensor-norm")
-"""Methods that clip most steps by design, or whose coefficient is not one number."""
 NORMALISED = {"adam", "adamw", "nadam", "radam", "adamax", "rmsprop"}
 """Optimizers whose step does not change when all gradients are multiplied by one number."""
 
@@ -24,10 +23,17 @@ def check(view: View) -> Iterator[Finding]:
         return
     coef = view.coef[view.usable]
     rate = float((coef < 1).mean())
-    by_design = str(view.info.get("policy", "")).startswith(ADAPTIVE)
-    if rate <= MOST or by_design or not np.isfinite(view.threshold[view.usable]).any():
+    if rate <= _usual_rate(view) or not np.isfinite(view.threshold[view.usable]).any():
         return
     yield _finding(view, rate, median(coef))
+
+
+def _usual_rate(view: View) -> float:
+    """Share of steps that the policy in force may clip."""
+    try:
+        return parse(str(view.info.get("policy", "none"))).usual_clip_rate
+    except SpecError:  # a policy of the user's own: held to what a fixed threshold is held to
+        return Policy().usual_clip_rate
 
 
 def _finding(view: View, rate: float, typical: float) -> Finding:
