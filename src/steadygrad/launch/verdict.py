@@ -37,8 +37,10 @@ def last_words(session: Session) -> str:
     path, others = session.path, _other_files(session)
     path = path if os.path.exists(path) else ""
     if path or others:
-        run = _open(path or others[0])
+        whole = _open(path or others[0])
+        run = _thinned(whole)
         lines = _explained(run, session)
+        lines += _wrapped(_of_thinning(run, whole), "  ", "    ")
         if others:
             lines += _wrapped(_of_others(path, others), "  ", "    ")
         lines.append(_own_cost(run))
@@ -49,6 +51,22 @@ def last_words(session: Session) -> str:
     if path or others:
         lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
     return "\n".join(["steadygrad: " + lines[0], *lines[1:]])
+
+
+def _thinned(run: Run) -> Run:
+    from steadygrad.runlog.thinning import thinned
+
+    return thinned(run)
+
+
+def _of_thinning(run: Run, whole: Run) -> str:
+    if run is whole:
+        return ""
+    return (
+        f"The run has {len(whole):,} steps. To end soon, {len(run):,} were read for these words: "
+        "the first and last, the largest norm, the first NaN or inf, and stretches between. "
+        f"All are read by: steadygrad diagnose {_shown(str(whole.path))}"
+    )
 
 
 def _open(path: str) -> Run:

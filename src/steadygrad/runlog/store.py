@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import sqlite3
 import time
@@ -84,6 +85,8 @@ class Store:
         self._layouts: dict[bytes, int] = {}
         self._layout_count = 0
         self._sizes: list[int] = []
+        self._highest = -math.inf
+        self.landmarks: dict[str, int] = {}
         try:
             self._create()
         except sqlite3.Error:
@@ -185,7 +188,17 @@ class Store:
             self._write_chunk(self._rows, steps, FRESH_LEVEL)
         else:
             self._join_fresh()
+        self._note_landmarks(steps)
         self._rows += len(steps)
+
+    def _note_landmarks(self, steps: list[StepItem]) -> None:
+        for row, item in enumerate(steps, self._rows):
+            norm = item.record.norm
+            if item.record.nonfinite or not math.isfinite(norm):
+                self.landmarks.setdefault("first_nonfinite", row)
+            elif norm > self._highest:
+                self._highest = norm
+                self.landmarks["largest_norm"] = row
 
     def _join_fresh(self, everything: bool = False) -> None:
         for table in ("steps", "figures"):

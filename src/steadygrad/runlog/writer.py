@@ -40,6 +40,7 @@ from steadygrad.runlog.pump import Pump
 from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
 from steadygrad.runlog.store import Store, remove_side_files
+from steadygrad.runlog.thinning import LANDMARKS
 
 COMMIT_SECONDS = 0.2
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
@@ -355,10 +356,12 @@ class _Recorder:
         return [EventItem("gap", data, missed[0].step, time.time())]
 
     def _running_facts(self) -> dict[str, Any]:
-        facts = {
+        facts: dict[str, Any] = {
             "overhead_seconds": self.overhead,
             "wall_seconds": time.monotonic() - self._began,
         }
+        if self.store is not None:
+            facts[LANDMARKS] = self.store.landmarks
         return {key: value for key, value in facts.items() if key not in self.info_given}
 
     def _finish(self) -> None:
@@ -366,12 +369,13 @@ class _Recorder:
         deadline = time.monotonic() + SINK_SECONDS
         for tap in self._taps:
             tap.finish(max(0.1, deadline - time.monotonic()))
+        facts = self._running_facts()
         store, self.store = self.store, None
         if store is None:
             return
         ended = {} if "ended" in self.info_given else {"ended": time.time()}
         try:
-            store.write([*self._late, InfoItem({**self._running_facts(), **ended})])
+            store.write([*self._late, InfoItem({**facts, **ended})])
             store.finish()
         except Exception as error:
             self.store = store

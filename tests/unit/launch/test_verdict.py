@@ -9,7 +9,7 @@ import pytest
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
 from steadygrad.launch.verdict import last_words
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, thinning
 
 NAN = float("nan")
 
@@ -94,3 +94,17 @@ def test_a_clip_that_met_no_step_is_named(tmp_path: Path) -> None:
     session = Session(Plan("train.py", out=str(tmp_path / "run.db"), clip="norm:1.0"))
     words = " ".join(last_words(session).split())
     assert words.startswith("steadygrad: 0 steps seen, so --clip norm:1.0 has clipped nothing")
+
+
+def test_of_a_long_run_some_steps_are_read_and_that_is_said(
+    tmp_path: Path, steady_norms: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinning, "LONG", 50)
+    monkeypatch.setattr(thinning, "END", 20)
+    monkeypatch.setattr(thinning, "STRETCHES", 2)
+    monkeypatch.setattr(thinning, "STRETCH", 8)
+    norms = [*steady_norms, float("nan"), *steady_norms]
+    said = last_words(session_of(tmp_path, norms))
+    assert f"The run has {len(norms)} steps." in " ".join(said.split())
+    assert "SG101" in said
+    assert "All are read by: steadygrad diagnose" in " ".join(said.split())
