@@ -27,8 +27,7 @@ from benchmarks.steps import Lstm, Transformer
 from steadygrad.kernels import native
 from steadygrad.torch.gradients import measuring
 from steadygrad.torch.record import recording
-from steadygrad.torch.step import clipper, table
-from steadygrad.torch.step import engine as attached
+from steadygrad.torch.step import clipper, engine, table
 from steadygrad.torch.step import policy_state as memory
 
 PARTS: dict[str, tuple[Any, str]] = {
@@ -41,8 +40,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "act": (clipper.Clipper, "act"),
     "sample weights and activations": (recording.Recorder, "sample"),
     "hand over to the writer": (recording.Recorder, "write"),
-    "finish the record": (attached.Attached, "finish"),
-    "the rest of a step": (attached.Attached, "act"),
+    "finish the record": (engine.Engine, "_record"),
+    "the rest of a step": (engine.Engine, "begin"),
 }
 
 

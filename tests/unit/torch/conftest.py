@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from steadygrad.torch.step.skipping import same_bits
+from steadygrad.torch.step.snapshot import same_bits
 
 
 class Training:

@@ -21,8 +21,8 @@ from steadygrad.launch.torch_script.observed import summed_up
 from steadygrad.launch.torch_script.readings import Reading, read
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.record.journal import record_of
 from steadygrad.torch.record.recording import Recorder
-from steadygrad.torch.record.step_record import record_of
 from steadygrad.torch.step.clipper import Clipper, Outcome
 
 PROBE = 8

@@ -37,6 +37,7 @@ from steadygrad.torch.step import copies
 from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.inner import is_stand_in
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
@@ -186,13 +187,18 @@ class TorchObserver:
     def _is_the_scripts(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the script has attached steadygrad to this optimizer itself: left to it."""
         if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
-            return False
+            return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
         self.session.mention(
             f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
             "of that optimizer are clipped and recorded by its own handle, in the run file that "
             "it names, and not here"
         )
         return True
+
+    def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it steps inside the step of one that wraps it: that is one step, not two."""
+        handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
+        return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
 
     def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
         if optimizer in self._attached:

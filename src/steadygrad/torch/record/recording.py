@@ -7,7 +7,7 @@ a step costs an array of them and no lookup.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,25 @@ class Recorder:
             step: number of the step that is about to be applied.
             params: all parameters of the optimizer.
         """
+        if step >= self._sampler.idle_before:
+            self.sample_weights(step, params)
+            self.sample_activations(step, params)
+
+    def sample_weights(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """The first half of `sample`: for a step whose forward pass is still to come."""
+        self._sampled(self._sampler.before_update, step, params)
+
+    def sample_activations(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """The second half: that forward pass is over."""
+        self._sampled(self._sampler.after_forward, step, params)
+
+    def _sampled(
+        self, part: Callable[..., None], step: int, params: Sequence[torch.Tensor]
+    ) -> None:
         sampler = self._sampler
         if step >= sampler.idle_before and len(params) == len(self._ids):
             try:
-                sampler.at_step(step, params, self._ids)
+                part(step, params, self._ids)
             except Exception as error:  # of tensors of some kind that nobody thought of
                 sampler.give_up()
                 self.writer.update_info(sampling_ended=f"{type(error).__name__}: {error}")

@@ -72,9 +72,23 @@ class Sampler:
             params: all parameters of the optimizer.
             ids: their numbers in the writer.
         """
+        self.before_update(step, params, ids)
+        self.after_forward(step, params, ids)
+
+    def before_update(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
+        """The part of `at_step` that reads weights: before anything moves them."""
         self._finish_update()
         if self.due(step):
-            self._sample(step, params, ids)
+            self._sample_weights(step, params, ids)
+
+    def after_forward(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
+        """The part of `at_step` that reads what forward passes left."""
+        if self.due(step):
+            self._sample_activations(step, params, ids)
         self._watch.stop()
         following = next_due(step + 1, self._every)
         if following == step + 1:
@@ -98,7 +112,9 @@ class Sampler:
         return seconds
 
     @torch.no_grad()
-    def _sample(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
+    def _sample_weights(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
         if not self._said_frozen:
             frozen = [int(i) for p, i in zip(params, ids, strict=True) if not p.requires_grad]
             self._writer.update_info(frozen=frozen)
@@ -110,6 +126,11 @@ class Sampler:
             norms = np.array(kernels.read(plain).norms, np.float64)
             self._figures.write(step, known, norms, _parts(plain), starts)
             self._weights = plain
+
+    @torch.no_grad()
+    def _sample_activations(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
         self._recurrent(step, params, ids)
         for name, table in self._watch.figures().items():
             found = [(i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table]

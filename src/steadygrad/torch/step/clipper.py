@@ -19,6 +19,7 @@ from steadygrad import kernels
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies import Policy
 from steadygrad.policies.base import Decision
+from steadygrad.policies.choice import skips_by_itself
 from steadygrad.stats import GradientStats, describe_nonfinite
 from steadygrad.torch.distributed.sharded import local
 from steadygrad.torch.gradients.batch import Batch
@@ -56,12 +57,21 @@ class Clipper:
     Args:
         policy: how to clip.
         on_nonfinite: what to do with gradients that hold NaN or inf.
+
+    Attributes:
+        policy: how to clip.
+        on_nonfinite: what to do with gradients that hold NaN or inf.
+        memory: the policy's state.
+        may_skip: whether a step may be skipped.
+        may_stop: whether a step may end in nothing: skipped, or by an error.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
         self.policy = policy
         self.on_nonfinite = on_nonfinite
         self.memory = Memory(policy)
+        self.may_skip = on_nonfinite == "skip" or skips_by_itself(policy)
+        self.may_stop = self.may_skip or on_nonfinite == "raise"
 
     def process(
         self,

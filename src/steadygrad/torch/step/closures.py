@@ -1,131 +1,100 @@
 """Steps with a closure: the gradients to clip are made inside them.
 
-A closure that is evaluated once is run before the step, which is then given its value. An optimizer
-that searches (LBFGS, or one that was seen to evaluate it again) is run here as a whole, on every
-evaluation's clipped gradients, and put back where one of them breaks.
+The optimizer evaluates its closure when and as often as it likes: SAM after it has moved the
+weights, LBFGS many times, most others once and first of all. Each evaluation's gradients are acted
+on before the optimizer goes on, as if the closure ended with a clip call. The step on record is the
+first evaluation, or the one for which the step is skipped.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from steadygrad.errors import NonFiniteError
-from steadygrad.torch.step import skipping
-from steadygrad.torch.step.clipper import Outcome
-from steadygrad.torch.step.engine import Arguments, Attached
+from steadygrad.torch.step.clipper import Clipper, Outcome
+from steadygrad.torch.step.in_flight import StepInFlight
+from steadygrad.torch.step.skipping import (
+    Skipping,
+    by_taking_gradients,
+    zero_gradients,
+)
+from steadygrad.torch.step.snapshot import Snapshot
 
-Closure = Callable[[], Any]
+Closure = Callable[..., Any]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a step is called with."""
 
 
-class _LeaveSearch(Exception):
-    """Ends an optimizer's search from inside its closure."""
+class Host(Protocol):
+    """What measures and acts for a closure's step."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose step it is."""
+
+    @property
+    def clipper(self) -> Clipper:
+        """Decides, and holds the policy's state."""
+
+    @property
+    def skipping(self) -> Skipping | None:
+        """How the optimizer is skipped; None where that was not asked for."""
+
+    def process(self) -> Outcome:
+        """Measure the gradients that are there and act on them."""
+
+    def evaluation_begins(self) -> None:
+        """The closure is about to run."""
+
+    def evaluation_ends(self, first: bool) -> None:
+        """The closure has run, and nothing was done with its gradients yet."""
+
+    def fault(self, error: Exception) -> None:
+        """Raise a fault of ours, or tell it, where the training is to survive it."""
 
 
-class Closures:
-    """Runs the steps of one optimizer that come with a closure.
+def with_acting_closure(
+    host: Host, step: StepInFlight, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """The arguments for a step whose closure acts on the gradients that it makes.
 
     Args:
-        attached: what measures and acts.
+        host: measures and acts.
+        step: the step that begins.
+        args: what it was called with, the optimizer first.
+        kwargs: the same, by name.
 
-    Attributes:
-        raised: the script's closure itself raised.
+    Returns:
+        The same, with another closure.
     """
+    closure = closure_of(args, kwargs)
+    assert closure is not None
+    step.policy_state = host.clipper.memory.state
+    last_read = host.skipping is not None and host.skipping.gradients_read_last
+    if host.clipper.may_stop and not last_read:
+        step.snapshot = Snapshot(host.optimizer)
 
-    def __init__(self, attached: Attached) -> None:
-        self._attached = attached
-        self.raised = False
-        self._searches = isinstance(attached.optimizer, torch.optim.LBFGS)
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
-        """Evaluate, clip and record.
-
-        Args:
-            args: what the step was called with, the optimizer first.
-            kwargs: the same, by name.
-            closure: the one among them.
-
-        Returns:
-            The arguments to go on with.
-        """
-        if self._searches:
-            return self._search(args, kwargs, closure)
-        return self._once(args, kwargs, closure)
-
-    def _once(self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
-        """Run the closure here, so that its gradients can be acted on; give its value on."""
-        loss = self._evaluate(closure)
-        if self._attached.act():
-            return self._attached.skipped(*_with_closure(args, kwargs, lambda: loss))
-        values = [loss]
-
-        def again() -> Any:
-            if values:
-                return values.pop()
-            self._searches = True  # known from now on: the next step is guarded as a whole
-            value = self._evaluate(closure)
-            if self._attached.process().skip:
-                raise NonFiniteError(self._cannot_skip())
-            return value
-
-        return _with_closure(args, kwargs, again)
-
-    def _search(self, args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
-        """Run a step that evaluates its closure often, and leave nothing of it if it breaks."""
-        attached, clipper = self._attached, self._attached.clipper
-        found: list[Outcome] = []
-        values: list[Any] = []
-        guarded = clipper.on_nonfinite in ("skip", "raise")
-        snapshot = skipping.Snapshot(attached.optimizer) if guarded else None
-        remembered = clipper.memory.state
-
-        def evaluate() -> Any:
-            loss = self._evaluate(closure)
-            values.append(loss)
-            outcome = attached.process()
-            if outcome.skip:
-                found[:] = [outcome]
-                raise _LeaveSearch
-            found[:] = found or [outcome]
-            return loss
-
-        result = None
-        inner_args, inner_kwargs = _with_closure(args, kwargs, evaluate)
+    def evaluate(*inner_args: Any, **inner_kwargs: Any) -> Any:
+        if step.skip:  # nothing of this step will remain: the script computes no more for it
+            return step.closure_value
+        host.evaluation_begins()
+        value = closure(*inner_args, **inner_kwargs)
         try:
-            result = skipping.raw_step(*inner_args, **inner_kwargs)
-        except (_LeaveSearch, NonFiniteError) as left:
-            clipper.memory.state = remembered
-            if snapshot is not None:
-                snapshot.restore(grads=False)
-            if isinstance(left, NonFiniteError):
-                raise
-            result = values[0]
-        attached.finish(found[0])
-        return attached.skipped(*_with_closure(args, kwargs, lambda: result))
-
-    def _evaluate(self, closure: Closure) -> Any:
-        attached = self._attached
-        if attached.finder is not None:
-            attached.finder.begin()
-        self.raised = True
-        with torch.enable_grad():
-            value = closure()
-        self.raised = False
-        if attached.finder is not None:
-            attached.finder.rest()
-        if attached.closure_loss is None:
-            attached.closure_loss = value.detach() if isinstance(value, torch.Tensor) else value
+            with torch.no_grad():
+                host.evaluation_ends(first=step.evaluations == 0)
+                _act(host, step, value)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            host.fault(error)
         return value
 
-    def _cannot_skip(self) -> str:
-        name = type(self._attached.optimizer).__qualname__
-        return (
-            f"step {self._attached.steps - 1}: gradients became non-finite in a later evaluation "
-            f"of the closure, and {name} was not known to evaluate it more than once, so the step "
-            "cannot be skipped whole; the next steps are guarded"
-        )
+    return _replaced(args, kwargs, _dressed_as(closure, evaluate))
 
 
 def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Closure | None:
@@ -135,11 +104,38 @@ def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Closure | None:
         >>> closure_of(("optimizer", None), {}), closure_of(("optimizer",), {"closure": len})
         (None, <built-in function len>)
     """
-    given = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    return given if callable(given) else None
+    candidate = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return candidate if callable(candidate) else None
 
 
-def _with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
+def _act(host: Host, step: StepInFlight, value: Any) -> None:
+    try:
+        outcome = host.process()
+    except NonFiniteError:
+        host.clipper.memory.state = step.policy_state
+        if step.snapshot is not None:
+            step.snapshot.restore()
+        raise
+    step.evaluations += 1
+    step.skip = outcome.skip is True and host.clipper.may_stop
+    if step.skip or step.evaluations == 1:
+        step.outcome = outcome
+        step.closure_value = value.detach() if isinstance(value, torch.Tensor) else value
+    if step.skip:
+        if step.evaluations > 1:  # a first one has left the state as a skipped step's is to be
+            host.clipper.memory.state = step.policy_state
+        # zeros end a search, and no later part of a step can fail on them
+        searches = step.snapshot is not None
+        optimizer = host.optimizer
+        step.put_back = zero_gradients(optimizer) if searches else by_taking_gradients(optimizer)[1]
+
+
+def _dressed_as(closure: Closure, evaluate: Closure) -> Closure:
+    """The second function under the first one's name and attributes."""
+    return functools.update_wrapper(evaluate, closure)
+
+
+def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
     if "closure" in kwargs:
         return args, {**kwargs, "closure": closure}
     return (args[0], closure, *args[2:]), kwargs

@@ -1,13 +1,17 @@
-"""Noticing optimizers that were copied or unpickled from an attached one.
+"""A hook on every optimizer's step: for copies of an attached one, and for trials.
 
 torch drops hooks when it copies an optimizer, so a copy would silently not clip. The
-attached optimizer puts a mark into what a copy is made from, and a hook on every
-optimizer's step warns at the first step of one that bears it.
+attached optimizer puts a mark into what a copy is made from, and the hook warns at the
+first step of one that bears it. While copies of an optimizer are tried out, it lets no other
+optimizer step. It stands from the start: torch may be going through its hooks during a trial.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +19,27 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.errors import SteadyGradWarning
 from steadygrad.torch.internals.warn import warn_user
+from steadygrad.torch.step.inner import is_stand_in
 
 MARK = "_steadygrad_copied"
+
+
+_trials: set[int] = set()
+"""Threads in which copies of an optimizer are tried out."""
+
+
+class StepOfAnother(Exception):
+    """A copy's step called an optimizer that is not among the copies."""
+
+
+@contextlib.contextmanager
+def only_stand_ins_step() -> Iterator[None]:
+    """In this thread, the step of an optimizer of the script's raises `StepOfAnother`."""
+    _trials.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _trials.discard(threading.get_ident())
 
 
 def mark_copies(optimizer: torch.optim.Optimizer) -> None:
@@ -36,7 +59,9 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
     optimizer.__dict__.pop("__getstate__", None)
 
 
-def _warn_of_copy(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _before_any_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    if _trials and threading.get_ident() in _trials and not is_stand_in(optimizer):
+        raise StepOfAnother
     if optimizer.__dict__.pop(MARK, False):
         warn_user(
             f"this {type(optimizer).__name__} is a copy of an optimizer that steadygrad was "
@@ -46,4 +71,4 @@ def _warn_of_copy(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> N
         )
 
 
-register_optimizer_step_pre_hook(_warn_of_copy)
+register_optimizer_step_pre_hook(_before_any_step)

@@ -1,67 +1,62 @@
 """One optimizer's steps: measure, decide, act and record, whoever says when.
 
-`Steady` drives this from hooks around the optimizer's `step`, `closures` from inside a step that
-evaluates its loss itself. What one step needs of the optimizer (its parameters, names, a loss
-scale, the learning rate) is gathered here; what is done with gradients is the `Clipper`'s.
+`Steady` drives this from hooks around the optimizer's `step`. What one step needs of the optimizer
+(its parameters, names, a loss scale, the learning rate) is gathered here; what is done with
+gradients is the `Clipper`'s, what a single step knows is in its `StepInFlight`.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from steadygrad import kernels
-from steadygrad.errors import NaNOriginWarning, NoGradientsWarning, NonFiniteError, UsageError
+from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy
-from steadygrad.runlog import origin as origins
-from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.internals.warn import warn_user
-from steadygrad.torch.origin.finder import Finder
-from steadygrad.torch.record.outbox import Outbox
-from steadygrad.torch.record.recording import Recorder, facts_of
-from steadygrad.torch.record.step_record import begun_record, record_of
-from steadygrad.torch.step import skipping
+from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step.clipper import Clipper, Outcome
+from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
 from steadygrad.torch.step.folding import Folding
+from steadygrad.torch.step.in_flight import StepInFlight
+from steadygrad.torch.step.inner import inner_optimizers, is_stand_in
 from steadygrad.torch.step.naming import ModelNames, Names
+from steadygrad.torch.step.origins import OriginSearch
+from steadygrad.torch.step.skipping import Skipping, stock_skipping
 from steadygrad.torch.step.table import ParameterTable
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a step is called with."""
+from steadygrad.torch.step.trial import skipping_of
 
 
-class Attached:
-    """What stands beside one optimizer.
+class Engine:
+    """What is done at each step of one optimizer.
 
     Args:
-        optimizer: held weakly: a cycle would keep the weights of a dropped optimizer.
+        optimizer: referred to weakly: a cycle would keep the weights of a dropped optimizer.
         policy: how to clip.
         on_nonfinite: what to do with gradients that hold NaN or inf.
         run: a path for a new run file, an open `RunWriter`, or None.
         names: what parameters are called.
         index: number of this optimizer within the run.
 
+    Raises:
+        AttachError: steps may have to be skipped, and this optimizer cannot be.
+
     Attributes:
-        held: a weak reference to the optimizer.
         clipper: measures, decides and acts.
-        recorder: takes finished steps; None without a run file.
-        table: the optimizer's parameters.
-        finder: looks for the origin of a NaN; None unless asked for.
+        journal: takes finished steps.
+        origins: finds out where a NaN came from, once that is asked for.
+        skipping: how the optimizer is skipped; None where no step may be.
         stats: the last step's figures.
-        origin: the last origin found.
         steps: number of steps, skipped ones included.
         seconds: spent here so far.
-        loss: told for the step under way; None for nothing.
-        closure_loss: what the step's closure gave first.
-        loss_scale: of the `GradScaler` whose `step` is under way; None outside.
-        quiet: nothing is warned of.
-        tells_origins: an origin is warned of.
+        step: the step under way; None between steps.
     """
 
     def __init__(
@@ -73,68 +68,127 @@ class Attached:
         names: Names | None,
         index: int,
     ) -> None:
-        self.held = weakref.ref(optimizer)
+        self._optimizer = weakref.ref(optimizer)
         self.clipper = Clipper(policy, on_nonfinite)
-        facts = {} if run is None else facts_of(optimizer, policy.spec(), on_nonfinite, index)
-        self.recorder = None if run is None else Recorder(run, facts)
-        self.table = ParameterTable(names, index)
-        self.finder: Finder | None = None
+        self.skipping = _skipping(optimizer, self.clipper)
+        self.journal = Journal(optimizer, policy.spec(), on_nonfinite, run, index)
+        self.origins = OriginSearch(index)
         self.stats: GradientStats | None = None
-        self.origin: origins.Origin | None = None
         self.steps = 0
         self.seconds = 0.0
-        self.loss: Any = None
-        self.closure_loss: Any = None
-        self.loss_scale: torch.Tensor | None = None
-        self.quiet = False
-        self.tells_origins = True
-        self.heard: Callable[[], Any] = _nothing_heard
-        self._names, self._index = names, index
-        self._last: StepRecord | None = None
-        self._present: list[int] | None = None
-        self._announced: tuple[TensorInfo, ...] | None = None
-        self._way: skipping.Way | None = None
-        self._booked = 0.0
+        self.step: StepInFlight | None = None
+        self._table = ParameterTable(names, index)
+        self._names = names
         self._folding = Folding()
-        self._outbox = Outbox()
-        self._taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._losses = StepLosses()
+        self._loss_scale: torch.Tensor | None = None
+        self._steps_before_scaler = 0
+        self._silent = False
+        self._ignores_closure = False
+        self._tell_fault: Callable[[Exception], None] | None = None
+        self._inner_hooks = self._watch_inner(optimizer)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer.
 
         Raises:
-            UsageError: nothing else holds it any more.
+            UsageError: nothing else refers to it any more.
         """
-        optimizer = self.held()
+        optimizer = self._optimizer()
         if optimizer is None:
             raise UsageError("the optimizer that was attached to is gone; keep a variable for it")
         return optimizer
 
-    @property
-    def last(self) -> StepRecord | None:
-        """The last step's record; waits for figures on a device. None before the first step."""
-        self._empty()
-        return self._last
+    def attached_to(self) -> torch.optim.Optimizer | None:
+        """The optimizer; None where nothing else refers to it any more."""
+        return self._optimizer()
+
+    def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this stands beside that optimizer, not beside a shadow or a copy of it."""
+        return self._optimizer() is optimizer
 
     # -- one step ----------------------------------------------------------------------------
 
-    def act(self, fold: bool = False) -> bool:
-        """Measure, decide, act and record.
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        """A step begins: act on its gradients, or have its closure do so.
+
+        Args:
+            args: what it was called with, the optimizer first.
+            kwargs: the same, by name.
+
+        Returns:
+            The arguments to go on with; None for the same.
+
+        Raises:
+            NonFiniteError: gradients are not finite and that is to raise.
+        """
+        try:
+            return self._begin(args, kwargs)
+        except NonFiniteError:
+            raise
+        except Exception as error:
+            self.fault(error)
+            return None
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        self.abandon()
+        step = self.step = StepInFlight()
+        self.origins.rest()
+        if (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None:
+            step.with_closure = True
+            if not self._ignores_closure:
+                self._prepare_closure()
+                return with_acting_closure(self, step, args, kwargs)
+        outcome = self.process(fold=True)
+        self._record(outcome, self._losses.take(None))
+        # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
+        if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
+            return None
+        step.skip = True
+        stand_in, step.put_back = self.skipping.whole(self.optimizer)
+        return (stand_in, *args[1:]), kwargs
+
+    def end(self) -> None:
+        """The step is over."""
+        step = self.step
+        if step is None:
+            return
+        step.depth -= 1
+        if step.depth > 0:
+            return
+        try:
+            if step.with_closure:
+                self._end_closure(step)
+        except Exception as error:
+            self.fault(error)
+        self.abandon()
+        self.origins.stepped()
+
+    def survive(self, tell: Callable[[Exception], None]) -> None:
+        """From now on, let no fault of ours into the training: the step goes on as it is."""
+        self._tell_fault = tell
+
+    def fault(self, error: Exception) -> None:
+        """Raise a fault of ours, or tell it, where the training is to survive it."""
+        self.abandon()
+        if self._tell_fault is None:
+            raise error
+        self._tell_fault(error)
+
+    def abandon(self) -> None:
+        """Undo what was done for one step only; also after a step that raised."""
+        if self._folding.handed:
+            self._folding.take_back()
+        if self.step is not None:
+            self.step.finish()
+            self.step = None
+
+    def process(self, fold: bool = False) -> Outcome:
+        """Measure the gradients that are there, decide and act.
 
         Args:
             fold: a coefficient may be handed to a fused optimizer, whose step follows at once.
-
-        Returns:
-            Whether the step must be skipped.
-        """
-        outcome = self.process(fold)
-        self.finish(outcome)
-        # where nothing was asked for, a fused optimizer heeds the scaler's own flag
-        return outcome.skip is True and self.clipper.on_nonfinite != "propagate"
-
-    def process(self, fold: bool = False) -> Outcome:
-        """`act` without the record.
 
         Raises:
             NonFiniteError: gradients are not finite and that is to raise.
@@ -142,72 +196,27 @@ class Attached:
         started = time.perf_counter()
         batch = self._gather()
         ways = (self._scale, self._skip) if fold else ()
-        scaled = self.loss_scale is not None  # then the scaler drops overflowing steps itself
+        scaled = self._loss_scale is not None  # then the scaler drops overflowing steps itself
         try:
             outcome = self.clipper.process(batch, self.steps, scaled, *ways)
         except NonFiniteError as error:
             raise self._explained(error, batch) from None
-        if self.finder is not None:
+        if self.origins.wanted:
             self._seek_origin(outcome.stats)
         self.seconds += time.perf_counter() - started
         return outcome
 
-    def overflowed(self) -> None:
-        """A `GradScaler` found an overflow and calls no step: measure, and record that."""
-        batch = self._gather()
-        stats = self.clipper.measure(batch)
-        self._seek_origin(stats)
-        self.finish(self.clipper.skipped(stats, self._present))
-        if self.finder is not None:
-            self.finder.stepped()
-
-    def finish(self, outcome: Outcome) -> None:
+    def _record(self, outcome: Outcome, loss: Any, sample: bool = True) -> None:
         """Record a step; the next one begins."""
         started = time.perf_counter()
-        stats = self.stats = outcome.stats
+        self.stats = outcome.stats
+        if sample:
+            self.journal.sample(self.steps, self._table.params)
         lr = self.optimizer.param_groups[0].get("lr")
-        known = (self.steps, outcome, self._step_loss(), lr, self.loss_scale, self._index)
-        if self.recorder is not None:
-            self.recorder.sample(self.steps, self.table.params)
-        if isinstance(stats.total_norm, torch.Tensor):
-            self._outbox.send(*begun_record(*known), stats, self._present)
-            self._empty(wait=False)
-        else:
-            if self._outbox.under_way:
-                self._empty()
-            self._deliver(record_of(*known), stats, self._present)
+        self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, self._table.present)
         self.steps += 1
-        self.loss = self.closure_loss = None
         self.seconds += time.perf_counter() - started
-        if self.recorder is not None:
-            self.recorder.spent(self.seconds - self._booked)
-            self._booked = self.seconds
-
-    def skipped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """The arguments with which the step that follows does nothing."""
-        if self._way is None:
-            self._way = skipping.find_way(self.optimizer, *args[1:], **kwargs)
-        if self._way is skipping.without_gradients:
-            self._taken = [(p, p.grad) for p in self.table.params]
-        return (self._way(self.optimizer), *args[1:]), kwargs
-
-    def recover(self) -> None:
-        """Undo what was done for one step only; also after a step that raised."""
-        if self._folding.handed:
-            self._folding.take_back()
-        while self._taken:
-            parameter, grad = self._taken.pop()
-            parameter.grad = grad
-
-    def close(self) -> None:
-        """Deliver what is under way, and end."""
-        if self.finder is not None:
-            self.finder.end()
-        if isinstance(self._names, ModelNames):
-            self._names.finish()
-        self._empty()
-        if self.recorder is not None:
-            self.recorder.close()
+        self.journal.spent(self.seconds)
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
         if not self._folding.scale(self.optimizer, grads, coef):
@@ -216,91 +225,191 @@ class Attached:
     def _skip(self, flag: torch.Tensor) -> bool:
         return self._folding.skip(self.optimizer, flag)
 
+    # -- steps with a closure ----------------------------------------------------------------
+
+    def evaluation_begins(self) -> None:
+        """The closure is about to run."""
+        self.origins.begin()
+
+    def evaluation_ends(self, first: bool) -> None:
+        """The closure has run, and nothing was done with its gradients yet."""
+        self.origins.rest()
+        if first:
+            self.journal.sample_activations(self.steps, self._table.params)
+
+    def _prepare_closure(self) -> None:
+        """What is to be known of the weights as they are before the optimizer moves them."""
+        started = time.perf_counter()
+        self._follow(self.optimizer)
+        self._announce()
+        self.journal.sample_weights(self.steps, self._table.params)
+        self.seconds += time.perf_counter() - started
+
+    def _end_closure(self, step: StepInFlight) -> None:
+        if self._ignores_closure and not step.evaluations:
+            return  # acted on and recorded when it began
+        if step.outcome is None:
+            self._ignores_closure = True
+            self._warn(
+                f"step {self.steps}: this {type(self.optimizer).__name__} did not evaluate the "
+                "closure that its step() was given, so this step's gradients were not clipped; "
+                "from the next step on they are clipped as they are when step() is called"
+            )
+            step.outcome = Outcome(self.clipper.measure(self._gather()))
+        self._record(step.outcome, self._losses.take(step.closure_value), sample=False)
+
     # -- what a step is made of --------------------------------------------------------------
 
     def _gather(self) -> Batch:
-        optimizer, table = self.optimizer, self.table
+        optimizer, table = self.optimizer, self._table
         self._follow(optimizer)
-        if self._announced is not table.infos:
+        if self.journal.announced is not table.infos:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
-        self._present = batch.present
         if not batch.grads:
-            self._warn_of_nothing()
+            self._warn(
+                f"step {self.steps}: no parameter of this {type(optimizer).__name__} has a "
+                "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
+                "and zero_grad() after it"
+            )
         return batch
 
-    def follow_table(self) -> None:
-        """Take note of parameters that were added to the optimizer."""
-        self._follow(self.optimizer)
-
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.table.refresh(optimizer):
-            self.clipper.memory.follow(self.table.names, self.table.sizes)
+        """Take note of parameters that were added to the optimizer."""
+        if self._table.refresh(optimizer):
+            self.clipper.memory.follow(self._table.names, self._table.sizes)
 
     def _announce(self) -> None:
         """Name the parameters in the run file, once the first forward pass is over."""
         if isinstance(self._names, ModelNames) and self._names.finish():
-            self.table.describe(self.optimizer)
-        if self._announced is not self.table.infos and self.recorder is not None:
-            self._empty()  # its steps are of the tensors announced before
-            self.recorder.add_tensors(self.table.infos)
-        self._announced = self.table.infos
+            self._table.describe(self.optimizer)
+        self.journal.announce(self._table.infos)
 
-    def _warn_of_nothing(self) -> None:
-        if not self.quiet:
-            self.quiet = True
-            warn_user(
-                f"step {self.steps}: no parameter of this {type(self.optimizer).__name__} has a "
-                "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
-                "and zero_grad() after it",
-                NoGradientsWarning,
-            )
+    def _warn(self, message: str) -> None:
+        if not self._silent:
+            self._silent = True
+            warn_user(message, NoGradientsWarning)
 
-    def _step_loss(self) -> Any:
-        """What was told, else what the closure gave, else what was heard."""
-        told = self.closure_loss if self.loss is None else self.loss
-        heard = self.heard()  # asked for in any case: it then begins to sum anew
-        return heard if told is None else told
+    def _watch_inner(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+        """Notice that an inner optimizer steps alone: then nothing here ever acts."""
+        engine = weakref.ref(self)
 
-    def _empty(self, wait: bool = True) -> None:
-        for delivery in self._outbox.take(wait):
-            self._deliver(*delivery)
+        def stepped(inner: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            own = engine()
+            if own is not None and own.step is None and not is_stand_in(inner):
+                own._warn_of_lone_step(inner)
 
-    def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
-        self._last = record
-        if self.recorder is not None:
-            self.recorder.write(record, stats, present)
+        return [each.register_step_post_hook(stepped) for each in inner_optimizers(optimizer)]
+
+    def _warn_of_lone_step(self, inner: torch.optim.Optimizer) -> None:
+        outer = type(self.optimizer).__name__
+        place = next((f".{k}" for k, v in vars(self.optimizer).items() if v is inner), "'s inner")
+        self._warn(
+            f"the {type(inner).__name__} inside this {outer} has stepped and the {outer}'s own "
+            "step() was not called, so nothing is clipped or recorded. Type steadygrad.torch."
+            f"attach(optimizer{place}, ...), without attaching to the {outer}"
+        )
+
+    # -- what others tell --------------------------------------------------------------------
+
+    def tell_loss(self, value: Any) -> None:
+        """A loss whose gradients the next step applies; several are summed."""
+        self._losses.tell(value)
+
+    def hear_losses(self, since_last_step: Callable[[], Any]) -> None:
+        """Ask this for the loss of a step of which nobody told one."""
+        self._losses.heard = since_last_step
+
+    def act_through(self, clipper: Clipper) -> None:
+        """Measure and act through another clipper, in silence."""
+        self.clipper = clipper
+        self._silent = True
+
+    def scaler_enters(self, scale: torch.Tensor) -> None:
+        """`GradScaler.step` begins on the optimizer."""
+        self._loss_scale = scale
+        self._steps_before_scaler = self.steps
+
+    def scaler_leaves(self) -> None:
+        """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
+        if self.steps == self._steps_before_scaler:
+            batch = self._gather()
+            stats = self.clipper.measure(batch)
+            self._seek_origin(stats)
+            self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
+            self.origins.stepped()
+        self._loss_scale = None
+
+    # -- the handle's ------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What `load` takes: names of the tensors, number of steps, the policy's state."""
+        self._follow(self.optimizer)
+        return {
+            "names": list(self._table.names),
+            "steps": self.steps,
+            "state": self.clipper.memory.export(),
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """What the optimizer's parameters are called now."""
+        self._follow(self.optimizer)
+        return self._table.names
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.clipper.memory.load(dict(state["state"]))
+        self.steps = int(state["steps"])
+
+    def close(self) -> None:
+        """Deliver what is under way, and end."""
+        self.abandon()
+        self.origins.end()
+        for hook in self._inner_hooks:
+            hook.remove()
+        if isinstance(self._names, ModelNames):
+            self._names.finish()
+        self.journal.close()
 
     # -- where a NaN came from ---------------------------------------------------------------
 
     def _explained(self, error: NonFiniteError, batch: Batch) -> NonFiniteError:
         """The error, with what is known of the origin."""
-        found = self._seek_origin(self.clipper.measure(batch))
-        return error if found is None else NonFiniteError(f"{error}. {found}")
+        origin = self._seek_origin(self.clipper.measure(batch))
+        return error if origin is None else NonFiniteError(f"{error}. {origin}")
 
-    def _seek_origin(self, stats: GradientStats) -> origins.Origin | None:
-        if self.finder is None:
-            return None
-        found = self.finder.check(
-            self.steps,
-            stats.nonfinite,
-            stats.names,
-            self.table.params,
-            self.table.names,
-            self.loss_scale,
-            stats.total_norm,
+    def _seek_origin(self, stats: GradientStats) -> object:
+        raises = self.clipper.on_nonfinite == "raise"
+        return self.origins.seek(
+            self.steps, stats, self._table, self._loss_scale, self.journal.write_event, raises
         )
-        if found is not None:
-            self._tell_origin(found)
-        return found
 
-    def _tell_origin(self, origin: origins.Origin) -> None:
-        self.origin = origin
-        if self.recorder is not None:
-            data = {**origin.as_json(), "optimizer": self._index}
-            self.recorder.writer.write_event(origins.EVENT, data, origin.step)
-        if self.tells_origins and self.clipper.on_nonfinite != "raise":
-            warn_user(str(origin), NaNOriginWarning)
+
+class StepLosses:
+    """The loss of the step under way, from whoever knows it.
+
+    Attributes:
+        heard: gives the loss since the last step; None where nobody hears.
+    """
+
+    def __init__(self) -> None:
+        self.heard: Callable[[], Any] = _nothing_heard
+        self._told: Any = None
+
+    def tell(self, value: Any) -> None:
+        """Add a loss."""
+        self._told = value if self._told is None else self._told + value
+
+    def take(self, of_closure: Any) -> Any:
+        """What was told, else what the closure gave, else what was heard; the next step begins."""
+        told, self._told = self._told, None
+        heard = self.heard()  # asked for in any case: it then begins to sum anew
+        told = of_closure if told is None else told
+        return heard if told is None else told
+
+
+def _skipping(optimizer: torch.optim.Optimizer, clipper: Clipper) -> Skipping | None:
+    return skipping_of(optimizer) if clipper.may_skip else stock_skipping(optimizer)
 
 
 def _nothing_heard() -> None:

@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 
-from steadygrad.errors import AttachError, NonFiniteError, UsageError
+from steadygrad.errors import AttachError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
-from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record import losses
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
-from steadygrad.torch.step.closures import Closures, closure_of
-from steadygrad.torch.step.engine import Arguments, Attached
+from steadygrad.torch.step.closures import Arguments
+from steadygrad.torch.step.engine import Engine
+from steadygrad.torch.step.inner import holds_parameters_of
 from steadygrad.torch.step.naming import Names
 
 
@@ -55,13 +55,10 @@ class Steady:
                 "that attach returned, or give both policies in one attach as {pattern: spec}"
             )
         self.policy = policy
-        self._attached = Attached(optimizer, policy, on_nonfinite, run, names, optimizer_index)
-        if self._attached.recorder is not None:  # also where nobody calls `detach`
-            weakref.finalize(self, self._attached.recorder.close)
-        self._closures = Closures(self._attached)
-        self._depth = 0
-        self._survives: Callable[[Exception], None] | None = None
-        self._steps_before_scaler = 0
+        self._engine = Engine(optimizer, policy, on_nonfinite, run, names, optimizer_index)
+        close = self._engine.journal.ends_by_itself
+        if close is not None:
+            weakref.finalize(self, close)
         self._hooks = [
             optimizer.register_step_pre_hook(eager(self._before)),
             optimizer.register_step_post_hook(eager(self._after)),
@@ -75,7 +72,7 @@ class Steady:
     @property
     def stats(self) -> GradientStats | None:
         """The last step's figures, before clipping; None before the first step."""
-        return self._attached.stats
+        return self._engine.stats
 
     @property
     def last(self) -> StepRecord:
@@ -84,7 +81,7 @@ class Steady:
         Raises:
             UsageError: there was no step yet.
         """
-        record = self._attached.last
+        record = self._engine.journal.last
         if record is None:
             raise UsageError("no step yet: call optimizer.step() before reading .last")
         return record
@@ -92,7 +89,7 @@ class Steady:
     @property
     def origin(self) -> Origin | None:
         """Where the last NaN or inf came from; None without one, or without `find_nan`."""
-        return self._attached.origin
+        return self._engine.origins.last
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -101,17 +98,17 @@ class Steady:
         Raises:
             UsageError: nothing else holds it any more.
         """
-        return self._attached.optimizer
+        return self._engine.optimizer
 
     @property
     def steps(self) -> int:
         """Number of steps seen, skipped ones included."""
-        return self._attached.steps
+        return self._engine.steps
 
     @property
     def overhead_seconds(self) -> float:
         """Time spent here so far."""
-        return self._attached.seconds
+        return self._engine.seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs: tensors, strings and numbers only.
@@ -119,13 +116,7 @@ class Steady:
         Returns:
             The policy's spec and state, the tensors' names, and the number of steps.
         """
-        self._attached.follow_table()
-        return {
-            "policy": self.policy.spec(),
-            "names": list(self._attached.table.names),
-            "steps": self.steps,
-            "state": self._attached.clipper.memory.export(),
-        }
+        return {"policy": self.policy.spec(), **self._engine.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`.
@@ -145,21 +136,18 @@ class Steady:
                 f"attached with {self.policy.spec()!r}: type attach(optimizer, "
                 f"clip={state['policy']!r}), or start the new policy without load_state_dict"
             )
-        self._attached.follow_table()
-        names = self._attached.table.names
+        names = self._engine.names()
         if self.policy.per_tensor and list(state["names"]) != list(names):
             raise UsageError(
                 f"the policy {self.policy.spec()} remembers each tensor, and the saved state is of "
                 f"other tensors: {_difference(state['names'], names)}"
             )
-        self._attached.clipper.memory.load(dict(state["state"]))
-        self._attached.steps = int(state["steps"])
+        self._engine.load(state)
 
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; a second call does nothing."""
-        self._depth = 0
-        self._attached.recover()
-        optimizer = self._attached.held()
+        self._engine.abandon()
+        optimizer = self._engine.attached_to()
         if optimizer is not None and getattr(optimizer, scaler.HANDLE, None) is self:
             for hook in self._hooks:
                 hook.remove()
@@ -167,7 +155,7 @@ class Steady:
             scaler.unwatch(optimizer)
             copies.unmark_copies(optimizer)
         losses.forget(self)
-        self._attached.close()
+        self._engine.close()
 
     def __enter__(self) -> Steady:
         return self
@@ -181,14 +169,11 @@ class Steady:
         Args:
             value: unscaled, a number or a tensor of one element; kept without its graph.
         """
-        if isinstance(value, torch.Tensor):
-            value = value.detach()
-        told = self._attached.loss
-        self._attached.loss = value if told is None else told + value
+        self._engine.tell_loss(value.detach() if isinstance(value, torch.Tensor) else value)
 
     def hear_losses(self) -> None:
         """From now on, know the losses on which `backward` is called without being told."""
-        self._attached.heard = losses.hear(self)
+        self._engine.hear_losses(losses.hear(self))
 
     def find_nan(self, quiet: bool = False) -> None:
         """From now on, find out where the first non-finite gradient or loss comes from.
@@ -196,12 +181,7 @@ class Steady:
         Args:
             quiet: no warning; the answer is in `origin` and in the run file.
         """
-        attached = self._attached
-        if attached.finder is not None:
-            attached.finder.end()
-        attached.finder = Finder(self.optimizer)
-        attached.finder.begin()
-        attached.tells_origins = not quiet
+        self._engine.origins.find(self.optimizer, quiet)
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
@@ -212,8 +192,7 @@ class Steady:
         Args:
             clipper: used from the next step on.
         """
-        self._attached.clipper = clipper
-        self._attached.quiet = True
+        self._engine.act_through(clipper)
 
     def survive(self, tell: Callable[[Exception], None]) -> None:
         """From now on, let no fault of ours into the training: the step goes on as it is.
@@ -221,60 +200,45 @@ class Steady:
         Args:
             tell: given each fault.
         """
-        self._survives = tell
+        self._engine.survive(tell)
 
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on this optimizer."""
-        self._attached.loss_scale = scale
-        self._steps_before_scaler = self.steps
+        self._engine.scaler_enters(scale)
 
     def scaler_leaves(self) -> None:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
-        if self.steps == self._steps_before_scaler:
-            self._attached.overflowed()
-        self._attached.loss_scale = None
+        self._engine.scaler_leaves()
+
+    def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the step that an optimizer begins is a part of the step under way here.
+
+        Args:
+            optimizer: such as the one inside a SAM, whose step is one with the SAM's.
+        """
+        if self._engine.step is None or self._engine.is_of(optimizer):
+            return False
+        outer = self._engine.attached_to()
+        if outer is None or not _steps_running(outer, 1):
+            return False
+        return holds_parameters_of(outer, optimizer)
 
     # -- hooks -------------------------------------------------------------------------------
 
     def _before(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments | None:
-        attached = self._attached
-        if optimizer is not attached.held():  # a shadow, or a trial of one
+        engine = self._engine
+        if not engine.is_of(optimizer):  # a shadow
             return None
-        if self._depth and _inside_step_of(optimizer):
-            self._depth += 1
+        if engine.step is not None and _steps_running(optimizer, 2):
+            engine.step.depth += 1
             return None
-        attached.recover()
-        if attached.finder is not None:
-            attached.finder.rest()
-        self._depth = 1
-        try:
-            return self._act(args, kwargs)
-        except NonFiniteError:
-            raise
-        except Exception as error:
-            if self._survives is None or self._closures.raised:
-                raise
-            attached.recover()
-            self._survives(error)
-            return None
-
-    def _act(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        closure = closure_of(args, kwargs)
-        if closure is not None:
-            return self._closures.run(args, kwargs, closure)
-        return self._attached.skipped(args, kwargs) if self._attached.act(fold=True) else None
+        return engine.begin(args, kwargs)
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        attached = self._attached
-        if optimizer is attached.held():
-            self._depth -= 1
-            if self._depth <= 0:
-                self._depth = 0
-                attached.recover()
-                if attached.finder is not None:
-                    attached.finder.stepped()
+        if self._engine.is_of(optimizer):
+            self._engine.end()
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
@@ -286,15 +250,15 @@ _WRAPPER: Any = torch.optim.Optimizer.profile_hook_step(lambda self: None).__cod
 """Code of the function that torch puts around every `step` to call hooks."""
 
 
-def _inside_step_of(optimizer: torch.optim.Optimizer) -> bool:
-    """True where a step of this optimizer is running further out: a `super().step()`.
+def _steps_running(optimizer: torch.optim.Optimizer, at_least: int) -> bool:
+    """Whether steps of this optimizer are running further out: 2 inside a `super().step()`.
 
     Told from a step that raised and left its mark by counting torch's wrappers around
     `step` among the callers.
     """
     steps = 0
     frame = sys._getframe(1)
-    while frame is not None and steps < 2:
+    while frame is not None and steps < at_least:
         steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
         frame = frame.f_back  # type: ignore[assignment]
-    return steps > 1
+    return steps >= at_least

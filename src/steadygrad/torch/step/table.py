@@ -28,6 +28,7 @@ class ParameterTable:
         infos: one description a parameter.
         names: their names.
         sizes: their numbers of elements (of the whole tensor where it is sharded).
+        present: places of those that had a gradient in the last batch; None for all.
     """
 
     def __init__(self, names: Names | None, optimizer_index: int) -> None:
@@ -38,6 +39,7 @@ class ParameterTable:
         self.infos: tuple[TensorInfo, ...] = ()
         self.names: tuple[str, ...] = ()
         self.sizes: tuple[int, ...] = ()
+        self.present: list[int] | None = None
 
     def refresh(self, optimizer: torch.optim.Optimizer) -> bool:
         """Follow the optimizer's groups; True where the parameters are not the last call's."""
@@ -72,8 +74,9 @@ class ParameterTable:
         """
         grads: list[Any] = list(map(_GRAD, self.params))
         if type(None) not in set(map(type, grads)):
+            self.present = None
             return Batch(grads, self.params, self.names, self.sizes, scale, state)
-        present = [i for i, grad in enumerate(grads) if grad is not None]
+        present = self.present = [i for i, grad in enumerate(grads) if grad is not None]
         return Batch(
             grads=[grads[i] for i in present],
             params=[self.params[i] for i in present],

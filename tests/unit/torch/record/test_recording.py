@@ -106,7 +106,10 @@ def test_names_may_be_a_mapping_or_a_function(sgd):
     steady = sg.attach(sgd.optimizer, names=lambda p: info if p is weight else None)
     sgd.step()
     assert steady.stats.names[0] == "told"
-    assert (steady._attached.table.infos[0].module, steady._attached.table.infos[0].position) == (
+    assert (
+        steady._engine.journal.announced[0].module,
+        steady._engine.journal.announced[0].position,
+    ) == (
         "Special",
         5,
     )

@@ -82,7 +82,7 @@ def test_a_state_can_be_loaded_before_the_first_step_and_keeps_its_forward_order
     steady = sg.attach(t.optimizer, clip="adagc", model=t.model)
     steady.load_state_dict(steady.state_dict())
     t.step()
-    assert [info.position for info in steady._attached.table.infos] == [0, 0, 1, 1]
+    assert [info.position for info in steady._engine.journal.announced] == [0, 0, 1, 1]
 
 
 def test_a_state_is_a_copy(training):

@@ -1,0 +1,229 @@
+"""The steps of one optimizer on their way to the run file, and the last one's record.
+
+On the host a step's record is made at once. Figures on a device stay there: the record then begins
+with what the host knows, and `steadygrad.torch.record.outbox` adds the rest when it has arrived.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.stats import GradientStats
+from steadygrad.torch.record.outbox import Outbox
+from steadygrad.torch.record.recording import Recorder, facts_of
+from steadygrad.torch.step.clipper import Outcome
+
+
+class Journal:
+    """Takes finished steps of one optimizer; without a run file it keeps the last one's record.
+
+    Args:
+        optimizer: whose steps.
+        policy: spec of the clipping policy, a fact about a new run.
+        on_nonfinite: what is done with NaN and inf, likewise.
+        run: a path for a new run file, an open `RunWriter`, or None.
+        index: number of the optimizer within the run.
+
+    Attributes:
+        announced: the parameters as the run file knows them; None before the first step.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        policy: str,
+        on_nonfinite: str,
+        run: Any,
+        index: int,
+    ) -> None:
+        facts = {} if run is None else facts_of(optimizer, policy, on_nonfinite, index)
+        self.announced: tuple[TensorInfo, ...] | None = None
+        self._recorder = None if run is None else Recorder(run, facts)
+        self._outbox = Outbox()
+        self._last: StepRecord | None = None
+        self._index = index
+        self._seconds = 0.0
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The last step's record; waits for figures on a device. None before the first step."""
+        self._empty()
+        return self._last
+
+    @property
+    def ends_by_itself(self) -> Callable[[], None] | None:
+        """What finishes the run file where nobody calls `close`; None without a run file."""
+        return None if self._recorder is None else self._recorder.close
+
+    def announce(self, infos: tuple[TensorInfo, ...]) -> None:
+        """Name the parameters; again when they change."""
+        if self.announced is not infos and self._recorder is not None:
+            self._empty()  # its steps are of the tensors announced before
+            self._recorder.add_tensors(infos)
+        self.announced = infos
+
+    def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """Sample weights and activations, where due, before the step moves the weights."""
+        if self._recorder is not None:
+            self._recorder.sample(step, params)
+
+    def sample_weights(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """The first half of `sample`: for a step whose forward pass is still to come."""
+        if self._recorder is not None:
+            self._recorder.sample_weights(step, params)
+
+    def sample_activations(self, step: int, params: Sequence[torch.Tensor]) -> None:
+        """The second half: that forward pass is over."""
+        if self._recorder is not None:
+            self._recorder.sample_activations(step, params)
+
+    def file(
+        self,
+        step: int,
+        outcome: Outcome,
+        loss: Any,
+        lr: Any,
+        loss_scale: torch.Tensor | None,
+        present: list[int] | None,
+    ) -> None:
+        """Take a finished step.
+
+        Args:
+            step: its number.
+            outcome: its figures, and what was done.
+            loss: its loss, a number or a tensor; what is neither gives NaN.
+            lr: the learning rate, likewise.
+            loss_scale: the factor that its gradients carried; None for none.
+            present: places of the parameters with a gradient; None for all.
+        """
+        facts = (step, outcome, loss, lr, loss_scale, self._index)
+        if isinstance(outcome.stats.total_norm, torch.Tensor):
+            self._outbox.send(*begun_record(*facts), outcome.stats, present)
+            self._empty(wait=False)
+            return
+        if self._outbox.under_way:
+            self._empty()
+        self._deliver(record_of(*facts), outcome.stats, present)
+
+    def write_event(self, kind: str, data: dict[str, Any], step: int | None) -> None:
+        """Write something that happened once."""
+        if self._recorder is not None:
+            self._recorder.writer.write_event(kind, data, step)
+
+    def spent(self, seconds: float) -> None:
+        """Tell the run file how much time was spent on this optimizer, all in all."""
+        if self._recorder is not None:
+            self._recorder.spent(seconds - self._seconds)
+            self._seconds = seconds
+
+    def close(self) -> None:
+        """Deliver what is under way, and end."""
+        self._empty()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _empty(self, wait: bool = True) -> None:
+        for delivery in self._outbox.take(wait):
+            self._deliver(*delivery)
+
+    def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
+        self._last = record
+        if self._recorder is not None:
+            self._recorder.write(record, stats, present)
+
+
+def record_of(
+    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
+) -> StepRecord:
+    """The record of a step whose figures are read here.
+
+    Args:
+        step: its number.
+        outcome: what was found and done.
+        loss: its loss, a number or a tensor; None where nobody told it, which gives NaN.
+        lr: the learning rate, likewise.
+        loss_scale: the factor that its gradients carried; None for none.
+        optimizer: number of the optimizer within the run.
+
+    Returns:
+        The record, of plain numbers.
+    """
+    applied, norm = outcome.applied, float(outcome.stats.total_norm)
+    return StepRecord(
+        step,
+        time.time(),
+        loss if type(loss) is float else number(loss),
+        norm,
+        float(outcome.threshold),
+        float(applied.coef),
+        "skip" if outcome.skip else "clip" if applied.clipped else "none",
+        lr if type(lr) is float else number(lr),
+        1.0 if loss_scale is None else number(loss_scale),
+        0 if math.isfinite(norm) else int(outcome.stats.nonfinite.sum()),
+        float(applied.cosine),
+        optimizer,
+        loss is not None,
+    )
+
+
+def begun_record(
+    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
+) -> tuple[StepRecord, dict[str, torch.Tensor]]:
+    """The record of a step whose figures are on a device, and those figures; reads none.
+
+    Args:
+        step: its number.
+        outcome: what was found and done.
+        loss: its loss; on another device, or of several elements, it is read here.
+        lr: the learning rate, likewise.
+        loss_scale: the factor that its gradients carried, likewise.
+        optimizer: number of the optimizer within the run.
+
+    Returns:
+        The record without them, and what is missing by its field's name, ``clipped`` and ``skip``.
+    """
+    home = outcome.stats.total_norm.device
+    figures = {
+        "loss": loss,
+        "norm": outcome.stats.total_norm,
+        "threshold": outcome.threshold,
+        "coef": outcome.applied.coef,
+        "cosine": outcome.applied.cosine,
+        "clipped": outcome.applied.clipped,
+        "skip": outcome.skip,
+        "lr": lr,
+        "loss_scale": 1.0 if loss_scale is None else loss_scale,
+    }
+    there = {key: value for key, value in figures.items() if _is_on(value, home)}
+    here: dict[str, Any] = {
+        key: number(value) for key, value in figures.items() if key not in there
+    }
+    clipped, skipped = here.pop("clipped", 0.0), here.pop("skip", 0.0)
+    action = "skip" if skipped else "clip" if clipped else "none"
+    told = loss is not None
+    return StepRecord(
+        step, time.time(), action=action, optimizer=optimizer, loss_told=told, **here
+    ), there
+
+
+def number(value: Any) -> float:
+    """A float of whatever a loss or a learning rate may be; NaN where it is not one number.
+
+    Example:
+        >>> number(torch.tensor(0.5)), number(None)
+        (0.5, nan)
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _is_on(value: Any, device: torch.device) -> bool:
+    return isinstance(value, torch.Tensor) and value.device == device and value.numel() == 1

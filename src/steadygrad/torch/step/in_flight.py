@@ -1,0 +1,48 @@
+"""What one step of an optimizer knows, from before its `step` until after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from steadygrad.policies import State
+from steadygrad.torch.step.clipper import Outcome
+from steadygrad.torch.step.skipping import PutBack
+from steadygrad.torch.step.snapshot import Snapshot
+
+
+@dataclass(slots=True)
+class StepInFlight:
+    """One step under way.
+
+    Attributes:
+        depth: how many `step` functions of this optimizer are running: 2 inside `super().step()`.
+        outcome: of the step's gradients: with a closure, of its first evaluation, or of the one
+            for which the step is skipped; None before.
+        closure_value: what the closure returned at that evaluation.
+        evaluations: how often a closure was evaluated so far.
+        with_closure: whether the step has a closure, which its optimizer is to evaluate.
+        skip: nothing of this step may remain.
+        snapshot: weights and state before it; None where they need not be kept.
+        policy_state: the policy's state before it.
+        put_back: ends what was done for this step only; None for nothing.
+    """
+
+    depth: int = 1
+    outcome: Outcome | None = None
+    closure_value: Any = None
+    evaluations: int = 0
+    with_closure: bool = False
+    skip: bool = False
+    snapshot: Snapshot | None = None
+    policy_state: State | None = None
+    put_back: PutBack | None = None
+
+    def finish(self) -> None:
+        """Undo what was done for this step only; a second call does nothing."""
+        put_back, self.put_back = self.put_back, None
+        snapshot, self.snapshot = self.snapshot, None
+        if self.skip and snapshot is not None:
+            snapshot.restore()
+        if put_back is not None:
+            put_back()

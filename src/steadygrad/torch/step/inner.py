@@ -1,0 +1,219 @@
+"""The optimizers inside an optimizer, and copies of a wrapper with others in their place.
+
+SAM, Lookahead, ZeroRedundancyOptimizer and their like hold the optimizer that does the work in an
+attribute of their own. Whatever is done to the outer one must reach the inner ones too.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+HOOKS = frozenset(
+    {
+        "_optimizer_step_pre_hooks",
+        "_optimizer_step_post_hooks",
+        "_optimizer_state_dict_pre_hooks",
+        "_optimizer_state_dict_post_hooks",
+        "_optimizer_load_state_dict_pre_hooks",
+        "_optimizer_load_state_dict_post_hooks",
+        "_zero_grad_profile_name",
+        "_steadygrad",
+        "__getstate__",
+        "step",
+        "_steadygrad_stand_in",
+    }
+)
+"""Attributes that torch, a scheduler or `attach` put on an optimizer: no step writes to them."""
+
+STAND_IN = "_steadygrad_stand_in"
+"""Attribute of a shadow or a copy: hooks that see it step need not take it for the script's."""
+
+_OPAQUE = (
+    torch.nn.Module,
+    torch.Tensor,
+    torch.Generator,
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    str,
+    bytes,
+)
+_DEEPEST = 3
+"""How far an optimizer is looked for: behind an attribute, in a container, in an object there."""
+
+
+def inner_optimizers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that an optimizer holds, at any depth, without itself.
+
+    Example:
+        >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> wrapper = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> wrapper.parts = {"inner": [sgd]}
+        >>> inner_optimizers(wrapper) == [sgd], inner_optimizers(sgd)
+        (True, [])
+    """
+    seen: dict[int, Any] = {id(optimizer): optimizer}
+    _search(vars(optimizer), seen, 0)
+    return [each for each in seen.values() if isinstance(each, torch.optim.Optimizer)][1:]
+
+
+def holds_parameters_of(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
+    """Whether a step of the inner optimizer is a part of the outer one's.
+
+    Args:
+        outer: whose step is under way.
+        inner: which begins a step meanwhile.
+
+    Returns:
+        True where the outer one holds the inner one, or one of its parameters.
+    """
+    own = {id(p) for group in outer.param_groups for p in group["params"]}
+    shares = any(id(p) in own for group in inner.param_groups for p in group["params"])
+    return shares or any(each is inner for each in inner_optimizers(outer))
+
+
+def is_stand_in(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is a shadow or a copy of an optimizer, made here for one step."""
+    return STAND_IN in vars(optimizer)
+
+
+class Rebuilding:
+    """Builds a second optimizer like a first one, with its inner optimizers replaced likewise.
+
+    Args:
+        tensor: what stands in the place of a tensor outside `param_groups` and `state`.
+        groups: what stands in the place of `param_groups`.
+        state: what stands in the place of `state`.
+        bare_step: the class's `step`, without the hooks that stand on it.
+    """
+
+    def __init__(
+        self,
+        tensor: Callable[[torch.Tensor], torch.Tensor],
+        groups: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        state: Callable[[dict[Any, Any]], dict[Any, Any]],
+        bare_step: Callable[..., Any],
+    ) -> None:
+        self._tensor, self._groups, self._state = tensor, groups, state
+        self._bare_step = bare_step
+        self._built: dict[int, Any] = {}
+        self._originals: list[Any] = []  # an id names nothing once its object is gone
+
+    def optimizer(self, original: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The second optimizer; it shares nothing that was replaced."""
+        known: torch.optim.Optimizer | None = self._built.get(id(original))
+        if known is not None:
+            return known
+        second = object.__new__(type(original))
+        self._note(original, second)
+        for key, value in vars(original).items():
+            if key == "param_groups":
+                second.__dict__[key] = self._once(value, self._groups)
+            elif key == "state":
+                second.__dict__[key] = self._once(value, self._state)
+            elif key in HOOKS or key == "defaults":
+                second.__dict__[key] = value
+            else:
+                second.__dict__[key] = self._value(value, 0)
+        # inside a wrapper's step no hook may run on what is not an optimizer of the script
+        second.__dict__[STAND_IN] = True
+        second.__dict__["step"] = functools.partial(self._bare_step, second)
+        return second
+
+    def _once(self, original: Any, build: Callable[[Any], Any]) -> Any:
+        if id(original) not in self._built:
+            self._note(original, build(original))
+        return self._built[id(original)]
+
+    def _note(self, original: Any, second: Any) -> None:
+        self._built[id(original)] = second
+        self._originals.append(original)
+
+    def _value(self, value: Any, depth: int) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._once(value, self._tensor)
+        if isinstance(value, torch.optim.Optimizer):
+            return self.optimizer(value)
+        if id(value) in self._built:
+            return self._built[id(value)]
+        if isinstance(value, types.MethodType):
+            owner = value.__self__
+            if not isinstance(owner, torch.optim.Optimizer):
+                return value
+            return types.MethodType(value.__func__, self.optimizer(owner))
+        if isinstance(value, functools.partial):
+            arguments = [self._value(each, depth + 1) for each in value.args]
+            return functools.partial(
+                self._value(value.func, depth + 1), *arguments, **value.keywords
+            )
+        if depth > _DEEPEST or isinstance(value, _OPAQUE):
+            return value
+        return self._container(value, depth + 1)
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if isinstance(value, dict):
+            second = copy.copy(value)
+            self._note(value, second)
+            second.update((key, self._value(each, depth)) for key, each in value.items())
+            return second
+        if type(value) in (list, tuple):
+            return type(value)(self._value(each, depth) for each in value)
+        if getattr(value, "__dict__", None) and _search_finds(value):
+            second = copy.copy(value)
+            self._note(value, second)
+            for key, each in vars(value).items():
+                second.__dict__[key] = self._value(each, depth)
+            return second
+        return value
+
+
+def without_parameters(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same groups, empty."""
+    return [{**group, "params": []} for group in groups]
+
+
+def no_state(state: dict[Any, Any]) -> dict[Any, Any]:
+    """The state of an optimizer that has not stepped yet."""
+    return defaultdict(dict)
+
+
+def _search(holder: Any, seen: dict[int, Any], depth: int) -> None:
+    for each in _parts(holder):
+        if id(each) in seen or depth > _DEEPEST:
+            continue
+        if isinstance(each, torch.optim.Optimizer):
+            seen[id(each)] = each
+            _search(vars(each), seen, depth + 1)
+        elif not isinstance(each, (*_OPAQUE, int, float)):
+            seen[id(each)] = each
+            _search(each, seen, depth + 1)
+
+
+def _search_finds(holder: Any) -> bool:
+    seen: dict[int, Any] = {}
+    _search(holder, seen, 0)
+    return any(isinstance(each, torch.optim.Optimizer) for each in seen.values())
+
+
+def _parts(holder: Any) -> Iterable[Any]:
+    """What an object holds, as far as an optimizer may be among it."""
+    if isinstance(holder, dict):
+        return [each for key, each in holder.items() if key not in _NO_OPTIMIZER]
+    if isinstance(holder, (list, tuple)):
+        return holder
+    if isinstance(holder, types.MethodType):
+        return [holder.__self__] if isinstance(holder.__self__, torch.optim.Optimizer) else []
+    if isinstance(holder, functools.partial):
+        return [holder.func, *holder.args]
+    return list(getattr(holder, "__dict__", {}).values())
+
+
+_NO_OPTIMIZER = HOOKS | {"param_groups", "state", "defaults"}

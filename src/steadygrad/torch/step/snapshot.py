@@ -1,0 +1,175 @@
+"""Copies of everything that a step may write, to compare with and to go back to."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from steadygrad.torch.step.inner import HOOKS, inner_optimizers
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None))
+
+
+class _Saved(NamedTuple):
+    """One value as it was.
+
+    Attributes:
+        original: the object itself, which is written back in place.
+        content: copies of what it held.
+    """
+
+    original: Any
+    content: Any
+
+
+class Snapshot:
+    """Weights, state, hyper-parameters and other attributes of an optimizer and its inner ones.
+
+    Args:
+        optimizer: whose step may follow.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+        >>> snapshot = Snapshot(optimizer)
+        >>> weight.grad = torch.ones(2)
+        >>> optimizer.step()
+        >>> snapshot.holds()
+        False
+        >>> snapshot.restore()
+        >>> snapshot.holds(), weight.tolist(), len(optimizer.state)
+        (True, [0.0, 0.0], 0)
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._saved: dict[int, _Saved] = {}
+        self._optimizers = [
+            (each, {key: self._save(value) for key, value in _written(each).items()})
+            for each in (optimizer, *inner_optimizers(optimizer))
+        ]
+
+    def restore(self) -> None:
+        """Put everything back, in place."""
+        done: set[int] = set()
+        with torch.no_grad():
+            for optimizer, attributes in self._optimizers:
+                for key in _written(optimizer).keys() - attributes.keys():
+                    del optimizer.__dict__[key]
+                for key, saved in attributes.items():
+                    optimizer.__dict__[key] = _put_back(saved, done)
+
+    def holds(self) -> bool:
+        """True where nothing differs by a single bit."""
+        return all(
+            _written(optimizer).keys() == attributes.keys()
+            and all(_is_as_saved(vars(optimizer)[key], saved) for key, saved in attributes.items())
+            for optimizer, attributes in self._optimizers
+        )
+
+    def _save(self, value: Any) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        known = self._saved.get(id(value))
+        if known is not None:
+            return known
+        content = _content(value)
+        if content is None:
+            return value  # an object whose content is not known here
+        saved = self._saved[id(value)] = _Saved(value, content)  # first: it may hold itself
+        if isinstance(value, dict):
+            content.update((key, self._save(each)) for key, each in value.items())
+        elif isinstance(value, (list, tuple, deque)):
+            content.extend(map(self._save, value))
+        return saved
+
+
+def same_bits(left: Any, right: Any) -> bool:
+    """Compare nested containers of tensors and plain values; NaN equals NaN.
+
+    Example:
+        >>> same_bits({"a": [torch.tensor([1.0, float("nan")])]}, {"a": [torch.tensor([1.0, 0.0])]})
+        False
+    """
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        alike = left.dtype == right.dtype and left.shape == right.shape
+        alike = alike and left.layout == right.layout
+        if left.layout is not torch.strided:
+            left, right = left.to_dense(), right.to_dense()
+        return alike and bool(torch.isclose(left, right, rtol=0, atol=0, equal_nan=True).all())
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return np.array_equal(left, right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same_bits(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(same_bits, left, right))
+    return bool(left == right or (left != left and right != right))
+
+
+def _content(value: Any) -> Any:
+    """A copy of what an object holds; empty for a container; None for what is not known here."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, (np.ndarray, set)):
+        return value.copy()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, dict):
+        return {}
+    return [] if isinstance(value, (list, tuple, deque)) else None
+
+
+def _written(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {key: value for key, value in vars(optimizer).items() if key not in HOOKS}
+
+
+def _put_back(saved: Any, done: set[int]) -> Any:
+    if not isinstance(saved, _Saved):
+        return saved
+    original, content = saved
+    if id(original) in done:
+        return original
+    done.add(id(original))
+    if isinstance(original, torch.Tensor):
+        if original.shape != content.shape or original.layout is not content.layout:
+            original.data = content
+        else:
+            original.copy_(content)
+    elif isinstance(original, np.ndarray):
+        original[...] = content
+    elif isinstance(original, dict):
+        original.clear()
+        original.update({key: _put_back(each, done) for key, each in content.items()})
+    elif isinstance(original, (list, deque)):
+        restored = [_put_back(each, done) for each in content]
+        original.clear()
+        original.extend(restored)
+    elif isinstance(original, tuple):
+        for each in content:
+            _put_back(each, done)
+    elif isinstance(original, set):
+        original.clear()
+        original.update(content)
+    elif isinstance(original, torch.Generator):
+        original.set_state(content)
+    return original
+
+
+def _is_as_saved(value: Any, saved: Any) -> bool:
+    if not isinstance(saved, _Saved):
+        plain = isinstance(value, _PLAIN) and isinstance(saved, _PLAIN)
+        return same_bits(value, saved) if plain else value is saved
+    content = saved.content
+    if isinstance(value, dict):
+        alike = isinstance(content, dict) and value.keys() == content.keys()
+        return alike and all(_is_as_saved(value[key], content[key]) for key in content)
+    if isinstance(value, (list, tuple, deque)):
+        alike = isinstance(content, list) and len(value) == len(content)
+        return alike and all(map(_is_as_saved, value, content))
+    if isinstance(value, torch.Generator):
+        return same_bits(value.get_state(), content)
+    if isinstance(value, (torch.Tensor, np.ndarray, set)):
+        return type(value) is type(saved.original) and same_bits(value, content)
+    return False

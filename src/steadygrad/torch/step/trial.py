@@ -1,0 +1,213 @@
+"""Finding out, when attaching, how an optimizer that is not torch's can be skipped.
+
+Everything is tried on a copy over copies of a few parameters: the optimizer attached to, its
+weights and its state take no part, and random numbers are drawn from states that are put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from steadygrad.errors import AttachError
+from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
+from steadygrad.torch.step.inner import Rebuilding, inner_optimizers
+from steadygrad.torch.step.skipping import (
+    Skipping,
+    SkipWay,
+    by_putting_back,
+    by_shadow,
+    by_taking_gradients,
+    raw_step,
+    stock_skipping,
+)
+from steadygrad.torch.step.snapshot import Snapshot
+
+FEW = 2
+"""Parameters of each group that take part first."""
+
+Closure = Callable[[], torch.Tensor]
+
+
+def skipping_of(optimizer: torch.optim.Optimizer) -> Skipping:
+    """How an optimizer is skipped whole; the optimizer is neither stepped nor changed.
+
+    Args:
+        optimizer: of any class, before a step.
+
+    Raises:
+        AttachError: it cannot be; says why, and what to type.
+    """
+    stock = stock_skipping(optimizer)
+    if stock is not None:
+        return stock
+    with _undisturbed():
+        try:
+            # an optimizer may keep lists of its own beside its parameters: then all take part
+            skipping = _Trial(optimizer, FEW).result() or _Trial(optimizer, None).result()
+        except AttachError:
+            raise
+        except Exception:  # it cannot be copied, so nothing is known of it
+            return Skipping(by_putting_back, gradients_read_last=False)
+    if skipping is None:
+        raise AttachError(_refusal(optimizer, "its step() changes what cannot be put back"))
+    return skipping
+
+
+class _Trial:
+    """Steps of copies of one optimizer.
+
+    Args:
+        optimizer: is only read.
+        most: parameters of each group that take part, the smallest; None for all.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, most: int | None) -> None:
+        self._optimizer = optimizer
+        self._most = most
+
+    def result(self) -> Skipping | None:
+        """What the trial has shown; None where nothing serves.
+
+        Raises:
+            AttachError: it steps another optimizer, which no copy of it can replace.
+        """
+        if not self._steps_alone():
+            # it steps with a closure, with arguments of its own, or not on copies at all
+            return Skipping(by_putting_back, self._reads_gradients_last())
+        for way in (by_shadow, by_taking_gradients, by_putting_back):
+            if self._skips(way):
+                return Skipping(way, self._reads_gradients_last())
+        return None
+
+    def _steps_alone(self) -> bool:
+        """Whether a copy's step without a closure does something: what is not seen is no proof."""
+        second = _copy(self._optimizer, self._most)
+        snapshot = Snapshot(second)
+        _give_gradients(second)
+        return self._runs(lambda: raw_step(second)) and not snapshot.holds()
+
+    def _skips(self, way: SkipWay) -> bool:
+        """Whether nothing comes of a skipped step, neither of a first one nor of a later one."""
+        second = _copy(self._optimizer, self._most)
+        for _ in range(2):
+            _give_gradients(second)
+            snapshot = Snapshot(second)
+            if not self._runs(lambda: _skip(second, way)) or not snapshot.holds():
+                return False
+            self._runs(lambda: raw_step(second))
+        return True
+
+    def _reads_gradients_last(self) -> bool:
+        second = _copy(self._optimizer, self._most)
+        for _ in range(2):
+            _give_gradients(second)
+            snapshot = Snapshot(second)
+            untouched: list[bool] = []
+
+            def broken(snapshot: Snapshot = snapshot, untouched: list[bool] = untouched) -> Any:
+                untouched.append(snapshot.holds())
+                by_taking_gradients(second)
+                return torch.tensor(1.0)
+
+            if not self._runs(functools.partial(raw_step, second, broken)):
+                return False
+            if untouched != [True] or not snapshot.holds():
+                return False
+            self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
+        return True
+
+    def _runs(self, step: Callable[[], Any]) -> bool:
+        try:
+            step()
+        except StepOfAnother:
+            reason = "its step() calls an optimizer that is not among its attributes"
+            raise AttachError(_refusal(self._optimizer, reason)) from None
+        except Exception:  # whatever a foreign step raises, another way may do
+            return False
+        return True
+
+
+def _skip(optimizer: torch.optim.Optimizer, way: SkipWay) -> None:
+    stand_in, put_back = way(optimizer)
+    try:
+        raw_step(stand_in)
+    finally:
+        put_back()
+
+
+def _copy(optimizer: torch.optim.Optimizer, most: int | None) -> torch.optim.Optimizer:
+    """The optimizer and its inner ones over copies of their parameters, with empty state."""
+    copies = {id(p): _clone(p) for p in _smallest_parameters(optimizer, most)}
+    groups_built: dict[int, dict[str, Any]] = {}
+    states: dict[int, dict[Any, Any]] = {}
+
+    def groups(originals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [groups_built.setdefault(id(group), group_of(group)) for group in originals]
+
+    def group_of(group: dict[str, Any]) -> dict[str, Any]:
+        params = [copies[id(p)] for p in group["params"] if id(p) in copies]
+        return {**group, "params": params, **_rate(group)}
+
+    def state(original: dict[Any, Any]) -> dict[Any, Any]:
+        return states.setdefault(id(original), defaultdict(dict))
+
+    def tensor(original: torch.Tensor) -> torch.Tensor:
+        return copies[id(original)] if id(original) in copies else original.detach().clone()
+
+    return Rebuilding(tensor, groups, state, raw_step).optimizer(optimizer)
+
+
+def _rate(group: dict[str, Any]) -> dict[str, Any]:
+    """A learning rate at which a step can be seen: a warm-up may begin at 0."""
+    return {"lr": 0.1} if isinstance(group.get("lr"), (int, float)) else {}
+
+
+def _smallest_parameters(optimizer: torch.optim.Optimizer, most: int | None) -> list[torch.Tensor]:
+    few: list[torch.Tensor] = []
+    for each in (optimizer, *inner_optimizers(optimizer)):
+        for group in each.param_groups:
+            few += sorted(group["params"], key=torch.numel)[:most]
+    return few
+
+
+def _clone(parameter: torch.Tensor) -> torch.Tensor:
+    return torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+
+
+def _give_gradients(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Gradients as of a sine of the weights; returns what a closure would."""
+    for each in (optimizer, *inner_optimizers(optimizer)):
+        for group in each.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.cos(3.0 * parameter.detach())
+    return torch.tensor(1.0)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Random states are put back, and no optimizer but copies takes a step meanwhile."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with only_stand_ins_step(), warnings.catch_warnings(), torch.random.fork_rng(devices):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _refusal(optimizer: torch.optim.Optimizer, reason: str) -> str:
+    return (
+        f"{type(optimizer).__qualname__} cannot be skipped whole: {reason}. Type "
+        "steadygrad.torch.attach(..., on_nonfinite='raise'), or 'zero', or 'propagate'"
+    )

@@ -1,0 +1,280 @@
+"""Optimizers that wrap another one, and those that act before they evaluate their closure."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+
+import steadygrad.torch as sg
+from steadygrad.errors import NoGradientsWarning
+from steadygrad.torch.step.snapshot import same_bits
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimisation, after Foret et al. (2021): first and second step."""
+
+    def __init__(self, params, rho=0.05, **options):
+        super().__init__(params, {"rho": rho, **options})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.stack([p.grad.norm() for p in held]).norm()
+        for p in held:
+            self.state[p]["old"] = p.data.clone()
+            p.add_(p.grad * (self.param_groups[0]["rho"] / (norm + 1e-12)))
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.data = self.state[p]["old"]
+        self.base_optimizer.step()
+
+    def step(self, closure=None):
+        assert closure is not None
+        closure = torch.enable_grad()(closure)
+        self.first_step()
+        closure()
+        self.second_step()
+
+
+class SamThatMeasures(Sam):
+    """Evaluates the closure for both of its gradients."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure()
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+        return loss
+
+
+class EveryFifth(Sam):
+    """Perturbs at some steps only; between them it is its inner optimizer."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        return self.base_optimizer.step(closure) if self.count % 5 else super().step(closure)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Moves the weights to another point before it evaluates, as schedule-free methods do."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr, "k": 0})
+
+    @torch.no_grad()
+    def step(self, closure):
+        group = self.param_groups[0]
+        for p in group["params"]:
+            self.state[p].setdefault("z", p.detach().clone())
+            p.lerp_(self.state[p]["z"], 0.1)
+        with torch.enable_grad():
+            loss = closure()
+        group["k"] += 1
+        for p in group["params"]:
+            self.state[p]["z"].sub_(p.grad, alpha=group["lr"])
+            p.lerp_(self.state[p]["z"], 1 / (group["k"] + 1))
+        return loss
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Zhang et al. (2019): slow weights behind an inner optimizer that has its own state."""
+
+    def __init__(self, params):
+        self.inner = [torch.optim.Adam(params, lr=0.1)]
+        self.slow = [p.detach().clone() for p in self.inner[0].param_groups[0]["params"]]
+        self.count = torch.zeros(())
+        super().__init__(self.inner[0].param_groups, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.inner[0].step(closure)
+        self.count += 1
+        if self.count % 2 == 0:
+            for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                slow.lerp_(p, 0.5)
+                p.copy_(slow)
+        return loss
+
+
+MAKERS = {
+    "sam": lambda m: Sam(m.parameters(), lr=0.05, momentum=0.9),
+    "sam that measures": lambda m: SamThatMeasures(m.parameters(), lr=0.05, momentum=0.9),
+    "sam every fifth": lambda m: EveryFifth(m.parameters(), lr=0.05, momentum=0.9),
+    "schedule-free": lambda m: ScheduleFree(m.parameters()),
+    "lookahead": lambda m: Lookahead(m.parameters()),
+    "lbfgs": lambda m: torch.optim.LBFGS(m.parameters(), max_iter=4, lr=0.5),
+    "wolfe": lambda m: torch.optim.LBFGS(m.parameters(), max_iter=4, line_search_fn="strong_wolfe"),
+    "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1),
+}
+every = pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+
+
+def step(t, closure):
+    t.backward()  # SAM reads the gradients that are there
+    return t.optimizer.step(closure)
+
+
+def counted(closure, modes):
+    """A closure that also notes whether gradients were enabled when it was called."""
+
+    def evaluate():
+        modes.append(torch.is_grad_enabled())
+        return closure()
+
+    return evaluate
+
+
+def inner_state(t):
+    inner = getattr(t.optimizer, "base_optimizer", None) or getattr(t.optimizer, "inner", [None])[0]
+    return None if inner is None else inner.state_dict()
+
+
+def all_of(t):
+    return [*t.everything(), pickle.loads(pickle.dumps(inner_state(t)))]
+
+
+@every
+@pytest.mark.parametrize(
+    ("clip", "guard"), [("none", None), ("norm:1e9", "skip"), ("none", "raise")]
+)
+def test_observing_changes_no_bit_no_value_and_no_number_of_evaluations(
+    training, maker, clip, guard
+):
+    t, plain = training(maker), training(maker)
+    steady = sg.attach(t.optimizer, clip=clip, on_nonfinite=guard)
+    ours, theirs = [], []
+    for _ in range(6):
+        value = step(t, counted(t.closure(), ours))
+        expected = step(plain, counted(plain.closure(), theirs))
+        assert value is expected is None or value.item() == expected.item()
+    assert same_bits(all_of(t), all_of(plain))
+    assert ours == theirs
+    assert steady.steps == 6
+
+
+@every
+def test_clipping_is_a_clip_call_at_the_end_of_the_closure(training, maker):
+    t, by_hand = training(maker), training(maker)
+    steady = sg.attach(t.optimizer, clip="norm:0.05")
+
+    def clipped():
+        loss = by_hand.backward()
+        sg.clip_grad_norm_(by_hand.model.parameters(), 0.05)
+        return loss
+
+    for _ in range(6):
+        step(t, t.closure())
+        step(by_hand, clipped)
+    assert same_bits(all_of(t), all_of(by_hand))
+    assert steady.last.action == "clip"
+
+
+@every
+@pytest.mark.parametrize("warm", [False, True], ids=["first-step", "warm"])
+def test_a_skipped_step_leaves_every_bit_of_the_inner_optimizer_too(training, maker, warm):
+    t, twin = training(maker), training(maker)
+    steady = sg.attach(t.optimizer, clip="norm:1e9")
+    for _ in range(5 if warm else 0):
+        step(t, t.closure())
+        step(twin, twin.closure())
+    t.backward()
+    before = all_of(t)
+    count = getattr(t.optimizer, "count", None)
+    t.optimizer.step(t.closure([math.nan]))
+    assert same_bits(all_of(t), before)
+    assert (
+        same_bits(count, getattr(t.optimizer, "count", None))
+        or "Every" in type(t.optimizer).__name__
+    )
+    assert steady.last.action == "skip"
+    if isinstance(t.optimizer, EveryFifth):
+        t.optimizer.count = twin.optimizer.count
+    for _ in range(2):
+        step(t, t.closure())
+        step(twin, twin.closure())
+    assert same_bits(all_of(t), all_of(twin))
+
+
+def test_a_wrapper_stepped_without_a_closure_is_skipped_with_its_inner_one(training):
+    t = training(MAKERS["lookahead"])
+    steady = sg.attach(t.optimizer)
+    t.step()
+    before = all_of(t)
+    t.step(math.nan)
+    assert same_bits(all_of(t), before)
+    assert (steady.last.action, t.optimizer.count.item()) == ("skip", 1)
+
+
+def test_attaching_and_its_trial_change_nothing(training):
+    t = training(MAKERS["lookahead"])
+    t.step()
+    before, random = all_of(t), torch.get_rng_state()
+    grads = [p.grad.clone() for p in t.model.parameters()]
+    sg.attach(t.optimizer)
+    assert same_bits(all_of(t), before)
+    assert same_bits(grads, [p.grad for p in t.model.parameters()])
+    assert torch.equal(random, torch.get_rng_state())
+    assert t.optimizer.count.item() == 1
+
+
+def test_a_sam_that_is_never_stepped_itself_is_told_what_to_attach_to(training):
+    t = training(MAKERS["sam"])
+    sg.attach(t.optimizer)
+    t.backward()
+    t.optimizer.first_step()
+    t.backward()
+    with pytest.warns(NoGradientsWarning, match=r"attach\(optimizer.base_optimizer, \.\.\.\)"):
+        t.optimizer.second_step()
+
+
+def test_an_optimizer_that_ignores_its_closure_is_clipped_from_the_second_step_on(training):
+    class Ignores(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step()
+
+    t = training(lambda m: Ignores(m.parameters(), lr=0.1))
+    steady = sg.attach(t.optimizer, clip="norm:0.01")
+    t.backward()
+    with pytest.warns(NoGradientsWarning, match="did not evaluate the closure"):
+        t.optimizer.step(t.closure())
+    assert steady.last.action == "none"
+    t.backward()
+    t.optimizer.step(t.closure())
+    assert (steady.last.action, steady.steps) == ("clip", 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_sharded_optimizer_is_skipped_with_its_inner_one(training, tmp_path):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    store = f"file://{tmp_path}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        t = training(lambda m: ZeroRedundancyOptimizer(m.parameters(), torch.optim.Adam, lr=0.1))
+        steady = sg.attach(t.optimizer)
+        t.step()
+        weights = [p.detach().clone() for p in t.model.parameters()]
+        state = pickle.dumps(t.optimizer.optim.state_dict())
+        t.step(math.nan)
+        assert same_bits(weights, [p.detach() for p in t.model.parameters()])
+        assert pickle.dumps(t.optimizer.optim.state_dict()) == state
+        assert steady.last.action == "skip"
+        t.step()
+        assert not same_bits(weights, [p.detach() for p in t.model.parameters()])
+    finally:
+        torch.distributed.destroy_process_group()
