@@ -1,0 +1,105 @@
+"""Every block of the README and the documentation runs as it is written there, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .pages import PAGES, ROOT, Block, blocks
+
+LANGUAGES = ("python", "bash", "text", "toml", "yaml", "json", "bibtex")
+COMMANDS = ("steadygrad", "python", "pip", "make", "$ ")
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def run_page(page: Path, folder: Path) -> tuple[int, str]:
+    """Exit code and output; what a page started is gone afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("run_page.py")), str(page)],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "agg", "HOME": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=280)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(block.is_run for block in blocks(page))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_page_runs(page: Path, tmp_path: Path) -> None:
+    code, output = run_page(page, tmp_path)
+    assert code == 0, output[-6000:]
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_a_block_that_fails_fails_its_page(language: str, tmp_path: Path) -> None:
+    page = ROOT / "docs" / f"broken-{os.getpid()}.md"  # a page has to stand in the repository
+    code = {"python": "assert False", "bash": "steadygrad report no-such-run.db"}[language]
+    try:
+        page.write_text(f"```{language}\n{code}\n```\n")
+        assert run_page(page, tmp_path)[0] != 0
+    finally:
+        page.unlink()
+
+
+def misuse(block: Block) -> str:
+    """What is wrong with how a block is marked; empty where nothing is."""
+    if block.language not in LANGUAGES:
+        return f"its language is {block.language!r}; take one of {', '.join(LANGUAGES)}"
+    first = block.code.lstrip().split("\n")[0]
+    if block.language == "text" and first.startswith(COMMANDS) and "\n" not in block.code.strip():
+        return "a command that calls itself text, so that it is not run"
+    return ""
+
+
+def test_no_block_escapes() -> None:
+    assert {block.place: misuse(block) for block in BLOCKS if misuse(block)} == {}
+    assert sum(block.is_run for block in BLOCKS) > 0.7 * sum(
+        block.language in ("python", "bash") for block in BLOCKS
+    )
+
+
+def test_an_escape_is_seen() -> None:
+    def of(language: str, code: str) -> Block:
+        return Block(ROOT / "README.md", 1, language, "", code, "", "")
+
+    assert misuse(of("", "x = 1"))
+    assert misuse(of("text", "steadygrad report\n"))
+    assert not misuse(of("text", "steadygrad: Steady over 300 steps\n  and more"))
+
+
+def test_blocks_that_are_not_run_are_python_all_the_same() -> None:
+    for block in BLOCKS:
+        if block.language == "python" and block.reason:
+            compile(block.code, block.place, "exec", dont_inherit=True)
+
+
+def test_pip_commands_name_extras_that_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = set(extras["optional-dependencies"])
+    commands = [
+        line for block in BLOCKS for line in block.code.splitlines() if line.startswith("pip ")
+    ]
+    assert commands
+    for command in commands:
+        for named in re.findall(r"steadygrad\[([\w,-]+)\]", command):
+            assert set(named.split(",")) <= known, command
