@@ -482,7 +482,9 @@ HEAD = """# Comparison: what each method costs and gains
 
 Made by one command, which overwrites this page with what it measures:
 
-```
+<!-- not run: takes hours -->
+
+```bash
 python benchmarks/comparison.py
 ```
 

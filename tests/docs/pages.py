@@ -1,7 +1,7 @@
 """The code blocks of a page, and how each is run.
 
-A block is ```` ```python ```` or ```` ```bash ````; output and sketches are ```` ```text ````. In an
-HTML comment right above a block stands what a reader need not see:
+Blocks of the languages `python` and `bash` are run; output and sketches are `text`. In an HTML
+comment right above a block stands what a reader need not see:
 
 - ``<!-- not run: REASON -->`` leaves the next block out,
 - ``<!-- setup`` ... ``-->`` is Python that runs before the next block; it may call

@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from .pages import PAGES, ROOT, Block, blocks
 
+SECONDS_A_PAGE = 900  # a guard against hanging, not a measure
 LANGUAGES = ("python", "bash", "text", "toml", "yaml", "json", "bibtex")
 COMMANDS = ("steadygrad", "python", "pip", "make", "$ ")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -33,13 +34,14 @@ def run_page(page: Path, folder: Path) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=280)
+        output, _ = process.communicate(timeout=SECONDS_A_PAGE)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return process.returncode, output
 
 
+@pytest.mark.timeout(SECONDS_A_PAGE + 20)
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if any(block.is_run for block in blocks(page))],
