@@ -1,0 +1,64 @@
+"""SG406: clipping gradients that still carry the loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from steadygrad.lint.check import Check, at
+from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
+from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.module import Module, dotted
+from steadygrad.lint.rewriting import insert
+from steadygrad.lint.steps import after, events_at_fault, holds, since
+from steadygrad.lint.traces import Trace, Turn
+
+
+def _faulty(trace: Trace, place: int) -> bool | None:
+    """A scaled backward, the clip, a scaler's step; no unscaling between backward and clip."""
+    step = after(trace, place, Kind.STEP)
+    if step is None or not step.scaled:
+        return None
+    sources = [e for e in trace.events[:place] if e.kind is Kind.BACKWARD]
+    if not sources:
+        return None
+    if not sources[-1].scaled:
+        return False
+    return not holds(since(trace, place, Kind.STEP), Kind.UNSCALE, Kind.WRITE)
+
+
+def find(module: Module) -> Iterator[Diagnostic]:
+    for turn, event in events_at_fault(module, Kind.CLIP, _faulty):
+        yield at(
+            event.call,
+            "SG406",
+            Severity.ERROR,
+            "Gradients still carry the loss scale where they are clipped: the threshold is "
+            "thousands of times too small. Call scaler.unscale_(optimizer) first.",
+            _fix(module, turn, event),
+        )
+
+
+def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
+    statement = module.statement(event.node)
+    for trace in turn.traces:
+        nodes = [e.node for e in trace.events]
+        if event.node not in nodes or statement is None:
+            continue
+        step = after(trace, nodes.index(event.node), Kind.STEP)
+        call = step.node if step else None
+        scaler = dotted(call.func.value) if call is not None else ""  # type: ignore[union-attr]
+        if step and scaler and not (step.through or event.through):
+            line = f"{scaler}.unscale_({step.subject})"
+            return insert(module, line, statement, f"insert {line} above the clip")
+    return None
+
+
+CHECK = Check(
+    "SG406",
+    "clipping before unscale_",
+    proves="backward runs on scaler.scale(loss), the step on the same scaler, and no unscale_ and "
+    "no write into .grad stands between the last step and the clip",
+    assumes="the scaler is enabled",
+    find=find,
+    fixable=True,
+)

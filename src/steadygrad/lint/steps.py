@@ -1,0 +1,71 @@
+"""Questions about the order of acts within one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.module import Module
+from steadygrad.lint.traces import Trace, Turn, turns
+
+Faulty = Callable[[Trace, int], bool | None]
+"""(trace, place of the event) -> whether it is at fault; None where the trace can't tell."""
+
+
+def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tuple[Turn, Event]]:
+    """Events that are at fault in every trace that can tell, of every turn that holds them.
+
+    Args:
+        module: the source.
+        kind: which events are asked about.
+        faulty: the question.
+
+    Yields:
+        Each event once, with the first turn it was seen in.
+    """
+    first: dict[int, tuple[Turn, Event]] = {}
+    answers: dict[int, list[bool]] = {}
+    for turn in turns(module):
+        for trace in turn.traces:
+            for place, event in enumerate(trace.events):
+                if event.kind is not kind:
+                    continue
+                answer = faulty(trace, place)
+                if answer is not None:
+                    first.setdefault(id(event.node), (turn, event))
+                    answers.setdefault(id(event.node), []).append(answer)
+    for node, said in answers.items():
+        if all(said):
+            yield first[node]
+
+
+def before(trace: Trace, place: int, *kinds: Kind) -> Event | None:
+    """The nearest event of some kinds before a place."""
+    return next((e for e in reversed(trace.events[:place]) if e.kind in kinds), None)
+
+
+def after(trace: Trace, place: int, *kinds: Kind) -> Event | None:
+    """The nearest event of some kinds after a place."""
+    return next((e for e in trace.events[place + 1 :] if e.kind in kinds), None)
+
+
+def since(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
+    """The events between the last one of a kind and a place; all before it where there is none."""
+    for back in range(place - 1, -1, -1):
+        if trace.events[back].kind is kind:
+            return trace.events[back + 1 : place]
+    return trace.events[:place]
+
+
+def until(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
+    """The events between a place and the next one of a kind; all after it where there is none."""
+    events = trace.events[place + 1 :]
+    for forward, event in enumerate(events):
+        if event.kind is kind:
+            return events[:forward]
+    return events
+
+
+def holds(events: tuple[Event, ...], *kinds: Kind) -> bool:
+    """Whether some events hold one of some kinds."""
+    return any(event.kind in kinds for event in events)
