@@ -21,7 +21,7 @@ def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tupl
         faulty: the question.
 
     Yields:
-        Each event once, with the first turn it was seen in.
+        Each event once, with the first turn it was seen in; one that is a loop goes first.
     """
     first: dict[int, tuple[Turn, Event]] = {}
     answers: dict[int, list[bool]] = {}
@@ -32,7 +32,9 @@ def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tupl
                     continue
                 answer = faulty(trace, place)
                 if answer is not None:
-                    first.setdefault(id(event.node), (turn, event))
+                    seen = first.setdefault(id(event.node), (turn, event))
+                    if turn.in_loop and not seen[0].in_loop:
+                        first[id(event.node)] = (turn, event)
                     answers.setdefault(id(event.node), []).append(answer)
     for node, said in answers.items():
         if all(said):
@@ -69,3 +71,8 @@ def until(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
 def holds(events: tuple[Event, ...], *kinds: Kind) -> bool:
     """Whether some events hold one of some kinds."""
     return any(event.kind in kinds for event in events)
+
+
+def clips(events: tuple[Event, ...], subject: str) -> bool:
+    """Whether some events hold a clip of a model, or one of whom nobody can tell."""
+    return any(e.kind is Kind.CLIP and e.subject in (subject, "") for e in events)

@@ -9,7 +9,7 @@ from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.events import Event, Kind, only_reads
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import move
-from steadygrad.lint.steps import after, events_at_fault, holds, since, until
+from steadygrad.lint.steps import after, clips, events_at_fault, holds, since, until
 from steadygrad.lint.traces import Trace, Turn
 
 
@@ -21,7 +21,7 @@ def _faulty(trace: Trace, place: int) -> bool | None:
     last_step = max((i for i, e in enumerate(trace.events) if e.kind is Kind.STEP), default=-1)
     carried_over = holds(trace.events[last_step + 1 :], *sources)
     ahead = until(trace, place, Kind.STEP)
-    made_later = holds(ahead, Kind.BACKWARD) and not holds(ahead, Kind.CLIP)
+    made_later = holds(ahead, Kind.BACKWARD) and not clips(ahead, trace.events[place].subject)
     return made_later and not holds(since(trace, place, Kind.STEP), *sources) and not carried_over
 
 

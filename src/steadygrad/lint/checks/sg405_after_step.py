@@ -10,7 +10,7 @@ from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.events import Event, Kind, only_reads
 from steadygrad.lint.module import Module, dotted, tail
 from steadygrad.lint.rewriting import move
-from steadygrad.lint.steps import before, events_at_fault, holds, since, until
+from steadygrad.lint.steps import before, clips, events_at_fault, holds, since, until
 from steadygrad.lint.tf import TF_CLIPS, applied_names, clipped_name
 from steadygrad.lint.traces import Trace, Turn
 
@@ -28,7 +28,11 @@ def _faulty(trace: Trace, place: int) -> bool | None:
     first_step = next(i for i, e in enumerate(trace.events) if e.kind is Kind.STEP)
     starts_with_backward = holds(trace.events[:first_step], Kind.BACKWARD)
     between = trace.events[: steps[-1]]
-    return starts_with_backward and not holds(between, Kind.CLIP) and not holds(later, Kind.WRITE)
+    return (
+        starts_with_backward
+        and not clips(between, trace.events[place].subject)
+        and not holds(later, Kind.WRITE)
+    )
 
 
 def find(module: Module) -> Iterator[Diagnostic]:

@@ -50,9 +50,9 @@ def _below_a_test(module: Module, turn: Turn) -> Iterator[Event]:
         if holds(trace.events, Kind.CLEAR):
             continue
         for place, event in enumerate(trace.events):
-            if event.kind is Kind.CLIP and holds(trace.events[:place], Kind.BACKWARD):
-                if not any(_counts(module, turn, guard) for guard in event.guards):
-                    yield event
+            made = event.kind is Kind.CLIP and holds(trace.events[:place], Kind.BACKWARD)
+            if made and not any(_counts(module, turn, guard) for guard in event.guards):
+                yield event
 
 
 def _counts(module: Module, turn: Turn, guard: str) -> bool:

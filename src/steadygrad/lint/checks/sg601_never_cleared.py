@@ -10,7 +10,7 @@ from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.events import Event, Kind
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import insert
-from steadygrad.lint.steps import before, events_at_fault
+from steadygrad.lint.steps import before, events_at_fault, holds
 from steadygrad.lint.traces import Trace, Turn
 
 _CLEARING = ("zero_grad", "clear_grad", ".grad = None", ".grad=None", "grad.zero_", "first_step")
@@ -30,7 +30,7 @@ _ENGINES = (
 
 
 def _faulty(trace: Trace, place: int) -> bool | None:
-    return before(trace, place, Kind.BACKWARD) is not None
+    return holds(trace.events, Kind.BACKWARD)
 
 
 def find(module: Module) -> Iterator[Diagnostic]:

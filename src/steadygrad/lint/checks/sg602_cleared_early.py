@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.events import Event, Kind, event_of
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import move
 from steadygrad.lint.steps import events_at_fault
@@ -66,7 +66,7 @@ def _may_hide_a_backward(module: Module, turn: Turn, event: Event) -> bool:
     lines = range(event.call.lineno, step.call.lineno)
     return any(
         call.lineno in lines
-        and call not in (event.node, step.node)
+        and event_of(module, call) is None
         and _HIDES_BACKWARD.search(ast.unparse(call.func))
         for call in module.calls
     )

@@ -95,7 +95,7 @@ def _rebound(module: Module, node: ast.Name, since: int) -> bool:
 
 
 def _applies(module: Module, call: ast.Call, names: tuple[str, ...]) -> bool:
-    """Whether a call is the activation: a function of torch, a method, or a layer made and called."""
+    """Whether a call is the activation: torch's function, a method, or a layer that is called."""
     if isinstance(call.func, ast.Call):
         return module.full_name(call.func.func) == f"torch.nn.{names[1]}"
     if tail(call.func) == names[0]:

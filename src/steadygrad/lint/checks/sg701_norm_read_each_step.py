@@ -7,23 +7,24 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Severity
-from steadygrad.lint.events import CLIPS
+from steadygrad.lint.events import CLIPS, Kind
 from steadygrad.lint.module import Module, dotted, tail
+from steadygrad.lint.traces import turns
 
 
 def find(module: Module) -> Iterator[Diagnostic]:
-    if not any(f"{name}(" in module.text for name in CLIPS):
-        return
-    for call in module.calls:
+    repeated = {
+        event.node
+        for turn in turns(module)
+        if turn.in_loop
+        for trace in turn.traces
+        for event in trace.events
+        if event.kind is Kind.CLIP and not event.guards
+    }
+    for call in module.calls if repeated else ():
         value = _read(call)
-        if value is None or not _is_norm(module, value, call):
-            continue
-        loops = module.loops(call)
-        inside = list(module.parents(call))
-        tests = (
-            [n for n in inside[: inside.index(loops[0])] if isinstance(n, ast.If)] if loops else []
-        )
-        if loops and not tests:
+        made = _clip_of(module, value, call) if value is not None else None
+        if made in repeated and not _tested(module, call):
             yield at(
                 call,
                 "SG701",
@@ -31,6 +32,16 @@ def find(module: Module) -> Iterator[Diagnostic]:
                 "The norm is read at every step: on a GPU the host waits for it each time. Read "
                 "it where you log, or keep the tensors and read them together.",
             )
+
+
+def _tested(module: Module, call: ast.Call) -> bool:
+    """Whether the call stands under a test within its loop, or its function."""
+    for above in module.parents(call):
+        if isinstance(above, ast.If):
+            return True
+        if isinstance(above, ast.For | ast.While | ast.FunctionDef):
+            return False
+    return False
 
 
 def _read(call: ast.Call) -> ast.expr | None:
@@ -42,11 +53,14 @@ def _read(call: ast.Call) -> ast.expr | None:
     return None
 
 
-def _is_norm(module: Module, value: ast.expr, near: ast.AST) -> bool:
+def _clip_of(module: Module, value: ast.expr, near: ast.Call) -> ast.Call | None:
+    """The clip call whose result a value is, directly or through one name."""
     if isinstance(value, ast.Call):
-        return tail(value.func) in CLIPS
+        return value if tail(value.func) in CLIPS else None
     values = module.values(dotted(value), near) if dotted(value) else []
-    return bool(values) and all(isinstance(v, ast.Call) and tail(v.func) in CLIPS for v in values)
+    calls = [v for v in values if isinstance(v, ast.Call) and tail(v.func) in CLIPS]
+    above = [c for c in calls if c.lineno <= near.lineno]
+    return above[-1] if above and len(calls) == len(values) else None
 
 
 CHECK = Check(

@@ -15,16 +15,17 @@ def find(module: Module) -> Iterator[Diagnostic]:
         return
     for call in module.calls:
         for keyword in call.keywords:
-            if keyword.arg == "clipnorm" and isinstance(keyword.value, ast.Constant):
-                if keyword.value.value is not None:
-                    yield at(
-                        keyword.value,
-                        "SG708",
-                        Severity.INFO,
-                        "clipnorm clips every tensor by its own norm and turns the direction of "
-                        "the whole gradient; the usual clipping by norm is global_clipnorm.",
-                        _fix(module, keyword),
-                    )
+            value = keyword.value
+            literal = isinstance(value, ast.Constant) and value.value is not None
+            if keyword.arg == "clipnorm" and literal:
+                yield at(
+                    value,
+                    "SG708",
+                    Severity.INFO,
+                    "clipnorm clips every tensor by its own norm and turns the direction of the "
+                    "whole gradient; the usual clipping by norm is global_clipnorm.",
+                    _fix(module, keyword),
+                )
 
 
 def _fix(module: Module, keyword: ast.keyword) -> Fix:
