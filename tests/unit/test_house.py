@@ -38,6 +38,7 @@ FLOORS = {
     "kernels": 1,
     "runlog": 1,
     "rules": 1,
+    "lint": 1,
     "calibration": 1,
     "torch": 2,
     "tensorflow": 2,

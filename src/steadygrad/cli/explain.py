@@ -12,6 +12,6 @@ def command(rule: str | None) -> None:
 
     A page says what the fault is, how it is told from its neighbours, the evidence and the fix.
     """
-    from steadygrad.rules.show import explain
+    from steadygrad.lint.explaining import explain
 
     click.echo(explain(rule))

@@ -70,7 +70,7 @@ class Module:
         while waiting:
             node = waiting.pop()
             self._nodes.append(node)
-            children = list(ast.iter_child_nodes(node))
+            children = _children(node)
             for child in children:
                 self._parents[child] = node
             waiting.extend(reversed(children))
@@ -244,6 +244,18 @@ class Module:
         first, last = self.lines(node)
         behind = self.text[end:last].strip()
         return not self.text[first:start].strip() and (not behind or behind.startswith("#"))
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right below one; `ast.iter_child_nodes` takes longer, and most time goes here."""
+    children: list[ast.AST] = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, list):
+            children += [item for item in value if isinstance(item, ast.AST)]
+        elif isinstance(value, ast.AST):
+            children.append(value)
+    return children
 
 
 def dotted(node: ast.expr) -> str:
