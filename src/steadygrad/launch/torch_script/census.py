@@ -90,6 +90,19 @@ class Census:
         """Whether a module holds this parameter."""
         return bool(self._of(parameter))
 
+    def roots(self, parameter: torch.Tensor) -> list[torch.nn.Module]:
+        """The outermost modules that hold this parameter."""
+        roots = (place.root() for place in self._of(parameter))
+        return [root for root in roots if root is not None]
+
+    def name_of(self, parameter: torch.Tensor) -> str:
+        """Its qualified name, below the outermost module's; empty where no module holds it."""
+        for place in self._of(parameter):
+            root = place.root()
+            if root is not None:
+                return f"{_label(root)}.{place.name}"
+        return global_name(parameter) or ""
+
     def note_order(self, leaves: dict[torch.Tensor, int]) -> None:
         """Keep the forward order of leaves, as `graph.leaves_of` gives it."""
         for leaf in leaves:

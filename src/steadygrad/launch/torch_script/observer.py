@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.graph import leaves_of
+from steadygrad.launch.torch_script.loop_facts import LoopFacts
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies.choice import resolve
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from steadygrad.launch.torch_script.install import Call
 
 MOST_WALKS = 16
+_NONE: Mapping[str, float] = {}
 
 
 class TorchObserver:
@@ -80,6 +82,7 @@ class TorchObserver:
         self._finder: Finder | None = None
         self._hears_ends = False
         self._number_of: dict[int, int] = {}
+        self._loop = LoopFacts()
 
     # -- backward ------------------------------------------------------------------------------
 
@@ -91,12 +94,15 @@ class TorchObserver:
                 self._look_around(tensors)
             else:
                 self._by_hand = False
+            self._loop.before_backward(tensors)
             self.losses.saw(tensors, weights)
             self._scale = self.losses.scale
             self._amp = self._amp or self._scale is not None
 
     def after_backward(self) -> None:
         """That backward is done."""
+        with self._timed:
+            self._loop.after_backward()
         if self._by_hand:
             with self._timed:
                 self._manual.after_backward(self.losses.so_far)
@@ -112,6 +118,7 @@ class TorchObserver:
         self._census.note_order(leaves)
         loose = self._loose(leaves)
         self._by_hand = bool(loose)
+        self._loop.saw_loose(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
         elif self._steps and self._census.settled():
@@ -148,6 +155,7 @@ class TorchObserver:
             # told here, since the scaler does not call the step of one that overflows
             self._steps += inner not in self._told
             self._told.add(inner)
+            self._note_loop(inner)
             self._tell_loss(steady)
         return False
 
@@ -162,11 +170,19 @@ class TorchObserver:
                 self._told.discard(optimizer)
                 return
             self._steps += 1
+            self._note_loop(optimizer)
             if not callable(closure):
                 self._tell_loss(steady)
             elif not self._hears_ends:
                 self._hears_ends = True
                 register_optimizer_step_post_hook(self._after_step)
+
+    def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self._census is not None
+        self._loop.before_step(optimizer, self._census)
+        writer = self.session.writer() if self._loop.changed else None
+        if writer is not None:
+            writer.update_info(loop=self._loop.as_json())
 
     def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
         """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
@@ -211,8 +227,9 @@ class TorchObserver:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not all(census.knows(p) for p in parameters):
             census.refresh()
-        index = self._number(type(optimizer).__name__)
+        index = self._number(type(optimizer).__name__, _settings(optimizer))
         self._number_of.update((id(p), index) for p in parameters)
+        self._loop.follow(optimizer, index)
         infos = census.names(parameters, self._taken)
         steady = attach_unheard(
             optimizer,
@@ -266,8 +283,8 @@ class TorchObserver:
             if event is not None and writer is not None:
                 writer.write_event("script_clip", event, step)
 
-    def _number(self, kind: str) -> int:
-        self._infos.append({"class": kind, "index": len(self._infos)})
+    def _number(self, kind: str, settings: Mapping[str, float] = _NONE) -> int:
+        self._infos.append({"class": kind, "index": len(self._infos), **settings})
         writer = self.session.writer()
         if writer is not None:
             writer.update_info(optimizers=self._infos, **self._facts())
@@ -386,7 +403,14 @@ class TorchObserver:
         self.session.overhead += self.overhead
         writer = self.session.writer() if self.steps else None
         if writer is not None:
-            writer.update_info(clip_calls=self._book.summary(), **self._facts())
+            calls = self._book.summary()
+            writer.update_info(clip_calls=calls, loop=self._loop.as_json(), **self._facts())
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The numbers of its first group that explain a step: the ``eps`` that float16 may not hold."""
+    group = optimizer.param_groups[0]
+    return {key: float(group[key]) for key in ("eps",) if isinstance(group.get(key), float)}
 
 
 class _Clock:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.weights import broken_weights
 from steadygrad.rules.finding import Finding
 
 _CAUSES = (
@@ -19,16 +18,9 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    steps, norms = view.sample("weight_norm")
-    if not len(steps):
-        return
-    known = np.isfinite(norms).any(axis=0) | np.isinf(norms).any(axis=0)
-    bad = np.isinf(norms) & known
-    rows = np.flatnonzero(bad.any(axis=1))
-    limit = float(view.step[view.first_broken]) if view.broken.any() else np.inf
-    if rows.size and steps[rows[0]] <= limit:
-        names = [view.tensors[i].name for i in np.flatnonzero(bad[rows[0]])]
-        yield _finding(view, int(steps[rows[0]]), names)
+    broken = broken_weights(view)
+    if broken is not None and not broken.by_update:
+        yield _finding(view, broken.step, broken.names)
 
 
 def _finding(view: View, step: int, names: list[str]) -> Finding:

@@ -1,0 +1,63 @@
+"""Does a probability enter a loss that wants logits? The autograd graph says so exactly."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+MOST_NODES = 500
+"""How far from the loss it is looked for."""
+
+_SHAPES = (
+    "View", "UnsafeView", "ReshapeAlias", "Transpose", "T", "Permute", "Squeeze", "Unsqueeze",
+    "Select", "Slice", "Index", "ToCopy", "Clone", "Alias", "Expand",
+)  # fmt: skip
+"""Backward functions of operations that leave values as they are."""
+_LOSSES = {"LogSoftmax": "cross_entropy", "BinaryCrossEntropyWithLogits": "bce_with_logits"}
+_MAKERS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
+
+
+def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
+    """What was applied to the logits before a loss that applies it itself.
+
+    Args:
+        roots: the tensors on which backward is called.
+
+    Returns:
+        ``{"loss": ..., "before": ...}``, or None where the loss gets logits, or wants none.
+
+    Example:
+        >>> x, y = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 2])
+        >>> logits_of([torch.nn.functional.cross_entropy(x.softmax(1), y)])
+        {'loss': 'cross_entropy', 'before': 'softmax'}
+        >>> logits_of([torch.nn.functional.cross_entropy(x, y)]) is None
+        True
+    """
+    waiting = deque(root.grad_fn for root in roots if root.grad_fn is not None)
+    seen: set[Any] = set(waiting)
+    while waiting and len(seen) < MOST_NODES:
+        node = waiting.popleft()
+        loss = _LOSSES.get(_operation(node))
+        maker = _MAKERS.get(_operation(_values_of(node))) if loss else None
+        if loss and maker:
+            return {"loss": loss, "before": maker}
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(following)
+        waiting.extend(following)
+    return None
+
+
+def _values_of(node: Any) -> Any:
+    """The node that made the values of this one's first input."""
+    while True:
+        node = node.next_functions[0][0] if node.next_functions else None
+        if node is None or _operation(node) not in _SHAPES:
+            return node
+
+
+def _operation(node: Any) -> str:
+    """A backward function's operation, without its suffix and number."""
+    return "" if node is None else str(node.name()).partition("Backward")[0].lstrip("_")

@@ -1,0 +1,83 @@
+"""SG602: steps without a gradient: they were cleared between backward and step, or never made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.loop import FEW, loop_of, stale_of
+from steadygrad.rules.evidence.view import ENOUGH, View
+from steadygrad.rules.finding import Finding
+
+ALWAYS = 0.9
+
+
+def check(view: View) -> Iterator[Finding]:
+    loop = loop_of(view)
+    emptied = loop.judged >= FEW and loop.emptied >= ALWAYS * loop.judged
+    if emptied or (_without(view) and stale_of(view) is None):
+        yield _finding(view, emptied)
+
+
+def _without(view: View) -> bool:
+    """Whether not one parameter had a gradient in any step: not even one of zeros."""
+    if len(view) < ENOUGH or not len(view.order) or not view.usable.any():
+        return False
+    measured = ~np.isnan(view.norms) | (view.figures("nonfinite") > 0)
+    return not measured.any() and not view.norm[view.usable].any()
+
+
+def _finding(view: View, emptied: bool) -> Finding:
+    loop = loop_of(view)
+    title = (
+        "Gradients are cleared between backward and step: no step has anything to apply."
+        if emptied
+        else "No parameter of the optimizer has a gradient at any step: nothing is trained."
+    )
+    evidence = (
+        f"In {loop.emptied} of {loop.judged} steps that were looked at, gradients were there after "
+        "backward and gone when the optimizer stepped."
+        if emptied
+        else f"In {len(view)} steps no gradient was there."
+    )
+    return finding(
+        view,
+        "SG602",
+        "error",
+        0.98 if emptied else 0.9,
+        title,
+        evidence=[evidence, view.loss_sentence],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=[
+            "optimizer.zero_grad() stands between loss.backward() and optimizer.step()",
+            "model.zero_grad(), or the zero_grad() of another optimizer of the same weights",
+        ]
+        if emptied
+        else [
+            "zero_grad() stands between backward() and step()",
+            "the optimizer holds other parameters than those that the loss reaches",
+            "a detach() or no_grad() cuts the graph before all of them",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="optimizer.zero_grad()  # before backward, not after it\n"
+                "loss.backward()\noptimizer.step()",
+                keras="optimizer.apply(gradients, model.trainable_variables)  # of this step",
+                jax="updates, opt_state = optimizer.update(grads, opt_state, params)",
+            )
+        ],
+        figures={"emptied": loop.emptied, "judged": loop.judged},
+    )
+
+
+RULE = Rule(
+    "SG602",
+    "steps without gradients",
+    check,
+    supersedes=("SG302", "SG303", "SG301", "SG401", "SG402", "SG605"),
+)

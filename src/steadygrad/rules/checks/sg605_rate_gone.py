@@ -1,0 +1,130 @@
+"""SG605: a learning rate that is gone: for most of the run, steps move nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.view import ENOUGH, View, median, number, percent
+from steadygrad.rules.finding import Finding
+
+TINY = 1e-2
+"""Share of the run's highest rate under which a rate is next to nothing."""
+MOST = 0.5
+"""Share of the run over which it must be so."""
+STILL = 0.3
+"""Share of its size before, above which the norm has not fallen: there was more to learn."""
+SOLVED = 0.05
+"""Share of the first loss under which a run has got where it was going."""
+UNMOVED = 1e-3
+"""Part of their size that no weight has moved by in the whole run."""
+
+
+def check(view: View) -> Iterator[Finding]:
+    if not view.enough:
+        return
+    since = _gone_since(view)
+    if since is not None and _unfinished(view, since):
+        yield _gone(view, since)
+    elif view.loss_trend.stalled and view.travel < UNMOVED and (view.norm[view.usable] > 0).any():
+        yield _too_small(view)
+
+
+def _gone_since(view: View) -> int | None:
+    """Place from which the rate stays next to nothing, if most of the run lies behind it."""
+    rates = view.lr
+    if not np.isfinite(rates).all() or not rates.max() > 0:
+        return None
+    small = rates < TINY * rates.max()
+    late = np.flatnonzero(~small)
+    since = int(late[-1]) + 1
+    return since if len(rates) - since >= max(ENOUGH, MOST * len(rates)) else None
+
+
+def _unfinished(view: View, since: int) -> bool:
+    """Whether the loss is flat since, and neither it nor the norm had got anywhere near its end."""
+    before = view.loss[: since + 1]
+    after = view.loss[since:]
+    first, reached, end = (
+        median(before[:3]),
+        median(after[: max(3, len(after) // 5)]),
+        median(after[-max(3, len(after) // 5) :]),
+    )
+    if not np.isfinite([first, reached, end]).all():
+        return False
+    flat = abs(reached - end) <= 0.05 * abs(reached)
+    start = median(view.norm[: max(3, since)][view.usable[: max(3, since)]])
+    norms = view.norm[since:][view.usable[since:]]
+    return flat and abs(end) > SOLVED * abs(first) and median(norms) > STILL * start
+
+
+def _gone(view: View, since: int) -> Finding:
+    highest, last = float(view.lr.max()), float(view.lr[-1])
+    return finding(
+        view,
+        "SG605",
+        "error",
+        0.92,
+        f"The learning rate is gone from step {view.step[since]} on: {number(last)} at the end, "
+        f"{number(highest)} at its highest.",
+        evidence=[
+            f"For {percent(1 - since / len(view))} of the run the rate is under a hundredth of its "
+            "highest.",
+            f"The loss has stood still since: {number(median(view.loss[since:][:8]))} then, "
+            f"{number(median(view.loss[-8:]))} at the end.",
+            f"The gradient norm has not: its median since is "
+            f"{number(median(view.norm[since:][view.usable[since:]]))}.",
+        ],
+        steps=[int(view.step[since]), int(view.step[-1])],
+        tensors=[],
+        causes=[
+            "a schedule whose lengths are meant in epochs is stepped after every batch",
+            "a schedule that is too short for the run, or decays too fast",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="for epoch in range(epochs):\n    for batch in loader:\n"
+                "        train(batch)\n    scheduler.step()  # once an epoch, not once a batch",
+                keras="keras.optimizers.schedules.CosineDecay(lr, decay_steps=epochs * batches)",
+                jax="optax.cosine_decay_schedule(lr, decay_steps=epochs * batches)",
+            )
+        ],
+        figures={"since": int(view.step[since]), "lr": last},
+    )
+
+
+def _too_small(view: View) -> Finding:
+    rate = median(view.lr)
+    factor = min(max(0.1 / max(view.travel, 1e-12), 10.0), 1e6)
+    return finding(
+        view,
+        "SG605",
+        "warning",
+        0.85,
+        f"The learning rate is too small: {number(rate)} moves no weight by more than "
+        f"{number(view.travel)} of its size in the whole run.",
+        evidence=[
+            f"Steps times the median update over weight: {number(view.travel)}.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["a learning rate meant for another optimizer", "a warm-up longer than the run"],
+        fixes=[
+            code(
+                view,
+                torch="for group in optimizer.param_groups:\n"
+                f'    group["lr"] = {number(rate * factor)}  # was {number(rate)}',
+                keras=f"optimizer.learning_rate = {number(rate * factor)}  # was {number(rate)}",
+                jax=f"optimizer = optax.adam({number(rate * factor)})  # was {number(rate)}",
+            )
+        ],
+        figures={"travel": view.travel, "lr": rate},
+    )
+
+
+RULE = Rule("SG605", "a learning rate that is gone", check, supersedes=("SG301", "SG302", "SG305"))

@@ -1,0 +1,113 @@
+"""What the first steps showed of the script's loop, as `steadygrad run` writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steadygrad.rules.evidence.view import View
+
+FEW = 4
+"""Steps below which a habit of the loop is not taken for one."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How one optimizer's gradients are handled.
+
+    Attributes:
+        judged: steps before which it was known whether gradients had been cleared.
+        held: those before which nothing had cleared them.
+        emptied: steps whose gradients were cleared between backward and step.
+        passes: backward passes whose gradients a step sums up, the median.
+        undivided: steps of several passes none of which began at a division.
+    """
+
+    judged: int = 0
+    held: int = 0
+    emptied: int = 0
+    passes: int = 0
+    undivided: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some parameters that share a fate.
+
+    Attributes:
+        names: of the first ones.
+        count: how many they are.
+        elements: their elements together.
+        container: the plain attribute that holds them, e.g. ``Net.layers``; empty for none.
+        of_the_model: whether the module that holds them holds the optimizer's parameters too.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    elements: int
+    container: str = ""
+    of_the_model: bool = True
+
+    @property
+    def listed(self) -> str:
+        """The first names, as text."""
+        more = f" and {self.count - 4} more" if self.count > 4 else ""
+        return ", ".join(self.names[:4]) + more
+
+
+def loop_of(view: View) -> Loop:
+    """The facts of this optimizer; all zero where nobody looked."""
+    for entry in _facts(view).get("optimizers", ()):
+        if entry.get("index") == view.optimizer:
+            fields = {k: int(v) for k, v in entry.items() if k in Loop.__dataclass_fields__}
+            return Loop(**fields)
+    return Loop()
+
+
+def loose_of(view: View) -> list[Group]:
+    """Parameters that get a gradient and belong to no optimizer; told of the first optimizer."""
+    found = _facts(view).get("loose", ()) if view.optimizer == view.first_optimizer else ()
+    return [_group(entry) for entry in found]
+
+
+def stale_of(view: View) -> Group | None:
+    """This optimizer's parameters that the trained model no longer has."""
+    for entry in _facts(view).get("stale", ()):
+        if entry.get("index") == view.optimizer:
+            return _group(entry)
+    return None
+
+
+def logits_of(view: View) -> tuple[str, str] | None:
+    """The loss, and what stands before it and should not; None where nothing does."""
+    found = _facts(view).get("logits")
+    if not found or view.optimizer != view.first_optimizer:
+        return None
+    return str(found["loss"]), str(found["before"])
+
+
+def optimizer_class(view: View) -> str:
+    """The class of this optimizer in lower case; empty where unknown."""
+    return str(optimizer_facts(view).get("class", "")).lower()
+
+
+def optimizer_facts(view: View) -> Mapping[str, Any]:
+    """What the run file says of this optimizer."""
+    listed = [o for o in view.info.get("optimizers") or () if isinstance(o, Mapping)]
+    return next((o for o in listed if o.get("index") == view.optimizer), {})
+
+
+def _facts(view: View) -> Mapping[str, Any]:
+    facts = view.info.get("loop")
+    return facts if isinstance(facts, Mapping) else {}
+
+
+def _group(entry: Mapping[str, Any]) -> Group:
+    return Group(
+        tuple(map(str, entry.get("names", ()))),
+        int(entry.get("count", 0)),
+        int(entry.get("elements", 0)),
+        str(entry.get("container", "")),
+        bool(entry.get("of_the_model", True)),
+    )

@@ -1,0 +1,48 @@
+"""When weights stopped being finite, and whether gradients had a part in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from steadygrad.rules.evidence.view import View
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The first sampled step at which weights are not finite.
+
+    Attributes:
+        step: its number.
+        last_good: the last sampled step at which all were finite; -1 where there was none.
+        names: the broken tensors.
+        norms: of the gradients applied in between, finite ones only.
+        by_update: whether weights were finite before, and every gradient in between was too.
+    """
+
+    step: int
+    last_good: int
+    names: list[str]
+    norms: list[float]
+    by_update: bool
+
+
+def broken_weights(view: View) -> Broken | None:
+    """The story of weights that are not finite; None where they are, or gradients broke first."""
+    steps, norms = view.sample("weight_norm")
+    if not len(steps):
+        return None
+    bad = np.isinf(norms)
+    rows = np.flatnonzero(bad.any(axis=1))
+    limit = float(view.step[view.first_broken]) if view.broken.any() else np.inf
+    if not rows.size or steps[rows[0]] > limit:
+        return None
+    row = int(rows[0])
+    step = int(steps[row])
+    last_good = int(steps[row - 1]) if row else -1
+    between = (view.step >= last_good) & (view.step < step)
+    names = [view.tensors[i].name for i in np.flatnonzero(bad[row])]
+    finite = bool(between.any()) and not view.broken[between].any()
+    by_update = last_good >= 0 and finite
+    return Broken(step, last_good, names, view.norm[between].tolist(), by_update)

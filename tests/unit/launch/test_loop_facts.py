@@ -1,0 +1,283 @@
+"""What the first steps of a loop show, on loops in order and out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.graph import leaves_of
+from steadygrad.launch.torch_script.logits import logits_of
+from steadygrad.launch.torch_script.loop_facts import LoopFacts
+
+STEPS = 12
+
+
+class Watched:
+    """`LoopFacts`, called where the observer calls it."""
+
+    def __init__(self) -> None:
+        self.facts, self.census = LoopFacts(), Census()
+        self.followed: list[torch.optim.Optimizer] = []
+
+    def backward(self, loss: torch.Tensor) -> None:
+        owned = self.census.owned()
+        self.facts.saw_loose(leaf for leaf in leaves_of([loss]) if id(leaf) not in owned)
+        self.facts.before_backward([loss])
+        loss.backward()
+        self.facts.after_backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not any(optimizer is other for other in self.followed):
+            self.facts.follow(optimizer, len(self.followed))
+            self.followed.append(optimizer)
+            self.census.refresh()
+        self.facts.before_step(optimizer, self.census)
+        optimizer.step()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        return self.facts.as_json()
+
+    def first(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.told["optimizers"][0]
+        return found
+
+
+@pytest.fixture
+def parts() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], torch.Tensor]]:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def loss() -> torch.Tensor:
+        return nn.functional.cross_entropy(model(torch.randn(6, 4)), torch.randint(0, 3, (6,)))
+
+    return model, optimizer, loss
+
+
+def clear_data(optimizer: torch.optim.Optimizer) -> None:
+    """As old tutorials do; the version counter of `grad` does not see it."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.data.zero_()
+
+
+CLEARING: dict[str, Callable[[torch.optim.Optimizer], None]] = {
+    "to None": lambda optimizer: optimizer.zero_grad(),
+    "to zero": lambda optimizer: optimizer.zero_grad(set_to_none=False),
+    "data": clear_data,
+}
+
+
+@pytest.mark.parametrize("way", CLEARING)
+def test_a_loop_in_order(parts: Any, way: str) -> None:
+    _, optimizer, loss = parts
+    watched = Watched()
+    for _ in range(STEPS):
+        CLEARING[way](optimizer)
+        watched.backward(loss())
+        watched.step(optimizer)
+    assert watched.first() == {
+        "index": 0, "judged": STEPS - 1, "held": 0, "emptied": 0, "passes": 1, "undivided": 0,
+    }  # fmt: skip
+    assert watched.told["logits"] is None
+    assert watched.told["loose"] == watched.told["stale"] == []
+
+
+def test_never_cleared(parts: Any) -> None:
+    _, optimizer, loss = parts
+    watched = Watched()
+    for _ in range(STEPS):
+        watched.backward(loss())
+        watched.step(optimizer)
+    assert watched.first()["held"] == STEPS - 1
+
+
+@pytest.mark.parametrize("way", CLEARING)
+def test_cleared_between_backward_and_step(parts: Any, way: str) -> None:
+    _, optimizer, loss = parts
+    watched = Watched()
+    for _ in range(STEPS):
+        watched.backward(loss())
+        CLEARING[way](optimizer)
+        watched.step(optimizer)
+    assert watched.first()["emptied"] == STEPS - 1
+    assert watched.first()["held"] == 0
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_accumulation_is_counted_and_is_not_held(parts: Any, divided: bool) -> None:
+    _, optimizer, loss = parts
+    watched = Watched()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(4):
+            watched.backward(loss() / 4 if divided else loss())
+        watched.step(optimizer)
+    assert watched.first()["passes"] == 4
+    assert watched.first()["undivided"] == (0 if divided else STEPS - 1)
+    assert watched.first()["held"] == 0
+
+
+def test_a_gan_whose_generator_adds_to_the_critics_gradients() -> None:
+    torch.manual_seed(1)
+    made, critic = nn.Linear(2, 3), nn.Linear(3, 1)
+    of_made, of_critic = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (made, critic))
+    watched = Watched()
+    for _ in range(STEPS):
+        of_critic.zero_grad()
+        watched.backward(critic(torch.randn(5, 3)).mean())
+        watched.backward(-critic(made(torch.randn(5, 2)).detach()).mean())
+        watched.step(of_critic)
+        of_made.zero_grad()
+        watched.backward(critic(made(torch.randn(5, 2))).mean())
+        watched.step(of_made)
+    both = watched.told["optimizers"]
+    assert [(o["held"], o["emptied"]) for o in both] == [(0, 0), (0, 0)]
+    assert watched.told["loose"] == []
+
+
+class Listed(nn.Module):
+    """Blocks in a Python list: the model does not know them."""
+
+    def __init__(self, registered: bool) -> None:
+        super().__init__()
+        self.blocks: Any = [nn.Linear(4, 4) for _ in range(2)]
+        if registered:
+            self.blocks = nn.ModuleList(self.blocks)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_layers_in_a_plain_list(registered: bool) -> None:
+    torch.manual_seed(2)
+    model, watched = Listed(registered), Watched()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = [b.weight.clone() for b in model.blocks]
+    for _ in range(STEPS):
+        model.zero_grad()
+        watched.backward(model(torch.randn(6, 4)).square().mean())
+        watched.step(optimizer)
+    moved = [not torch.equal(b.weight, was) for b, was in zip(model.blocks, first, strict=True)]
+    assert moved == [registered, registered]  # the fix that SG603 shows
+    loose = watched.told["loose"]
+    if registered:
+        assert loose == []
+    else:
+        assert [(g["container"], g["count"]) for g in loose] == [("Listed.blocks", 4)]
+
+
+def test_a_backbone_that_is_left_out_is_of_the_model(parts: Any) -> None:
+    model, _, loss = parts
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    watched = Watched()
+    del parts
+    for _ in range(STEPS):
+        model.zero_grad()
+        watched.backward(loss())
+        watched.step(optimizer)
+    assert watched.told["stale"] == []
+    assert all(group["of_the_model"] for group in watched.told["loose"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_layer_that_was_replaced(kept: bool) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    old = model[2] if kept else None
+    model[2] = nn.Linear(8, 5)
+    watched = Watched()
+    for _ in range(STEPS):
+        model.zero_grad()
+        watched.backward(model(torch.randn(6, 4)).square().mean())
+        watched.step(optimizer)
+    assert [(g["index"], g["count"]) for g in watched.told["stale"]] == [(0, 2)]
+    assert old is None or old.weight.grad is None
+
+
+def test_an_optimizer_of_a_copy() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(average.parameters(), lr=0.1)
+    watched = Watched()
+    for _ in range(STEPS):
+        model.zero_grad()
+        watched.backward(model(torch.randn(6, 4)).square().mean())
+        watched.step(optimizer)
+    assert [g["count"] for g in watched.told["stale"]] == [4]
+
+
+def test_a_part_that_is_cut_off_is_not_left_behind() -> None:
+    torch.manual_seed(4)
+    encoder, decoder = nn.Linear(4, 3), nn.Linear(3, 4)
+    optimizer = torch.optim.SGD([*encoder.parameters(), *decoder.parameters()], lr=0.1)
+    watched = Watched()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        watched.backward(decoder(encoder(torch.randn(6, 4)).detach()).square().mean())
+        watched.step(optimizer)
+    assert watched.told["stale"] == []
+
+
+def test_looking_changes_nothing(parts: Any) -> None:
+    model, optimizer, _ = parts
+    twin = copy.deepcopy(model)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.05)
+    watched = Watched()
+    for step in range(20):
+        x, y = torch.randn(6, 4), torch.randint(0, 3, (6,))
+        for net, opt in ((model, optimizer), (twin, plain)):
+            opt.zero_grad()
+            value = nn.functional.cross_entropy(net(x), y)
+            if net is model:
+                watched.backward(value)
+                watched.step(opt)
+            else:
+                value.backward()
+                opt.step()
+        pairs = zip(model.parameters(), twin.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), step
+
+
+BEFORE = {
+    "softmax": lambda x: x.softmax(1),
+    "a view": lambda x: x.softmax(1).reshape(2, 3, 3).permute(0, 2, 1).reshape(6, 3),
+    "half": lambda x: x.softmax(1).half().float(),
+    "sigmoid": torch.sigmoid,
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_probabilities_are_seen_through_shapes(before: str) -> None:
+    x, y = torch.randn(6, 3, requires_grad=True), torch.randint(0, 3, (6,))
+    found = logits_of([nn.functional.cross_entropy(BEFORE[before](x), y)])
+    assert found is not None
+    assert found["before"] == ("sigmoid" if before == "sigmoid" else "softmax")
+
+
+def test_attention_and_plain_losses_are_no_double_softmax() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 3, requires_grad=True), torch.randint(0, 3, (6,))
+    layer = nn.Linear(3, 3)
+    assert logits_of([nn.functional.cross_entropy(layer(x.softmax(1)), y)]) is None
+    assert logits_of([nn.functional.nll_loss(x.softmax(1).log(), y)]) is None
+    assert logits_of([nn.functional.binary_cross_entropy(x.sigmoid(), (x > 0).float())]) is None
+    with_logits = nn.functional.binary_cross_entropy_with_logits
+    assert logits_of([with_logits(x, (x > 0).float())]) is None
+    assert logits_of([with_logits(x.sigmoid(), (x > 0).float())]) == {
+        "loss": "bce_with_logits", "before": "sigmoid",
+    }  # fmt: skip

@@ -1,0 +1,166 @@
+"""SG6xx, SG107 and SG108 on made runs: each fault, and what looks like it and is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from steadygrad.runlog import TensorInfo
+
+
+def loop(m, **facts):
+    own = {"index": 0, "judged": 15, "held": 0, "emptied": 0, "passes": 1, "undivided": 0}
+    top = {key: facts.pop(key) for key in ("logits", "loose", "stale") if key in facts}
+    m.info["loop"] = {"optimizers": [{**own, **facts}], **top}
+
+
+def test_a_loop_in_order_is_silent(make):
+    m = make()
+    loop(m, logits=None, loose=[], stale=[])
+    assert m.ids == []
+
+
+def test_gradients_that_are_never_cleared(make):
+    m = make()
+    loop(m, held=15)
+    assert m.ids == ["SG601"]
+    loop(m, held=7)  # now and then is accumulation
+    assert m.ids == []
+    loop(m, held=2, judged=2)
+    assert m.ids == []
+
+
+def test_gradients_that_are_cleared_too_early(make):
+    m = make()
+    m.norms[:] = np.nan
+    m.columns["norm"] = np.zeros(m.steps)
+    loop(m, emptied=15)
+    assert m.ids == ["SG602"]
+    assert "between backward and step" in m.findings[0].title
+    m.info.clear()  # nobody looked at the loop: that there were none is known all the same
+    assert m.ids == ["SG602"]
+    assert "nothing is trained" in m.findings[0].title
+
+
+def group(**more):
+    return {"names": ["net.a", "net.b"], "count": 2, "elements": 20, **more}
+
+
+def test_parameters_in_a_plain_list_are_an_error_and_left_out_ones_information(make):
+    m = make()
+    loop(m, loose=[group(container="Net.layers", of_the_model=False)])
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG603", "error")
+    assert "nn.ModuleList(self.layers)" in found.fixes[0]
+    loop(m, loose=[group(container="", of_the_model=True)])
+    assert [(f.id, f.severity) for f in m.findings] == [("SG603", "info")]
+
+
+def test_an_optimizer_of_what_is_gone(make):
+    m = make()
+    loop(m, stale=[{"index": 0, **group()}], loose=[group(container="")])
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG604", "error")
+    loop(m, stale=[{"index": 1, **group()}])
+    assert m.ids == []
+
+
+def test_a_rate_that_is_gone(make):
+    m = make()
+    rates = np.full(m.steps, 1e-2)
+    rates[20:] = 1e-7
+    m.columns["lr"] = rates
+    m.loss[20:] = m.loss[20] * np.random.default_rng(0).normal(1, 0.01, m.steps - 20)
+    assert m.ids == ["SG605"]
+
+
+@pytest.mark.parametrize("kind", ["late", "solved", "fallen", "falls on", "unknown"])
+def test_a_decay_that_is_over_in_time_is_none(make, kind):
+    m = make()
+    rates = np.full(m.steps, 1e-2)
+    rates[70 if kind == "late" else 20 :] = 1e-7
+    m.columns["lr"] = rates
+    if kind != "falls on":
+        m.loss[20:] = m.loss[20]
+    if kind == "solved":
+        m.loss[10:] = 1e-3
+    if kind == "fallen":
+        m.norms[20:] *= 0.05
+    if kind == "unknown":
+        m.columns["lr"] = np.where(rates < 1e-3, np.nan, rates)
+    assert m.ids == []
+
+
+def test_a_rate_that_moves_nothing(make):
+    m = make()
+    m.loss[:] = 2.0
+    weights = {t.name: 1e-9 for t in m.tensors if t.name.endswith("weight")}
+    m.sample("update_ratio", weights)
+    assert m.ids == ["SG605"]
+    m.sample("update_ratio", dict.fromkeys(weights, 1e-3))
+    assert "SG605" not in m.ids
+
+
+@pytest.mark.parametrize(
+    ("before", "severity"), [("softmax", "error"), ("sigmoid", "error"), ("log_softmax", "info")]
+)
+def test_a_probability_before_a_loss_that_wants_logits(make, before, severity):
+    m = make()
+    loop(m, logits={"loss": "cross_entropy", "before": before})
+    assert [(f.id, f.severity) for f in m.findings] == [("SG606", severity)]
+
+
+def test_many_passes_undivided_are_information(make):
+    m = make()
+    loop(m, passes=8, undivided=15)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG607", "info")]
+    loop(m, passes=8, undivided=0)
+    assert m.ids == []
+    loop(m, passes=2, undivided=15)  # two terms of a loss
+    assert m.ids == []
+
+
+def half(m, dtype):
+    m.tensors = [TensorInfo(t.name, t.shape, dtype, t.module, t.position) for t in m.tensors]
+
+
+def test_an_update_may_break_weights_that_gradients_left_whole(make):
+    m = make()
+    half(m, "float16")
+    m.break_from(3)
+    m.info["optimizers"] = [{"class": "Adam", "index": 0, "eps": 1e-8}]
+    names = [t.name for t in m.tensors]
+    m.samples["weight_norm"] = ([0, 1, 3], [[1.0] * len(names), [1.0] * len(names),
+                                           [np.inf] * len(names)])  # fmt: skip
+    (found,) = m.findings
+    assert found.id == "SG107"
+    assert "1e-08 is 0 in float16" in found.causes[0]
+    m.info["optimizers"][0]["eps"] = 1e-4
+    assert "larger than the weights' dtype" in m.findings[0].causes[0]
+    m.columns["lr"] = np.where(np.arange(m.steps) < 2, 0.01, np.nan)
+    assert m.findings[0].causes == ("the learning rate is NaN or inf",)
+
+
+def test_weights_that_a_broken_gradient_broke_are_no_update_of_their_own(make):
+    m = make()
+    m.break_from(3)
+    names = [t.name for t in m.tensors]
+    m.samples["weight_norm"] = ([0, 4], [[1.0] * len(names), [np.inf] * len(names)])
+    assert m.ids == ["SG101"]
+
+
+def test_updates_that_are_rounded_away(make):
+    m = make()
+    m.loss = np.linspace(2.0, 1.9, m.steps)
+    half(m, "bfloat16")
+    weights = {t.name: 5e-4 for t in m.tensors if t.name.endswith("weight")}
+    m.sample("update_ratio", weights)
+    assert m.ids == ["SG108"]
+    m.sample("update_ratio", dict.fromkeys(weights, 5e-3))
+    assert m.ids == []
+    m.sample("update_ratio", weights)
+    half(m, "float32")
+    assert m.ids == []
+    half(m, "bfloat16")
+    m.loss = np.linspace(2.0, 0.2, m.steps)  # enough of it arrives
+    assert m.ids == []
