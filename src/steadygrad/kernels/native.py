@@ -17,13 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from steadygrad import extensions
 from steadygrad.errors import KernelError
 from steadygrad.kernels.reference import Read
 
-try:
-    from steadygrad.kernels import _read  # type: ignore[attr-defined, unused-ignore]
-except ImportError:  # no compiler when it was installed
-    _read = None
+_read: Any = extensions.load(extensions.READ)
 
 DTYPES = {
     torch.float32: 0,
@@ -51,7 +49,7 @@ _SETS: list[str] = _read.instruction_sets() if _read else []
 
 
 AVAILABLE = _read is not None
-"""Whether the extension was built."""
+"""Whether the extension was built, from this version."""
 
 
 def instruction_sets() -> list[str]:
@@ -151,9 +149,8 @@ def best() -> str:
     """The instruction set to use; an error where the extension is missing."""
     if not _SETS:
         raise KernelError(
-            'form "c" was not built: no C compiler when steadygrad was installed. Use form="auto", '
-            "or install a compiler and type: "
-            "pip install --force-reinstall --no-deps --no-cache-dir steadygrad"
+            f'form "c" is {extensions.state(extensions.READ)} here. Use form="auto", or install '
+            f"a C compiler and type: {extensions.REBUILD}"
         )
     return _SETS[0]
 

@@ -12,6 +12,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
+from steadygrad import extensions
 from steadygrad.errors import CalibrationError, SteadyGradError
 from steadygrad.runlog.origin import EVENT, Origin
 
@@ -44,6 +45,8 @@ def last_words(session: Session) -> str:
         if others:
             lines += _wrapped(_of_others(path, others), "  ", "    ")
         lines.append(_own_cost(run))
+        slow = extensions.advice(str(run.info.get("kernel", "")))
+        lines += _wrapped(slow, "  ", "    ") if slow else []
     else:
         lines = _wrapped(_nothing_seen(session), "", "  ")
     for what in session.troubles:

@@ -1,4 +1,4 @@
-// Runs last: the words are painted first, then Plotly's five megabytes are compiled.
+// Runs last: the words are painted first, then plotly.js is compiled.
 requestAnimationFrame(function () {
   "use strict";
   setTimeout(function () {

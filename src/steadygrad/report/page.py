@@ -19,6 +19,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from steadygrad import extensions
 from steadygrad.report.key_figures import overhead
 from steadygrad.report.numbers import duration, figure
 
@@ -91,6 +92,7 @@ def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         if isinstance(versions, dict)
         else None,
         "System": info.get("platform"),
+        "Kernel": extensions.advice(str(info.get("kernel", ""))),
     }
     return [(label, str(value)) for label, value in known.items() if value not in (None, "")]
 
@@ -136,12 +138,8 @@ def _asset(name: str) -> str:
 
 
 def plotly_script() -> str:
-    """plotly.js as the plotly package carries it, read as a file: importing plotly is slow."""
-    text = (
-        resources.files("plotly")
-        .joinpath("package_data", "plotly.min.js")
-        .read_text(encoding="utf-8")
-    )
+    """plotly.js, the bundle for scatter, bar and heat map (`tools/renew_plotly.py` renews it)."""
+    text = _asset("plotly/plotly-cartesian.min.js")
     if "</script" in text.lower():
         raise RuntimeError("this version of plotly.js cannot stand inside a script element")
     return compiled_at_once(text)
@@ -151,7 +149,7 @@ def compiled_at_once(script: str) -> str:
     """Parenthesise the one function that holds all of plotly.js.
 
     Browsers read a function without parentheses twice: to skip it, then when it is called. For
-    five megabytes that is a fifth of the time that the page takes to open.
+    megabytes of code that is a fifth of the time that the page takes to open.
 
     Example:
         >>> compiled_at_once("(function(f) {f()} (this, () => {\\n return 1;\\n}));")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from steadygrad import extensions
 from steadygrad._version import __version__
 
 BLOT = "***"
@@ -21,13 +22,14 @@ _URL_USER = re.compile(r"(\w+://)[^/\s@]+@")
 
 
 def basic_facts() -> dict[str, Any]:
-    """The facts that hold for every run: versions, platform, command line, start."""
+    """The facts that hold for every run: versions, platform, command line, start, kernel."""
     return {
         "steadygrad": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": list(sys.argv),
         "started": time.time(),
+        "kernel": extensions.install_state(),
     }
 
 

@@ -7,9 +7,11 @@ import hashlib
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+import steadygrad.report
 from steadygrad.report import build
 from steadygrad.report.page import overhead_sentence, plotly_script, render
 from steadygrad.runlog import Run
@@ -115,3 +117,10 @@ def test_plotly_is_wrapped_so_that_a_browser_compiles_it_once() -> None:
     script = plotly_script()
     assert script.count("this, (() => {\n") == 1  # the pinned version's one function
     assert script.endswith("return Plotly;\n})));")
+
+
+def test_the_page_is_small_and_its_plotly_brings_its_licence() -> None:
+    assert len(plotly_script()) < 1_600_000
+    folder = Path(steadygrad.report.__file__).parent / "plotly"
+    assert "MIT" in (folder / "LICENSE").read_text()
+    assert "Licensed under the MIT license" in plotly_script()[:400]

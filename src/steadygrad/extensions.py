@@ -1,0 +1,114 @@
+"""The compiled parts: whether each is there, and whether it was built from this version.
+
+They may be missing (a pure wheel, or an install without a compiler) or left over from another
+version (an editable install that was updated and not built again). Plain torch and plain XLA then
+serve: the same figures, more slowly. Whoever looks at `advice` says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from steadygrad._version import __version__
+
+READ = "steadygrad.kernels._read"
+XLA = "steadygrad.jax._xla"
+REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir steadygrad"
+
+
+def load(name: str) -> ModuleType | None:
+    """Import an extension, if it is one that this version can work with.
+
+    Args:
+        name: `READ` or `XLA`.
+
+    Returns:
+        The module; None where it is missing or was built from another version.
+
+    Example:
+        >>> load("steadygrad.no_such_extension") is None
+        True
+    """
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return None
+    return module if _is_current(module) else None
+
+
+@functools.cache
+def state(name: str) -> str:
+    """Look at an extension without importing the framework that it is for.
+
+    Args:
+        name: `READ` or `XLA`.
+
+    Returns:
+        ``"built"``, ``"missing"`` or ``"stale"``.
+
+    Example:
+        >>> state("steadygrad.no_such_extension")
+        'missing'
+    """
+    folder = Path(__file__).parent.joinpath(*name.split(".")[1:-1])
+    stem = name.rpartition(".")[2]
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"{stem}{suffix}"
+        if path.exists():
+            return _state_of(name, path)
+    return "missing"
+
+
+def _state_of(name: str, path: Path) -> str:
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError:  # built for another machine
+        return "missing"
+    return "built" if _is_current(module) else "stale"
+
+
+def _is_current(module: ModuleType) -> bool:
+    return getattr(module, "BUILT_FOR", None) == __version__
+
+
+def install_state() -> str:
+    """The worst state of the two extensions: ``"built"``, ``"stale"`` or ``"missing"``."""
+    states = {state(READ), state(XLA)}
+    return next(worst for worst in ("missing", "stale", "built") if worst in states)
+
+
+def advice(state_of_install: str) -> str:
+    """One sentence that says what is wrong with the compiled parts and what to type.
+
+    Args:
+        state_of_install: as `install_state` gives it.
+
+    Returns:
+        The sentence; empty where nothing is wrong.
+
+    Example:
+        >>> print(advice("missing"))
+        Measuring on the CPU is slower than it need be: the C kernel was not built here. With a C
+        compiler on the PATH type: pip install --force-reinstall --no-deps --no-cache-dir steadygrad
+        >>> advice("built")
+        ''
+    """
+    reasons = {
+        "missing": "the C kernel was not built here",
+        "stale": f"the C kernel is of another version than steadygrad {__version__}",
+    }
+    if state_of_install not in reasons:
+        return ""
+    return (
+        f"Measuring on the CPU is slower than it need be: {reasons[state_of_install]}. With a C\n"
+        f"compiler on the PATH type: {REBUILD}"
+    )
