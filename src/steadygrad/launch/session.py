@@ -192,7 +192,10 @@ class Session:
 
     def _close(self, writer: RunWriter) -> None:
         self.overhead += writer.overhead_seconds
+        from steadygrad.launch.in_the_source import places  # the script is over: time to load it
+
         writer.update_info(
+            lint=places(self.plan),
             exit=self.exit,
             ended=time.time(),
             wall_seconds=self.seconds,

@@ -12,6 +12,7 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.rules import checks
 from steadygrad.rules.base import Rule
+from steadygrad.rules.evidence.source import with_places
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import SEVERITIES, Finding
 from steadygrad.runlog import Run, as_run
@@ -60,7 +61,7 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
         view = View(opened, int(optimizer))
         findings += _explain(view)
     told = [f for f in findings if f.id != NOTHING]
-    return sorted(told, key=lambda f: f.gravity) or findings
+    return sorted(with_places(told, opened), key=lambda f: f.gravity) or findings
 
 
 def _explain(view: View) -> list[Finding]:
