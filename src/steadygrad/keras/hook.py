@@ -64,6 +64,7 @@ class Hook:
         hiding: the optimizer must not show these variables now.
         watcher: called with each step's outcome, its variables and what its micro-batch is
             (None without accumulation), while it is traced.
+        incoming: what gradients are passed through before anything else.
         average: clipped gradients of the window that is being closed.
     """
 
@@ -80,6 +81,7 @@ class Hook:
         self.reduced = False
         self.hiding = False
         self.watcher: Callable[[Stepped, Sequence[Any], Any], None] | None = None
+        self.incoming: Callable[[list[Any]], list[Any]] = list
         self.average: list[Any] = []
         self._told = 0.0
         self._key: Callable[[Any], Any] = id
@@ -124,6 +126,7 @@ class Hook:
         trainable: list[Any],
     ) -> None:
         """One call of the optimizer's `apply`; ``go`` is what it does without us."""
+        gradients = self.incoming(gradients)
         places = [
             i
             for i, (g, v) in enumerate(zip(gradients, trainable, strict=True))

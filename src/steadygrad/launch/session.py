@@ -24,6 +24,7 @@ from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
 
 if TYPE_CHECKING:
+    from steadygrad.launch.tensorflow_script.install import Patches
     from steadygrad.runlog import RunWriter
 
 
@@ -64,7 +65,9 @@ class Session:
         watch(
             {
                 "torch": self._guarded("torch", _observe_torch),
+                "tensorflow": self._guarded("tensorflow", _observe_tensorflow),
                 "keras": self._guarded("keras", _observe_keras),
+                "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
                 "jax": self._guarded("jax", lambda session, module: None),
                 "multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan),
             }
@@ -97,6 +100,13 @@ class Session:
     def trouble(self, what: str, error: BaseException) -> None:
         """Keep a failure of ours for the last words."""
         self.mention(f"{what}, by a fault of ours: {type(error).__name__}: {error}")
+
+    def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:
+        """Call ``act``; what it raises is a trouble of ours, not the script's."""
+        try:
+            act(*arguments)
+        except Exception as error:
+            self.trouble(what, error)
 
     def mention(self, sentence: str) -> None:
         """Keep a sentence for the last words, once."""
@@ -254,9 +264,32 @@ def _observe_torch(session: Session, module: ModuleType) -> None:
     session.observers.append(install(session))
 
 
-def _observe_keras(session: Session, module: ModuleType) -> None:
-    from steadygrad.launch.keras_script.observer import install
+def _observe_tensorflow(session: Session, module: ModuleType) -> None:
+    from steadygrad.launch.tensorflow_script.install import install
 
-    observer = install(session, module)
+    install(_tensorflow(session), module)
+
+
+def _observe_tf_keras(session: Session, module: ModuleType) -> None:
+    from steadygrad.launch.tensorflow_script.install import install_tf_keras
+
+    install_tf_keras(_tensorflow(session), module)
+
+
+def _observe_keras(session: Session, module: ModuleType) -> None:
+    from steadygrad.launch.keras_script.install import install
+
+    observer = install(session, module, _tensorflow(session))
     if observer is not None:
         session.observers.append(observer)
+
+
+def _tensorflow(session: Session) -> Patches:
+    """TensorFlow's patches, whether it, Keras or tf_keras was imported to the end first."""
+    from steadygrad.launch.tensorflow_script.install import Patches
+
+    patches = next((one for one in session.observers if isinstance(one, Patches)), None)
+    if patches is None:
+        patches = Patches(session)
+        session.observers.append(patches)
+    return patches

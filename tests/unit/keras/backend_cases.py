@@ -616,39 +616,42 @@ def mirrored_replicas_reduce_first():
     assert steady.last.action == "skip"
 
 
+CHANGED = {"apply", "build", "scale_loss"}
+"""What `run` gives classes that have inherited it."""
+
+
 @contextlib.contextmanager
 def observed(clip=None):
     """This process as under `steadygrad run`; what is patched is put back."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    from steadygrad.launch.keras_script.observer import install
+    from steadygrad.launch import session as sessions
     from steadygrad.launch.plan import Plan
-    from steadygrad.launch.session import Session
 
-    base = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
-    many, scaler = keras.optimizers.MultiOptimizer, keras.optimizers.LossScaleOptimizer
-    places = [(base, "apply"), (base, "build"), (base, "scale_loss"), (scaler, "scale_loss")]
-    places += [(many, "apply"), (many, "build"), (keras.Model, "make_train_function")]
-    for module, path in (("tensorflow", "GradientTape.gradient"), ("jax", "value_and_grad")):
-        if keras.backend.backend() == module:
-            owner, name = sys.modules[module], path
-            if "." in path:
-                owner, name = getattr(owner, path.partition(".")[0]), path.partition(".")[2]
-            places.append((owner, name))
-    if keras.backend.backend() == "tensorflow":
-        places.append((sys.modules["tensorflow"], "clip_by_global_norm"))
-    kept = [(owner, name, owner.__dict__.get(name)) for owner, name in places]
-    session = Session(Plan(target="x.py", out=folder.name + "/run.db", clip=clip))
-    session.observers.append(install(session, keras))
+    owners = [sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer, keras.Model]
+    owners += [keras.optimizers.MultiOptimizer, keras.optimizers.LossScaleOptimizer]
+    backend = sys.modules[keras.backend.backend()]
+    if backend.__name__ == "tensorflow":
+        owners += [backend.GradientTape, backend.compat.v1.train.Optimizer]
+        owners += [m for name, m in sys.modules.items() if name.split(".")[0] == "tensorflow"]
+    elif backend.__name__ == "jax":
+        owners += [backend]
+    kept = [(owner, dict(vars(owner))) for owner in owners]
+    session = sessions.Session(Plan(target="x.py", out=folder.name + "/run.db", clip=clip))
+    if backend.__name__ == "tensorflow":
+        sessions._observe_tensorflow(session, backend)
+    sessions._observe_keras(session, keras)
     try:
         yield session
     finally:
         session._conclude()
-        for owner, name, was in kept:
-            if was is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, was)
+        for owner, before in kept:
+            for name, now in list(vars(owner).items()):
+                if name in CHANGED or (name in before and now is not before[name]):
+                    if name in before:
+                        setattr(owner, name, before[name])
+                    else:
+                        delattr(owner, name)
 
 
 def fits():

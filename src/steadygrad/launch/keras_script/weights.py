@@ -17,7 +17,8 @@ from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.sampling import Sampler, recurrent_lengths
 
 if TYPE_CHECKING:
-    from steadygrad.launch.keras_script.observer import KerasObserver, Track
+    from steadygrad.launch.keras_script.observer import KerasObserver
+    from steadygrad.launch.track import Track
 
 
 class WeightWatch:
@@ -96,6 +97,8 @@ class WeightWatch:
     def _begun(self, track: Track, steps: int) -> Sampler:
         lengths = recurrent_lengths(self._model)
         known = [lengths.get(id(v), 0) for v in track.variables]
+        assert track.writer is not None
+        assert track.ids is not None  # a step was written
         sampler = Sampler(track.writer, track.variables, track.ids, known, self._read)
         start = [self._start.get(id(v)) for v in track.variables]
         if steps == 1 and all(value is not None for value in start):

@@ -18,7 +18,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.errors import NonFiniteError
-from steadygrad.launch.torch_script.calls import CallBook
+from steadygrad.launch.clip_calls import CallBook
+from steadygrad.launch.torch_script.calls import event_of, place_of
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
 from steadygrad.launch.torch_script.facts import facts
@@ -279,8 +280,9 @@ class TorchObserver:
     def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, index: int) -> None:
         writer = self.session.writer()
         for call in calls:
-            event = self._book.enter(call, step, of_params, index)
-            if event is not None and writer is not None:
+            place = place_of(call, of_params)
+            if self._book.enter(place, step, index, call.max_norm) and writer is not None:
+                event = event_of(call, step, of_params, index)
                 writer.write_event("script_clip", event, step)
 
     def _number(self, kind: str, settings: Mapping[str, float] = _NONE) -> int:

@@ -1,0 +1,78 @@
+"""The script's clip calls, counted by where they stand, and sampled for the run file.
+
+Every call of the first steps becomes an event, later ones are sampled, and calls that
+stand otherwise than all before always are: a call a step would otherwise outweigh
+the steps in the run file. The counts in the run's ``clip_calls`` are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import SupportsFloat, TypedDict
+
+ALL_BEFORE = 64
+EVERY = 16
+
+Place = Mapping[str, float | str]
+"""What tells a well-placed call from a misplaced one."""
+
+
+class Count(TypedDict, total=False):
+    """One way in which calls stood; the entries of its `Place` stand beside these."""
+
+    optimizer: int
+    max_norm: float
+    count: int
+    first_step: int
+    last_step: int
+
+
+class CallBook:
+    """Counts clip calls by where they stand."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[object, ...], Count] = {}
+
+    def enter(self, place: Place, step: int, optimizer: int, max_norm: SupportsFloat) -> bool:
+        """Count a call.
+
+        Args:
+            place: where it stands.
+            step: number of the optimizer step that follows it.
+            optimizer: that optimizer's number.
+            max_norm: the call's threshold.
+
+        Returns:
+            Whether this one is to become an event.
+        """
+        key = (optimizer, *sorted(place.items()))
+        entry = self._counts.get(key)
+        if entry is None:
+            entry = self._counts[key] = {
+                **place,  # type: ignore[typeddict-item]
+                "optimizer": optimizer,
+                "max_norm": number(max_norm),
+                "count": 0,
+                "first_step": step,
+            }
+        entry["count"] += 1
+        entry["last_step"] = step
+        return entry["count"] == 1 or step < ALL_BEFORE or step % EVERY == 0
+
+    def summary(self) -> list[Count]:
+        """Every way in which calls stood, with counts, the most frequent first."""
+        return sorted(self._counts.values(), key=lambda entry: -entry["count"])
+
+
+def number(value: SupportsFloat) -> float:
+    """A figure as a float; NaN for what is none.
+
+    Example:
+        >>> number("a"), number(2)
+        (nan, 2.0)
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan

@@ -1,0 +1,160 @@
+"""Patch Keras, once the script has imported it, so that its training is seen."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from steadygrad.keras.internals import base_optimizer, jax_trainer
+from steadygrad.launch.keras_script.observer import KerasObserver
+from steadygrad.launch.keras_script.takeover import Takeover
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+    from steadygrad.launch.tensorflow_script.install import Patches
+
+
+def install(session: Session, keras: ModuleType, tensorflow: Patches) -> KerasObserver | None:
+    """Patch Keras for this process.
+
+    Args:
+        session: the run.
+        keras: the imported module.
+        tensorflow: TensorFlow's patches; it may not be imported to the end yet, or not at all.
+
+    Returns:
+        The observer; None where Keras runs on a backend that cannot train.
+    """
+    backend = keras.backend.backend()
+    if backend not in ("tensorflow", "jax", "torch"):
+        return None
+    observer = KerasObserver(
+        session, keras, tensorflow.observer if backend == "tensorflow" else None
+    )
+    base = base_optimizer()
+    takeover = None
+    if session.plan.clip is not None:
+        takeover = Takeover(session, observer, session.plan.clip)
+        observer.clips = takeover.clips
+    _patch_apply(base, observer, takeover)
+    _patch_scaler(keras.optimizers.LossScaleOptimizer, observer, takeover)
+    if backend != "jax":  # there it is a tracer of another trace
+        for kind in (base, keras.optimizers.LossScaleOptimizer):
+            _patch_scale_loss(kind, observer)
+    _patch_make_train_function(keras.Model, observer)
+    many = getattr(keras.optimizers, "MultiOptimizer", None)
+    if many is not None:
+        _patch_apply_of_many(many, observer)
+    if takeover is not None:
+        for kind in filter(None, (base, many)):
+            _patch_build(kind, takeover)
+    if backend == "jax":
+        _patch_value_and_grad(sys.modules["jax"], observer)
+    return observer
+
+
+def _patch_apply(base: Any, observer: KerasObserver, takeover: Takeover | None) -> None:
+    original = base.apply
+
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        if takeover is not None and takeover.clip(self):
+            return self.apply(grads, trainable_variables)
+        grads = list(grads)
+        observer.before_apply(self, grads, trainable_variables)
+        return original(self, grads, trainable_variables)
+
+    base.apply = apply
+
+
+def _patch_scaler(kind: Any, observer: KerasObserver, takeover: Takeover | None) -> None:
+    """Have a `LossScaleOptimizer` tell what it was given: inside of it all is divided."""
+    original = kind.apply
+
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        grads = list(grads)
+        if takeover is not None:
+            grads = takeover.unclipped(self, grads)
+        with observer.scaling(self, grads):
+            return original(self, grads, trainable_variables)
+
+    kind.apply = apply
+
+
+def _patch_apply_of_many(kind: Any, observer: KerasObserver) -> None:
+    """Have a `MultiOptimizer` built, and its class changed to clip, before its `apply` begins."""
+    original = kind.apply
+
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        before = type(self)
+        if not self.built and trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            self.build(trainable_variables)
+        if type(self) is not before:
+            return self.apply(grads, trainable_variables)
+        with observer.sharing():
+            return original(self, grads, trainable_variables)
+
+    kind.apply = apply
+
+
+def _patch_make_train_function(kind: Any, observer: KerasObserver) -> None:
+    original = kind.make_train_function
+
+    @functools.wraps(original)
+    def make_train_function(self: Any, force: bool = False) -> Any:
+        made = original(self, force)
+        observer.guarded("weights are not sampled", observer.watch_weights, self)
+        return made
+
+    kind.make_train_function = make_train_function
+
+
+def _patch_scale_loss(kind: Any, observer: KerasObserver) -> None:
+    original = kind.scale_loss
+
+    @functools.wraps(original)
+    def scale_loss(self: Any, loss: Any) -> Any:
+        scaled = original(self, loss)
+        observer.scaled(scaled, loss)
+        return scaled
+
+    kind.scale_loss = scale_loss
+
+
+def _patch_build(kind: Any, takeover: Takeover) -> None:
+    original = kind.build
+
+    @functools.wraps(original)
+    def build(self: Any, variables: Any) -> Any:
+        with takeover.building(self):
+            return original(self, variables)
+
+    kind.build = build
+
+
+def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
+    original = jax.value_and_grad
+    trainer = jax_trainer()
+
+    @functools.wraps(original)
+    def value_and_grad(fun: Any, *args: Any, **kwargs: Any) -> Any:
+        function = original(fun, *args, **kwargs)
+        scales = getattr(fun, "__func__", None) is trainer.compute_loss_and_updates
+        has_aux = kwargs.get("has_aux", args[1] if len(args) > 1 else False)
+
+        @functools.wraps(function)
+        def noting(*inputs: Any, **more: Any) -> Any:
+            found, grads = function(*inputs, **more)
+            value = found[0] if has_aux else found
+            # what Keras' own function returns may be scaled, and the loss itself stands aside
+            observer.loss = found[1][0] if scales else value
+            return found, grads
+
+        return noting
+
+    jax.value_and_grad = value_and_grad

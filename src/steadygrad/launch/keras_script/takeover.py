@@ -1,0 +1,141 @@
+"""`steadygrad run --clip` on Keras: optimizers are attached as they are built.
+
+They take a form that is saved as a plain one, and their figures leave the step as those of an
+observed one do. What the script clips by itself is replaced only there, where a policy acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from steadygrad.keras import classes
+from steadygrad.keras.attaching import unwrap
+from steadygrad.keras.hook import Hook
+from steadygrad.keras.internals import members
+from steadygrad.launch.keras_script.own_clip import SPECS
+from steadygrad.policies.choice import resolve
+from steadygrad.policies.stepping import Stepped
+
+if TYPE_CHECKING:
+    from steadygrad.launch.keras_script.observer import KerasObserver
+    from steadygrad.launch.session import Session
+
+
+class Takeover:
+    """Puts the policy of ``--clip`` into every Keras optimizer.
+
+    Args:
+        session: the run.
+        observer: is told of the steps.
+        clip: the policy's spec.
+    """
+
+    def __init__(self, session: Session, observer: KerasObserver, clip: str) -> None:
+        self._session, self._observer, self._clip = session, observer, clip
+        self._done: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._inside = 0
+
+    @contextlib.contextmanager
+    def building(self, optimizer: Any) -> Iterator[None]:
+        """An optimizer is built; one inside of another belongs to it."""
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+        if self._inside == 0:
+            self.clip(optimizer)
+
+    def clip(self, optimizer: Any) -> bool:
+        """Whether an optimizer's class was changed just now, to clip."""
+        if optimizer in self._done:
+            return False
+        try:
+            return self._take_over(optimizer)
+        except Exception as error:
+            self._session.trouble("a Keras optimizer is not clipped", error)
+            return False
+
+    def clips(self, optimizer: Any) -> bool:
+        """Whether a hook of ours tells of this optimizer's steps."""
+        if optimizer not in self._done:
+            return False
+        hook = classes.hook_of(optimizer)
+        return hook is None or hook.watcher is not None
+
+    def unclipped(self, optimizer: Any, gradients: Sequence[Any]) -> list[Any]:
+        """What the script clipped by hand, as it was before, where a policy of ours acts on it.
+
+        Args:
+            optimizer: the one that is given the gradients.
+            gradients: they.
+
+        Returns:
+            One for each.
+        """
+        try:
+            return self._as_before(optimizer, gradients)
+        except Exception as error:
+            self._session.trouble("what the script clipped is clipped once more", error)
+            return list(gradients)
+
+    def _as_before(self, optimizer: Any, gradients: Sequence[Any]) -> list[Any]:
+        tensorflow = self._observer.tensorflow
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        hook = classes.hook_of(inner)
+        if tensorflow is None or hook is None or hook.watcher is None:
+            return list(gradients)
+        return tensorflow.without_clips(gradients)
+
+    def _take_over(self, optimizer: Any) -> bool:
+        outer, inner = unwrap(optimizer)
+        family = members(inner)
+        self._done.update([optimizer, inner, *family])
+        standing = classes.hook_of(inner)
+        if standing is not None:
+            if standing.watcher is None:
+                self._session.mention("an optimizer that the script attaches itself is left to it")
+            elif outer is not None:
+                classes.tell(outer)
+            return False
+        mode = self._session.plan.on_nonfinite
+        if mode == "raise":
+            self._session.mention(
+                "--on-nonfinite raise: compiled code cannot raise; steps were skipped"
+            )
+            mode = "skip"
+        choice = resolve(self._clip, mode, type(inner).__name__)
+        hook = Hook(choice.policy, choice.on_nonfinite)
+        hook.watcher = functools.partial(self._tell, inner)
+        hook.incoming = functools.partial(self.unclipped, inner)
+        for one in (inner, *family):
+            self._replace_own_clipping(one)
+        classes.install(inner, hook, unseen=True)
+        if outer is not None:
+            classes.tell(outer)
+        return inner is optimizer
+
+    def _replace_own_clipping(self, optimizer: Any) -> None:
+        for name in SPECS:
+            value = getattr(optimizer, name, None)
+            if value:
+                setattr(optimizer, name, None)
+                self._session.mention(
+                    f"{type(optimizer).__name__}'s own {name}={value} was replaced by --clip"
+                )
+
+    def _tell(
+        self, optimizer: Any, done: Stepped, variables: Sequence[Any], kind: Any = None
+    ) -> None:
+        self._session.guarded(
+            "a clipped Keras step is not recorded",
+            self._observer.tell,
+            optimizer,
+            done,
+            variables,
+            kind,
+        )

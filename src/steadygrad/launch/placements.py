@@ -1,0 +1,124 @@
+"""Where a clip call stands that is known from a trace: its data flow, not its time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from steadygrad.launch.clip_calls import Place
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one clip call of the script stands, as its trace shows it.
+
+    Attributes:
+        function: what the script calls, such as ``tf.clip_by_norm``.
+        tensors: how many gradients of the step it was given.
+        passed: how many tensors it was given.
+        of_tensors: how many gradients the step has.
+        by_value: elements are clamped.
+        per_tensor: each tensor has a norm of its own.
+        depth: clip calls that these gradients have passed before.
+        scaled: the gradients carry a loss scale.
+        late: a step had applied the gradients already.
+        discarded: the step was given the gradients as they were before the call.
+        max_norm: its threshold, where the trace knows it; NaN where only the row does.
+    """
+
+    function: str
+    tensors: int
+    passed: int
+    of_tensors: int
+    by_value: bool = False
+    per_tensor: bool = False
+    depth: int = 0
+    scaled: bool = False
+    late: bool = False
+    discarded: bool = False
+    max_norm: float = math.nan
+
+    @property
+    def without_effect(self) -> bool:
+        """Whether no step sees what the call returns."""
+        return self.late or self.discarded
+
+    def goes_with(self, other: Placement) -> bool:
+        """Whether both are calls for one tensor each in the same loop over gradients."""
+        single = self.by_value or self.per_tensor
+        alike = (self.function, str(self.max_norm), self.late, self.discarded)
+        return single and alike == (
+            other.function,
+            str(other.max_norm),
+            other.late,
+            other.discarded,
+        )
+
+    def joined(self, other: Placement) -> Placement:
+        """The one call that both make up."""
+        return replace(
+            self, tensors=self.tensors + other.tensors, passed=self.passed + other.passed
+        )
+
+    def place(self, max_norm: float, batch: int) -> Place:
+        """What tells this call from a misplaced one, in the words of ``clip_calls``.
+
+        Args:
+            max_norm: its threshold.
+            batch: number of the micro-batch, from 1.
+
+        Returns:
+            Names to values.
+        """
+        return {
+            "call": self.function,
+            "by_value": self.by_value,
+            "per_tensor": self.per_tensor,
+            "norm_type": 2.0,
+            "unlimited": max_norm == math.inf,
+            "before_backward": self.late,
+            "after_step": self.late,
+            "repeated": self.depth > 0 or batch > 1,
+            "per_micro_batch": batch > 1,
+            "unscaled": not self.scaled,
+            "partial": 0 < self.tensors < self.of_tensors,
+            "no_gradients": self.tensors == 0,
+            "on_gradients": False,
+            "discarded": self.discarded,
+        }
+
+    def event(self, step: int, optimizer: int, batch: int, figures: Mapping[str, float]) -> Event:
+        """The call as a ``script_clip`` event.
+
+        Args:
+            step: number of the optimizer step that follows it.
+            optimizer: that optimizer's number.
+            batch: number of the micro-batch, from 1.
+            figures: ``max_norm``, ``norm`` before the call and ``coef``.
+
+        Returns:
+            The event's data.
+        """
+        return {
+            "step": step,
+            "optimizer": optimizer,
+            "call": self.function,
+            "norm_type": 2.0,
+            **figures,
+            "params": self.tensors,
+            "passed": self.passed,
+            "of_params": self.of_tensors,
+            "backward_since_step": 0 if self.late else batch,
+            "backward_since_clip": 0 if self.depth or self.late else 1,
+            "repeated": self.depth + batch - 1,
+            "after_step": self.late,
+            "unscaled": not self.scaled,
+            "by_value": self.by_value,
+            "per_tensor": self.per_tensor,
+            "on_gradients": False,
+            "discarded": self.discarded,
+        }
+
+
+Event = dict[str, float | str]

@@ -1,0 +1,1 @@
+"""Observing a TensorFlow script."""

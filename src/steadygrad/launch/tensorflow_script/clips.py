@@ -1,0 +1,282 @@
+"""The script's own clip calls in TensorFlow: which gradients of a step have passed which.
+
+TensorFlow's clip functions return new tensors, so a call is known by what it returned: the
+gradients of a step are followed back, through one call or several, to the tensors that they
+were before. That works in a graph while it is traced as it does eagerly; nothing is read here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from steadygrad.launch.placements import Placement
+
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
+
+MOST_HOPS = 8
+MOST_WAITING = 256
+MOST_STEPS = 8
+LINKS = "_steadygrad_links"
+THROUGH = frozenset(
+    [
+        "Cast",
+        "CheckNumerics",
+        "DebugNumericSummaryV2",
+        "EnsureShape",
+        "Identity",
+        "IdentityN",
+        "PreventGradient",
+        "StopGradient",
+    ]
+)
+"""Operations between a clip call and a step that leave a gradient what it is."""
+
+
+@dataclass(eq=False)
+class ClipCall:
+    """One call of a clip function.
+
+    Attributes:
+        function: its name, such as ``clip_by_norm``.
+        limit: the threshold, a number or a tensor.
+        tensors: what it was given, without None.
+        use_norm: the norm that the script handed to it, or None.
+        whole: a tensor has one norm, not one along some axes.
+    """
+
+    function: str
+    limit: float | tf.Tensor
+    tensors: list[Gradient]
+    use_norm: tf.Tensor | None = None
+    whole: bool = True
+
+    @property
+    def by_value(self) -> bool:
+        """Whether elements are clamped."""
+        return self.function == "clip_by_value"
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether each tensor has a norm of its own."""
+        return self.function == "clip_by_norm"
+
+    @property
+    def static_limit(self) -> float:
+        """The threshold where it is known without running anything; else NaN."""
+        value = tf.get_static_value(self.limit) if tf.is_tensor(self.limit) else self.limit
+        return float("nan") if value is None else float(np.max(np.abs(np.asarray(value))))
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One tensor that a clip call returned.
+
+    Attributes:
+        call: the call.
+        before: the tensor it was given.
+        after: the tensor it returned.
+    """
+
+    call: ClipCall
+    before: Gradient
+    after: Gradient
+
+
+@dataclass(eq=False)
+class Passed:
+    """A call whose result no step has been given yet; keeps no tensor alive."""
+
+    function: str
+    limit: float
+    tensors: list[weakref.ref[Gradient]]
+    used: bool = False
+    placed: bool = False
+
+    def among(self, ids: Set[int]) -> int:
+        """How many of its tensors have one of these ids."""
+        there = (ref() for ref in self.tensors)
+        return sum(tensor is not None and id(tensor) in ids for tensor in there)
+
+
+@dataclass(eq=False)
+class Applied:
+    """The gradients that a step was given; keeps none alive.
+
+    Attributes:
+        refs: id of each to itself.
+        tell: called with a clip call that comes for them later.
+    """
+
+    refs: dict[int, weakref.ref[Gradient]]
+    tell: Callable[[Placement], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What is kept of one tensor that a call returned: the call, and what it was given."""
+
+    call: ClipCall
+    before: Gradient
+    passed: Passed
+
+
+@dataclass
+class ClipLog:
+    """Knows what clip calls returned, for as long as that is alive.
+
+    Attributes:
+        listens: a backward pass has run since the last step: what is clipped eagerly before may be
+            an activation, which must not be kept alive.
+    """
+
+    listens: bool = False
+    waiting: list[Passed] = field(default_factory=list)
+    _steps: list[Applied] = field(default_factory=list)
+    _links: dict[int, tuple[weakref.ref[Gradient], Row]] = field(default_factory=dict)
+
+    def note(self, call: ClipCall, before: Sequence[Gradient], after: Sequence[Gradient]) -> None:
+        """A call is over.
+
+        Args:
+            call: it.
+            before: what it was given, without None.
+            after: what it returned for each.
+        """
+        if not before or (tf.executing_eagerly() and not self.listens):
+            return
+        passed = Passed(call.function, call.static_limit, [weakref.ref(t) for t in before])
+        self.waiting = [*self.waiting[1 - MOST_WAITING :], passed]
+        for given, returned in zip(before, after, strict=True):
+            if returned is not given:
+                self._remember(returned, Row(call, given, passed))
+        self._tell_if_late(passed)
+
+    def _remember(self, returned: Gradient, row: Row) -> None:
+        graph = _graph_of(returned)
+        if graph is not None:  # kept by the graph, which lives as long as its tensors may be used
+            links = getattr(graph, LINKS, None)
+            if links is None:  # a graph has no __dict__
+                links = {}
+                setattr(graph, LINKS, links)
+            links[id(returned)] = (lambda: returned, row)
+            return
+        key, links = id(returned), self._links
+        links[key] = weakref.ref(returned, lambda _: links.pop(key, None)), row
+
+    def chain(self, gradient: Gradient) -> list[Link]:
+        """The clip calls that a gradient has passed, the first one first.
+
+        Args:
+            gradient: what a step was given.
+
+        Returns:
+            Links; empty where no call is known.
+        """
+        chain: list[Link] = []
+        rows = self._rows_behind(gradient)
+        while (found := next(rows, None)) is not None:
+            after, row = found
+            row.passed.used = True
+            chain.append(Link(row.call, row.before, after))
+            rows = self._rows_behind(row.before)
+        return chain[::-1]
+
+    def _rows_behind(self, gradient: Gradient) -> Iterator[tuple[Gradient, Row]]:
+        for tensor in _behind(gradient):
+            graph = _graph_of(tensor)
+            links = self._links if graph is None else getattr(graph, LINKS, {})
+            known = links.get(id(tensor))
+            if known is not None and known[0]() is tensor:
+                yield tensor, known[1]
+
+    def discarded(self, gradients: Sequence[Gradient], of_tensors: int) -> list[Placement]:
+        """Calls that were given these gradients, of which a step is given none of the results.
+
+        Args:
+            gradients: what a step was given, as no call returned it.
+            of_tensors: how many gradients that step has.
+
+        Returns:
+            Where they stand.
+        """
+        ids = set(map(id, gradients))
+        placements: list[Placement] = []
+        for passed in self.waiting:
+            own = passed.among(ids)
+            if own and not passed.used and not passed.placed:
+                passed.placed = True
+                placements.append(_placement_of(passed, own, of_tensors, late=False))
+        return _as_one(placements)
+
+    def stepped(self, step: Applied) -> None:
+        """A step was given gradients: a call for them that comes now is late.
+
+        Args:
+            step: what it was given.
+        """
+        self.listens = False
+        self._steps = [*self._steps[1 - MOST_STEPS :], step]
+
+    def _tell_if_late(self, passed: Passed) -> None:
+        for step in self._steps:
+            own = passed.among({key for key, ref in step.refs.items() if ref() is not None})
+            if own:
+                passed.placed = True
+                step.tell(_placement_of(passed, own, len(step.refs), late=True))
+                return
+
+    def lost(self) -> list[str]:
+        """Names of functions whose results reached no step, as far as can be seen."""
+        lost = [p for p in self.waiting if not p.used and not p.placed]
+        return sorted({p.function for p in lost if p.function == "clip_by_global_norm"})
+
+
+def _placement_of(passed: Passed, tensors: int, of_tensors: int, late: bool) -> Placement:
+    return Placement(
+        function=f"tf.{passed.function}",
+        tensors=tensors,
+        passed=len(passed.tensors),
+        of_tensors=of_tensors,
+        by_value=passed.function == "clip_by_value",
+        per_tensor=passed.function == "clip_by_norm",
+        late=late,
+        discarded=not late,
+        max_norm=passed.limit,
+    )
+
+
+def _as_one(placements: Sequence[Placement]) -> list[Placement]:
+    """Calls for one tensor each, in a loop over gradients, as the one call that they make up."""
+    joined: list[Placement] = []
+    for one in placements:
+        place = next((i for i, other in enumerate(joined) if other.goes_with(one)), None)
+        if place is None:
+            joined.append(one)
+        else:
+            joined[place] = joined[place].joined(one)
+    return joined
+
+
+def _graph_of(gradient: Gradient) -> tf.Graph | None:
+    """The graph that is being traced; None for what has a value."""
+    tensor = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    return None if hasattr(tensor, "numpy") else getattr(tensor, "graph", None)
+
+
+def _behind(tensor: Gradient) -> Iterator[Gradient]:
+    """A tensor, and those that it is a copy of in the graph."""
+    yield tensor
+    for _ in range(MOST_HOPS):
+        if tf.executing_eagerly() or not hasattr(tensor, "op"):
+            return
+        operation = tensor.op
+        if operation.type not in THROUGH or not operation.inputs:
+            return
+        tensor = operation.inputs[tensor.value_index if operation.type == "IdentityN" else 0]
+        yield tensor

@@ -1,0 +1,206 @@
+"""Patch TensorFlow, once the script has imported it, so that its training is seen.
+
+The clip functions stand under several names (`tf`, `tf.compat.v1`, the modules behind them):
+each is replaced wherever it stands. What they return is returned as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from steadygrad.invisible import invisible
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+    from steadygrad.launch.tensorflow_script.clips import ClipCall
+    from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
+
+CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
+
+Function = Callable[..., Any]
+
+
+class Patches:
+    """The patches of one process; makes the observer at their first use.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._observer: TensorFlowObserver | None = None
+        self._depth = 0
+
+    def observer(self) -> TensorFlowObserver:
+        """The observer; nothing of ours that needs TensorFlow is loaded before."""
+        if self._observer is None:
+            from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
+
+            self._observer = TensorFlowObserver(self._session)
+        return self._observer
+
+    @property
+    def steps(self) -> int:
+        """Steps seen so far."""
+        return 0 if self._observer is None else self._observer.steps
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes seen so far."""
+        return 0 if self._observer is None else self._observer.backwards
+
+    def finish(self) -> None:
+        """The script is over."""
+        if self._observer is not None:
+            self._observer.finish()
+
+    def heard(self, loss: object) -> None:
+        """Gradients of this are asked for."""
+        self._session.guarded("a loss is not seen", lambda: self.observer().heard(loss))
+
+    def clip_call(
+        self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """The script has called a clip function."""
+
+        def note() -> None:
+            call, returned = _call_of(name, args, kwargs, result)
+            self.observer().clip_call(call, returned)
+
+        self._session.guarded("a clip call is not seen", note)
+
+    @contextlib.contextmanager
+    def stepping(
+        self, optimizer: object, grads_and_vars: Sequence[tuple[Any, Any]]
+    ) -> Iterator[None]:
+        """An optimizer is given gradients; one inside of another belongs to it."""
+        self._depth += 1
+        try:
+            with self._told(optimizer, grads_and_vars) if self._depth == 1 else nullcontext():
+                yield
+        finally:
+            self._depth -= 1
+
+    def _told(
+        self, optimizer: object, grads_and_vars: Sequence[tuple[Any, Any]]
+    ) -> AbstractContextManager[object]:
+        """A context in which the step waits for its figures, where nothing else runs them."""
+        gradients = [gradient for gradient, _ in grads_and_vars]
+        variables = [variable for _, variable in grads_and_vars]
+        try:
+            return self.observer().step(optimizer, gradients, variables)
+        except Exception as error:
+            if type(error).__name__ == "_RequestedStop":
+                raise  # so tf.distribute ends the threads of replicas
+            self._session.trouble("a TensorFlow step is not observed", error)
+        return nullcontext()
+
+
+class _Optimizer(Protocol):
+    apply_gradients: Function
+
+
+def install(patches: Patches, tensorflow: ModuleType) -> None:
+    """Patch TensorFlow for this process.
+
+    Args:
+        patches: what is told.
+        tensorflow: the imported module.
+    """
+    for name in CLIPS:
+        original = getattr(tensorflow, name)
+        _replace_everywhere(name, original, _watch_clip(name, original, patches))
+    tape = tensorflow.GradientTape
+    tape.gradient = _watch_gradient(tape.gradient, patches)
+    first = tensorflow.compat.v1.train.Optimizer
+    first.compute_gradients = _watch_gradient(first.compute_gradients, patches)
+    patch_apply_gradients(first, patches)
+
+
+def install_tf_keras(patches: Patches, tf_keras: ModuleType) -> None:
+    """Patch tf_keras, whose optimizers are Keras 2's.
+
+    Args:
+        patches: TensorFlow's.
+        tf_keras: the imported module.
+    """
+    for kind in (tf_keras.optimizers.Optimizer, tf_keras.optimizers.legacy.Optimizer):
+        for base in reversed(kind.__mro__):
+            if "apply_gradients" in vars(base):
+                patch_apply_gradients(base, patches)
+
+
+def patch_apply_gradients(kind: type[_Optimizer], patches: Patches) -> None:
+    """Have an optimizer class tell of every step."""
+    original = kind.apply_gradients
+
+    @functools.wraps(original)
+    @invisible
+    def apply_gradients(
+        self: object, grads_and_vars: Any, *args: object, **kwargs: object
+    ) -> object:
+        pairs = list(grads_and_vars)
+        with patches.stepping(self, pairs):
+            return original(self, pairs, *args, **kwargs)
+
+    kind.apply_gradients = apply_gradients
+
+
+def _watch_gradient(original: Function, patches: Patches) -> Function:
+    @functools.wraps(original)
+    @invisible
+    def gradient(self: object, *args: object, **kwargs: object) -> object:
+        patches.heard(args[0] if args else kwargs.get("target", kwargs.get("loss")))
+        return original(self, *args, **kwargs)
+
+    return gradient
+
+
+def _watch_clip(name: str, original: Function, patches: Patches) -> Function:
+    @functools.wraps(original)
+    @invisible
+    def clip(*args: Any, **kwargs: Any) -> Any:
+        if args and hasattr(args[0], "__next__"):
+            args = (list(args[0]), *args[1:])
+        result = original(*args, **kwargs)
+        patches.clip_call(name, args, kwargs, result)
+        return result
+
+    return clip
+
+
+def _replace_everywhere(name: str, original: Function, wrapped: Function) -> None:
+    for where, module in list(sys.modules.items()):
+        if where.split(".")[0] == "tensorflow" and vars(module).get(name) is original:
+            setattr(module, name, wrapped)
+
+
+def _call_of(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+) -> tuple[ClipCall, list[Any]]:
+    from steadygrad.launch.tensorflow_script.clips import ClipCall
+
+    def argument(place: int, keyword: str) -> Any:
+        return args[place] if len(args) > place else kwargs.get(keyword)
+
+    if name == "clip_by_global_norm":
+        tensors, limit = list(argument(0, "t_list")), argument(1, "clip_norm")
+        return ClipCall(name, limit, tensors, argument(2, "use_norm")), list(result[0])
+    if name == "clip_by_norm":
+        whole = argument(2, "axes") is None
+        return ClipCall(name, argument(1, "clip_norm"), [argument(0, "t")], None, whole), [result]
+    low, high = argument(1, "clip_value_min"), argument(2, "clip_value_max")
+    return ClipCall(name, _wider(low, high), [argument(0, "t")]), [result]
+
+
+def _wider(low: Any, high: Any) -> Any:
+    """The bound that is farther from 0, where both are known."""
+    both = all(isinstance(bound, int | float) for bound in (low, high))
+    return max(abs(low), abs(high)) if both else high

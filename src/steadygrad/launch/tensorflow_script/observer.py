@@ -1,0 +1,264 @@
+"""What is made of a TensorFlow script's backward passes, clip calls and steps.
+
+Steps of Keras 3 are told by its own observer (`keras_script`), which asks here for the loss and
+for clip calls. The optimizers of `tf.compat.v1` and of tf_keras are followed here.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+import tensorflow as tf
+
+from steadygrad.launch.placements import Placement
+from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog, Gradient
+from steadygrad.launch.tensorflow_script.outcome import Clipped
+from steadygrad.launch.tensorflow_script.side import TensorFlowSide
+from steadygrad.launch.track import HEAD_WIDTH, LEAVES, STEPS, Track, Tracks, body_width
+from steadygrad.policies import Policy
+from steadygrad.policies.stepping import CLIP, NONE, measure
+from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.records import TensorInfo
+from steadygrad.stats import GradientStats
+from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+
+
+class Variable(Protocol):
+    """What is asked of a variable."""
+
+    name: str
+    shape: Sequence[int]
+    dtype: object
+
+
+class TensorFlowObserver:
+    """Follows one process.
+
+    Args:
+        session: the run.
+
+    Attributes:
+        log: the script's clip calls.
+        tracks: every optimizer's steps, Keras' among them.
+        loss: what was last differentiated; None where a step has taken it.
+        backwards: backward passes seen, those of one trace counted once.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.log = ClipLog()
+        self.tracks = Tracks(session)
+        self.side = TensorFlowSide()
+        self.loss: tf.Tensor | None = None
+        self.backwards = 0
+        self._scaled: tuple[tf.Tensor | None, tf.Tensor | None] = (None, None)
+        self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
+        self._engine = TensorFlowEngine()
+
+    @property
+    def steps(self) -> int:
+        """Steps seen so far."""
+        return self.tracks.steps
+
+    # -- backward ------------------------------------------------------------------------------
+
+    def heard(self, loss: object) -> None:
+        """Gradients of this were asked for."""
+        self.backwards += 1
+        self.log.listens = True
+        if getattr(loss, "shape", None) == ():
+            scaled, plain = self._scaled
+            self.loss = plain if loss is scaled else loss
+
+    def scaled(self, scaled: tf.Tensor, loss: tf.Tensor) -> None:
+        """A loss was multiplied by a loss scale."""
+        self._scaled = (scaled, loss)
+
+    def take_loss(self) -> tf.Tensor | None:
+        """The loss of the step that is taken now."""
+        loss, self.loss = self.loss, None
+        return loss
+
+    # -- clip calls ----------------------------------------------------------------------------
+
+    def clip_call(self, call: ClipCall, returned: Sequence[Gradient | None]) -> None:
+        """The script has called a clip function."""
+        pairs = zip(call.tensors, returned, strict=True)
+        there = [(b, a) for b, a in pairs if b is not None and a is not None]
+        call.tensors = [before for before, _ in there]
+        self.log.note(call, call.tensors, [after for _, after in there])
+
+    def clipped(
+        self, gradients: Sequence[Gradient], divided_by: float | tf.Tensor | None = None
+    ) -> Clipped | None:
+        """What clip calls the gradients of a step have passed; None where none."""
+        chains = [self.log.chain(gradient) for gradient in gradients]
+        return Clipped(chains, gradients, divided_by) if any(chains) else None
+
+    def without_clips(self, gradients: Sequence[Gradient | None]) -> list[Gradient | None]:
+        """Gradients as they were before the script clipped them; told in the last words."""
+        chains = [[] if g is None else self.log.chain(g) for g in gradients]
+        for function in sorted({link.call.function for chain in chains for link in chain}):
+            self._session.mention(f"tf.{function} was replaced by --clip")
+        pairs = zip(chains, gradients, strict=True)
+        return [chain[0].before if chain else gradient for chain, gradient in pairs]
+
+    def placements(
+        self, track: Track, gradients: Sequence[Gradient], clipped: Clipped | None
+    ) -> int:
+        """The number of the places at which the clip calls of a step stand.
+
+        Args:
+            track: the optimizer's.
+            gradients: what the step was given.
+            clipped: as `clipped` returned it.
+
+        Returns:
+            As `Track.place` has it.
+        """
+        traced = not tf.executing_eagerly()
+        places: list[Placement] = [] if clipped is None else clipped.placements()
+        places += self.log.discarded(gradients, len(gradients))
+        number = track.place(places, traced)
+        refs = {id(gradient): weakref.ref(gradient) for gradient in gradients}
+
+        def tell(placement: Placement) -> None:
+            track.add_late(number if traced else -1, placement)
+
+        self.log.stepped(Applied(refs, tell))
+        return number
+
+    # -- optimizers that are not Keras 3's -----------------------------------------------------
+
+    def step(
+        self, optimizer: object, gradients: Sequence[Gradient | None], variables: Sequence[Variable]
+    ) -> AbstractContextManager[object]:
+        """An optimizer of `tf.compat.v1` or tf_keras is given gradients.
+
+        Args:
+            optimizer: it.
+            gradients: one for each variable, or None.
+            variables: what it is to move.
+
+        Returns:
+            A context to take the step in, so that a session runs what is added to its graph.
+        """
+        pairs = zip(gradients, variables, strict=True)
+        present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
+        if not present:
+            return nullcontext()
+        track = self._track(optimizer, variables)
+        given = list(present.values())
+        clipped = self.clipped(given)
+        place = self.placements(track, given, clipped)
+        stats = self.measured(given if clipped is None else clipped.before, track, list(present))
+        row = self._row(optimizer, track, stats, list(present), clipped, place)
+        handed_over = self.side.emit(track, row)
+        if self._session.plan.clip is not None:
+            kind = type(optimizer).__name__
+            self._session.mention(
+                f"--clip was not applied to {kind}: optimizers of tf.compat.v1 and tf_keras are "
+                "recorded only, and clip as the script has it. Use one of Keras 3 to clip here"
+            )
+        if track.ring is None and not tf.executing_eagerly():
+            waits: AbstractContextManager[object] = tf.control_dependencies([handed_over])
+            return waits
+        return nullcontext()
+
+    def measured(
+        self, gradients: Sequence[Gradient], track: Track, places: Sequence[int]
+    ) -> GradientStats:
+        """The figures of gradients, at these places of a track."""
+        leaves = [getattr(merged(gradient), "values", gradient) for gradient in gradients]
+        names = tuple(track.infos[i].name for i in places)
+        return measure(self._engine, leaves, names, 2.0, full=True)
+
+    def _row(
+        self,
+        optimizer: object,
+        track: Track,
+        stats: GradientStats,
+        places: Sequence[int],
+        clipped: Clipped | None,
+        place: int,
+    ) -> tf.Tensor:
+        number = self.side.number
+        batch = [self.side.loss(self.take_loss(), (), stats.total_norm), number(rate_of(optimizer))]
+        batch += [number(1.0), number(STEPS), number(place)]
+        figures = [getattr(stats, name) for name in LEAVES]
+        step = [stats.total_norm, *step_figures(clipped, stats)]
+        head = self.side.head(batch, [] if clipped is None else clipped.figures())
+        return self.side.joined(head, self.side.body(step, figures, places, len(track.infos)))
+
+    def _track(self, optimizer: object, variables: Sequence[Variable]) -> Track:
+        track = self._own.get(optimizer)
+        if track is None or track.variables != list(map(id, variables)):
+            index = self.tracks.next_index
+            infos = [_described(variable, index) for variable in variables]
+            facts = {
+                "framework": "tensorflow",
+                "backend": "tensorflow",
+                "versions": versions_of("tensorflow", "numpy"),
+            }
+            ids = list(map(id, variables))
+            kind = type(optimizer).__name__
+            track = self.tracks.add(kind, infos, ids, self.side.settle, facts)
+            track.ring = self.side.ring(HEAD_WIDTH + body_width(len(infos)))
+            self._own[optimizer] = track
+        return track
+
+    def finish(self) -> None:
+        """Read what the device still holds, and say what was not seen."""
+        self.tracks.finish()
+        for function in self.log.lost():
+            self._session.mention(
+                f"what tf.{function} returned went to no optimizer step as it was (through a "
+                "tf.function's result, a variable, or arithmetic); norms on record are those of "
+                "what the optimizers were given, after that clip"
+            )
+
+
+def step_figures(
+    clipped: Clipped | None, stats: GradientStats, then: Policy | None = None
+) -> list[tf.Tensor]:
+    """`STEP` after the norm: what clip calls left.
+
+    Args:
+        clipped: the script's calls, or None.
+        stats: figures before them.
+        then: what the optimizer does after them by itself.
+
+    Returns:
+        Threshold, coefficient, cosine and action.
+    """
+    one = tf.ones_like(stats.total_norm)
+    if clipped is None:
+        return [one * math.inf, one, one, one * 0]
+    outcome = clipped.outcome(stats, then)
+    action = tf.where(outcome.clipped, one * CLIP, one * NONE)
+    return [outcome.threshold, outcome.coef, outcome.cosine, action]
+
+
+def rate_of(optimizer: object) -> object:
+    """An optimizer's learning rate, wherever its class keeps it; NaN where it is not found."""
+    for name in ("learning_rate", "_learning_rate", "_lr"):
+        rate = getattr(optimizer, name, None)
+        if rate is not None and not callable(rate):
+            return rate
+    return math.nan
+
+
+def _described(variable: Variable, optimizer: int) -> TensorInfo:
+    return TensorInfo(
+        name=str(variable.name).partition(":")[0],
+        shape=tuple(int(length) for length in variable.shape),
+        dtype=str(getattr(variable.dtype, "name", variable.dtype)).removesuffix("_ref"),
+        optimizer=optimizer,
+    )

@@ -1,0 +1,285 @@
+"""One optimizer's steps on their way into the run file, as rows of figures.
+
+Code that is traced (TensorFlow, JAX) hands its figures out as one row of numbers a step; what a
+row cannot hold, where clip calls stand and what they are called, is known when the code is
+traced, and stays here under the number that the row carries.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from steadygrad.launch.clip_calls import CallBook
+from steadygrad.launch.placements import Placement
+from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+    from steadygrad.runlog import RunWriter
+
+BATCH = ("loss", "lr", "loss_scale", "kind", "place")
+"""What every micro-batch tells: ``kind`` is one of the three below, ``place`` the number of the
+`Placement`s that its trace has."""
+CALL = ("max_norm", "norm", "coef")
+MOST_CALLS = 4
+"""So many clip calls a step have figures."""
+STEP = ("norm", "threshold", "coef", "cosine", "action")
+LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
+WAITS, STEPS, DROPPED = 0, 1, 2
+"""What a micro-batch is: one that is added up, the last of a window, one left out of it."""
+
+HEAD_WIDTH = len(BATCH) + MOST_CALLS * len(CALL)
+
+
+def body_width(tensors: int) -> int:
+    """Numbers in a row after its head: the step's, and those of each tensor."""
+    return len(STEP) + len(LEAVES) * tensors
+
+
+class Ring(Protocol):
+    """Rows that wait on a device until they are read."""
+
+    def read(self) -> list[NDArray[np.float64]]:
+        """The rows since the last call."""
+
+    def stop_reading(self) -> None:
+        """End the thread that reads."""
+
+
+class Track:
+    """One optimizer's steps on their way into the run file.
+
+    Args:
+        session: the run.
+        infos: the optimizer's tensors.
+        index: its number within the run.
+        variables: its variables, in the order of ``infos``.
+        settle: waits until every row that is under way has arrived.
+        book: counts clip calls.
+
+    Attributes:
+        steps: how many have been taken.
+        ring: where rows wait; None where they are handed over at once.
+        ids: the tensors' numbers in the run file; None before the first step.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        infos: list[TensorInfo],
+        index: int,
+        variables: Sequence[object],
+        settle: Callable[[], None],
+        book: CallBook,
+    ) -> None:
+        self.infos, self.index, self.steps = infos, index, 0
+        self.variables = list(variables)
+        self.ring: Ring | None = None
+        self.ids: NDArray[np.int64] | None = None
+        self._session, self._settle, self._book = session, settle, book
+        self._places: list[list[Placement]] = []
+        self._shared: dict[tuple[Placement, ...], int] = {}
+        self._traced: set[int] = set()
+        self._late: list[Placement] = []
+        self._rows: deque[NDArray[np.float64]] = deque()
+        self._losses: list[float] = []
+        self._calls: list[tuple[int, int, NDArray[np.float64]]] = []
+        self._batches = 0
+        self._lock = threading.Lock()
+
+    def place(self, placements: Sequence[Placement], traced: bool = False) -> int:
+        """The number by which rows name the clip calls of their trace.
+
+        Args:
+            placements: the calls.
+            traced: they are of code that runs again, to which `add_late` may add.
+
+        Returns:
+            A number; -1 for no calls that could become some.
+        """
+        key = (*placements, *self._late)
+        self._late = []
+        if not key and not traced:
+            return -1
+        if not traced and key in self._shared:
+            return self._shared[key]
+        self._places.append(list(key))
+        number = len(self._places) - 1
+        if traced:
+            self._traced.add(number)
+        else:
+            self._shared[key] = number
+        return number
+
+    def add_late(self, place: int, placement: Placement) -> None:
+        """Note a clip call that stands behind the step, in the code that is traced.
+
+        Args:
+            place: the step's, as `place` gave it; -1 where nothing is traced: the call is then
+                told with the step that follows.
+            placement: the call.
+        """
+        calls = self._late if place < 0 else self._places[place]
+        for number, other in enumerate(calls):
+            if other.goes_with(placement):
+                calls[number] = other.joined(placement)
+                return
+        calls.append(placement)
+
+    @property
+    def writer(self) -> RunWriter | None:
+        """The run file's; None where there is none."""
+        return self._session.writer()
+
+    def settled(self) -> int:
+        """How many steps have been taken, once all of them are written."""
+        self._settle()
+        self.drain()
+        return self.steps
+
+    def push(self, row: ArrayLike) -> None:
+        """Take one step's row; called from whichever thread the backend has."""
+        self._rows.append(np.asarray(row, np.float64))
+        self.drain()
+
+    def drain(self) -> None:
+        """Write the rows that have come, in order."""
+        with self._lock:
+            if self.ring is not None:
+                self._rows.extend(self.ring.read())
+            while self._rows:  # called from threads that no error may end
+                row = self._rows.popleft()
+                self._session.guarded("a step is not recorded", self._sort, row)
+
+    def finish(self) -> None:
+        """Write what the device still holds."""
+        if self.ring is not None:
+            self.ring.stop_reading()
+        self.drain()
+
+    def _sort(self, row: NDArray[np.float64]) -> None:
+        """Tell a step from a micro-batch, and keep or write it."""
+        head = dict(zip(BATCH, row[: len(BATCH)].tolist(), strict=True))
+        kind, place = int(head.pop("kind")), int(head.pop("place"))
+        self._batches += 1
+        if kind != DROPPED:
+            self._losses.append(head["loss"])
+            self._calls.append((self._batches, place, row[len(BATCH) : HEAD_WIDTH]))
+        if kind == STEPS:  # a step's loss is the mean of its micro-batches'
+            head["loss"], self._losses = sum(self._losses) / len(self._losses), []
+        if kind != WAITS:
+            self._write_step(head, row[HEAD_WIDTH:])
+        if kind == STEPS:
+            self._write_calls(self.steps - 1)
+
+    def _write_step(self, head: dict[str, float], body: NDArray[np.float64]) -> None:
+        writer = self.writer
+        step, self.steps = self.steps, self.steps + 1
+        if writer is None:
+            return
+        if self.ids is None:
+            self.ids = np.asarray(writer.add_tensors(self.infos), np.int64)
+        numbers = dict(zip(STEP, body[: len(STEP)].tolist(), strict=True))
+        action = ACTIONS[int(numbers.pop("action"))]
+        figures = body[len(STEP) :].reshape(len(LEAVES), len(self.infos))
+        bad = int(np.nan_to_num(figures[LEAVES.index("nonfinite")]).sum())
+        record = StepRecord(
+            step=step,
+            time=time.time(),
+            nonfinite=bad,
+            optimizer=self.index,
+            action=action,
+            **head,
+            **numbers,
+        )
+        there = ~np.isnan(figures[LEAVES.index("zeros")])
+        writer.write_step(record, self.ids[there], *figures[:, there])
+
+    def _write_calls(self, step: int) -> None:
+        calls, self._calls, self._batches = self._calls, [], 0
+        for batch, place, numbers in calls:
+            rows = iter(numbers.reshape(MOST_CALLS, len(CALL)).tolist())
+            for placement in self._places[place] if place >= 0 else ():
+                blank = [placement.max_norm, math.nan, 1.0]
+                row = blank if placement.without_effect else next(rows, blank)
+                figures = dict(zip(CALL, row, strict=True))
+                # a call behind a step stands before the next one
+                behind = placement.late and place in self._traced
+                self._write_call(placement, step + behind, batch, figures)
+
+    def _write_call(
+        self, placement: Placement, step: int, batch: int, figures: dict[str, float]
+    ) -> None:
+        place = placement.place(figures["max_norm"], batch)
+        writer = self.writer
+        if self._book.enter(place, step, self.index, figures["max_norm"]) and writer is not None:
+            event = placement.event(step, self.index, batch, figures)
+            writer.write_event("script_clip", event, step)
+
+
+class Tracks:
+    """All tracks of one process; tells the run file which optimizers there are.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._optimizers: list[dict[str, str | int]] = []
+        self._all: list[Track] = []
+        self.book = CallBook()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return sum(track.steps for track in self._all)
+
+    @property
+    def next_index(self) -> int:
+        """The number of the next optimizer."""
+        return len(self._all)
+
+    def add(
+        self,
+        kind: str,
+        infos: list[TensorInfo],
+        variables: Sequence[object],
+        settle: Callable[[], None],
+        facts: Mapping[str, object],
+    ) -> Track:
+        """A new optimizer.
+
+        Args:
+            kind: name of its class.
+            infos: its tensors, which name `next_index` as their optimizer.
+            variables: its variables, in the order of ``infos``.
+            settle: waits until every row that is under way has arrived.
+            facts: what the run file says of the framework.
+
+        Returns:
+            Its track.
+        """
+        track = Track(self._session, infos, self.next_index, variables, settle, self.book)
+        self._all.append(track)
+        self._optimizers.append({"class": kind, "index": track.index})
+        writer = self._session.writer()
+        if writer is not None:
+            writer.update_info(optimizers=self._optimizers, **facts)
+        return track
+
+    def finish(self) -> None:
+        """Write what the devices still hold, and the counts of clip calls."""
+        for track in self._all:
+            self._session.guarded("the last steps are not recorded", track.finish)
+        writer = self._session.writer() if self.steps else None
+        if writer is not None and self.book.summary():
+            writer.update_info(clip_calls=self.book.summary())
