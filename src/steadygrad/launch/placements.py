@@ -24,6 +24,7 @@ class Placement:
         scaled: the gradients carry a loss scale.
         late: a step had applied the gradients already.
         discarded: the step was given the gradients as they were before the call.
+        own: the optimizer clips by itself, as the last before its step.
         max_norm: its threshold, where the trace knows it; NaN where only the row does.
     """
 
@@ -37,6 +38,7 @@ class Placement:
     scaled: bool = False
     late: bool = False
     discarded: bool = False
+    own: bool = False
     max_norm: float = math.nan
 
     @property

@@ -178,7 +178,8 @@ class Track:
         if kind != WAITS:
             self._write_step(head, row[HEAD_WIDTH:])
         if kind == STEPS:
-            self._write_calls(self.steps - 1)
+            body = dict(zip(STEP, row[HEAD_WIDTH:].tolist(), strict=False))
+            self._write_calls(self.steps - 1, [body["norm"], body["coef"]])
 
     def _write_step(self, head: dict[str, float], body: NDArray[np.float64]) -> None:
         writer = self.writer
@@ -188,7 +189,7 @@ class Track:
         if self.ids is None:
             self.ids = np.asarray(writer.add_tensors(self.infos), np.int64)
         numbers = dict(zip(STEP, body[: len(STEP)].tolist(), strict=True))
-        action = ACTIONS[int(numbers.pop("action"))]
+        action = ACTIONS[int(numbers["action"])]
         figures = body[len(STEP) :].reshape(len(LEAVES), len(self.infos))
         bad = int(np.nan_to_num(figures[LEAVES.index("nonfinite")]).sum())
         record = StepRecord(
@@ -197,19 +198,28 @@ class Track:
             nonfinite=bad,
             optimizer=self.index,
             action=action,
-            **head,
-            **numbers,
+            loss=head["loss"],
+            lr=head["lr"],
+            loss_scale=head["loss_scale"],
+            norm=numbers["norm"],
+            threshold=numbers["threshold"],
+            coef=numbers["coef"],
+            cosine=numbers["cosine"],
         )
         there = ~np.isnan(figures[LEAVES.index("zeros")])
         writer.write_step(record, self.ids[there], *figures[:, there])
 
-    def _write_calls(self, step: int) -> None:
+    def _write_calls(self, step: int, outcome: Sequence[float]) -> None:
+        """Write the clip calls before a step, whose norm and coefficient are ``outcome``."""
         calls, self._calls, self._batches = self._calls, [], 0
         for batch, place, numbers in calls:
             rows = iter(numbers.reshape(MOST_CALLS, len(CALL)).tolist())
             for placement in self._places[place] if place >= 0 else ():
-                blank = [placement.max_norm, math.nan, 1.0]
-                row = blank if placement.without_effect else next(rows, blank)
+                row = [placement.max_norm, math.nan, 1.0]
+                if placement.own:
+                    row = [placement.max_norm, *(outcome if placement.depth == 0 else row[1:])]
+                elif not placement.without_effect:
+                    row = next(rows, row)
                 figures = dict(zip(CALL, row, strict=True))
                 # a call behind a step stands before the next one
                 behind = placement.late and place in self._traced

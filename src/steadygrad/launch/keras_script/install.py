@@ -64,7 +64,8 @@ def _patch_apply(base: Any, observer: KerasObserver, takeover: Takeover | None) 
             return self.apply(grads, trainable_variables)
         grads = list(grads)
         observer.before_apply(self, grads, trainable_variables)
-        return original(self, grads, trainable_variables)
+        with observer.at_work():
+            return original(self, grads, trainable_variables)
 
     base.apply = apply
 

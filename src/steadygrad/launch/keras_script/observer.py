@@ -14,6 +14,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,13 @@ class KerasObserver:
         finally:
             self._scalers.pop()
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """An optimizer takes its step: what it clips now is not the script's."""
+        log = None if self._under is None or self.tensorflow is None else self.tensorflow.log
+        with nullcontext() if log is None else log.muted():
+            yield
+
     def _follow_scaled(self, scaler: Any, gradients: Sequence[Any]) -> None:
         """Note which clip calls scaled gradients have passed: those inside are other tensors."""
         if self.tensorflow is not None:
@@ -248,8 +256,10 @@ class KerasObserver:
 
     def _script_clips(self, track: Track, given: StepGiven) -> tuple[Clipped | None, int]:
         """The script's own clip calls on these gradients, where they can be followed."""
+        own = own_clip(given.optimizer)
         if self.tensorflow is None:
-            return None, -1
+            places = [] if own is None else [own.placement(len(given.places), 0)]
+            return None, track.place(places)
         clipped = None
         if self._scalers:
             scaler, clipped = self._scalers[-1]
@@ -257,7 +267,9 @@ class KerasObserver:
                 clipped.scale = scaler.dynamic_scale.value
         if clipped is None:
             clipped = self.tensorflow.clipped(given.gradients, given.optimizer.loss_scale_factor)
-        return clipped, self.tensorflow.placements(track, given.gradients, clipped)
+        depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
+        places = [] if own is None else [own.placement(len(given.places), depth)]
+        return clipped, self.tensorflow.placements(track, given.gradients, clipped, places)
 
     def _body_of(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from steadygrad.launch.placements import Placement
 from steadygrad.policies import Policy
 from steadygrad.policies.specs import parse
 
@@ -33,6 +34,28 @@ class OwnClip:
     keyword: str
     value: float
     policy: Policy
+
+    def placement(self, tensors: int, depth: int) -> Placement:
+        """Where it stands: in the optimizer, over all that it is given.
+
+        Args:
+            tensors: how many gradients the step has.
+            depth: the script's own clip calls before.
+
+        Returns:
+            The placement.
+        """
+        return Placement(
+            function=self.keyword,
+            tensors=tensors,
+            passed=tensors,
+            of_tensors=tensors,
+            by_value=self.keyword == "clipvalue",
+            per_tensor=self.keyword == "clipnorm",
+            depth=depth,
+            own=True,
+            max_norm=self.value,
+        )
 
 
 def own_clip(optimizer: Optimizer) -> OwnClip | None:

@@ -7,6 +7,7 @@ were before. That works in a graph while it is traced as it does eagerly; nothin
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -69,8 +70,7 @@ class ClipCall:
     @property
     def static_limit(self) -> float:
         """The threshold where it is known without running anything; else NaN."""
-        value = tf.get_static_value(self.limit) if tf.is_tensor(self.limit) else self.limit
-        return float("nan") if value is None else float(np.max(np.abs(np.asarray(value))))
+        return static(self.limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Passed:
     """A call whose result no step has been given yet; keeps no tensor alive."""
 
     function: str
-    limit: float
+    limit: float | tf.Tensor
     tensors: list[weakref.ref[Gradient]]
     used: bool = False
     placed: bool = False
@@ -133,9 +133,11 @@ class ClipLog:
     Attributes:
         listens: a backward pass has run since the last step: what is clipped eagerly before may be
             an activation, which must not be kept alive.
+        deaf: over 0 while an optimizer works: what it clips by itself is no call of the script's.
     """
 
     listens: bool = False
+    deaf: int = 0
     waiting: list[Passed] = field(default_factory=list)
     _steps: list[Applied] = field(default_factory=list)
     _links: dict[int, tuple[weakref.ref[Gradient], Row]] = field(default_factory=dict)
@@ -150,7 +152,7 @@ class ClipLog:
         """
         if not before or (tf.executing_eagerly() and not self.listens):
             return
-        passed = Passed(call.function, call.static_limit, [weakref.ref(t) for t in before])
+        passed = Passed(call.function, call.limit, [weakref.ref(t) for t in before])
         self.waiting = [*self.waiting[1 - MOST_WAITING :], passed]
         for given, returned in zip(before, after, strict=True):
             if returned is not given:
@@ -168,6 +170,15 @@ class ClipLog:
             return
         key, links = id(returned), self._links
         links[key] = weakref.ref(returned, lambda _: links.pop(key, None)), row
+
+    @contextlib.contextmanager
+    def muted(self) -> Iterator[None]:
+        """While an optimizer works."""
+        self.deaf += 1
+        try:
+            yield
+        finally:
+            self.deaf -= 1
 
     def chain(self, gradient: Gradient) -> list[Link]:
         """The clip calls that a gradient has passed, the first one first.
@@ -237,6 +248,12 @@ class ClipLog:
         return sorted({p.function for p in lost if p.function == "clip_by_global_norm"})
 
 
+def static(limit: float | tf.Tensor) -> float:
+    """A threshold where it is known without running anything; else NaN."""
+    value = tf.get_static_value(limit) if tf.is_tensor(limit) else limit
+    return float("nan") if value is None else float(np.max(np.abs(np.asarray(value))))
+
+
 def _placement_of(passed: Passed, tensors: int, of_tensors: int, late: bool) -> Placement:
     return Placement(
         function=f"tf.{passed.function}",
@@ -247,7 +264,7 @@ def _placement_of(passed: Passed, tensors: int, of_tensors: int, late: bool) -> 
         per_tensor=passed.function == "clip_by_norm",
         late=late,
         discarded=not late,
-        max_norm=passed.limit,
+        max_norm=static(passed.limit),
     )
 
 

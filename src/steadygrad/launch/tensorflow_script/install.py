@@ -83,7 +83,11 @@ class Patches:
         """An optimizer is given gradients; one inside of another belongs to it."""
         self._depth += 1
         try:
-            with self._told(optimizer, grads_and_vars) if self._depth == 1 else nullcontext():
+            with contextlib.ExitStack() as around:
+                if self._depth == 1:
+                    around.enter_context(self._told(optimizer, grads_and_vars))
+                if self._observer is not None:
+                    around.enter_context(self._observer.log.muted())
                 yield
         finally:
             self._depth -= 1

@@ -111,7 +111,11 @@ class TensorFlowObserver:
         return [chain[0].before if chain else gradient for chain, gradient in pairs]
 
     def placements(
-        self, track: Track, gradients: Sequence[Gradient], clipped: Clipped | None
+        self,
+        track: Track,
+        gradients: Sequence[Gradient],
+        clipped: Clipped | None,
+        own: Sequence[Placement] = (),
     ) -> int:
         """The number of the places at which the clip calls of a step stand.
 
@@ -119,6 +123,7 @@ class TensorFlowObserver:
             track: the optimizer's.
             gradients: what the step was given.
             clipped: as `clipped` returned it.
+            own: what the optimizer clips by itself.
 
         Returns:
             As `Track.place` has it.
@@ -126,6 +131,7 @@ class TensorFlowObserver:
         traced = not tf.executing_eagerly()
         places: list[Placement] = [] if clipped is None else clipped.placements()
         places += self.log.discarded(gradients, len(gradients))
+        places += own
         number = track.place(places, traced)
         refs = {id(gradient): weakref.ref(gradient) for gradient in gradients}
 

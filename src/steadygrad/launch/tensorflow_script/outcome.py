@@ -212,10 +212,11 @@ def norms_of(gradients: Sequence[Gradient]) -> tf.Tensor:
 
 
 def factor(norm: tf.Tensor, limit: tf.Tensor) -> tf.Tensor:
-    """What TensorFlow multiplies by: NaN where the norm is not finite."""
+    """What TensorFlow multiplies by: NaN where the norm or the threshold is not finite."""
     over = norm > limit
     shrunk = tf.where(over, limit / tf.where(over, norm, 1.0), tf.ones_like(norm))
-    return tf.where(tf.math.is_finite(norm), shrunk, tf.constant(float("nan"), tf.float64))
+    usable = tf.math.is_finite(norm) & tf.math.is_finite(limit)  # TensorFlow: inf * (1 / inf)
+    return tf.where(usable, shrunk, tf.constant(float("nan"), tf.float64))
 
 
 def values(gradient: Gradient) -> tf.Tensor:
