@@ -29,6 +29,12 @@ class JaxBackend:
     def leaf(self, gradient: Any) -> Any:
         return gradient
 
+    def unread(self, gradient: Any) -> Any:
+        return gradient
+
+    def quotient(self, gradient: Any, scale: Any) -> Any:
+        return gradient / scale
+
     def dense(self, gradient: Any) -> Any:
         return gradient
 
@@ -74,6 +80,26 @@ class TensorFlowBackend:
         from steadygrad.tensorflow.engine import merged
 
         return getattr(merged(gradient), "values", None) if _is_sparse(gradient) else gradient
+
+    def unread(self, gradient: Any) -> Any:
+        """A gradient for reading only: the step must be computed as if nobody read it."""
+        import tensorflow as tf
+
+        from steadygrad.tensorflow.shadow import unread
+
+        if not _is_sparse(gradient):
+            return unread(gradient)
+        return tf.IndexedSlices(unread(gradient.values), gradient.indices, gradient.dense_shape)
+
+    def quotient(self, gradient: Any, scale: Any) -> Any:
+        import tensorflow as tf
+
+        from steadygrad.tensorflow.rounding import narrow, widen
+
+        if _is_sparse(gradient):
+            values = self.quotient(gradient.values, scale)
+            return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return narrow(widen(gradient) / tf.cast(scale, tf.float64), gradient.dtype)
 
     def dense(self, gradient: Any) -> Any:
         from steadygrad.tensorflow.engine import densified
@@ -149,6 +175,12 @@ class TorchBackend:
 
     def leaf(self, gradient: Any) -> Any:
         return gradient.detach()
+
+    def unread(self, gradient: Any) -> Any:
+        return gradient
+
+    def quotient(self, gradient: Any, scale: Any) -> Any:
+        return gradient / scale
 
     def dense(self, gradient: Any) -> Any:
         return gradient.detach()

@@ -240,7 +240,7 @@ class KerasObserver:
         clipped, place = self._script_clips(track, given)
         applied, kind = self._averaged(given, variables)
         if clipped is not None and kind is None:
-            before = [g if clipped.scale is None else g / clipped.scale for g in clipped.before]
+            before = self._divided(clipped.before, clipped.scale)
         else:
             before = applied
         head = self._head(given, kind, applied[0], place, clipped)
@@ -253,6 +253,14 @@ class KerasObserver:
         rest = body() if kind is None else self.side.when(kind, body, width)
         with self.backend.engine.scope():
             self.side.emit(track, self.side.joined(head, rest))
+
+    def _divided(self, gradients: Sequence[Any], scale: Any) -> list[Any]:
+        """Gradients for reading, without their loss scale; not by the optimizer's own operations,
+        with which TensorFlow would merge ours."""
+        gradients = [self.backend.unread(gradient) for gradient in gradients]
+        if scale is None:
+            return gradients
+        return [self.backend.quotient(gradient, scale) for gradient in gradients]
 
     def _script_clips(self, track: Track, given: StepGiven) -> tuple[Clipped | None, int]:
         """The script's own clip calls on these gradients, where they can be followed."""
@@ -320,8 +328,7 @@ class KerasObserver:
 
         optimizer, gradients = given.optimizer, given.gradients
         scale, every = optimizer.loss_scale_factor, optimizer.gradient_accumulation_steps
-        if scale is not None:
-            gradients = [gradient / scale for gradient in gradients]
+        gradients = self._divided(gradients, scale)
         if not every:
             return gradients, None
         if not optimizer.built:  # as it would itself, a moment later

@@ -48,14 +48,16 @@ class ClipCall:
         limit: the threshold, a number or a tensor.
         tensors: what it was given, without None.
         use_norm: the norm that the script handed to it, or None.
-        whole: a tensor has one norm, not one along some axes.
+        axes: along which a norm of each slice is taken; None for one norm of the tensor.
+        bounds: the lowest and the highest value, of a call by value.
     """
 
     function: str
     limit: float | tf.Tensor
     tensors: list[Gradient]
     use_norm: tf.Tensor | None = None
-    whole: bool = True
+    axes: Sequence[int] | int | None = None
+    bounds: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0)
 
     @property
     def by_value(self) -> bool:
@@ -150,14 +152,15 @@ class ClipLog:
             before: what it was given, without None.
             after: what it returned for each.
         """
-        if not before or (tf.executing_eagerly() and not self.listens):
+        if not before or self.deaf:
             return
         passed = Passed(call.function, call.limit, [weakref.ref(t) for t in before])
+        if self._told_late(passed) or (tf.executing_eagerly() and not self.listens):
+            return
         self.waiting = [*self.waiting[1 - MOST_WAITING :], passed]
         for given, returned in zip(before, after, strict=True):
             if returned is not given:
                 self._remember(returned, Row(call, given, passed))
-        self._tell_if_late(passed)
 
     def _remember(self, returned: Gradient, row: Row) -> None:
         graph = _graph_of(returned)
@@ -234,13 +237,13 @@ class ClipLog:
         self.listens = False
         self._steps = [*self._steps[1 - MOST_STEPS :], step]
 
-    def _tell_if_late(self, passed: Passed) -> None:
+    def _told_late(self, passed: Passed) -> bool:
         for step in self._steps:
             own = passed.among({key for key, ref in step.refs.items() if ref() is not None})
             if own:
-                passed.placed = True
                 step.tell(_placement_of(passed, own, len(step.refs), late=True))
-                return
+                return True
+        return False
 
     def lost(self) -> list[str]:
         """Names of functions whose results reached no step, as far as can be seen."""

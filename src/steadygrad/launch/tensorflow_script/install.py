@@ -198,10 +198,11 @@ def _call_of(
         tensors, limit = list(argument(0, "t_list")), argument(1, "clip_norm")
         return ClipCall(name, limit, tensors, argument(2, "use_norm")), list(result[0])
     if name == "clip_by_norm":
-        whole = argument(2, "axes") is None
-        return ClipCall(name, argument(1, "clip_norm"), [argument(0, "t")], None, whole), [result]
+        limit, axes = argument(1, "clip_norm"), argument(2, "axes")
+        return ClipCall(name, limit, [argument(0, "t")], axes=axes), [result]
     low, high = argument(1, "clip_value_min"), argument(2, "clip_value_max")
-    return ClipCall(name, _wider(low, high), [argument(0, "t")]), [result]
+    limit = _wider(low, high)
+    return ClipCall(name, limit, [argument(0, "t")], bounds=(low, high)), [result]
 
 
 def _wider(low: Any, high: Any) -> Any:

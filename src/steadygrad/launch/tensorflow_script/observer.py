@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
 from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog, Gradient
-from steadygrad.launch.tensorflow_script.outcome import Clipped
+from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide
 from steadygrad.launch.track import HEAD_WIDTH, LEAVES, STEPS, Track, Tracks, body_width
 from steadygrad.policies import Policy
@@ -25,6 +25,7 @@ from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+from steadygrad.tensorflow.shadow import unread
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
@@ -182,7 +183,7 @@ class TensorFlowObserver:
         self, gradients: Sequence[Gradient], track: Track, places: Sequence[int]
     ) -> GradientStats:
         """The figures of gradients, at these places of a track."""
-        leaves = [getattr(merged(gradient), "values", gradient) for gradient in gradients]
+        leaves = [unread(values(merged(gradient))) for gradient in gradients]
         names = tuple(track.infos[i].name for i in places)
         return measure(self._engine, leaves, names, 2.0, full=True)
 

@@ -5,6 +5,7 @@ Calls by norm are one factor a tensor, which their norms give; what was clamped 
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from steadygrad.tensorflow import namespace as xp
 from steadygrad.tensorflow.engine import TensorFlowEngine, merged
 from steadygrad.tensorflow.norms import leaf_norms
 from steadygrad.tensorflow.rounding import widen
+from steadygrad.tensorflow.shadow import unread
 
 
 class Outcome(NamedTuple):
@@ -93,23 +95,9 @@ class Clipped:
 
     def figures(self) -> list[tf.Tensor]:
         """`CALL` of each of the first `MOST_CALLS` calls, then NaN."""
-        rows = [tf.stack(self._figures(group)) for group in self.groups[:MOST_CALLS]]
+        rows = [tf.stack(row) for row in self._replayed[1][:MOST_CALLS]]
         gap = tf.fill([len(CALL)], tf.constant(float("nan"), tf.float64))
         return [*rows, *[gap] * (MOST_CALLS - len(rows))]
-
-    def _figures(self, group: Group) -> list[tf.Tensor]:
-        limit = limit_of(group.call)
-        if not group.call.per_tensor and not group.call.by_value:
-            norm = norm_used(group.call)
-            return [limit, norm, factor(norm, limit)]
-        links = list(group.links.values())
-        before, after = (
-            combine_norms(xp, norms_of([getattr(link, side) for link in links]), 2.0)
-            for side in ("before", "after")
-        )
-        positive = before > 0
-        ratio = tf.where(positive, after / tf.where(positive, before, 1.0), tf.ones_like(before))
-        return [limit, before, ratio]
 
     def outcome(self, stats: GradientStats, then: Policy | None = None) -> Outcome:
         """What the calls left.
@@ -123,54 +111,86 @@ class Clipped:
         """
         one = tf.ones_like(stats.total_norm)
         scale = one if self.scale is None else tf.cast(self.scale, tf.float64)
-        limits = [limit_of(group.call) / scale for group in self.groups]
-        threshold = tf.reduce_min(tf.stack(limits))
+        threshold = tf.reduce_min(tf.stack([limit_of(g.call) / scale for g in self.groups]))
+        after = [leaf / scale for leaf in self._replayed[0]]
         if then is not None:
-            return self._followed(stats, scale, threshold, then)
-        whole = len(self.groups) == 1 and len(self.groups[0].links) == len(self._chains)
-        if whole and self.groups[0].call.function == "clip_by_global_norm":
-            coef = factor(norm_used(self.groups[0].call), limit_of(self.groups[0].call))
+            done = step(TensorFlowEngine(), then, "propagate", {}, after, stats.names, {})
+            threshold, after = tf.minimum(threshold, done.threshold) * one, done.leaves
+        elif self._is_one_factor:
+            coef = self._replayed[1][0][2]
             return Outcome(threshold, coef, one, coef < 1.0)
-        every = [bool(chain) for chain in self._chains]
-        return Outcome(threshold, *self._compared(stats, scale, self._applied, every))
+        return Outcome(threshold, *self._compared(stats, after, scale))
 
-    def _followed(
-        self, stats: GradientStats, scale: tf.Tensor, threshold: tf.Tensor, then: Policy
-    ) -> Outcome:
-        """What a policy of the optimizer's own leaves of what the calls left."""
-        leaves = [values(merged(gradient)) for gradient in self._applied]
-        leaves = [leaf / tf.cast(scale, leaf.dtype) for leaf in leaves]
-        done = step(TensorFlowEngine(), then, "propagate", {}, leaves, stats.names, {})
-        least = tf.minimum(threshold, done.threshold)
-        one = tf.ones_like(scale)
-        # the leaves are divided by the scale already; what they are compared with is not
-        scaled = [leaf * tf.cast(scale, leaf.dtype) for leaf in done.leaves]
-        return Outcome(least * one, *self._compared(stats, scale, scaled, [True] * len(leaves)))
+    @property
+    def _is_one_factor(self) -> bool:
+        group = self.groups[0]
+        whole = len(self.groups) == 1 and len(group.links) == len(self._chains)
+        return whole and group.call.function == "clip_by_global_norm"
 
     def _compared(
-        self,
-        stats: GradientStats,
-        scale: tf.Tensor,
-        applied: Sequence[Gradient],
-        touched: Sequence[bool],
+        self, stats: GradientStats, after: Sequence[tf.Tensor], scale: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Coefficient, cosine, and whether anything changed, from the tensors themselves."""
+        """Coefficient, cosine, and whether anything changed."""
         unit = unit_of(xp, stats.norms)
         left, dots, changes = [], [], []
-        rows = zip(self.before, applied, tf.unstack(stats.norms), touched, strict=True)
-        for before, after, norm, may_differ in rows:
-            if not may_differ:
-                left.append(norm / unit)
-                dots.append((norm / unit) ** 2)
-                continue
-            was, now = (widen(values(merged(g))) / scale for g in (before, after))
-            left.append(norms_of([after])[0] / scale / unit)
-            dots.append(
-                tf.cast(tf.math.real(tf.reduce_sum((was / unit) * (now / unit))), tf.float64)
-            )
+        for before, now in zip(self._wide, after, strict=True):
+            was = before / scale
+            left.append(norm_of(now) / unit)
+            dots.append(tf.math.real(tf.reduce_sum((was / unit) * (now / unit))))
             changes.append(tf.reduce_any(was != now))
         clipped = tf.reduce_any(tf.stack(changes))
         return compare(xp, stats, tf.stack(left), tf.stack(dots), clipped)
+
+    @functools.cached_property
+    def _wide(self) -> list[tf.Tensor]:
+        """The numbers of `before`, in float64."""
+        return [widen(unread(values(merged(gradient)))) for gradient in self.before]
+
+    @functools.cached_property
+    def _replayed(self) -> tuple[list[tf.Tensor], list[list[tf.Tensor]]]:
+        """What the calls make of `before`, computed here in float64, and `CALL` of each.
+
+        What they returned is not read: TensorFlow joins it with what the optimizer multiplies by
+        where nothing else reads it, so that reading it would change the weights' last bits.
+        """
+        here, figures = list(self._wide), []
+        for group in self.groups:
+            limit = limit_of(group.call)
+            norm = combine_norms(xp, tf.stack([norm_of(here[i]) for i in group.links]), 2.0)
+            if group.call.by_value or group.call.per_tensor:
+                for i in group.links:
+                    here[i] = _changed(group.call, here[i])
+                after = combine_norms(xp, tf.stack([norm_of(here[i]) for i in group.links]), 2.0)
+                coef = tf.where(norm > 0, after / tf.where(norm > 0, norm, 1.0), 1.0)
+            else:
+                norm = self._norm_used(group, norm)
+                coef = factor(norm, limit)
+                for i in group.links:
+                    here[i] = here[i] * tf.cast(coef, here[i].dtype)
+            figures.append([limit, norm, coef])
+        return here, figures
+
+    def _norm_used(self, group: Group, own: tf.Tensor) -> tf.Tensor:
+        """The norm by which a call scales; NaN where others have passed calls before it too."""
+        call = group.call
+        if call.use_norm is not None:
+            return tf.reshape(tf.cast(unread(call.use_norm), tf.float64), [])
+        if len(call.tensors) == len(group.links):
+            return own
+        if group.depth:
+            return own * float("nan")
+        leaves = [unread(values(merged(tensor))) for tensor in call.tensors]
+        return combine_norms(xp, leaf_norms(leaves, counts=False)[0], 2.0)
+
+
+def _changed(call: ClipCall, wide: tf.Tensor) -> tf.Tensor:
+    """What a call for one tensor makes of it."""
+    if call.by_value:
+        low, high = (tf.cast(unread(tf.convert_to_tensor(b)), wide.dtype) for b in call.bounds)
+        return tf.clip_by_value(wide, low, high)
+    axes = call.axes
+    norm = tf.sqrt(tf.reduce_sum(tf.abs(wide) ** 2, axis=axes, keepdims=axes is not None))
+    return wide * tf.cast(factor(norm, limit_of(call)), wide.dtype)
 
 
 def _groups(chains: Sequence[Sequence[Link]]) -> list[Group]:
@@ -196,19 +216,12 @@ def _key(call: ClipCall, depth: int) -> tuple[object, ...]:
 
 def limit_of(call: ClipCall) -> tf.Tensor:
     """A call's threshold, 0-d in float64; the largest where it has several."""
-    return tf.reduce_max(tf.abs(tf.cast(tf.convert_to_tensor(call.limit), tf.float64)))
+    return tf.reduce_max(tf.abs(tf.cast(unread(tf.convert_to_tensor(call.limit)), tf.float64)))
 
 
-def norm_used(call: ClipCall) -> tf.Tensor:
-    """The norm by which a call scales, in float64."""
-    if call.use_norm is not None:
-        return tf.reshape(tf.cast(call.use_norm, tf.float64), [])
-    return combine_norms(xp, norms_of(call.tensors), 2.0)
-
-
-def norms_of(gradients: Sequence[Gradient]) -> tf.Tensor:
-    """The 2-norm of each, in float64."""
-    return leaf_norms([values(merged(gradient)) for gradient in gradients], counts=False)[0]
+def norm_of(wide: tf.Tensor) -> tf.Tensor:
+    """The 2-norm of a tensor in float64."""
+    return tf.sqrt(tf.reduce_sum(tf.abs(wide) ** 2))
 
 
 def factor(norm: tf.Tensor, limit: tf.Tensor) -> tf.Tensor:
