@@ -63,7 +63,11 @@ def upper_sigma(values: Floats, middle: float) -> float:
 
 
 def spikes(
-    norms: NDArray[Any], ratio: float = 10.0, deviations: float = 8.0, window: int = 32
+    norms: NDArray[Any],
+    ratio: float = 10.0,
+    deviations: float = 8.0,
+    window: int = 32,
+    losses: NDArray[Any] | None = None,
 ) -> NDArray[np.int64]:
     """Places where a norm stands far out of the norms around it.
 
@@ -72,11 +76,15 @@ def spikes(
     run's rare ordinary batch, large against a tiny median alone, is none. Norms of exactly 0
     have no size to compare with, and are left out.
 
+    A spike may throw a training so far that what follows hides it. Where the loss jumps with it,
+    it is therefore compared with what came before it alone as well.
+
     Args:
         norms: finite norms, ``[steps]``.
         ratio: least factor over the median of the neighbours.
         deviations: least distance in the spread of the neighbours' logarithms.
         window: neighbours on each side.
+        losses: of the same steps, NaN where unknown; None for none.
 
     Returns:
         Indices into ``norms``, ascending.
@@ -95,8 +103,21 @@ def spikes(
     candidates = candidates[candidates >= ENOUGH]  # a large first step is no spike
     middle, sigma = _neighbourhoods(logs, candidates, window)
     far = logs[candidates] - middle > np.maximum(math.log(ratio), deviations * sigma)
-    outlying = far & (logs[candidates] - usual > math.log(3))
+    over = logs[candidates] - usual > math.log(3)
+    outlying = far & over
+    if losses is not None:
+        for index in np.flatnonzero(over & ~far):
+            outlying[index] = _throws(logs, losses[alive], int(candidates[index]), window, ratio)
     return np.asarray(alive[candidates[outlying]], np.int64)
+
+
+def _throws(logs: Floats, losses: NDArray[Any], place: int, window: int, ratio: float) -> bool:
+    """Whether norm and loss both stand far over all that came shortly before."""
+    before, known = logs[max(0, place - window) : place], losses[max(0, place - window) : place]
+    known = known[np.isfinite(known)]
+    if not known.size or not losses[place] > max(3 * abs(median(known)), float(known.max())):
+        return False
+    return bool(logs[place] - median(before) > math.log(ratio) and logs[place] > before.max())
 
 
 def _neighbourhoods(logs: Floats, places: NDArray[np.int64], window: int) -> tuple[Floats, Floats]:

@@ -6,6 +6,7 @@ import importlib
 import importlib.resources
 import os
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,8 @@ def _discover() -> dict[str, Rule]:
 
 REGISTRY: dict[str, Rule] = _discover()
 """Id -> rule, ascending."""
+BREAKS = ("SG101", "SG102")
+"""The rules on a break whose cause may lie with another optimizer."""
 NOTHING = "SG000"
 """The rule that speaks where there is nothing to judge."""
 
@@ -60,8 +63,33 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
     for optimizer in np.unique(opened.steps["optimizer"]):
         view = View(opened, int(optimizer))
         findings += _explain(view)
-    told = [f for f in findings if f.id != NOTHING]
+    told = [f for f in _in_order(opened, findings) if f.id != NOTHING]
     return sorted(with_places(told, opened), key=lambda f: f.gravity) or findings
+
+
+def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:
+    """Let the optimizer whose gradients broke first explain the others' breaks.
+
+    Each counts its own steps, so it is by their place in the file that steps are ordered.
+    """
+    broken = (np.asarray(run.steps["nonfinite"]) > 0) | ~np.isfinite(run.steps["norm"])
+    numbers = np.asarray(run.steps["optimizer"])
+    at = {f.optimizer: np.flatnonzero(broken & (numbers == f.optimizer)) for f in findings}
+    breaks = [
+        f for f in findings if f.id in BREAKS and f.severity != "info" and len(at[f.optimizer])
+    ]
+    if len({f.optimizer for f in breaks}) < 2:
+        return findings
+    first = min(breaks, key=lambda f: int(at[f.optimizer][0]))
+    return [
+        _later(f, first.optimizer) if f in breaks and f.optimizer != first.optimizer else f
+        for f in findings
+    ]
+
+
+def _later(finding: Finding, first: int) -> Finding:
+    said = f"Optimizer {first}'s gradients broke before; what it broke is the likely cause here."
+    return replace(finding, severity="info", evidence=(said, *finding.evidence))
 
 
 def _explain(view: View) -> list[Finding]:

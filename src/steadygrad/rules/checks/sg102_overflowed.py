@@ -21,6 +21,11 @@ _CAUSES = (
 
 
 def _title(story: Break) -> str:
+    if story.huge:
+        return (
+            f"Gradients are huge from the start, a norm of {number(float(story.before.max()))}, "
+            f"and turn non-finite at step {story.step}."
+        )
     return (
         f"Gradients exploded: {number(story.growth)} times the ordinary size just before they "
         f"turned non-finite at step {story.step}."

@@ -9,6 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import Break, first_break, tell
+from steadygrad.rules.evidence.dead import nothing_at_all
 from steadygrad.rules.evidence.view import View, number
 from steadygrad.rules.finding import Finding
 
@@ -16,14 +17,48 @@ LARGEST = 65504.0
 
 
 def check(view: View) -> Iterator[Finding]:
+    half = {t.name for t in view.tensors if t.dtype == "float16"}
+    if half and view.enough and nothing_at_all(view):
+        yield _counted(view)
     story = first_break(view)
     if story is None:
         return
-    half = {t.name for t in view.tensors if t.dtype == "float16"}
     broken = [name for name in story.tensors if name in half]
     near = max(_near(view, story, half), _loss_size(view, story))
     if broken and near > LARGEST / 16:
         yield _finding(view, story, broken, near)
+
+
+def _counted(view: View) -> Finding:
+    """A loss of exactly 0 without a gradient: it was divided by an inf."""
+    return finding(
+        view,
+        "SG105",
+        "error",
+        0.9,
+        "The loss is exactly 0 and so is every gradient: a float16 sum or count overflows to inf, "
+        "and what is divided by it is 0.",
+        evidence=[
+            f"Loss and gradient norm are 0 in all {len(view)} steps; the weights are float16, "
+            "which ends at 65504: a sum over a batch, or the number of its elements, is soon more.",
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=[
+            "a mean written as a sum over a count, both in float16",
+            "a mask that is summed in float16",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="loss = error.float().sum() / count.float()  # reduce in float32\n"
+                "loss = error.float().mean()  # or let mean() count",
+                keras='loss = keras.ops.mean(keras.ops.cast(error, "float32"))',
+                jax="loss = jnp.mean(error.astype(jnp.float32))",
+            )
+        ],
+        figures={},
+    )
 
 
 def _loss_size(view: View, story: Break) -> float:
@@ -77,4 +112,9 @@ def _finding(view: View, story: Break, broken: list[str], near: float) -> Findin
     )
 
 
-RULE = Rule("SG105", "float16 overflow", check, supersedes=("SG101", "SG102", "SG201", "SG202"))
+RULE = Rule(
+    "SG105",
+    "float16 overflow",
+    check,
+    supersedes=("SG101", "SG102", "SG106", "SG201", "SG202", "SG302"),
+)

@@ -8,6 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.dead import nothing_at_all
 from steadygrad.rules.evidence.view import Array, View, columns_median, number, percent
 from steadygrad.rules.finding import Finding
 
@@ -16,7 +17,7 @@ NORMAL = 6.1e-5
 
 
 def check(view: View) -> Iterator[Finding]:
-    if not view.enough:
+    if not view.enough or nothing_at_all(view):
         return
     half = np.array([t.dtype == "float16" for t in view.tensors], dtype=bool)
     mixed = view.amp and not half.any()

@@ -19,6 +19,8 @@ from steadygrad.rules.evidence.view import (
 from steadygrad.rules.finding import Finding
 
 GROWN = 10.0
+SWOLLEN, STEADY = 3.0, 1.5
+"""Growth of the weights from which they explain that of gradients, and up to which they do not."""
 
 _CAUSES = (
     "the learning rate is too high for this loss surface, or rises in a schedule",
@@ -37,11 +39,38 @@ def check(view: View) -> Iterator[Finding]:
     start, end = median(smooth[:tenth]), median(smooth[-tenth:])
     steady = order_agreement(smooth)
     if end / max(start, 1e-300) >= _least(view) and steady >= 0.4:
+        if not _anothers(view):
+            yield _finding(view, steady, (start, end), "in the first tenth")
+    elif end / max(start, 1e-300) >= GROWN and _unbounded(view):
         yield _finding(view, steady, (start, end), "in the first tenth")
     elif view.loss_trend.blew_up:
         first, floor = median(norms[:3]), float(smooth[len(smooth) // 2 :].min())
         if floor > GROWN * first:
             yield _finding(view, steady, (first, end), "in the first three steps")
+
+
+def _weights_grown(view: View) -> float:
+    """Factor by which the matrices' norms have grown, the median; 1 where it is not known."""
+    _, norms = view.sample("weight_norm")
+    if len(norms) < 2 or not len(view.weights):
+        return 1.0
+    grown = median(norms[-1, view.weights] / np.maximum(norms[0, view.weights], 1e-300))
+    return grown if np.isfinite(grown) else 1.0
+
+
+def _unbounded(view: View) -> bool:
+    """Whether a score that has no floor falls on and on, and the weights grow with it."""
+    trend = view.loss_trend
+    fell = trend.signed and trend.end < -30 * max(abs(trend.first), 1.0)
+    return fell and _weights_grown(view) >= SWOLLEN
+
+
+def _anothers(view: View) -> bool:
+    """Whether these weights stay as they are while those of another optimizer grow."""
+    if not view.several or _weights_grown(view) >= STEADY:
+        return False
+    others = set(np.unique(view.run.steps["optimizer"]).tolist()) - {view.optimizer}
+    return any(_weights_grown(View(view.run, int(other))) >= SWOLLEN for other in others)
 
 
 def _least(view: View) -> float:
@@ -93,6 +122,8 @@ def _severity(view: View) -> str:
     trend = view.loss_trend
     if not trend.known:
         return "warning"
+    if _unbounded(view):
+        return "error"
     thrown = trend.diverged and trend.end > 2 * abs(trend.first)
     return "error" if thrown or trend.blew_up else "info"
 

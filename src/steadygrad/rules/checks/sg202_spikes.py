@@ -8,7 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import clip_code, recommended
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import Array, View, median, number, percent, spikes
+from steadygrad.rules.evidence.view import Array, View, median, number, percent
 from steadygrad.rules.finding import Finding
 
 _CAUSES = (
@@ -20,7 +20,7 @@ _CAUSES = (
 
 def check(view: View) -> Iterator[Finding]:
     norms = view.norm[view.usable]
-    places = spikes(norms)
+    places = view.spikes
     if not len(places) or len(norms) < 16:
         return
     index = np.flatnonzero(view.usable)[places]
@@ -38,17 +38,27 @@ def _held(view: View, index: Array, places: Array) -> str:
     return ""
 
 
+def _ruined(view: View, index: Array) -> bool:
+    """Whether the loss went up with the first spike and stayed at twice what it was before."""
+    first = int(index[0])
+    before, after = view.loss[max(0, first - 16) : first], view.loss[first + 1 :]
+    if len(after) < 16 or not np.isfinite(median(before)):
+        return False
+    later = np.quantile(after[np.isfinite(after)], 0.25) if np.isfinite(after).any() else np.inf
+    return bool(median(before) > 0 and later > 2 * median(before))
+
+
 def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
     usual = median(norms)
     factor = float(view.norm[index].max()) / max(usual, 1e-300)
     listed = ", ".join(f"{view.step[i]} ({number(view.norm[i])})" for i in index[:8])
     many = len(index) / len(norms)
-    end = held or "nothing held them back"
+    end = held or ("the loss never came back" if _ruined(view, index) else "nothing held them back")
     names = _tensors(view, int(index[np.argmax(view.norm[index])]))
     return finding(
         view,
         "SG202",
-        "info" if held else "warning",
+        "info" if held else "error" if _ruined(view, index) else "warning",
         min(0.95, 0.7 + 0.05 * float(np.log10(factor)) * 2),
         f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {number(factor)} times the "
         f"median; {end}.",

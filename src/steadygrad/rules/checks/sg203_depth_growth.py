@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, depth_profile
-from steadygrad.rules.evidence.view import View, number, spikes
+from steadygrad.rules.evidence.view import View, number
 from steadygrad.rules.finding import Finding
 
 GROWN = 100.0
@@ -38,7 +38,7 @@ def _steepest(view: View) -> Profile | None:
 def _hurts(view: View) -> bool:
     trend = view.loss_trend
     trouble = not trend.known or view.stuck or trend.diverged or trend.dear
-    return trouble or bool(view.broken.any()) or len(spikes(view.norm[view.usable])) > 0
+    return trouble or bool(view.broken.any()) or len(view.spikes) > 0
 
 
 def _finding(view: View, profile: Profile) -> Finding:

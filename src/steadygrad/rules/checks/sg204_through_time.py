@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
-from steadygrad.rules.evidence.view import View, median, number, order_agreement, percent, spikes
+from steadygrad.rules.evidence.view import View, is_cell, median, number, order_agreement, percent
 from steadygrad.rules.finding import Finding
 
 GATED = ("LSTM", "GRU")
@@ -27,7 +27,12 @@ def check(view: View) -> Iterator[Finding]:
         before = steps <= (view.step[view.first_broken] if view.broken.any() else np.inf)
         radius = float(radii[before, column].max(initial=0.0))
         length = _length(view, int(column))
-        if length > 1 and length * np.log(max(radius, 1e-9)) > np.log(100) and _explodes(view):
+        cell = is_cell(view.tensors[column])
+        if (
+            length > 1
+            and length * np.log(max(radius, 1e-9)) > np.log(100)
+            and _explodes(view, cell)
+        ):
             yield _finding(view, int(column), radius, length, float(radii[0, column]))
 
 
@@ -37,10 +42,14 @@ def _length(view: View, column: int) -> int:
     return int(value) if np.isfinite(value) else 0
 
 
-def _explodes(view: View) -> bool:
-    """Broken steps, spikes, heavy-tailed or growing norms: a radius alone is not a fault."""
+def _explodes(view: View, cell: bool) -> bool:
+    """Broken steps, spikes, heavy-tailed or growing norms: a radius alone is not a fault.
+
+    A layer that is used several times, with others and a residual between, multiplies by more than
+    its own matrix: of it, spikes alone say nothing.
+    """
     norms = view.norm[view.usable]
-    if len(norms) < 4 or len(spikes(norms)):
+    if len(norms) < 4 or (cell and len(view.spikes)):
         return True
     story = first_break(view)
     if story is not None:  # a NaN out of the blue has another origin

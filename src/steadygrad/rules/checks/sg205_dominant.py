@@ -127,7 +127,7 @@ def _finding(view: View, top: int, share: float, steep: float) -> Finding:
     return finding(
         view,
         "SG205",
-        "warning",
+        "warning" if _harmed(view) else "info",
         0.8,
         f"{name}, with its module, is {percent(share)} of the squared gradient norm.",
         evidence=[

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.depth import Profile, biases, depth_profile
+from steadygrad.rules.evidence.depth import Profile, biases, depth_profile, wrecked
 from steadygrad.rules.evidence.view import LossTrend, View, number, percent
 from steadygrad.rules.finding import Finding
 
@@ -24,7 +24,7 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    profile = _steepest(view) if view.enough else None
+    profile = _steepest(view) if view.enough and not wrecked(view) else None
     if profile is not None and profile.ratio >= _least(view) and profile.agreement >= 0.5:
         yield _finding(view, profile)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.dead import never_lived
 from steadygrad.rules.evidence.depth import biases, depth_profile
 from steadygrad.rules.evidence.view import Array, View, columns_median, percent
 from steadygrad.rules.finding import Finding
@@ -22,6 +23,12 @@ BLOCKED = 300.0
 """Factor by which the layers in front of dead ones get less gradient than those behind."""
 ENOUGH_LATE = 8
 
+_AT_ONCE = (
+    "the last activation is flat where the outputs lie: a ReLU whose inputs are all negative, a "
+    "softmax over one unit, a clamp",
+    "batch normalisation over a batch of one, which makes every input 0",
+    "a detach, a mask or a comparison that cuts the graph",
+)
 _CAUSES = (
     "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
     "inputs or weights so large that every unit saturates to exactly 0",
@@ -36,7 +43,7 @@ def check(view: View) -> Iterator[Finding]:
     zeros = columns_median(view.zeros[view.good][-max(ENOUGH_LATE, int(view.good.sum()) // 2) :])
     whole = np.flatnonzero((zeros == 1) & _mattering(view))
     if np.isin(whole, view.weights).any():
-        if _matters(view, whole) or _never_lived(view):
+        if _matters(view, whole) or never_lived(view):
             yield _whole(view, whole)
     elif not view.loss_trend.diverged:
         partly = _dead_biases(view, zeros)
@@ -74,19 +81,14 @@ def _matters(view: View, whole: Array) -> bool:
     return bool(trend.stalled or trend.diverged or trend.plateau or most) and not solved
 
 
-def _never_lived(view: View) -> bool:
-    """Whether not one gradient of the whole run was other than zero."""
-    return not (view.norm[view.usable] > 0).any()
-
-
 def _severity(view: View) -> str:
     """A loss that is 0 from the first step on may be solved, or masked away.
 
     Weights that move all the same carry the momentum of earlier steps, which had gradients.
     """
-    nothing = _never_lived(view) and not (view.loss[view.usable] != 0).any()
-    if nothing:
-        return "info" if view.travel > 0 else "warning"
+    if never_lived(view):
+        nothing = not (view.loss[view.usable] != 0).any()
+        return "info" if nothing and view.travel > 0 else "error"
     return "error" if view.loss_trend.known else "warning"
 
 
@@ -121,6 +123,7 @@ def _blocks(view: View) -> bool:
 
 def _whole(view: View, columns: Array) -> Finding:
     every = len(columns) == int(_mattering(view).sum())
+    at_once = bool((columns_median(view.zeros[view.good][:3])[columns] == 1).all())
     names = [view.tensors[i].name for i in columns]
     known = view.loss_trend.known
     return finding(
@@ -129,15 +132,20 @@ def _whole(view: View, columns: Array) -> Finding:
         _severity(view),
         0.93 if known else 0.7,
         ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
-        + (" in the second half of the run: dead units, or a graph that is cut."),
+        + (
+            " from the first step on: the model is built so that none gets through."
+            if at_once
+            else " in the second half of the run: dead units, or a graph that is cut."
+        ),
         evidence=[
-            f"In the second half of the run every element of {', '.join(names[:4])} is exactly 0.",
+            f"In {'every step' if at_once else 'the second half of the run'} every element of "
+            f"{', '.join(names[:4])} is exactly 0.",
             view.loss_sentence,
         ],
         steps=[int(view.step[-1])],
         tensors=names[:8],
-        causes=_CAUSES,
-        fixes=_fixes(view),
+        causes=_AT_ONCE if at_once else _CAUSES,
+        fixes=_look_at_output(view) if at_once else _fixes(view),
         figures={"tensors": len(names)},
     )
 
@@ -167,6 +175,23 @@ def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
         fixes=_fixes(view),
         figures={"share": float(np.max(shares))},
     )
+
+
+def _look_at_output(view: View) -> list[str]:
+    """No rate brings back what was never there."""
+    return [
+        code(
+            view,
+            torch="nn.Softplus()  # or nothing, in place of a ReLU after the last layer\n"
+            "# a softmax over one unit is always 1: nn.Sigmoid(), or two units\n"
+            "# batch norm over a batch of one gives 0: larger batches, or nn.LayerNorm\n"
+            "# targets outside of what the last activation can give: rescale them",
+            keras='keras.layers.Dense(1, activation="softplus")  # the last one; not "relu"\n'
+            '# a softmax over one unit is always 1: activation="sigmoid"\n'
+            "# batch norm over a batch of one gives 0: larger batches",
+            jax="y = nn.softplus(nn.Dense(1)(x))  # the last activation; not relu",
+        )
+    ]
 
 
 def _fixes(view: View) -> list[str]:

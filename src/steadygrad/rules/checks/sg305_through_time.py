@@ -8,7 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import View, columns_median, number
+from steadygrad.rules.evidence.view import View, columns_median, is_cell, number
 from steadygrad.rules.finding import Finding
 
 LOST = float(np.finfo(np.float32).eps)
@@ -26,7 +26,12 @@ def check(view: View) -> Iterator[Finding]:
     for column in np.flatnonzero(np.isfinite(radius) & np.isfinite(length)):
         gated = any(cell in view.tensors[column].module for cell in GATED)
         reached = length[column] * np.log(max(float(radius[column]), 1e-9))
-        if not gated and length[column] > 1 and reached < np.log(LOST):
+        if (
+            not gated
+            and is_cell(view.tensors[column])
+            and length[column] > 1
+            and reached < np.log(LOST)
+        ):
             yield _finding(view, int(column), float(radius[column]), int(length[column]))
 
 

@@ -8,14 +8,19 @@ import numpy as np
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
-from steadygrad.rules.advice import clip_code, code, recommended
+from steadygrad.rules.advice import clip_code, recommended
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.view import View, median, number, percent
 from steadygrad.rules.finding import Finding
 
 HARD = 0.5
-NORMALISED = {"adam", "adamw", "nadam", "radam", "adamax", "rmsprop"}
-"""Optimizers whose step does not change when all gradients are multiplied by one number."""
+NORMALISED = (
+    "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
+    "sophia", "adan", "novograd", "prodigy",
+)  # fmt: skip
+"""In the names of optimizers whose step does not change when all gradients are multiplied by one
+number: with them a low threshold is common practice, and takes nothing but the spikes."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -44,10 +49,9 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
     return finding(
         view,
         "SG401",
-        "warning" if typical < HARD else "info",
+        "warning" if typical < HARD and not _normalised(view) else "info",
         min(0.95, 0.6 + 0.35 * rate),
-        f"Over-clipping: {percent(rate)} of the steps are clipped, by a median coefficient of "
-        f"{number(typical)}; the threshold has become the learning rate.",
+        _title(view, rate, typical),
         evidence=[
             f"Threshold {number(threshold)}; norms before it: median {number(median(norms))}, "
             f"lowest {number(float(norms.min()))}, highest {number(float(norms.max()))}.",
@@ -60,28 +64,30 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
             "the loss is summed where it was meant to be averaged, so norms are too large",
             "the learning rate was tuned together with the threshold and now depends on it",
         ],
-        fixes=[  # both lines or none: a higher threshold alone takes longer steps
-            clip_code(view, f"norm:{better:g}")
-            + "  # over the ordinary norms\n"
-            + _keep_step(view, typical),
-        ],
+        fixes=[clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"],
         figures={"clip_rate": rate, "median_coef": typical, "threshold": threshold},
     )
 
 
-def _keep_step(view: View, typical: float) -> str:
-    """The learning rate that keeps the steps' length; Adam's do not depend on the coefficient."""
-    if NORMALISED & {str(o.get("class")).lower() for o in view.info.get("optimizers") or ()}:
-        return "# Adam divides by the size of its gradients: steps stay as long as they were"
-    note = f"# the steps were {number(typical)} of what lr said: with the new threshold start at"
-    lr = median(view.lr) * typical
-    text = number(lr) if np.isfinite(lr) else f"{number(typical)} * lr"
-    return code(
-        view,
-        torch=f"{note}\noptimizer = torch.optim.SGD(model.parameters(), lr={text})",
-        keras=f"{note}\noptimizer.learning_rate = {text}",
-        jax=f"{note}\noptimizer = optax.sgd({text})",
+def _normalised(view: View) -> bool:
+    name = optimizer_class(view)
+    return any(word in name for word in NORMALISED)
+
+
+def _title(view: View, rate: float, typical: float) -> str:
+    often = (
+        f"{percent(rate)} of the steps are clipped, by a median coefficient of {number(typical)}"
     )
+    if _normalised(view):
+        return f"{often}; this optimizer's steps do not depend on it."
+    return f"Over-clipping: {often}; the threshold has become the learning rate."
+
+
+def _steps(view: View) -> str:
+    """What the higher threshold does to the steps."""
+    if _normalised(view):
+        return "\n# the optimizer divides by the size of its gradients: steps stay as they are"
+    return "\n# steps get as long as lr says: if the loss jumps, lower lr, not the threshold"
 
 
 RULE = Rule("SG401", "over-clipping", check)

@@ -8,7 +8,8 @@ import numpy as np
 
 from steadygrad.rules.advice import clip_code, recommended
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import View, median, number, spikes
+from steadygrad.rules.evidence.clips import calls
+from steadygrad.rules.evidence.view import View, median, number
 from steadygrad.rules.finding import Finding
 
 FAR = 20.0
@@ -20,9 +21,18 @@ def check(view: View) -> Iterator[Finding]:
         return
     norms = view.norm[view.usable]
     threshold, peak = median(thresholds), float(norms.max())
-    places = spikes(norms)
+    if _by_value(view):
+        return  # a bound on elements says nothing of the norm
+    places = view.spikes
     if len(places) or threshold > FAR * peak:
         yield _finding(view, threshold, peak, len(places))
+
+
+def _by_value(view: View) -> bool:
+    """Whether the threshold bounds elements."""
+    return str(view.info.get("policy", "")).startswith("value") or any(
+        call.get("by_value") for call in calls(view)
+    )
 
 
 def _finding(view: View, threshold: float, peak: float, passed: int) -> Finding:
@@ -36,7 +46,7 @@ def _finding(view: View, threshold: float, peak: float, passed: int) -> Finding:
     return finding(
         view,
         "SG402",
-        "warning",
+        "warning" if passed else "info",
         0.9 if passed else 0.85,
         f"The threshold {number(threshold)} is never reached: {why}.",
         evidence=[

@@ -18,6 +18,12 @@ SMALL = 0.1
 """Standard deviation times sqrt(fan-in): 1 for LeCun, 1.41 for He, 0.58 for PyTorch's default."""
 
 
+HALVED = 0.5
+"""Share of a loss whose fall says that the signal arrives."""
+LEFT = 1e-6
+"""Share of a signal under which what the layers leave of it together is nothing."""
+
+
 @dataclass(frozen=True)
 class _Start:
     """Standard deviations of the weights before the first step, and what they should be."""
@@ -50,8 +56,14 @@ def check(view: View) -> Iterator[Finding]:
         yield _constant(view, start, same)
     elif typical > LARGE and (_suffers(view) or not normalised(view)):
         yield _wrong(view, start, typical, "large")
-    elif typical < SMALL and not normalised(view) and _starves(view, start, typical):
+    elif _is_small(start, typical) and not normalised(view) and _starves(view, start, typical):
         yield _wrong(view, start, typical, "small")
+
+
+def _is_small(start: _Start, typical: float) -> bool:
+    """Each layer by itself, or all of them together: 16 layers of 0.12 leave nothing."""
+    together = typical ** len(start.columns)
+    return typical < SMALL or (typical < 3 * SMALL and together < LEFT)
 
 
 def _suffers(view: View) -> bool:
@@ -62,7 +74,8 @@ def _suffers(view: View) -> bool:
 
 def _starves(view: View, start: _Start, typical: float) -> bool:
     """Whether the signal is lost on its way through the layers, or the loss shows that it was."""
-    return _suffers(view) or view.loss_trend.plateau or typical ** len(start.columns) < 1e-6
+    lost = typical ** len(start.columns) < LEFT and view.loss_trend.fall < HALVED
+    return _suffers(view) or view.loss_trend.plateau or lost
 
 
 def normalised(view: View) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import lower_lr
+from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
+from steadygrad.rules.evidence.depth import wrecked
 from steadygrad.rules.evidence.view import Array, View, median, number
 from steadygrad.rules.finding import Finding
 
@@ -32,6 +33,8 @@ def check(view: View) -> Iterator[Finding]:
         typical = max(typical, median(each[:3]))
     if (typical > HIGH and wild) or (typical > SLOW and _suffers(view)):
         yield _finding(view, typical, rows)
+    elif wrecked(view):
+        yield _first_steps(view, wrecked(view))
 
 
 def _thrown(view: View, each: list[float]) -> bool:
@@ -50,7 +53,9 @@ def _wild(view: View) -> bool:
 def _exploded(view: View) -> bool:
     """Whether an explosion ended in NaN: one that an operation made has another cause."""
     story = first_break(view)
-    return story is not None and (story.exploded or not story.before.size)
+    if story is None or story.huge:  # huge before any step: no rate has made it so
+        return False
+    return story.exploded or not story.before.size
 
 
 def _suffers(view: View) -> bool:
@@ -67,6 +72,40 @@ def _how(view: View) -> str:
     if trend.diverged or trend.blew_up or trend.worse:
         return "diverges"
     return "ends in NaN" if _exploded(view) else "jumps, oscillates or stalls"
+
+
+def _first_steps(view: View, pace: float) -> Finding:
+    return finding(
+        view,
+        "SG502",
+        "error",
+        0.88,
+        f"The first steps are too large: they move the weights by {number(pace)} of their size, "
+        "and the first layers get next to no gradient since.",
+        evidence=[
+            f"Median update over weight of the first samples: {number(pace)}; lr "
+            f"{number(median(view.lr))} from the first step on.",
+            "In the first two steps the layers got gradients of like size; the model normalises, "
+            "so that its depth alone is no cause.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["no warm-up: Adam's first steps are as long as lr, whatever the gradient"],
+        fixes=[
+            code(
+                view,
+                torch="scheduler = torch.optim.lr_scheduler.LambdaLR(\n"
+                "    optimizer, lambda step: min(1.0, (step + 1) / 150))\n"
+                "scheduler.step()  # after every optimizer.step()",
+                keras="keras.optimizers.schedules.CosineDecay(\n"
+                "    0.0, decay_steps=steps, warmup_target=lr, warmup_steps=150)",
+                jax="optax.warmup_cosine_decay_schedule(0.0, lr, 150, steps)",
+            ),
+            lower_lr(view),
+        ],
+        figures={"update_ratio": pace},
+    )
 
 
 def _finding(view: View, typical: float, rows: Array) -> Finding:

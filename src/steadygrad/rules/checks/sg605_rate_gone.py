@@ -8,7 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import ENOUGH, View, median, number, percent
+from steadygrad.rules.evidence.view import ENOUGH, View, columns_median, median, number, percent
 from steadygrad.rules.finding import Finding
 
 TINY = 1e-2
@@ -29,8 +29,14 @@ def check(view: View) -> Iterator[Finding]:
     since = _gone_since(view)
     if since is not None and _unfinished(view, since):
         yield _gone(view, since)
-    elif view.loss_trend.stalled and view.travel < UNMOVED and (view.norm[view.usable] > 0).any():
+    elif view.loss_trend.stalled and view.travel < UNMOVED and _has_gradients(view):
         yield _too_small(view)
+
+
+def _has_gradients(view: View) -> bool:
+    """Whether most matrices have something to move by; where they have not, no rate helps."""
+    zeros = columns_median(view.zeros[view.good][:, view.weights])
+    return bool(median(view.norm[view.usable]) > 0 and not (zeros == 1).mean() > 0.5)
 
 
 def _gone_since(view: View) -> int | None:

@@ -8,6 +8,8 @@ import numpy as np
 
 from steadygrad.rules.evidence.view import Array, View, median, number, percent
 
+HUGE, FEW = 1e6, 4
+"""A norm that no training begins with, and the first steps, at which it is looked for."""
 GROWTH = 10.0
 """Factor over the ordinary norm from which an explosion is said to have led to the break."""
 
@@ -42,8 +44,13 @@ class Break:
 
     @property
     def exploded(self) -> bool:
-        """Whether growing norms led to the break."""
-        return self.growth >= GROWTH
+        """Whether growing norms, or norms that were huge from the start, led to the break."""
+        return self.growth >= GROWTH or self.huge
+
+    @property
+    def huge(self) -> bool:
+        """Whether there was no ordinary size to grow from: the first norms say it all."""
+        return bool(self.before.size and self.index < FEW and self.before.max() > HUGE)
 
     @property
     def last_good(self) -> str:

@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import Array, View, columns_median, order_agreement, parts
+from steadygrad.rules.evidence.view import (
+    Array,
+    View,
+    columns_median,
+    median,
+    order_agreement,
+    parts,
+)
 
+WORSE = 10.0
+"""Factor by which the first layers' share of the gradient falls in a model that is wrecked."""
+FAST = 0.02
+"""Update over weight from which a first step may have done it."""
 LAYERS = 4
 """Layers below which depth says nothing."""
 
@@ -56,6 +67,25 @@ def depth_profile(view: View, table: Array, columns: Array) -> Profile | None:
     logs = np.log(norms)
     ratio = math.exp(min(700.0, float(np.median(logs[-third:]) - np.median(logs[:third]))))
     return Profile(columns, norms, order_agreement(norms), ratio)
+
+
+def wrecked(view: View) -> float:
+    """Update over weight of the first steps, where they wrecked a model that began well; else 0.
+
+    It normalises, so that depth is no fault of its own; at first its layers got gradients of like
+    size, then the first ones got next to nothing, and the loss stood still.
+    """
+    _, ratios = view.sample("update_ratio")
+    if len(ratios) < 3 or not len(view.weights) or not view.stuck or not view.enough:
+        return 0.0
+    if not any("Norm" in t.module for t in view.tensors):
+        return 0.0
+    columns = view.weights
+    early = depth_profile(view, view.healthy_norms[:2], columns)
+    late = depth_profile(view, view.live_norms[len(view.live_norms) // 2 :], columns)
+    pace = median([median(row) for row in ratios[:3][:, columns]])
+    fell = early is not None and late is not None and late.ratio > WORSE * early.ratio
+    return pace if fell and pace > FAST else 0.0
 
 
 def biases(view: View) -> Array:

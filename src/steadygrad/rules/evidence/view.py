@@ -90,8 +90,11 @@ class LossTrend:
 
     @property
     def dear(self) -> bool:
-        """Whether training began by shedding nearly all of a loss that was far too large."""
-        return self.known and self.first > 30 * max(abs(self.lowest), 1e-6)
+        """Whether training began by shedding nearly all of a loss that was far too large.
+
+        In its first window: a loss that falls as far in the course of the run is a good fit.
+        """
+        return self.known and self.first > 30 * max(abs(self.start), 1e-6)
 
     @property
     def blew_up(self) -> bool:
@@ -308,6 +311,11 @@ class View:
         return loss_trend(self.loss[~self.skipped])
 
     @cached_property
+    def spikes(self) -> Array:
+        """Places of the spikes among the usable steps."""
+        return spikes(self.norm[self.usable], losses=self.loss[self.usable])
+
+    @cached_property
     def lost(self) -> bool:
         """Whether gradients with a NaN or inf reached the weights: what follows is their mark."""
         return bool((self.broken & ~self.skipped).any())
@@ -376,25 +384,6 @@ def loss_trend(losses: Array) -> LossTrend:
     return LossTrend(True, *ends, *extremes, noise, swing, window)
 
 
-def slope(values: Array | Sequence[float]) -> float:
-    """Theil-Sen slope of the finite values against their place; at most 200 places are used.
-
-    Example:
-        >>> slope([1.0, 2.0, 3.0, 400.0, 5.0])
-        1.0
-    """
-    array = np.asarray(values, dtype=np.float64)
-    place = np.flatnonzero(np.isfinite(array))
-    if len(place) < 2:
-        return math.nan
-    if len(place) > 200:
-        place = place[np.linspace(0, len(place) - 1, 200).astype(np.int64)]
-    rise = array[place][None, :] - array[place][:, None]
-    run = place[None, :] - place[:, None]
-    upper = np.triu_indices(len(place), 1)
-    return float(np.median(rise[upper] / run[upper]))
-
-
 def order_agreement(values: Array | Sequence[float]) -> float:
     """Kendall's tau of the finite values against their place: 1 rising, -1 falling.
 
@@ -433,9 +422,10 @@ def owner_names(view: View) -> list[str]:
     return [".".join(parts(t)[:-1]) or t.name for t in view.tensors]
 
 
-def is_recurrent(tensor: TensorInfo) -> bool:
-    """Whether a tensor is multiplied into a state once per time step, by its name."""
-    return parts(tensor)[-1].startswith(("weight_hh", "recurrent_kernel"))
+def is_cell(tensor: TensorInfo) -> bool:
+    """Whether a tensor is of a recurrent layer or cell, used once per time step."""
+    recurrent = parts(tensor)[-1].startswith(("weight_hh", "recurrent_kernel"))
+    return recurrent or any(kind in tensor.module for kind in ("RNN", "LSTM", "GRU", "Cell"))
 
 
 def number(value: float) -> str:

@@ -9,6 +9,18 @@ import numpy as np
 from steadygrad.rules.evidence.view import View
 
 
+def _after_its_step(view: View, step: int) -> bool:
+    """Whether most gradients of that step are finite, so that its weights were when it began.
+
+    Weights that are updated by hand are sampled when their step is over.
+    """
+    place = np.flatnonzero(view.step[view.kept] == step)
+    if not len(place) or not view.broken[view.kept][place[0]]:
+        return False
+    counts, norms = view.figures("nonfinite")[place[0]], view.norms[place[0]]
+    return bool(((counts == 0) & np.isfinite(norms)).mean() > 0.5)
+
+
 @dataclass(frozen=True)
 class Broken:
     """The first sampled step at which weights are not finite.
@@ -36,7 +48,7 @@ def broken_weights(view: View) -> Broken | None:
     bad = np.isinf(norms)
     rows = np.flatnonzero(bad.any(axis=1))
     limit = float(view.step[view.first_broken]) if view.broken.any() else np.inf
-    if not rows.size or steps[rows[0]] > limit:
+    if not rows.size or steps[rows[0]] > limit or _after_its_step(view, int(steps[rows[0]])):
         return None
     row = int(rows[0])
     step = int(steps[row])

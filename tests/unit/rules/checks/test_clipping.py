@@ -14,12 +14,28 @@ def test_over_clipping(make):
     assert dict(found[0].figures)["clip_rate"] == 1.0
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", True), ("AdamW", False)])
-def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimizer, rate):
+@pytest.mark.parametrize(
+    ("optimizer", "severity"),
+    [("SGD", "warning"), ("AdamW", "info"), ("RMSprop", "info"), ("Adagrad", "info"),
+     ("SparseAdam", "info"), ("Lion", "info")],
+)  # fmt: skip
+def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimizer, severity):
     m = make()
     m.clip(0.1)
     m.info["optimizers"] = [{"class": optimizer, "index": 0}]
-    assert ("lr=" in m.findings[0].fixes[0]) == rate
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG401", severity)
+    assert ("learning rate" in found.title) == (severity == "warning")
+    assert 'clip="norm:' in found.fixes[0]
+    assert "lr=" not in found.fixes[0]  # a rate that keeps the steps as short keeps the fault
+
+
+def test_a_bound_on_elements_is_not_held_against_the_norm(make):
+    m = make()
+    m.columns["threshold"] = np.full(m.steps, 100.0)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG402", "info")]
+    m.info["policy"] = "value:100.0"
+    assert m.ids == []
 
 
 def test_methods_that_clip_by_design(make):

@@ -102,7 +102,7 @@ def test_large_inputs_cost_the_first_steps(make):
     m = make()
     deviations(m, 0.25)
     m.sample("activation_std", {"0.weight": 200.0})
-    m.loss *= np.geomspace(1e4, 1.0, m.steps)
+    m.loss[:3] *= 1e4
     assert [(f.id, f.severity) for f in m.findings] == [("SG505", "warning")]
 
 

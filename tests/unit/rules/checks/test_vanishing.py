@@ -143,7 +143,7 @@ def test_dead_layers_that_let_nothing_through(make, ratio, fires):
     assert ("SG302" in m.ids) == fires
 
 
-@pytest.mark.parametrize(("moves", "severity"), [(1e-5, "info"), (0.0, "warning")])
+@pytest.mark.parametrize(("moves", "severity"), [(1e-5, "info"), (0.0, "error")])
 def test_a_loss_of_0_from_the_start_may_be_solved(make, moves, severity):
     m = make()
     m.norms[:] = 0.0
