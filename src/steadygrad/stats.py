@@ -129,6 +129,7 @@ def describe_nonfinite(stats: GradientStats, step: int, most: int = 8) -> str:
     counts = [int(c) for c in stats.nonfinite]
     rows = zip(stats.names, counts, stats.sizes, strict=True)
     lines = [f"{name} ({count} of {size} elements)" for name, count, size in rows if count]
+    lines = lines or ["all elements are, and their norm is beyond any float64"]
     more = f" and {len(lines) - most} more tensors" if len(lines) > most else ""
     return (
         f"step {step}: gradients are not finite: {', '.join(lines[:most])}{more}. "

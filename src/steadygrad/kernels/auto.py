@@ -41,10 +41,13 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
     each = native.each_coef(coefs, len(tensors))
     if native.AVAILABLE and native.try_scale(list(tensors), each) == native.ALL_SERVED:
         return
-    for index, tensor in enumerate(tensors):
+    plain, odd = _told_apart(tensors)
+    if odd:  # first: where one of them cannot be written, nothing is
+        reference.scale_([tensors[i] for i in odd], each[odd])
+    for index in plain:
         coef = each[index : index + 1]
-        if not native.AVAILABLE or native.try_scale([tensor], coef) != native.ALL_SERVED:
-            reference.scale_([tensor], coef)
+        if not native.AVAILABLE or native.try_scale([tensors[index]], coef) != native.ALL_SERVED:
+            reference.scale_([tensors[index]], coef)
 
 
 def triton_form() -> Any:
@@ -78,6 +81,18 @@ def _read_each(tensors: Sequence[torch.Tensor], p: float) -> Read:
         np.concatenate([row.nonfinite for row in rows]),
         np.concatenate([row.zeros for row in rows]),
     )
+
+
+def _told_apart(tensors: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
+    """Positions of ordinary tensors, and of those whose kind or memory may refuse to be written."""
+    odd = [
+        i
+        for i, tensor in enumerate(tensors)
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or tensor.layout is not torch.strided
+        or 0 in tensor.stride()
+    ]
+    return sorted(set(range(len(tensors))) - set(odd)), odd
 
 
 def _split(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[list[int], list[int]]:

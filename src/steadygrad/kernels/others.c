@@ -2,7 +2,7 @@
  * arithmetic that no width of vector hides.
  *
  * A complex element counts as one: its magnitude is the figure, it is zero when both
- * parts are, and not finite when one part is not.
+ * parts are, and not finite when one part is not, or when no double holds its magnitude.
  */
 #include "parts.h"
 
@@ -33,8 +33,8 @@
         double part_max = 0, largest = 0;                                                  \
         for (int64_t i = 0; i < size; i++) {                                               \
             double re = fabs((double)z[2 * i]), im = fabs((double)z[2 * i + 1]);           \
-            if (re <= DBL_MAX && im <= DBL_MAX) {                                          \
-                double magnitude = hypot(re, im);                                          \
+            double magnitude = hypot(re, im);                                              \
+            if (magnitude <= DBL_MAX) {                                                    \
                 largest = magnitude > largest ? magnitude : largest;                       \
                 part_max = re > part_max ? re : part_max;                                  \
                 part_max = im > part_max ? im : part_max;                                  \

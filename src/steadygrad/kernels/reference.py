@@ -21,7 +21,11 @@ from steadygrad.stats import combine_norms
 CHUNK = 1 << 20
 CACHED = 1 << 16  # elements whose float64 copy stays in the cache
 INF = math.inf
-_TWICE_ROUNDED = (torch.float16, torch.bfloat16)
+_TWICE_ROUNDED = {torch.float16, torch.bfloat16} | {
+    dtype
+    for name, dtype in vars(torch).items()
+    if name.startswith("float8") and isinstance(dtype, torch.dtype)
+}
 
 
 class Read(NamedTuple):
@@ -193,7 +197,7 @@ def _exact_chunk(chunk: torch.Tensor, p: float) -> tuple[torch.Tensor, ...]:
 
 
 def _scale_one(tensor: torch.Tensor, coef: Any) -> None:
-    values = tensor if tensor.layout is torch.strided else _writable_values(tensor)
+    values = _once(tensor) if tensor.layout is torch.strided else _writable_values(tensor)
     if values.is_complex():
         # as pairs of reals: a complex product would turn an inf part into NaN
         values = torch.view_as_real(values.conj() if values.is_conj() else values)
@@ -216,5 +220,14 @@ def to_odd(wide: torch.Tensor) -> torch.Tensor:
     return ((near.view(torch.int32) - over) | inexact).view(torch.float32)
 
 
+def _once(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of an expanded tensor that have memory of their own."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def _writable_values(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+    values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+    return values.detach()  # a view that goes by way of a compressed tensor has no strides

@@ -144,7 +144,8 @@ def step(
         leaves = [engine.cleaned(leaf) for leaf in leaves]
         usable = measure(engine, leaves, names, policy.norm_type, full)
     after, decision = policy.decide(xp, state, usable)
-    broken = nonfinite > 0
+    # a norm beyond float64 cannot be clipped: it counts as broken, though its elements are finite
+    broken = xp.logical_or(nonfinite > 0, xp.logical_not(xp.isfinite(usable.total_norm)))
     skip = broken & (nonfinite < 0) if decision.skip is False else xp.asarray(decision.skip)
     if on_nonfinite == "skip":
         skip = xp.logical_or(skip, broken)

@@ -84,7 +84,7 @@ def require_norm_type(norm_type: float, caller: str) -> float:
     Raises:
         UsageError: under 0.5, or not a number; says why.
     """
-    p = float(norm_type)
+    p = _number(norm_type, "norm_type", caller, 2.0)
     if not p >= 0.5:
         raise UsageError(
             f"{caller}: norm_type must be at least 0.5 or inf, got {norm_type!r}: for smaller p "
@@ -98,15 +98,24 @@ def require_threshold(value: Any, name: str, caller: str) -> float:
     """A threshold as a float.
 
     Raises:
-        UsageError: negative or NaN; says what that would do.
+        UsageError: negative, NaN or not a number; says what that would do.
     """
-    threshold = float(value)
+    threshold = _number(value, name, caller, 1.0)
     if math.isnan(threshold) or threshold < 0:
         raise UsageError(
             f"{caller}: {name} must be 0 or more, got {value!r}: a negative threshold would "
             f"reverse gradients. Type {name}=1.0"
         )
     return threshold
+
+
+def _number(value: Any, name: str, caller: str, example: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"{caller}: {name} must be a number, got {value!r}. Type {name}={example}"
+        ) from None
 
 
 def _require_tensors(given: list[Any], caller: str) -> None:

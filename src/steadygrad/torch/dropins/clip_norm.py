@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies.base import coefficient
 from steadygrad.torch.distributed import sharded
@@ -26,6 +25,7 @@ from steadygrad.torch.dropins.arguments import (
     tensors_of,
 )
 from steadygrad.torch.gradients.measuring import namespace, total_of
+from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.internals.eager import eager
 
 
@@ -166,4 +166,4 @@ def _total(grads: Sequence[torch.Tensor], p: float, error_if_nonfinite: bool) ->
 def _scale(grads: Sequence[torch.Tensor], max_norm: float, norm: Any) -> None:
     coef = coefficient(namespace(norm), norm, max_norm)
     if isinstance(coef, torch.Tensor) or coef < 1.0:
-        kernels.scale_(sharded.local(grads), coef)
+        scale_each_once(sharded.local(grads), coef)

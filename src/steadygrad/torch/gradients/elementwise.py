@@ -75,13 +75,29 @@ def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, 
     before = before.to(torch.complex128 if stored.is_complex() else torch.float64)
     if batch.scale is not None:
         before = before / batch.scale
-    after = _transform(policy.for_tensor(batch.names[place]), before, batch, place)
+    own = policy.for_tensor(batch.names[place])
+    if grad is not None and grad.layout is not torch.strided and own.needs:
+        # a unit of such a method is more than one stored value
+        after = _stored_as(grad, _transform(own, _dense(grad, batch.scale), batch, place))
+    else:
+        after = _transform(own, before, batch, place)
     by = unit if isinstance(unit, torch.Tensor) else float(unit)
     inner = torch.sum(_as_real(before) / by * (_as_real(after) / by))
     changed = torch.any(before != after)
     scaled = after if batch.scale is None else after * batch.scale
     stored.copy_(piece_of(scaled, grad))  # `stored` may be `before` itself
     return (inner, changed) if isinstance(unit, torch.Tensor) else (inner.numpy(), changed.numpy())
+
+
+def _dense(grad: torch.Tensor, scale: Any) -> torch.Tensor:
+    wide = grad.detach().to(torch.complex128 if grad.is_complex() else torch.float64).to_dense()
+    return wide if scale is None else wide / scale
+
+
+def _stored_as(grad: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """The elements of a dense tensor that a sparse one of its shape stores."""
+    coordinates = grad.detach() if grad.layout is torch.sparse_coo else grad.detach().to_sparse()
+    return dense[tuple(coordinates._indices())]
 
 
 def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any:

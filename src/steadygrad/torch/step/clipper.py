@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies import Policy
 from steadygrad.policies.base import Decision
@@ -26,6 +25,7 @@ from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import UNTOUCHED, Applied, compare, unit_of
+from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.step.policy_state import Memory
 
 Scale = Callable[[Sequence[torch.Tensor], Any], None]
@@ -78,7 +78,7 @@ class Clipper:
         batch: Batch,
         step: int,
         scaled: bool = False,
-        scale_: Scale = kernels.scale_,
+        scale_: Scale = scale_each_once,
         skip: Skip | None = None,
     ) -> Outcome:
         """Measure a step's gradients and act on them.
@@ -119,14 +119,14 @@ class Clipper:
             return decision.skip
         if isinstance(stats.total_norm, float) and math.isfinite(stats.total_norm):
             return decision.skip  # then no element can be broken
-        broken = stats.nonfinite.any()
+        broken = _is_broken(stats)
         return broken if decision.skip is False else broken | decision.skip
 
     def _stopped(
         self, batch: Batch, stats: GradientStats, decision: Decision, step: int, scaled: bool
     ) -> Outcome:
         """Skip, raise or repair; the policy keeps the state it had."""
-        broken = bool((stats.nonfinite > 0).any())
+        broken = bool(_is_broken(stats))
         if broken and not self._skips(scaled):
             if self.on_nonfinite == "raise":
                 raise NonFiniteError(describe_nonfinite(stats, step))
@@ -139,10 +139,13 @@ class Clipper:
     def _repaired(self, batch: Batch, found: GradientStats) -> Outcome:
         zero_nonfinite(batch.grads, found.nonfinite)
         usable = self.measure(batch)
+        if bool(_is_broken(usable)):  # finite elements whose norm no float64 holds
+            scale_each_once(local(batch.grads), 0.0)
+            return Outcome(found, applied=Applied(coef=0.0, clipped=True))
         self.memory.state, decision = self.memory.decide(usable, batch.present)
         if decision.skip is not False and bool(decision.skip):
             return Outcome(found, decision.threshold, skip=True)
-        applied = self.act(batch, usable, decision, kernels.scale_)
+        applied = self.act(batch, usable, decision, scale_each_once)
         return Outcome(found, decision.threshold, applied)
 
     def skipped(self, stats: GradientStats, present: list[int] | None = None) -> Outcome:
@@ -165,11 +168,19 @@ class Clipper:
                 scale_(local(batch.grads), coef)
             return Applied(coef=coef, cosine=1.0, clipped=coef < 1.0)
         if coef.ndim:
-            kernels.scale_(local(batch.grads), coef)
+            scale_each_once(local(batch.grads), coef)
         if self.policy.elementwise:
             return apply_transform(self.policy, batch, stats, coef)
         ratios = stats.norms / unit_of(stats)
         return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
+
+
+def _is_broken(stats: GradientStats) -> Any:
+    """Whether an element is not finite, or the norm of finite ones is beyond float64; 0-d.
+
+    The second cannot be clipped: there is no coefficient. It counts as the first.
+    """
+    return stats.nonfinite.any() | ~namespace(stats.norms).isfinite(stats.total_norm)
 
 
 def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
@@ -177,6 +188,14 @@ def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
     with torch.no_grad():
         for grad, count in zip(local(grads), counts.tolist(), strict=True):
             if count:
-                values = grad if grad.layout is torch.strided else grad._values()
-                values = torch.view_as_real(values) if values.is_complex() else values
-                values.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                values = grad if grad.layout is torch.strided else _values_of(grad)
+                parts = torch.view_as_real(values) if values.is_complex() else values
+                parts.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                if values.is_complex():  # a magnitude that no float64 holds is broken as well
+                    magnitudes = values.to(torch.complex128).abs()
+                    values.masked_fill_(torch.isinf(magnitudes), 0)
+
+
+def _values_of(sparse: torch.Tensor) -> torch.Tensor:
+    coordinates = sparse.layout is torch.sparse_coo
+    return (sparse._values() if coordinates else sparse.values()).detach()

@@ -18,8 +18,11 @@ from steadygrad.errors import NonFiniteError
 from steadygrad.torch.step.clipper import Clipper, Outcome
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.skipping import (
+    PutBack,
     Skipping,
     by_taking_gradients,
+    keep_random_states,
+    with_small_things_put_back,
     zero_gradients,
 )
 from steadygrad.torch.step.snapshot import Snapshot
@@ -124,10 +127,21 @@ def _act(host: Host, step: StepInFlight, value: Any) -> None:
     if step.skip:
         if step.evaluations > 1:  # a first one has left the state as a skipped step's is to be
             host.clipper.memory.state = step.policy_state
-        # zeros end a search, and no later part of a step can fail on them
-        searches = step.snapshot is not None
-        optimizer = host.optimizer
-        step.put_back = zero_gradients(optimizer) if searches else by_taking_gradients(optimizer)[1]
+        step.put_back = _drop_gradients(host.optimizer, searches=step.snapshot is not None)
+
+
+def _drop_gradients(optimizer: torch.optim.Optimizer, searches: bool) -> PutBack:
+    """See to it that nothing comes of the rest of a step whose closure has been evaluated."""
+    if not searches:
+        return with_small_things_put_back(by_taking_gradients)(optimizer)[1]
+    # zeros end a search, and no later part of a step can fail on them
+    put_random_back, give_back = keep_random_states(optimizer), zero_gradients(optimizer)
+
+    def put_back() -> None:
+        give_back()
+        put_random_back()
+
+    return put_back
 
 
 def _dressed_as(closure: Closure, evaluate: Closure) -> Closure:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from steadygrad import kernels
 from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.stats import GradientStats
 from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step.clipper import Clipper, Outcome
@@ -220,7 +220,7 @@ class Engine:
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
         if not self._folding.scale(self.optimizer, grads, coef):
-            kernels.scale_(grads, coef)
+            scale_each_once(grads, coef)
 
     def _skip(self, flag: torch.Tensor) -> bool:
         return self._folding.skip(self.optimizer, flag)

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-SMALLEST = 3e-39
-"""Below this coefficient ``grad_scale`` would overflow float32."""
+from steadygrad.torch.gradients.values import share_memory
+
+LARGEST = 3e38
+"""What ``grad_scale`` may be: float32 holds no more."""
 
 _ABSENT = object()
 _DTYPE = attrgetter("dtype")
@@ -45,13 +47,16 @@ class Folding:
         Returns:
             False where that would not be exact: scale in place instead.
         """
-        if isinstance(coef, torch.Tensor) or float(coef) < SMALLEST or not _all_fused(optimizer):
+        if isinstance(coef, torch.Tensor) or not _all_fused(optimizer):
             return False
-        if torch.float64 in set(map(_DTYPE, grads)):
+        if torch.float64 in set(map(_DTYPE, grads)) or share_memory(grads):
             return False
-        by = torch.full((), 1.0 / float(coef), dtype=torch.float32)
         carried = getattr(optimizer, "grad_scale", None)
-        self._hand(optimizer, "grad_scale", by if carried is None else by * carried)
+        scale = 1.0 if carried is None else float(carried)
+        if scale > LARGEST * float(coef):
+            return False
+        divisor = torch.full((), scale / float(coef), dtype=torch.float32)
+        self._hand(optimizer, "grad_scale", divisor)
         return True
 
     def skip(self, optimizer: torch.optim.Optimizer, flag: torch.Tensor) -> bool:

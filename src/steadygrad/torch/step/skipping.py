@@ -29,6 +29,9 @@ from steadygrad.torch.step.snapshot import Snapshot
 PutBack = Callable[[], None]
 """Ends a skipped step: what was changed for it is as before."""
 
+SMALL = 64
+"""Elements of a tensor that is taken for numbers, not for weights."""
+
 SkipWay = Callable[[torch.optim.Optimizer], tuple[torch.optim.Optimizer, PutBack]]
 """Prepares a step of which nothing comes: the `self` to run it on, and what to call after it."""
 
@@ -69,14 +72,50 @@ def by_putting_back(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[torch.optim.Optimizer, PutBack]:
     """The optimizer itself on gradients of 0; what its step writes is put back after it."""
-    snapshot = Snapshot(optimizer)
+    snapshot, put_random_back = Snapshot(optimizer), keep_random_states(optimizer)
     give_back = zero_gradients(optimizer)
 
     def put_back() -> None:
         snapshot.restore()
         give_back()
+        put_random_back()
 
     return optimizer, put_back
+
+
+def with_small_things_put_back(way: SkipWay) -> SkipWay:
+    """A way after which numbers, counters and random states are put back too.
+
+    A step of which nothing comes may yet count it, let a running mean decay, or draw a random
+    number. Weights and state for each of them are not copied for this.
+    """
+
+    def skip(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, PutBack]:
+        snapshot, put_random_back = Snapshot(optimizer, SMALL), keep_random_states(optimizer)
+        stand_in, put_back = way(optimizer)
+
+        def put_all_back() -> None:
+            put_back()
+            snapshot.restore()
+            put_random_back()
+
+        return stand_in, put_all_back
+
+    return skip
+
+
+def keep_random_states(optimizer: torch.optim.Optimizer) -> PutBack:
+    """Torch's random states as they are now, on the CPU and where the weights are."""
+    devices = {p.device for p in _parameters(optimizer) if p.device.type == "cuda"}
+    here = torch.get_rng_state()
+    there = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    def put_back() -> None:
+        torch.set_rng_state(here)
+        for device, state in there:
+            torch.cuda.set_rng_state(state, device)
+
+    return put_back
 
 
 def zero_gradients(optimizer: torch.optim.Optimizer) -> PutBack:

@@ -30,6 +30,7 @@ class Snapshot:
 
     Args:
         optimizer: whose step may follow.
+        largest: tensors of more elements than this are taken to stay as they are; None saves all.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -44,7 +45,8 @@ class Snapshot:
         (True, [0.0, 0.0], 0)
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, largest: int | None = None) -> None:
+        self._largest = largest
         self._saved: dict[int, _Saved] = {}
         self._optimizers = [
             (each, {key: self._save(value) for key, value in _written(each).items()})
@@ -75,7 +77,7 @@ class Snapshot:
         known = self._saved.get(id(value))
         if known is not None:
             return known
-        content = _content(value)
+        content = None if self._is_large(value) else _content(value)
         if content is None:
             return value  # an object whose content is not known here
         saved = self._saved[id(value)] = _Saved(value, content)  # first: it may hold itself
@@ -84,6 +86,10 @@ class Snapshot:
         elif isinstance(value, (list, tuple, deque)):
             content.extend(map(self._save, value))
         return saved
+
+    def _is_large(self, value: Any) -> bool:
+        limited = self._largest is not None and isinstance(value, torch.Tensor)
+        return limited and value.numel() > self._largest
 
 
 def same_bits(left: Any, right: Any) -> bool:

@@ -21,6 +21,7 @@ from steadygrad.errors import AttachError
 from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
 from steadygrad.torch.step.inner import Rebuilding, inner_optimizers
 from steadygrad.torch.step.skipping import (
+    PutBack,
     Skipping,
     SkipWay,
     by_putting_back,
@@ -28,13 +29,15 @@ from steadygrad.torch.step.skipping import (
     by_taking_gradients,
     raw_step,
     stock_skipping,
+    with_small_things_put_back,
 )
 from steadygrad.torch.step.snapshot import Snapshot
 
 FEW = 2
 """Parameters of each group that take part first."""
 
-Closure = Callable[[], torch.Tensor]
+STEPS = 3
+"""How often a step is skipped in a trial, with one that is not skipped after each."""
 
 
 def skipping_of(optimizer: torch.optim.Optimizer) -> Skipping:
@@ -83,7 +86,8 @@ class _Trial:
         if not self._steps_alone():
             # it steps with a closure, with arguments of its own, or not on copies at all
             return Skipping(by_putting_back, self._reads_gradients_last())
-        for way in (by_shadow, by_taking_gradients, by_putting_back):
+        cheap = (with_small_things_put_back(way) for way in (by_shadow, by_taking_gradients))
+        for way in (*cheap, by_putting_back):
             if self._skips(way):
                 return Skipping(way, self._reads_gradients_last())
         return None
@@ -98,7 +102,7 @@ class _Trial:
     def _skips(self, way: SkipWay) -> bool:
         """Whether nothing comes of a skipped step, neither of a first one nor of a later one."""
         second = _copy(self._optimizer, self._most)
-        for _ in range(2):
+        for _ in range(STEPS):
             _give_gradients(second)
             snapshot = Snapshot(second)
             if not self._runs(lambda: _skip(second, way)) or not snapshot.holds():
@@ -108,18 +112,25 @@ class _Trial:
 
     def _reads_gradients_last(self) -> bool:
         second = _copy(self._optimizer, self._most)
-        for _ in range(2):
+        for _ in range(STEPS):
             _give_gradients(second)
             snapshot = Snapshot(second)
             untouched: list[bool] = []
+            put_back: list[PutBack] = []
 
-            def broken(snapshot: Snapshot = snapshot, untouched: list[bool] = untouched) -> Any:
+            def broken(
+                snapshot: Snapshot = snapshot,
+                untouched: list[bool] = untouched,
+                put_back: list[PutBack] = put_back,
+            ) -> torch.Tensor:
                 untouched.append(snapshot.holds())
-                by_taking_gradients(second)
+                put_back.append(with_small_things_put_back(by_taking_gradients)(second)[1])
                 return torch.tensor(1.0)
 
             if not self._runs(functools.partial(raw_step, second, broken)):
                 return False
+            for each in put_back:
+                each()
             if untouched != [True] or not snapshot.holds():
                 return False
             self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
