@@ -10,6 +10,7 @@ sees the script's exceptions.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,16 @@ class _Folder(click.Group):
             raise click.UsageError(str(error)) from error
         except SteadyGradError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:  # the reader of our output has left: click ends quietly
+            raise
+        except OSError as error:
+            raise click.ClickException(_why(error)) from error
+
+
+def _why(error: OSError) -> str:
+    """An error of the system (a folder that cannot be written, a full disk) in one line."""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 @click.group(cls=_Folder, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ which is what lets zlib halve it again. Whatever a 16-bit logarithm cannot hold
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ LOW_LOG2, HIGH_LOG2 = -150.0, 130.0
 CODE_ZERO, CODE_EXACT, CODE_INF, CODE_NAN = 0, 65533, 65534, 65535
 LAST_LOG_CODE = 65532
 LOG2_STEP = (HIGH_LOG2 - LOW_LOG2) / (LAST_LOG_CODE - 1)
+MOST_OPTIMIZERS = 16384
 RELATIVE_ERROR = 2.0 ** (LOG2_STEP / 2) - 1.0
 """Largest relative error of a stored norm or maximum: 0.148 %."""
 
@@ -91,6 +93,33 @@ def pack(array: NDArray[Any], level: int = 6) -> bytes:
     return zlib.compress(planes.tobytes(), level)
 
 
+class DamagedError(ValueError):
+    """Bytes of a run file that are not what its writer puts there."""
+
+
+def inflate(blob: object, most: int, what: str = "a packed column") -> bytes:
+    """Decompress no more than the reader has room for.
+
+    Args:
+        blob: what `pack` gave; anything, from a file that nobody vouches for.
+        most: largest number of bytes that can be right.
+        what: the name of the field, for the error.
+
+    Raises:
+        DamagedError: not compressed data, or more than ``most`` bytes.
+    """
+    if not isinstance(blob, bytes):
+        raise DamagedError(f"{what} is no bytes")
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(blob, most + 1)
+    except zlib.error as error:
+        raise DamagedError(f"{what} cannot be decompressed ({error})") from None
+    if len(data) > most or not stream.eof:
+        raise DamagedError(f"{what} holds more or less than it should")
+    return data
+
+
 def unpack(blob: bytes, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """Undo `pack`.
 
@@ -102,13 +131,20 @@ def unpack(blob: bytes, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     Returns:
         The array, in that dtype and shape.
 
+    Raises:
+        DamagedError: the bytes do not hold that.
+
     Example:
         >>> a = np.arange(6, dtype=np.uint16).reshape(2, 3)
         >>> unpack(pack(a), np.uint16, (2, 3)).tolist()
         [[0, 1, 2], [3, 4, 5]]
     """
     kind = np.dtype(dtype)
-    planes = np.frombuffer(zlib.decompress(blob), np.uint8).reshape(kind.itemsize, -1)
+    size = kind.itemsize * math.prod(shape)
+    data = inflate(blob, size)
+    if len(data) != size:
+        raise DamagedError(f"a packed column holds {len(data)} bytes in place of {size}")
+    planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, -1)
     if kind.itemsize == 2:  # twice as fast as the general transposition, and the common case
         flat = (planes[0].astype(np.uint16) << 8) | planes[1]
     else:
@@ -139,9 +175,13 @@ def decode_steps(blob: bytes, rows: int, columns: Sequence[str]) -> NDArray[Any]
     steps = blank_steps(rows)
     for index, name in enumerate(columns):
         if name == "action":
+            if rows and not 0 <= raw[:, index].min() <= raw[:, index].max() < len(ACTIONS):
+                raise DamagedError("a step has an action that there is not")
             steps[name] = np.array(ACTIONS)[raw[:, index]]
         elif name in (STEP_DTYPE.names or ()):
             steps[name] = np.ascontiguousarray(raw[:, index]).view(STEP_DTYPE[name])
+    if rows and not 0 <= steps["optimizer"].min() <= steps["optimizer"].max() < MOST_OPTIMIZERS:
+        raise DamagedError("a step is of an optimizer that there cannot be")
     return steps
 
 
@@ -212,8 +252,10 @@ def unpack_sparse(blob: bytes | None, into: Floats) -> Floats:
     """Write what `pack_sparse` kept into a C-ordered array of the packed shape."""
     if blob is None:
         return into
-    raw = np.frombuffer(zlib.decompress(blob), np.uint8)
-    pairs = unpack(blob, np.int64, (len(raw) // 16, 2))
+    size = len(inflate(blob, 16 * into.size))
+    pairs = unpack(blob, np.int64, (size // 16, 2))
     places = np.cumsum(pairs[:, 0])
+    if len(places) and not 0 <= places.min() <= places.max() < into.size:
+        raise DamagedError("a list of exact values names places that are not there")
     np.put(into, places, np.ascontiguousarray(pairs[:, 1]).view(np.float64))
     return into

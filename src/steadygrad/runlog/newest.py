@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 from steadygrad.errors import RunFileError
-from steadygrad.runlog.schema import APPLICATION_ID
+from steadygrad.runlog.schema import is_run_file
 
 _RANK = re.compile(r"-rank\d+$")
 
@@ -59,8 +57,9 @@ def _modified(path: Path) -> float:
 
 def _is_run(path: Path) -> bool:
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            (number,) = database.execute("PRAGMA application_id").fetchone()
-    except sqlite3.Error:
+        if not path.is_file():  # to open a pipe waits for its other end
+            return False
+        with path.open("rb") as file:
+            return is_run_file(file.read(100))
+    except OSError:
         return False
-    return bool(number == APPLICATION_ID)

@@ -5,15 +5,19 @@ is being written is opened read-only with its journal, so that the freshest step
 Where SQLite would have to write first (a journal left by a crash in a read-only folder) a
 private copy is read instead. Connections are short: a reader that stays inside would keep
 the writer's journal growing.
+
+The file may be damaged, or made to do harm: its tables must be the ones that the writer makes,
+what it says of sizes is held against the bytes that are there, and a query that works for too
+long is stopped. `decoding` and `encode` judge the fields.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sqlite3
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,14 +28,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadygrad.errors import RunFileError
-from steadygrad.runlog import encode
+from steadygrad.runlog import decoding, encode
+from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.runlog.run import Event, Floats, Run
-from steadygrad.runlog.schema import SCHEMA_VERSION, SQLITE_MAGIC, is_run_file
+from steadygrad.runlog.schema import SCHEMA_VERSION, SQLITE_MAGIC, TABLES, is_run_file
 from steadygrad.runlog.store import SIDE_FILES
 
 OPEN_TRIES = 5
 MOST_LAYOUTS = 64
+MOST_CHUNK_ROWS = 4096
+MOST_CHUNK_VALUES = 1 << 20
+MOST_PACKED = 1032
+"""Bytes that zlib can make of one: a column that claims more is not there."""
+MOST_FIELD = 256 << 20
+MOST_WORK = 500
+"""Times `WORK` instructions of SQLite's machine in one look at the file: some ten seconds."""
+WORK = 200_000
+NEEDED = frozenset({"step", "norm", "action", "nonfinite", "optimizer"})
 _EXACT = {"norms": "exact_norms", "max_abs": "exact_max_abs"}
 
 
@@ -78,24 +92,33 @@ class _File:
             self.events = _events(connection)
             self._last_layout = _last_layout(connection)
             self._columns = _step_columns(connection)
-            self.rows = _rows(connection)
+            self.rows = _Chunks(connection, len(self._columns)).rows
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             with _connect(self._file) as connection:
                 yield connection
+        except DamagedError as error:
+            raise RunFileError(f"{self._file} is damaged: {error}") from error
         except sqlite3.Error as error:
             raise RunFileError(f"{self._file} cannot be read: {error}") from error
+        except OSError as error:
+            if isinstance(error, RunFileError):
+                raise
+            raise RunFileError(f"{self._file} cannot be read: {error.strerror}") from error
 
     def steps(self, first: int, last: int) -> NDArray[Any]:
         table = encode.blank_steps(max(0, last - first))
+        if not len(table):
+            return table
         with self._reading() as connection:
-            for start, rows, data in connection.execute(
-                "SELECT first_row, rows, data FROM steps "
-                "WHERE first_row < ? AND first_row + rows > ? ORDER BY first_row",
-                (last, first),
-            ):
+            connection.execute("BEGIN")  # a writer joins chunks meanwhile
+            chunks = _Chunks(connection, len(self._columns))
+            for start in chunks.of(np.array([first, last - 1]), between=True):
+                rows, data = connection.execute(
+                    "SELECT rows, data FROM steps WHERE first_row = ?", (start,)
+                ).fetchone()
                 chunk = encode.decode_steps(data, rows, self._columns)
                 low, high = max(first, start), min(last, start + rows)
                 table[low - first : high - first] = chunk[low - start : high - start]
@@ -107,67 +130,112 @@ class _File:
             return out
         exact = _EXACT.get(figure, "NULL")
         with self._reading() as connection:
-            connection.execute("BEGIN")  # a writer joins chunks meanwhile
-            layouts = _Layouts(connection)
-            for first in _chunks_of(connection, rows):
-                for start, layout, count, offsets, blob, beside in connection.execute(
-                    f"SELECT first_row, layout, rows, offsets, {figure}, {exact} FROM figures "
+            connection.execute("BEGIN")
+            layouts = _Layouts(connection, len(self.tensors))
+            for first in _Chunks(connection, len(self._columns)).of(rows):
+                for layout, count, offsets, blob, beside in connection.execute(
+                    f"SELECT layout, rows, offsets, {figure}, {exact} FROM figures "
                     "WHERE first_row = ? AND layout <= ?",
                     (first, self._last_layout),  # later ones may have tensors unknown here
                 ):
-                    here = start + encode.unpack(offsets, np.uint32, (count,)).astype(np.int64)
-                    block = _Figures(figure, blob, beside, (count, len(layouts[layout])))
-                    _place(out, rows, tensors, here, layouts[layout], block)
+                    ids = layouts[layout]
+                    shape = (_count(count, len(ids)), len(ids))
+                    here = first + _offsets(offsets, shape[0])
+                    block = _Figures(figure, blob, beside, shape)
+                    _place(out, rows, tensors, here, ids, block)
         return out
 
     def sample_names(self) -> list[str]:
         with self._reading() as connection:
-            found = connection.execute("SELECT DISTINCT name FROM samples ORDER BY name")
-            return [name for (name,) in found]
+            names = connection.execute("SELECT DISTINCT name FROM samples ORDER BY name")
+            return [decoding.text(name, "the name of a sample") for (name,) in names]
 
     def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
         with self._reading() as connection:
-            found = connection.execute(
+            taken = connection.execute(
                 'SELECT step, layout, "values" FROM samples WHERE name = ? AND layout <= ? '
                 "ORDER BY id",
                 (name, self._last_layout),
             ).fetchall()
-            layouts = _Layouts(connection)
-            values = np.full((len(found), len(self.tensors)), np.nan)
-            for row, (_, layout, blob) in enumerate(found):
+            layouts = _Layouts(connection, len(self.tensors))
+            values = np.full((len(taken), len(self.tensors)), np.nan)
+            for row, (_, layout, blob) in enumerate(taken):
                 ids = layouts[layout]
                 values[row, ids] = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
-        return np.array([step for step, _, _ in found], np.int64), values
+        steps = [decoding.integer(step, "the step of a sample") for step, _, _ in taken]
+        return np.array(steps, np.int64), values
 
 
-def _chunks_of(connection: sqlite3.Connection, rows: NDArray[np.int64]) -> list[int]:
-    """First rows of the chunks that hold any of these rows: the others are not even read."""
-    chunks = connection.execute(
-        "SELECT first_row, rows FROM steps WHERE first_row <= ? ORDER BY first_row",
-        (int(rows[-1]),),
-    ).fetchall()
-    starts = np.array([first for first, _ in chunks], np.int64)
-    ends = starts + np.array([count for _, count in chunks], np.int64)
-    inside = np.searchsorted(rows, starts) < np.searchsorted(rows, ends)
-    return [int(first) for first in starts[inside]]
+class _Chunks:
+    """Where the chunks of steps begin and end; they must follow each other without a gap."""
+
+    def __init__(self, connection: sqlite3.Connection, columns: int) -> None:
+        table = connection.execute(
+            "SELECT first_row, rows, length(data) FROM steps ORDER BY first_row"
+        ).fetchall()
+        if not all(type(number) is int for row in table for number in row):
+            raise DamagedError("the table of steps holds something else than numbers")
+        chunks = np.array(table, np.float64).reshape(-1, 3)  # of which no sum overflows
+        first, rows, packed = chunks.T
+        self._ends = np.cumsum(rows)
+        whole = (
+            (rows > 0)
+            & (rows <= MOST_CHUNK_ROWS)
+            & (first == self._ends - rows)
+            & (rows * columns * 8 <= MOST_PACKED * packed)
+        )
+        if not whole.all():
+            raise DamagedError(f"the chunk of steps number {int(np.argmin(whole))} is not whole")
+        self._starts = first.astype(np.int64)
+        self._ends = self._ends.astype(np.int64)
+        self.rows = int(self._ends[-1]) if len(self._ends) else 0
+
+    def of(self, rows: NDArray[np.int64], *, between: bool = False) -> list[int]:
+        """First rows of the chunks that hold any of these ascending rows, or any in between."""
+        if between:
+            inside = (self._starts <= rows[-1]) & (self._ends > rows[0])
+            return [int(first) for first in self._starts[inside]]
+        inside = np.searchsorted(rows, self._starts) < np.searchsorted(rows, self._ends)
+        return [int(first) for first in self._starts[inside]]
+
+
+def _count(count: object, tensors: int) -> int:
+    most = max(MOST_CHUNK_VALUES // max(1, tensors), 16)
+    return decoding.integer(count, "the number of steps in a block", 1, min(most, MOST_CHUNK_ROWS))
+
+
+def _offsets(blob: bytes, count: int) -> NDArray[np.int64]:
+    offsets = encode.unpack(blob, np.uint32, (count,)).astype(np.int64)
+    if offsets.max() >= MOST_CHUNK_ROWS:
+        raise DamagedError("a block of figures names steps that are not there")
+    return offsets
 
 
 class _Layouts:
     """Sets of tensors by their number, read when asked for; the latest few are remembered."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: sqlite3.Connection, tensors: int) -> None:
+        self._connection, self._tensors = connection, tensors
         self._recent: dict[int, NDArray[np.int64]] = {}
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
         if number not in self._recent:
-            (ids,) = self._connection.execute(
+            row = self._connection.execute(
                 "SELECT tensor_ids FROM layouts WHERE id = ?", (number,)
             ).fetchone()
             if len(self._recent) >= MOST_LAYOUTS:
                 del self._recent[next(iter(self._recent))]
-            self._recent[number] = np.frombuffer(ids, np.int64)
+            self._recent[number] = self._sound(row)
         return self._recent[number]
+
+    def _sound(self, row: tuple[Any, ...] | None) -> NDArray[np.int64]:
+        ids = row[0] if row else None
+        if not isinstance(ids, bytes) or not ids or len(ids) % 8:
+            raise DamagedError("a set of tensors is missing or cut")
+        numbers = np.frombuffer(ids, np.int64)
+        if not 0 <= numbers.min() <= numbers.max() < self._tensors:
+            raise DamagedError("a set of tensors names some that are not there")
+        return numbers
 
 
 class _Figures:
@@ -235,17 +303,25 @@ def _is_range(numbers: NDArray[np.int64]) -> bool:
 
 def _check(path: Path) -> None:
     """Say plainly what is wrong with a path that is no run file."""
-    if path.is_dir():
-        raise RunFileError(f"{path} is a folder: name the run file in it")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise RunFileError(f"{path} is a folder: name the run file in it")
+        if not stat.S_ISREG(kind):  # to open a pipe waits for its other end
+            raise RunFileError(f"{path} is not a run file: it is not a file at all")
         header = _header(path)
+        _check_side_files(path)
     except FileNotFoundError:
         raise RunFileError(
             f"no run file at {path}: record one with `steadygrad run script.py`, or give the "
             "path that its --out or attach(run=...) named"
         ) from None
+    except RunFileError:
+        raise
     except OSError as error:
         raise RunFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a path with a zero character
+        raise RunFileError(f"{str(path)!r} cannot be read: {error}") from error
     if not header:
         raise RunFileError(f"{path} is empty: recording never began there")
     if not header.startswith(SQLITE_MAGIC):
@@ -258,6 +334,17 @@ def _check(path: Path) -> None:
             f"{path} has format {version}, this steadygrad reads up to {SCHEMA_VERSION}: "
             "pip install --upgrade steadygrad"
         )
+
+
+def _check_side_files(path: Path) -> None:
+    """SQLite opens what stands beside the file, and waits where that is a pipe."""
+    for suffix in SIDE_FILES:
+        beside = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(beside.stat().st_mode):
+                raise RunFileError(
+                    f"{path} cannot be read: {beside.name} beside it is no file. Remove it"
+                )
 
 
 def _header(path: Path) -> bytes:
@@ -277,7 +364,9 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
             try:
                 connection = _open_in_place(path)
                 break
-            except sqlite3.OperationalError:
+            except sqlite3.OperationalError as error:
+                if "interrupted" in str(error):
+                    raise
                 # without its shared-memory file, a read-only folder holds a journal that
                 # SQLite can only read after a recovery: recover a copy
                 if not os.access(path.parent, os.W_OK) or not left:
@@ -309,45 +398,84 @@ def _open_copy(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
 def _probed(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10.0)
     try:
-        connection.execute("SELECT count(*) FROM step_columns").fetchone()
-    except sqlite3.Error:
+        _limit(connection)
+        _check_tables(connection)
+    except BaseException:
         connection.close()
         raise
     return connection
 
 
+def _limit(connection: sqlite3.Connection) -> None:
+    """Bound what a hostile file can make of this connection."""
+    spent = 0
+
+    def count() -> bool:
+        nonlocal spent
+        spent += 1
+        return spent > MOST_WORK
+
+    connection.set_progress_handler(count, WORK)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_FIELD)
+    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    """Nothing is read from a table that the writer did not make: a view may never end."""
+    written = dict(
+        connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
+    )
+    for statement in TABLES:
+        name = statement.split()[2]
+        if not statement.startswith("CREATE TABLE"):
+            continue
+        if name not in written:
+            raise DamagedError(
+                f"its table {name} is missing. Its recording was cut off before the first step, or "
+                "it was copied without the -wal file that stood beside it"
+            )
+        if written[name] != statement:
+            raise DamagedError(f"its table {name} is not as steadygrad makes it")
+
+
 def _info(connection: sqlite3.Connection) -> dict[str, Any]:
-    return {key: json.loads(value) for key, value in connection.execute("SELECT * FROM info")}
+    facts: dict[str, Any] = {}
+    for key, value in connection.execute("SELECT key, value FROM info"):
+        with contextlib.suppress(DamagedError):
+            facts[decoding.text(key, "the name of a fact")] = decoding.json_value(value, "a fact")
+    return decoding.info(facts)
 
 
 def _tensors(connection: sqlite3.Connection) -> list[TensorInfo]:
-    return [
-        TensorInfo(name, tuple(json.loads(shape)), dtype, module, position, optimizer)
-        for name, shape, dtype, module, position, optimizer in connection.execute(
-            "SELECT name, shape, dtype, module, position, optimizer FROM tensors ORDER BY id"
-        )
-    ]
+    tensors: list[TensorInfo] = []
+    for number, *row in connection.execute(
+        "SELECT id, name, shape, dtype, module, position, optimizer FROM tensors ORDER BY id"
+    ):
+        if number != len(tensors):
+            raise DamagedError(f"tensor {len(tensors)} is missing")
+        tensors.append(decoding.tensor(tuple(row)))
+    return tensors
 
 
 def _events(connection: sqlite3.Connection) -> list[Event]:
-    return [
-        Event(step, at, kind, json.loads(data))
-        for step, at, kind, data in connection.execute(
-            "SELECT step, time, kind, data FROM events ORDER BY id"
-        )
-    ]
+    events: list[Event] = []
+    for row in connection.execute("SELECT step, time, kind, data FROM events ORDER BY id"):
+        with contextlib.suppress(DamagedError):
+            told = decoding.event(row)
+            events += [] if told is None else [told]
+    return events
 
 
 def _last_layout(connection: sqlite3.Connection) -> int:
     (last,) = connection.execute("SELECT coalesce(max(id), -1) FROM layouts").fetchone()
-    return int(last)
+    return decoding.integer(last, "the number of a set of tensors")
 
 
 def _step_columns(connection: sqlite3.Connection) -> list[str]:
-    found = connection.execute("SELECT name FROM step_columns ORDER BY place")
-    return [name for (name,) in found]
-
-
-def _rows(connection: sqlite3.Connection) -> int:
-    (rows,) = connection.execute("SELECT coalesce(max(first_row + rows), 0) FROM steps").fetchone()
-    return int(rows)
+    rows = connection.execute("SELECT name FROM step_columns ORDER BY place LIMIT 100").fetchall()
+    names = [decoding.text(name, "a column of steps") for (name,) in rows]
+    if len(set(names)) != len(names) or not set(names) >= NEEDED:
+        raise DamagedError(f"its columns of steps are {', '.join(names)[:200]}")
+    return names

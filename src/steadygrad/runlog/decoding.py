@@ -1,0 +1,249 @@
+"""What a run file may hold, field by field: values of that type and size, or an error.
+
+Run files travel, so nothing in one is trusted. A field of a table that is not what the writer
+puts there makes the file damaged (`DamagedError`); a fact or an event's detail of another type
+is left out, since everything else can be told without it. Nothing behind this module checks
+types again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from steadygrad.runlog.encode import DamagedError
+from steadygrad.runlog.origin import EVENT as ORIGIN
+from steadygrad.runlog.origin import Origin
+from steadygrad.runlog.records import NAN_LOSS, TensorInfo
+from steadygrad.runlog.run import Event
+from steadygrad.runlog.thinning import LANDMARKS
+
+INT64 = 2**63
+MOST_AXES = 64
+MOST_JSON = 8 << 20
+"""Characters of one JSON text."""
+MOST_NAME = 1 << 20
+MOST_DEPTH = 32
+LONGEST_NUMBER = 400
+"""Digits of a whole number in JSON; longer ones take square time to read."""
+
+Field = Callable[[Any], Any]
+"""Gives back a sound value, or raises ValueError or TypeError."""
+
+
+def integer(value: object, what: str, low: int = -INT64, high: int = INT64 - 1) -> int:
+    """A whole number of a table's column.
+
+    Raises:
+        DamagedError: it is something else, or out of range.
+
+    Example:
+        >>> integer(7, "rows")
+        7
+    """
+    if not isinstance(value, int) or not low <= value <= high:
+        raise DamagedError(f"{what} is {_short(value)}")
+    return value
+
+
+def text(value: object, what: str) -> str:
+    """A name of a table's column, without halves of characters.
+
+    Raises:
+        DamagedError: it is no text, or far too long.
+    """
+    if not isinstance(value, str) or len(value) > MOST_NAME:
+        raise DamagedError(f"{what} is {_short(value)}")
+    return _whole(value)
+
+
+def json_value(source: object, what: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        DamagedError: it is no JSON, or too long or too deep.
+
+    Example:
+        >>> json_value('{"a": [1]}', "info")
+        {'a': [1]}
+    """
+    if not isinstance(source, str) or len(source) > MOST_JSON:
+        raise DamagedError(f"{what} is {_short(source)}")
+    try:
+        return _clean(json.loads(source, parse_int=_parse_int), MOST_DEPTH)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{what} is not JSON that steadygrad writes ({error})") from None
+
+
+def tensor(row: tuple[Any, ...]) -> TensorInfo:
+    """A row of ``tensors``, without its number.
+
+    Raises:
+        DamagedError: a column holds something else.
+    """
+    name, shape, dtype, module, position, optimizer = row
+    lengths = json_value(shape, "the shape of a tensor")
+    if not isinstance(lengths, list) or len(lengths) > MOST_AXES:
+        raise DamagedError(f"the shape of a tensor is {_short(lengths)}")
+    return TensorInfo(
+        text(name, "the name of a tensor"),
+        tuple(integer(length, "a length of a tensor", 0) for length in lengths),
+        text(dtype, "the dtype of a tensor"),
+        text(module, "the module of a tensor"),
+        integer(position, "the position of a tensor"),
+        integer(optimizer, "the optimizer of a tensor"),
+    )
+
+
+def event(row: tuple[Any, ...]) -> Event | None:
+    """A row of ``events``; None where it cannot be told any more.
+
+    Raises:
+        DamagedError: a column holds something else.
+    """
+    step, at, kind, source = row
+    number = None if step is None else integer(step, "the step of an event")
+    name = text(kind, "the kind of an event")
+    data = json_value(source, f"an event ({name})")
+    if not isinstance(data, dict):
+        return None
+    when = float(at) if isinstance(at, (int, float)) else math.nan
+    return _typed(Event(number, when, name, data))
+
+
+def _typed(told: Event) -> Event | None:
+    if told.kind == ORIGIN:
+        try:
+            Origin.from_json(told.data)
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+            return None
+    data = _fitting(told.data, EVENTS.get(told.kind, {}) | EVERY_EVENT)
+    return Event(told.step, told.time, told.kind, data)
+
+
+def info(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a run by name; those of a type that they cannot have are left out.
+
+    Args:
+        rows: name to what JSON held.
+    """
+    return _fitting(rows, INFO)
+
+
+def _fitting(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+    sound = {}
+    for key, value in values.items():
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            sound[key] = fields.get(key, _anything)(value)
+    return sound
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+def _a(*kinds: type) -> Field:
+    def check(value: Any) -> Any:
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError
+        return value
+
+    return check
+
+
+def _list_of(field: Field) -> Field:
+    def check(value: Any) -> Any:
+        return None if value is None else [field(entry) for entry in _a(list)(value)]
+
+    return check
+
+
+def _table_of(**fields: Field) -> Field:
+    def check(value: Any) -> Any:
+        return None if value is None else _fitting(_a(dict)(value), fields)
+
+    return check
+
+
+def _number(value: Any) -> Any:
+    """A number; JSON keeps NaN and inf as text."""
+    return value if value is None else float(value) if isinstance(value, str) else _real(value)
+
+
+_real = _a(int, float)
+_word = _a(str)
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= INT64:
+        raise TypeError
+    return value
+
+
+INFO: dict[str, Field] = {
+    **dict.fromkeys(
+        ("framework", "policy", "script", "observed_by", "on_nonfinite", "process"), _word
+    ),
+    **dict.fromkeys(("overhead_seconds", "wall_seconds", "started", "ended", "rank"), _real),
+    "exit": _a(str, int),
+    "command": lambda value: value if isinstance(value, str) else _list_of(_word)(value),
+    "frozen": _list_of(_word),
+    "troubles": _list_of(_word),
+    "clip_calls": _list_of(_anything),
+    "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),
+    "results": _a(dict),
+    "versions": _a(dict),
+    LANDMARKS: _a(dict),
+}
+"""What readers of a run's facts rely on."""
+
+EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_number}
+EVENTS: dict[str, dict[str, Field]] = {
+    NAN_LOSS: {},
+    "script_clip": dict.fromkeys(
+        (
+            "max_norm",
+            "norm_type",
+            "norm",
+            "coef",
+            "params",
+            "backward_since_step",
+            "backward_since_clip",
+        ),
+        _number,
+    ),
+}
+"""What readers of an event's details rely on."""
+
+
+def _parse_int(digits: str) -> int | float:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    number = int(digits)
+    return number if abs(number) < INT64 else float(number)
+
+
+def _clean(value: Any, depth: int) -> Any:
+    """The value without halves of characters, where it is not nested too deep."""
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, (list, dict)) and not depth:
+        raise ValueError(f"nested more than {MOST_DEPTH} deep")
+    if isinstance(value, list):
+        return [_clean(entry, depth - 1) for entry in value]
+    if isinstance(value, dict):
+        return {_whole(key): _clean(entry, depth - 1) for key, entry in value.items()}
+    return value
+
+
+def _whole(words: str) -> str:
+    """Text that can be written as UTF-8: a lone surrogate becomes a question mark."""
+    return words.encode("utf-8", "replace").decode("utf-8")
+
+
+def _short(value: object) -> str:
+    shown = repr(value) if not isinstance(value, (str, bytes)) else repr(value[:40])
+    return f"{type(value).__name__} {shown[:60]}"
