@@ -9,6 +9,7 @@
 #   make test-torch      the tests of one framework in an environment that has only that one;
 #                        also test-keras, test-tensorflow, test-jax, test-core (none at all)
 #   make test-oldest     the oldest versions that pyproject.toml promises
+#   make fuzz    thousands of damaged run files; FUZZ_ROUNDS=100 for half an hour
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +24,7 @@ OLDEST ?= tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/
 export OMP_NUM_THREADS ?= 1
 
 FRAMEWORKS := torch keras tensorflow jax core
-.PHONY: demo test lint bench corpus docs wheels coverage test-oldest clean $(FRAMEWORKS:%=test-%)
+.PHONY: demo test lint bench corpus docs wheels coverage test-oldest fuzz clean $(FRAMEWORKS:%=test-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/steadygrad demo
@@ -44,6 +45,13 @@ bench: $(VENV)/.dev
 
 corpus: $(VENV)/.dev
 	$(BIN)/python -m corpus
+
+# Each round damages thousands of files in new ways; FUZZ_ROUNDS=100 takes about half an hour.
+FUZZ_ROUNDS ?= 1
+fuzz: $(VENV)/.dev
+	for round in $$(seq $(FUZZ_ROUNDS)); do \
+	  STEADYGRAD_FUZZ=3000 STEADYGRAD_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -x --timeout 3600 \
+	    tests/unit/runlog/test_hostile.py || exit 1; done
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

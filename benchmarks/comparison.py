@@ -34,12 +34,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import deciding
 from steadygrad.calibration import calibrate
-from steadygrad.calibration.advice import percent
 from steadygrad.compare import Cell, Comparison, Grid, Row, judge, measure
 from steadygrad.errors import CalibrationError
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import launch
 from steadygrad.report.numbers import figure
+from steadygrad.text import percent
 
 ROOT = Path(__file__).parent.parent
 POLICIES = (

@@ -11,6 +11,7 @@ import numpy as np
 from steadygrad.calibration.estimate import Setback, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 from steadygrad.robust import Floats
+from steadygrad.text import percent
 
 OFTEN, NEARLY_ALWAYS = 0.10, 0.50
 
@@ -73,20 +74,6 @@ def label(c: Calibration) -> tuple[str, str]:
     if not c.stationary:
         return ("Recommended" if c.needed else "As insurance"), c.spec
     return ("Recommended threshold" if c.needed else "Threshold, as insurance"), f"{c.threshold:g}"
-
-
-def percent(share: float) -> str:
-    """A share as text, with as many digits as help.
-
-    Example:
-        >>> percent(0.0), percent(0.0034), percent(0.25), percent(0.998)
-        ('0 %', '0.3 %', '25 %', '99.8 %')
-    """
-    value = 100 * share
-    if 0 < value < 0.05:
-        return "under 0.1 %"
-    digits = 1 if 0 < value < 10 or 99 < value < 100 else 0
-    return f"{value:.{digits}f} %"
 
 
 def _what_to_type(c: Calibration, info: Mapping[str, Any]) -> str:

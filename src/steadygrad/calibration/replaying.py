@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.calibration.advice import percent
 from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.errors import UsageError
 from steadygrad.policies import Policy, parse
 from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run

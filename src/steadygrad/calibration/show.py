@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from steadygrad.calibration.advice import percent
 from steadygrad.calibration.recommending import calibrate
 from steadygrad.calibration.replaying import replay
 from steadygrad.calibration.result import Calibration
+from steadygrad.text import percent, printable
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -50,7 +50,7 @@ def show(
     lines = [*found.advice, "", *_figures(found), "", *_curve(found)]
     if played:
         lines += ["", *(f"{p.sentence}." for p in played)]
-    return "\n".join(lines)
+    return str(printable("\n".join(lines)))
 
 
 def _figures(c: Calibration) -> list[str]:

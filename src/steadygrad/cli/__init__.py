@@ -19,6 +19,7 @@ import click
 
 from steadygrad._version import __version__
 from steadygrad.errors import SteadyGradError, UsageError
+from steadygrad.text import printable
 
 __all__ = ["Handover", "group", "main"]
 
@@ -49,13 +50,13 @@ class _Folder(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(printable(str(error))) from error
         except SteadyGradError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
         except BrokenPipeError:  # the reader of our output has left: click ends quietly
             raise
         except OSError as error:
-            raise click.ClickException(_why(error)) from error
+            raise click.ClickException(printable(_why(error))) from error
 
 
 def _why(error: OSError) -> str:

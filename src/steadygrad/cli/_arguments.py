@@ -17,12 +17,13 @@ def newest_unless_named(
         return value
     from steadygrad.errors import RunFileError
     from steadygrad.runlog.newest import newest_run
+    from steadygrad.text import printable
 
     try:
         path = str(newest_run())
     except RunFileError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f"steadygrad: reading {path}, the newest run here", err=True)
+    click.echo(printable(f"steadygrad: reading {path}, the newest run here"), err=True)
     return (path,) if parameter.nargs == -1 else path
 
 

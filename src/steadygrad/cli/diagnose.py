@@ -25,9 +25,10 @@ def command(run: str, as_json: bool, fail_on: str | None) -> None:
     """
     from steadygrad.errors import RunFileError
     from steadygrad.rules.show import show
+    from steadygrad.text import printable
 
     try:
         status = show(run, as_json=as_json, fail_on=fail_on)
     except RunFileError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error))) from error
     raise SystemExit(status)

@@ -20,5 +20,6 @@ FORMATS = ("csv", "jsonl", "mlflow", "parquet", "prometheus", "tensorboard", "tr
 def command(run: str, to: str, out: str | None, tensors: bool) -> None:
     """Write RUN, a recorded run, in another format."""
     from steadygrad.sinks import export
+    from steadygrad.text import printable
 
-    click.echo(export(run, to, out, tensors=1 if tensors else None))
+    click.echo(printable(export(run, to, out, tensors=1 if tensors else None)))

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from steadygrad.calibration.advice import percent
 from steadygrad.compare.cells import Cell, Grid, run_cells
 from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.table import Comparison, Row, judge
 from steadygrad.report.numbers import duration, figure
+from steadygrad.text import percent
 
 
 def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:

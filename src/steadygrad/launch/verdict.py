@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from steadygrad import extensions
 from steadygrad.errors import CalibrationError, SteadyGradError
 from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.launch.session import Session
@@ -53,7 +54,7 @@ def last_words(session: Session) -> str:
         lines += _wrapped(f"Mind: {what}", "  ", "    ")
     if path or others:
         lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
-    return "\n".join(["steadygrad: " + lines[0], *lines[1:]])
+    return str(printable("\n".join(["steadygrad: " + lines[0], *lines[1:]])))
 
 
 def _thinned(run: Run) -> Run:

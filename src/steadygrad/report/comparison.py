@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steadygrad.calibration.advice import percent
 from steadygrad.report.key_figures import clip_rate, ends, ends_error
 from steadygrad.report.numbers import duration, figure
+from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run

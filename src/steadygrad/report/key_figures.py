@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.calibration.advice import percent
 from steadygrad.report.numbers import duration, figure
 from steadygrad.robust import spread
+from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run

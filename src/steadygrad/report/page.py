@@ -121,7 +121,7 @@ def _moment(seconds: Any) -> str | None:
 
 
 def _filters() -> dict[str, Any]:
-    from steadygrad.calibration.advice import percent
+    from steadygrad.text import percent
 
     return {
         "figure": figure,

@@ -22,6 +22,7 @@ from steadygrad.report.key_figures import key_figures
 from steadygrad.report.numbers import plain
 from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
+from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -121,7 +122,7 @@ def _optimizer(run: Run, number: int) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    stems = [run.path.stem if run.path else f"run {i + 1}" for i, run in enumerate(runs)]
+    stems = [printable(run.path.stem) if run.path else f"run {i + 1}" for i, run in enumerate(runs)]
     if len(set(stems)) == len(stems):
         return stems
     return [f"{stem} ({i + 1})" for i, stem in enumerate(stems)]

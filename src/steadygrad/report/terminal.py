@@ -7,7 +7,6 @@ markup: a tensor named ``[red]`` is shown as it is.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +17,12 @@ from rich.text import Text
 
 from steadygrad.report.numbers import figure
 from steadygrad.report.page import facts, overhead_sentence
+from steadygrad.text import printable
 
 STYLES = {"error": "bold red", "warning": "bold yellow", "ok": "bold green", "info": "dim"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
 CHART_ROWS = 5
 LEFT = 11
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def view(report: dict[str, Any]) -> RenderableType:
@@ -47,20 +46,6 @@ def view(report: dict[str, Any]) -> RenderableType:
     if footer:
         parts += [Text(), Text(footer, "dim")]
     return Padding(Group(*parts), (1, 2))
-
-
-def printable(value: Any) -> Any:
-    """The same data with control characters shown as a mark: a name must not drive a terminal.
-
-    Example:
-        >>> printable({"name": ["\\x1b[2J"]})
-        {'name': ['\ufffd[2J']}
-    """
-    if isinstance(value, str):
-        return _CONTROL.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {key: printable(item) for key, item in value.items()}
-    return [printable(item) for item in value] if isinstance(value, list) else value
 
 
 class Chart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.syntax import Syntax
 
 from steadygrad.rules import NOTHING, REGISTRY, SEVERITIES, Finding, diagnose, page
+from steadygrad.text import printable
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _LANGUAGE = "python"
@@ -57,7 +59,8 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
     out = console or Console(file=sys.stdout)
     if not findings:
         out.print("[green]Nothing found.[/] Gradients, clipping and loss look sound in this run.")
-    for found in findings:
+    for finding in findings:
+        found = _printable(finding)
         colour = _COLOURS[found.severity]
         out.print(
             f"[{colour}]{found.severity} {found.id}[/] {escape(found.title)}", highlight=False
@@ -72,6 +75,12 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
                 Syntax(fix, _LANGUAGE, background_color="default", word_wrap=True, padding=(0, 4))
             )
         out.print(f"  Confidence {found.confidence:.0%}. More: {found.docs}\n", highlight=False)
+
+
+def _printable(finding: Finding) -> Finding:
+    texts = ("title", "evidence", "causes", "fixes", "tensors")
+    shown = {name: printable(getattr(finding, name)) for name in texts}
+    return dataclasses.replace(finding, **shown)
 
 
 def explain(rule: str | None = None) -> str:

@@ -115,12 +115,12 @@ def event(row: tuple[Any, ...]) -> Event | None:
 
 
 def _typed(told: Event) -> Event | None:
+    data = _fitting(told.data, EVENTS.get(told.kind, {}) | EVERY_EVENT)
     if told.kind == ORIGIN:
         try:
-            Origin.from_json(told.data)
+            Origin.from_json(data)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             return None
-    data = _fitting(told.data, EVENTS.get(told.kind, {}) | EVERY_EVENT)
     return Event(told.step, told.time, told.kind, data)
 
 
@@ -192,7 +192,7 @@ INFO: dict[str, Field] = {
     "command": lambda value: value if isinstance(value, str) else _list_of(_word)(value),
     "frozen": _list_of(_word),
     "troubles": _list_of(_word),
-    "clip_calls": _list_of(_anything),
+    "clip_calls": _list_of(_a(dict)),
     "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),
     "results": _a(dict),
     "versions": _a(dict),

@@ -41,6 +41,18 @@ class Range:
     high: float
     nonfinite: int = 0
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Range:
+        """The range that `Origin.as_json` wrote."""
+        return cls(
+            str(data["name"]),
+            tuple(map(int, data["shape"])),
+            str(data["dtype"]),
+            float(data["low"]),
+            float(data["high"]),
+            int(data.get("nonfinite", 0)),
+        )
+
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape)) or "scalar"
         span = f"{self.low:.4g} to {self.high:.4g}" if self.low == self.low else "nothing finite"
@@ -101,23 +113,25 @@ class Origin:
     def from_json(cls, data: Mapping[str, Any]) -> Origin:
         """The origin that `as_json` made; fields of a later version are left out.
 
+        Raises:
+            TypeError, ValueError, KeyError: a field that is needed is missing, or of another type.
+
         Example:
             >>> origin = Origin(3, "loss", "log", file="train.py", line=12, first_kind="inf")
             >>> Origin.from_json(origin.as_json()) == origin
             True
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        fields = {key: value for key, value in data.items() if key in known}
-        inputs = tuple(
-            Range(
-                **{**entry, "shape": tuple(entry["shape"])}
-                | {"low": float(entry["low"]), "high": float(entry["high"])}
-            )
-            for entry in fields.pop("inputs", ())
+        words = {f.name for f in dataclasses.fields(cls) if f.type == "str"}
+        numbers = {f.name for f in dataclasses.fields(cls) if f.type == "int"}
+        fields: dict[str, Any] = {key: str(data[key]) for key in words & data.keys()}
+        fields |= {key: int(data[key]) for key in numbers & data.keys()}
+        return cls(
+            inputs=tuple(map(Range.from_json, data.get("inputs", ()))),
+            rows=tuple(map(int, data.get("rows", ()))),
+            tensors=tuple(map(str, data.get("tensors", ()))),
+            replayed=bool(data.get("replayed", False)),
+            **fields,
         )
-        for key in ("rows", "tensors"):
-            fields[key] = tuple(fields.get(key, ()))
-        return cls(inputs=inputs, **fields)
 
     @property
     def place(self) -> str:

@@ -100,9 +100,10 @@ class _File:
             with _connect(self._file) as connection:
                 yield connection
         except DamagedError as error:
-            raise RunFileError(f"{self._file} is damaged: {error}") from error
-        except sqlite3.Error as error:
-            raise RunFileError(f"{self._file} cannot be read: {error}") from error
+            raise RunFileError(f"{self._file} is damaged: {_in_one_line(error)}") from error
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError) as error:
+            # sqlite3 decodes names inside its messages, and asks for what a damaged size says
+            raise RunFileError(f"{self._file} cannot be read: {_in_one_line(error)}") from error
         except OSError as error:
             if isinstance(error, RunFileError):
                 raise
@@ -162,7 +163,7 @@ class _File:
             for row, (_, layout, blob) in enumerate(taken):
                 ids = layouts[layout]
                 values[row, ids] = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
-        steps = [decoding.integer(step, "the step of a sample") for step, _, _ in taken]
+            steps = [decoding.integer(step, "the step of a sample") for step, _, _ in taken]
         return np.array(steps, np.int64), values
 
 
@@ -197,6 +198,10 @@ class _Chunks:
             return [int(first) for first in self._starts[inside]]
         inside = np.searchsorted(rows, self._starts) < np.searchsorted(rows, self._ends)
         return [int(first) for first in self._starts[inside]]
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _count(count: object, tensors: int) -> int:

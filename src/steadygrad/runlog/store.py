@@ -8,6 +8,7 @@ beginning and the commit of a transaction are tried again, never its inside.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -336,3 +337,19 @@ def remove_side_files(path: Path) -> None:
     """Remove what SQLite may have left beside a file that is being replaced."""
     for suffix in SIDE_FILES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process has a run file open; to be asked of one that is about to be replaced.
+
+    A file in WAL mode leaves that mode only where nobody else is inside. On network file
+    systems, which do without WAL, the answer is always no.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=0.2)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error)
+    except sqlite3.Error:  # damaged: nobody's any more
+        return False
+    return False

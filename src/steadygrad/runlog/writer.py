@@ -39,7 +39,7 @@ from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
 from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
-from steadygrad.runlog.store import Store, remove_side_files
+from steadygrad.runlog.store import Store, is_being_written, remove_side_files
 from steadygrad.runlog.thinning import LANDMARKS
 
 COMMIT_SECONDS = 0.2
@@ -405,10 +405,16 @@ def _for_file(batch: list[Any]) -> list[Any]:
 def _claim(path: Path, force: bool) -> None:
     """Create the file, so that two writers can never share one."""
     if force and path.exists():
-        with path.open("rb") as existing:
-            header = existing.read(100)
+        header = b"no file"
+        if path.is_file():  # to open a pipe waits for its other end
+            with path.open("rb") as existing:
+                header = existing.read(100)
         if header and not is_run_file(header):
             raise RunFileError(f"{path} is not a run file: not replaced. Choose another path")
+        if header and is_being_written(path):
+            raise RunFileError(
+                f"{path} is being written by another process: not replaced. Choose another path"
+            )
         path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

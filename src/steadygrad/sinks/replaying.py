@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -71,11 +72,20 @@ def replay(run: Run | str | os.PathLike[str], sink: Sink) -> None:
         '5.0'
     """
     opened = as_run(run)
+    try:
+        _send(opened, sink)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to be told
+            sink.close()
+        raise
+    sink.close()
+
+
+def _send(opened: Run, sink: Sink) -> None:
     sink.take([Head(opened.path, opened.info, tuple(opened.tensors), _keep_nothing)])
     for first in range(0, len(opened), block := _block(opened)):
         sink.take(list(_batches(opened, slice(first, min(first + block, len(opened))))))
     sink.take([*_samples(opened), *opened.events])
-    sink.close()
 
 
 def _keep_nothing(kind: str, data: dict[str, Any], step: int | None) -> None:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from steadygrad.report.numbers import duration, figure
-from steadygrad.report.terminal import STYLES, printable
+from steadygrad.report.terminal import STYLES
+from steadygrad.text import printable
 from steadygrad.watch.snapshot import Curve, Snapshot, TensorRow
 from steadygrad.watch.spark import spark
 

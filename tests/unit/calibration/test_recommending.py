@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from steadygrad.calibration import calibrate, estimate, replay
-from steadygrad.calibration.advice import percent
 from steadygrad.calibration.show import show
 from steadygrad.errors import CalibrationError, UsageError
 from steadygrad.policies import parse
 from steadygrad.runlog import Run
+from steadygrad.text import percent
 
 SIGMA = 0.2
 

@@ -96,7 +96,7 @@ def test_a_file_whose_tables_are_missing(tmp_path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("CREATE TABLE t (x)")
     connection.close()
-    with pytest.raises(RunFileError, match="table info is missing.*before the first step"):
+    with pytest.raises(RunFileError, match=r"table info is missing.*before the first step"):
         open_run(tmp_path / "x.db")
 
 

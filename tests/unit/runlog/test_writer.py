@@ -432,3 +432,16 @@ def test_another_set_of_tensors_at_every_step_is_remembered_for_a_while_only(
     expected = np.where(shown, 1.0 + ids, np.nan)
     np.testing.assert_allclose(run.tensor_norms, expected, rtol=RELATIVE_ERROR)
     np.testing.assert_array_equal(run.samples("weight_norm")[1], expected)
+
+
+def test_a_file_that_is_being_written_is_not_replaced(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run.db") as writer:
+        ids = np.array(writer.add_tensors([TensorInfo("w", (3,))]))
+        writer.write_step(StepRecord(0), ids, [1.0], [1.0], [0], [0])
+        writer.flush()
+        with pytest.raises(RunFileError, match="is being written by another process"):
+            RunWriter(tmp_path / "run.db", force=True)
+        writer.write_step(StepRecord(1), ids, [1.0], [1.0], [0], [0])
+    assert len(open_run(tmp_path / "run.db")) == 2
+    RunWriter(tmp_path / "run.db", force=True).close()
+    assert len(open_run(tmp_path / "run.db")) == 0

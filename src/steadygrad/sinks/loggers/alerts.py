@@ -21,6 +21,7 @@ from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog.items import Head
 from steadygrad.runlog.notice import warn
 from steadygrad.sinks.base import Batch, Sink
+from steadygrad.text import printable
 
 EVERY_SECONDS = 5.0
 BROKEN_SECONDS = 0.5
@@ -137,7 +138,7 @@ def in_words(finding: Finding) -> str:
     if finding.fixes:
         code = finding.fixes[0].strip().splitlines()
         lines += ["  fix:", *(f"    {line}" for line in code)]
-    return "\n".join([*lines, f"  more: {finding.docs}"])
+    return str(printable("\n".join([*lines, f"  more: {finding.docs}"])))
 
 
 def post(address: str, data: dict[str, Any]) -> None:

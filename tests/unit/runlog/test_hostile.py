@@ -1,21 +1,32 @@
-"""Run files as they must not be, and every way in which one is read."""
+"""Damaged and hostile run files: one sentence, or what is sound; never a traceback or a hang."""
 
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sqlite3
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from steadygrad.cli import group
-from steadygrad.errors import SteadyGradError
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
+from steadygrad.errors import RunFileError, SteadyGradError
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, decoding, open_run, reader
+from steadygrad.runlog.encode import DamagedError, inflate, unpack, unpack_sparse
+from steadygrad.runlog.newest import newest_run
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.runlog.run import FIGURES
+
+FLIPS = int(os.environ.get("STEADYGRAD_FUZZ", "0")) or 90
+EVERY = 1 if "STEADYGRAD_FUZZ" in os.environ else 4
+SEED = int(os.environ.get("STEADYGRAD_FUZZ_SEED", "0"))
+
 
 COMMANDS = (
     ("diagnose", "{run}"),
@@ -69,9 +80,11 @@ def read_everything(path: Path) -> bool:
             run.samples(name)
         assert len(run.steps) == len(run)
     except SteadyGradError as error:
-        assert "\n" not in str(error), error
-        return False
-    return True
+        lines = str(error).splitlines()
+    else:
+        return True
+    assert len(lines) == 1, lines
+    return False
 
 
 def run_commands(path: Path, folder: Path, commands: Any = COMMANDS) -> list[str]:
@@ -88,6 +101,7 @@ def run_commands(path: Path, folder: Path, commands: Any = COMMANDS) -> list[str
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code in (0, 1, 2), (command, result.output)
+        assert not set("\x1b\u202e") & set(result.output), (command, result.output)
         said.append(result.output)
     return said
 
@@ -118,8 +132,12 @@ def flipped(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(damaged)
 
 
-def wrong_values() -> dict[str, Callable[[Path], Path]]:
-    """Damages by hand: name to a function that does one to a file."""
+def wrong_values(every: int = 1) -> dict[str, Callable[[Path], Path]]:
+    """Damages by hand: name to a function that does one to a file.
+
+    Args:
+        every: of the wrong values of a field, take one in so many, each field others.
+    """
     deep = json.dumps("[" * 3 + "]" * 3)[1:-1].replace("[[[", "[" * 5000).replace("]]]", "]" * 5000)
     wrong = {
         "number": "17",
@@ -137,7 +155,7 @@ def wrong_values() -> dict[str, Callable[[Path], Path]]:
     }
     places: dict[str, tuple[str, ...]] = {
         "info": (
-            *(f"UPDATE info SET value = ? WHERE key = '{key}'" for key in FACTS),
+            *(f"INSERT OR REPLACE INTO info VALUES ('{key}', ?)" for key in FACTS),
             "INSERT INTO info VALUES ('more', ?)",
         ),
         "shape": ("UPDATE tensors SET shape = ? WHERE id = 2",),
@@ -155,8 +173,8 @@ def wrong_values() -> dict[str, Callable[[Path], Path]]:
             "WHERE kind = 'script_clip' AND json_valid(?1)",
         )
     damages: dict[str, Callable[[Path], Path]] = {}
-    for place, statements in places.items():
-        for name, value in wrong.items():
+    for number, (place, statements) in enumerate(places.items()):
+        for name, value in list(wrong.items())[number % every :: every]:
             damages[f"{place}: {name}"] = _setter(statements, value)
     return damages | {name: _changer(*sql) for name, sql in TABLES.items()}
 
@@ -171,12 +189,18 @@ ENDLESS = (
     "WITH RECURSIVE n(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM n) "
     "SELECT x AS first_row, 1 AS rows, x'00' AS data FROM n"
 )
+ESCAPE = "[bold]\x1b[2J\u202e<script>"
+"""A terminal's command, a mark that turns the direction of reading, and two kinds of markup."""
 TABLES = {
     "a view without end": ("DROP TABLE steps", f"CREATE VIEW steps AS {ENDLESS}"),
     "another table": ("DROP TABLE steps", "CREATE TABLE steps (first_row, rows, data)"),
     "a generated column": (
         "DROP TABLE info",
         "CREATE TABLE info (key TEXT, value TEXT AS (hex(zeroblob(100000000))))",
+    ),
+    "names that command a terminal": (
+        f"UPDATE tensors SET name = '{ESCAPE}' || id, module = '{ESCAPE}'",
+        f"UPDATE info SET value = '\"{ESCAPE}\"' WHERE key IN ('policy', 'framework')",
     ),
     "no info": ("DROP TABLE info",),
     "huge rows": ("UPDATE steps SET rows = 9000000000000000",),
@@ -229,3 +253,175 @@ def _setter(statements: tuple[str, ...], value: str) -> Callable[[Path], Path]:
 
 def _changer(*statements: str) -> Callable[[Path], Path]:
     return lambda path: altered(path, *statements)
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return make(tmp_path_factory.mktemp("sound") / "run.db").read_bytes()
+
+
+def try_all(number: int, path: Path, folder: Path) -> bool:
+    """Read by the library, and by one of the commands in turn."""
+    sound = read_everything(path)
+    run_commands(path, folder, [COMMANDS[number % len(COMMANDS)]])
+    return sound
+
+
+def test_the_file_that_is_damaged_below_is_sound(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    assert read_everything(tmp_path / "run.db")
+    said = run_commands(tmp_path / "run.db", tmp_path)
+    assert "SG101" in said[0]
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_bits_that_turned_and_ends_that_are_missing(
+    part: int, content: bytes, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng([SEED, part])
+    readable = 0
+    for number in range(FLIPS // 3):
+        damaged = flipped(content, rng)
+        (tmp_path / "run.db").write_bytes(damaged)
+        try:
+            readable += try_all(number, tmp_path / "run.db", tmp_path)
+        except BaseException:
+            (tmp_path / "found.db").write_bytes(damaged)
+            raise
+    assert 0 < readable < FLIPS // 3  # some damages do no harm, not all
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_values_of_other_types_and_sizes(part: int, content: bytes, tmp_path: Path) -> None:
+    for number, (name, damage) in enumerate(list(wrong_values(EVERY).items())[part::4]):
+        (tmp_path / "run.db").write_bytes(content)
+        damage(tmp_path / "run.db")
+        try:
+            try_all(number, tmp_path / "run.db", tmp_path)
+        except BaseException as error:
+            error.add_note(f"the damage was: {name}")
+            raise
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DROP TABLE info", "table info is missing.*before the first step"),
+        ("UPDATE steps SET rows = 9000000000000000", "number 0 is not whole"),
+        ("UPDATE steps SET first_row = first_row + 7", "number 0 is not whole"),
+        ("DELETE FROM tensors WHERE id = 3", "tensor 3 is missing"),
+        ("UPDATE tensors SET shape = '[1' || hex(zeroblob(9000)) || ']'", "a number of 18001 d"),
+        ("UPDATE layouts SET tensor_ids = x'ffffffffffffff7f'", "names some that are not there"),
+        ("UPDATE step_columns SET name = 'norm'", "columns of steps"),
+    ],
+)
+def test_the_sentence_says_what_is_wrong(
+    statement: str, message: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    altered(tmp_path / "run.db", statement)
+    with pytest.raises(RunFileError, match=message):
+        open_run(tmp_path / "run.db").tensor_norms.sum()
+
+
+def test_a_view_in_the_place_of_a_table_is_never_asked(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    wrong_values()["a view without end"](tmp_path / "run.db")
+    with pytest.raises(RunFileError, match="its table steps is missing"):
+        open_run(tmp_path / "run.db")
+
+
+def test_a_query_that_works_for_too_long_is_stopped(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    monkeypatch.setattr(reader, "MOST_WORK", 1)
+    monkeypatch.setattr(reader, "WORK", 20)
+    with pytest.raises(RunFileError, match="interrupted"):
+        open_run(tmp_path / "run.db")
+
+
+def test_a_bomb_is_not_unpacked(content: bytes, tmp_path: Path) -> None:
+    bomb = zlib.compress(bytes(300 << 20), 9)
+    (tmp_path / "run.db").write_bytes(content)
+    with sqlite3.connect(tmp_path / "run.db") as connection:
+        connection.execute("UPDATE steps SET data = ?", (bomb,))
+        connection.execute("UPDATE figures SET norms = ?, nonfinite = ?", (bomb, bomb))
+        connection.execute('UPDATE samples SET "values" = ?', (bomb,))
+    connection.close()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = open_run(tmp_path / "run.db")
+    for read in (
+        lambda: run.steps,
+        lambda: run.tensor_norms,
+        lambda: run.tensor_nonfinite,
+        lambda: run.samples("weight_norm"),
+    ):
+        with pytest.raises(RunFileError, match="is damaged"):
+            read()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_packed_columns_are_held_to_their_size() -> None:
+    packed = zlib.compress(bytes(range(16)))
+    assert inflate(packed, 16) == bytes(range(16))
+    for wrong, size in [(packed, 15), (packed[:-2], 16), (b"", 16), (b"x", 16), ("x", 16)]:
+        with pytest.raises(DamagedError):
+            inflate(wrong, size)
+    with pytest.raises(DamagedError, match="16 bytes in place of 32"):
+        unpack(packed, np.int64, (4,))
+    with pytest.raises(DamagedError):
+        unpack_sparse(packed, np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["[" * 40 + "]" * 40, "[" * 100_000, "9" * 5000, "{", 5, None, b"1", " " * (9 << 20) + "1"],
+)
+def test_json_that_is_none_of_ours(source: Any) -> None:
+    with pytest.raises(DamagedError):
+        decoding.json_value(source, "a fact")
+
+
+def test_json_keeps_what_is_sound() -> None:
+    assert decoding.json_value('["\\ud800a", 1' + "0" * 300 + "]", "x") == ["?a", 1e300]
+    facts = {"framework": 5, "seed": [1], "optimizers": [{"index": 1, "class": 7}], "frozen": "a"}
+    assert decoding.info(facts) == {"seed": [1], "optimizers": [{"index": 1}]}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_a_pipe_is_not_opened(suffix: str, content: bytes, tmp_path: Path) -> None:
+    if suffix:
+        (tmp_path / "run.db").write_bytes(content)
+    os.mkfifo(tmp_path / f"run.db{suffix}")
+    with pytest.raises(RunFileError, match=r"not a file at all|is no file"):
+        open_run(tmp_path / "run.db")
+    if not suffix:
+        with pytest.raises(RunFileError, match="no run file in"):
+            newest_run(tmp_path)
+        with pytest.raises(RunFileError, match="not a run file"):
+            RunWriter(tmp_path / "run.db", force=True)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_a_folder_in_the_place_of_a_journal(suffix: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    (tmp_path / f"run.db{suffix}").mkdir()
+    with pytest.raises(RunFileError, match=f"run.db{suffix} beside it is no file"):
+        open_run(tmp_path / "run.db")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", b"\xff\xfe.db"])
+def test_names_that_cannot_be(name: Any, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    assert not read_everything(path)
+    if "\0" not in str(path):  # no shell can pass that one
+        assert all("Error" in text for text in run_commands(path, tmp_path))
+
+
+def test_a_file_with_an_undecodable_name_is_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"run\xff.db")
+    path.write_bytes(content)
+    assert read_everything(path)
+    run_commands(path, tmp_path)
