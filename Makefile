@@ -14,7 +14,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+CONSTRAINTS ?= --constraint constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard src/steadygrad/kernels/*.c src/steadygrad/kernels/*.h src/steadygrad/jax/*.c)
 
 # Two workers: frameworks are memory-hungry, and their own threads would fight for the cores.
@@ -76,7 +77,7 @@ test-tensorflow: SUITE = tests/unit/tensorflow
 test-jax: SUITE = tests/unit/jax
 $(FRAMEWORKS:%=test-%): test-%: $(VENV)/bin/python
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[$(filter-out core,$*)]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[$(filter-out core,$*)]' pytest pytest-timeout pytest-xdist hypothesis
 	.venv-$*/bin/python -m pytest -n $(WORKERS) $(SUITE)
 
 test-oldest:

@@ -6,6 +6,8 @@ comment right above a block stands what a reader need not see:
 - ``<!-- not run: REASON -->`` leaves the next block out,
 - ``<!-- setup`` ... ``-->`` is Python that runs before the next block; it may call
   `example("train.py")`, which copies that script of this folder, and `shell("commands")`.
+- ``<!-- output -->`` says that this `text` is what the block before printed. Words must be the
+  same and numbers within 5 %; ``python tests/docs/run_page.py PAGE --write`` fills it in.
 
 `title="train.py"` writes the block into that file instead of running it. Blocks of a page share
 one folder, empty at first, and one Python namespace.
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(
-    r"(?:<!-- (?P<mark>not run|setup)(?::(?P<reason>[^\n]*?)|\n(?P<setup>.*?))\s*-->\n\n?)?"
+    r"(?:<!-- (?P<mark>not run|setup|output)(?::(?P<reason>[^\n]*?)|\n(?P<setup>.*?))?\s*-->\n\n?)?"
     r"^(?P<indent> *)```(?P<info>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
@@ -39,6 +41,8 @@ class Block:
         code: the text between the fences.
         setup: Python to run before it.
         reason: why it is not run; empty where it is.
+        is_output: it is what the block before prints.
+        span: where the code begins and ends in the page's text.
     """
 
     page: Path
@@ -48,6 +52,8 @@ class Block:
     code: str
     setup: str
     reason: str
+    is_output: bool
+    span: tuple[int, int]
 
     @property
     def place(self) -> str:
@@ -80,4 +86,6 @@ def _block(page: Path, text: str, match: re.Match[str]) -> Block:
         "".join(line[indent:] or "\n" for line in match["code"].splitlines(keepends=True)),
         match["setup"] or "",
         (match["reason"] or "").strip(),
+        match["mark"] == "output",
+        match.span("code"),
     )

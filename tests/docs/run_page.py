@@ -1,32 +1,59 @@
-"""Runs the blocks of one page in this folder: ``python run_page.py PAGE``. Any error ends it."""
+"""Runs the blocks of one page in this folder: ``python run_page.py PAGE``. Any error ends it.
+
+``--write`` puts what the blocks print into the page's output blocks.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-from pages import blocks
+from pages import Block, blocks
+
+TOLERANCE = 0.05
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
-def main() -> None:
+def main(page: Path, write: bool) -> None:
     names: dict[str, object] = {"__name__": "__main__", "example": example, "shell": shell}
-    for block in blocks(Path(sys.argv[1])):
-        if not block.is_run:
-            continue
-        print(f"--- {block.place}", flush=True)
-        exec(compile(block.setup, f"setup of {block.place}", "exec"), names)
-        if block.title:
-            Path(block.title).write_text(block.code, encoding="utf-8")
-        elif block.language == "python":
-            # blank lines in front, so that a traceback shows the page's own line numbers
-            code = "\n" * (block.line - 1) + block.code
-            exec(compile(code, str(block.page), "exec"), names)
-        else:
-            shell(block.code)
+    printed, outputs = "", []
+    for block in blocks(page):
+        if block.is_output and write:
+            outputs.append((block.span, printed))
+        elif block.is_output:
+            check(block, printed)
+        elif block.is_run:
+            print(f"--- {block.place}", flush=True)
+            exec(compile(block.setup, f"setup of {block.place}", "exec"), names)
+            printed = run(block, names)
+            print(printed, end="", flush=True)
+    text = page.read_text(encoding="utf-8")
+    for (start, end), output in reversed(outputs):
+        text = text[:start] + output + text[end:]
+    if write:
+        page.write_text(text, encoding="utf-8")
+
+
+def run(block: Block, names: dict[str, object]) -> str:
+    """Run one block, or write the file that it is; returns what it prints."""
+    if block.title:
+        Path(block.title).write_text(block.code, encoding="utf-8")
+        return ""
+    if block.language == "bash":
+        return shell(block.code)
+    # blank lines in front, so that a traceback shows the page's own line numbers
+    code = "\n" * (block.line - 1) + block.code
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, str(block.page), "exec"), names)
+    return printed.getvalue()
 
 
 def example(name: str) -> None:
@@ -34,19 +61,41 @@ def example(name: str) -> None:
     shutil.copy(Path(__file__).with_name(name), name)
 
 
-def shell(code: str) -> None:
+def shell(code: str) -> str:
     """Run commands as typed, the first that fails ends the page; pip's are checked elsewhere."""
     lines = [line for line in code.splitlines(True) if not line.startswith("pip install ")]
     bin_folder = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(
+    done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "".join(lines)],
         env=environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         check=True,
     )
+    return done.stdout
+
+
+def check(block: Block, printed: str) -> None:
+    """Compare what a page says that a block prints with what it printed."""
+    if not agree(block.code, printed):
+        raise AssertionError(f"{block.place} says\n{block.code}\nbut printed was\n{printed}")
+
+
+def agree(said: str, printed: str) -> bool:
+    """The same words, and numbers within `TOLERANCE`.
+
+    Example:
+        >>> agree("norm 5.00", "norm  5.1"), agree("norm 5", "norm 6"), agree("a 1", "b 1")
+        (True, False, False)
+    """
+    if _NUMBER.sub("#", said).split() != _NUMBER.sub("#", printed).split():
+        return False
+    pairs = zip(_NUMBER.findall(said), _NUMBER.findall(printed), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=TOLERANCE) for a, b in pairs)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("default")
-    main()
+    main(Path(sys.argv[1]).resolve(), "--write" in sys.argv)

@@ -52,13 +52,23 @@ def test_the_page_runs(page: Path, tmp_path: Path) -> None:
     assert code == 0, output[-6000:]
 
 
-@pytest.mark.parametrize("language", ["python", "bash"])
-def test_a_block_that_fails_fails_its_page(language: str, tmp_path: Path) -> None:
+OUTPUT = "print(2.0)\n```\n\n<!-- output -->\n\n```text\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "runs"),
+    [
+        ("```python\nassert False\n```\n", False),
+        ("```bash\nsteadygrad report no-such-run.db\n```\n", False),
+        (f"```python\n{OUTPUT}3.0\n```\n", False),
+        (f"```python\n{OUTPUT}2.01\n```\n", True),
+    ],
+)
+def test_a_block_that_fails_fails_its_page(code: str, runs: bool, tmp_path: Path) -> None:
     page = ROOT / "docs" / f"broken-{os.getpid()}.md"  # a page has to stand in the repository
-    code = {"python": "assert False", "bash": "steadygrad report no-such-run.db"}[language]
     try:
-        page.write_text(f"```{language}\n{code}\n```\n")
-        assert run_page(page, tmp_path)[0] != 0
+        page.write_text(code)
+        assert (run_page(page, tmp_path)[0] == 0) == runs
     finally:
         page.unlink()
 
@@ -82,7 +92,7 @@ def test_no_block_escapes() -> None:
 
 def test_an_escape_is_seen() -> None:
     def of(language: str, code: str) -> Block:
-        return Block(ROOT / "README.md", 1, language, "", code, "", "")
+        return Block(ROOT / "README.md", 1, language, "", code, "", "", False, (0, 0))
 
     assert misuse(of("", "x = 1"))
     assert misuse(of("text", "steadygrad report\n"))

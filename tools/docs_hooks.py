@@ -1,0 +1,93 @@
+"""Pages of the documentation that are made from the package: nothing is listed by hand.
+
+One page a rule and one a lint check, from their Markdown; one page a clipping method and one a
+public package, from docstrings. mkdocs calls `on_files` (see `hooks` in mkdocs.yml).
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+PACKAGE = Path(__file__).parents[1] / "src" / "steadygrad"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the made pages to those that lie in docs/."""
+    for address, text in pages():
+        files.append(File.generated(config, address, content=text))
+    return files
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """Address and Markdown of every made page."""
+    for room in ("rules", "lint"):
+        sources = sorted((PACKAGE / room / "pages").glob("*.md"))
+        for source in sources:
+            yield f"{room}/{source.name}", source.read_text(encoding="utf-8")
+        if sources:
+            yield f"{room}/index.md", _index(room, sources)
+    methods = sorted(
+        (name, path.stem)
+        for path in (PACKAGE / "policies" / "methods").glob("*.py")
+        for name in _policies(path)
+    )
+    for name, module in methods:
+        text = f"# {name}\n\n::: steadygrad.policies.methods.{module}.{name}\n"
+        yield f"methods/{name}.md", text
+    yield "methods/index.md", _links("Methods, one page each", [name for name, _ in methods])
+    packages = dict(_packages())
+    for name, exported in packages.items():
+        yield f"reference/{name}.md", _package(name, exported)
+    yield "reference/index.md", _links("Reference", sorted(packages))
+
+
+def _index(room: str, sources: list[Path]) -> str:
+    titles = {"rules": "Rules", "lint": "Lint checks"}
+    lines = [f"# {titles[room]}", "", f"`steadygrad explain {sources[0].stem}` prints a page.", ""]
+    for source in sources:
+        heading = source.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"- [{heading}]({source.name})")
+    return "\n".join(lines) + "\n"
+
+
+def _links(title: str, names: list[str]) -> str:
+    return f"# {title}\n\n" + "".join(f"- [{name}]({name}.md)\n" for name in names)
+
+
+def _policies(path: Path) -> list[str]:
+    classes = [
+        n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)
+    ]
+    return [n.name for n in classes if any(ast.unparse(base) == "Policy" for base in n.bases)]
+
+
+def _packages() -> Iterator[tuple[str, list[str]]]:
+    """Every module that says what it exports, and the names that it exports."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        exported = _exported(path)
+        is_public = path.name == "__init__.py" or parts[1] in ("integrations", "errors", "stats")
+        if exported and is_public:
+            yield module, exported
+
+
+def _exported(path: Path) -> list[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            assert isinstance(node.value, ast.List)
+            names = [item.value for item in node.value.elts if isinstance(item, ast.Constant)]
+            return [str(name) for name in names if not str(name).startswith("_")]
+    return []
+
+
+def _package(name: str, exported: list[str]) -> str:
+    parts = [f"# {name}", ""]
+    for member in exported:
+        parts += [f"::: {name}.{member}", ""]
+    return "\n".join(parts)
