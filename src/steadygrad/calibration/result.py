@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from steadygrad.notebook.cards import Card
+
 
 @dataclass(frozen=True)
 class Spike:
@@ -93,6 +95,24 @@ class Calibration:
     diverged_at: int | None
     norm_type: float
     optimizer: int
+
+    def _repr_html_(self) -> str:
+        return self.card.as_html()
+
+    @property
+    def card(self) -> Card:
+        """The calibration as a notebook shows it: threshold, figures, how often each acts."""
+        low, high = self.interval
+        figures = (
+            ("median", f"{self.median:.3g}"),
+            ("peak", f"{self.peak:.3g}"),
+            ("would clip", f"{self.clip_rate:.1%}"),
+            ("interval", f"{low:.3g} to {high:.3g}"),
+            ("steps", f"{self.steps}"),
+        )
+        level = "ok" if self.stationary else "warning"
+        title = f"Threshold {self.threshold:.3g}: --clip {self.spec}"
+        return Card(title, level, figures, sentences=self.advice)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON holds it: numbers, strings, lists; an infinite p is ``"inf"``."""

@@ -22,6 +22,7 @@ from steadygrad.jax.transform import ClipState
 from steadygrad.jax.weights import WeightSamples
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.interactive import open_writer
 
 Pending = tuple[int, Any]
 
@@ -45,7 +46,7 @@ class Recorder:
         params: Any = None,
         info: dict[str, Any] | None = None,
     ) -> None:
-        self.writer = run if isinstance(run, RunWriter) else RunWriter(run)
+        self.writer = open_writer(run)
         self.writer.update_info(
             framework="jax",
             versions=versions_of("jax", "optax", "numpy"),

@@ -17,6 +17,7 @@ from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.policies.choice import Clip, resolve
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.interactive import open_writer
 from steadygrad.stats import GradientStats
 
 CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -112,7 +113,7 @@ class Steady:
             RunFileError: a file stands at the path.
         """
         self._owned = not isinstance(run, RunWriter)
-        self.run = run if isinstance(run, RunWriter) else RunWriter(run)
+        self.run = open_writer(run)
         self.run.update_info(**self._facts())
 
     def look_at(self, model: Any) -> None:

@@ -15,10 +15,10 @@ from steadygrad.rules import checks
 from steadygrad.rules.base import Rule
 from steadygrad.rules.evidence.source import with_places
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.finding import SEVERITIES, Finding
+from steadygrad.rules.finding import SEVERITIES, Finding, Findings
 from steadygrad.runlog import Run, as_run
 
-__all__ = ["NOTHING", "REGISTRY", "SEVERITIES", "Finding", "Rule", "diagnose", "page"]
+__all__ = ["NOTHING", "REGISTRY", "SEVERITIES", "Finding", "Findings", "Rule", "diagnose", "page"]
 
 
 def _discover() -> dict[str, Rule]:
@@ -35,7 +35,7 @@ NOTHING = "SG000"
 """The rule that speaks where there is nothing to judge."""
 
 
-def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
+def diagnose(run: Run | str | os.PathLike[str]) -> Findings:
     """Explain a run: what is wrong with it, the gravest first; an empty list is good news.
 
     Args:
@@ -59,12 +59,13 @@ def diagnose(run: Run | str | os.PathLike[str]) -> list[Finding]:
     opened = as_run(run)
     findings: list[Finding] = []
     if not len(opened):
-        return list(REGISTRY[NOTHING].check(View(opened, 0)))
+        return Findings(REGISTRY[NOTHING].check(View(opened, 0)))
     for optimizer in np.unique(opened.steps["optimizer"]):
         view = View(opened, int(optimizer))
         findings += _explain(view)
     told = [f for f in _in_order(opened, findings) if f.id != NOTHING]
-    return sorted(with_places(told, opened), key=lambda f: f.gravity) or findings
+    graded = sorted(with_places(told, opened), key=lambda f: f.gravity)
+    return Findings(graded or findings)
 
 
 def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from steadygrad.notebook.cards import Card, as_page
+
 SEVERITIES = ("error", "warning", "info")
 """Gravest first."""
 
@@ -63,6 +65,18 @@ class Finding:
         data["figures"] = {name: finite_or_text(value) for name, value in self.figures}
         return data
 
+    def _repr_html_(self) -> str:
+        return self.card.as_html()
+
+    @property
+    def card(self) -> Card:
+        """The finding as a notebook shows it: its sentence, its evidence, its first fix."""
+        causes = (f"Likely cause: {self.causes[0]}.",) if self.causes else ()
+        sentences = (*self.evidence, *causes, f"Confidence {self.confidence:.0%}. {self.docs}")
+        code = self.fixes[0] if self.fixes else ""
+        title = f"{self.id} {self.severity}: {self.title}"
+        return Card(title, self.severity, sentences=sentences, code=code)
+
     @property
     def gravity(self) -> tuple[int, float, int, str]:
         """Sort key: the gravest and surest first, then the earliest."""
@@ -79,3 +93,21 @@ def finite_or_text(value: float) -> float | str:
     """
     number = float(value)
     return number if abs(number) < float("inf") else str(number)
+
+
+class Findings(list[Finding]):
+    """The findings of one run, the gravest first: a list that a notebook shows as cards.
+
+    Example:
+        >>> Findings([Finding("SG101", "NaN at step 3.", "error", 0.9)])
+        SG101 error: NaN at step 3.
+        >>> Findings()
+        Nothing found.
+    """
+
+    def __repr__(self) -> str:
+        lines = [f"{f.id} {f.severity}: {f.title}" for f in self]
+        return "\n".join(lines) or "Nothing found."
+
+    def _repr_html_(self) -> str:
+        return as_page([f.card for f in self]) or Card("Nothing found.").as_html()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.errors import UsageError
+from steadygrad.notebook.cards import Card
 from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
 
 Floats = NDArray[np.float64]
@@ -90,6 +91,26 @@ class Run:
     def __repr__(self) -> str:
         origin = str(self.path) if self.path else "arrays"
         return f"<Run {origin}: {len(self)} steps, {len(self.tensors)} tensors>"
+
+    def _repr_html_(self) -> str:
+        return self.card.as_html()
+
+    @property
+    def card(self) -> Card:
+        """The run as a notebook shows it: its file, its length, its norms over time."""
+        steps = self.steps
+        norms = steps.norm
+        finite = norms[np.isfinite(norms)]
+        clipped = np.asarray(steps.coef) < 1
+        figures = [("steps", f"{len(self)}"), ("tensors", f"{len(self.tensors)}")]
+        if len(finite):
+            figures += [("median norm", f"{np.median(finite):.3g}")]
+            figures += [("peak", f"{finite.max():.3g}")]
+        if len(self):
+            figures += [("clipped", f"{clipped.mean():.1%}")]
+        title = f"Run {self.path.name if self.path else 'of arrays'}"
+        level = "ok" if len(finite) == len(norms) else "error"
+        return Card(title, level, tuple(figures), tuple(float(v) for v in norms))
 
     @cached_property
     def steps(self) -> np.recarray[Any, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.recording import Recorder, facts_of
@@ -60,6 +61,17 @@ class Journal:
     def ends_by_itself(self) -> Callable[[], None] | None:
         """What finishes the run file where nobody calls `close`; None without a run file."""
         return None if self._recorder is None else self._recorder.close
+
+    @property
+    def writer(self) -> RunWriter | None:
+        """The run file's writer; None without one."""
+        return None if self._recorder is None else self._recorder.writer
+
+    def flush(self) -> None:
+        """Wait until every finished step can be read back from the run file."""
+        self._empty()
+        if self._recorder is not None:
+            self._recorder.writer.flush()
 
     def announce(self, infos: tuple[TensorInfo, ...]) -> None:
         """Name the parameters; again when they change."""

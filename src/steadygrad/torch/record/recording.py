@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.interactive import open_writer
 from steadygrad.runlog.items import StepItem
 from steadygrad.stats import GradientStats
 from steadygrad.torch.record.sampling import Sampler
@@ -34,9 +35,7 @@ class Recorder:
 
     def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
         self._owned = isinstance(run, (str, os.PathLike))
-        self.writer: Any = (
-            RunWriter(run, info=facts) if isinstance(run, (str, os.PathLike)) else run
-        )
+        self.writer: Any = open_writer(run, facts) if isinstance(run, (str, os.PathLike)) else run
         if not self._owned:
             self._add_facts(facts)
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)

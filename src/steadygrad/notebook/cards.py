@@ -1,0 +1,139 @@
+"""Cards as HTML: a title, a line of figures, a curve, sentences and code.
+
+Nothing here knows of runs or findings: they hand over text and numbers, and this escapes them.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_STYLE = (
+    "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.45;"
+    "color:var(--jp-ui-font-color1,var(--vscode-editor-foreground,var(--colab-primary-text-color,"
+    "inherit)));border:1px solid var(--jp-border-color2,#8886);border-radius:6px;"
+    "padding:8px 12px;margin:4px 0;max-width:720px;overflow-wrap:anywhere"
+)
+_COLOURS = {"error": "#d9363e", "warning": "#b97700", "info": "#2f7fd6", "ok": "#2b9348"}
+_WIDTH, _HEIGHT = 320, 48
+
+MOST_POINTS = 160
+"""A curve of more values shows the largest of each stretch, so that no spike is lost."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What stands on a card; all text is plain and escaped when it is drawn.
+
+    Attributes:
+        title: one sentence.
+        level: ``error``, ``warning``, ``info`` or ``ok``; the colour of the edge.
+        figures: (name, value) pairs, shown side by side.
+        curve: values over time, drawn on a logarithmic scale; NaN and inf become crosses.
+        threshold: a line across the curve; None for none.
+        sentences: shown below.
+        code: shown as code at the end; empty for none.
+    """
+
+    title: str
+    level: str = "ok"
+    figures: tuple[tuple[str, str], ...] = ()
+    curve: tuple[float, ...] = ()
+    threshold: float | None = None
+    sentences: tuple[str, ...] = ()
+    code: str = ""
+
+    def as_html(self) -> str:
+        """The card as a fragment of HTML, for ``_repr_html_``.
+
+        Example:
+            >>> "<b>&lt;script&gt;</b>" in Card("<script>").as_html()
+            True
+        """
+        colour = _COLOURS.get(self.level, _COLOURS["info"])
+        parts = [
+            f'<div role="group" aria-label="{_escaped(self.title)}" style="{_STYLE};'
+            f'border-left:4px solid {colour}">',
+            f"<div><b>{_escaped(self.title)}</b></div>",
+        ]
+        if self.figures:
+            shown = " &#183; ".join(f"{_escaped(n)} <b>{_escaped(v)}</b>" for n, v in self.figures)
+            parts.append(f'<div style="opacity:.85">{shown}</div>')
+        if self.curve:
+            parts.append(curve(self.curve, self.threshold, colour))
+        parts += [f"<div>{_escaped(sentence)}</div>" for sentence in self.sentences]
+        if self.code:
+            parts.append(
+                '<pre style="margin:6px 0 0;white-space:pre-wrap;background:none;color:inherit">'
+                f"<code>{_escaped(self.code)}</code></pre>"
+            )
+        return "".join(parts) + "</div>"
+
+
+def as_page(cards: Sequence[Card]) -> str:
+    """Cards below each other."""
+    return "".join(card.as_html() for card in cards)
+
+
+def curve(values: Sequence[float], threshold: float | None, colour: str) -> str:
+    """A small curve as inline SVG.
+
+    Args:
+        values: over time; what is not finite is a cross at the top.
+        threshold: drawn as a dashed line where it lies within the curve's range.
+        colour: of the crosses.
+
+    Returns:
+        The picture; empty where nothing can be drawn.
+    """
+    points = _thinned(values)
+    logs = [math.log10(v) if 0 < v < math.inf else math.nan for v in points]
+    finite = [v for v in logs if not math.isnan(v)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    span = max(high - low, 0.1)
+    step = _WIDTH / max(len(points) - 1, 1)
+
+    def y(value: float) -> float:
+        return _HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8)
+
+    drawing: list[str] = []
+    path, pen = [], "M"
+    for i, value in enumerate(logs):
+        if math.isnan(value):
+            pen = "M"
+            if not math.isfinite(points[i]):
+                drawing.append(f'<text x="{i * step:.1f}" y="10" fill="{colour}">&#215;</text>')
+        else:
+            path.append(f"{pen}{i * step:.1f} {y(value):.1f}")
+            pen = "L"
+    if threshold and low <= math.log10(threshold) <= high:
+        at = y(math.log10(threshold))
+        drawing.append(
+            f'<line x1="0" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="currentColor" '
+            'stroke-dasharray="4 3" opacity=".6"/>'
+        )
+    return (
+        f'<svg viewBox="-2 0 {_WIDTH + 4} {_HEIGHT}" width="100%" height="{_HEIGHT}" '
+        'preserveAspectRatio="none" role="img" aria-label="gradient norm over steps">'
+        f'<path d="{" ".join(path)}" fill="none" stroke="currentColor" stroke-width="1.2" '
+        f'vector-effect="non-scaling-stroke"/>{"".join(drawing)}</svg>'
+    )
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """At most `MOST_POINTS` values: of each stretch one that is not finite, else the largest."""
+    count = min(len(values), MOST_POINTS)
+    stretches = [
+        values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)
+    ]
+    return [next((v for v in s if not math.isfinite(v)), max(s)) for s in stretches]
+
+
+def _escaped(text: str) -> str:
+    """Text as HTML shows it, without characters that steer a page or turn its direction."""
+    printable = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    return html.escape(printable, quote=True)
