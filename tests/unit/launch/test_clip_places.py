@@ -207,4 +207,4 @@ def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) 
         clip([weight], 1.0, error_if_nonfinite=True)
     with pytest.raises(TypeError):
         clip([weight])
-    assert imported_early is not torch.nn.utils.clip_grad_norm_
+    assert imported_early is torch.nn.utils.clip_grad_norm_  # seen however it was imported

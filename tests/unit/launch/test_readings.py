@@ -21,7 +21,7 @@ def weights(*gradients):
 
 
 def clipped(log, params, max_norm):
-    call = log.before(params, max_norm, 2.0, by_value=False)
+    call = log.before(params, max_norm, 2.0, "norm")
     log.after(call, torch.nn.utils.clip_grad_norm_(params, max_norm))
     return call
 
@@ -72,11 +72,10 @@ def test_figures_follow_a_loss_scale_that_is_divided_out(log):
     generator, critic = weights([24.0, 32.0], [96.0])
     clipped(log, [generator, critic], 52.0)
 
-    def unscale():
-        with torch.no_grad():
-            generator.grad.div_(8)
-
-    log.rescaled([generator], unscale)
+    unscaling = log.before_unscale([generator])
+    with torch.no_grad():
+        generator.grad.div_(8)
+    log.after_unscale(unscaling)
     reading = log.reading_of([generator])
     assert reading.norms.tolist() == [5.0]
     assert reading.left == pytest.approx(np.array([2.5]), rel=1e-6)

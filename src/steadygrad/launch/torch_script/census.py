@@ -65,10 +65,13 @@ class Census:
         for root in _roots(modules):
             self._enter(root)
 
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those that are alive, as far as the census knows them."""
+        return [optimizer for ref in self._optimizers if (optimizer := ref()) is not None]
+
     def groups(self) -> list[list[torch.Tensor]]:
         """The parameters of each optimizer."""
-        alive = [optimizer for ref in self._optimizers if (optimizer := ref()) is not None]
-        return [[p for group in o.param_groups for p in group["params"]] for o in alive]
+        return [[p for group in o.param_groups for p in group["params"]] for o in self.optimizers()]
 
     def owned(self) -> set[int]:
         """Ids of the parameters that some optimizer holds."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -71,6 +71,20 @@ class ClipCall:
         return not self.of_parameters or not own.isdisjoint(self.ids)
 
 
+class Unscaling(NamedTuple):
+    """Gradients that a GradScaler divides by its scale.
+
+    Attributes:
+        parameters: theirs.
+        rows: where each was read, by the parameter's id.
+        scale: the loss scale.
+    """
+
+    parameters: list[torch.Tensor]
+    rows: dict[int, tuple[Reading, int]]
+    scale: Any
+
+
 class ClipLog:
     """Keeps what clip calls found and did, until the step that follows them.
 
@@ -90,7 +104,7 @@ class ClipLog:
         self.waiting: list[ClipCall] = []
 
     def before(
-        self, parameters: Sequence[Any], max_norm: Any, norm_type: float, by_value: bool
+        self, parameters: Sequence[Any], max_norm: Any, norm_type: float, kind: str
     ) -> ClipCall:
         """Read the gradients that a call is about to change.
 
@@ -98,7 +112,8 @@ class ClipLog:
             parameters: what the script passed.
             max_norm: its threshold.
             norm_type: its p; figures are of that norm.
-            by_value: it clamps elements.
+            kind: ``value`` clamps elements, ``agc`` bounds units by their weights; any other
+                scales all by one factor.
 
         Returns:
             The call, to be handed to `after`.
@@ -107,7 +122,7 @@ class ClipLog:
         held = _with_gradients(owners)
         ids = list(map(id, owners))
         call = ClipCall(
-            by_value=by_value,
+            by_value=kind == "value",
             max_norm=max_norm,
             norm_type=norm_type,
             ids=frozenset(ids),
@@ -117,8 +132,10 @@ class ClipLog:
         self._place(call, ids)
         call.parts = self._parts(held, norm_type)
         call.scale = self._scale_of(owners)
-        if by_value:
+        if call.by_value:
             call.before = [_copies(part, max_norm) for part in call.parts]
+        elif kind == "agc":
+            call.before = [[g.detach().clone() for g in part.grads] for part in call.parts]
         return call
 
     def after(self, call: ClipCall, total_norm: Any) -> None:
@@ -130,15 +147,17 @@ class ClipLog:
         """
         total_norm = whole(total_norm)
         call.norm = total_norm if total_norm is not None else _total(call, "norms")
-        if call.by_value:
+        uneven = total_norm is None
+        if uneven:
             _note_clamped(call)
         else:
             call.coef = torch_coefficient(call.max_norm, total_norm)
         for reading, where, grads in call.parts:
-            if not call.by_value:
+            if not uneven:
                 reading.scale(call.coef, where)
             reading.mark(grads, where)
-            reading.threshold = call.max_norm
+            if call.by_value or not uneven:
+                reading.threshold = call.max_norm
         call.parts, call.before = [], []
         self.waiting.append(call)
         del self.waiting[:-MOST_WAITING]
@@ -179,20 +198,21 @@ class ClipLog:
         rows.update({id(p): (fresh, place) for place, p in enumerate(lacking)})
         return joined([rows[id(p)] for p in parameters])
 
-    def rescaled(self, parameters: Sequence[torch.Tensor], unscale: Callable[[], Any]) -> Any:
-        """Run a `GradScaler.unscale_`, and keep figures of gradients that it divides valid."""
+    def before_unscale(self, parameters: Sequence[torch.Tensor]) -> Unscaling | None:
+        """A `GradScaler.unscale_` begins; None where nothing of these gradients is known."""
         rows = self._rows(parameters)
         divided = [p for p in parameters if id(p) in rows]
         scale = self._scale_of(divided) if divided else None
-        result = unscale()
-        if scale is not None:
-            reading = joined([rows[id(p)] for p in divided])
-            reading.unscale(scale)
-            reading.mark([p.grad for p in divided if p.grad is not None], EVERY)
-            for other in self._readings:
-                other.forget(set(reading.ids))
-            self.remember(reading)
-        return result
+        return None if scale is None else Unscaling(divided, rows, scale)
+
+    def after_unscale(self, unscaling: Unscaling) -> None:
+        """It is over: the figures of the gradients that it divided stay valid, divided too."""
+        reading = joined([unscaling.rows[id(p)] for p in unscaling.parameters])
+        reading.unscale(unscaling.scale)
+        reading.mark([p.grad for p in unscaling.parameters if p.grad is not None], EVERY)
+        for other in self._readings:
+            other.forget(set(reading.ids))
+        self.remember(reading)
 
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""

@@ -114,6 +114,12 @@ class ManualLoop:
         alive = [(leaf, count) for ref, count in pairs if (leaf := ref()) is not None]
         return [leaf for leaf, _ in alive], [count for _, count in alive]
 
+    @property
+    def param_groups(self) -> list[dict[str, list[torch.Tensor]]]:
+        """The leaves of the last backward, as an optimizer lists what it moves."""
+        leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
+        return [{"params": leaves}]
+
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""
         return bool(self._pending) and any(id(p) in self._known for p in parameters)

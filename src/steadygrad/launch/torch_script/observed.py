@@ -65,6 +65,15 @@ class ObservingClipper(Clipper):
         finally:
             self._stepping(step, batch)
 
+    def measure(self, batch: Batch) -> GradientStats:
+        """A step's figures before the script's calls, of one that is dropped too."""
+        reading = self._reading_of(batch.params)
+        if reading is None:
+            return super().measure(batch)
+        if batch.scale is not None:
+            reading.unscale(batch.scale)
+        return summed_up(reading, batch).stats
+
 
 def summed_up(reading: Reading, batch: Batch) -> Outcome:
     """One step's outcome from the reading of its gradients.

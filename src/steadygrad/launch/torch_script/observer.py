@@ -2,16 +2,18 @@
 
 Loaded at the script's first backward or step, never before. Each optimizer is
 attached to (`steadygrad.torch.attach`) when it first steps; without ``--clip`` it
-is given a clipper that changes nothing.
+is given a clipper that changes nothing. A script may train in several threads: one at a time is
+in here.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.launch.clip_calls import CallBook
+from steadygrad.launch.contracts import RunContext
+from steadygrad.launch.torch_script.attachments import Attachments, parameters_of
 from steadygrad.launch.torch_script.calls import event_of, place_of
-from steadygrad.launch.torch_script.census import Census
-from steadygrad.launch.torch_script.clips import ClipCall, ClipLog
+from steadygrad.launch.torch_script.clipcall import Call
+from steadygrad.launch.torch_script.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.loop_facts import LoopFacts
@@ -29,67 +33,58 @@ from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.origin import EVENT
-from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.internals import scaler
+from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import LossMeter
 from steadygrad.torch.record.recording import Recorder
-from steadygrad.torch.step import copies
-from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import is_stand_in
-
-if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
-    from steadygrad.launch.torch_script.install import Call
 
 MOST_WALKS = 16
-_NONE: Mapping[str, float] = {}
 
 
 class TorchObserver:
     """Follows one process.
 
     Args:
-        session: the run.
+        context: the run.
 
     Attributes:
         overhead: seconds spent here, those of attached optimizers not included.
+        losses: of the thread that asks.
+        log: the script's clip calls.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
         self.overhead = 0.0
         self._timed = _Clock(self)
         self.losses = LossMeter()
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
-        self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._attachments = Attachments(context)
         self._told: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._steps = 0
         self._elsewhere = 0
-        self._infos: list[dict[str, Any]] = []
-        self._taken: set[str] = set()
-        self._census: Census | None = None
         self._walks = 0
         self._by_hand = False
         self._seen_loose: set[int] = set()
         self._manual = self._new_manual()
-        self._scale: Any = None
         self._amp = False
         self._unscaled: set[int] = set()
         self._finder: Finder | None = None
         self._hears_ends = False
-        self._number_of: dict[int, int] = {}
         self._loop = LoopFacts()
+        self.backwards = 0
 
     # -- backward ------------------------------------------------------------------------------
 
     def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
         """The script calls backward on these tensors."""
         with self._timed:
+            self.backwards += 1
             # first what this backward ends: a step by hand, which has the losses so far
             if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
                 self._look_around(tensors)
@@ -97,42 +92,39 @@ class TorchObserver:
                 self._by_hand = False
             self._loop.before_backward(tensors)
             self.losses.saw(tensors, weights)
-            self._scale = self.losses.scale
-            self._amp = self._amp or self._scale is not None
+            self._amp = self._amp or self.losses.scale is not None
 
     def after_backward(self) -> None:
         """That backward is done."""
         with self._timed:
             self._loop.after_backward()
-        if self._by_hand:
-            with self._timed:
+            if self._by_hand:
                 self._manual.after_backward(self.losses.so_far)
-                if self._finder is not None:
+                if self._finder is not None and self._updates_by_hand():
                     self._seek_origin(self._finder)
 
     def _look_around(self, tensors: Sequence[Any]) -> None:
         """Learn the forward order, and whether weights are updated by hand."""
         self._walks += 1
-        if self._census is None:
-            self._census = Census()
+        census = self._attachments.counted()
         leaves = leaves_of([t for t in tensors if isinstance(t, torch.Tensor)])
-        self._census.note_order(leaves)
+        census.note_order(leaves)
         loose = self._loose(leaves)
         self._by_hand = bool(loose)
         self._loop.saw_loose(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
-        elif self._steps and self._census.settled():
+        elif self._steps and census.settled():
             self._walks = MOST_WALKS
 
     def _loose(self, leaves: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """The leaves that no optimizer holds."""
-        assert self._census is not None
-        owned = self._census.owned()
+        census = self._attachments.counted()
+        owned = census.owned()
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
         if not self._seen_loose.issuperset(map(id, loose)):
-            self._census.refresh()  # their optimizer may be newer than the census
-            owned = self._census.owned()
+            census.refresh()  # their optimizer may be newer than the census
+            owned = census.owned()
             loose = [leaf for leaf in leaves if id(leaf) not in owned]
             self._seen_loose = set(map(id, loose))
         return loose
@@ -141,28 +133,40 @@ class TorchObserver:
         # a fine-tuned head leaves a backbone of loose weights that nobody ever updates
         return self._by_hand and (self._manual.steps > 0 or self._steps == 0)
 
+    def _updates_by_hand(self) -> bool:
+        """Whether the leaves that no optimizer holds are weights, and not inputs."""
+        return self._manual.steps > 0 or not self._attachments.counted().optimizers()
+
     # -- optimizers ----------------------------------------------------------------------------
 
-    def before_scaler(self, optimizer: Any) -> bool:
-        """A GradScaler is about to step this; True where it was not attached yet."""
+    def before_scaler(self, optimizer: Any) -> None:
+        """A GradScaler is about to step this."""
         inner = scaler.unwrap(optimizer)
-        if self._is_the_scripts(inner):
-            return False
+        if self._attachments.leaves_alone(inner):
+            return
         with self._timed:
-            new = inner not in self._attached
             steady = self._steady(inner)
-            if new:
-                return inner in self._attached
             # told here, since the scaler does not call the step of one that overflows
             self._steps += inner not in self._told
             self._told.add(inner)
             self._note_loop(inner)
             self._tell_loss(steady)
-        return False
+
+    def after_scaler(self, optimizer: Any) -> None:
+        """It has stepped it, or dropped the step: then its clip calls are over, too."""
+        inner = scaler.unwrap(optimizer)
+        with self._timed:
+            if inner in self._told:
+                self._told.discard(inner)
+                if inner in self._attachments:
+                    steps, parameters = self._steady(inner).steps, parameters_of(inner)
+                    number = self._attachments.number_of(map(id, parameters))
+                    with_grad = sum(p.grad is not None for p in parameters)
+                    self._note_calls(max(steps - 1, 0), parameters, with_grad, number)
 
     def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
         """An optimizer is about to step."""
-        if self._is_the_scripts(optimizer):
+        if self._attachments.leaves_alone(optimizer):
             return
         with self._timed:
             steady = self._steady(optimizer)
@@ -176,14 +180,7 @@ class TorchObserver:
                 self._tell_loss(steady)
             elif not self._hears_ends:
                 self._hears_ends = True
-                register_optimizer_step_post_hook(self._after_step)
-
-    def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
-        assert self._census is not None
-        self._loop.before_step(optimizer, self._census)
-        writer = self.session.writer() if self._loop.changed else None
-        if writer is not None:
-            writer.update_info(loop=self._loop.as_json())
+                register_optimizer_step_post_hook(eager(self._after_step))
 
     def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
         """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
@@ -191,6 +188,12 @@ class TorchObserver:
         self._elsewhere += 1
         loss = self.losses.of_step()
         return math.nan if loss is None else float(loss)
+
+    def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
+        self._loop.before_step(optimizer, self._attachments.counted())
+        writer = self.context.writer() if self._loop.changed else None
+        if writer is not None:
+            writer.update_info(loop=self._loop.as_json())
 
     def _tell_loss(self, steady: Steady) -> None:
         loss = self.losses.of_step()
@@ -201,118 +204,81 @@ class TorchObserver:
         """A step is over: what its closure was worth is not the next step's loss."""
         self.losses.of_step()
 
-    def _is_the_scripts(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the script has attached steadygrad to this optimizer itself: left to it."""
-        if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
-            return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
-        self.session.mention(
-            f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
-            "of that optimizer are clipped and recorded by its own handle, in the run file that "
-            "it names, and not here"
-        )
-        return True
-
-    def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether it steps inside the step of one that wraps it: that is one step, not two."""
-        handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
-        return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
-
     def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
-        if optimizer in self._attached:
-            held: Steady = getattr(optimizer, scaler.HANDLE)
-            return held
-        return self._attach(optimizer)
-
-    def _attach(self, optimizer: torch.optim.Optimizer) -> Steady:
-        census = self._census = self._census or Census()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if not all(census.knows(p) for p in parameters):
-            census.refresh()
-        index = self._number(type(optimizer).__name__, _settings(optimizer))
-        self._number_of.update((id(p), index) for p in parameters)
-        self._loop.follow(optimizer, index)
-        infos = census.names(parameters, self._taken)
-        steady = attach_unheard(
-            optimizer,
-            clip=self.session.plan.clip or "none",
-            on_nonfinite=self.session.plan.on_nonfinite,
-            run=self.session.writer(),
-            names=infos,
-            optimizer_index=index,
-        )
-        steady.survive(lambda error: self.session.trouble("a step was not observed", error))
-        copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
-        if self.session.plan.clip is None:
-            steady.act_through(self._observing(steady, optimizer, index))
-        if self.session.plan.find_nan:
+        if optimizer in self._attachments:
+            return self._attachments.steady(optimizer, self._observing)
+        steady = self._attachments.steady(optimizer, self._observing)
+        number = self._attachments.number_of(map(id, parameters_of(optimizer)))
+        self._loop.follow(optimizer, number)
+        if self.context.plan.find_nan:
             steady.find_nan(quiet=True)
-            if self._finder is not None and not self._by_hand:
+            if self._finder is not None and not self._updates_by_hand():
                 self._finder.end()
                 self._finder = None
-        self._attached.add(optimizer)
+        self._write_facts()
         return steady
 
-    def _observing(
-        self, steady: Steady, optimizer: torch.optim.Optimizer, index: int
-    ) -> ObservingClipper:
-        held = weakref.ref(optimizer)
+    def _observing(self, optimizer: torch.optim.Optimizer, number: int) -> ObservingClipper:
+        alive = weakref.ref(optimizer)
 
         def stepping(step: int, batch: Batch) -> None:
-            optimizer = held()
+            optimizer = alive()
             if optimizer is not None:
                 parameters = batch.params
                 if batch.present is not None:  # calls on those without a gradient count too
-                    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                self._note_calls(step, parameters, len(batch.grads), index)
+                    parameters = parameters_of(optimizer)
+                self._note_calls(step, parameters, len(batch.grads), number)
 
-        on_nonfinite = resolve("none", self.session.plan.on_nonfinite).on_nonfinite
-        return ObservingClipper(on_nonfinite, self.log.reading_of, stepping)
+        choice = resolve("none", self.context.plan.on_nonfinite)
+        return ObservingClipper(choice.on_nonfinite, self.log.reading_of, stepping)
 
     def _note_calls(
-        self, step: int, parameters: list[torch.Tensor], with_grad: int, index: int
+        self, step: int, parameters: list[torch.Tensor], with_grad: int, number: int
     ) -> None:
         calls = self.log.stepped(parameters)
         if self._unscaled:
             self._unscaled.difference_update(map(id, parameters))
         if calls:
-            self._write_calls(calls, step, with_grad, index)
+            self._write_calls(calls, step, with_grad, number)
 
-    def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, index: int) -> None:
-        writer = self.session.writer()
+    def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, number: int) -> None:
+        writer = self.context.writer()
         for call in calls:
             place = place_of(call, of_params)
-            if self._book.enter(place, step, index, call.max_norm) and writer is not None:
-                event = event_of(call, step, of_params, index)
+            if self._book.enter(place, step, number, call.max_norm) and writer is not None:
+                event = event_of(call, step, of_params, number)
                 writer.write_event("script_clip", event, step)
 
-    def _number(self, kind: str, settings: Mapping[str, float] = _NONE) -> int:
-        self._infos.append({"class": kind, "index": len(self._infos), **settings})
-        writer = self.session.writer()
+    def _write_facts(self) -> None:
+        writer = self.context.writer()
         if writer is not None:
-            writer.update_info(optimizers=self._infos, **self._facts())
-        return len(self._infos) - 1
-
-    def _facts(self) -> dict[str, Any]:
-        return facts(self._census, self._amp)
+            writer.update_info(**facts(self._attachments.census, self._amp))
 
     # -- the script's clip calls ---------------------------------------------------------------
 
-    @property
-    def replaces(self) -> bool:
-        """Whether the script's clip calls are replaced by a policy."""
-        return self.session.plan.clip is not None
+    def acts_on(self, parameters: Sequence[Any]) -> bool:
+        """Whether a policy of ours clips these in place of the script's own call.
+
+        Where none would, the call stays: a script must not lose its only clip.
+        """
+        if self.context.plan.clip is None:
+            return False
+        with self._timed:
+            return self._manual.owns(parameters) or self._attachments.will_act_on(parameters)
+        return False
 
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
         with self._timed:
-            by_value = call.kind == "value"
-            return self.log.before(call.parameters, call.limit, call.norm_type, by_value)
+            return self.log.before(call.parameters, call.limit, call.norm_type, call.kind)
         return None
 
     def after_clip(self, call: Call, result: Any) -> None:
         """A clip call is over; ``result`` is what it returned."""
         with self._timed:
-            self.log.after(call.note, call.total_norm if call.kind == "given norm" else result)
+            if call.note is not None:
+                given = call.kind == "given norm"
+                self.log.after(call.note, call.total_norm if given else result)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
         """A clip call that is replaced: act here where no optimizer step follows."""
@@ -322,18 +288,24 @@ class TorchObserver:
 
     # -- mixed precision -----------------------------------------------------------------------
 
-    def unscale(self, optimizer: Any, unscale_: Callable[[], Any]) -> Any:
-        """A GradScaler divides an optimizer's gradients by its scale."""
-        groups = scaler.unwrap(optimizer).param_groups
-        parameters = [p for group in groups for p in group["params"]]
-        result = self.log.rescaled(parameters, unscale_)
-        self._unscaled.update(id(p) for p in parameters)
-        return result
+    def before_unscale(self, optimizer: Any) -> Unscaling | None:
+        """A GradScaler is about to divide an optimizer's gradients by its scale."""
+        with self._timed:
+            return self.log.before_unscale(parameters_of(scaler.unwrap(optimizer)))
+        return None
+
+    def after_unscale(self, optimizer: Any, unscaling: Unscaling | None) -> None:
+        """It has divided them."""
+        with self._timed:
+            if unscaling is not None:
+                self.log.after_unscale(unscaling)
+            self._unscaled.update(map(id, parameters_of(scaler.unwrap(optimizer))))
 
     def _scale_of(self, parameters: Sequence[torch.Tensor]) -> Any:
-        if self._scale is None or not parameters or id(parameters[0]) in self._unscaled:
+        scale = self.losses.scale
+        if scale is None or not parameters or id(parameters[0]) in self._unscaled:
             return None
-        return self._scale
+        return scale
 
     # -- where NaN comes from ------------------------------------------------------------------
 
@@ -346,35 +318,32 @@ class TorchObserver:
         leaves, counts = self._manual.waiting()
         finder.rest()
         if any(counts) or finder.lost:
-            infos = self._names(leaves)
+            infos = self._attachments.names(leaves)
             names = [infos[id(leaf)].name for leaf in leaves]
             step = self._manual.steps + self._elsewhere
-            found = finder.check(step, np.array(counts), names, leaves, names)
-            writer = self.session.writer()
-            if found is not None and writer is not None:
-                data = {**found.as_json(), "optimizer": self._manual.index}
-                writer.write_event(EVENT, data, found.step)
+            origin = finder.check(step, np.array(counts), names, leaves, names)
+            writer = self.context.writer()
+            if origin is not None and writer is not None:
+                data = {**origin.as_json(), "optimizer": self._manual.index}
+                writer.write_event(EVENT, data, origin.step)
         finder.stepped()
 
     # -- loops without an optimizer ------------------------------------------------------------
 
     def _new_manual(self) -> ManualLoop:
-        plan = self.session.plan
-        clipper = None
+        plan, clipper = self.context.plan, None
         if plan.clip is not None:
             choice = resolve(plan.clip, plan.on_nonfinite)
             clipper = Clipper(choice.policy, choice.on_nonfinite)
-        return ManualLoop(self.log, self._names, self._manual_recorder, self._manual_step, clipper)
-
-    def _names(self, parameters: list[torch.Tensor]) -> dict[int, TensorInfo]:
-        assert self._census is not None
-        return self._census.names(parameters, self._taken)
+        describe = self._attachments.names
+        return ManualLoop(self.log, describe, self._manual_recorder, self._manual_step, clipper)
 
     def _manual_recorder(self) -> Recorder | None:
-        writer = self.session.writer()
+        writer = self.context.writer()
         if writer is None:
             return None
-        self._manual.index = self._number("by hand")
+        self._manual.index = self._attachments.new_number("by hand")
+        self._write_facts()
         return Recorder(writer, {})
 
     def _manual_step(self, step: int, parameters: list[torch.Tensor]) -> None:
@@ -392,42 +361,40 @@ class TorchObserver:
 
     def abandon(self) -> None:
         """In a forked child: let go of what was attached for the parent's run file."""
-        for optimizer in list(self._attached):
-            getattr(optimizer, scaler.HANDLE).detach()
+        self._attachments.abandon()
 
     def finish(self) -> None:
         """Write what is left; the run file is closed next."""
         with self._timed:
             self._manual.finish()
             for call in self.log.waiting if self.steps else ():
-                index = next((self._number_of[i] for i in call.ids if i in self._number_of), 0)
-                self._write_calls([call], self.steps, 0, index)
-        self.session.overhead += self.overhead
-        writer = self.session.writer() if self.steps else None
+                self._write_calls([call], self.steps, 0, self._attachments.number_of(call.ids))
+        self.context.overhead += self.overhead
+        writer = self.context.writer() if self.steps else None
         if writer is not None:
-            calls = self._book.summary()
-            writer.update_info(clip_calls=calls, loop=self._loop.as_json(), **self._facts())
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The numbers of its first group that explain a step: the ``eps`` that float16 may not hold."""
-    group = optimizer.param_groups[0]
-    return {key: float(group[key]) for key in ("eps",) if isinstance(group.get(key), float)}
+            writer.update_info(clip_calls=self._book.summary(), loop=self._loop.as_json())
+            self._write_facts()
 
 
 class _Clock:
-    """Adds the time spent inside to an observer's overhead; what goes wrong there is told once."""
+    """Lets one thread in at a time, adds its time to an observer's overhead, tells what goes wrong.
+
+    A failure there is told once, and is none of the script's.
+    """
 
     def __init__(self, observer: TorchObserver) -> None:
         self._observer = weakref.proxy(observer)
+        self._lock = threading.RLock()
         self._started: list[float] = []
 
     def __enter__(self) -> None:
+        self._lock.acquire()
         self._started.append(time.perf_counter())
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._observer.overhead += time.perf_counter() - self._started.pop()
+        self._lock.release()
         if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
             return False  # the latter is what --on-nonfinite raise asks for
-        self._observer.session.trouble("part of the run was not observed", error)
+        self._observer.context.trouble("part of the run was not observed", error)
         return True

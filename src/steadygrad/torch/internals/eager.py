@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from steadygrad.invisible import invisible
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_TRACER = object()
@@ -39,6 +41,7 @@ def eager(function: Function) -> Function:
     disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(function)
+    @invisible  # else the tracer would look into this one
     def call(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
             return function(*args, **kwargs)

@@ -1,25 +1,24 @@
 """Seeing what a GradScaler does around `step`.
 
 When gradients overflow, a GradScaler does not call the `step` of a non-fused
-optimizer at all, so no hook ever hears of it. `GradScaler.step` is therefore wrapped
+optimizer at all, so no hook ever hears of it. `GradScaler.step` is therefore observed
 for as long as an optimizer is attached, and only then.
 """
 
 from __future__ import annotations
 
-import functools
-import weakref
 from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch.amp.grad_scaler import GradScaler
+
+from steadygrad.torch.internals import sites
+from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.patches import PatchSet
 
 HANDLE = "_steadygrad"
 """The attribute under which an attached optimizer holds its handle."""
 
-_watched: WeakSet[torch.optim.Optimizer] = WeakSet()
-_original: Any = None
+_watching = PatchSet(lambda patches: patches.add(sites.SCALER_STEP.listen(_begins)))
 
 
 def watch(optimizer: torch.optim.Optimizer) -> None:
@@ -27,26 +26,12 @@ def watch(optimizer: torch.optim.Optimizer) -> None:
 
     The handle's ``scaler_enters(scale)`` and ``scaler_leaves()`` are called around it.
     """
-    global _original
-    if _original is None:
-        _original = GradScaler.step
-        GradScaler.step = _wrap(_original)  # type: ignore[method-assign]
-    _watched.add(optimizer)
-    weakref.finalize(optimizer, _release).atexit = False
+    _watching.hold(optimizer)
 
 
 def unwatch(optimizer: torch.optim.Optimizer) -> None:
     """Undo `watch`; with the last one, `GradScaler` is as it was."""
-    _watched.discard(optimizer)
-    _release()
-
-
-def _release() -> None:
-    global _original
-    ours = getattr(GradScaler.step, "__wrapped__", None) is _original
-    if _original is not None and not _watched and ours:
-        GradScaler.step = _original  # type: ignore[method-assign]
-        _original = None
+    _watching.release(optimizer)
 
 
 def unwrap(optimizer: Any) -> Any:
@@ -56,17 +41,24 @@ def unwrap(optimizer: Any) -> Any:
     return optimizer
 
 
-def _wrap(original: Any) -> Any:
-    @functools.wraps(original)
-    def step(self: GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        handle = getattr(unwrap(optimizer), HANDLE, None)
-        scale = self._scale if self.is_enabled() else None
-        if handle is None or scale is None:
-            return original(self, optimizer, *args, **kwargs)
-        # the scaler changes its scale in place
-        handle.scaler_enters(scale.detach().clone())
-        result = original(self, optimizer, *args, **kwargs)
-        handle.scaler_leaves()
+class _Step(Visit):
+    """One `GradScaler.step` on an attached optimizer."""
+
+    def __init__(self, arguments: tuple[Any, ...], handle: Any) -> None:
+        super().__init__(arguments)
+        self._handle = handle
+
+    def returns(self, result: Any) -> Any:
+        self._handle.scaler_leaves()
         return result
 
-    return step
+
+def _begins(arguments: tuple[Any, ...]) -> Visit | None:
+    scaler, optimizer = arguments[0], arguments[1]
+    handle = getattr(unwrap(optimizer), HANDLE, None)
+    scale = scaler._scale if scaler.is_enabled() else None
+    if handle is None or scale is None:
+        return None
+    # the scaler changes its scale in place
+    handle.scaler_enters(scale.detach().clone())
+    return _Step(arguments, handle)

@@ -9,7 +9,6 @@ after one look at a flag, so that an inner call has no frame more than without. 
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +19,33 @@ import torch.nn.utils.stateless
 from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
+from steadygrad.torch.internals import sites
+from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.origin.tape import Tape
 
 _tape: Tape | None = None
-_owners: weakref.WeakSet[Any] = weakref.WeakSet()
-_undo: list[Callable[[], bool]] = []
+
+
+def _make(patches: PatchSet) -> None:
+    global _tape
+    _tape = Tape()
+    _patch(_tape, patches)
+
+
+def _undone() -> None:
+    global _tape
+    if _tape is not None:
+        _tape.rest()
+        _tape.clear()
+        _tape = None
+
+
+_listening = PatchSet(_make, _undone)
 
 
 def listen(owner: object) -> Tape:
-    """Begin to keep a tape, until `forget` or the end of the owner.
+    """Begin to keep a tape, until `forget` or until the owner is gone.
 
     Args:
         owner: who looks for origins; held weakly. All share one tape.
@@ -36,64 +53,39 @@ def listen(owner: object) -> Tape:
     Returns:
         The tape.
     """
-    global _tape
-    if _tape is None:
-        _tape = Tape()
-        _patch(_tape)
-    if owner not in _owners:
-        # in this order: the last callback made is called first, and takes the owner out
-        weakref.finalize(owner, _release).atexit = False
-        _owners.add(owner)
+    _listening.hold(owner)
+    assert _tape is not None
     return _tape
 
 
 def forget(owner: object) -> None:
     """Undo `listen`; with the last owner, torch is as it was."""
-    _owners.discard(owner)
-    _release()
+    _listening.release(owner)
 
 
-def _release() -> None:
-    global _tape
-    if _tape is None or _owners:
-        return
-    _tape.rest()
-    _tape.clear()
-    # where somebody has wrapped ours since, taking it out would take theirs out too
-    _undo[:] = [undo for undo in reversed(_undo) if not undo()][::-1]
-    _tape = None
+def listeners() -> list[Any]:
+    """Who looks for origins now."""
+    return _listening.holders
 
 
-def _patch(tape: Tape) -> None:
+def _patch(tape: Tape, patches: PatchSet) -> None:
     loader: Any = torch.utils.data.dataloader._BaseDataLoaderIter
     optimizer: Any = torch.optim.Optimizer
-    _replace(torch.nn.Module, "__call__", _module_call(torch.nn.Module.__call__, tape))
+    replace = patches.replace
+    replace(torch.nn.Module, "__call__", _module_call(torch.nn.Module.__call__, tape))
     apply = vars(torch.autograd.Function)["apply"]
-    _replace(torch.autograd.Function, "apply", classmethod(_function_apply(apply.__func__, tape)))
-    _replace(torch.Tensor, "backward", _unheard(torch.Tensor.backward, tape, ends=True))
-    _replace(torch.autograd, "backward", _backward(torch.autograd.backward, tape))
-    _replace(optimizer, "zero_grad", _unheard(optimizer.zero_grad, tape))
-    _replace(optimizer, "__init__", _begins(optimizer.__init__, tape))
-    _replace(torch.nn.Module, "zero_grad", _unheard(torch.nn.Module.zero_grad, tape))
-    _replace(GradScaler, "step", _unheard(GradScaler.step, tape))
-    _replace(GradScaler, "update", _unheard(GradScaler.update, tape))
-    _replace(loader, "__next__", _unheard(loader.__next__, tape))
+    replace(torch.autograd.Function, "apply", classmethod(_function_apply(apply.__func__, tape)))
+    replace(torch.Tensor, "backward", _unheard(torch.Tensor.backward, tape, ends=True))
+    patches.add(sites.BACKWARD.listen(_backward_of(tape)))
+    replace(optimizer, "zero_grad", _unheard(optimizer.zero_grad, tape))
+    replace(optimizer, "__init__", _begins(optimizer.__init__, tape))
+    replace(torch.nn.Module, "zero_grad", _unheard(torch.nn.Module.zero_grad, tape))
+    replace(GradScaler, "step", _unheard(GradScaler.step, tape))
+    replace(GradScaler, "update", _unheard(GradScaler.update, tape))
+    replace(loader, "__next__", _unheard(loader.__next__, tape))
     for owner, name in _TRANSFORMS:
         if name in vars(owner):
-            _replace(owner, name, _transform(vars(owner)[name], tape))
-
-
-def _replace(owner: Any, name: str, patched: Any) -> None:
-    original = vars(owner)[name]
-    setattr(owner, name, patched)
-
-    def undo() -> bool:
-        if vars(owner)[name] is not patched:
-            return False
-        setattr(owner, name, original)
-        return True
-
-    _undo.append(undo)
+            replace(owner, name, _transform(vars(owner)[name], tape))
 
 
 def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
@@ -155,23 +147,36 @@ _TRANSFORMS: tuple[tuple[Any, str], ...] = (
 )
 
 
-def _backward(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
-    @functools.wraps(original)
-    @invisible
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        if not tape.hears_backward():
-            return original(*args, **kwargs)
-        given = list(args) + [None] * 6
-        roots = _listed(given[0] if args else kwargs.get("tensors", ()))
-        grads = _listed(given[1] if len(args) > 1 else kwargs.get("grad_tensors"))
-        tape.backward(roots, grads, _listed(kwargs.get("inputs")))
-        armed, tape.armed = tape.armed, False
-        try:
-            return original(*args, **kwargs)
-        finally:
-            tape.armed = armed
+class _Backward(Visit):
+    """One `backward` of the training, which the tape does not hear from inside."""
 
-    return backward
+    def __init__(self, arguments: tuple[Any, ...], tape: Tape) -> None:
+        super().__init__(arguments)
+        self._tape, self._armed = tape, tape.armed
+        tape.armed = False
+
+    def ends(self) -> None:
+        self._tape.armed = self._armed
+
+
+def _backward_of(tape: Tape) -> Callable[[tuple[Any, ...]], Visit | None]:
+    names = sites.BACKWARD.parameters
+
+    def begins(arguments: tuple[Any, ...]) -> Visit | None:
+        if not tape.hears_backward():
+            return None
+        of = dict(zip(names, arguments, strict=True))
+        roots, grads, inputs = of["tensors"], of["grad_tensors"], of["inputs"]
+        if not isinstance(roots, (torch.Tensor, tuple, list)):
+            return None
+        tape.backward(
+            sites.listed(roots),
+            None if grads is None else sites.listed(grads),
+            None if inputs is None else sites.listed(inputs),
+        )
+        return _Backward(arguments, tape)
+
+    return begins
 
 
 def _unheard(original: Callable[..., Any], tape: Tape, ends: bool = False) -> Callable[..., Any]:
@@ -203,12 +208,6 @@ def _begins(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
             tape.listen()
 
     return init
-
-
-def _listed(given: Any) -> Any:
-    if given is None:
-        return None
-    return [given] if isinstance(given, torch.Tensor) else list(given)
 
 
 watching: list[Any] = [None]

@@ -5,28 +5,30 @@ the mean that the training optimises. A loss scale is divided out again. On a de
 the sum stays there: nothing is read by the host.
 
 A recording handle hears losses by itself: for as long as one does, torch's `backward`
-and `GradScaler.scale` are wrapped, and one meter serves all handles.
+and `GradScaler.scale` tell of their calls, and one meter serves all handles.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.torch.distributed.sharded import whole
+from steadygrad.torch.internals import sites
+from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.patches import PatchSet
 
 
-class LossMeter:
-    """Adds up losses between optimizer steps.
+class LossMeter(threading.local):
+    """Adds up losses between optimizer steps, those of each thread by themselves.
 
     Attributes:
-        backwards: number of backward passes so far.
+        backwards: number of backward passes so far, in this thread.
         scale: the loss scale that the last of them carried; None for none.
 
     Example:
@@ -110,12 +112,18 @@ def _of_subclass(tensor: torch.Tensor, scale: Any) -> Any:
 
 
 _meter = LossMeter()
-_hearers: weakref.WeakSet[Any] = weakref.WeakSet()
-_originals: Any = None
+
+
+def _make(patches: PatchSet) -> None:
+    patches.add(sites.BACKWARD.listen(_backward))
+    patches.add(sites.SCALE.listen(_scale))
+
+
+_hearing = PatchSet(_make)
 
 
 def hear(hearer: object) -> Callable[[], Any]:
-    """Begin to hear losses, until `forget` or the end of the hearer.
+    """Begin to hear losses, until `forget` or until the hearer is gone.
 
     Args:
         hearer: who hears; held weakly.
@@ -123,61 +131,32 @@ def hear(hearer: object) -> Callable[[], Any]:
     Returns:
         A function that gives the loss since the last step, as `LossMeter.of_step` does.
     """
-    global _originals
-    if _originals is None:
-        _originals = torch.autograd.backward, GradScaler.scale
-        torch.autograd.backward = _heard_backward(torch.autograd.backward)
-        GradScaler.scale = _heard_scale(GradScaler.scale)  # type: ignore[method-assign]
-    _hearers.add(hearer)
+    _hearing.hold(hearer)
     _meter.of_step()  # what was heard before, perhaps of another training, is not of its steps
-    weakref.finalize(hearer, _release).atexit = False
     return _meter.of_step
 
 
 def forget(hearer: object) -> None:
     """Undo `hear`; with the last one, torch is as it was."""
-    _hearers.discard(hearer)
-    _release()
+    _hearing.release(hearer)
 
 
-def _release() -> None:
-    global _originals
-    if _originals is None or _hearers:
-        return
-    backward: Any = _originals[0]
-    scale: Any = _originals[1]
-    # where somebody has wrapped ours since, taking it out would take theirs out too
-    if getattr(torch.autograd.backward, "__wrapped__", None) is not backward:
-        return
-    if getattr(GradScaler.scale, "__wrapped__", None) is not scale:
-        return
-    torch.autograd.backward = backward  # type: ignore[assignment]
-    GradScaler.scale = scale  # type: ignore[assignment, method-assign]
-    _originals = None
+def _backward(arguments: tuple[Any, ...]) -> Visit | None:
+    if not _hearing.holders or sites.inside_backward():
+        return None
+    roots, weights = arguments[0], arguments[1]
+    if isinstance(roots, (torch.Tensor, tuple, list)):
+        _meter.saw(sites.listed(roots), None if weights is None else sites.listed(weights))
+    return None
 
 
-def _heard_backward(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        if _hearers and torch._C._current_graph_task_id() == -1:  # not inside another backward
-            roots = args[0] if args else kwargs.get("tensors", ())
-            weights = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
-            _meter.saw(_listed(roots), None if weights is None else _listed(weights))
-        return original(*args, **kwargs)
+class _Scaled(Visit):
+    """One `GradScaler.scale`."""
 
-    return backward
+    def returns(self, result: Any) -> Any:
+        _meter.scaled(result, self.arguments[0]._scale)
+        return result
 
 
-def _heard_scale(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def scale(self: GradScaler, outputs: Any) -> Any:
-        scaled = original(self, outputs)
-        if _hearers and self.is_enabled():
-            _meter.scaled(scaled, self._scale)
-        return scaled
-
-    return scale
-
-
-def _listed(given: Any) -> list[Any]:
-    return [given] if isinstance(given, torch.Tensor) else list(given)
+def _scale(arguments: tuple[Any, ...]) -> Visit | None:
+    return _Scaled(arguments) if _hearing.holders and arguments[0].is_enabled() else None

@@ -1,0 +1,174 @@
+"""The script's optimizers, each attached to when it first steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from steadygrad.errors import AttachError
+from steadygrad.launch.contracts import RunContext
+from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.observed import ObservingClipper
+from steadygrad.torch.distributed.sharded import refuse_flat_shards
+from steadygrad.torch.internals import scaler
+from steadygrad.torch.step import copies
+from steadygrad.torch.step.attaching import attach_unheard
+from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.inner import is_stand_in
+
+Parameters = list[torch.Tensor]
+_NONE: Mapping[str, float] = {}
+
+
+class Attachments:
+    """Attaches to optimizers, and gives each a number and its parameters names.
+
+    Args:
+        context: the run.
+
+    Attributes:
+        census: the script's modules and optimizers; None before the first backward or step.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self.census: Census | None = None
+        self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._classes: list[dict[str, Any]] = []
+        self._names_taken: set[str] = set()
+        self._number_of: dict[int, int] = {}
+        self._of_nobody: set[int] = set()
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
+        return iter(list(self._attached))
+
+    def __contains__(self, optimizer: object) -> bool:
+        return optimizer in self._attached
+
+    def counted(self) -> Census:
+        """The census, made now where it was not."""
+        if self.census is None:
+            self.census = Census()
+        return self.census
+
+    def number_of(self, ids: Iterable[int]) -> int:
+        """Number of the optimizer that holds one of these parameters; 0 where none does."""
+        return next((self._number_of[each] for each in ids if each in self._number_of), 0)
+
+    def leaves_alone(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a step is none to record: the script's own handle does, or it is part of one."""
+        if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
+            return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
+        self._context.mention(
+            f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
+            "of that optimizer are clipped and recorded by its own handle, in the run file that "
+            "it names, and not here"
+        )
+        return True
+
+    def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it steps inside the step of one that wraps it: that is one step, not two."""
+        handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
+        return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
+
+    def will_act_on(self, parameters: Sequence[Any]) -> bool:
+        """Whether an optimizer that is, or will be, attached to holds any of these."""
+        ids = [id(p) for p in parameters]
+        if any(each in self._number_of for each in ids):
+            return True
+        if not ids or self._of_nobody.issuperset(ids):
+            return False
+        census = self.counted()
+        if not any(each in census.owned() for each in ids):
+            census.refresh()  # their optimizer may be newer than the census
+        own = set(ids)
+        owners = [o for o in census.optimizers() if not own.isdisjoint(map(id, parameters_of(o)))]
+        acts = any(map(self._can_attach, owners))
+        if not acts:
+            self._of_nobody.update(ids)
+            self._context.mention(
+                "a clip call of the script was left as it is, and not replaced by --clip "
+                f"{self._context.plan.clip}: no optimizer that steadygrad can attach to holds its "
+                "parameters"
+            )
+        return acts
+
+    def _can_attach(self, optimizer: torch.optim.Optimizer) -> bool:
+        if getattr(optimizer, scaler.HANDLE, None) is not None:
+            return optimizer in self._attached
+        try:
+            refuse_flat_shards(parameters_of(optimizer), "attach")
+        except AttachError:
+            return False
+        return True
+
+    def steady(self, optimizer: torch.optim.Optimizer, clipper: Any) -> Steady:
+        """The handle of an optimizer; attaches to it at its first step.
+
+        Args:
+            optimizer: of the script.
+            clipper: makes what observes, given the optimizer and its number; unused under
+                ``--clip``.
+        """
+        if optimizer in self._attached:
+            handle: Steady = getattr(optimizer, scaler.HANDLE)
+            return handle
+        return self._attach(optimizer, clipper)
+
+    def _attach(self, optimizer: torch.optim.Optimizer, clipper: Any) -> Steady:
+        plan, census, parameters = self._context.plan, self.counted(), parameters_of(optimizer)
+        if not all(census.knows(p) for p in parameters):
+            census.refresh()
+        number = self.new_number(type(optimizer).__name__, _settings(optimizer))
+        steady = attach_unheard(
+            optimizer,
+            clip=plan.clip or "none",
+            on_nonfinite=plan.on_nonfinite,
+            run=self._context.writer(),
+            names=census.names(parameters, self._names_taken),
+            optimizer_index=number,
+        )
+        steady.survive(lambda error: self._context.trouble("a step was not observed", error))
+        self._number_of.update((id(p), number) for p in parameters)
+        copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
+        if plan.clip is None:
+            observing: ObservingClipper = clipper(optimizer, number)
+            steady.act_through(observing)
+        self._attached.add(optimizer)
+        return steady
+
+    def new_number(self, kind: str, settings: Mapping[str, float] = _NONE) -> int:
+        """The next optimizer's number, its class put on record.
+
+        Args:
+            kind: its class.
+            settings: numbers of it that explain a step.
+        """
+        self._classes.append({"class": kind, "index": len(self._classes), **settings})
+        writer = self._context.writer()
+        if writer is not None:
+            writer.update_info(optimizers=self._classes)
+        return len(self._classes) - 1
+
+    def names(self, parameters: Parameters) -> dict[int, Any]:
+        """Describe parameters that no optimizer holds."""
+        return self.counted().names(parameters, self._names_taken)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what was attached for the parent's run file."""
+        for optimizer in self:
+            getattr(optimizer, scaler.HANDLE).detach()
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> Parameters:
+    """An optimizer's parameters, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The numbers of its first group that explain a step: the ``eps`` that float16 may not hold."""
+    group = optimizer.param_groups[0]
+    return {key: float(group[key]) for key in ("eps",) if isinstance(group.get(key), float)}

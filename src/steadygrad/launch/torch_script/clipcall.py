@@ -1,0 +1,141 @@
+"""One call of the script to a clip function: its arguments, and what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from steadygrad.invisible import invisible
+from steadygrad.launch.torch_script.clips import ClipCall
+from steadygrad.torch.internals.inlay import Visit
+
+FRAMES = 12
+"""How far out the function stands that calls another clip function; ours included."""
+
+
+class Call:
+    """The arguments of one call.
+
+    Args:
+        kind: ``norm``, ``given norm`` or ``value``: the function.
+        names: of its parameters, in order.
+        arguments: their values.
+
+    Attributes:
+        parameters: what is to be clipped, as a list.
+        arguments: their values for torch, which may still read them once.
+        note: what was read before it.
+    """
+
+    def __init__(self, kind: str, names: Sequence[str], arguments: tuple[Any, ...]) -> None:
+        self.kind, self.arguments = kind, arguments
+        self.note: ClipCall | None = None
+        self._of = dict(zip(names, arguments, strict=True))
+        self.parameters = self._listed(arguments[0])
+
+    def _listed(self, parameters: Any) -> list[Any]:
+        if isinstance(parameters, torch.Tensor):
+            return [parameters]
+        if isinstance(parameters, (list, tuple)):
+            return list(parameters)
+        if not hasattr(parameters, "__iter__"):
+            return []  # torch says it better
+        items: list[Any] = []
+        try:
+            items.extend(parameters)
+        except Exception as error:  # the script's: for torch to meet where it reads them
+            self.arguments = (_failing(items, error), *self.arguments[1:])
+            return []
+        # torch warns of an exhausted generator, and of nothing else
+        generator = isinstance(parameters, types.GeneratorType)
+        again: Any = (item for item in items) if generator else list(items)
+        self.arguments = (again, *self.arguments[1:])
+        return items
+
+    @property
+    def norm_type(self) -> float:
+        """The p of the call; 2 for what cannot be measured."""
+        try:
+            p = float(self._of.get("norm_type", 2.0))
+        except (TypeError, ValueError):
+            return 2.0
+        return p if p >= 0.5 else 2.0
+
+    @property
+    def limit(self) -> Any:
+        """Its threshold."""
+        return self._of["clip_value" if self.kind == "value" else "max_norm"]
+
+    @property
+    def total_norm(self) -> Any:
+        """The norm that the script hands to ``clip_grads_with_norm_``."""
+        return self._of["total_norm"]
+
+    def norm_before(self) -> Any:
+        """What a replaced call returns: the norm before clipping, as torch computes it."""
+        if self.kind != "norm":
+            return None
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        more = (self._of[name] for name in ("norm_type", "error_if_nonfinite", "foreach"))
+        return torch.nn.utils.get_total_norm(grads, *more)
+
+
+class ClipVisit(Visit):
+    """One call of the script to a clip function, from its start to its end.
+
+    Args:
+        call: its arguments.
+        over: told of the call and of what the function has returned.
+    """
+
+    def __init__(self, call: Call, over: Callable[[Call, Any], None]) -> None:
+        super().__init__(call.arguments)
+        self._call, self._over = call, over
+
+    def returns(self, result: Any) -> Any:
+        self._over(self._call, result)
+        return result
+
+
+class Replacement(Visit):
+    """A call that does nothing, since a policy acts in its place.
+
+    Args:
+        call: its arguments.
+        result: what it returns.
+    """
+
+    replaced = True
+
+    def __init__(self, call: Call, result: Any) -> None:
+        super().__init__(call.arguments)
+        self.result = result
+
+
+@invisible
+def _failing(items: list[Any], error: Exception) -> Iterator[Any]:
+    yield from items
+    assert error.__traceback__ is not None
+    raise error.with_traceback(error.__traceback__.tb_next)
+
+
+def inside_another(kind: str) -> bool:
+    """Whether ``clip_grad_norm_`` calls the function that takes the norm: the call is its own."""
+    if kind != "given norm":
+        return False
+    frame = sys._getframe(1)
+    for _ in range(FRAMES):
+        if frame is None:
+            return False
+        code = frame.f_code
+        if code.co_name == "clip_grad_norm_" and code.co_filename == _CLIP_FILE:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+_CLIP_FILE = sys.modules["torch.nn.utils.clip_grad"].__file__

@@ -1,0 +1,191 @@
+"""The functions of torch whose calls are observed, each changed once for all who listen.
+
+A listener is told of a call by its arguments and may answer with a `Visit`. While anybody listens,
+the function's own code tells of its calls (see `inlay`); where that cannot be, the function is
+wrapped in the places that are known to hold it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from steadygrad.invisible import invisible
+from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.internals.inlay import Begin, Visit, inlay
+
+Undo = Callable[[], bool]
+
+
+class Site:
+    """One function of torch.
+
+    Args:
+        name: of the function.
+        places: the modules or classes that hold it.
+        guarded: see `inlay`.
+
+    Attributes:
+        parameters: names of its parameters, in order.
+    """
+
+    def __init__(self, name: str, places: Sequence[Any], guarded: bool = True) -> None:
+        self._name, self._guarded = name, guarded
+        self._places = [place for place in places if hasattr(place, name)]
+        self._listeners: list[Begin] = []
+        self._undo: list[Undo] = []
+        self.parameters: tuple[str, ...] = ()
+        if self._places:
+            signature = inspect.signature(vars(self._places[0])[name])
+            self.parameters = tuple(signature.parameters)
+
+    @property
+    def exists(self) -> bool:
+        """Whether this release of torch has the function."""
+        return bool(self._places)
+
+    def listen(self, listener: Begin) -> Undo:
+        """Tell a listener of every call.
+
+        Args:
+            listener: must not raise; those that came first are told first.
+
+        Returns:
+            A function that ends it. It gives False where somebody has changed the function
+            since, so that it cannot be put back now.
+        """
+        self._listeners = [*self._listeners, listener]
+        if not self._undo and self._places:
+            self._change()
+
+        def undo() -> bool:
+            self._listeners = [each for each in self._listeners if each is not listener]
+            if not self._listeners:
+                self._undo[:] = [each for each in self._undo if not each()]
+            return not self._undo or bool(self._listeners)
+
+        return undo
+
+    def _begin(self, arguments: tuple[Any, ...]) -> Visit | None:
+        visits: list[Visit] = []
+        place = 0
+        while place < len(self._listeners):  # the first may bring in a second
+            visit = self._listeners[place](arguments)
+            place += 1
+            if visit is not None:
+                visits.append(visit)
+                arguments = visit.arguments
+        if len(visits) < 2:
+            return visits[0] if visits else None
+        return _Visits(visits, arguments)
+
+    def _change(self) -> None:
+        begin = eager(self._begin)
+        function = inspect.unwrap(vars(self._places[0])[self._name])
+        code = None
+        if isinstance(function, types.FunctionType):
+            code = inlay(function, begin, self._guarded)
+        if code is None:
+            self._wrap(begin)
+            return
+        original, function.__code__ = function.__code__, code
+
+        def undo() -> bool:
+            if function.__code__ is not code:
+                return False
+            function.__code__ = original
+            return True
+
+        self._undo.append(undo)
+
+    def _wrap(self, begin: Begin) -> None:
+        original = vars(self._places[0])[self._name]
+        wrapper = wrapped(original, begin, self._guarded)
+        for place in self._places:
+            if vars(place).get(self._name) is original:
+                setattr(place, self._name, wrapper)
+                self._undo.append(functools.partial(_put_back, place, self._name, wrapper))
+
+
+class _Visits(Visit):
+    """Several visits of one call: what the first began ends last."""
+
+    def __init__(self, visits: list[Visit], arguments: tuple[Any, ...]) -> None:
+        super().__init__(arguments)
+        self._visits = visits
+        instead = next((visit for visit in visits if visit.replaced), None)
+        if instead is not None:
+            self.replaced, self.result = True, instead.result
+
+    def returns(self, result: Any) -> Any:
+        for visit in reversed(self._visits):
+            result = visit.returns(result)
+        return result
+
+    def ends(self) -> None:
+        for visit in reversed(self._visits):
+            visit.ends()
+
+
+def wrapped(original: Callable[..., Any], begin: Begin, guarded: bool) -> Callable[..., Any]:
+    """A function that does what `inlay` would have the original do."""
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    @invisible
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:  # which the original says better
+            return original(*args, **kwargs)
+        bound.apply_defaults()
+        visit = begin(tuple(bound.arguments.values()))
+        if visit is None:
+            return original(*args, **kwargs)
+        if visit.replaced:
+            return visit.result
+        bound.arguments.update(zip(bound.arguments, visit.arguments, strict=True))
+        try:
+            return visit.returns(original(*bound.args, **bound.kwargs))
+        finally:
+            if guarded:
+                visit.ends()
+
+    return call
+
+
+def _put_back(place: Any, name: str, wrapper: Any) -> bool:
+    if vars(place)[name] is not wrapper:
+        return False
+    setattr(place, name, wrapper.__wrapped__)
+    return True
+
+
+_CLIPPING = (torch.nn.utils, sys.modules["torch.nn.utils.clip_grad"])
+
+BACKWARD = Site("backward", [torch.autograd])
+CLIP_NORM = Site("clip_grad_norm_", _CLIPPING, guarded=False)
+CLIP_WITH_NORM = Site("clip_grads_with_norm_", _CLIPPING, guarded=False)
+CLIP_VALUE = Site("clip_grad_value_", _CLIPPING, guarded=False)
+SCALE = Site("scale", [GradScaler])
+UNSCALE = Site("unscale_", [GradScaler])
+SCALER_STEP = Site("step", [GradScaler])
+
+
+def inside_backward() -> bool:
+    """Whether autograd is at work in this thread: a `backward` now is a re-entrant one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def listed(tensors: Any) -> list[Any]:
+    """What `backward` takes as one tensor or several, as a list."""
+    if tensors is None:
+        return []
+    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
