@@ -37,6 +37,7 @@ def observe(tmp_path: Path) -> Iterator[Callable[..., Observation]]:
 
     def start(**wishes: Any) -> Observation:
         session = Session(Plan("test.py", out=str(tmp_path / "run.db"), **wishes))
+        session.frameworks.append("torch")
         patches = install(session)
         session.observers.append(patches)
         made.append(Observation(session, patches))

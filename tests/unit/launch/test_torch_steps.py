@@ -363,3 +363,102 @@ def test_a_loop_by_hand_raises_where_that_is_asked_for(observe: Observe) -> None
     observe(clip="norm:1.0", on_nonfinite="raise")
     with pytest.raises(NonFiniteError, match="step 3"):
         with_one_nan()
+
+
+def test_inputs_with_a_graph_of_their_own_get_no_origin(observe: Observe) -> None:
+    """A gradient penalty: the leaf that no optimizer holds is an input, new at every step."""
+    seen = observe(find_nan=True)
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(critic.parameters())
+    for step in range(7):
+        x = torch.randn(6, 2).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        slope = slope * (0.0 if step == 4 else 1.0)
+        loss = ((torch.sqrt((slope**2).sum(1)) - 1) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    events = [event for event in seen.run().events if event.kind == "nan_origin"]
+    assert [(e.data["step"], e.data["phase"]) for e in events] == [(4, "backward")]
+    assert events[0].data["operation"].startswith("Sqrt")
+
+
+def test_after_an_overflow_the_dropped_steps_clip_call_is_over(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    norms = []
+    for step in range(5):
+        optimizer.zero_grad()
+        loss = net(data()).pow(2).mean()
+        scaler.scale(loss).backward()
+        if step == 1:
+            net[0].bias.grad.fill_(math.inf)
+        scaler.unscale_(optimizer)
+        norms.append(oracle_norm(net.parameters()))
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+        scaler.step(optimizer)
+        scaler.update()
+    steps = seen.run().steps
+    assert steps.action.tolist() == ["clip", "skip", "clip", "clip", "clip"]
+    finite = [0, 2, 3, 4]
+    np.testing.assert_allclose(steps.norm[finite], np.array(norms)[finite], rtol=1e-12)
+    assert steps.threshold[finite].tolist() == [1e-3] * 4
+    calls = [event.data for event in seen.run().events if event.kind == "script_clip"]
+    assert [call["step"] for call in calls] == [0, 1, 2, 3, 4]
+    assert not any(call["repeated"] for call in calls)
+    assert all(call["unscaled"] for call in calls)
+
+
+def test_threads_that_train_together_share_a_file_and_nothing_else(observe: Observe) -> None:
+    import threading
+
+    seen = observe()
+    start = threading.Barrier(4)
+    told: dict[int, list[float]] = {}
+
+    def train(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        weight = nn.Parameter(torch.randn(seed + 2, generator=generator))
+        optimizer = torch.optim.SGD([weight], lr=0.01)
+        losses = []
+        start.wait()
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = ((weight - 10 * seed) ** 2).sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([weight], 1.0)
+            losses.append(loss.item())
+            optimizer.step()
+        told[seed] = losses
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run = seen.run()
+    assert [o["index"] for o in run.info["optimizers"]] == [0, 1, 2, 3]
+    assert len(run.steps) == 4 * 30
+    found = [run.steps[run.steps["optimizer"] == k]["loss"].tolist() for k in range(4)]
+    expected = sorted(told.values(), key=lambda losses: losses[0])
+    np.testing.assert_allclose(sorted(found, key=lambda x: x[0]), expected, rtol=1e-6)
+    assert not any(call["repeated"] for call in run.info["clip_calls"])
+
+
+def test_a_clip_call_that_no_policy_would_replace_stays(observe: Observe) -> None:
+    seen = observe(clip="norm:0.5")
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    loose = torch.zeros(2, requires_grad=True)
+    (weight * 3).sum().backward()
+    loose.grad = torch.tensor([3.0, 4.0])  # updated by something that is no optimizer of torch's
+    torch.nn.utils.clip_grad_norm_([loose], 1.0)
+    torch.nn.utils.clip_grad_norm_([weight], 1e-6)
+    optimizer.step()
+    assert loose.grad.tolist() == pytest.approx([0.6, 0.8])
+    assert weight.data.norm().item() == pytest.approx(0.5)
+    assert any("left as it is" in sentence for sentence in seen.session.troubles)
+    seen.session.troubles.clear()

@@ -8,6 +8,7 @@ questions; they are read for `MOST_STEPS` steps, since on a device each look wai
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Probe:
     Attributes:
         optimizer: held weakly.
         index: its number in the run.
+        thread: the one that trains. To read a gradient that another thread accumulates is to crash.
         steps: taken so far.
         judged: steps before which it was known whether the gradients had been cleared.
         held: those of them in which nothing had.
@@ -45,6 +47,7 @@ class Probe:
 
     optimizer: weakref.ref[torch.optim.Optimizer]
     index: int
+    thread: int = field(default_factory=threading.get_ident)
     steps: int = 0
     judged: int = 0
     held: int = 0
@@ -60,7 +63,11 @@ class Probe:
     @property
     def looks(self) -> bool:
         """Whether there is more to learn."""
-        return self.steps < MOST_STEPS and self.optimizer() is not None
+        return (
+            self.steps < MOST_STEPS
+            and self.thread == threading.get_ident()
+            and self.optimizer() is not None
+        )
 
     def before_backward(self, divided: bool) -> None:
         """A backward begins: do the gradients still hold what was seen last?"""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from steadygrad import kernels
@@ -99,9 +100,10 @@ def summed_up(reading: Reading, batch: Batch) -> Outcome:
     if not reading.uneven and _is_usual(stats.total_norm, reading.factor):
         applied = Applied(reading.factor, 1.0, reading.factor != 1.0)
         return Outcome(stats, reading.threshold, applied)
-    unit = unit_of(stats)
-    changed = namespace(norms).any(reading.left != norms)
-    applied = compare(stats, reading.left / unit, reading.dots / unit / unit, changed)
+    with np.errstate(all="ignore"):  # not finite, or lost in a clamp: NaN says so
+        unit = unit_of(stats)
+        changed = namespace(norms).any(reading.left != norms)
+        applied = compare(stats, reading.left / unit, reading.dots / unit / unit, changed)
     return Outcome(stats, reading.threshold, applied)
 
 

@@ -70,6 +70,7 @@ class TorchObserver:
         self._elsewhere = 0
         self._walks = 0
         self._by_hand = False
+        self._thread_by_hand = 0
         self._seen_loose: set[int] = set()
         self._manual = self._new_manual()
         self._amp = False
@@ -88,7 +89,7 @@ class TorchObserver:
             # first what this backward ends: a step by hand, which has the losses so far
             if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
                 self._look_around(tensors)
-            else:
+            elif self._thread_by_hand == threading.get_ident():
                 self._by_hand = False
             self._loop.before_backward(tensors)
             self.losses.saw(tensors, weights)
@@ -98,7 +99,7 @@ class TorchObserver:
         """That backward is done."""
         with self._timed:
             self._loop.after_backward()
-            if self._by_hand:
+            if self._by_hand and self._thread_by_hand == threading.get_ident():
                 self._manual.after_backward(self.losses.so_far)
                 if self._finder is not None and self._updates_by_hand():
                     self._seek_origin(self._finder)
@@ -110,8 +111,12 @@ class TorchObserver:
         leaves = leaves_of([t for t in tensors if isinstance(t, torch.Tensor)])
         census.note_order(leaves)
         loose = self._loose(leaves)
-        self._by_hand = bool(loose)
         self._loop.saw_loose(loose)
+        # one thread's: to read a gradient that another one accumulates is to crash
+        self._thread_by_hand = self._thread_by_hand or (threading.get_ident() if loose else 0)
+        if self._thread_by_hand not in (0, threading.get_ident()):
+            return
+        self._by_hand = bool(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
         elif self._steps and census.settled():

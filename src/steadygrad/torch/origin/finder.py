@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ import torch
 from steadygrad.runlog.origin import Origin
 from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.blame import Case, answer, located
-from steadygrad.torch.origin.entries import Entry
+from steadygrad.torch.origin.entries import Entry, Held, parts_of
 from steadygrad.torch.origin.replay import Impossible, Replay, several_ranks
+from steadygrad.torch.origin.tape import Struck, Weights
 
 MOST_ANSWERS = 3
 """Origins that are looked for in a run: the first, and two more after steps that were skipped."""
@@ -103,6 +104,8 @@ class Finder:
         if not lost and scale is not None and not self._is_odd(scale):
             return None
         broken = tuple(n for n, count in zip(grads, nonfinite, strict=True) if count > 0)
+        if not broken and self._others():
+            return None  # a loss of theirs: these gradients are sound
         case = Case(step, broken[:8], scaled=scale is not None)
         return self._explain(case, params, names)
 
@@ -110,6 +113,31 @@ class Finder:
         """Whether an overflow is more than a loss scaler's search for its scale."""
         self._overflows += 1
         return self._overflows >= SEARCHES or float(scale) <= 1.0
+
+    def _others(self) -> list[Struck]:
+        """The first broken steps of other optimizers."""
+        return [struck for key, struck in self.tape.struck.items() if key != id(self)]
+
+    def _of_another(self, case: Case) -> Origin | None:
+        """Weights that another optimizer has broken, and that this step has used since."""
+        for struck in self._others():
+            broken = _broken(struck.alive())
+            if broken and self._uses(struck, broken):
+                return _weights_lost(case, broken, "The weights of another optimizer were lost")
+        return None
+
+    def _uses(self, struck: Struck, broken: Weights) -> bool:
+        """Whether this step has used one of these weights after the step that broke them."""
+        ids = {id(weight) for _, weight in broken}
+        for entry in self.tape.entries:
+            if entry.clock <= struck.clock:
+                continue
+            for part in (entry.func, *parts_of(entry)):
+                value = part.value if isinstance(part, Held) else part
+                inside = value.parameters() if isinstance(value, torch.nn.Module) else [value]
+                if not ids.isdisjoint(map(id, inside)):
+                    return True
+        return False
 
     def _explain(
         self,
@@ -119,7 +147,10 @@ class Finder:
     ) -> Origin | None:
         first = self._answers == 0
         self._answers += 1
-        origin = _of_weights(case, params, names)
+        origin = _of_weights(case, params, names) or self._of_another(case)
+        if first:
+            weights = [(name, weakref.ref(p)) for name, p in zip(names, params, strict=True)]
+            self.tape.struck[id(self)] = Struck(self.tape.clock, weights)
         if origin is None:
             backwards = self.tape.backwards_of(self._optimizer())
             origin = explain(self.tape, case, backwards[-MOST_BACKWARDS:])
@@ -175,13 +206,19 @@ def explain(tape: Any, case: Case, backwards: Sequence[Entry]) -> Origin:
 
 def _of_weights(case: Case, params: Sequence[torch.Tensor], names: Sequence[str]) -> Origin | None:
     """Weights that were broken before the step: there is nothing to replay."""
-    broken = [
-        (name, param)
-        for name, param in zip(names, params, strict=True)
-        if type(param) in (torch.Tensor, torch.nn.Parameter) and not _finite([param])
+    broken = _broken(zip(names, params, strict=True))
+    return _weights_lost(case, broken, "The weights were lost") if broken else None
+
+
+def _broken(weights: Iterable[tuple[str, torch.Tensor]]) -> Weights:
+    return [
+        (name, weight)
+        for name, weight in weights
+        if type(weight) in (torch.Tensor, torch.nn.Parameter) and not _finite([weight])
     ]
-    if not broken:
-        return None
+
+
+def _weights_lost(case: Case, broken: Weights, what: str) -> Origin:
     listed = ", ".join(name for name, _ in broken[:3])
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
     return Origin(
@@ -190,7 +227,7 @@ def _of_weights(case: Case, params: Sequence[torch.Tensor], names: Sequence[str]
         operation=listed + more,
         first_kind="nan" if any(bool(p.isnan().any()) for _, p in broken) else "inf",
         replayed=True,
-        why_not="The weights were lost before this step, so that there is nothing to replay",
+        why_not=f"{what} before this step, so that there is nothing to replay",
         tensors=case.tensors,
     )
 

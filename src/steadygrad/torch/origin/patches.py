@@ -63,11 +63,6 @@ def forget(owner: object) -> None:
     _listening.release(owner)
 
 
-def listeners() -> list[Any]:
-    """Who looks for origins now."""
-    return _listening.holders
-
-
 def _patch(tape: Tape, patches: PatchSet) -> None:
     loader: Any = torch.utils.data.dataloader._BaseDataLoaderIter
     optimizer: Any = torch.optim.Optimizer

@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -75,6 +75,25 @@ class _Listener(TorchFunctionMode):
 invisible(_Listener.__torch_function__)
 
 
+Weights = list[tuple[str, torch.Tensor]]
+
+
+class Struck(NamedTuple):
+    """The first step of an optimizer that was not finite.
+
+    Attributes:
+        clock: optimizer steps before it, of all.
+        weights: what it was about to move, by name.
+    """
+
+    clock: int
+    weights: list[tuple[str, weakref.ref[torch.Tensor]]]
+
+    def alive(self) -> Weights:
+        """Those weights that are still there."""
+        return [(name, weight) for name, ref in self.weights if (weight := ref()) is not None]
+
+
 class Tape:
     """The calls since the last step, in order.
 
@@ -84,6 +103,7 @@ class Tape:
         bare: no module was called so far: a loop's operations are all there is.
         stays: to be heard after a `backward` too, since losses are computed there.
         clock: optimizer steps so far.
+        struck: by who looks, the first step that was found not to be finite.
         thread: the one that trains; others are not heard.
     """
 
@@ -94,6 +114,7 @@ class Tape:
         self.stays = False
         self.clock = 0
         self.notes: list[Note] = []
+        self.struck: dict[int, Struck] = {}
         self._entries: list[Entry] = []
         self.steps: list[tuple[int, weakref.ref[Any]]] = []
         self._losses: list[tuple[int, Any]] = []
