@@ -170,6 +170,17 @@ class Session:
 
         return imported
 
+    def guarded_import(self, observe: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+        """A function to call with an imported module; what goes wrong in it is told at the end."""
+
+        def imported(module: ModuleType) -> None:
+            try:
+                observe(module)
+            except Exception as error:
+                self.trouble(f"{module.__name__} is not observed", error)
+
+        return imported
+
     def _forked(self) -> None:
         """In a forked child: a file of its own if it trains, and no words."""
         self.plan = children.child_of(self.plan, children.name_of_this_process())
@@ -261,7 +272,10 @@ def adopt(**plan: Any) -> None:
 def _observe_torch(session: Session, module: ModuleType) -> None:
     from steadygrad.launch.torch_script.install import install
 
-    session.observers.append(install(session))
+    patches = install(session)
+    session.observers.append(patches)
+    fsdp1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
+    watch({fsdp1: session.guarded_import(patches.watch_fsdp1)})
 
 
 def _observe_tensorflow(session: Session, module: ModuleType) -> None:

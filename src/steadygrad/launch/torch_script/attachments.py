@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from steadygrad.errors import AttachError
+from steadygrad.errors import UsageError
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.observed import ObservingClipper
-from steadygrad.torch.distributed.sharded import refuse_flat_shards
+from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.attaching import attach_unheard
@@ -100,8 +100,8 @@ class Attachments:
         if getattr(optimizer, scaler.HANDLE, None) is not None:
             return optimizer in self._attached
         try:
-            refuse_flat_shards(parameters_of(optimizer), "attach")
-        except AttachError:
+            spread_of(parameters_of(optimizer))
+        except UsageError:
             return False
         return True
 
@@ -131,7 +131,10 @@ class Attachments:
             names=census.names(parameters, self._names_taken),
             optimizer_index=number,
         )
-        steady.survive(lambda error: self._context.trouble("a step was not observed", error))
+        context = self._context
+        steady.survive(
+            lambda error: context.trouble("a step was not observed", error), context.mention
+        )
         self._number_of.update((id(p), number) for p in parameters)
         copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
         if plan.clip is None:

@@ -8,8 +8,10 @@ functions that they were (see `steadygrad.torch.internals.inlay`), so that trace
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import types
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,6 +164,37 @@ class Patches:
             return ClipVisit(call, observer.after_clip)
 
         return begins
+
+    def watch_fsdp1(self, module: types.ModuleType) -> None:
+        """Watch FSDP1's own clip function, a method of its modules.
+
+        Args:
+            module: ``torch.distributed.fsdp.fully_sharded_data_parallel``, just imported.
+        """
+        site = Site("clip_grad_norm_", [module.FullyShardedDataParallel], guarded=False)
+        if site.exists:
+            self.set.add(site.listen(self._fsdp1_clips))
+
+    def _fsdp1_clips(self, arguments: tuple[Any, ...]) -> Visit | None:
+        from steadygrad.torch.distributed.ownership import spread_of_some
+        from steadygrad.torch.dropins.clip_norm import clip_grad_norm_
+
+        observer = self.observer()
+        module, max_norm, norm_type = arguments
+        held = [p for p in module.parameters() if p.grad is not None]
+        if observer is None or spread_of_some(held)[1] is None:
+            return None  # whole gradients: it calls torch's own function, which tells of itself
+        names = ("parameters", "max_norm", "norm_type")
+        call = Call("norm", names, (held, max_norm, norm_type))
+        visit: Visit
+        if observer.acts_on(call.parameters):
+            visit = Replacement(call, clip_grad_norm_(held, math.inf, norm_type).float())
+            observer.instead_of_clip(call.parameters)
+        else:
+            call.note = observer.before_clip(call)
+            visit = ClipVisit(call, observer.after_clip)
+        visit.arguments = arguments
+        return visit
 
     def _scale(self, arguments: tuple[Any, ...]) -> Visit | None:
         observer = self.observer()

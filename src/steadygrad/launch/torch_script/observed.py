@@ -52,16 +52,21 @@ class ObservingClipper(Clipper):
         skip: Skip | None = None,
     ) -> Outcome:
         try:
-            reading = self._reading_of(batch.params)
+            own = batch.with_gradients()
+            reading = self._reading_of(own.params)
             if reading is None:
                 return super().process(batch, step, scaled, scale_, skip)
             if batch.scale is not None:
                 reading.unscale(batch.scale)
-            outcome = summed_up(reading, batch)
+            outcome = summed_up(reading, own)
+            if own is not batch:
+                outcome = outcome._replace(present=own.present)
             guarded = scaled or self.on_nonfinite != "propagate"
             if guarded and bool((outcome.stats.nonfinite > 0).any()):
                 acted = super().process(batch, step, scaled, scale_)
-                return acted._replace(stats=outcome.stats, threshold=outcome.threshold)
+                return acted._replace(
+                    stats=outcome.stats, threshold=outcome.threshold, present=outcome.present
+                )
             return outcome
         finally:
             self._stepping(step, batch)

@@ -33,6 +33,7 @@ from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.origin import EVENT
+from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
@@ -126,6 +127,8 @@ class TorchObserver:
         """The leaves that no optimizer holds."""
         census = self._attachments.counted()
         owned = census.owned()
+        # FSDP1 steps on views of the flat leaf that backward reaches
+        leaves = [leaf for leaf in leaves if not is_flat(leaf)]
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
         if not self._seen_loose.issuperset(map(id, loose)):
             census.refresh()  # their optimizer may be newer than the census

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from steadygrad.kernels import Read
+from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.distributed.sharded import read_whole
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
@@ -163,7 +164,12 @@ def read(params: Sequence[torch.Tensor], norm_type: float) -> Reading:
     Returns:
         The reading, nothing changed yet.
     """
-    return Reading(params, read_whole(list(map(_GRAD, params)), norm_type), norm_type)
+    spread = spread_of_some(params, _say_nothing)
+    return Reading(params, read_whole(list(map(_GRAD, params)), norm_type, *spread), norm_type)
+
+
+def _say_nothing(sentence: str) -> None:
+    """The step that follows compares ranks itself, and says so."""
 
 
 def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -42,10 +42,14 @@ class Spread:
     Attributes:
         pieces: place of a tensor to the group whose ranks each hold a piece of it.
         apart: place of a tensor to the group whose ranks each hold another tensor there.
+        params: all parameters; one without a gradient here may have one on another rank.
+        tell: given a sentence where ranks differ in what they should hold alike; None warns.
     """
 
     pieces: dict[int, ProcessGroup] = field(default_factory=dict)
     apart: dict[int, ProcessGroup] = field(default_factory=dict)
+    params: tuple[torch.Tensor, ...] = ()
+    tell: Callable[[str], None] | None = None
 
 
 NOWHERE = Spread()

@@ -6,18 +6,16 @@ Each rank reads its own piece in one pass; the few figures are exchanged and joi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from steadygrad import kernels
-from steadygrad.errors import UsageError
 from steadygrad.kernels import Read
 from steadygrad.torch.distributed.exchange import (
-    Tell,
     joined,
     summed_over_pieces,
     warn_of_replicas,
@@ -39,7 +37,7 @@ def read_whole(
     tensors: Sequence[torch.Tensor],
     norm_type: float,
     spread: Spread = NOWHERE,
-    tell: Tell = warn_of_replicas,
+    present: list[int] | None = None,
 ) -> Read:
     """As `kernels.read`, with the figures of whole tensors where ranks hold pieces of them.
 
@@ -47,19 +45,58 @@ def read_whole(
         tensors: gradients, the same ones in the same order on every rank.
         norm_type: p of the norms.
         spread: what the tensors do not tell of where their pieces are.
-        tell: given a sentence where ranks differ in what they should hold alike.
+        present: their places among the parameters of `spread`; None for all.
 
     Raises:
         UsageError: a tensor is laid out in a way that is not understood.
     """
     if spread is NOWHERE and not any_sharded(tensors):
         return kernels.read(tensors, norm_type)
-    layout = layout_of(tensors, spread)
+    if present is not None and not spread.params:
+        present = None
+    every = tensors if present is None else _with_absent(tensors, spread, present)
+    layout = layout_of(every, spread)
     if layout.partial:
-        tensors = [_summed(t) if i in layout.partial else t for i, t in enumerate(tensors)]
-        layout = layout_of(tensors, spread)
+        tensors = [_summed(t) if is_sharded(t) else t for t in tensors]
+        every = tensors if present is None else _with_absent(tensors, spread, present)
+        layout = layout_of(every, spread)
     figures = kernels.read(local(tensors), norm_type)
-    return joined(figures, layout, norm_type, tell) if layout.exchanges else figures
+    if not layout.exchanges:
+        return figures
+    tell = spread.tell or warn_of_replicas
+    if present is None:
+        return joined(figures, layout, norm_type, tell)
+    spread_out = _spread_out(figures, present, len(every))
+    return _chosen(joined(spread_out, layout, norm_type, tell), present)
+
+
+def _with_absent(
+    tensors: Sequence[torch.Tensor], spread: Spread, present: list[int]
+) -> list[torch.Tensor]:
+    """A tensor for every parameter, so that ranks exchange as many figures each."""
+    every = list(spread.params)
+    for place, tensor in zip(present, tensors, strict=True):
+        every[place] = tensor
+    return every
+
+
+def _spread_out(figures: Read, present: list[int], count: int) -> Read:
+    """Figures of all parameters: zeros for those without a gradient here."""
+
+    def column(values: Any) -> Any:
+        if isinstance(values, torch.Tensor):
+            wide: Any = values.new_zeros(count)
+        else:
+            wide = np.zeros(count, values.dtype)
+        wide[present] = values
+        return wide
+
+    return Read(*map(column, figures[:4]))
+
+
+def _chosen(figures: Read, present: list[int]) -> Read:
+    norms, max_abs, nonfinite, zeros = (column[present] for column in figures[:4])
+    return Read(norms, max_abs, nonfinite, zeros, figures.total, figures.elsewhere)
 
 
 def inner_products(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> Any:
@@ -127,28 +164,6 @@ def carry_out_sums(parameters: Sequence[torch.Tensor]) -> None:
     for parameter in parameters if dtensor_class() is not None else ():
         if is_sharded(parameter.grad):
             parameter.grad = _summed(parameter.grad)
-
-
-def refuse_flat_shards(parameters: Sequence[Any], caller: str) -> None:
-    """Refuse FSDP1's parameters: each rank would clip by the norm of its own piece.
-
-    Raises:
-        UsageError: says what to use instead.
-    """
-    if "torch.distributed.fsdp" not in sys.modules:  # asking each parameter is not cheap
-        return
-    if any_sharded(parameters) and len(set(map(type, parameters))) == 1:
-        return  # FSDP2's
-    for parameter in parameters:
-        flat = getattr(parameter, "_fsdp_flattened", False) or getattr(
-            parameter, "_is_flat_param", False
-        )
-        if flat:
-            raise UsageError(
-                f"{caller}: these parameters are sharded by FullyShardedDataParallel (FSDP1), "
-                "which does not tell how. Shard with torch.distributed.fsdp.fully_shard, or call "
-                "the wrapped model's own model.clip_grad_norm_(max_norm)"
-            )
 
 
 def _summed(tensor: Any) -> Any:

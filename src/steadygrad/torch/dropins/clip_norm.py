@@ -16,7 +16,8 @@ import torch
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies.base import coefficient
 from steadygrad.torch.distributed import sharded
-from steadygrad.torch.distributed.layout import is_sharded
+from steadygrad.torch.distributed.layout import NOWHERE, Spread, is_sharded
+from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.dropins.arguments import (
     Tensors,
     parameters_of,
@@ -129,8 +130,7 @@ def _clip(
     threshold = require_threshold(max_norm, "max_norm", "clip_grad_norm_")
     p = require_norm_type(norm_type, "clip_grad_norm_")
     found, grads = parameters_of(parameters, "clip_grad_norm_")
-    sharded.refuse_flat_shards(found, "clip_grad_norm_")
-    norm = _total(grads, p, error_if_nonfinite)
+    norm = _total(grads, p, error_if_nonfinite, *spread_of_some(found))
     _scale(grads, threshold, norm)
     return torch.as_tensor(norm)
 
@@ -152,8 +152,14 @@ def _clip_with(parameters: Tensors, max_norm: float, total_norm: torch.Tensor | 
     _scale(grads, threshold, total_norm if on_device else np.float64(float(total_norm)))
 
 
-def _total(grads: Sequence[torch.Tensor], p: float, error_if_nonfinite: bool) -> Any:
-    figures = sharded.read_whole(grads, p)
+def _total(
+    grads: Sequence[torch.Tensor],
+    p: float,
+    error_if_nonfinite: bool,
+    spread: Spread = NOWHERE,
+    present: list[int] | None = None,
+) -> Any:
+    figures = sharded.read_whole(grads, p, spread, present)
     norm = total_of(figures.norms, p) if figures.total is None else figures.total
     if error_if_nonfinite and not math.isfinite(norm):
         raise NonFiniteError(

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steadygrad.torch.distributed.layout import NOWHERE, Spread
+
 
 class Batch(NamedTuple):
     """The gradients of one step.
@@ -18,6 +20,7 @@ class Batch(NamedTuple):
         scale: the loss scale that they carry, a 0-d tensor; None for none.
         state: the optimizer's state, for policies that read it.
         present: their places among all parameters; None where all have a gradient.
+        spread: which ranks hold pieces of them, as far as the tensors do not tell.
     """
 
     grads: list[torch.Tensor]
@@ -27,3 +30,17 @@ class Batch(NamedTuple):
     scale: Any = None
     state: Any = None
     present: list[int] | None = None
+    spread: Spread = NOWHERE
+
+    def with_gradients(self) -> Batch:
+        """Itself, without the parameters of FSDP1 of which no piece is here."""
+        if not self.spread.pieces:
+            return self
+        present = [i for i, parameter in enumerate(self.params) if parameter.grad is not None]
+        return self._replace(
+            grads=[self.grads[i] for i in present],
+            params=[self.params[i] for i in present],
+            names=tuple(self.names[i] for i in present),
+            sizes=tuple(self.sizes[i] for i in present),
+            present=present,
+        )

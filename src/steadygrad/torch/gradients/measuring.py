@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.torch.distributed.layout import NOWHERE, Spread
 from steadygrad.torch.distributed.sharded import read_whole
 
 
@@ -28,6 +29,8 @@ def measure_gradients(
     sizes: tuple[int, ...],
     norm_type: float,
     scale: Any = None,
+    spread: Spread = NOWHERE,
+    present: list[int] | None = None,
 ) -> GradientStats:
     """Read gradients once.
 
@@ -37,11 +40,15 @@ def measure_gradients(
         sizes: their numbers of elements.
         norm_type: p of the norms.
         scale: the loss scale that the gradients carry, a number or 0-d tensor; None for none.
+        spread: which ranks hold pieces of them, as far as the tensors do not tell.
+        present: places of the gradients among the parameters of `spread`; None for all.
 
     Returns:
         Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
     """
-    norms, max_abs, nonfinite, zeros, total, elsewhere = read_whole(grads, norm_type)
+    norms, max_abs, nonfinite, zeros, total, elsewhere = read_whole(
+        grads, norm_type, spread, present
+    )
     if total is None:
         total = total_of(norms, norm_type)
     if scale is not None:

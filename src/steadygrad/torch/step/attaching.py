@@ -8,7 +8,7 @@ import torch
 
 from steadygrad.errors import AttachError, UsageError
 from steadygrad.policies.choice import Clip, resolve
-from steadygrad.torch.distributed.sharded import refuse_flat_shards
+from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.naming import ModelNames, Names
@@ -24,6 +24,7 @@ def attach(
     find_nan: bool = False,
     names: Names | None = None,
     optimizer_index: int = 0,
+    process_group: Groups = None,
 ) -> Steady:
     """Clip, guard and record inside ``optimizer.step()``; the training loop stays as it is.
 
@@ -40,6 +41,9 @@ def attach(
             operation, the line and the rows that made it; see `Steady.origin`.
         names: instead of a model: ``{id(parameter): name}`` or a function of the parameter.
         optimizer_index: number of this optimizer within the run.
+        process_group: a `torch.distributed` group whose ranks have other parameters each
+            (pipeline stages, experts): the norm is then over all of them. Or ``{name pattern:
+            group}`` for some of the parameters; the others are the same on every rank.
 
     Returns:
         A handle: the last step's record, state for checkpoints, `detach`; a context manager.
@@ -58,7 +62,9 @@ def attach(
         >>> weight.data, steady.last.norm, steady.last.coef, steady.last.action
         (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
     """
-    steady = attach_unheard(optimizer, clip, model, on_nonfinite, run, names, optimizer_index)
+    steady = attach_unheard(
+        optimizer, clip, model, on_nonfinite, run, names, optimizer_index, process_group
+    )
     if run is not None:
         steady.hear_losses()
     if find_nan:
@@ -74,6 +80,7 @@ def attach_unheard(
     run: Any = None,
     names: Names | None = None,
     optimizer_index: int = 0,
+    process_group: Groups = None,
 ) -> Steady:
     """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
     inner = _require_optimizer(optimizer)
@@ -82,11 +89,10 @@ def attach_unheard(
         raise UsageError(
             "give either model= or names=, not both: each says what tensors are called"
         )
-    if not choice.only_observes:
-        params = [p for group in inner.param_groups for p in group["params"]]
-        refuse_flat_shards(params, "attach")
     source = names if model is None else _model_names(model)
-    return Steady(inner, choice.policy, choice.on_nonfinite, run, source, optimizer_index)
+    return Steady(
+        inner, choice.policy, choice.on_nonfinite, run, source, optimizer_index, process_group
+    )
 
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:

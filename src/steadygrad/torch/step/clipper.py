@@ -43,12 +43,14 @@ class Outcome(NamedTuple):
         threshold: the `max_norm` or `clip_value` in force.
         applied: what is left of the gradients.
         skip: whether the step must be dropped whole; a 0-d tensor where the optimizer was told.
+        present: places of the tensors in `stats`, where they are not those of the batch.
     """
 
     stats: GradientStats
     threshold: Any = float("inf")
     applied: Applied = UNTOUCHED
     skip: Any = False
+    present: list[int] | None = None
 
 
 class Clipper:
@@ -156,7 +158,9 @@ class Clipper:
     def measure(self, batch: Batch) -> GradientStats:
         """Read a step's gradients and do nothing else."""
         p = self.policy.norm_type
-        return measure_gradients(batch.grads, batch.names, batch.sizes, p, batch.scale)
+        return measure_gradients(
+            batch.grads, batch.names, batch.sizes, p, batch.scale, batch.spread, batch.present
+        )
 
     def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
         """Do what was decided."""

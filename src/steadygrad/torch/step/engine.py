@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy
 from steadygrad.stats import GradientStats
+from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.internals.warn import warn_user
@@ -44,6 +45,7 @@ class Engine:
         run: a path for a new run file, an open `RunWriter`, or None.
         names: what parameters are called.
         index: number of this optimizer within the run.
+        process_group: as `attach` has it.
 
     Raises:
         AttachError: steps may have to be skipped, and this optimizer cannot be.
@@ -67,6 +69,7 @@ class Engine:
         run: Any,
         names: Names | None,
         index: int,
+        process_group: Groups = None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self.clipper = Clipper(policy, on_nonfinite)
@@ -77,7 +80,9 @@ class Engine:
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
-        self._table = ParameterTable(names, index)
+        self._table = ParameterTable(names, index, process_group)
+        self._follow(optimizer)
+        refuse_beyond_norms(self._table.spread, policy)
         self._names = names
         self._folding = Folding()
         self._losses = StepLosses()
@@ -165,9 +170,12 @@ class Engine:
         self.abandon()
         self.origins.stepped()
 
-    def survive(self, tell: Callable[[Exception], None]) -> None:
-        """From now on, let no fault of ours into the training: the step goes on as it is."""
+    def survive(
+        self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
+    ) -> None:
+        """From now on, let no fault or warning of ours into the training: it goes on as it is."""
         self._tell_fault = tell
+        self._table.tell = tell_difference
 
     def fault(self, error: Exception) -> None:
         """Raise a fault of ours, or tell it, where the training is to survive it."""
@@ -213,7 +221,8 @@ class Engine:
         if sample:
             self.journal.sample(self.steps, self._table.params)
         lr = self.optimizer.param_groups[0].get("lr")
-        self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, self._table.present)
+        present = self._table.present if outcome.present is None else outcome.present
+        self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, present)
         self.steps += 1
         self.seconds += time.perf_counter() - started
         self.journal.spent(self.seconds)

@@ -22,6 +22,7 @@ from steadygrad.policies import Policy
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
+from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.record import losses
@@ -56,6 +57,7 @@ class Steady:
         run: Any,
         names: Names | None,
         optimizer_index: int,
+        process_group: Groups = None,
     ) -> None:
         if getattr(optimizer, scaler.HANDLE, None) is not None:
             raise AttachError(
@@ -63,7 +65,9 @@ class Steady:
                 "that attach returned, or give both policies in one attach as {pattern: spec}"
             )
         self.policy = policy
-        self._engine = Engine(optimizer, policy, on_nonfinite, run, names, optimizer_index)
+        self._engine = Engine(
+            optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
+        )
         close = self._engine.journal.ends_by_itself
         if close is not None:
             weakref.finalize(self, close)
@@ -285,13 +289,16 @@ class Steady:
         """
         self._engine.act_through(clipper)
 
-    def survive(self, tell: Callable[[Exception], None]) -> None:
-        """From now on, let no fault of ours into the training: the step goes on as it is.
+    def survive(
+        self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
+    ) -> None:
+        """From now on, let no fault or warning of ours into the training: it goes on as it is.
 
         Args:
             tell: given each fault.
+            tell_difference: given a sentence where ranks differ in what they should hold alike.
         """
-        self._engine.survive(tell)
+        self._engine.survive(tell, tell_difference)
 
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on this optimizer."""

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
+from steadygrad.torch.distributed.layout import NOWHERE, Spread
+from steadygrad.torch.distributed.ownership import Groups, spread_of
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.step.naming import Names, lookup
 
@@ -28,11 +31,18 @@ class ParameterTable:
         infos: one description a parameter.
         names: their names.
         sizes: their numbers of elements (of the whole tensor where it is sharded).
+        spread: which ranks hold pieces of them, as far as the tensors do not tell.
+        tell: given a sentence where ranks differ in what they should hold alike.
         present: places of those that had a gradient in the last batch; None for all.
     """
 
-    def __init__(self, names: Names | None, optimizer_index: int) -> None:
+    def __init__(
+        self, names: Names | None, optimizer_index: int, process_group: Groups = None
+    ) -> None:
         self._resolve = names
+        self._process_group = process_group
+        self.spread: Spread = NOWHERE
+        self.tell: Tell = warn_of_replicas
         self._index = optimizer_index
         self._given: list[torch.Tensor] = []
         self.params: list[torch.Tensor] = []
@@ -48,7 +58,11 @@ class ParameterTable:
             return False
         self._given = params
         self.describe(optimizer)
+        self.spread = spread_of(self.params, self.names, self._process_group, self._tell)
         return True
+
+    def _tell(self, sentence: str) -> None:
+        self.tell(sentence)
 
     def describe(self, optimizer: torch.optim.Optimizer) -> None:
         """Ask for the names again."""
@@ -73,9 +87,13 @@ class ParameterTable:
             Them, in the order of the parameters.
         """
         grads: list[Any] = list(map(_GRAD, self.params))
+        if self.spread.pieces:  # what has no piece here has one elsewhere, and figures everywhere
+            grads = [torch.empty(0) if grad is None else grad for grad in grads]
         if type(None) not in set(map(type, grads)):
             self.present = None
-            return Batch(grads, self.params, self.names, self.sizes, scale, state)
+            return Batch(
+                grads, self.params, self.names, self.sizes, scale, state, spread=self.spread
+            )
         present = self.present = [i for i, grad in enumerate(grads) if grad is not None]
         return Batch(
             grads=[grads[i] for i in present],
@@ -85,4 +103,5 @@ class ParameterTable:
             scale=scale,
             state=state,
             present=present,
+            spread=self.spread,
         )

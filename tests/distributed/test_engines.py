@@ -1,0 +1,87 @@
+"""Every engine x policy, on four ranks, against float64 NumPy and against one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import steadygrad.torch as sg
+
+_spec = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
+engines = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = engines  # dataclasses look their module up
+_spec.loader.exec_module(engines)
+
+WHOLE = ("ddp", "fsdp2", "fsdp2 offload", "hsdp", "tp", "fsdp2 x tp", "hsdp x tp", "zero", "fsdp1")
+"""Engines that end with whole float32 weights of `Net`."""
+APART = ("pipeline", "pipeline found", "experts")
+"""Engines whose ranks hold other tensors each."""
+COLLECTIVES = {"ddp": 0, "ddp bfloat16": 0, "zero": 0}
+CASES = [(name, clip) for name, clips in engines.CLIPS.items() for clip in clips]
+
+
+@pytest.mark.parametrize(("name", "clip"), CASES)
+def test_norm_and_decision_are_those_of_the_whole_on_every_rank(four_ranks, name, clip):
+    ranks = four_ranks[f"{name}|{clip}"]
+    if name.startswith("fsdp1") and clip == engines.ELEMENTWISE:
+        assert all("fully_shard" in rank["refused"] for rank in ranks)
+        return
+    first = ranks[0]
+    for rank in ranks:
+        for ours, theirs, expected in zip(
+            rank["records"], first["records"], rank["oracle"], strict=True
+        ):
+            assert ours[0] == pytest.approx(expected, rel=1e-6, nan_ok=True)
+            assert repr(ours[0]) == repr(theirs[0])  # to the bit
+    assert [action for _, _, action, _ in first["records"]] == ["clip", "skip"]
+    if not (
+        name in APART and clip in (engines.PER_TENSOR, engines.ELEMENTWISE)
+    ):  # there each rank has coefficients of its own
+        assert all(repr(rank["records"]) == repr(first["records"]) for rank in ranks)
+        assert all(rank["state"] == first["state"] for rank in ranks)
+    if clip != engines.ELEMENTWISE:
+        calls = [count for _, _, _, count in first["records"]]
+        assert calls == [COLLECTIVES.get(name, 1)] * engines.STEPS
+
+
+def train_alone(clip):
+    model = engines.net()
+    optimizer = engines.make_optimizer(model.parameters())
+    with sg.attach(optimizer, clip=clip, model=model):
+        for step in range(engines.STEPS):
+            optimizer.zero_grad()
+            broken = step == engines.BROKEN
+            engines.loss_of(model, *engines.data(step), broken).backward()
+            optimizer.step()
+    return [p.detach().flatten() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("clip", engines.EVERY)
+def test_weights_are_those_of_one_process(four_ranks, clip):
+    alone = train_alone(clip)
+    assert not torch.equal(alone[0], next(engines.net().parameters()).flatten())
+    for name in WHOLE:
+        refused = name == "fsdp1" and clip == engines.ELEMENTWISE
+        if refused or clip not in engines.CLIPS[name]:
+            continue
+        for rank in four_ranks[f"{name}|{clip}"]:
+            for ours, expected in zip(rank["weights"], alone, strict=True):
+                # sums of 8 samples in another order: 8 roundings of 2**-24 each, in gradients
+                # whose parts cancel to a tenth, through 2 steps of a rate under 1
+                largest = float(expected.abs().max())
+                assert torch.tensor(ours).isfinite().all()
+                assert torch.tensor(ours) == pytest.approx(
+                    expected, rel=0, abs=8 * 10 * 2 * 2**-24 * max(1.0, largest)
+                ), name
+
+
+def test_what_was_broken_on_one_rank_was_not_finite_for_all(four_ranks):
+    for case, ranks in four_ranks.items():
+        for rank in ranks:
+            if "refused" not in rank:
+                assert math.isnan(rank["records"][engines.BROKEN][0]), case
