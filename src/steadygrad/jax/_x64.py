@@ -49,3 +49,8 @@ def narrow(x: Any, dtype: Any) -> Any:
     move = (lost != 0) & (bits % 2 == 0) & jnp.isfinite(single)
     odd = lax.bitcast_convert_type(bits + jnp.where(move, outward, 0), jnp.float32)
     return lax.convert_element_type(odd, dtype)
+
+
+def number(value: Any) -> jax.Array:
+    """A 0-d float64, whatever it was; call it inside `wide`."""
+    return jnp.reshape(lax.convert_element_type(jnp.asarray(value), jnp.float64), ())

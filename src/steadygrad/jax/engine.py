@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -124,3 +124,18 @@ def leaf_names(tree: Any) -> tuple[str, ...]:
     """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+
+
+def floating_leaves(tree: Any) -> tuple[tuple[str, ...], list[Any], Callable[[Sequence[Any]], Any]]:
+    """Names and values of the floating and complex leaves, and how to put new ones back."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    names = leaf_names(tree)
+
+    def rebuild(new: Sequence[Any]) -> Any:
+        filled = list(leaves)
+        for place, leaf in zip(places, new, strict=True):
+            filled[place] = leaf
+        return jax.tree.unflatten(structure, filled)
+
+    return tuple(names[i] for i in places), [jnp.asarray(leaves[i]) for i in places], rebuild

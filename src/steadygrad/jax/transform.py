@@ -21,7 +21,7 @@ from jax import lax
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.jax._varying import made_varying, varying_axes
 from steadygrad.jax._x64 import wide, widen
-from steadygrad.jax.engine import JaxEngine, leaf_names
+from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
 from steadygrad.policies.groups import Groups
@@ -171,24 +171,42 @@ def guard(
             moved: tuple[Any, Any] = wrapped.update(gradients, kept, params, **extra)
             return moved
 
-        made, after_go = jax.eval_shape(go, clipped, state.inner)
-        # both branches must differ along the same mesh axes, wherever either does
-        spread = jax.tree.map(varying_axes, (made, after_go))
-        spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state.inner))
-
-        def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
-            result: tuple[Any, Any] = jax.tree.map(made_varying, (zeros, kept), spread)
-            return result
-
-        def move(gradients: Any, kept: Any) -> tuple[Any, Any]:
-            result: tuple[Any, Any] = jax.tree.map(made_varying, go(gradients, kept), spread)
-            return result
-
-        new, moved = lax.cond(skip, stay, move, clipped, state.inner)
+        new, moved = dropped_where(skip, go, clipped, state.inner)
         return new, GuardState(after, moved)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def dropped_where(
+    skip: Any, go: Callable[[Any, Any], tuple[Any, Any]], gradients: Any, state: Any
+) -> tuple[Any, Any]:
+    """An optimizer's update, or zeros and its state as it was where a step is dropped.
+
+    Args:
+        skip: 0-d bool.
+        go: the update, of gradients and state.
+        gradients: a pytree.
+        state: the optimizer's.
+
+    Returns:
+        Updates and the next state.
+    """
+    made, after_go = jax.eval_shape(go, gradients, state)
+    # both branches must differ along the same mesh axes, wherever either does
+    spread = jax.tree.map(varying_axes, (made, after_go))
+    spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state))
+
+    def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
+        result: tuple[Any, Any] = jax.tree.map(made_varying, (zeros, kept), spread)
+        return result
+
+    def move(gradients: Any, kept: Any) -> tuple[Any, Any]:
+        result: tuple[Any, Any] = jax.tree.map(made_varying, go(gradients, kept), spread)
+        return result
+
+    done: tuple[Any, Any] = lax.cond(skip, stay, move, gradients, state)
+    return done
 
 
 def _traceable(clip: Clip, on_nonfinite: str | None) -> Choice:
@@ -230,7 +248,7 @@ class _Clipper:
         self.blank = blank and self.may_skip
 
     def init(self, params: Any) -> ClipState:
-        names, _, _ = _floating(params)
+        names, _, _ = floating_leaves(params)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         per_leaf = jnp.zeros((len(names),), jnp.float32)
         extra = per_leaf if self.details else per_leaf[:0]
@@ -260,9 +278,9 @@ class _Clipper:
         Differentiated as a whole: the rules of the float64 operations inside must run where
         float64 exists, which the caller's backward pass does not know.
         """
-        if len(_floating(updates)[0]) != len(state.names):
+        if len(floating_leaves(updates)[0]) != len(state.names):
             raise UsageError(
-                f"updates hold {len(_floating(updates)[0])} floating arrays, init was given "
+                f"updates hold {len(floating_leaves(updates)[0])} floating arrays, init was given "
                 f"{len(state.names)}; pass init the same tree as the gradients will have"
             )
 
@@ -279,7 +297,7 @@ class _Clipper:
         return kept, after, skip if self.may_skip else None
 
     def _act(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, ...]:
-        names, leaves, rebuild = _floating(updates)
+        names, leaves, rebuild = floating_leaves(updates)
         with wide():
             beside = self._beside(params, inner, updates)
             memory = {k: self._widened(v) for k, v in state.policy.items()}
@@ -304,16 +322,16 @@ class _Clipper:
 
     def _beside(self, params: Any, inner: Any, updates: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        count = len(_floating(updates)[0])
+        count = len(floating_leaves(updates)[0])
         if "weight" in self.policy.needs:
             if params is None:
                 raise UsageError(
                     f"{self.policy.spec()} reads the weights; type "
                     "tx.update(grads, state, params) with the parameters"
                 )
-            found["weight"] = _floating(params)[1]
+            found["weight"] = floating_leaves(params)[1]
         if "second_moment" in self.policy.needs:
-            moments, seen = _second_moments(inner, self.policy)
+            moments, seen = second_moments(inner, self.policy)
             found["second_moment"], found["step"] = moments, [seen] * count
         return found
 
@@ -348,21 +366,6 @@ def _as(value: Any, like: Any) -> Any:
     return lax.convert_element_type(jnp.asarray(value), like.dtype)
 
 
-def _floating(tree: Any) -> tuple[tuple[str, ...], list[Any], Callable[[Sequence[Any]], Any]]:
-    """Names and values of the floating and complex leaves, and how to put new ones back."""
-    leaves, structure = jax.tree.flatten(tree)
-    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
-    names = leaf_names(tree)
-
-    def rebuild(new: Sequence[Any]) -> Any:
-        filled = list(leaves)
-        for place, leaf in zip(places, new, strict=True):
-            filled[place] = leaf
-        return jax.tree.unflatten(structure, filled)
-
-    return tuple(names[i] for i in places), [jnp.asarray(leaves[i]) for i in places], rebuild
-
-
 def _splits(
     axis_name: Axes, names: tuple[str, ...], leaves: Sequence[Any]
 ) -> list[tuple[str, ...]]:
@@ -384,7 +387,7 @@ def _varies(leaf: Any, axis: str) -> bool:
     return not checked or axis in varying_axes(leaf)
 
 
-def _second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:
+def second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:
     """Adam's second moments and their count, wherever they stand in the optimizer's state."""
 
     def holds(node: Any) -> bool:
@@ -396,4 +399,4 @@ def _second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:
             f"{policy.spec()} reads the optimizer's second moment, and here are {len(found)} of "
             f"them; type steadygrad.jax.guard(optax.adam(...), clip={policy.spec()!r})"
         )
-    return _floating(found[0].nu)[1], found[0].count
+    return floating_leaves(found[0].nu)[1], found[0].count

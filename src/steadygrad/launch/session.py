@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadygrad.launch import children
 from steadygrad.launch.imports import watch
+from steadygrad.launch.jax_script.install import JaxScript
 from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
 from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
@@ -62,13 +63,15 @@ class Session:
         """Set the hooks, before the script's first line."""
         if self.plan.seed is not None:
             sow(self.plan.seed)
+        jax_script = JaxScript(self)
         watch(
             {
                 "torch": self._guarded("torch", _observe_torch),
                 "tensorflow": self._guarded("tensorflow", _observe_tensorflow),
                 "keras": self._guarded("keras", _observe_keras),
                 "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
-                "jax": self._guarded("jax", lambda session, module: None),
+                "jax": self._guarded("jax", lambda _, module: jax_script.jax_imported(module)),
+                "optax": jax_script.optax_imported,
                 "multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan),
             }
         )

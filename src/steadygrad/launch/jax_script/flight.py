@@ -1,0 +1,172 @@
+"""One `update` under way: what the transformations inside of it do to the gradients.
+
+An optimizer of optax is a nest of transformations. Only the outermost call is a step; those
+inside tell which clips stand before the optimizer proper, and its learning rate. A clip is
+the script's own where what it is handed are the gradients themselves, or what another clip
+has made of them: the same arrays, not equal ones. Clips of updates, as in Adafactor, are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from steadygrad.jax.transform import ClipState, GuardState
+from steadygrad.launch.jax_script.internals import Made, Trace
+
+LIMITS = {
+    "clip_by_global_norm": "max_norm",
+    "clip_by_block_rms": "threshold",
+    "clip": "max_delta",
+    "adaptive_grad_clip": "",
+}
+"""optax's clips, and what their threshold is called; AGC has none on a norm."""
+
+BY_NORM = "clip_by_global_norm"
+
+ALONE = {*LIMITS, "ema", "identity", "zero_nans", "centralize", "add_noise", ""}
+"""Transformations that are no optimizer where nothing else is inside of them."""
+
+
+def is_clip(made: Made) -> bool:
+    """Whether a transformation is one of the clips of optax or of steadygrad."""
+    return made.maker in LIMITS and made.module.startswith(("optax.", "steadygrad.jax."))
+
+
+def is_ours(made: Made) -> bool:
+    """Whether a transformation is `steadygrad.jax.clip` or `guard`."""
+    return made.module == "steadygrad.jax.transform" and made.maker in ("clip", "guard")
+
+
+@dataclass
+class Flight:
+    """What is known of an `update` while it runs.
+
+    Attributes:
+        gradients: the leaves it was handed, in order.
+        trace: where it is being traced.
+        left: the leaves as the script's clips have left them so far.
+        threshold: the least that a clip has in force; inf without one.
+        clips: names of the clips that acted.
+        makers: names of the functions that made the transformations inside.
+        own: state of steadygrad's own clip inside, once it has acted.
+        acting: whether our policy has clipped, and the script's clips are left out.
+    """
+
+    gradients: Sequence[Any]
+    trace: Trace
+    left: list[Any] = field(init=False)
+    threshold: Any = math.inf
+    clips: list[str] = field(default_factory=list)
+    makers: list[str] = field(default_factory=list)
+    own: ClipState | None = None
+    acting: bool = False
+    _places: dict[int, int] = field(init=False)
+    _entered: Sequence[Any] = ()
+    _factors: list[tuple[Any, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.left = list(self.gradients)
+        self._places = {id(leaf): place for place, leaf in enumerate(self.gradients)}
+
+    def enters(self, leaves: Sequence[Any]) -> None:
+        """A transformation is called with these leaves.
+
+        The first ones inside of `lax.cond` are handed the gradients as other arrays.
+        """
+        foreign = not any(self.trace.reaches(leaf) for leaf in leaves)
+        if len(self.makers) < 2 and foreign and len(leaves) == len(self.gradients):
+            for place, leaf in enumerate(leaves):
+                self._places.setdefault(id(leaf), place)
+            self._entered = [*self._entered, *leaves]  # alive: no other array gets their ids
+
+    def replaced(self, leaves: Sequence[Any]) -> None:
+        """Our policy has clipped: these leaves are the gradients now."""
+        self.acting = True
+        self._entered = [*self._entered, *leaves]
+        self._places.update((id(leaf), place) for place, leaf in enumerate(leaves))
+
+    def begins(self) -> None:
+        """The optimizer proper is called, maybe once more for the shapes alone."""
+        self.makers.clear()
+        self._factors.clear()
+
+    def continues(self, before: Flight, leaves: Sequence[Any]) -> bool:
+        """Whether these leaves are what a clip that was called by itself has left.
+
+        Then the gradients are those that it was handed.
+        """
+        if [id(leaf) for leaf in leaves] != [id(leaf) for leaf in before.left]:
+            return False
+        self.gradients, self.left = before.gradients, list(leaves)
+        self.threshold, self.clips = before.threshold, list(before.clips)
+        return True
+
+    def hands_gradients(self, leaves: Sequence[Any]) -> bool:
+        """Whether all leaves are gradients, as they were or as clips have left them."""
+        return bool(leaves) and all(id(leaf) in self._places for leaf in leaves)
+
+    def clipped(self, made: Made, before: Sequence[Any], after: Sequence[Any]) -> None:
+        """A clip has acted on the gradients."""
+        if not self.hands_gradients(before):
+            return
+        self.clips.append(made.maker)
+        for old, leaf in zip(before, after, strict=True):
+            place = self._places[id(old)]
+            self._places[id(leaf)] = place
+            self.left[place] = leaf
+        limit = made.values.get(LIMITS.get(made.maker, ""), math.inf)
+        if self.trace.reaches(limit):
+            fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
+            self.threshold = min(limit, self.threshold) if fixed else limit
+
+    def told(self, state: object) -> None:
+        """A clip of steadygrad has acted: its state holds the figures."""
+        own = state.clip if isinstance(state, GuardState) else state
+        if isinstance(own, ClipState) and self.trace.reaches(own.coef):
+            self.own = own
+
+    def scaled_by(self, factor: Any, leaves: Sequence[Any]) -> None:
+        """A transformation has multiplied updates by a number."""
+        self._factors.append((factor, len(leaves)))
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate: what all updates were multiplied by, negated; NaN where unknown."""
+        whole = [f for f, count in self._factors if count == len(self.gradients)]
+        if not whole or len(whole) < len(self._factors):
+            return math.nan
+        if not all(self.trace.reaches(factor) for factor in whole):
+            return math.nan
+        return -math.prod(whole)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether an optimizer was called, and not a clip or an average by itself."""
+        return not set(self.makers) <= ALONE
+
+    @property
+    def traces_on(self) -> bool:
+        """Whether what the clips left can be used where the gradients were handed in."""
+        return all(self.trace.reaches(leaf) for leaf in self.left)
+
+    @property
+    def kind(self) -> str:
+        """The optimizer's name, from the transformations that it is made of."""
+        named = [m.removeprefix("scale_by_") for m in self.makers if m.startswith("scale_by_")]
+        named = [name for name in named if name not in ("schedule", "learning_rate", "zero_nans")]
+        if not named:
+            return "SGD"
+        decays = named[0] == "adam" and "add_decayed_weights" in self.makers
+        return "AdamW" if decays else "".join(part.title() for part in named[0].split("_"))
+
+
+def floating(tree: object) -> list[Any]:
+    """The floating leaves of a tree: the very arrays, by which they are known again."""
+    leaves = jax.tree.leaves(tree)
+    return [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]

@@ -1,0 +1,92 @@
+"""Patching jax and optax for one process: what a script makes afterwards is observed."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steadygrad.launch.jax_script.losses import Losses
+    from steadygrad.launch.jax_script.observer import JaxObserver
+    from steadygrad.launch.session import Session
+
+
+class JaxScript:
+    """The two moments at which a JAX script can be reached: jax is imported, optax is.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._losses: Losses | None = None
+
+    def jax_imported(self, jax: ModuleType) -> None:
+        """Hear the losses; a script may take these functions by name before it loads optax."""
+        from steadygrad.launch.jax_script.losses import Losses
+
+        self._losses = Losses()
+        hearing = self._losses.watch(jax.value_and_grad)
+        jax.grad = self._losses.watch_grad(jax.grad, hearing)  # type: ignore[attr-defined]
+        jax.value_and_grad = hearing  # type: ignore[attr-defined]
+
+    def optax_imported(self, optax: ModuleType) -> None:
+        """Observe every transformation that is made from now on."""
+        try:
+            self._observe(optax)
+        except Exception as error:
+            self._session.trouble("optax is not observed", error)
+
+    def _observe(self, optax: ModuleType) -> None:
+        assert self._losses is not None
+        from steadygrad.launch.jax_script.observer import JaxObserver
+
+        observer = JaxObserver(self._session, self._losses)
+        self._session.observers.append(observer)
+        _patch_new(optax, observer)
+        _patch_multi_steps(optax.MultiSteps, observer)
+
+
+def _patch_new(optax: ModuleType, observer: JaxObserver) -> None:
+    from steadygrad.launch.jax_script.internals import made_by
+    from steadygrad.launch.jax_script.observer import Owner
+
+    base: Any = optax.GradientTransformation
+    original = base.__new__
+
+    @functools.wraps(original)
+    def new(cls: Any, init: Any, update: Any) -> Any:
+        if isinstance(getattr(update, "__self__", None), optax.MultiSteps):
+            return original(cls, init, update)  # its own calls of the inner one are the steps
+        owner = Owner(made_by(update))
+
+        @functools.wraps(init)
+        def starting(*args: Any, **kwargs: Any) -> Any:
+            observer.starts(owner)
+            return init(*args, **kwargs)
+
+        @functools.wraps(update)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            return observer.update(owner, update, args, kwargs)
+
+        return original(cls, starting, observed)
+
+    base.__new__ = new
+
+
+def _patch_multi_steps(kind: Any, observer: JaxObserver) -> None:
+    """Let the inner optimizer know which of its calls is a step, and which a micro-batch."""
+    original = kind.update
+
+    @functools.wraps(original)
+    def update(self: Any, updates: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        every = self._every_k_schedule(state.gradient_step)
+        before = observer.closing(state.mini_step == every - 1)
+        try:
+            return original(self, updates, state, *args, **kwargs)
+        finally:
+            observer.closing(before)
+
+    kind.update = update

@@ -1,0 +1,90 @@
+"""Every private name of JAX and optax that observing uses: a release of theirs breaks this file.
+
+It loads `jax` alone: a script that does without optax must not be made to load it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+
+class Trace(NamedTuple):
+    """A trace, and those it is inside of, innermost first; empty where code runs eagerly."""
+
+    levels: tuple[object, ...]
+
+    def reaches(self, value: object) -> bool:
+        """Whether a value may be used here; a tracer of a trace that is over may not."""
+        of = getattr(value, "_trace", None)
+        return of is None or any(of is level for level in self.levels)
+
+
+def current_trace() -> Trace:
+    """Where the code that runs now is being traced."""
+    from jax._src import core
+
+    context = getattr(core, "trace_ctx", None)
+    level, levels = getattr(context, "trace", None), []
+    while level is not None:
+        levels.append(level)
+        level = getattr(level, "parent_trace", None)
+    return Trace(tuple(levels))
+
+
+def axis_sizes() -> dict[str, int]:
+    """The mesh and map axes that the code which runs now is inside of."""
+    from jax._src import core
+
+    environment = core.get_axis_env()
+    return {name: size for name, size in environment.axis_sizes.items() if isinstance(name, str)}
+
+
+def is_traced(value: object) -> bool:
+    """Whether a value is known only when the traced code runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_batched(value: object) -> bool:
+    """Whether a value stands for many, inside `jax.vmap`."""
+    return type(value).__name__ == "BatchTracer"
+
+
+def is_differentiated(value: object) -> bool:
+    """Whether a derivative is being taken of the code that made a value."""
+    return type(value).__name__ in ("JVPTracer", "LinearizeTracer", "JaxprTracer")
+
+
+class Made(NamedTuple):
+    """A function that another one has made.
+
+    Attributes:
+        maker: name of the function that made it.
+        module: the module of both.
+        values: the maker's variables that it uses.
+    """
+
+    maker: str
+    module: str
+    values: dict[str, object]
+
+
+def made_by(function: Callable[..., object]) -> Made:
+    """Which function made an `update` of optax, and with which values.
+
+    Example:
+        >>> import optax
+        >>> made = made_by(optax.clip_by_global_norm(2.0).update)
+        >>> made.maker, made.values
+        ('clip_by_global_norm', {'max_norm': 2.0})
+    """
+    name = getattr(function, "__qualname__", "")
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    values: dict[str, object] = {}
+    for variable, cell in zip(code.co_freevars if code else (), cells or (), strict=False):
+        with contextlib.suppress(ValueError):  # not filled yet: a function that names itself
+            values[variable] = cell.cell_contents
+    return Made(name.partition(".")[0], getattr(function, "__module__", "") or "", values)

@@ -1,0 +1,105 @@
+"""The losses of a JAX script: the values of `jax.value_and_grad` and `jax.grad`.
+
+A loss that was computed where the optimizer is traced goes into the step's own row. One from
+another compiled function, or from inside of a `lax.scan` that adds up gradients, cannot: it
+comes to the host by itself, and the host takes the mean of what came since the last step.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from steadygrad.launch.jax_script.internals import Trace, is_batched, is_differentiated, is_traced
+
+
+class Losses:
+    """Hears the losses of one process."""
+
+    def __init__(self) -> None:
+        self._latest: Any = None
+        self._arrived: list[Any] = []
+        self._sum, self._count = 0.0, 0
+        self._lock = threading.Lock()
+        self._nesting = threading.local()
+
+    def heard(self, loss: Any) -> None:
+        """A function of the script has been differentiated; this is its value."""
+        if is_batched(loss) or is_differentiated(loss) or getattr(loss, "shape", None) != ():
+            return
+        self._latest = loss
+        if is_traced(loss):
+            jax.debug.callback(self.arrive, loss)
+        else:
+            self._arrived = [*self._arrived[-63:], loss]
+
+    def arrive(self, loss: Any) -> None:
+        """A loss has come to the host."""
+        with self._lock:
+            self._sum, self._count = self._sum + float(np.real(loss)), self._count + 1
+
+    def here(self, trace: Trace) -> Any:
+        """The latest loss, where it can be used in this trace; else None."""
+        return self._latest if is_traced(self._latest) and trace.reaches(self._latest) else None
+
+    def since(self) -> float:
+        """The mean of the losses that came since the last call; NaN for none."""
+        arrived, self._arrived = self._arrived, []
+        for loss in arrived:
+            self.arrive(loss)
+        with self._lock:
+            mean = self._sum / self._count if self._count else float("nan")
+            self._sum, self._count = 0.0, 0
+        return mean
+
+    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`jax.value_and_grad`, heard."""
+
+        @functools.wraps(original)
+        def value_and_grad(
+            fun: Any, argnums: Any = 0, has_aux: bool = False, **options: Any
+        ) -> Any:
+            function = original(fun, argnums, has_aux, **options)
+
+            @functools.wraps(function)
+            def hearing(*args: Any, **kwargs: Any) -> Any:
+                outermost = not getattr(self._nesting, "inside", False)
+                self._nesting.inside = True
+                try:
+                    value, gradients = function(*args, **kwargs)
+                finally:
+                    self._nesting.inside = not outermost
+                if outermost:
+                    self._guarded(value[0] if has_aux else value)
+                return value, gradients
+
+            return hearing
+
+        return value_and_grad
+
+    def watch_grad(self, original: Callable[..., Any], hearing: Callable[..., Any]) -> Any:
+        """`jax.grad`, by way of the `value_and_grad` that is heard."""
+
+        @functools.wraps(original)
+        def grad(fun: Any, argnums: Any = 0, has_aux: bool = False, **options: Any) -> Any:
+            function = hearing(fun, argnums, has_aux, **options)
+
+            @functools.wraps(original(fun, argnums, has_aux, **options))
+            def gradient(*args: Any, **kwargs: Any) -> Any:
+                value, gradients = function(*args, **kwargs)
+                return (gradients, value[1]) if has_aux else gradients
+
+            return gradient
+
+        return grad
+
+    def _guarded(self, loss: Any) -> None:
+        try:
+            self.heard(loss)
+        except Exception:  # a loss that is not heard is NaN in the file
+            self._latest = None

@@ -1,0 +1,336 @@
+"""Observing a JAX script: every optimizer of optax, at the outermost call of its `update`.
+
+The call is traced once and then runs compiled, so what is read of the gradients becomes part
+of the compiled step and leaves it through a debug callback. Nothing is put into the
+optimizer's state, and the gradients handed on are the script's own arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steadygrad.jax._x64 import wide
+from steadygrad.jax.engine import floating_leaves
+from steadygrad.jax.transform import dropped_where
+from steadygrad.launch.jax_script.acting import HostMemory, clip_by, clips_here
+from steadygrad.launch.jax_script.flight import (
+    ALONE,
+    BY_NORM,
+    LIMITS,
+    Flight,
+    floating,
+    is_clip,
+    is_ours,
+)
+from steadygrad.launch.jax_script.internals import (
+    Made,
+    axis_sizes,
+    current_trace,
+    is_batched,
+    is_traced,
+)
+from steadygrad.launch.jax_script.losses import Losses
+from steadygrad.launch.jax_script.rows import OUTCOME, eager_row_of, packed, row_of
+from steadygrad.launch.jax_script.track import Book, Track
+from steadygrad.policies.choice import Choice, resolve
+from steadygrad.policies.stepping import Stepped
+from steadygrad.runlog.records import TensorInfo
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+
+Update = Callable[..., tuple[Any, Any]]
+Answer = TypeVar("Answer")
+Structure = tuple[tuple[str, tuple[int, ...], str], ...]
+
+
+class Owner:
+    """Stands for one transformation.
+
+    Attributes:
+        made: which function made it.
+        initialised: whether a state was ever made by it; not so where it is made anew in each
+            step, for a state that another one made.
+    """
+
+    def __init__(self, made: Made) -> None:
+        self.made = made
+        self.initialised = False
+        self.tracks: dict[Structure, Track] = {}
+
+
+class JaxObserver:
+    """Follows every optax optimizer of one process.
+
+    Args:
+        session: the run.
+        losses: those of the script.
+    """
+
+    backwards = 0
+
+    def __init__(self, session: Session, losses: Losses) -> None:
+        self._session, self._losses = session, losses
+        self._book = Book(session, losses)
+        self._tracks: list[Track] = []
+        self._latest: dict[Structure, Track] = {}
+        self._here = _Here()
+        self._choice = self._wanted()
+
+    def _wanted(self) -> Choice | None:
+        plan = self._session.plan
+        if plan.clip is None and plan.on_nonfinite is None:
+            return None
+        mode = plan.on_nonfinite
+        if mode == "raise":
+            self._session.mention(
+                "--on-nonfinite raise: compiled code cannot raise; steps were skipped"
+            )
+            mode = "skip"
+        choice = resolve(plan.clip or "none", mode)
+        return None if choice.only_observes and plan.clip is None else choice
+
+    @property
+    def steps(self) -> int:
+        """Steps seen so far."""
+        return sum(track.steps for track in self._tracks)
+
+    def finish(self) -> None:
+        """Wait for what is still on its way; the run file is closed next."""
+        if self._tracks:
+            jax.effects_barrier()
+
+    # -- what the patches of optax call --------------------------------------------------------
+
+    def starts(self, owner: Owner) -> None:
+        """The state of an optimizer is made: a training begins."""
+        owner.initialised = True
+        if owner.tracks:
+            jax.effects_barrier()  # the last steps of the training before
+        for track in owner.tracks.values():
+            track.begins_anew()
+
+    def closing(self, closes: Any) -> Any:
+        """Set whether the micro-batch at hand ends a step; gives what was set before."""
+        before, self._here.closes = self._here.closes, closes
+        return before
+
+    def update(self, owner: Owner, original: Update, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """An `update` is called, or traced: the outermost one is a step."""
+        if self._here.flight is not None:
+            return self._inside(self._here.flight, owner.made, original, args, kwargs)
+        if not args:  # by keyword
+            return original(*args, **kwargs)
+        return self._outermost(owner, original, args, kwargs)
+
+    def _outermost(self, owner: Owner, original: Update, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        gradients = floating(args[0])
+        flight = Flight(gradients, current_trace())
+        if self._here.alone is not None:
+            flight.continues(self._here.alone, gradients)
+        self._here.alone, self._here.flight = None, flight
+        try:
+            step = self._clipped(owner, flight, args)
+            if step is None:
+                result = self._inside(flight, owner.made, original, args, kwargs)
+            else:
+                result = self._applied(owner, flight, step, original, args, kwargs)
+        finally:
+            self._here.flight = None
+        if not flight.is_step:
+            self._here.alone = flight
+        elif step is None:
+            self._guarded("a JAX step is not observed", self._tell, owner, flight, args[0])
+        else:
+            self._guarded("a JAX step is not recorded", self._tell_clipped, step, flight)
+        return result
+
+    def _inside(
+        self, flight: Flight, made: Made, original: Update, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        before = floating(args[0]) if args else []
+        flight.enters(before)
+        flight.makers.append(made.maker)
+        if self._replaces(flight, made, before):
+            self._session.mention(f"the script's own {made.maker} was replaced by --clip")
+            return args[0], args[1]
+        result = original(*args, **kwargs)
+        self._guarded(
+            "a clip of the script is not observed", _note, flight, made, before, args, result
+        )
+        return result
+
+    def _guarded(self, what: str, act: Callable[..., Answer], *args: Any) -> Answer | None:
+        began = time.perf_counter()
+        try:
+            return act(*args)
+        except Exception as error:
+            self._session.trouble(what, error)
+            return None
+        finally:
+            self._session.overhead += time.perf_counter() - began
+
+    # -- one step, observed --------------------------------------------------------------------
+
+    def _tell(self, owner: Owner, flight: Flight, updates: Any) -> None:
+        names = floating_leaves(updates)[0]
+        leaves = [lax.stop_gradient(leaf) for leaf in flight.gradients]
+        if not leaves:
+            return
+        if any(is_batched(leaf) for leaf in leaves):
+            self._session.mention("an optimizer inside of jax.vmap is not observed")
+            return
+        track = self._track(owner, flight.kind, names, leaves)
+        head, fixed = self._head(flight)
+        clips = () if flight.own is not None else tuple(flight.clips)
+        if flight.own is not None:
+            head.update({name: getattr(flight.own, name) for name in OUTCOME})
+        elif clips and isinstance(flight.threshold, (int, float)):
+            fixed["threshold"] = head["threshold"] = float(flight.threshold)
+        elif clips:
+            head["threshold"] = flight.threshold
+        left = []
+        if set(clips) - {BY_NORM} and flight.traces_on:
+            left = [lax.stop_gradient(leaf) for leaf in flight.left]
+        if any(is_traced(leaf) for leaf in leaves):
+            row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
+            self._send(track, row, fixed)
+        else:
+            self._send(track, eager_row_of(leaves, left, head, clips), fixed)
+
+    def _head(self, flight: Flight) -> tuple[dict[str, Any], dict[str, float]]:
+        """What is known beside the gradients: on the device, and on the host alone."""
+        head: dict[str, Any] = {}
+        loss, rate = self._losses.here(flight.trace), flight.rate
+        if loss is not None:
+            head.update(loss=jnp.real(loss), told=1)
+        if self._here.closes is not None:
+            head["steps"] = self._here.closes
+        if isinstance(rate, (int, float)):
+            return head, {"lr": float(rate)}
+        return {**head, "lr": rate}, {}
+
+    def _send(self, track: Track, row: Any, fixed: Mapping[str, float]) -> None:
+        if is_traced(row):
+            jax.debug.callback(functools.partial(track.arrive, fixed=fixed), row)
+        else:
+            track.arrive(row, fixed)  # at once, while the losses of the next step are not here
+
+    def _track(
+        self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[Any]
+    ) -> Track:
+        shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
+        structure = tuple((n, *s) for n, s in zip(names, shapes, strict=True))
+        track = owner.tracks.get(structure)
+        if track is None and not owner.initialised:
+            track = self._latest.get(structure)
+        if track is None:
+            track = Track(self._book, kind, [TensorInfo(*each) for each in structure])
+            self._tracks.append(track)
+            self._session.writer()  # here, in the script's own thread
+        owner.tracks[structure] = self._latest[structure] = track
+        return track
+
+    # -- one step, clipped ---------------------------------------------------------------------
+
+    def _clipped(self, owner: Owner, flight: Flight, args: Any) -> Clipped | None:
+        """Our policy's work on the gradients; None where it has none to do here."""
+        if self._choice is None or not self._may_act(owner.made, flight.gradients):
+            return None
+        return self._guarded("a JAX optimizer is not clipped", self._clip, owner, flight, args)
+
+    def _may_act(self, made: Made, gradients: Sequence[Any]) -> bool:
+        assert self._choice is not None
+        hindrance = ""
+        if is_ours(made):
+            hindrance = "a clip or guard that the script makes itself is left to it"
+        elif any(is_batched(leaf) for leaf in gradients):
+            hindrance = "an optimizer inside of jax.vmap is not clipped"
+        elif not clips_here(self._choice, tuple(axis_sizes())):
+            hindrance = "--clip with a memory does not reach into pmap and shard_map: not clipped"
+        if hindrance:
+            self._session.mention(hindrance)
+        return bool(gradients) and not hindrance and made.maker not in ALONE
+
+    def _clip(self, owner: Owner, flight: Flight, args: Any) -> Clipped:
+        assert self._choice is not None
+        names, leaves, _ = floating_leaves(args[0])
+        track = self._track(owner, "", names, leaves)
+        if track.memory is None:
+            track.memory = HostMemory(self._choice.policy)
+        counts = 1 if self._here.closes is None else self._here.closes
+        done, updates = clip_by(self._choice, track.memory, counts, args)
+        flight.replaced(floating(updates))
+        return Clipped(track, done, updates, self._choice.may_skip)
+
+    def _applied(
+        self, owner: Owner, flight: Flight, step: Clipped, original: Update, args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        def go(gradients: Any, state: Any) -> tuple[Any, Any]:
+            flight.begins()
+            handed = (gradients, state, *args[2:])
+            return self._inside(flight, owner.made, original, handed, kwargs)
+
+        if step.may_skip:
+            return dropped_where(step.done.skip, go, step.updates, args[1])
+        return go(step.updates, args[1])
+
+    def _replaces(self, flight: Flight, made: Made, before: Sequence[Any]) -> bool:
+        if self._choice is None or not is_clip(made):
+            return False
+        return flight.acting or (made.maker in LIMITS and len(flight.makers) == 1)
+
+    def _tell_clipped(self, step: Clipped, flight: Flight) -> None:
+        head, fixed = self._head(flight)
+        step.track.kind = flight.kind
+        with wide():
+            head.update({name: getattr(step.done, name) for name in OUTCOME})
+            row = packed(head, step.done.stats)
+        self._send(step.track, row, fixed)
+
+
+class Clipped(NamedTuple):
+    """A step that our policy has clipped, before the optimizer is called.
+
+    Attributes:
+        track: where it is recorded.
+        done: what the policy did.
+        updates: the gradients to hand on.
+        may_skip: whether the step may be dropped.
+    """
+
+    track: Track
+    done: Stepped
+    updates: Any
+    may_skip: bool
+
+
+class _Here(threading.local):
+    """What one thread is inside of."""
+
+    flight: Flight | None = None
+    alone: Flight | None = None
+    closes: Any = None
+
+
+def _note(flight: Flight, made: Made, before: Sequence[Any], args: Any, result: Any) -> None:
+    """What a transformation inside of an optimizer has done."""
+    if is_ours(made):
+        flight.told(result[1])
+    elif is_clip(made):
+        flight.clipped(made, before, floating(result[0]))
+    elif made.maker == "scale" and "step_size" in made.values:
+        flight.scaled_by(made.values["step_size"], before)
+    elif made.maker == "scale_by_schedule" and "step_size_fn" in made.values:
+        schedule: Any = made.values["step_size_fn"]
+        there = current_trace().levels == flight.trace.levels
+        flight.scaled_by(schedule(args[1].count) if there else math.nan, before)

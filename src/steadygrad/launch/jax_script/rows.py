@@ -1,0 +1,106 @@
+"""What one step tells, computed where the step is: a row of figures in float64.
+
+JAX has no float64 for the host unless the script asks for it, so a row leaves the device as
+pairs of 32-bit words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steadygrad.jax._varying import varying_axes
+from steadygrad.jax._x64 import number, wide, widen
+from steadygrad.jax.engine import JaxEngine
+from steadygrad.launch.jax_script.flight import BY_NORM
+from steadygrad.launch.jax_script.track import HEAD
+from steadygrad.policies.base import coefficient
+from steadygrad.policies.stepping import CLIP, NONE, compare, measure, unit_of
+from steadygrad.stats import GradientStats
+
+OUTCOME = ("threshold", "coef", "cosine", "action")
+
+
+def row_of(
+    leaves: Sequence[jax.Array],
+    left: Sequence[jax.Array],
+    head: Mapping[str, Any],
+    clips: tuple[str, ...],
+    axes: tuple[str, ...] = (),
+) -> jax.Array:
+    """One step's row.
+
+    Args:
+        leaves: the gradients.
+        left: what the script's clips left of them; empty where that is not to be had.
+        head: figures that are known already, by names of `HEAD`; others are computed.
+        clips: names of the clips that acted.
+        axes: mesh axes that the step is inside of.
+
+    Returns:
+        ``[figures, 2]`` uint32.
+    """
+    with wide():
+        engine = JaxEngine(_splits(leaves, axes))
+        names = tuple(str(place) for place in range(len(leaves)))
+        stats = measure(engine, leaves, names, 2.0, full=True)
+        return packed(
+            {"device": _device(axes), **_outcome(engine, stats, leaves, left, head, clips), **head},
+            stats,
+        )
+
+
+def packed(head: Mapping[str, Any], stats: GradientStats) -> jax.Array:
+    """A row as pairs of 32-bit words; call it inside `wide`."""
+    usual = {"steps": 1, "device": 0, "loss": math.nan, "told": 0, "lr": math.nan}
+    row = {**usual, "norm": stats.total_norm, **head}
+    figures = [widen(x) for x in (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)]
+    numbers = jnp.concatenate([jnp.stack([number(row[name]) for name in HEAD]), *figures])
+    return lax.bitcast_convert_type(numbers, jnp.uint32)
+
+
+eager_row_of = partial(jax.jit, static_argnames=("clips", "axes"))(row_of)
+"""`row_of` for a step that is not traced."""
+
+
+def _outcome(
+    engine: JaxEngine,
+    stats: GradientStats,
+    leaves: Sequence[jax.Array],
+    left: Sequence[jax.Array],
+    head: Mapping[str, Any],
+    clips: tuple[str, ...],
+) -> dict[str, Any]:
+    """Threshold, coefficient, cosine and code of the action of the script's own clips."""
+    if not clips:
+        return dict(zip(OUTCOME, (math.inf, 1.0, 1.0, NONE), strict=True))
+    if set(clips) == {BY_NORM}:
+        coef = coefficient(jnp, stats.total_norm, number(head["threshold"]))
+        return {"coef": coef, "cosine": 1.0, "action": jnp.where(coef < 1, CLIP, NONE)}
+    if not left:
+        return {"coef": math.nan, "cosine": math.nan, "action": NONE}
+    unit = unit_of(jnp, stats.norms)
+    after, _ = engine.norms(left, 2.0)
+    pairs = list(zip(leaves, left, strict=True))
+    dots = [jnp.sum(jnp.real(jnp.conj(widen(a) / unit) * (widen(b) / unit))) for a, b in pairs]
+    changed = jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs]))
+    coef, cosine, clipped = compare(jnp, stats, after / unit, jnp.stack(dots), changed)
+    return {"coef": coef, "cosine": cosine, "action": jnp.where(clipped, CLIP, NONE)}
+
+
+def _device(axes: Sequence[str]) -> jax.Array:
+    """0 on the first device of the axes, and everywhere where there are none."""
+    return sum((lax.axis_index(axis) for axis in axes), jnp.zeros((), jnp.int32))
+
+
+def _splits(leaves: Sequence[jax.Array], axes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The axes that each leaf is known to be split over."""
+    if not axes:
+        return []
+    return [tuple(axis for axis in axes if axis in varying_axes(leaf)) for leaf in leaves]

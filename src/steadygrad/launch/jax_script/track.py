@@ -1,0 +1,144 @@
+"""One optimizer's steps on their way from the device into the run file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steadygrad.launch.jax_script.acting import HostMemory
+from steadygrad.launch.jax_script.losses import Losses
+from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
+
+if TYPE_CHECKING:
+    from steadygrad.launch.session import Session
+
+HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
+"""What comes before the figures of the tensors; ``steps`` is 0 for a micro-batch, ``told`` 1
+where the row holds its own loss."""
+LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
+APART = 1e-4
+"""Relative difference between devices from which their norms are not one norm."""
+
+NOTHING: Mapping[str, float] = {}
+
+
+class Book:
+    """The run file as several optimizers share it.
+
+    Args:
+        session: the run.
+        losses: those of the script.
+    """
+
+    def __init__(self, session: Session, losses: Losses) -> None:
+        self.session, self.losses = session, losses
+        self.kinds: list[dict[str, Any]] = []
+        self.lock = threading.RLock()
+
+    def enter(self, kind: str) -> int:
+        """The number of a new optimizer within the run."""
+        self.kinds.append({"class": kind, "index": len(self.kinds)})
+        writer = self.session.writer()
+        if writer is not None:
+            writer.update_info(
+                framework="jax",
+                versions=versions_of("jax", "optax", "numpy"),
+                optimizers=self.kinds,
+            )
+        return len(self.kinds) - 1
+
+
+class Track:
+    """One optimizer's steps.
+
+    Args:
+        book: the run file.
+        kind: the optimizer's name.
+        infos: its tensors, in the order of a row's figures.
+    """
+
+    def __init__(self, book: Book, kind: str, infos: list[TensorInfo]) -> None:
+        self.steps = 0
+        self.kind = kind
+        self.memory: HostMemory | None = None
+        self._book, self._infos = book, infos
+        self._index = -1
+        self._ids: npt.NDArray[np.int64] | None = None
+        self._part = 0
+        self._norm = float("nan")
+        self._micro: list[float] = []
+
+    def begins_anew(self) -> None:
+        """The optimizer's state was made again: what comes is another training."""
+        if self._part:
+            self._index, self._ids, self._part = -1, None, 0
+
+    def arrive(self, bits: Any, fixed: Mapping[str, float] = NOTHING) -> None:
+        """A row has come to the host; called from a thread of JAX, which no error may reach.
+
+        Args:
+            bits: the row, float64 as pairs of uint32.
+            fixed: figures that the host knew already, in place of the row's.
+        """
+        began = time.perf_counter()
+        try:
+            row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
+            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **fixed}
+            with self._book.lock:
+                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), len(self._infos)))
+        except Exception as error:
+            self._book.session.trouble("a JAX step is not recorded", error)
+        self._book.session.overhead += time.perf_counter() - began
+
+    def _sort(self, head: dict[str, float], figures: npt.NDArray[np.float64]) -> None:
+        if head["device"]:
+            return self._compare(head["norm"])
+        self._norm = head["norm"]
+        if head["told"]:
+            self._micro.append(head["loss"])
+        if head["steps"]:
+            self._write(head, figures)
+
+    def _compare(self, norm: float) -> None:
+        """Another device of a `pmap` or `shard_map` tells what it has."""
+        if abs(norm - self._norm) > APART * abs(self._norm):
+            self._book.session.mention(
+                "gradients differ between the devices of a pmap or shard_map when the optimizer "
+                "is called; those of the first device are on record"
+            )
+
+    def _write(self, head: dict[str, float], figures: npt.NDArray[np.float64]) -> None:
+        arrived = self._book.losses.since()
+        step, self._part = self._part, self._part + 1
+        self.steps += 1
+        writer = self._book.session.writer()
+        if writer is None:
+            return
+        if self._ids is None:
+            self._index = self._book.enter(self.kind)
+            infos = [
+                TensorInfo(i.name, i.shape, i.dtype, optimizer=self._index) for i in self._infos
+            ]
+            self._ids = np.asarray(writer.add_tensors(infos), np.int64)
+        loss, self._micro = float(np.mean(self._micro or [arrived])), []
+        record = StepRecord(
+            step=step,
+            time=time.time(),
+            loss=loss,
+            norm=head["norm"],
+            threshold=head["threshold"],
+            coef=head["coef"],
+            cosine=head["cosine"],
+            action=ACTIONS[int(head["action"])],
+            lr=head["lr"],
+            nonfinite=int(figures[LEAVES.index("nonfinite")].sum()),
+            optimizer=self._index,
+            loss_told=bool(head["told"]) or loss == loss,
+        )
+        writer.write_step(record, self._ids, *figures)

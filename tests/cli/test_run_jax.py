@@ -1,0 +1,250 @@
+"""A JAX script under `steadygrad run` computes the same bits, and its steps are on record."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import steadygrad
+from steadygrad.runlog import Run
+
+TRAIN = """
+import functools, hashlib, json, sys
+import jax
+from jax import grad, value_and_grad
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+rng = np.random.default_rng(0)
+x = jnp.asarray(rng.standard_normal((32, 8)), jnp.float32)
+y = jnp.asarray(rng.standard_normal((32, 1)), jnp.float32)
+
+def fresh():
+    r = np.random.default_rng(1)
+    w1, w2 = (jnp.asarray(r.standard_normal(s) * 0.4, jnp.float32) for s in ((8, 16), (16, 1)))
+    return {"w1": w1, "b1": jnp.zeros(16), "w2": w2}
+
+def loss_fn(p, x, y):
+    return jnp.mean((jnp.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] - y) ** 2)
+
+def batch(t):
+    return x * (1 + t % 3), y
+
+def oracle(g):
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(v, np.float64)))
+                             for v in jax.tree.leaves(g))))
+
+SEEN = {}
+
+def train(name, tx, step, steps=6, state=None):
+    params = fresh()
+    state = tx.init(params) if state is None else state
+    norms, losses = [], []
+    for t in range(steps):
+        params, state, loss, g = step(params, state, *batch(t))
+        norms.append(oracle(g))
+        losses.append(float(loss))
+    digest = hashlib.sha256(b"".join(np.asarray(v).tobytes() for v in jax.tree.leaves(params)))
+    SEEN[name] = {"norms": norms, "losses": losses, "digest": digest.hexdigest()}
+
+def stepper(tx):
+    def step(params, state, x, y):
+        loss, g = value_and_grad(loss_fn)(params, x, y)
+        u, state = tx.update(g, state, params)
+        return optax.apply_updates(params, u), state, loss, g
+    return step
+
+def clipped(): return optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
+
+# jitted, buffers donated, a schedule
+tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(optax.cosine_decay_schedule(1e-2, 9)))
+train("donated", tx, jax.jit(stepper(tx), donate_argnums=(0, 1)))
+# nothing compiled
+tx = optax.chain(optax.clip(0.02), optax.sgd(0.1, momentum=0.9))
+train("eager", tx, stepper(tx))
+# the gradient compiled alone, has_aux, and clip and optimizer called one after the other
+vg = jax.jit(value_and_grad(lambda p, x, y: (loss_fn(p, x, y), 0.0), has_aux=True))
+first, second = optax.clip_by_global_norm(0.5), optax.adam(1e-2)
+def apart(params, state, x, y):
+    (loss, _), g = vg(params, x, y)
+    small, _ = first.update(g, first.init(params))
+    u, state = second.update(small, state, params)
+    return optax.apply_updates(params, u), state, loss, g
+train("apart", second, apart)
+# grad, a rate in the state, inside of lax.scan
+tx = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+def body(carry, t):
+    params, state = carry
+    g = grad(loss_fn)(params, x * (1 + t % 3), y)
+    u, state = tx.update(g, state, params)
+    return (optax.apply_updates(params, u), state), g
+(params, _), gs = jax.jit(lambda c: jax.lax.scan(body, c, jnp.arange(6)))((fresh(), tx.init(fresh())))
+SEEN["scan"] = {
+    "norms": [oracle(jax.tree.map(lambda v: v[t], gs)) for t in range(6)], "losses": [],
+    "digest": hashlib.sha256(np.asarray(params["w1"]).tobytes()).hexdigest(),
+}
+# micro-batches
+tx = optax.MultiSteps(clipped(), 2)
+train("micro", tx, jax.jit(stepper(tx)))
+tx = optax.MultiSteps(clipped(), 2).gradient_transformation()
+train("micro_tx", tx, jax.jit(stepper(tx)))
+# the optimizer inside of lax.cond
+tx = optax.apply_if_finite(clipped(), 5)
+train("finite", tx, jax.jit(stepper(tx)))
+# made anew inside of the step
+train("anew", clipped(), jax.jit(lambda p, s, x, y: stepper(clipped())(p, s, x, y)))
+# several devices, by two ways
+tx = clipped()
+def parallel(params, state, x, y):
+    loss, g = value_and_grad(loss_fn)(params, x, y)
+    loss, g = jax.lax.pmean((loss, g), "d")
+    u, state = tx.update(g, state, params)
+    return optax.apply_updates(params, u), state, loss, g
+n = jax.device_count()
+split = lambda a: a.reshape(n, -1, *a.shape[1:])
+params = jax.tree.map(lambda v: jnp.stack([v] * n), fresh())
+state = jax.tree.map(lambda v: jnp.stack([v] * n), tx.init(fresh()))
+norms, losses = [], []
+each = jax.pmap(parallel, axis_name="d")
+for t in range(6):
+    params, state, loss, g = each(params, state, *map(split, batch(t)))
+    norms.append(oracle(jax.tree.map(lambda v: v[0], g)))
+    losses.append(float(loss[0]))
+SEEN["pmap"] = {"norms": norms, "losses": losses,
+                "digest": hashlib.sha256(np.asarray(params["w1"]).tobytes()).hexdigest()}
+from jax.sharding import Mesh, PartitionSpec as P
+mesh = Mesh(np.array(jax.devices()), ("d",))
+tx = clipped()
+sharded = jax.jit(jax.shard_map(parallel, mesh=mesh, in_specs=(P(), P(), P("d"), P("d")),
+                                out_specs=P(), check_vma=False))
+train("shard_map", tx, sharded)
+# flax and equinox
+from flax.training.train_state import TrainState
+ts = TrainState.create(apply_fn=None, params=fresh(), tx=clipped())
+@jax.jit
+def flax_step(ts, x, y):
+    loss, g = jax.value_and_grad(loss_fn)(ts.params, x, y)
+    return ts.apply_gradients(grads=g), loss, g
+norms, losses = [], []
+for t in range(6):
+    ts, loss, g = flax_step(ts, *batch(t)); norms.append(oracle(g)); losses.append(float(loss))
+SEEN["train_state"] = {"norms": norms, "losses": losses,
+                       "digest": hashlib.sha256(np.asarray(ts.params["w1"]).tobytes()).hexdigest()}
+from flax import nnx
+model = nnx.Sequential(nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Linear(16, 1, rngs=nnx.Rngs(1)))
+optimizer = nnx.Optimizer(model, clipped(), wrt=nnx.Param)
+@nnx.jit
+def nnx_step(model, optimizer, x, y):
+    loss, g = nnx.value_and_grad(lambda m: jnp.mean((m(x) - y) ** 2))(model)
+    optimizer.update(model, g)
+    return loss, g
+norms, losses = [], []
+for t in range(6):
+    loss, g = nnx_step(model, optimizer, *batch(t)); norms.append(oracle(g)); losses.append(float(loss))
+SEEN["nnx"] = {"norms": norms, "losses": losses, "digest": hashlib.sha256(b"".join(
+    np.asarray(v).tobytes() for v in jax.tree.leaves(nnx.state(model, nnx.Param)))).hexdigest()}
+import equinox as eqx
+model = eqx.nn.MLP(8, 1, 16, 1, key=jax.random.key(0))
+tx = clipped()
+state = tx.init(eqx.filter(model, eqx.is_inexact_array))
+@eqx.filter_jit
+def eqx_step(model, state, x, y):
+    loss, g = eqx.filter_value_and_grad(lambda m: jnp.mean((jax.vmap(m)(x) - y) ** 2))(model)
+    u, state = tx.update(g, state, eqx.filter(model, eqx.is_inexact_array))
+    return eqx.apply_updates(model, u), state, loss, g
+norms, losses = [], []
+for t in range(6):
+    model, state, loss, g = eqx_step(model, state, *batch(t))
+    norms.append(oracle(g)); losses.append(float(loss))
+SEEN["equinox"] = {"norms": norms, "losses": losses, "digest": hashlib.sha256(b"".join(
+    np.asarray(v).tobytes() for v in jax.tree.leaves(eqx.filter(model, eqx.is_array)))).hexdigest()}
+print(json.dumps(SEEN))
+"""
+
+FIXED = {"eager": 0.02, "scan": np.inf}
+"""Thresholds of the trainings whose clip is not that of the others."""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, workbench: Any) -> tuple[Any, Any, Run]:
+    """What the script printed plainly, what it printed observed, and the run."""
+    bench = workbench(tmp_path_factory.mktemp("jax"))
+    bench.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    bench.write("train.py", TRAIN)
+    plain, observed = bench.both("train.py")
+    assert plain.returncode == observed.returncode == 0, observed.stderr
+    return (
+        json.loads(plain.stdout),
+        json.loads(observed.stdout),
+        steadygrad.open_run(bench.run_file()),
+    )
+
+
+def steps_of(run: Run, name: str, plain: Any) -> dict[str, Any]:
+    steps = run.steps
+    mine = steps.optimizer == list(plain).index(name)
+    columns = ("norm", "loss", "threshold", "coef", "action", "lr")
+    return {key: getattr(steps, key)[mine] for key in columns}
+
+
+def test_observing_changes_no_bit(seen: Any) -> None:
+    plain, observed, run = seen
+    assert observed == plain
+    assert "troubles" not in run.info
+
+
+def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:
+    plain, _, run = seen
+    kinds = [one["class"] for one in run.info["optimizers"]]
+    assert len(kinds) == len(plain)
+    assert kinds[:4] == ["AdamW", "SGD", "Adam", "Adam"]
+    assert run.info["framework"] == "jax"
+    names = {t.name for t in run.tensors if t.optimizer == 0}
+    assert names == {"w1", "b1", "w2"}
+
+
+def test_norms_and_losses_are_those_before_the_clip(seen: Any) -> None:
+    plain, _, run = seen
+    for name, want in plain.items():
+        if name.startswith("micro"):
+            continue
+        got = steps_of(run, name, plain)
+        np.testing.assert_allclose(got["norm"], want["norms"], rtol=1e-5, err_msg=name)
+        if want["losses"]:
+            np.testing.assert_allclose(got["loss"], want["losses"], rtol=1e-5, err_msg=name)
+        assert np.isfinite(got["loss"]).all(), name
+        threshold = FIXED.get(name, 0.5)
+        assert (got["threshold"] == threshold).all(), name
+        if threshold == 0.5:
+            coef = np.minimum(1, 0.5 / np.array(want["norms"]))
+            np.testing.assert_allclose(got["coef"], coef, rtol=1e-5, err_msg=name)
+            assert (got["action"] == np.where(coef < 1, "clip", "none")).all(), name
+
+
+def test_micro_batches_are_one_step(seen: Any) -> None:
+    plain, _, run = seen
+    for name in ("micro", "micro_tx"):
+        got, losses = steps_of(run, name, plain), np.array(plain[name]["losses"])
+        assert len(got["norm"]) == 3
+        np.testing.assert_allclose(got["loss"], losses.reshape(3, 2).mean(1), rtol=1e-5)
+        assert (got["threshold"] == 0.5).all()
+        assert (got["coef"] < 1).all()
+
+
+def test_learning_rates_are_read_where_optax_tells_them(seen: Any) -> None:
+    plain, _, run = seen
+    decayed = 1e-2 * 0.5 * (1 + np.cos(np.pi * np.arange(6) / 9))
+    np.testing.assert_allclose(steps_of(run, "donated", plain)["lr"], decayed, rtol=1e-5)
+    for name in ("scan", "micro", "finite", "train_state", "equinox"):
+        np.testing.assert_allclose(steps_of(run, name, plain)["lr"], 1e-2, rtol=1e-6)
+
+
+def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
+    plain, _, run = seen
+    got = steps_of(run, "eager", plain)
+    assert ((got["coef"] > 0) & (got["coef"] < 0.1)).all()
+    assert (got["action"] == "clip").all()
