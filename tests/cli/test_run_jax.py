@@ -58,7 +58,7 @@ def stepper(tx):
         return optax.apply_updates(params, u), state, loss, g
     return step
 
-def clipped(): return optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2))
+def clipped(): return optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(1e-2))
 
 # jitted, buffers donated, a schedule
 tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(optax.cosine_decay_schedule(1e-2, 9)))
@@ -68,7 +68,7 @@ tx = optax.chain(optax.clip(0.02), optax.sgd(0.1, momentum=0.9))
 train("eager", tx, stepper(tx))
 # the gradient compiled alone, has_aux, and clip and optimizer called one after the other
 vg = jax.jit(value_and_grad(lambda p, x, y: (loss_fn(p, x, y), 0.0), has_aux=True))
-first, second = optax.clip_by_global_norm(0.5), optax.adam(1e-2)
+first, second = optax.clip_by_global_norm(0.5), optax.sgd(1e-2)
 def apart(params, state, x, y):
     (loss, _), g = vg(params, x, y)
     small, _ = first.update(g, first.init(params))
@@ -76,13 +76,14 @@ def apart(params, state, x, y):
     return optax.apply_updates(params, u), state, loss, g
 train("apart", second, apart)
 # grad, a rate in the state, inside of lax.scan
-tx = optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)
+tx = optax.inject_hyperparams(optax.sgd)(learning_rate=1e-2)
 def body(carry, t):
     params, state = carry
     g = grad(loss_fn)(params, x * (1 + t % 3), y)
     u, state = tx.update(g, state, params)
     return (optax.apply_updates(params, u), state), g
-(params, _), gs = jax.jit(lambda c: jax.lax.scan(body, c, jnp.arange(6)))((fresh(), tx.init(fresh())))
+whole = jax.jit(lambda carry: jax.lax.scan(body, carry, jnp.arange(6)))
+(params, _), gs = whole((fresh(), tx.init(fresh())))
 SEEN["scan"] = {
     "norms": [oracle(jax.tree.map(lambda v: v[t], gs)) for t in range(6)], "losses": [],
     "digest": hashlib.sha256(np.asarray(params["w1"]).tobytes()).hexdigest(),
@@ -144,7 +145,8 @@ def nnx_step(model, optimizer, x, y):
     return loss, g
 norms, losses = [], []
 for t in range(6):
-    loss, g = nnx_step(model, optimizer, *batch(t)); norms.append(oracle(g)); losses.append(float(loss))
+    loss, g = nnx_step(model, optimizer, *batch(t))
+    norms.append(oracle(g)); losses.append(float(loss))
 SEEN["nnx"] = {"norms": norms, "losses": losses, "digest": hashlib.sha256(b"".join(
     np.asarray(v).tobytes() for v in jax.tree.leaves(nnx.state(model, nnx.Param)))).hexdigest()}
 import equinox as eqx
@@ -201,7 +203,7 @@ def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:
     plain, _, run = seen
     kinds = [one["class"] for one in run.info["optimizers"]]
     assert len(kinds) == len(plain)
-    assert kinds[:4] == ["AdamW", "SGD", "Adam", "Adam"]
+    assert kinds[:4] == ["AdamW", "SGD", "SGD", "SGD"]
     assert run.info["framework"] == "jax"
     names = {t.name for t in run.tensors if t.optimizer == 0}
     assert names == {"w1", "b1", "w2"}
@@ -246,5 +248,6 @@ def test_learning_rates_are_read_where_optax_tells_them(seen: Any) -> None:
 def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     plain, _, run = seen
     got = steps_of(run, "eager", plain)
-    assert ((got["coef"] > 0) & (got["coef"] < 0.1)).all()
+    most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
+    assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()

@@ -49,10 +49,13 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
     """Scale updates by ``min(1, max_norm / norm)``.
 
     Args:
-        max_norm: the threshold; a float or a 0-d array.
+        max_norm: the threshold, 0 or more; a float or a 0-d array.
 
     Returns:
         A transformation without state.
+
+    Raises:
+        UsageError: a threshold under 0, or NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,11 +68,13 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
         networks. ICML 2013.
     """
 
+    _require_threshold(max_norm, "max_norm", "clip_by_global_norm")
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(updates)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         with wide():
-            limit = lax.convert_element_type(jnp.asarray(max_norm), jnp.float64)
+            limit = _limit(max_norm)
             coef = JaxEngine().held(coefficient(jnp, _total(leaves), limit))
             scaled = JaxEngine().scaled(leaves, coef)
         return jax.tree.unflatten(structure, scaled), state
@@ -81,10 +86,13 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
     """Scale each leaf whose root mean square is over the threshold down to it.
 
     Args:
-        threshold: largest root mean square; a float or a 0-d array.
+        threshold: largest root mean square, 0 or more; a float or a 0-d array.
 
     Returns:
         A transformation without state.
+
+    Raises:
+        UsageError: a threshold under 0, or NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,11 +101,13 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
         [Array([1., 1.], dtype=float32)]
     """
 
+    _require_threshold(threshold, "threshold", "clip_by_block_rms")
+
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(updates)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         with wide():
-            limit = lax.convert_element_type(jnp.asarray(threshold), jnp.float64)
+            limit = _limit(threshold)
             roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
             coefs = JaxEngine().held(coefficient(jnp, leaf_norms(leaves)[0] / roots, limit))
             scaled = JaxEngine().scaled(leaves, coefs)
@@ -121,7 +131,8 @@ def adaptive_grad_clip(
         A transformation whose `update` needs the parameters.
 
     Raises:
-        UsageError: from `update`, without parameters or for an array of over 5 dimensions.
+        UsageError: ``clipping`` or ``eps`` is under 0 or NaN; from `update`, without
+            parameters or for an array of over 5 dimensions.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,10 +145,13 @@ def adaptive_grad_clip(
         Normalization. ICML 2021.
     """
 
+    _require_threshold(clipping, "clipping", "adaptive_grad_clip")
+    _require_threshold(eps, "eps", "adaptive_grad_clip")
+
     def one(update: Any, weight: Any) -> Any:
         axes = _unit_axes(update.shape, axis)
         norms, weights = _unit_norms(update, axes), _unit_norms(weight, axes)
-        coef = coefficient(jnp, norms, clipping * jnp.maximum(weights, eps))
+        coef = coefficient(jnp, norms, _limit(clipping) * jnp.maximum(weights, _limit(eps)))
         return jnp.where(coef < 1.0, narrow(widen(update) * coef, update.dtype), update)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -182,6 +196,26 @@ def measure(updates: Any, norm_type: float = 2.0) -> GradientStats:
             for key in ("norms", "max_abs", "total_norm")
         }
         return dataclasses.replace(stats, **single)
+
+
+def _require_threshold(value: Any, name: str, caller: str) -> None:
+    """Refuse what is known now; a traced threshold is held at 0 or more by `_limit`."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        sound = float(value) >= 0
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UsageError(
+            f"{caller}: {name} must be a number, 0 or more, got {value!r}: a negative threshold "
+            f"would reverse gradients. Type {name}=1.0"
+        )
+
+
+def _limit(value: Any) -> Any:
+    """A threshold in float64; one under 0 would turn gradients around."""
+    return jnp.maximum(lax.convert_element_type(jnp.asarray(value), jnp.float64), 0.0)
 
 
 def _no_state(params: Any) -> optax.EmptyState:

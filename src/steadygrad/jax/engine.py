@@ -116,14 +116,15 @@ def leaf_names(tree: Any) -> tuple[str, ...]:
         tree: any pytree.
 
     Returns:
-        One name a leaf, in the order of `jax.tree.leaves`.
+        One name a leaf, in the order of `jax.tree.leaves`; an array that is no tree is ``leaf``.
 
     Example:
         >>> leaf_names({"dense": {"kernel": 1.0, "bias": 2.0}})
         ('dense/bias', 'dense/kernel')
     """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+    named = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)
+    return tuple(name or "leaf" for name in named)
 
 
 def floating_leaves(tree: Any) -> tuple[tuple[str, ...], list[Any], Callable[[Sequence[Any]], Any]]:

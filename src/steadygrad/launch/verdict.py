@@ -158,8 +158,9 @@ def _nothing_seen(session: Session) -> str:
         )
     elif "jax" in session.frameworks:
         reason = (
-            "a JAX program shows nothing from outside. Build the optimizer as "
-            "steadygrad.jax.guard(optimizer, clip='none') and add one line to the loop: "
+            "no optimizer of optax was called, and a JAX loop that updates its weights by itself "
+            "shows nothing from outside. Build an optimizer as "
+            "steadygrad.jax.guard(optax.sgd(lr), clip='none') and add one line to the loop: "
             "steadygrad.jax.record('run.db', opt_state, loss)"
         )
     elif "torch" in session.frameworks or "keras" in session.frameworks:

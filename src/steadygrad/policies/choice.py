@@ -43,7 +43,8 @@ class Choice:
     @property
     def may_skip(self) -> bool:
         """Whether a step may ever be dropped."""
-        return self.on_nonfinite == "skip" or skips_by_itself(self.policy)
+        # `zero` repairs elements, and can but drop a step whose finite ones have no finite norm
+        return self.on_nonfinite in ("skip", "zero") or skips_by_itself(self.policy)
 
 
 def resolve(clip: Clip, on_nonfinite: str | None = None, optimizer: str = "") -> Choice:

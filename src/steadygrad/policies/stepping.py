@@ -145,11 +145,14 @@ def step(
         usable = measure(engine, leaves, names, policy.norm_type, full)
     after, decision = policy.decide(xp, state, usable)
     # a norm beyond float64 cannot be clipped: it counts as broken, though its elements are finite
-    broken = xp.logical_or(nonfinite > 0, xp.logical_not(xp.isfinite(usable.total_norm)))
+    beyond = xp.logical_not(xp.isfinite(usable.total_norm))
+    broken = xp.logical_or(nonfinite > 0, beyond)
     skip = broken & (nonfinite < 0) if decision.skip is False else xp.asarray(decision.skip)
     if on_nonfinite == "skip":
         skip = xp.logical_or(skip, broken)
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
+    elif on_nonfinite == "zero":
+        skip = xp.logical_or(skip, beyond)
     coefs = decision.coef * xp.ones_like(usable.norms)
     single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
     by = decision.coef if single else coefs

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import steadygrad.jax as sg
+from steadygrad.errors import UsageError
 
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(1.0, 4.0)}
 
@@ -89,3 +90,27 @@ def test_gradients_go_through_the_drop_ins():
 
     for derivative in (jax.grad, lambda f: jax.jit(jax.grad(f))):
         assert float(derivative(clipped)(2.0)) == pytest.approx(3 / 30**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), None, "one"])
+def test_a_threshold_that_would_reverse_gradients_is_refused(value):
+    for make in (sg.clip_by_global_norm, sg.clip_by_block_rms, sg.adaptive_grad_clip):
+        with pytest.raises(UsageError, match=r"must be a number, 0 or more.*Type \w+=1.0"):
+            make(value)
+    with pytest.raises(UsageError, match="eps must be"):
+        sg.adaptive_grad_clip(0.1, eps=-1.0)
+
+
+def test_a_traced_threshold_under_0_reverses_nothing():
+    for make in (sg.clip_by_global_norm, sg.clip_by_block_rms):
+        updates = jax.jit(lambda limit, make=make: make(limit).update(TREE, ())[0])(-1.0)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: {"w": x}])
+def test_agc_clips_a_bare_array_too(wrap):
+    weights, tx = wrap(jnp.ones(6)), sg.clip("agc:0.01")
+    updates = jax.tree.map(lambda w: w * 100, weights)
+    clipped, state = tx.update(updates, tx.init(weights), weights)
+    np.testing.assert_allclose(jax.tree.leaves(clipped)[0], 0.01, rtol=1e-6)
+    assert all(name for entry in state.names for name in entry)

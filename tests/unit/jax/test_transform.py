@@ -10,6 +10,7 @@ import pytest
 
 import steadygrad.jax as sg
 from steadygrad.errors import SpecError, UsageError
+from steadygrad.jax._x64 import wide
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.zeros(2)}
 GRADS = {"w": jnp.array([3.0, 0.0, 0.0]), "b": jnp.array([0.0, 4.0])}
@@ -199,3 +200,15 @@ def test_integer_leaves_pass_and_wrong_trees_are_refused():
     for build in (sg.clip, lambda spec: sg.guard(optax.sgd(1.0), clip=spec)):
         with pytest.raises(SpecError, match=r"@Muon.*multi_transform"):
             build("{@Muon: none, *: norm:1.0}")
+
+
+@pytest.mark.parametrize("mode", ["skip", "zero"])
+def test_finite_gradients_whose_norm_float64_cannot_hold_are_dropped(mode: str) -> None:
+    weights = {"w": jnp.zeros(4)}
+    with wide():
+        huge = {"w": jnp.full(4, 1.7e308, jnp.float64)}
+        tx = sg.guard(optax.sgd(1.0), clip="norm:1.0", on_nonfinite=mode)
+        updates, state = jax.jit(tx.update)(huge, tx.init(weights), weights)
+        assert (updates["w"] == 0).all()
+    assert int(state.clip.action) == 2
+    assert int(state.clip.nonfinite) == 0

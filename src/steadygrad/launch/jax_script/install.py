@@ -64,8 +64,7 @@ def _patch_new(optax: ModuleType, observer: JaxObserver) -> None:
 
         @functools.wraps(init)
         def starting(*args: Any, **kwargs: Any) -> Any:
-            observer.starts(owner)
-            return init(*args, **kwargs)
+            return observer.initialising(owner, init, args, kwargs)
 
         @functools.wraps(update)
         def observed(*args: Any, **kwargs: Any) -> Any:

@@ -83,6 +83,7 @@ class JaxObserver:
         self._book = Book(session, losses)
         self._tracks: list[Track] = []
         self._latest: dict[Structure, Track] = {}
+        self._begun: dict[tuple[tuple[str, tuple[int, ...]], ...], Owner] = {}
         self._here = _Here()
         self._choice = self._wanted()
 
@@ -111,13 +112,28 @@ class JaxObserver:
 
     # -- what the patches of optax call --------------------------------------------------------
 
-    def starts(self, owner: Owner) -> None:
+    def starts(self, owner: Owner, params: object) -> None:
         """The state of an optimizer is made: a training begins."""
         owner.initialised = True
+        names, leaves, _ = floating_leaves(params)
+        self._begun[tuple((n, tuple(x.shape)) for n, x in zip(names, leaves, strict=True))] = owner
         if owner.tracks:
             jax.effects_barrier()  # the last steps of the training before
         for track in owner.tracks.values():
             track.begins_anew()
+
+    def initialising(
+        self, owner: Owner, original: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """An `init` is called; those of the transformations inside belong to it."""
+        outermost, self._here.initialising = not self._here.initialising, True
+        try:
+            state = original(*args, **kwargs)
+        finally:
+            self._here.initialising = not outermost
+        if outermost and args:
+            self._guarded("a JAX optimizer's start is not observed", self.starts, owner, args[0])
+        return state
 
     def closing(self, closes: Any) -> Any:
         """Set whether the micro-batch at hand ends a step; gives what was set before."""
@@ -221,7 +237,10 @@ class JaxObserver:
 
     def _send(self, track: Track, row: Any, fixed: Mapping[str, float]) -> None:
         if is_traced(row):
-            jax.debug.callback(functools.partial(track.arrive, fixed=fixed), row)
+            whole = math.prod(axis_sizes().values())
+            devices = min(whole, jax.local_device_count())
+            arrive = functools.partial(track.arrive, fixed=fixed, devices=devices)
+            jax.debug.callback(arrive, row)
         else:
             track.arrive(row, fixed)  # at once, while the losses of the next step are not here
 
@@ -230,9 +249,10 @@ class JaxObserver:
     ) -> Track:
         shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
         structure = tuple((n, *s) for n, s in zip(names, shapes, strict=True))
+        begun = self._begun.pop(tuple((name, shape) for name, shape, _ in structure), None)
         track = owner.tracks.get(structure)
-        if track is None and not owner.initialised:
-            track = self._latest.get(structure)
+        if track is None and not owner.initialised and begun is None:
+            track = self._latest.get(structure)  # made anew in every step
         if track is None:
             track = Track(self._book, kind, [TensorInfo(*each) for each in structure])
             self._tracks.append(track)
@@ -319,6 +339,7 @@ class _Here(threading.local):
 
     flight: Flight | None = None
     alone: Flight | None = None
+    initialising: bool = False
     closes: Any = None
 
 

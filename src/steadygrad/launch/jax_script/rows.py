@@ -19,6 +19,7 @@ from steadygrad.jax._varying import varying_axes
 from steadygrad.jax._x64 import number, wide, widen
 from steadygrad.jax.engine import JaxEngine
 from steadygrad.launch.jax_script.flight import BY_NORM
+from steadygrad.launch.jax_script.internals import axis_sizes
 from steadygrad.launch.jax_script.track import HEAD
 from steadygrad.policies.base import coefficient
 from steadygrad.policies.stepping import CLIP, NONE, compare, measure, unit_of
@@ -95,8 +96,12 @@ def _outcome(
 
 
 def _device(axes: Sequence[str]) -> jax.Array:
-    """0 on the first device of the axes, and everywhere where there are none."""
-    return sum((lax.axis_index(axis) for axis in axes), jnp.zeros((), jnp.int32))
+    """Number of the device along the axes; 0 where there are none."""
+    place = jnp.zeros((), jnp.int32)
+    sizes = axis_sizes() if axes else {}
+    for axis in axes:
+        place = place * sizes[axis] + lax.axis_index(axis)
+    return place
 
 
 def _splits(leaves: Sequence[jax.Array], axes: Sequence[str]) -> list[tuple[str, ...]]:

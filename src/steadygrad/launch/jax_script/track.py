@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ APART = 1e-4
 """Relative difference between devices from which their norms are not one norm."""
 
 NOTHING: Mapping[str, float] = {}
+
+Head = dict[str, float]
+Figures = npt.NDArray[np.float64]
 
 
 class Book:
@@ -71,7 +75,7 @@ class Track:
         self._index = -1
         self._ids: npt.NDArray[np.int64] | None = None
         self._part = 0
-        self._norm = float("nan")
+        self._queues: dict[int, deque[tuple[Head, Figures]]] = {}
         self._micro: list[float] = []
 
     def begins_anew(self) -> None:
@@ -79,41 +83,47 @@ class Track:
         if self._part:
             self._index, self._ids, self._part = -1, None, 0
 
-    def arrive(self, bits: Any, fixed: Mapping[str, float] = NOTHING) -> None:
+    def arrive(self, bits: Any, fixed: Mapping[str, float] = NOTHING, devices: int = 1) -> None:
         """A row has come to the host; called from a thread of JAX, which no error may reach.
 
         Args:
             bits: the row, float64 as pairs of uint32.
             fixed: figures that the host knew already, in place of the row's.
+            devices: how many of this process tell a row at each step.
         """
         began = time.perf_counter()
         try:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
             head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **fixed}
             with self._book.lock:
-                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), len(self._infos)))
+                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), -1), devices)
         except Exception as error:
             self._book.session.trouble("a JAX step is not recorded", error)
         self._book.session.overhead += time.perf_counter() - began
 
-    def _sort(self, head: dict[str, float], figures: npt.NDArray[np.float64]) -> None:
-        if head["device"]:
-            return self._compare(head["norm"])
-        self._norm = head["norm"]
+    def _sort(self, head: Head, figures: Figures, devices: int) -> None:
+        """Take a row, once all devices of a `pmap` or `shard_map` have told theirs."""
+        queue = self._queues.setdefault(int(head["device"]), deque())
+        queue.append((head, figures))
+        if len(self._queues) < devices or not all(self._queues.values()):
+            return
+        rows = [self._queues[device].popleft() for device in sorted(self._queues)]
+        norms = np.array([head["norm"] for head, _ in rows])
+        if np.ptp(norms) > APART * norms[0]:
+            self._book.session.mention(
+                "gradients differ between the devices of a pmap or shard_map when the optimizer "
+                "is called; those of the first device are on record"
+            )
+        losses = [head["loss"] for head, _ in rows]
+        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1])
+
+    def _take(self, head: Head, figures: Figures) -> None:
         if head["told"]:
             self._micro.append(head["loss"])
         if head["steps"]:
             self._write(head, figures)
 
-    def _compare(self, norm: float) -> None:
-        """Another device of a `pmap` or `shard_map` tells what it has."""
-        if abs(norm - self._norm) > APART * abs(self._norm):
-            self._book.session.mention(
-                "gradients differ between the devices of a pmap or shard_map when the optimizer "
-                "is called; those of the first device are on record"
-            )
-
-    def _write(self, head: dict[str, float], figures: npt.NDArray[np.float64]) -> None:
+    def _write(self, head: Head, figures: Figures) -> None:
         arrived = self._book.losses.since()
         step, self._part = self._part, self._part + 1
         self.steps += 1

@@ -72,7 +72,8 @@ class AGC(Policy):
         return frozenset({"weight"})
 
     def _exempts(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.exempt.split("|"))
+        # without the test, "" would exempt a bare array, whose name may be empty
+        return any(p and fnmatchcase(name, p) for p in self.exempt.split("|"))
 
     def for_tensor(self, name: str) -> Policy:
         return NoClip() if self._exempts(name) else self
