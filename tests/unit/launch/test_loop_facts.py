@@ -28,15 +28,18 @@ class Watched:
     def backward(self, loss: torch.Tensor) -> None:
         owned = self.census.owned()
         self.facts.saw_loose(leaf for leaf in leaves_of([loss]) if id(leaf) not in owned)
-        self.facts.before_backward([loss])
+        self.facts.before_backward([loss], self.census)
         loss.backward()
         self.facts.after_backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         if not any(optimizer is other for other in self.followed):
-            self.facts.follow(optimizer, len(self.followed))
-            self.followed.append(optimizer)
             self.census.refresh()
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            names = self.census.names(held, set())
+            known = {key: info.name for key, info in names.items()}
+            self.facts.follow(optimizer, len(self.followed), known)
+            self.followed.append(optimizer)
         self.facts.before_step(optimizer, self.census)
         optimizer.step()
 
@@ -251,6 +254,44 @@ def test_looking_changes_nothing(parts: Any) -> None:
                 opt.step()
         pairs = zip(model.parameters(), twin.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), step
+
+
+class Two(nn.Module):
+    """An actor and a critic: side by side, or the heads of one trunk."""
+
+    def __init__(self, trunk: bool) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(4, 4) if trunk else None
+        self.actor = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        self.critic = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x if self.trunk is None else torch.tanh(self.trunk(x))
+        return self.actor(h).square().mean() + self.critic(h).square().mean()
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+def test_networks_side_by_side_are_chains_of_their_own(trunk: bool) -> None:
+    model, watched = Two(trunk), Watched()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        watched.backward(model(torch.randn(5, 4)))
+        watched.step(optimizer)
+    chains = [set(chain) for chain in watched.told["chains"]]
+    assert len(chains) == 2
+    for chain, name in zip(sorted(chains, key=min), ("actor", "critic"), strict=True):
+        assert {n.partition(".")[0] for n in chain} == ({name, "trunk"} if trunk else {name})
+
+
+def test_a_stack_is_one_chain_which_needs_no_word(parts: Any) -> None:
+    _, optimizer, loss = parts
+    watched = Watched()
+    for _ in range(4):
+        optimizer.zero_grad()
+        watched.backward(loss())
+        watched.step(optimizer)
+    assert watched.told["chains"] == []
 
 
 BEFORE = {

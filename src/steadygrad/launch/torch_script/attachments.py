@@ -31,6 +31,7 @@ class Attachments:
 
     Attributes:
         census: the script's modules and optimizers; None before the first backward or step.
+        tensor_names: what the run file calls each parameter, by its id.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -39,6 +40,7 @@ class Attachments:
         self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._classes: list[dict[str, Any]] = []
         self._names_taken: set[str] = set()
+        self.tensor_names: dict[int, str] = {}
         self._number_of: dict[int, int] = {}
         self._of_nobody: set[int] = set()
 
@@ -123,12 +125,14 @@ class Attachments:
         if not all(census.knows(p) for p in parameters):
             census.refresh()
         number = self.new_number(type(optimizer).__name__, _settings(optimizer))
+        infos = census.names(parameters, self._names_taken)
+        self.tensor_names.update((key, info.name) for key, info in infos.items())
         steady = attach_unheard(
             optimizer,
             clip=plan.clip or "none",
             on_nonfinite=plan.on_nonfinite,
             run=self._context.writer(),
-            names=census.names(parameters, self._names_taken),
+            names=infos,
             optimizer_index=number,
         )
         context = self._context

@@ -98,6 +98,14 @@ class Census:
         roots = (place.root() for place in self._of(parameter))
         return [root for root in roots if root is not None]
 
+    def part_of(self, parameter: torch.Tensor) -> tuple[int, str] | None:
+        """The outermost module that holds it and its child there; None where no module holds it."""
+        for place in self._of(parameter):
+            root = place.root()
+            if root is not None:
+                return id(root), place.name.partition(".")[0]
+        return None
+
     def name_of(self, parameter: torch.Tensor) -> str:
         """Its qualified name, below the outermost module's; empty where no module holds it."""
         for place in self._of(parameter):

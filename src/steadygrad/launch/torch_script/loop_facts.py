@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.chains import chains_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.ownership import Ownership
 
@@ -138,27 +139,39 @@ class LoopFacts:
         self._graphs = 0
         self._logits: dict[str, str] | None = None
         self._ownership = Ownership()
+        self._chains: list[set[int]] = []
+        self._names: dict[int, str] = {}
         self.changed = False
 
-    def follow(self, optimizer: torch.optim.Optimizer, index: int) -> None:
-        """An optimizer was seen for the first time."""
+    def follow(
+        self, optimizer: torch.optim.Optimizer, index: int, names: Mapping[int, str]
+    ) -> None:
+        """An optimizer was seen for the first time; ``names`` by the ids of its parameters."""
+        self._names.update(names)
         self._probes[id(optimizer)] = Probe(weakref.ref(optimizer), index)
 
     def saw_loose(self, leaves: Iterable[torch.Tensor]) -> None:
         """A backward reaches these, which no optimizer holds."""
         self._ownership.saw_loose(leaves)
 
-    def before_backward(self, roots: Sequence[Any]) -> None:
+    def before_backward(self, roots: Sequence[Any], census: Census | None) -> None:
         """The script calls backward on these."""
         tensors = [root for root in roots if isinstance(root, torch.Tensor)]
         if self._graphs < MOST_GRAPHS:
             self._graphs += 1
             self._logits = self._logits or logits_of(tensors)
+            if census is not None:
+                self._note_chains(chains_of(tensors, census.part_of))
         probes = [probe for probe in self._probes.values() if probe.looks and probe.steps]
         if probes:
             divided = any(_begins_at_a_division(tensor) for tensor in tensors)
             for probe in probes:
                 probe.before_backward(divided)
+
+    def _note_chains(self, chains: list[set[int]]) -> None:
+        new = [chain for chain in chains if not any(chain <= known for known in self._chains)]
+        kept = [known for known in self._chains if not any(known < chain for chain in new)]
+        self._chains = [*kept, *new]
 
     def after_backward(self) -> None:
         """That backward is done."""
@@ -177,12 +190,19 @@ class LoopFacts:
         if probe.steps == LOOK_AT:
             self._ownership.settle(optimizer, probe.index, census)
 
+    def _chains_by_name(self) -> list[list[str]]:
+        """The chains where there are several; one chain is what everybody takes a model for."""
+        named = [[self._names[i] for i in chain if i in self._names] for chain in self._chains]
+        named = [sorted(names) for names in named if names]
+        return named if len(named) > 1 else []
+
     def as_json(self) -> dict[str, Any]:
         """All of it, for the run file."""
         self.changed = False
         return {
             "optimizers": [probe.as_json() for probe in self._probes.values()],
             "logits": self._logits,
+            "chains": self._chains_by_name(),
             **self._ownership.as_json(),
         }
 

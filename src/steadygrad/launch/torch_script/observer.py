@@ -92,7 +92,7 @@ class TorchObserver:
                 self._look_around(tensors)
             elif self._thread_by_hand == threading.get_ident():
                 self._by_hand = False
-            self._loop.before_backward(tensors)
+            self._loop.before_backward(tensors, self._attachments.census)
             self.losses.saw(tensors, weights)
             self._amp = self._amp or self.losses.scale is not None
 
@@ -217,7 +217,7 @@ class TorchObserver:
             return self._attachments.steady(optimizer, self._observing)
         steady = self._attachments.steady(optimizer, self._observing)
         number = self._attachments.number_of(map(id, parameters_of(optimizer)))
-        self._loop.follow(optimizer, number)
+        self._loop.follow(optimizer, number, self._attachments.tensor_names)
         if self.context.plan.find_nan:
             steady.find_nan(quiet=True)
             if self._finder is not None and not self._updates_by_hand():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.depth import Profile, biases, depth_profile
+from steadygrad.rules.evidence.depth import Profile, biases, profiles
 from steadygrad.rules.evidence.view import View, number
 from steadygrad.rules.finding import Finding
 
@@ -30,8 +30,7 @@ def check(view: View) -> Iterator[Finding]:
 def _steepest(view: View) -> Profile | None:
     """Of the first usable steps: later ones show what training made of it."""
     table = view.healthy_norms[: max(3, len(view.healthy_norms) // 10)]
-    both = [depth_profile(view, table, columns) for columns in (view.weights, biases(view))]
-    found = [p for p in both if p is not None]
+    found = [p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)]
     return min(found, key=lambda p: p.ratio, default=None)
 
 

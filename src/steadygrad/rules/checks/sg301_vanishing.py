@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.depth import Profile, biases, depth_profile, wrecked
+from steadygrad.rules.evidence.depth import Profile, biases, profiles, wrecked
 from steadygrad.rules.evidence.view import LossTrend, View, number, percent
 from steadygrad.rules.finding import Finding
 
@@ -46,8 +46,7 @@ def _learns(trend: LossTrend) -> bool:
 
 def _steepest(view: View) -> Profile | None:
     table = view.live_norms
-    both = [depth_profile(view, table, columns) for columns in (view.weights, biases(view))]
-    found = [p for p in both if p is not None]
+    found = [p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)]
     return max(found, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
 
 

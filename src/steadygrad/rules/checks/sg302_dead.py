@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.dead import never_lived
-from steadygrad.rules.evidence.depth import biases, depth_profile
+from steadygrad.rules.evidence.depth import biases, profiles
 from steadygrad.rules.evidence.view import Array, View, columns_median, percent
 from steadygrad.rules.finding import Finding
 
@@ -117,8 +117,8 @@ def _dying(view: View) -> Array:
 
 def _blocks(view: View) -> bool:
     """Whether the first layers get next to nothing of the gradient of the last."""
-    profile = depth_profile(view, view.live_norms, biases(view))
-    return profile is not None and profile.ratio >= BLOCKED and profile.agreement >= 0.5
+    found = profiles(view, view.live_norms, biases(view))
+    return any(p.ratio >= BLOCKED and p.agreement >= 0.5 for p in found)
 
 
 def _whole(view: View, columns: Array) -> Finding:

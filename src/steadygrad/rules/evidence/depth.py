@@ -47,6 +47,28 @@ class Profile:
         return float((1 / self.ratio) ** (1 / between)) if self.ratio > 0 else math.nan
 
 
+def profiles(view: View, table: Array, columns: Array) -> list[Profile]:
+    """A profile of each chain of layers: networks side by side are no depth.
+
+    Args:
+        view: the run; where it does not tell its chains, the forward order is taken for one.
+        table: norms, ``[rows, tensors]``; NaN where unusable.
+        columns: which tensors, in forward order.
+
+    Returns:
+        Those of the chains that are long enough.
+    """
+    names = [view.tensors[i].name for i in columns]
+    chains = [set(map(str, chain)) for chain in (view.info.get("loop") or {}).get("chains") or ()]
+    parts = [
+        columns[[name in chain for name in names]]
+        for chain in chains
+        if not chain.isdisjoint(names)
+    ]
+    found = [depth_profile(view, table, part) for part in parts or [columns]]
+    return [profile for profile in found if profile is not None]
+
+
 def depth_profile(view: View, table: Array, columns: Array) -> Profile | None:
     """The profile of some tensors, or None where there are fewer than `LAYERS` of them.
 
@@ -81,10 +103,10 @@ def wrecked(view: View) -> float:
     if not any("Norm" in t.module for t in view.tensors):
         return 0.0
     columns = view.weights
-    early = depth_profile(view, view.healthy_norms[:2], columns)
-    late = depth_profile(view, view.live_norms[len(view.live_norms) // 2 :], columns)
+    early = profiles(view, view.healthy_norms[:2], columns)
+    late = profiles(view, view.live_norms[len(view.live_norms) // 2 :], columns)
     pace = median([median(row) for row in ratios[:3][:, columns]])
-    fell = early is not None and late is not None and late.ratio > WORSE * early.ratio
+    fell = any(b.ratio > WORSE * a.ratio for a, b in zip(early, late, strict=False))
     return pace if fell and pace > FAST else 0.0
 
 

@@ -238,3 +238,14 @@ def test_a_small_radius_forgets_what_a_stalled_loss_needs(
     if stalls:
         m.loss[:] = 2.3
     assert m.ids == (["SG305"] if fires else [])
+
+
+def test_networks_side_by_side_are_no_depth(make):
+    m = make(layers=10)
+    m.loss[:] = 2.0
+    m.norms[:, :10] *= 1e-4
+    m.norms *= np.repeat(np.geomspace(0.3, 3.0, 10), 2)
+    assert m.ids == ["SG301"]
+    names = [t.name for t in m.tensors]
+    m.info["loop"] = {"chains": [names[:10], names[10:]]}
+    assert m.ids == []
