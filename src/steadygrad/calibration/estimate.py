@@ -31,6 +31,7 @@ KENDALL_Z = 2.58
 RESAMPLES, RESAMPLED_POINTS = 200, 20_000
 SETBACK_PLACES, MEDIAN_OF = 1024, 8192
 """How many places of a long run are asked whether the loss turned there, and by medians of what."""
+RISE, RISE_NOISE = 0.1, 3.0
 FELL, FELL_NOISE = 0.05, 6.0
 """A loss has fallen once it is 5 % lower, and by six standard errors of a median of 5."""
 
@@ -117,17 +118,25 @@ def bootstrap(
 def loss_rise(losses: Floats) -> tuple[float, float] | None:
     """Median loss of the first and of the last 5 % of the steps, where it rose; else None.
 
+    Only a loss that is an error can rise: one that goes below 0 is a score, of an adversary or of
+    a policy, and says nothing. A rise counts beyond a tenth and beyond the noise of the steps.
+
     Example:
         >>> loss_rise(np.linspace(2.0, 9.0, 41)), loss_rise(np.linspace(9.0, 2.0, 41))
         ((2.0875, 8.9125), None)
+        >>> loss_rise(np.linspace(-1.0, 9.0, 41)) is None
+        True
     """
     width = max(1, losses.size // 20)
     parts = (losses[:width], losses[losses.size - width :])
     ends = [part[np.isfinite(part)] for part in parts]
-    if not all(part.size for part in ends):
+    if not all(part.size for part in ends) or np.nanmin(losses) < 0:
         return None
     first, last = (float(np.median(part)) for part in ends)
-    return (first, last) if last > first else None
+    changes = np.abs(np.diff(losses[np.isfinite(losses)]))
+    sigma = MAD_TO_SIGMA * float(np.median(changes)) / math.sqrt(2)
+    least = max(RISE * first, RISE_NOISE * sigma / math.sqrt(width))
+    return (first, last) if last - first > least else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from steadygrad.calibration import estimate
-from steadygrad.calibration.advice import advise, judge
+from steadygrad.calibration.advice import NEARLY_ALWAYS, advise, judge
 from steadygrad.calibration.estimate import two_digits
 from steadygrad.calibration.result import Calibration, Spike
 from steadygrad.calibration.source import open_steps, recorded_norm_type
@@ -27,6 +27,8 @@ MIN_CALM = 10
 """Steps before a setback from which its norms can be judged."""
 START_SHARE, START_STEPS = 0.05, 100
 COMMON = (0.5, 1.0, 5.0)
+ABSURD, TRAVELLED = 1e6, 1e3
+"""A median norm, and a change of it over the run, beyond which there is no threshold to tell."""
 CAUTIOUS = 1.0
 """The norms of a training that failed are no guide upwards; this is what most start from."""
 PERCENTILES = ("1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
@@ -42,7 +44,8 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
 
     The norms of a training that failed are no guide upwards. Where the recorded loss fell and
     then lost what it had gained, the threshold is the median norm of the steps before that,
-    and at most 1; where the loss only rose, it is at most 1.
+    and at most 1; where the loss only rose, it is at most 1, or none where 1 would clip most
+    steps. A norm that exploded, or moved a thousandfold, gives none either.
 
     Args:
         run: a run, or the path of a run file.
@@ -52,7 +55,8 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
         The calibration; `Calibration.spec` is what to type.
 
     Raises:
-        CalibrationError: fewer than 20 usable steps; the message says why.
+        CalibrationError: fewer than 20 usable steps, or a run whose norms are no guide; the
+            message says why, and which run would give a threshold.
         UsageError: the run has no such optimizer.
 
     Example:
@@ -108,6 +112,45 @@ def _require_steps(usable: int, rows: Any) -> None:
     )
 
 
+def _require_a_guide(
+    norms: Floats, change: float, rise: tuple[float, float] | None, losses: Floats
+) -> None:
+    """Refuse a threshold where the run says nothing of what the next one needs.
+
+    Args:
+        norms: of the stable stretch.
+        change: log change of the norm over it.
+        rise: the loss at the start and at the end, where it rose.
+        losses: all of them; where none is known, no size of a norm is absurd.
+
+    Raises:
+        CalibrationError: says why, and which run would give one.
+    """
+    factor = float(np.exp(abs(change)))
+    over = float((norms > CAUTIOUS).mean())
+    if np.median(norms) > ABSURD and np.isfinite(losses).any():
+        reason = (
+            f"its gradients have exploded (median norm {np.median(norms):.3g}). Mend what "
+            "steadygrad diagnose names, record that"
+        )
+    elif factor > TRAVELLED:
+        way = "fell" if change < 0 else "rose"
+        reason = (
+            f"the norm {way} {factor:.2g} times, and no one threshold suits both ends. Use a "
+            "method that follows the norm (auto, zclip), or record a run that ends where you "
+            "would stop"
+        )
+    elif rise is not None and over > NEARLY_ALWAYS:
+        reason = (
+            f"the loss rose from {rise[0]:.3g} to {rise[1]:.3g}, so that its norms are no guide, "
+            f"and {CAUTIOUS:g}, the usual start, would clip {100 * over:.0f} % of the steps. "
+            "Record one with the method auto, or with a tenth of the learning rate"
+        )
+    else:
+        return
+    raise CalibrationError(f"this run gives no threshold: {reason}, and calibrate that")
+
+
 def _conclude(
     run: Run,
     number: int,
@@ -122,7 +165,8 @@ def _conclude(
     norms = kept["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
     figure = _middle if back else estimate.log_threshold
     found_at = float(np.exp(figure(stable)))
-    failed = back is not None or estimate.loss_rise(rows["loss"]) is not None
+    rise = estimate.loss_rise(rows["loss"])
+    failed = back is not None or rise is not None
     threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
     places, heights = estimate.spikes(stable)
     found = tuple(
@@ -130,6 +174,7 @@ def _conclude(
         for i, h in zip(places, heights, strict=True)
     )
     change, moving = estimate.drift(stable)
+    _require_a_guide(norms, change if moving else 0.0, None if back else rise, rows["loss"])
     low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable, figure))
     median = float(np.median(norms))
     broken = int((~np.isfinite(rows["norm"])).sum())

@@ -8,6 +8,9 @@ import numpy as np
 
 from steadygrad.rules.evidence.view import View, median, number
 
+ABSURD = 1e6
+"""A median norm that is no guide to any threshold."""
+
 _PREFIX = {
     "torch": "import steadygrad.torch as sg\n",
     "keras": "import steadygrad.keras as sg\n",
@@ -86,7 +89,7 @@ def recommended(view: View, until: int | None = None) -> float:
             return calibrated
     norms = view.norm[:until][view.usable[:until]]
     norms = norms[norms > 0]
-    if not norms.size:
+    if not norms.size or median(norms) > ABSURD:
         return 1.0
     return float(number(min(2 * median(norms), 1.5 * float(np.quantile(norms, 0.9)))))
 

@@ -232,7 +232,8 @@ def test_replay_skips_spikes(spiky: Any) -> None:
 
 
 def test_a_training_that_fails_is_no_guide_upwards(spiky: Any) -> None:
-    good, bad = (calibrate(run_of(spiky, loss=np.linspace(2, end, 600))) for end in (1, 30))
+    small = 0.3 * spiky  # 1 stands over most of them
+    good, bad = (calibrate(run_of(small, loss=np.linspace(2, end, 600))) for end in (1, 30))
     assert good.threshold > 1.0
     assert bad.threshold == 1.0
     assert bad.needed
@@ -318,3 +319,24 @@ def test_a_long_run_is_asked_at_a_bounded_number_of_places(
     monkeypatch.setattr(np, "median", counted)
     assert estimate.setback(2 - np.arange(100_000) / 100_000) is None
     assert medians <= estimate.SETBACK_PLACES + 1
+
+
+def test_a_run_that_is_no_guide_gives_no_threshold_and_says_which_would() -> None:
+    noise = np.exp(np.random.default_rng(5).normal(0, 0.1, 400))
+    cases = {
+        "exploded": (1e9 * noise, np.full(400, 5.0)),
+        "fell": (noise * np.geomspace(1.0, 1e-7, 400), None),
+        "the loss rose": (40.0 * noise, np.linspace(17.0, 34.0, 400)),
+    }
+    for reason, (norms, loss) in cases.items():
+        with pytest.raises(CalibrationError, match=reason) as told:
+            calibrate(run_of(norms) if loss is None else run_of(norms, loss=loss))
+        assert "calibrate that" in str(told.value)
+
+
+def test_a_score_that_rises_is_no_loss_that_rose() -> None:
+    norms = 40.0 * np.exp(np.random.default_rng(5).normal(0, 0.1, 400))
+    score = np.linspace(-1.0, 20.0, 400)
+    assert calibrate(run_of(norms, loss=score)).threshold > 40.0
+    noisy = 2.0 + np.random.default_rng(6).normal(0, 0.3, 400)
+    assert calibrate(run_of(norms, loss=noisy)).threshold > 40.0

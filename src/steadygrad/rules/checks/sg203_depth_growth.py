@@ -12,6 +12,8 @@ from steadygrad.rules.finding import Finding
 
 GROWN = 100.0
 CERTAIN = 1e4
+VAST = 1e3
+"""A first loss that outputs of ordinary size do not make, where training sheds it later on."""
 
 _CAUSES = (
     "initial weights too large for the depth: each layer multiplies the gradient",
@@ -36,7 +38,8 @@ def _steepest(view: View) -> Profile | None:
 
 def _hurts(view: View) -> bool:
     trend = view.loss_trend
-    trouble = not trend.known or view.stuck or trend.diverged or trend.dear
+    vast = trend.known and trend.first > VAST and trend.first > 30 * abs(trend.lowest)
+    trouble = not trend.known or view.stuck or trend.diverged or trend.dear or vast
     return trouble or bool(view.broken.any()) or len(view.spikes) > 0
 
 

@@ -19,6 +19,8 @@ STILL = 0.3
 """Share of its size before, above which the norm has not fallen: there was more to learn."""
 SOLVED = 0.05
 """Share of the first loss under which a run has got where it was going."""
+FAINT = 1e-2
+"""A gradient norm so small that the gradient, and not the rate, is what is missing."""
 UNMOVED = 1e-3
 """Part of their size that no weight has moved by in the whole run."""
 
@@ -36,7 +38,7 @@ def check(view: View) -> Iterator[Finding]:
 def _has_gradients(view: View) -> bool:
     """Whether most matrices have something to move by; where they have not, no rate helps."""
     zeros = columns_median(view.zeros[view.good][:, view.weights])
-    return bool(median(view.norm[view.usable]) > 0 and not (zeros == 1).mean() > 0.5)
+    return bool(median(view.norm[view.usable]) > FAINT and not (zeros == 1).mean() > 0.5)
 
 
 def _gone_since(view: View) -> int | None:
