@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steadygrad.compare.cells import Grid
+from steadygrad.compare.rows import cells, troubles
 from steadygrad.compare.table import Comparison, Row
 from steadygrad.errors import SteadyGradError
 from steadygrad.report import write_report
@@ -102,7 +103,6 @@ def write_page(found: Comparison, grid: Grid) -> Path:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from steadygrad.compare.show import cells, troubles
     from steadygrad.report.page import plotly_script
 
     plotly = plotly_script()

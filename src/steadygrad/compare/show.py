@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,9 +13,8 @@ from rich.table import Table
 from steadygrad.compare.cells import Cell, Grid, run_cells
 from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
-from steadygrad.compare.table import Comparison, Row, judge
-from steadygrad.report.numbers import duration, figure
-from steadygrad.text import percent
+from steadygrad.compare.rows import cells, troubles
+from steadygrad.compare.table import Comparison, judge
 
 
 def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
@@ -78,31 +76,3 @@ def table(found: Comparison) -> Table:
         texts = [text.removesuffix(" with the best") for text in cells(row)]
         shown.add_row(*(texts if skips else [*texts[:6], *texts[7:]]), style=style)
     return shown
-
-
-def cells(row: Row) -> list[str]:
-    """One row as text: policy, loss, spread, standing, diverged, clipped, skipped, cosine, time."""
-    cosine, seconds = row.mean("cosine"), row.mean("seconds")
-    rates = [row.mean("clip_rate"), row.mean("skip_rate")]
-    return [
-        row.spec,
-        figure(row.final_loss),
-        figure(row.spread),
-        row.standing or "–",
-        f"{row.diverged} of {len(row.outcomes)}" if row.diverged else "0",
-        *(percent(rate) if math.isfinite(rate) else "–" for rate in rates),
-        f"{cosine:.3f}" if math.isfinite(cosine) else "–",
-        duration(seconds) if math.isfinite(seconds) else "–",
-    ]
-
-
-def troubles(found: Comparison, most: int = 6) -> list[str]:
-    """Why trainings diverged or failed, a line a training."""
-    lines = [
-        f"  {o.spec}, seed {o.seed}: {o.trouble}"
-        for r in found.rows
-        for o in r.outcomes
-        if o.trouble
-    ]
-    more = [f"  and {len(lines) - most} more"] if len(lines) > most else []
-    return lines[:most] + more

@@ -7,43 +7,15 @@ package and its `name` a word that specs understand.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any
 
-from steadygrad.policies import methods
 from steadygrad.policies.base import Decision, Policy, State
-
-
-def _discover() -> dict[str, type[Policy]]:
-    found: dict[str, type[Policy]] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(methods.__path__)):
-        members = vars(importlib.import_module(f"{methods.__name__}.{module}")).values()
-        for member in members:
-            if isinstance(member, type) and issubclass(member, Policy) and member.name:
-                found[member.name] = member
-    return found
-
-
-REGISTRY: dict[str, type[Policy]] = _discover()
-"""Spec word -> policy class."""
-
-
-def examples() -> list[str]:
-    """Specs of every method there is, as its class gives them.
-
-    Example:
-        >>> "norm:1.0" in examples()
-        True
-    """
-    return [spec for method in REGISTRY.values() for spec in method.examples]
-
+from steadygrad.policies.chain import Chain
+from steadygrad.policies.groups import Groups
+from steadygrad.policies.registry import REGISTRY, examples
+from steadygrad.policies.specs import parse
 
 globals().update({cls.__name__: cls for cls in REGISTRY.values()})
-
-from steadygrad.policies.chain import Chain  # noqa: E402  (needs the registry)
-from steadygrad.policies.groups import Groups  # noqa: E402
-from steadygrad.policies.specs import parse  # noqa: E402
 
 __all__ = [
     "REGISTRY",

@@ -14,8 +14,8 @@ from typing import Any
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import Decision, Policy, State, constant
+from steadygrad.policies.method_specs import parse_methods
 from steadygrad.policies.methods.none import NoClip
-from steadygrad.policies.specs import parse
 from steadygrad.stats import GradientStats, combine_norms
 
 INF = float("inf")
@@ -36,7 +36,7 @@ class Groups(Policy):
     Example:
         >>> Groups.of({"embed.*": "none", "*": "norm:1.0"}).for_tensor("head.weight")
         ClipNorm(max_norm=1.0, p=2.0)
-        >>> parse("{@Muon: none, *: norm:1.0}").for_optimizer("Muon")
+        >>> Groups.of({"@Muon": "none", "*": "norm:1.0"}).for_optimizer("Muon")
         NoClip()
     """
 
@@ -58,8 +58,10 @@ class Groups(Policy):
     @classmethod
     def of(cls, groups: Mapping[str, str | Policy]) -> Groups:
         """Groups from ``{pattern: spec or policy}``."""
+        if any(isinstance(v, str) and v.lstrip().startswith("{") for v in groups.values()):
+            raise SpecError("a clip group cannot hold groups; write all patterns in one mapping")
         return cls(
-            tuple((k, parse(v) if isinstance(v, str) else v) for k, v in groups.items()),
+            tuple((k, parse_methods(v) if isinstance(v, str) else v) for k, v in groups.items()),
         )
 
     def _finite_norms(self) -> set[float]:
