@@ -19,6 +19,28 @@ from steadygrad.policies.methods.none import NoClip
 from steadygrad.stats import GradientStats, combine_norms
 
 INF = float("inf")
+BY_GROUP = "@group:"
+"""Begins a pattern that means a parameter group of an optimizer."""
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's name fits a pattern, or one of several with ``|`` between them.
+
+    Example:
+        >>> matches("head.weight", "embed.*|head.*"), matches("head.weight", "head.bias")
+        (True, False)
+    """
+    return any(fnmatchcase(name, each) for each in pattern.split("|"))
+
+
+def escaped(name: str) -> str:
+    """A pattern that only this name fits.
+
+    Example:
+        >>> matches("a[0]", escaped("a[0]")), matches("a0", escaped("a[0]"))
+        (True, False)
+    """
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 @dataclass(frozen=True)
@@ -27,7 +49,9 @@ class Groups(Policy):
 
     Args:
         members: ``((pattern, policy), ...)``; patterns as in `fnmatch`. A pattern ``@Muon``
-            means all tensors of an optimizer of that class, and goes before the others.
+            means all tensors of an optimizer of that class, and goes before the others;
+            ``@group:muon`` means the parameter groups of a torch optimizer that are called so, or
+            that set ``muon`` or ``use_muon``. Several patterns may stand with ``|`` between them.
 
     Raises:
         SpecError: no group, a group inside a group, or groups that want two different finite p
@@ -97,15 +121,16 @@ class Groups(Policy):
         )
 
     def for_tensor(self, name: str) -> Policy:
-        found = (p.for_tensor(name) for pattern, p in self.members if fnmatchcase(name, pattern))
+        found = (p.for_tensor(name) for pattern, p in self.members if matches(name, pattern))
         return next(found, _NONE)
 
     def for_optimizer(self, class_name: str) -> Policy:
         """What is left for one optimizer: a member ``@Class`` governs all of a matching one."""
-        own = [p for k, p in self.members if k[0] == "@" and fnmatchcase(class_name, k[1:])]
+        classes = [(k, p) for k, p in self.members if k[0] == "@" and not k.startswith(BY_GROUP)]
+        own = [p for k, p in classes if fnmatchcase(class_name, k[1:])]
         if own:
             return own[0]
-        rest = tuple(member for member in self.members if member[0][0] != "@")
+        rest = tuple(member for member in self.members if member not in classes)
         return Groups(rest) if rest else _NONE
 
     def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
@@ -156,7 +181,7 @@ def _slices(groups: Groups, names: tuple[str, ...]) -> list[tuple[int, Policy, t
     """``(number, policy, tensor indices)`` of every group that holds a tensor, and of the rest."""
     policies = [policy for _, policy in groups.members] + [_NONE]
     patterns = [pattern for pattern, _ in groups.members] + ["*"]
-    owner = [next(i for i, p in enumerate(patterns) if fnmatchcase(name, p)) for name in names]
+    owner = [next(i for i, p in enumerate(patterns) if matches(name, p)) for name in names]
     return [
         (number, policy, tuple(i for i, o in enumerate(owner) if o == number))
         for number, policy in enumerate(policies)

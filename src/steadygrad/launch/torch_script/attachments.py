@@ -14,10 +14,12 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.internals import scaler
-from steadygrad.torch.step import copies
-from steadygrad.torch.step.attaching import attach_unheard
-from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import is_stand_in
+from steadygrad.torch.step.observing import (
+    Steady,
+    attach_unheard,
+    is_stand_in,
+    unmark_copies,
+)
 
 Parameters = list[torch.Tensor]
 _NONE: Mapping[str, float] = {}
@@ -140,7 +142,7 @@ class Attachments:
             lambda error: context.trouble("a step was not observed", error), context.mention
         )
         self._number_of.update((id(p), number) for p in parameters)
-        copies.unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
+        unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
         if plan.clip is None:
             observing: ObservingClipper = clipper(optimizer, number)
             steady.act_through(observing)

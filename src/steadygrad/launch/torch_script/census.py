@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.torch.step.naming import describe
+from steadygrad.torch.step.observing import describe
 
 _WRAPPINGS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 

@@ -23,7 +23,7 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.record.journal import record_of
 from steadygrad.torch.record.recording import Recorder
-from steadygrad.torch.step.clipper import Clipper, Outcome
+from steadygrad.torch.step.observing import Clipper, Outcome
 
 PROBE = 8
 

@@ -21,7 +21,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.measuring import namespace, total_of
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
-from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip
+from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip
 
 
 class ObservingClipper(Clipper):

@@ -40,8 +40,7 @@ from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import LossMeter
 from steadygrad.torch.record.recording import Recorder
-from steadygrad.torch.step.clipper import Clipper
-from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.observing import Clipper, Steady
 
 MOST_WALKS = 16
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from steadygrad.errors import AttachError, UsageError
-from steadygrad.policies.choice import Clip, resolve
+from steadygrad.errors import AttachError, NoGradientsWarning, UsageError
+from steadygrad.policies import NoClip
+from steadygrad.policies import groups as clip_groups
+from steadygrad.policies.choice import Clip, policy_of, resolve
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
+from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.naming import ModelNames, Names
+from steadygrad.torch.step.patterns import idle_patterns
 
 
 def attach(
@@ -30,7 +35,8 @@ def attach(
 
     Args:
         optimizer: any torch optimizer, or a wrapper such as Accelerate's around one.
-        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``; ``@Muon`` for
+            a pattern means an optimizer's class, ``@group:muon`` one of its parameter groups.
         model: gives tensors their names, module types and forward order.
         on_nonfinite: what to do when gradients hold NaN or inf: ``"skip"`` the step whole
             (the default), ``"raise"``, ``"zero"`` those elements, or ``"propagate"``
@@ -65,6 +71,7 @@ def attach(
     steady = attach_unheard(
         optimizer, clip, model, on_nonfinite, run, names, optimizer_index, process_group
     )
+    _warn_of_idle_groups(clip, steady, model)
     if run is not None:
         steady.hear_losses()
     if find_nan:
@@ -93,6 +100,24 @@ def attach_unheard(
     return Steady(
         inner, choice.policy, choice.on_nonfinite, run, source, optimizer_index, process_group
     )
+
+
+def _warn_of_idle_groups(clip: Clip, steady: Steady, model: torch.nn.Module | None) -> None:
+    """Groups that are for another optimizer, or for no name, would clip nothing without a word."""
+    asked = policy_of(clip)
+    own = type(steady.optimizer).__name__
+    if isinstance(asked, clip_groups.Groups) and isinstance(steady.policy, NoClip):
+        classes = [pattern for pattern, _ in asked.members]
+        if not any(fnmatchcase(own, pattern.removeprefix("@")) for pattern in classes):
+            warn_user(
+                f"none of the clip groups {', '.join(classes)} is for a {own}, so nothing is "
+                f"clipped; type for example '@{own}', or '*' for what is left",
+                NoGradientsWarning,
+            )
+    names = steady.names if model is None else [name for name, _ in model.named_parameters()]
+    plain = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
+    for sentence in idle_patterns(steady.policy, [*plain, *steady.names]):
+        warn_user(sentence, NoGradientsWarning)
 
 
 def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:

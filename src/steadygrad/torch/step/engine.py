@@ -30,6 +30,7 @@ from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.inner import inner_optimizers, is_stand_in
 from steadygrad.torch.step.naming import ModelNames, Names
 from steadygrad.torch.step.origins import OriginSearch
+from steadygrad.torch.step.patterns import by_parameter_groups
 from steadygrad.torch.step.skipping import Skipping, stock_skipping
 from steadygrad.torch.step.table import ParameterTable
 from steadygrad.torch.step.trial import skipping_of
@@ -72,7 +73,12 @@ class Engine:
         process_group: Groups = None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
+        self._table = ParameterTable(names, index, process_group)
+        self._table.refresh(optimizer)
+        policy = by_parameter_groups(policy, optimizer, self._table.names)
         self.clipper = Clipper(policy, on_nonfinite)
+        self.clipper.memory.follow(self._table.names, self._table.sizes)
+        refuse_beyond_norms(self._table.spread, policy)
         self.skipping = _skipping(optimizer, self.clipper)
         self.journal = Journal(optimizer, policy.spec(), on_nonfinite, run, index)
         self.origins = OriginSearch(index)
@@ -80,9 +86,6 @@ class Engine:
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
-        self._table = ParameterTable(names, index, process_group)
-        self._follow(optimizer)
-        refuse_beyond_norms(self._table.spread, policy)
         self._names = names
         self._folding = Folding()
         self._losses = StepLosses()

@@ -99,6 +99,11 @@ class Steady:
         return record
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the optimizer's parameters are called."""
+        return self._engine.names()
+
+    @property
     def origin(self) -> Origin | None:
         """Where the last NaN or inf came from; None without one, or without `find_nan`."""
         return self._engine.origins.last

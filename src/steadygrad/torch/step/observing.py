@@ -1,0 +1,22 @@
+"""What `steadygrad run` uses of an optimizer's steps: this module and no other of this package."""
+
+from __future__ import annotations
+
+from steadygrad.torch.step.attaching import attach_unheard
+from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip
+from steadygrad.torch.step.copies import unmark_copies
+from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.inner import is_stand_in
+from steadygrad.torch.step.naming import describe
+
+__all__ = [
+    "Clipper",
+    "Outcome",
+    "Scale",
+    "Skip",
+    "Steady",
+    "attach_unheard",
+    "describe",
+    "is_stand_in",
+    "unmark_copies",
+]
