@@ -47,6 +47,11 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
     metavar="terminal|URL",
     help="Tell of errors while the script runs: on standard error, and to a webhook at URL.",
 )
+@click.option(
+    "--record-arguments",
+    is_flag=True,
+    help="Record SCRIPT's arguments as they are; default: only those that cannot be secrets.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No words at the end.")
 @click.option("--force", is_flag=True, help="Replace a run file that exists.")
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as after python -m.")
@@ -60,6 +65,7 @@ def command(
     seed: int | None,
     logs: tuple[str, ...],
     alert: str | None,
+    record_arguments: bool,
     quiet: bool,
     force: bool,
     as_module: bool,
@@ -88,6 +94,7 @@ def command(
         seed=seed,
         logs=_sinks(logs, alert),
         folder=os.getcwd(),
+        record_arguments=record_arguments,
         quiet=quiet,
         force=force,
     )
@@ -110,16 +117,17 @@ def _output(out: str | None, force: bool) -> str:
 def _sinks(logs: tuple[str, ...], alert: str | None) -> tuple[str, ...]:
     if not logs and alert is None:
         return ()
+    from steadygrad.sinks.addresses import check_address
     from steadygrad.sinks.opening import read_spec
 
     for spec in logs:
-        read_spec(spec)
+        kind, target, _ = read_spec(spec)
+        if kind == "alerts" and target:
+            check_address(target)
     if alert is None:
         return logs
-    if alert != "terminal" and not alert.startswith(("http://", "https://")):
-        raise click.UsageError(
-            f"--alert takes the word terminal, or the http(s) address of a webhook; got {alert!r}"
-        )
+    if alert != "terminal":
+        check_address(alert)
     return (*logs, "alerts" if alert == "terminal" else f"alerts:{alert}")
 
 

@@ -21,6 +21,7 @@ class Plan:
         seed: what shifts the script's random seeds; None leaves them alone.
         logs: specs of the loggers that every step is sent to, alerts among them.
         folder: what relative paths in `logs` start from; the script may change its own.
+        record_arguments: write the script's arguments as they are, secrets among them.
         quiet: no last words.
         force: replace a run file that exists.
         speaks: this process prints the last words (rank 0).
@@ -37,6 +38,7 @@ class Plan:
     seed: int | None = None
     logs: tuple[str, ...] = ()
     folder: str = ""
+    record_arguments: bool = False
     quiet: bool = False
     force: bool = False
     speaks: bool = True
@@ -50,10 +52,12 @@ class Plan:
 
     @property
     def shown_arguments(self) -> list[str]:
-        """The script's arguments as they may be printed: secrets are blotted out."""
-        from steadygrad.runlog.facts import without_secrets
+        """The script's arguments as they may be printed: only harmless ones are left."""
+        from steadygrad.runlog.facts import harmless
 
-        return without_secrets(self.arguments)
+        if self.record_arguments:
+            return list(self.arguments)
+        return harmless(self.arguments, "." if self.as_module else os.path.dirname(self.target))
 
 
 def rank_of(environment: dict[str, str] | os._Environ[str]) -> int | None:

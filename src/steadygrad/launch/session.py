@@ -133,7 +133,12 @@ class Session:
         if self.plan.process:
             wanted = with_suffix(wanted, self.plan.process)
         path = wanted if self.plan.force else fresh(wanted)
-        writer = RunWriter(path, info=self._first_facts(), force=self.plan.force)
+        writer = RunWriter(
+            path,
+            info=self._first_facts(),
+            force=self.plan.force,
+            record_arguments=self.plan.record_arguments,
+        )
         self.path = path
         writer.leave_by(self._conclude)
         if self.plan.logs:

@@ -1,11 +1,12 @@
 """What a run file says about the run without being told, and what it never says.
 
-No environment variable is read. A command line may carry a token, so the values of
-arguments that are named like a secret are blotted out before they are written.
+No environment variable is read. A command line may carry a token, so only arguments that are
+harmless by their form are written.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -17,8 +18,22 @@ from steadygrad import extensions
 from steadygrad._version import __version__
 
 BLOT = "***"
-_SECRET = re.compile(r"token|secret|passw|api[-_]?key|credential|\bkey\b|auth\b", re.IGNORECASE)
-_URL_USER = re.compile(r"(\w+://)[^/\s@]+@")
+_SECRET = re.compile(
+    r"token|secret|pass|pwd|\bpw\b|\bpin\b|\botp\b|credential|\bkey\b|[-_]key|apikey|auth\b",
+    re.IGNORECASE,
+)
+_NUMBER = r"[-+]?\d{0,12}\.?\d{1,12}(?:e[-+]?\d{1,3})?"
+_HARMLESS = re.compile(
+    rf"{_NUMBER}(?:,{_NUMBER}){{0,3}}"
+    r"|[a-z]{1,12}(?:[-_][a-z]{1,12}){0,3}"  # adamw, mean-squared-error
+    r"|True|False|None|(?:cuda|mps|xla|cpu|gpu|tpu):\d{1,2}|(?:bf|fp|tf|int|float|uint)\d{1,2}",
+)
+_OPTION = re.compile(
+    r"-[A-Za-z]\d?|-[a-z]{2,5}|--?[A-Za-z]{1,20}(?:[-_.][A-Za-z]{1,20}){0,4}\d{0,2}"
+)
+_SETTING = re.compile(r"[+~]{0,2}@?[A-Za-z_]{1,24}(?:[._/][A-Za-z_]{1,24}){0,5}\d{0,2}")
+"""A name before an equals sign: an option's, a variable's, or a path into a configuration."""
+LONGEST = 64
 
 
 def basic_facts() -> dict[str, Any]:
@@ -44,23 +59,65 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {name: str(sys.modules[name].__version__) for name in packages if name in sys.modules}
 
 
-def without_secrets(command: Sequence[Any]) -> list[str]:
-    """Blot out what looks like a secret in a command line.
+def without_secrets(command: Sequence[Any], folder: str | os.PathLike[str] = ".") -> list[str]:
+    """A command line of which only what is harmless by its form is left.
+
+    That is: the program, names of options, numbers, booleans, short lower-case words, and names
+    of files that are there; and none of these behind a name that speaks of a secret. A list of
+    what secrets look like could never be whole.
+
+    Args:
+        command: the program and its arguments, as `sys.argv` has them.
+        folder: where the script's files are.
 
     Example:
-        >>> without_secrets(["train.py", "--lr=0.1", "--api-key", "abc", "--hf-token=xyz"])
-        ['train.py', '--lr=0.1', '--api-key', '***', '--hf-token=***']
+        >>> without_secrets(["train.py", "--lr=0.1", "--api-key", "abc", "--tag", "Exp7"])
+        ['train.py', '--lr=0.1', '--api-key', '***', '--tag', '***']
     """
-    clean: list[str] = []
-    blot_next = False
-    for argument in map(str, command):
-        name, equals, _ = argument.partition("=")
-        secret = bool(_SECRET.search(name)) and (argument.startswith("-") or bool(equals))
-        if blot_next and not argument.startswith("-"):
-            clean.append(BLOT)
-        elif secret and equals:
-            clean.append(f"{name}={BLOT}")
+    words = list(map(str, command))
+    program = 1
+    if words and os.path.basename(words[0]).startswith("python"):
+        program = 3 if words[1:2] == ["-m"] else 2
+    return words[:program] + harmless(words[program:], folder)
+
+
+def harmless(arguments: Sequence[str], folder: str | os.PathLike[str] = ".") -> list[str]:
+    """`without_secrets` for arguments alone.
+
+    Example:
+        >>> harmless(["--lr", "1e-3", "model.depth=4", "-u", "bob:hunter2"])
+        ['--lr', '1e-3', 'model.depth=4', '-u', '***']
+    """
+    shown: list[str] = []
+    behind_secret = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        secret = bool(_SECRET.search(name))
+        if equals and (_OPTION.fullmatch(name) or _SETTING.fullmatch(name)):
+            shown.append(f"{name}={BLOT if secret or not _is_harmless(value, folder) else value}")
+            behind_secret = False
+        elif _names_option(argument) and not (behind_secret and not argument.startswith("--")):
+            shown.append(argument)
+            behind_secret = secret
         else:
-            clean.append(_URL_USER.sub(rf"\1{BLOT}@", argument))
-        blot_next = secret and not equals
-    return clean
+            shown.append(argument if not behind_secret and _is_harmless(argument, folder) else BLOT)
+            behind_secret = False
+    return shown
+
+
+def _names_option(argument: str) -> bool:
+    number = re.fullmatch(_NUMBER, argument, re.IGNORECASE)
+    return bool(_OPTION.fullmatch(argument)) and not number
+
+
+def _is_harmless(value: str, folder: str | os.PathLike[str]) -> bool:
+    if len(value) > LONGEST or not value.isprintable():
+        return False
+    return not value or bool(_HARMLESS.fullmatch(value)) or _is_there(value, folder)
+
+
+def _is_there(value: str, folder: str | os.PathLike[str]) -> bool:
+    """Whether a relative path names a file; an absolute one may be on a disk that hangs."""
+    if os.path.isabs(value) or ".." in value or ":" in value or "\\" in value:
+        return False
+    return any(os.path.lexists(os.path.join(place, value)) for place in (folder, "."))

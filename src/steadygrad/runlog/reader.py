@@ -18,6 +18,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -421,7 +422,8 @@ def _limit(connection: sqlite3.Connection) -> None:
         return spent > MOST_WORK
 
     connection.set_progress_handler(count, WORK)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_FIELD)
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_FIELD)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")

@@ -61,6 +61,7 @@ class RunWriter:
         path: the file to write; folders on the way are made.
         info: facts about the run as JSON values (`update_info` adds more).
         force: replace an earlier run file at ``path``.
+        record_arguments: keep ``command`` as it is; by default only what is harmless by its form.
 
     Raises:
         RunFileError: a file stands at ``path`` and ``force`` is not given, or it is not
@@ -83,7 +84,9 @@ class RunWriter:
         *,
         info: Mapping[str, Any] | None = None,
         force: bool = False,
+        record_arguments: bool = False,
     ) -> None:
+        self._record_arguments = record_arguments
         self.path = Path(path).absolute()
         self._tensors = 0
         self._nan_losses: set[int] = set()
@@ -214,9 +217,9 @@ class RunWriter:
         """Add or replace facts about the run; values become JSON.
 
         Args:
-            values: the facts; what looks like a secret in ``command`` is blotted out.
+            values: the facts; of ``command`` only arguments harmless by their form are kept.
         """
-        if "command" in values:
+        if "command" in values and not self._record_arguments:
             values["command"] = without_secrets(values["command"])
         self._recorder.info_given.update(values)
         self._put(InfoItem(values), 1000)
@@ -418,7 +421,7 @@ def _claim(path: Path, force: bool) -> None:
         path.unlink()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.open("xb").close()
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # its side files too
     except FileExistsError:
         raise RunFileError(
             f"{path} exists already, and a run is never overwritten silently: choose another "

@@ -299,8 +299,7 @@ def test_values_of_other_types_and_sizes(part: int, content: bytes, tmp_path: Pa
         try:
             try_all(number, tmp_path / "run.db", tmp_path)
         except BaseException as error:
-            error.add_note(f"the damage was: {name}")
-            raise
+            raise AssertionError(f"the damage was: {name}") from error
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,16 @@ def test_overhead_counts_the_time_of_handing_over(tmp_path: Path) -> None:
         (["a.py", "--wandb-api-key=abc"], ["a.py", "--wandb-api-key=***"]),
         (["a.py", "WANDB_API_KEY=abc"], ["a.py", "WANDB_API_KEY=***"]),
         (["a.py", "--password", "--fast"], ["a.py", "--password", "--fast"]),
-        (["s3://me:pw@host/x"], ["s3://***@host/x"]),
+        (["a.py", "--url", "s3://me:pw@host/x"], ["a.py", "--url", "***"]),
         (["tokenizer.json", "--monkey", "1"], ["tokenizer.json", "--monkey", "1"]),
+        (
+            ["python", "a.py", "-u", "bob:x", "+m.lr=0.1"],
+            ["python", "a.py", "-u", "***", "+m.lr=0.1"],
+        ),
+        (
+            ["python", "-m", "a.b", "--token", "-x9", "more"],
+            ["python", "-m", "a.b", "--token", "***", "more"],
+        ),
     ],
 )
 def test_secrets_in_the_command_line_are_blotted_out(
@@ -445,3 +453,40 @@ def test_a_file_that_is_being_written_is_not_replaced(tmp_path: Path) -> None:
     assert len(open_run(tmp_path / "run.db")) == 2
     RunWriter(tmp_path / "run.db", force=True).close()
     assert len(open_run(tmp_path / "run.db")) == 0
+
+
+SPELLINGS = """
+--password @|--password=@|--passwd @|--pass=@|--pwd=@|--pw @|-p@|--hf_token @|--apiKey @|--KEY=@
+--mykey=@|--auth user:@|--authorization Bearer§@|-H X-Api-Key:§@|--cookie=session=@|--jwt=@|@
+--dsn=postgres://u:@@h/db|--url=https://h/x?sig=@|--webhook=https://hooks.slack.com/services/@
+--conn Server=h;User=u;Password=@|{"api_key":§"@"}|--set wandb.api_key=@|+model.token=@|@==
+--opts token:§@|HF_TOKEN=@|--token -@|--token --@|--password-file=/x/@|hf_@abcdefghij|sk-@abc
+ghp_@|AKIA@|--token:@|/password:@|-u bob:@|--otp=@|--client-id=@|--token§=@|--@=1
+"""
+
+
+def test_only_what_is_harmless_by_its_form_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    secret = "S3CR3T9x"
+    spelled = SPELLINGS.strip().replace("\n", "|").replace("@", secret).split("|")
+    risky = [word.replace("§", " ") for words in spelled for word in words.split(" ")]
+    plain = ["--lr", "1e-3", "--opt=adamw", "--data", "data", "--bf16", "x.depth=4", "cuda:0"]
+    command = ["train.py", *plain, *risky]
+    RunWriter(tmp_path / "run.db", info={"command": command}).close()
+    assert secret.encode() not in (tmp_path / "run.db").read_bytes()
+    assert open_run(tmp_path / "run.db").info["command"][:9] == ["train.py", *plain]
+    kept = RunWriter(tmp_path / "all.db", info={"command": command}, record_arguments=True)
+    kept.close()
+    assert open_run(tmp_path / "all.db").info["command"] == command
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_a_run_file_is_for_its_owner_alone(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run.db") as writer:
+        writer.flush()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    assert "run.db-wal" in modes

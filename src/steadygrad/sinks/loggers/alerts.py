@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from steadygrad.rules import Finding, diagnose
+from steadygrad.runlog.hidden import HiddenThread
 from steadygrad.runlog.items import Head
 from steadygrad.runlog.notice import warn
+from steadygrad.sinks.addresses import check_address
 from steadygrad.sinks.base import Batch, Sink
 from steadygrad.text import printable
 
@@ -28,6 +32,8 @@ BROKEN_SECONDS = 0.5
 REST = 20.0
 """Times as long as a diagnosis took until the next: 5 % of a core at most."""
 WEBHOOK_SECONDS = 5.0
+DELIVERY_SECONDS = 10.0
+"""How long one alert may take, whatever its server does: each byte has `WEBHOOK_SECONDS` alone."""
 
 
 class Alerts(Sink):
@@ -59,7 +65,10 @@ class Alerts(Sink):
         quiet: bool = False,
     ) -> None:
         super().__init__(target, tensors=tensors)
+        if target:
+            check_address(target)
         self._call, self._every, self._quiet = call, every, quiet
+        self._posting: HiddenThread | None = None
         self._told: set[tuple[str, int]] = set()
         self._broken = False
         self._next_look = 0.0
@@ -109,13 +118,44 @@ class Alerts(Sink):
         if self._call is not None:
             _deliver(self._call, finding)
         if self.target:
-            _deliver(lambda told: post(self.target, told.to_dict()), finding)
+            self._post(finding)
+
+    def __str__(self) -> str:
+        return self.kind  # the address is a secret
+
+    def _post(self, finding: Finding) -> None:
+        if self._posting is not None and self._posting.alive:
+            warn(f"an alert ({finding.id}) was not sent: the webhook still holds the one before")
+            return
+        failures: list[str] = []
+
+        def deliver() -> None:
+            try:
+                post(self.target, finding.to_dict())
+            except Exception as error:  # whatever a network raises; messages may hold the address
+                failures.append(_why(error))
+
+        self._posting = HiddenThread(deliver, deaf=False)
+        if not self._posting.join(DELIVERY_SECONDS):
+            failures.append(f"the webhook has not answered within {DELIVERY_SECONDS:.0f} s")
+        if failures:
+            warn(f"an alert ({finding.id}) did not arrive: {failures[0]}")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the webhook answered HTTP {error.code}"
+    if isinstance(error, TimeoutError):
+        return "the webhook is too slow"
+    reason = getattr(error, "reason", None)
+    told = reason.strerror if isinstance(reason, OSError) and reason.strerror else ""
+    return f"{type(error).__name__}{f': {told}' if told else ''}"
 
 
 def _deliver(way: Callable[[Finding], object], finding: Finding) -> None:
     try:
         way(finding)
-    except Exception as error:  # whatever a user's function or a network raises
+    except Exception as error:  # whatever a user's function raises
         warn(f"an alert ({finding.id}) did not arrive: {error} ({type(error).__name__})")
 
 
@@ -142,19 +182,34 @@ def in_words(finding: Finding) -> str:
 
 
 def post(address: str, data: dict[str, Any]) -> None:
-    """Post JSON to a webhook.
+    """Post JSON to a webhook; the answer's body is not read.
 
     Raises:
-        OSError: it cannot be reached, or answers with an error.
-        ValueError: not an http address.
+        OSError: it cannot be reached, or answers with an error, or with a redirect to elsewhere.
+        UsageError: not an http address.
     """
-    if not address.startswith(("http://", "https://")):
-        raise ValueError(f"a webhook begins with http:// or https://, got {address!r}")
+    check_address(address)
     text = f"{data.get('id')}: {data.get('title')}"  # what chat services show
     body = json.dumps({"text": text, **data}).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+    opener = urllib.request.build_opener(_SamePlace)
+    with opener.open(request, timeout=WEBHOOK_SECONDS):
         pass
+
+
+class _SamePlace(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect that keeps scheme, host, port and method, and no other."""
+
+    max_redirections = 3
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The request to send next, or None: the redirect is then an error."""
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if code not in (307, 308) or (before.scheme, before.netloc) != (after.scheme, after.netloc):
+            return None
+        return urllib.request.Request(newurl, req.data, dict(req.header_items()))
 
 
 SINK = Alerts

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
-from collections.abc import Iterator
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from steadygrad.errors import RecordingWarning
+from steadygrad.cli import group
+from steadygrad.errors import RecordingWarning, UsageError
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
 from steadygrad.sinks import record
@@ -135,16 +140,130 @@ def test_a_webhook_gets_the_finding_as_json(server: HTTPServer, tmp_path: Path) 
 
 def test_a_webhook_that_fails_costs_a_warning(server: HTTPServer, tmp_path: Path) -> None:
     sink = Alerts(address(server, "/fail"), every=0.05, quiet=True)
-    told = pytest.warns(RecordingWarning, match=r"did not arrive: HTTP Error 500")
+    told = pytest.warns(RecordingWarning, match=r"did not arrive: the webhook answered HTTP 500")
     with told, record(tmp_path / "run.db", sink) as out:
         train(out, 40, broken_at=30)
     assert len(open_run(tmp_path / "run.db")) == 40
 
 
-def test_an_address_that_is_none_is_said(tmp_path: Path) -> None:
-    told = pytest.warns(RecordingWarning, match="begins with http")
-    with told, record(tmp_path / "run.db", Alerts("file:///etc/passwd", quiet=True)) as out:
-        train(out, 40, broken_at=30)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("file:///etc/S3CRET", "begins with http"),
+        ("S3CRET", "begins with http"),
+        ("http://", "names no host"),
+        ("https:///S3CRET", "names no host"),
+        ("http://h:S3CRET/", "a port that cannot be"),
+        ("http://[::1/S3CRET", "names no host"),
+        ("http://h/S3CRET x", "a space"),
+        ("http://h/S3CRET\r\nHost: x", "a space or an unprintable"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_at_the_start_and_not_repeated(
+    wrong: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
+        Alerts(wrong)
+    assert "S3CRET" not in str(refused.value)
+    for words in (["--alert", wrong], ["--log", f"alerts:{wrong}"]):
+        said = CliRunner().invoke(group, ["run", *words, __file__])
+        assert said.exit_code == 2
+        assert "S3CRET" not in said.output
+
+
+def test_the_address_is_in_no_warning_and_no_name() -> None:
+    sink = Alerts("http://127.0.0.1:9/S3CRET?token=S3CRET", quiet=True)
+    assert str(sink) == "alerts"
+    with pytest.warns(RecordingWarning, match="did not arrive: URLError") as told:
+        sink._post(Finding("SG101", "NaN", "error", 1.0))
+    assert "S3CRET" not in str(told[0].message)
+
+
+@contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers in its own way; its address, and the requests' first lines."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                asked.append(connection.recv(65536).split(b"\r\n")[0])
+                answer(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", asked
+    finally:
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "requests"),
+    [
+        (b"302 Found", "{here}/b", 1),  # would become a GET
+        (b"303 See Other", "{here}/b", 1),
+        (b"307 Temporary Redirect", "http://127.0.0.2:1/b", 1),  # another host
+        (b"307 Temporary Redirect", "https://127.0.0.1/b", 1),  # another scheme
+        (b"307 Temporary Redirect", "file:///etc/passwd", 1),
+        (b"308 Permanent Redirect", "{here}/b", 5),  # in a circle, followed a few times
+    ],
+)
+def test_a_redirect_is_followed_to_the_same_place_only(
+    line: bytes, where: str, requests: int
+) -> None:
+    here: list[str] = []
+
+    def answer(connection: socket.socket) -> None:
+        there = where.format(here=here[0]).encode()
+        connection.sendall(
+            b"HTTP/1.1 " + line + b"\r\nLocation: " + there + b"\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    with raw_server(answer) as (root, asked):
+        here.append(root)
+        with pytest.raises(urllib.error.HTTPError):
+            alerts.post(f"{root}/a", {"id": "SG101"})
+        assert 1 <= len(asked) <= requests
+        assert all(words.startswith(b"POST ") for words in asked)
+
+
+def test_a_server_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        while not over.wait(0.02):  # each byte comes soon, the whole never
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    monkeypatch.setattr(alerts, "DELIVERY_SECONDS", 0.3)
+    finding = Finding("SG101", "NaN", "error", 1.0)
+    with raw_server(drip) as (root, asked):
+        sink = Alerts(f"{root}/a", quiet=True)
+        with pytest.warns(RecordingWarning, match="has not answered within"):
+            sink._post(finding)
+        with pytest.warns(RecordingWarning, match="still holds the one before"):
+            sink._post(finding)
+        over.set()
+        assert sink._posting is not None
+        assert sink._posting.join(10)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 100_000])
+def test_a_server_that_speaks_no_http_costs_a_warning(said: bytes) -> None:
+    with raw_server(lambda connection: connection.sendall(said)) as (root, _):
+        sink = Alerts(f"{root}/S3CRET", quiet=True)
+        with pytest.warns(RecordingWarning, match="did not arrive") as told:
+            sink._post(Finding("SG101", "NaN", "error", 1.0))
+    assert "S3CRET" not in str(told[0].message)
 
 
 def test_looking_rests_in_proportion_to_its_cost(
