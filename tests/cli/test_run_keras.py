@@ -213,3 +213,42 @@ def test_a_jax_script_is_told_what_to_add(bench: Any) -> None:
     words = " ".join(done.stderr.split())
     assert "0 steps seen" in words
     assert "steadygrad.jax.record(" in words
+
+
+SESSION = """
+import numpy as np, sys, tensorflow as tf
+v1 = tf.compat.v1
+v1.disable_eager_execution()
+v1.set_random_seed(1)
+rng = np.random.default_rng(0)
+x = 3 * rng.standard_normal((64, 6)).astype("float32")
+inputs = v1.placeholder(tf.float32, [None, 6])
+weight = v1.get_variable("weight", [6, 1])
+bias = v1.get_variable("bias", [1], initializer=v1.zeros_initializer())
+loss = tf.reduce_mean((inputs @ weight + bias - 5 * inputs[:, :1]) ** 2)
+optimizer = v1.train.MomentumOptimizer(0.01, 0.9)
+gradients, variables = zip(*optimizer.compute_gradients(loss))
+norm = tf.linalg.global_norm(gradients)
+clipped, _ = tf.clip_by_global_norm(gradients, 1.0)
+train = optimizer.apply_gradients(zip(clipped, variables))
+with v1.Session() as session:
+    session.run(v1.global_variables_initializer())
+    for _ in range(10):
+        print(*map(float, session.run([norm, loss, train], {inputs: x})[:2]))
+    print(session.run(weight).tobytes().hex(), len(v1.global_variables()))
+"""
+
+
+def test_graphs_in_sessions_are_observed_and_keep_their_own_clip(bench: Any) -> None:
+    bench.write("train.py", SESSION)
+    plain = bench.python("train.py")
+    done = bench.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
+    assert (done.stdout, done.returncode) == (plain.stdout, 0), done.stderr
+    assert "--clip was not applied to MomentumOptimizer" in " ".join(done.stderr.split())
+    run = steadygrad.open_run(bench.run_file())
+    said = np.array([line.split() for line in plain.stdout.splitlines()[:10]], float)
+    np.testing.assert_allclose(run.steps.norm, said[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(run.steps.loss, said[:, 1], rtol=1e-5)
+    np.testing.assert_allclose(run.steps.coef, 1 / said[:, 0], rtol=1e-5)
+    assert set(run.steps.threshold) == {1.0}
+    assert [tensor.name for tensor in run.tensors] == ["weight", "bias"]

@@ -176,6 +176,8 @@ def test_a_script_without_training_is_told_so_plainly(bench: Any) -> None:
     done = bench.steadygrad("run", "plain.py")
     assert done.stdout == "hello\n"
     assert done.stderr.startswith("steadygrad: 0 steps seen")
-    assert "imported neither torch, nor keras, nor jax" in " ".join(done.stderr.split())
+    assert "imported neither torch, nor tensorflow, nor keras, nor jax" in " ".join(
+        done.stderr.split()
+    )
     assert sorted(path.name for path in bench.folder.iterdir()) == ["plain.py"]
     assert bench.steadygrad("run", "-q", "plain.py").stderr == ""

@@ -156,20 +156,26 @@ def _nothing_seen(session: Session) -> str:
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
             "them."
         )
-    elif "jax" in session.frameworks:
+    elif "tensorflow" in session.frameworks and seen:
+        reason = (
+            f"{seen} calls for gradients were seen, but no step of a Keras, tf_keras or "
+            "tf.compat.v1 optimizer after them. Updates by hand (assign_sub) cannot be seen, and "
+            "clip as the script has it; apply them by keras.optimizers.SGD(rate).apply_gradients"
+        )
+    elif "jax" in session.frameworks and "tensorflow" not in session.frameworks:
         reason = (
             "no optimizer of optax was called, and a JAX loop that updates its weights by itself "
             "shows nothing from outside. Build an optimizer as "
             "steadygrad.jax.guard(optax.sgd(lr), clip='none') and add one line to the loop: "
             "steadygrad.jax.record('run.db', opt_state, loss)"
         )
-    elif "torch" in session.frameworks or "keras" in session.frameworks:
+    elif {"torch", "keras", "tensorflow"} & set(session.frameworks):
         reason = (
             "no backward pass, no optimizer step. Loops around torch.autograd.grad, and programs "
             "started by subprocess, cannot be seen; start those by steadygrad run themselves."
         )
     else:
-        reason = "the script imported neither torch, nor keras, nor jax."
+        reason = "the script imported neither torch, nor tensorflow, nor keras, nor jax."
     clip = session.plan.clip
     unclipped = "" if clip is None else f"--clip {clip} has clipped nothing, and "
     return f"0 steps seen, so {unclipped}nothing can be said of this run: {reason}"

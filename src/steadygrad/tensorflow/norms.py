@@ -74,7 +74,7 @@ def leaf_extremes(leaves: Sequence[Any]) -> Figures:
         size = tf.abs(rows)
         finite = tf.where(tf.math.is_finite(size), size, tf.zeros_like(size))
         largest = tf.cast(_largest(finite), tf.float64)
-        return largest, tf.reduce_sum(tf.cast(size == 0, tf.int64), 1)
+        return largest, tf.reduce_sum(tf.cast(tf.equal(size, 0), tf.int64), 1)
 
     return _by_rows(leaves, range(len(leaves)), extremes, [], [])
 

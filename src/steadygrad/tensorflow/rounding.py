@@ -28,6 +28,6 @@ def narrow(x: Any, dtype: Any) -> Any:
         return tf.cast(x, dtype)
     bits = tf.bitcast(x, tf.int64)
     beyond = tf.bitwise.bitwise_and(bits, _LAST - 1)
-    last = tf.where(beyond != 0, tf.constant(_LAST, tf.int64), tf.constant(0, tf.int64))
+    last = tf.where(tf.not_equal(beyond, 0), tf.constant(_LAST, tf.int64), tf.constant(0, tf.int64))
     odd = tf.bitcast(tf.bitwise.bitwise_or(bits - beyond, last), tf.float64)
     return tf.cast(tf.cast(odd, tf.float32), dtype)

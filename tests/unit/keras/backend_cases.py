@@ -859,6 +859,111 @@ def run_hears_losses_of_its_own_trace():
         assert np.isnan(run.steps.loss[[1, 2, 4, 5]]).all(), run.steps.loss
 
 
+@case()
+def run_records_what_keras_clips_by_itself():
+    x, y = data()
+    for keyword, coefs in (("global_clipnorm", 1), ("clipnorm", 2), ("clipvalue", 2)):
+        limits = {keyword: 0.05}
+
+        def fitted(limits=limits):
+            model = model_of(keras.optimizers.SGD(0.1, **limits))
+            model.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+            return weights(model)
+
+        plain = fitted()
+        with observed() as free:
+            fitted({})
+        with observed() as session:
+            assert equal(plain, fitted()), keyword
+        assert session.troubles == [], session.troubles
+        run, unclipped = steadygrad.open_run(session.path), steadygrad.open_run(free.path)
+        close([run.steps.norm[:1]], [unclipped.steps.norm[:1]])  # the same weights, not clipped
+        assert run.steps.threshold.tolist() == [np.float32(0.05)] * 4 or set(
+            run.steps.threshold
+        ) == {0.05}
+        assert set(run.steps.action) == {"clip"}, keyword
+        assert (run.steps.coef < 0.2).all(), run.steps.coef
+        if coefs == 1:
+            close([run.steps.coef], [0.05 / run.steps.norm])
+            assert set(run.steps.cosine) == {1.0}
+        else:
+            assert (run.steps.cosine < 1).all()
+        assert {place["call"] for place in run.info["clip_calls"]} == {keyword}
+
+
+CLIPS = {
+    "global": lambda tf, g: tf.clip_by_global_norm(g, 1.0)[0],
+    "with a norm": lambda tf, g: tf.clip_by_global_norm(g, 1.0, use_norm=tf.linalg.global_norm(g))[
+        0
+    ],
+    "each": lambda tf, g: [tf.clip_by_norm(t, 0.5) for t in g],
+    "value": lambda tf, g: [tf.clip_by_value(t, -0.1, 0.1) for t in g],
+    "part": lambda tf, g: [*tf.clip_by_global_norm(g[:2], 1.0)[0], *g[2:]],
+    "twice": lambda tf, g: tf.clip_by_global_norm(tf.clip_by_global_norm(g, 2.0)[0], 1.0)[0],
+    "thrown away": lambda tf, g: tf.clip_by_global_norm(g, 1.0) and g,
+    "scaled": lambda tf, g: [0.1 * t for t in g],
+    "divided": lambda tf, g: [t / 3.0 for t in g],
+}
+RULES = {"value": "SG403", "part": "SG408", "twice": "SG409", "late": "SG405"}
+
+
+@case("tensorflow")
+def run_sees_clips_by_hand_and_changes_nothing():
+    import tensorflow as tf
+
+    def trained(clip, compiled, late=False):
+        model = model_of("sgd")
+        x, y = data()
+        optimizer = keras.optimizers.SGD(0.01)
+
+        def step():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(3.0 * x) - 5.0 * y) ** 2)
+            raw = tape.gradient(loss, model.trainable_variables)
+            given = clip(tf, raw)
+            optimizer.apply_gradients(zip(given, model.trainable_variables, strict=True))
+            if late:
+                tf.clip_by_global_norm(given, 1.0)
+            return raw, given
+
+        step = tf.function(step) if compiled else step
+        norms = []
+        for _ in range(10):
+            raw, given = step()
+            wide = [[t.numpy().astype(np.float64) for t in ts] for ts in (raw, given)]
+            norms.append([np.sqrt(sum((t**2).sum() for t in ts)) for ts in wide])
+        return np.array(norms).T, weights(model)
+
+    for compiled in (False, True):
+        for name, clip in {**CLIPS, "late": lambda tf, g: g}.items():
+            tells = functools.partial(trained, clip, compiled, name == "late")
+            (raw, given), plain = tells()
+            with observed() as session:
+                _, seen = tells()
+            assert session.troubles == [], (name, session.troubles)
+            assert equal(plain, seen), (name, compiled)
+            run = steadygrad.open_run(session.path)
+            by_hand = name in ("scaled", "divided")
+            close([run.steps.norm], [given if by_hand else raw], rtol=1e-5)
+            if by_hand or name in ("thrown away", "late"):
+                assert set(run.steps.threshold) == {np.inf}
+                assert set(run.steps.action) == {"none"}
+            else:
+                close([run.steps.coef], [given / raw], rtol=1e-5)
+                assert np.isfinite(run.steps.threshold).all()
+                assert set(run.steps.action) == {"clip"}
+            if not by_hand:
+                assert any(event.kind == "script_clip" for event in run.events), name
+            if name in RULES:
+                ids = [finding.id for finding in steadygrad.diagnose(run)]
+                assert RULES[name] in ids, (name, compiled, ids)
+        with observed("norm:0.5") as session:
+            (raw, _), _ = trained(CLIPS["global"], compiled)
+        assert session.troubles == ["tf.clip_by_global_norm was replaced by --clip"]
+        run = steadygrad.open_run(session.path)
+        close([run.steps.norm, run.steps.coef], [raw, 0.5 / raw], rtol=1e-5)
+
+
 @case("tensorflow")
 def run_reduces_over_replicas():
     import tensorflow as tf

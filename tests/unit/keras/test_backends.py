@@ -31,6 +31,7 @@ COMMON = [
     "rules_on_weights_speak_of_an_observed_run",
     "run_counts_real_steps_and_changes_nothing",
     "run_records_broken_steps",
+    "run_records_what_keras_clips_by_itself",
     "saving_brings_everything_back",
     "the_monitor_fills_logs_and_run_file",
     "the_monitor_samples_weights_and_tells_batch_losses",
@@ -49,6 +50,7 @@ ALONE = {
         "mirrored_replicas_reduce_first",
         "rules_calibration_and_report_read_a_run",
         "run_reduces_over_replicas",
+        "run_sees_clips_by_hand_and_changes_nothing",
     ],
 }
 

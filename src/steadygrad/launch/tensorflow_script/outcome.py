@@ -137,7 +137,7 @@ class Clipped:
             was = before / scale
             left.append(norm_of(now) / unit)
             dots.append(tf.math.real(tf.reduce_sum((was / unit) * (now / unit))))
-            changes.append(tf.reduce_any(was != now))
+            changes.append(tf.reduce_any(tf.not_equal(was, now)))
         clipped = tf.reduce_any(tf.stack(changes))
         return compare(xp, stats, tf.stack(left), tf.stack(dots), clipped)
 
