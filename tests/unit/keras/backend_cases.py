@@ -616,7 +616,7 @@ def mirrored_replicas_reduce_first():
     assert steady.last.action == "skip"
 
 
-CHANGED = {"apply", "build", "scale_loss"}
+CHANGED = {"apply", "build", "make_train_function", "scale_loss"}
 """What `run` gives classes that have inherited it."""
 
 
