@@ -251,3 +251,51 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
     assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()
+
+
+CLIPPED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np, optax
+
+tx = optax.chain(optax.clip_by_global_norm(float(sys.argv[1])), optax.sgd(0.1))
+params = {"w": jnp.array([3.0, 4.0])}
+state = tx.init(params)
+
+@jax.jit
+def step(params, state, scale):
+    g = jax.grad(lambda p: 0.5 * scale * jnp.sum(p["w"] ** 2))(params)
+    u, state = tx.update(g, state, params)
+    return optax.apply_updates(params, u), state
+
+for scale in map(float, sys.argv[2:]):
+    params, state = step(params, state, scale)
+print(*params["w"].tolist())
+"""
+
+
+@pytest.mark.parametrize("spec", ["norm:0.25", "norm-schedule:0.25,to=0.25,over=9"])
+def test_clip_replaces_the_scripts_own_and_drops_broken_steps(bench: Any, spec: str) -> None:
+    bench.write("clipped.py", CLIPPED)
+    want = bench.python("clipped.py", "0.25", "1", "1")
+    done = bench.steadygrad(
+        "run",
+        "-q",
+        "--force",
+        "--out",
+        "run.db",
+        "--clip",
+        spec,
+        "clipped.py",
+        "100",
+        "1",
+        "nan",
+        "1",
+    )
+    assert done.returncode == 0, done.stderr
+    got, expected = (np.array(text.stdout.split(), float) for text in (done, want))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    run = steadygrad.open_run(bench.run_file())
+    assert run.steps.action.tolist() == ["clip", "skip", "clip"]
+    assert run.steps.threshold.tolist() == [0.25] * 3
+    np.testing.assert_allclose(run.steps.norm[[0, 2]], [5.0, 4.975], rtol=1e-6)
+    assert run.info["troubles"] == ["the script's own clip_by_global_norm was replaced by --clip"]

@@ -45,6 +45,7 @@ class JaxScript:
 
         observer = JaxObserver(self._session, self._losses)
         self._session.observers.append(observer)
+        self._losses.wanted = True
         _patch_new(optax, observer)
         _patch_multi_steps(optax.MultiSteps, observer)
 

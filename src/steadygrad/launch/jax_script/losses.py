@@ -19,9 +19,14 @@ from steadygrad.launch.jax_script.internals import Trace, is_batched, is_differe
 
 
 class Losses:
-    """Hears the losses of one process."""
+    """Hears the losses of one process.
+
+    Attributes:
+        wanted: whether an observer of optax is there to take them; nothing is heard before.
+    """
 
     def __init__(self) -> None:
+        self.wanted = False
         self._latest: Any = None
         self._arrived: list[Any] = []
         self._sum, self._count = 0.0, 0
@@ -68,14 +73,15 @@ class Losses:
 
             @functools.wraps(function)
             def hearing(*args: Any, **kwargs: Any) -> Any:
-                outermost = not getattr(self._nesting, "inside", False)
+                outermost = self.wanted and not getattr(self._nesting, "inside", False)
+                if not outermost:
+                    return function(*args, **kwargs)
                 self._nesting.inside = True
                 try:
                     value, gradients = function(*args, **kwargs)
                 finally:
-                    self._nesting.inside = not outermost
-                if outermost:
-                    self._guarded(value[0] if has_aux else value)
+                    self._nesting.inside = False
+                self._guarded(value[0] if has_aux else value)
                 return value, gradients
 
             return hearing
@@ -87,10 +93,13 @@ class Losses:
 
         @functools.wraps(original)
         def grad(fun: Any, argnums: Any = 0, has_aux: bool = False, **options: Any) -> Any:
+            plain = original(fun, argnums, has_aux, **options)
             function = hearing(fun, argnums, has_aux, **options)
 
-            @functools.wraps(original(fun, argnums, has_aux, **options))
+            @functools.wraps(plain)
             def gradient(*args: Any, **kwargs: Any) -> Any:
+                if not self.wanted:
+                    return plain(*args, **kwargs)
                 value, gradients = function(*args, **kwargs)
                 return (gradients, value[1]) if has_aux else gradients
 
