@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from steadygrad.policies.wide import cast
+
 LOWEST = -800.0
 """Under the log of every positive float64: the value of ring places not yet written."""
 
@@ -22,7 +24,7 @@ def log_of(xp: Any, norm: Any, usable: Any) -> Any:
 def push(xp: Any, ring: Any, count: Any, value: Any) -> Any:
     """``ring`` with its oldest entry replaced by ``value``; ``count`` entries came before."""
     size = ring.shape[0]
-    place = xp.astype(xp.arange(size), count.dtype)
+    place = cast(xp, xp.arange(size), count.dtype)
     return xp.where(place == count % size, value, ring)
 
 
@@ -44,9 +46,9 @@ def quantiles(xp: Any, ring: Any, count: Any, *qs: float) -> list[Any]:
     span = xp.maximum(last - unwritten, count * 0)
     shares, places = [], []
     for q in qs:
-        position = xp.astype(span, ring.dtype) * q
+        position = cast(xp, span, ring.dtype) * q
         low = xp.floor(position)
-        index = xp.minimum(unwritten + xp.astype(low, count.dtype), last)
+        index = xp.minimum(unwritten + cast(xp, low, count.dtype), last)
         shares.append(position - low)
         places += [index, xp.minimum(index + 1, last)]
     ends = xp.take(rising, xp.stack(places), axis=0)
@@ -65,12 +67,12 @@ _BIN = math.log(2.0) / BINS_PER_OCTAVE
 def bin_of(xp: Any, log_norm: Any, origin: Any, like: Any) -> Any:
     """Number of a log norm's bin, an integer of ``like``'s dtype; the end bins catch the rest."""
     place = xp.floor((log_norm - origin) / _BIN) + BINS // 2
-    return xp.astype(xp.clip(place, 0.0, float(BINS - 1)), like.dtype)
+    return cast(xp, xp.clip(place, 0.0, float(BINS - 1)), like.dtype)
 
 
 def bin_middle(xp: Any, number: Any, origin: Any) -> Any:
     """Log of the middle of a bin."""
-    return origin + (xp.astype(number, origin.dtype) - (BINS // 2 - 0.5)) * _BIN
+    return origin + (cast(xp, number, origin.dtype) - (BINS // 2 - 0.5)) * _BIN
 
 
 def bin_add(xp: Any, cumulative: Any, number: Any) -> Any:
@@ -78,5 +80,5 @@ def bin_add(xp: Any, cumulative: Any, number: Any) -> Any:
 
     Kept cumulative, so that a quantile is a binary search and no sum.
     """
-    place = xp.astype(xp.arange(BINS), cumulative.dtype)
-    return cumulative + xp.astype(place >= number, cumulative.dtype)
+    place = cast(xp, xp.arange(BINS), cumulative.dtype)
+    return cumulative + cast(xp, place >= number, cumulative.dtype)

@@ -9,6 +9,7 @@ from steadygrad.errors import SpecError
 from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, coefficient
 from steadygrad.policies.checks import require_count
+from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
 
 
@@ -92,11 +93,11 @@ class AutoClip(Policy):
         origin = xp.where(started | ~positive, state["origin"], log)
         cumulative, own = state["cumulative"], memory.bin_of(xp, log, origin, state["count"])
         cumulative = memory.bin_add(xp, cumulative, own)
-        position = xp.astype(state["count"], log.dtype) * (self.percentile / 100)
+        position = cast(xp, state["count"], log.dtype) * (self.percentile / 100)
         low = xp.floor(position)
-        rank = xp.astype(low, cumulative.dtype)
+        rank = cast(xp, low, cumulative.dtype)
         ranks = xp.stack([rank, xp.minimum(rank + 1, state["count"])])
-        bins = xp.astype(xp.searchsorted(cumulative, ranks, side="right"), own.dtype)
+        bins = cast(xp, xp.searchsorted(cumulative, ranks, side="right"), own.dtype)
         ends = xp.exp(memory.bin_middle(xp, bins, origin))
         threshold = ends[0] + (position - low) * (ends[1] - ends[0])
         tie = (bins[0] == own) & ((bins[1] == own) | (position == low))

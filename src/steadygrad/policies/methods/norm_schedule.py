@@ -16,6 +16,7 @@ from steadygrad.policies.base import (
     require_positive,
 )
 from steadygrad.policies.checks import require_choice, require_count
+from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
 
 
@@ -73,7 +74,7 @@ class NormSchedule(Policy):
 
     def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, count = stats.total_norm, state["count"]
-        gone = xp.astype(count - self.wait, norm.dtype) / self.over
+        gone = cast(xp, count - self.wait, norm.dtype) / self.over
         threshold = self._at(xp, xp.clip(gone, 0.0, 1.0))
         after = {"count": xp.where(xp.isfinite(norm), count + 1, count)}
         return after, Decision(threshold, coefficient(xp, norm, threshold))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.policies.checks import require_choice, require_count
+from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
 
 LARGEST = 88.0
@@ -103,7 +104,7 @@ class SkipSpike(Policy):
         top = xp.max(ring)
         written = ring > memory.LOWEST
         x = xp.exp(xp.where(written, ring - top, xp.zeros_like(ring)))
-        n = xp.maximum(xp.sum(xp.astype(written, ring.dtype)), xp.full_like(top, 2.0))
+        n = xp.maximum(xp.sum(cast(xp, written, ring.dtype)), xp.full_like(top, 2.0))
         mean = xp.sum(xp.where(written, x, xp.zeros_like(x))) / n
         apart = xp.where(written, x - mean, xp.zeros_like(x))
         deviation = xp.sqrt(xp.sum(apart * apart) / (n - 1))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from steadygrad.policies.base import Decision, Policy, State, coefficient, require_positive
 from steadygrad.policies.checks import require_count, require_share
+from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
 
 
@@ -89,7 +90,7 @@ class ZClip(Policy):
     def _update(self, xp: Any, state: State, x: Any, warm: Any) -> tuple[Any, Any]:
         """Mean and relative variance with ``x``: Welford's during warm-up, exponential after."""
         mean = state["mean"]
-        share = 1.0 / xp.astype(state["count"] + 1, mean.dtype)
+        share = 1.0 / cast(xp, state["count"] + 1, mean.dtype)
         weight = xp.where(warm, xp.full_like(mean, 1.0 - self.alpha), share)
         new = mean + weight * (x - mean)
         unit = xp.where(new > 0, new, xp.ones_like(new))
