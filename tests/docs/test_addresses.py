@@ -1,0 +1,37 @@
+"""The README is read on the package index too: its links are absolute, and what they name exists."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import metadata
+
+import pytest
+
+from .pages import ROOT
+
+URLS = dict(
+    line.split(", ", 1) for line in metadata("steadygrad").get_all("Project-URL") or [] if line
+)
+README = (ROOT / "README.md").read_text()
+LINKS = re.findall(r"\]\(([^)\s]+)\)", README)
+
+
+def test_every_link_of_the_readme_is_absolute() -> None:
+    assert len(LINKS) > 10
+    assert [link for link in LINKS if not link.startswith("https://")] == []
+
+
+def test_what_the_readme_links_to_in_this_repository_exists() -> None:
+    here = [link for link in LINKS if "steadygrad/steadygrad" in link]
+    assert len(here) > 10
+    for link in here:
+        path = re.split(r"/(?:blob/)?main/", link, maxsplit=1)[1]
+        assert (ROOT / path.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("name", ["mkdocs.yml", "CITATION.cff", "README.md"])
+def test_one_address_of_the_repository_everywhere(name: str) -> None:
+    home = URLS["Homepage"]
+    assert home in (ROOT / name).read_text()
+    others = re.findall(r"https://github\.com/[\w.-]+/steadygrad", (ROOT / name).read_text())
+    assert set(others) == {home}
