@@ -142,7 +142,8 @@ class Engine:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self.abandon()
         step = self.step = StepInFlight()
-        self.origins.rest()
+        if self.origins.wanted:
+            self.origins.rest()
         if (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None:
             step.with_closure = True
             if not self._ignores_closure:
@@ -171,7 +172,8 @@ class Engine:
         except Exception as error:
             self.fault(error)
         self.abandon()
-        self.origins.stepped()
+        if self.origins.wanted:
+            self.origins.stepped()
 
     def survive(
         self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
@@ -191,9 +193,9 @@ class Engine:
         """Undo what was done for one step only; also after a step that raised."""
         if self._folding.handed:
             self._folding.take_back()
-        if self.step is not None:
-            self.step.finish()
-            self.step = None
+        step, self.step = self.step, None
+        if step is not None and (step.put_back or step.snapshot):
+            step.finish()
 
     def process(self, fold: bool = False) -> Outcome:
         """Measure the gradients that are there, decide and act.
@@ -231,7 +233,9 @@ class Engine:
         self.journal.spent(self.seconds)
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
-        if not self._folding.scale(self.optimizer, grads, coef):
+        optimizer = self.optimizer
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not (fused and self._folding.scale(optimizer, grads, coef)):
             scale_each_once(grads, coef)
 
     def _skip(self, flag: torch.Tensor) -> bool:
