@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.parallel import DistributedDataParallel
 
 import steadygrad.torch as sg
+from steadygrad.errors import ReplicasDifferWarning
+from steadygrad.runlog import open_run
 from steadygrad.torch.distributed import exchange
 
 NORM_TYPES = (1.0, 2.0, 3.0, math.inf)
@@ -124,6 +126,22 @@ def origin(rank, wrap, talks=False):
     return seen
 
 
+def unsaid_experts(rank, run):
+    """Plain gradients that differ by rank, and nobody said that they may: what is warned of."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with sg.attach(optimizer, run=run if rank == 0 else None):
+            for _ in range(3):
+                optimizer.zero_grad()
+                (model(torch.ones(2, 4)) * (rank + 1)).sum().backward()
+                optimizer.step()
+                dist.barrier()
+    kinds = [w for w in caught if issubclass(w.category, ReplicasDifferWarning)]
+    return [str(w.message) for w in kinds]
+
+
 def main(rank, path):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {
@@ -134,6 +152,13 @@ def main(rank, path):
     for clip in ("norm:0.1", "value:0.01", "agc:0.01"):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
         results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
+    results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
+    if rank == 0:
+        events = open_run(path.replace(".json", ".db")).events
+        rows = [event.data for event in events if event.kind == "ranks"]
+        results["rows"] = sorted({r for row in rows for r in row["rank"]})
+    else:
+        results["rows"] = []
     results["origin ddp"] = origin(rank, DistributedDataParallel)
     results["origin fsdp2"] = origin(rank, fsdp2)
     results["origin talks"] = origin(rank, DistributedDataParallel, talks=True)

@@ -71,3 +71,15 @@ def test_every_rank_takes_the_decision_that_one_process_would_take(two_ranks, wr
 def test_one_collective_a_step_where_tensors_are_sharded_and_none_where_not(two_ranks):
     assert [rank["collectives"] for rank in two_ranks["fsdp2 norm:0.1"]] == [3, 3]
     assert [rank["collectives"] for rank in two_ranks["ddp norm:0.1"]] == [0, 0]
+
+
+def test_ranks_that_clip_by_different_norms_are_told_without_a_collective(two_ranks):
+    first, second = two_ranks["experts"]
+    assert second == []
+    (said,) = first
+    assert "rank 0 has a gradient norm of" in said
+    assert "process_group={'experts.*': group}" in said
+
+
+def test_rank_0_records_what_every_rank_saw(two_ranks):
+    assert two_ranks["rows"][0] == [0, 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class ObservingClipper(Clipper):
                 reading.unscale(batch.scale)
             outcome = summed_up(reading, own)
             if own is not batch:
-                outcome = outcome._replace(present=own.present)
+                outcome = self._of_all_ranks(outcome, reading, batch, own)
             guarded = scaled or self.on_nonfinite != "propagate"
             if guarded and bool((outcome.stats.nonfinite > 0).any()):
                 acted = super().process(batch, step, scaled, scale_)
@@ -79,6 +80,21 @@ class ObservingClipper(Clipper):
         if batch.scale is not None:
             reading.unscale(batch.scale)
         return summed_up(reading, batch).stats
+
+    def _of_all_ranks(
+        self, outcome: Outcome, reading: Reading, batch: Batch, own: Batch
+    ) -> Outcome:
+        """Figures of all tensors where this rank has pieces of some (FSDP1)."""
+        if reading.uneven or not isinstance(reading.factor, float) or reading.factor <= 0:
+            return outcome._replace(present=own.present)
+        after, factor = self.measure(batch), reading.factor
+        stats = replace(
+            after,
+            norms=after.norms / factor,
+            max_abs=after.max_abs / factor,
+            total_norm=outcome.stats.total_norm,
+        )
+        return outcome._replace(stats=stats)
 
 
 def summed_up(reading: Reading, batch: Batch) -> Outcome:

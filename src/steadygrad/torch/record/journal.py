@@ -16,6 +16,8 @@ import torch
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
+from steadygrad.torch.distributed.board import Board, RankRow, board_of, disagreement, is_job
+from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.recording import Recorder, facts_of
 from steadygrad.torch.step.clipper import Outcome
@@ -33,6 +35,7 @@ class Journal:
 
     Attributes:
         announced: the parameters as the run file knows them; None before the first step.
+        tell: given a sentence where ranks clip by different norms.
     """
 
     def __init__(
@@ -50,6 +53,12 @@ class Journal:
         self._last: StepRecord | None = None
         self._index = index
         self._seconds = 0.0
+        self._board: Board | None = None
+        self._shares = True
+        self._differs = False
+        self._unmatched: list[RankRow] = []
+        self._before = math.nan
+        self.tell: Tell = warn_of_replicas
 
     @property
     def last(self) -> StepRecord | None:
@@ -137,6 +146,8 @@ class Journal:
     def close(self) -> None:
         """Deliver what is under way, and end."""
         self._empty()
+        if self._board is not None:
+            self._exchange(self._board)
         if self._recorder is not None:
             self._recorder.close()
 
@@ -148,6 +159,40 @@ class Journal:
         self._last = record
         if self._recorder is not None:
             self._recorder.write(record, stats, present)
+        if self._shares:
+            self._share(record)
+
+    def _share(self, record: StepRecord) -> None:
+        """Tell rank 0 of a step, where the job has several ranks; waits for nobody."""
+        if self._board is None:
+            self._board = board_of(str(self._index))
+            self._shares = self._board is not None or not is_job()
+        board = self._board
+        if board is None:
+            return
+        if board.wants(record.step):
+            seconds, self._before = record.time - self._before, record.time
+            row = (record.step, record.norm, record.loss, record.nonfinite, seconds)
+            board.tell(RankRow(board.rank, *row))
+        if board.due(record.step):
+            self._exchange(board)
+
+    def _exchange(self, board: Board) -> None:
+        board.send()
+        if board.rank:
+            return
+        rows = list(board.arrived())
+        if rows:
+            columns = {
+                key: list(column)
+                for key, column in zip(RankRow._fields, zip(*rows, strict=True), strict=True)
+            }
+            self.write_event("ranks", {**columns, "optimizer": self._index}, None)
+        sentence = "" if self._differs else disagreement([*self._unmatched, *rows])
+        self._unmatched = rows[-4 * board.ranks :]
+        if sentence:
+            self._differs = True
+            self.tell(sentence)
 
 
 def record_of(

@@ -180,7 +180,7 @@ class Engine:
     ) -> None:
         """From now on, let no fault or warning of ours into the training: it goes on as it is."""
         self._tell_fault = tell
-        self._table.tell = tell_difference
+        self._table.tell = self.journal.tell = tell_difference
 
     def fault(self, error: Exception) -> None:
         """Raise a fault of ours, or tell it, where the training is to survive it."""

@@ -1,0 +1,166 @@
+"""What each rank saw of its steps, gathered at rank 0 without a collective.
+
+Ranks append short rows to a key of the job's own store, and rank 0 reads them when it is there:
+no rank ever waits for another, and what a rank said before it died is still there. Rank 0 also
+compares the norms: ranks that clip by different ones train different models.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from steadygrad.runlog.sampled import due
+from steadygrad.torch.distributed.exchange import TOLERANCE
+
+SEGMENT = 64
+"""Steps that share one key of the store."""
+SECONDS = 1.0
+"""Between two messages of one rank."""
+MOST_RANKS = 64
+"""With more ranks than this, only the steps of `first_ones` are told."""
+_ROW = struct.Struct("<IqddId")
+
+
+class RankRow(NamedTuple):
+    """One step of one rank.
+
+    Attributes:
+        rank: of the process.
+        step: number of the step.
+        norm: total norm that the rank clipped by.
+        loss: its own loss; NaN where unknown.
+        nonfinite: NaN and inf elements in what it holds.
+        seconds: since its last step; NaN for the first.
+    """
+
+    rank: int
+    step: int
+    norm: float
+    loss: float
+    nonfinite: int
+    seconds: float
+
+
+@dataclass
+class Board:
+    """One rank's way to the others.
+
+    Args:
+        store: of the process group.
+        rank: of this process.
+        ranks: number of processes.
+        name: of the optimizer whose steps are told.
+
+    Example:
+        >>> store = torch.distributed.HashStore()
+        >>> first, second = Board(store, 0, 2, "a"), Board(store, 1, 2, "a")
+        >>> second.tell(RankRow(1, 0, 2.0, 0.5, 0, 0.1))
+        >>> second.send()
+        >>> [row.loss for row in first.arrived()]
+        [0.5]
+    """
+
+    store: Any
+    rank: int
+    ranks: int
+    name: str
+
+    def __post_init__(self) -> None:
+        self._waiting: dict[int, list[bytes]] = {}
+        self._sent = 0.0
+        self._read: dict[int, int] = {}
+        self._oldest = 0
+
+    def tell(self, row: RankRow) -> None:
+        """Keep a row until it is sent."""
+        self._waiting.setdefault(row.step // SEGMENT, []).append(_ROW.pack(*row))
+        self._oldest = max(self._oldest, row.step // SEGMENT - 1)
+
+    def wants(self, step: int) -> bool:
+        """Whether a step is told: all of them, but of many ranks only some."""
+        return self.ranks <= MOST_RANKS or first_ones(step)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a message."""
+        return first_ones(step) or time.monotonic() - self._sent >= SECONDS
+
+    def send(self) -> None:
+        """Send what is kept; a store that is gone takes it nowhere."""
+        self._sent = time.monotonic()
+        try:
+            for segment, rows in self._waiting.items():
+                self.store.append(self._key(segment), b"".join(rows))
+        except Exception:  # the process that held it is gone, or it cannot append
+            pass
+        self._waiting.clear()
+
+    def arrived(self) -> Iterator[RankRow]:
+        """Rows that came since the last call, of any rank; asks the store, waits for nobody."""
+        for segment in (self._oldest, self._oldest + 1):
+            try:
+                key = self._key(segment)
+                data = self.store.get(key) if self.store.check([key]) else b""
+            except Exception:
+                return
+            begin = self._read.get(segment, 0)
+            end = len(data) - len(data) % _ROW.size
+            self._read[segment] = end
+            yield from (RankRow(*row) for row in _ROW.iter_unpack(data[begin:end]))
+
+    def _key(self, segment: int) -> str:
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"steadygrad/{restart}/{self.name}/{segment}"
+
+
+def first_ones(step: int) -> bool:
+    """Steps 0, 1, 2, 4, 8, ... and every 64th."""
+    return due(step, SEGMENT)
+
+
+def is_job() -> bool:
+    """Whether this process trains together with others, as far as torch knows."""
+    here = torch.distributed
+    return here.is_available() and here.is_initialized() and here.get_world_size() > 1
+
+
+def board_of(name: str) -> Board | None:
+    """A board for this job; None outside of one."""
+    if not is_job():
+        return None
+    get_store: Callable[[], Any] = torch.distributed.distributed_c10d._get_default_store
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Board(get_store(), rank, ranks, name)
+
+
+def disagreement(rows: list[RankRow]) -> str:
+    """A sentence on ranks that clipped the same step by different norms; empty for none.
+
+    Args:
+        rows: of several ranks and steps.
+
+    Example:
+        >>> disagreement([RankRow(r, 3, 4.0 + r, 0.0, 0, 0.1) for r in (0, 1)])[:60]
+        'step 3: rank 0 has a gradient norm of 4 and rank 1 one of 5,'
+    """
+    first: dict[int, RankRow] = {}
+    for row in sorted(rows):
+        other = first.setdefault(row.step, row)
+        apart = abs(row.norm - other.norm)
+        broken = math.isfinite(row.norm) != math.isfinite(other.norm)  # one skips, one does not
+        if broken or apart > TOLERANCE * max(row.norm, other.norm):
+            return (
+                f"step {row.step}: rank {other.rank} has a gradient norm of {other.norm:.6g} and "
+                f"rank {row.rank} one of {row.norm:.6g}: if they train one model, each clips by "
+                "its own norm and the copies drift apart. Average gradients over the ranks before "
+                "the step (DDP does); or, where ranks have parameters of their own (experts, "
+                "pipeline stages), type attach(..., process_group={'experts.*': group})"
+            )
+    return ""
