@@ -74,7 +74,8 @@ class ObservingClipper(Clipper):
 
     def measure(self, batch: Batch) -> GradientStats:
         """A step's figures before the script's calls, of one that is dropped too."""
-        reading = self._reading_of(batch.params)
+        # under FSDP1 a reading is of this rank's pieces, and figures are of all
+        reading = None if batch.spread.pieces else self._reading_of(batch.params)
         if reading is None:
             return super().measure(batch)
         if batch.scale is not None:
@@ -87,7 +88,7 @@ class ObservingClipper(Clipper):
         """Figures of all tensors where this rank has pieces of some (FSDP1)."""
         if reading.uneven or not isinstance(reading.factor, float) or reading.factor <= 0:
             return outcome._replace(present=own.present)
-        after, factor = self.measure(batch), reading.factor
+        after, factor = super().measure(batch), reading.factor
         stats = replace(
             after,
             norms=after.norms / factor,

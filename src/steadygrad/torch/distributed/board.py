@@ -148,7 +148,7 @@ def disagreement(rows: list[RankRow]) -> str:
 
     Example:
         >>> disagreement([RankRow(r, 3, 4.0 + r, 0.0, 0, 0.1) for r in (0, 1)])[:60]
-        'step 3: rank 0 has a gradient norm of 4 and rank 1 one of 5,'
+        'step 3: rank 0 has a gradient norm of 4 and rank 1 one of 5:'
     """
     first: dict[int, RankRow] = {}
     for row in sorted(rows):
