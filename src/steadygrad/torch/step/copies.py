@@ -9,6 +9,7 @@ optimizer step. It stands from the start: torch may be going through its hooks d
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.errors import SteadyGradWarning
+from steadygrad.torch.internals.scaler import HANDLE
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.inner import is_stand_in
 
 MARK = "_steadygrad_copied"
+_OURS = ("__getstate__", HANDLE)
 
 
 _trials: set[int] = set()
@@ -42,6 +45,18 @@ def only_stand_ins_step() -> Iterator[None]:
         _trials.discard(threading.get_ident())
 
 
+class UncopiedHook(functools.partial[Any]):
+    """A hook of one optimizer: in a copy or pickle of that, a function that does nothing.
+
+    torch leaves hooks out of what it copies, but a class with a ``__getstate__`` of its own
+    may hand over all its attributes. What stands in the hook's place is of the standard
+    library, so that a pickle is read where steadygrad is not installed.
+    """
+
+    def __reduce__(self) -> Any:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
 def mark_copies(optimizer: torch.optim.Optimizer) -> None:
     """Have copies and pickles of this optimizer bear the mark."""
     getstate = type(optimizer).__getstate__
@@ -49,7 +64,10 @@ def mark_copies(optimizer: torch.optim.Optimizer) -> None:
 
     def marked() -> Any:
         state = getstate(held())  # type: ignore[arg-type]
-        return {**state, MARK: True} if isinstance(state, dict) else state
+        if not isinstance(state, dict):
+            return state
+        own = {key: value for key, value in state.items() if key not in _OURS}
+        return {**own, MARK: True}
 
     optimizer.__getstate__ = marked  # type: ignore[method-assign]
 

@@ -25,6 +25,7 @@ from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step.clipper import Clipper, Outcome
 from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
+from steadygrad.torch.step.copies import UncopiedHook
 from steadygrad.torch.step.folding import Folding
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.inner import inner_optimizers, is_stand_in
@@ -315,7 +316,8 @@ class Engine:
             if own is not None and own.step is None and not is_stand_in(inner):
                 own._warn_of_lone_step(inner)
 
-        return [each.register_step_post_hook(stepped) for each in inner_optimizers(optimizer)]
+        hook = UncopiedHook(stepped)
+        return [each.register_step_post_hook(hook) for each in inner_optimizers(optimizer)]
 
     def _warn_of_lone_step(self, inner: torch.optim.Optimizer) -> None:
         outer = type(self.optimizer).__name__

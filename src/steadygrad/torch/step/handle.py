@@ -72,8 +72,8 @@ class Steady:
         if close is not None:
             weakref.finalize(self, close)
         self._hooks = [
-            optimizer.register_step_pre_hook(eager(self._before)),
-            optimizer.register_step_post_hook(eager(self._after)),
+            optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._before))),
+            optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._after))),
         ]
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
@@ -256,6 +256,9 @@ class Steady:
             copies.unmark_copies(optimizer)
         losses.forget(self)
         self._engine.close()
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # in a copy or pickle of an optimizer that takes its attributes along
 
     def __enter__(self) -> Steady:
         return self

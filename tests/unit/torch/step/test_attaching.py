@@ -288,6 +288,26 @@ def test_copies_and_pickles_warn_at_their_first_step_only(sgd):
     copy.deepcopy(sgd.optimizer).step()  # a copy of a detached one says nothing
 
 
+class HandsOverEverything(torch.optim.SGD):
+    """Its state for copies and pickles is all its attributes, as in apex."""
+
+    def __getstate__(self):
+        return self.__dict__
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_of_a_class_that_hands_over_all_its_attributes(training, again, tmp_path):
+    t = training(lambda m: HandsOverEverything(m.parameters(), lr=0.1))
+    steady = sg.attach(t.optimizer, clip="norm:0.001", run=tmp_path / "run.db")
+    t.step()
+    second = again(t.optimizer)
+    assert not {"_steadygrad", "__getstate__"} & vars(second).keys()
+    with pytest.warns(SteadyGradWarning, match="a copy of an optimizer"):
+        second.step()
+    assert steady.steps == 1
+    steady.detach()
+
+
 def test_wrapped_optimizers_are_unwrapped(training):
     from accelerate.optimizer import AcceleratedOptimizer
     from accelerate.state import PartialState
