@@ -6,6 +6,9 @@ import re
 
 import pytest
 
+from steadygrad.rules import REGISTRY
+from steadygrad.rules.finding import PAGES
+
 from .pages import ROOT
 
 (HOME,) = re.findall(r'^Homepage = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -31,3 +34,11 @@ def test_one_address_of_the_repository_everywhere(name: str) -> None:
     assert HOME in (ROOT / name).read_text()
     others = re.findall(r"https://github\.com/[\w.-]+/steadygrad", (ROOT / name).read_text())
     assert set(others) == {HOME}
+
+
+def test_every_rule_has_the_page_that_its_findings_name() -> None:
+    (site,) = re.findall(r"^site_url: (.+)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert f"{site}rules/" == PAGES
+    assert f'Documentation = "{site}"' in (ROOT / "pyproject.toml").read_text()
+    pages = {path.stem for path in (ROOT / "src/steadygrad/rules/pages").glob("*.md")}
+    assert set(REGISTRY) <= pages

@@ -185,7 +185,7 @@ def _finding(finding: dict[str, Any]) -> RenderableType:
     if finding["fixes"]:
         code = "\n".join(f"    {line}" for line in finding["fixes"][0].splitlines())
         parts += [Text("  What to change:", "dim"), Text(code, "green")]
-    parts += [Text(f"  More: {finding['docs']}", "dim")]
+    parts += [Text(f"  More: steadygrad explain {finding['id']}", "dim")]
     return Group(*parts)
 
 

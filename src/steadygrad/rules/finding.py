@@ -7,6 +7,9 @@ from typing import Any
 
 from steadygrad.notebook.cards import Card, as_page
 
+PAGES = "https://steadygrad.github.io/steadygrad/rules/"
+"""Where the documentation has a page for each rule."""
+
 SEVERITIES = ("error", "warning", "info")
 """Gravest first."""
 
@@ -25,13 +28,15 @@ class Finding:
         tensors: names of the tensors to look at, the most telling first.
         causes: what may have led to it, the most likely first.
         fixes: code for this run's framework, the best first; comments say what it does.
-        docs: how to read more.
+        docs: address of the rule's page.
         optimizer: number of the optimizer within the run.
         figures: the same facts as numbers, for programs.
 
     Example:
         >>> f = Finding("SG101", "NaN at step 3.", "error", 0.9, steps=(3,))
         >>> f.docs
+        'https://steadygrad.github.io/steadygrad/rules/SG101/'
+        >>> f.explain
         'steadygrad explain SG101'
         >>> f.to_dict()["steps"]
         [3]
@@ -54,7 +59,12 @@ class Finding:
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity is one of {SEVERITIES}, got {self.severity!r}")
         if not self.docs:
-            object.__setattr__(self, "docs", f"steadygrad explain {self.id}")
+            object.__setattr__(self, "docs", f"{PAGES}{self.id}/")
+
+    @property
+    def explain(self) -> str:
+        """The command that prints the rule's page."""
+        return f"steadygrad explain {self.id}"
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as JSON-ready data: lists for tuples, a dict for the figures."""
@@ -72,7 +82,7 @@ class Finding:
     def card(self) -> Card:
         """The finding as a notebook shows it: its sentence, its evidence, its first fix."""
         causes = (f"Likely cause: {self.causes[0]}.",) if self.causes else ()
-        sentences = (*self.evidence, *causes, f"Confidence {self.confidence:.0%}. {self.docs}")
+        sentences = (*self.evidence, *causes, f"Confidence {self.confidence:.0%}. {self.explain}")
         code = self.fixes[0] if self.fixes else ""
         title = f"{self.id} {self.severity}: {self.title}"
         return Card(title, self.severity, sentences=sentences, code=code)

@@ -74,7 +74,7 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
             out.print(
                 Syntax(fix, _LANGUAGE, background_color="default", word_wrap=True, padding=(0, 4))
             )
-        out.print(f"  Confidence {found.confidence:.0%}. More: {found.docs}\n", highlight=False)
+        out.print(f"  Confidence {found.confidence:.0%}. More: {found.explain}\n", highlight=False)
 
 
 def _printable(finding: Finding) -> Finding:

@@ -14,6 +14,7 @@ import pytest
 import steadygrad.report
 from steadygrad.report import build
 from steadygrad.report.page import overhead_sentence, plotly_script, render
+from steadygrad.rules.finding import PAGES
 from steadygrad.runlog import Run
 
 HOSTILE = (
@@ -99,7 +100,9 @@ def test_nothing_is_loaded_from_elsewhere(hostile_page: str) -> None:
         if tag == "link":
             assert attributes["href"] == "data:,"
         elif attributes.get("href"):
-            assert attributes["href"].startswith("#"), attributes
+            # a rule's page is a link to follow, never something that is fetched
+            assert attributes["href"].startswith(("#", PAGES)), attributes
+            assert tag == "a"
     assert "@import" not in hostile_page.split("</style>")[0]
 
 

@@ -178,7 +178,7 @@ def in_words(finding: Finding) -> str:
     if finding.fixes:
         code = finding.fixes[0].strip().splitlines()
         lines += ["  fix:", *(f"    {line}" for line in code)]
-    return str(printable("\n".join([*lines, f"  more: {finding.docs}"])))
+    return str(printable("\n".join([*lines, f"  more: {finding.explain}"])))
 
 
 def post(address: str, data: dict[str, Any]) -> None:
