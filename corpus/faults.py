@@ -26,6 +26,7 @@ FEED_FORWARD = ("mlp", "cnn", "rl", "autoencoder")
 PLAIN_STACKS = (*FEED_FORWARD, "vae", "policy", "siamese", "denoiser")
 SINGLE = tuple(a for a in EVERY if a not in ("gan",))
 DEEP = 10
+LOOPS = ("mlp", "cnn", "rnn", "transformer", "autoencoder", "resnet", "unet", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -312,6 +313,38 @@ def infinite(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: 
     s.step(optimizer)
 
 
+def never_cleared(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    s.backward(player.loss(s.batch(step)))
+    s.step(optimizer)
+
+
+def cleared_early(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    s.backward(player.loss(s.batch(step)))
+    optimizer.zero_grad()
+    s.step(optimizer)
+
+
+def in_order(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    optimizer.zero_grad()
+    s.backward(player.loss(s.batch(step)))
+    s.step(optimizer)
+
+
+def replaced(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """The last layer is made anew once the optimizer is there."""
+    if step == 0:
+        last = [m for m in player.module.modules() if isinstance(m, nn.Linear)][-1]
+        last.weight = nn.Parameter(last.weight.detach().clone())
+    player.module.zero_grad()
+    s.backward(player.loss(s.batch(step)))
+    s.step(optimizer)
+
+
+def softened(task: Task) -> None:
+    """The model ends in a softmax; its loss wants logits."""
+    task.model.register_forward_hook(lambda module, args, output: output.softmax(-1))
+
+
 def divided_late(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
     """A loss scale made by hand, divided out after the clip."""
     optimizer.zero_grad()
@@ -401,6 +434,7 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "script_accumulated": (SINGLE, scripted(accumulated(False))),
     "script_unscaled": (SINGLE, scripted(scaled(True))),
     **HABITS,
+    "in_order": (LOOPS, scripted(in_order)),
 }
 """Variant -> (architectures, setup)."""
 
@@ -564,5 +598,16 @@ FAULTS: dict[str, Fault] = {
         ("SG504",), ("mlp", "lstm", "transformer", "autoencoder", "resnet", "policy", "flow",
          "seq2seq"),
         scripted(averaged_late), "script_accumulated"),
+    # SG6: the loop
+    "never_cleared": Fault(("SG601",), LOOPS, scripted(never_cleared), "in_order"),
+    "cleared_early": Fault(("SG602",), LOOPS, scripted(cleared_early), "in_order"),
+    "replaced": Fault(
+        ("SG604",), tuple(a for a in LOOPS if a != "unet"), scripted(replaced), "in_order"),
+    "rate_gone": Fault(
+        ("SG605",), ("mlp", "cnn", "rnn", "transformer", "autoencoder", "unet"),
+        setup(schedule=lambda step: 1.0 if step < 4 else 1e-4), "cosine"),
+    "double_softmax": Fault(
+        ("SG606",), ("mlp", "cnn", "rnn", "transformer"),
+        lambda a, seed: Setup(build=softened, script=in_order), "in_order"),
 }  # fmt: skip
 """Name -> fault."""

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,21 +162,33 @@ def _attached(
             _plain_step(task, setup, optimizers, step, note, scaler)
 
 
+class Context:
+    """What the observer needs of a run; a failure of ours ends the case."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self.plan = Plan("corpus")
+        self.overhead = 0.0
+        self._writer = writer
+
+    def writer(self) -> RunWriter:
+        """The run file's writer."""
+        return self._writer
+
+    def trouble(self, what: str, error: BaseException) -> None:
+        """Raise it."""
+        raise AssertionError(what) from error
+
+    def mention(self, sentence: str) -> None:
+        """Nobody reads it."""
+
+
 class Script:
     """A training script as the observer of `steadygrad run` sees it."""
 
     def __init__(self, task: Task, setup: Setup, writer: RunWriter, trace: Trace) -> None:
-        plan = Plan("corpus")
-        session = SimpleNamespace(
-            plan=plan, writer=lambda: writer, trouble=self._trouble, overhead=0.0
-        )
-        self.observer = TorchObserver(session)  # type: ignore[arg-type]
+        self.observer = TorchObserver(Context(writer))
         self.task, self.setup, self.trace = task, setup, trace
         self.scaler: Any = None
-
-    @staticmethod
-    def _trouble(what: str, error: Exception) -> None:
-        raise AssertionError(what) from error
 
     def batch(self, step: int) -> Batch:
         return self.setup.batch(step, self.task.batch(step))

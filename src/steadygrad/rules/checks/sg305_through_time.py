@@ -8,7 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import View, columns_median, is_cell, number
+from steadygrad.rules.evidence.view import View, columns_median, is_cell, median, number
 from steadygrad.rules.finding import Finding
 
 LOST = float(np.finfo(np.float32).eps)
@@ -20,7 +20,7 @@ GATED = ("LSTM", "GRU")
 def check(view: View) -> Iterator[Finding]:
     steps, radii = view.sample("spectral_radius")
     _, lengths = view.sample("recurrent_steps")
-    if not len(steps) or not len(lengths) or not view.enough or not view.stuck:
+    if not len(steps) or not len(lengths) or not view.enough or not _held_back(view):
         return
     radius, length = columns_median(radii), columns_median(lengths)
     for column in np.flatnonzero(np.isfinite(radius) & np.isfinite(length)):
@@ -35,6 +35,21 @@ def check(view: View) -> Iterator[Finding]:
             yield _finding(view, int(column), float(radius[column]), int(length[column]))
 
 
+def _held_back(view: View) -> bool:
+    """Whether the loss stalls, or fell at once to where it then stayed: what a constant gives."""
+    return view.stuck or _only_a_constant(view)
+
+
+def _only_a_constant(view: View) -> bool:
+    trend = view.loss_trend
+    if not trend.known or trend.signed or trend.stalled:
+        return False
+    late = view.loss[len(view) // 5 :]
+    half = len(late) // 2
+    first, second = median(late[:half]), median(late[half:])
+    return bool(first - second < 0.03 * abs(first) and trend.end > 0.1 * abs(trend.first))
+
+
 def _finding(view: View, column: int, radius: float, length: int) -> Finding:
     name, trend = view.tensors[column].name, view.loss_trend
     power = length * np.log10(max(radius, 1e-9))
@@ -43,14 +58,17 @@ def _finding(view: View, column: int, radius: float, length: int) -> Finding:
     return finding(
         view,
         "SG305",
-        "warning",
+        "warning" if view.stuck else "info",
         min(0.92, 0.75 + 0.02 * (np.log10(LOST) - power)),  # the further below, the surer
         f"Gradients vanish through time: {name} has a spectral radius of {number(radius)}, and "
         f"{length} time steps leave {left} of the gradient.",
         evidence=[
             f"{number(radius)} to the power {length} is {left}; float32 keeps {number(LOST)}: what "
             f"lies more than {span} time steps back is not learned from.",
-            f"The loss stalls: {number(trend.start)} at first, {number(trend.end)} at the end.",
+            f"The loss stalls: {number(trend.start)} at first, {number(trend.end)} at the end."
+            if view.stuck
+            else f"The loss fell to {number(trend.middle)} at once and stayed there "
+            f"({number(trend.end)} at the end): as far as a constant prediction may take it.",
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[name],
