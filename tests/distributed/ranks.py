@@ -132,7 +132,7 @@ def unsaid_experts(rank, run):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with sg.attach(optimizer, run=run if rank == 0 else None):
+        with sg.attach(optimizer, run=run):
             for _ in range(3):
                 optimizer.zero_grad()
                 (model(torch.ones(2, 4)) * (rank + 1)).sum().backward()

@@ -131,6 +131,11 @@ def is_job() -> bool:
     return here.is_available() and here.is_initialized() and here.get_world_size() > 1
 
 
+def is_first_rank() -> bool:
+    """Whether this is rank 0 of a job, or no job."""
+    return not is_job() or torch.distributed.get_rank() == 0
+
+
 def board_of(name: str) -> Board | None:
     """A board for this job; None outside of one."""
     if not is_job():

@@ -7,6 +7,7 @@ with what the host knows, and `steadygrad.torch.record.outbox` adds the rest whe
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,14 @@ import torch
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
-from steadygrad.torch.distributed.board import Board, RankRow, board_of, disagreement, is_job
+from steadygrad.torch.distributed.board import (
+    Board,
+    RankRow,
+    board_of,
+    disagreement,
+    is_first_rank,
+    is_job,
+)
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.recording import Recorder, facts_of
@@ -30,7 +38,8 @@ class Journal:
         optimizer: whose steps.
         policy: spec of the clipping policy, a fact about a new run.
         on_nonfinite: what is done with NaN and inf, likewise.
-        run: a path for a new run file, an open `RunWriter`, or None.
+        run: a path for a new run file, which the first rank of a job writes; an open `RunWriter`;
+            or None.
         index: number of the optimizer within the run.
 
     Attributes:
@@ -46,6 +55,8 @@ class Journal:
         run: Any,
         index: int,
     ) -> None:
+        if isinstance(run, (str, os.PathLike)) and not is_first_rank():
+            run = None  # one file a job: every rank is given the same path
         facts = {} if run is None else facts_of(optimizer, policy, on_nonfinite, index)
         self.announced: tuple[TensorInfo, ...] | None = None
         self._recorder = None if run is None else Recorder(run, facts)

@@ -41,7 +41,8 @@ def attach(
         on_nonfinite: what to do when gradients hold NaN or inf: ``"skip"`` the step whole
             (the default), ``"raise"``, ``"zero"`` those elements, or ``"propagate"``
             (the default of ``clip="none"``).
-        run: a path for a new run file, or an open `RunWriter`. The losses that it records are
+        run: a path for a new run file (of several ranks, rank 0 writes it), or an open
+            `RunWriter`. The losses that it records are
             those on which `backward` is called, unless `Steady.observe_loss` tells others.
         find_nan: at the first non-finite gradient or loss, replay the step and warn with the
             operation, the line and the rows that made it; see `Steady.origin`.
