@@ -57,7 +57,7 @@ def text(value: object, what: str) -> str:
     """
     if not isinstance(value, str) or len(value) > MOST_NAME:
         raise DamagedError(f"{what} is {_short(value)}")
-    return _whole(value)
+    return _encodable(value)
 
 
 def json_value(source: object, what: str) -> Any:
@@ -138,7 +138,7 @@ def _fitting(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str
     for key, value in values.items():
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             sound[key] = fields.get(key, _anything)(value)
-    return sound
+    return {key: value for key, value in sound.items() if value is not None or key not in fields}
 
 
 def _anything(value: Any) -> Any:
@@ -183,6 +183,27 @@ def _whole_number(value: Any) -> int:
     return value
 
 
+def _whole(field: Field, *keys: str) -> Field:
+    """A table of which no part may be missing."""
+
+    def check(value: Any) -> Any:
+        sound = field(value)
+        if sound is not None and not set(keys) <= sound.keys():
+            raise ValueError
+        return sound
+
+    return check
+
+
+_COUNTS = ("index", "judged", "held", "emptied", "passes", "undivided")
+_GROUP = _table_of(
+    names=_list_of(_word),
+    count=_whole_number,
+    elements=_whole_number,
+    index=_whole_number,
+    container=_word,
+)
+
 INFO: dict[str, Field] = {
     **dict.fromkeys(
         ("framework", "policy", "script", "observed_by", "on_nonfinite", "process"), _word
@@ -194,6 +215,17 @@ INFO: dict[str, Field] = {
     "troubles": _list_of(_word),
     "clip_calls": _list_of(_a(dict)),
     "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),
+    "loop": _table_of(
+        optimizers=_list_of(_table_of(**dict.fromkeys(_COUNTS, _whole_number))),
+        loose=_list_of(_GROUP),
+        stale=_list_of(_GROUP),
+        logits=_whole(_table_of(loss=_word, before=_word), "loss", "before"),
+        chains=_list_of(_list_of(_word)),
+    ),
+    "lint": _list_of(_table_of(path=_word, line=_whole_number, id=_word)),
+    "models": _list_of(_word),
+    "kernel": _word,
+    "device": _word,
     "results": _a(dict),
     "versions": _a(dict),
     LANDMARKS: _a(dict),
@@ -229,17 +261,17 @@ def _parse_int(digits: str) -> int | float:
 def _clean(value: Any, depth: int) -> Any:
     """The value without halves of characters, where it is not nested too deep."""
     if isinstance(value, str):
-        return _whole(value)
+        return _encodable(value)
     if isinstance(value, (list, dict)) and not depth:
         raise ValueError(f"nested more than {MOST_DEPTH} deep")
     if isinstance(value, list):
         return [_clean(entry, depth - 1) for entry in value]
     if isinstance(value, dict):
-        return {_whole(key): _clean(entry, depth - 1) for key, entry in value.items()}
+        return {_encodable(key): _clean(entry, depth - 1) for key, entry in value.items()}
     return value
 
 
-def _whole(words: str) -> str:
+def _encodable(words: str) -> str:
     """Text that can be written as UTF-8: a lone surrogate becomes a question mark."""
     return words.encode("utf-8", "replace").decode("utf-8")
 

@@ -181,6 +181,7 @@ def wrong_values(every: int = 1) -> dict[str, Callable[[Path], Path]]:
 
 FACTS = (
     *("framework", "policy", "frozen", "clip_calls", "optimizers", "versions", "command", "exit"),
+    *("loop", "lint", "models", "kernel", "device"),
     *("started", "ended", "overhead_seconds", "wall_seconds", "landmarks", "python", "platform"),
 )
 ORIGIN_FIELDS = ("step", "phase", "operation", "inputs", "rows", "line", "file", "tensors", "batch")
@@ -201,6 +202,13 @@ TABLES = {
     "names that command a terminal": (
         f"UPDATE tensors SET name = '{ESCAPE}' || id, module = '{ESCAPE}'",
         f"UPDATE info SET value = '\"{ESCAPE}\"' WHERE key IN ('policy', 'framework')",
+    ),
+    "facts of the loop that do not fit": (
+        "INSERT OR REPLACE INTO info VALUES ('loop', "
+        """'{"logits": {}, "optimizers": [{"index": 0, "passes": "x"}], "loose": [{"names": 5}],"""
+        """ "stale": [{"count": "9"}], "chains": [5, [[1]]]}')""",
+        """INSERT OR REPLACE INTO info VALUES ('lint', '[5, {"line": {}}]')""",
+        """INSERT OR REPLACE INTO info VALUES ('optimizers', '[5, {"class": 5, "lr": []}]')""",
     ),
     "no info": ("DROP TABLE info",),
     "huge rows": ("UPDATE steps SET rows = 9000000000000000",),
