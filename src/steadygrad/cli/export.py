@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-FORMATS = ("csv", "jsonl", "mlflow", "parquet", "prometheus", "tensorboard", "trackio", "wandb")
+from steadygrad.sinks.opening import formats
 
 
 @click.command()
 @click.argument("run", type=click.Path(dir_okay=False))
-@click.option("--to", type=click.Choice(FORMATS), required=True, help="The format.")
+@click.option("--to", type=click.Choice(formats()), required=True, help="The format.")
 @click.option(
     "-o",
     "--out",

@@ -1,4 +1,4 @@
-"""Sinks by name: a module of `loggers/` is a kind of sink, imported when it is asked for.
+"""Sinks by name: a module of `loggers/` or `listeners/` is a kind, imported when it is asked for.
 
 Reading a spec needs the standard library alone, so that `steadygrad run` can refuse one
 before the script starts.
@@ -11,10 +11,11 @@ import os
 import pkgutil
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from steadygrad.errors import UsageError
-from steadygrad.sinks import loggers
+from steadygrad.sinks import listeners, loggers
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
@@ -28,7 +29,21 @@ def kinds() -> list[str]:
         >>> "tensorboard" in kinds()
         True
     """
-    return sorted(module.name for module in pkgutil.iter_modules(loggers.__path__))
+    return sorted([*formats(), *_names(listeners)])
+
+
+def formats() -> list[str]:
+    """The names of those that a finished run can be exported to.
+
+    Example:
+        >>> "csv" in formats(), "alerts" in formats()
+        (True, False)
+    """
+    return sorted(_names(loggers))
+
+
+def _names(folder: ModuleType) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(folder.__path__)]
 
 
 def read_spec(spec: str) -> tuple[str, str, int | None]:
@@ -77,7 +92,8 @@ def open_sink(spec: str | Sink) -> Sink:
     if not isinstance(spec, str):
         return spec
     kind, target, tensors = read_spec(spec)
-    made: Sink = importlib.import_module(f"{loggers.__name__}.{kind}").SINK(target, tensors=tensors)
+    home = loggers if kind in formats() else listeners
+    made: Sink = importlib.import_module(f"{home.__name__}.{kind}").SINK(target, tensors=tensors)
     return made
 
 

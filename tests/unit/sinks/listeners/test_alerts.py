@@ -21,8 +21,8 @@ from steadygrad.errors import RecordingWarning, UsageError
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
 from steadygrad.sinks import record
-from steadygrad.sinks.loggers import alerts
-from steadygrad.sinks.loggers.alerts import Alerts
+from steadygrad.sinks.listeners import alerts
+from steadygrad.sinks.listeners.alerts import Alerts
 
 
 def train(out: RunWriter, steps: int, broken_at: int | None) -> None:
