@@ -59,11 +59,12 @@ def figures(record: StepRecord, rate: float, stats: Any, tensors: bool) -> dict[
         tensors: also one norm a tensor.
 
     Returns:
-        ``grad_norm/total``, ``clip/coef``, ``clip/rate``, ``grad_norm/<tensor>``...; non-finite
-        values are kept.
+        ``grad_norm/total``, ``clip/norm`` (after clipping), ``clip/coef``, ``clip/rate``,
+        ``grad_norm/<tensor>``...; non-finite values are kept.
     """
     logged = {
         "grad_norm/total": record.norm,
+        "clip/norm": record.applied_norm,
         "clip/threshold": record.threshold,
         "clip/coef": record.coef,
         "clip/rate": rate,

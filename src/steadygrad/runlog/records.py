@@ -69,6 +69,21 @@ class StepRecord:
     optimizer: int = 0
     loss_told: bool = False
 
+    @property
+    def applied_norm(self) -> float:
+        """Total norm of what was handed to the optimizer: after clipping, and 0 where skipped.
+
+        Example:
+            >>> StepRecord(0, norm=5.0, coef=0.2).applied_norm
+            1.0
+        """
+        return applied_norm(self.norm, self.coef, self.action)
+
+
+def applied_norm(norm: float, coef: float, action: str) -> float:
+    """The norm after clipping, from the columns of a step."""
+    return 0.0 if action == "skip" else norm * coef
+
 
 @dataclass(frozen=True)
 class TensorInfo:

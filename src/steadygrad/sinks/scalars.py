@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from steadygrad.runlog.records import applied_norm
 from steadygrad.sinks.base import Batch, Sample, Sink, tensor_figures
 
 STEP_NAMES = {
@@ -75,7 +76,9 @@ class ScalarSink(Sink):
             for name, shown in STEP_NAMES.items()
             if self._known_figure(name, step)
         }
-        return values | {f"clip/rate{suffix}": self._clip_rate(optimizer, step)}
+        norm = applied_norm(float(step["norm"]), float(step["coef"]), str(step["action"]))
+        rate = self._clip_rate(optimizer, step)
+        return values | {f"clip/norm{suffix}": norm, f"clip/rate{suffix}": rate}
 
     def _known_figure(self, name: str, step: Any) -> bool:
         value = float(step[name])

@@ -32,6 +32,8 @@ def check(series: Series) -> None:
     assert math.isnan(dict(series["step/loss"])[BROKEN])
     assert dict(series["step/loss"])[0] == pytest.approx(1.0)
     assert dict(series["clip/coef"])[9] == pytest.approx(0.2)
+    norms = dict(series["grad_norm/total"])
+    assert dict(series["clip/norm"])[9] == pytest.approx(0.2 * norms[9])
     assert dict(series["clip/threshold"])[0] == pytest.approx(1.0)
     assert dict(series["clip/rate"])[9] == pytest.approx(0.1)
     assert dict(series["grad_nonfinite/total"])[BROKEN] == 3
