@@ -121,14 +121,20 @@ def describe_nonfinite(stats: GradientStats, step: int, most: int = 8) -> str:
 
     Example:
         >>> import numpy as np
+        >>> from dataclasses import replace
         >>> bad = GradientStats(("w", "b"), np.ones(2), np.ones(2), np.array([3, 0]),
         ...                     np.zeros(2), (4, 1), np.float64("nan"), 2.0)
         >>> print(describe_nonfinite(bad, 7).partition(". ")[0])
         step 7: gradients are not finite: w (3 of 4 elements)
+        >>> there = replace(bad, nonfinite=np.array([0, 0]), elsewhere=2)
+        >>> print(describe_nonfinite(there, 7).partition(". ")[0])
+        step 7: gradients are not finite: 2 elements of tensors that other ranks hold
     """
     counts = [int(c) for c in stats.nonfinite]
     rows = zip(stats.names, counts, stats.sizes, strict=True)
     lines = [f"{name} ({count} of {size} elements)" for name, count, size in rows if count]
+    if stats.elsewhere > 0:
+        lines.append(f"{int(stats.elsewhere)} elements of tensors that other ranks hold")
     lines = lines or ["all elements are, and their norm is beyond any float64"]
     more = f" and {len(lines) - most} more tensors" if len(lines) > most else ""
     return (

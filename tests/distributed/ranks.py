@@ -44,12 +44,15 @@ def partial_sums(rank):
     """The norm of a gradient whose sum over the ranks is pending, and clipping it."""
     mesh = init_device_mesh("cpu", (2,))
     part = torch.tensor([3.0, -1.0]) if rank == 0 else torch.tensor([0.0, 5.0])
-    grad = DTensor.from_local(part, mesh, [Partial()])
+    grad = DTensor.from_local(part.clone(), mesh, [Partial()])
     norm = sg.get_total_norm([grad]).item()
     weight = torch.nn.Parameter(distribute_tensor(torch.zeros(2), mesh, [Replicate()]))
     weight.grad = grad
     sg.clip_grad_norm_([weight], 1.0)
-    return [norm, *weight.grad.full_tensor().tolist()]
+    left = weight.grad.full_tensor().tolist()
+    weight.grad = DTensor.from_local(part, mesh, [Partial()])
+    sg.clip_grad_value_([weight], 3.5)
+    return [norm, *left, *weight.grad.full_tensor().tolist()]
 
 
 def broken_shards(_rank):
