@@ -211,7 +211,7 @@ INFO: dict[str, Field] = {
     **dict.fromkeys(("overhead_seconds", "wall_seconds", "started", "ended", "rank"), _real),
     "exit": _a(str, int),
     "command": lambda value: value if isinstance(value, str) else _list_of(_word)(value),
-    "frozen": _list_of(_word),
+    "frozen": _list_of(_whole_number),
     "troubles": _list_of(_word),
     "clip_calls": _list_of(_a(dict)),
     "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),

@@ -18,7 +18,7 @@ SMALL = 0.1
 """Standard deviation times sqrt(fan-in): 1 for LeCun, 1.41 for He, 0.58 for PyTorch's default."""
 
 
-HALVED = 0.5
+ARRIVES = 0.9
 """Share of a loss whose fall says that the signal arrives."""
 LEFT = 1e-6
 """Share of a signal under which what the layers leave of it together is nothing."""
@@ -74,7 +74,7 @@ def _suffers(view: View) -> bool:
 
 def _starves(view: View, start: _Start, typical: float) -> bool:
     """Whether the signal is lost on its way through the layers, or the loss shows that it was."""
-    lost = typical ** len(start.columns) < LEFT and view.loss_trend.fall < HALVED
+    lost = typical ** len(start.columns) < LEFT and view.loss_trend.fall < ARRIVES
     return _suffers(view) or view.loss_trend.plateau or lost
 
 

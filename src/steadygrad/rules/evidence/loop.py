@@ -58,7 +58,7 @@ class Group:
 
 def loop_of(view: View) -> Loop:
     """The facts of this optimizer; all zero where nobody looked."""
-    for entry in _facts(view).get("optimizers", ()):
+    for entry in _facts(view).get("optimizers") or ():
         if entry.get("index") == view.optimizer:
             fields = {k: int(v) for k, v in entry.items() if k in Loop.__dataclass_fields__}
             return Loop(**fields)
@@ -67,13 +67,13 @@ def loop_of(view: View) -> Loop:
 
 def loose_of(view: View) -> list[Group]:
     """Parameters that get a gradient and belong to no optimizer; told of the first optimizer."""
-    found = _facts(view).get("loose", ()) if view.optimizer == view.first_optimizer else ()
-    return [_group(entry) for entry in found]
+    found = _facts(view).get("loose") if view.optimizer == view.first_optimizer else ()
+    return [_group(entry) for entry in found or ()]
 
 
 def stale_of(view: View) -> Group | None:
     """This optimizer's parameters that the trained model no longer has."""
-    for entry in _facts(view).get("stale", ()):
+    for entry in _facts(view).get("stale") or ():
         if entry.get("index") == view.optimizer:
             return _group(entry)
     return None
@@ -82,7 +82,11 @@ def stale_of(view: View) -> Group | None:
 def logits_of(view: View) -> tuple[str, str] | None:
     """The loss, and what stands before it and should not; None where nothing does."""
     found = _facts(view).get("logits")
-    if not found or view.optimizer != view.first_optimizer:
+    if (
+        not found
+        or not {"loss", "before"} <= found.keys()
+        or view.optimizer != view.first_optimizer
+    ):
         return None
     return str(found["loss"]), str(found["before"])
 
@@ -105,7 +109,7 @@ def _facts(view: View) -> Mapping[str, Any]:
 
 def _group(entry: Mapping[str, Any]) -> Group:
     return Group(
-        tuple(map(str, entry.get("names", ()))),
+        tuple(map(str, entry.get("names") or ())),
         int(entry.get("count", 0)),
         int(entry.get("elements", 0)),
         str(entry.get("container", "")),

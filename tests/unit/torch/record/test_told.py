@@ -67,3 +67,18 @@ def test_a_loss_that_nobody_told_is_no_nan_loss(tmp_path: Path) -> None:
     run = steadygrad.open_run(tmp_path / "run.db")
     assert not [e for e in run.events if e.kind == NAN_LOSS]
     assert run.steps.loss.size == 9
+
+
+def test_what_was_left_out_of_training_on_purpose_is_known_after_reading(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    handle = sg.attach(optimizer, clip="none", model=model, run=tmp_path / "run.db")
+    for _ in range(12):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().mean().backward()
+        optimizer.step()
+    handle.detach()
+    run = steadygrad.open_run(tmp_path / "run.db")
+    assert run.info["frozen"] == [0, 1]
+    assert [f.id for f in steadygrad.diagnose(run)] == []
