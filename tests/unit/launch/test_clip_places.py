@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,3 +210,47 @@ def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) 
     with pytest.raises(TypeError):
         clip([weight])
     assert imported_early is torch.nn.utils.clip_grad_norm_  # seen however it was imported
+
+
+AGC = """
+import torch
+def adaptive_clip_grad(parameters, clip_factor=0.01, eps=1e-3, norm_type=2.0):
+    if isinstance(parameters, torch.Tensor):
+        parameters = [parameters]
+    for p in parameters:
+        if p.grad is not None:
+            most = max(p.detach().norm(norm_type).item(), eps) * clip_factor
+            norm = p.grad.norm(norm_type).item()
+            if norm > most:
+                p.grad.detach().mul_(most / norm)
+"""
+
+
+@pytest.mark.parametrize("spec", [None, "norm:0.5"])
+def test_a_librarys_adaptive_clipping_is_a_clip_call(
+    observe: Observe, tmp_path: Path, spec: str | None
+) -> None:
+    path = tmp_path / "agc.py"
+    path.write_text(AGC)
+    loader = importlib.util.spec_from_file_location("agc", path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    seen = observe(**({} if spec is None else {"clip": spec}))
+    seen.patches.see_agc(module)
+    small, large = nn.Parameter(torch.ones(1)), nn.Parameter(torch.full((1,), 400.0))
+    optimizer = torch.optim.SGD([small, large], lr=1.0)
+    (small * 3 + large * 4).sum().backward()
+    module.adaptive_clip_grad((p for p in (small, large)), 0.01)
+    optimizer.step()
+    record = seen.run().steps[0]
+    assert record["norm"] == 5.0
+    assert record["action"] == "clip"
+    if spec is None:
+        assert small.item() == pytest.approx(0.99)
+        assert record["threshold"] == math.inf
+        assert record["coef"] == pytest.approx(math.hypot(0.01, 4) / 5)
+    else:
+        assert record["threshold"] == 0.5
+        assert small.item() == pytest.approx(1 - 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ class Call:
     """The arguments of one call.
 
     Args:
-        kind: ``norm``, ``given norm`` or ``value``: the function.
+        kind: ``norm``, ``given norm``, ``value`` or ``agc``: the function.
         names: of its parameters, in order.
         arguments: their values.
 
@@ -67,7 +68,9 @@ class Call:
 
     @property
     def limit(self) -> Any:
-        """Its threshold."""
+        """Its threshold; NaN where each unit has its own."""
+        if self.kind == "agc":
+            return math.nan
         return self._of["clip_value" if self.kind == "value" else "max_norm"]
 
     @property

@@ -12,11 +12,13 @@ import math
 import os
 import threading
 import types
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from steadygrad.launch.imports import watch
 from steadygrad.launch.torch_script.clipcall import (
     Call,
     ClipVisit,
@@ -124,6 +126,12 @@ class Patches:
             return True
 
         patches.add(unhook)
+
+    def see_agc(self, module: ModuleType) -> None:
+        """Observe timm's adaptive clipping, by which its ``dispatch_clip_grad`` clips too."""
+        site = Site("adaptive_clip_grad", [module], guarded=False)
+        if site.exists:
+            self.set.add(site.listen(self._clips(site, "agc")))
 
     def _backward(self, arguments: tuple[Any, ...]) -> Visit | None:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
@@ -288,4 +296,5 @@ def install(session: Session) -> Patches:
         # from before the model is made: the first step may be the one that breaks
         listen(patches).armed = True
     patches.set.hold(patches)
+    watch({"timm.utils.agc": patches.see_agc})
     return patches
