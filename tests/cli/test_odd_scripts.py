@@ -193,16 +193,12 @@ def test_an_odd_script_does_the_same(
     assert observed == plain
 
 
-def test_steps_at_exit_and_in_an_executors_child_are_recorded(
-    forks: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    for name, counts in (("steps at exit", [4]), ("children of an executor", [2, 2])):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "odd.py").write_text(TRAINING + SCRIPTS[name])
-        both(forks, folder / "odd.py")
-        steps = [len(open_run(path).steps) for path in sorted(folder.glob("*.db"))]
-        assert sorted(steps) == counts
+def test_steps_at_exit_are_recorded(forks: subprocess.Popen[str], tmp_path: Path) -> None:
+    script = tmp_path / "odd.py"
+    # the script's exit function is older than the run file
+    script.write_text("import atexit\natexit.register(lambda: [step(), step()])\n" + TRAINING)
+    both(forks, script)
+    assert len(open_run(tmp_path / "odd.db").steps) == 3
 
 
 def test_the_comparison_can_fail(forks: subprocess.Popen[str], tmp_path: Path) -> None:

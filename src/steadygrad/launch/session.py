@@ -145,8 +145,8 @@ class Session:
             from steadygrad.launch.loggers import add_loggers
 
             add_loggers(writer, self.plan, rank_of(os.environ))
-        # the writer closes itself by an exit function, which runs after this later one
-        atexit.register(self._conclude)
+        # `finish` closes it, which stands before the script's own exit functions and so runs last
+        writer.stay_open_at_exit()
         return writer
 
     def _first_facts(self) -> dict[str, Any]:

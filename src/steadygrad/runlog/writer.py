@@ -235,6 +235,10 @@ class RunWriter:
         """
         return self._pump.flush(timeout) and self.recording
 
+    def stay_open_at_exit(self) -> None:
+        """Have the interpreter's end not close the file: the caller does, after other exits."""
+        self._close.atexit = False
+
     def leave_by(self, leave: Callable[[], None]) -> None:
         """Have a process that ends call this in place of `close`, which it must then do itself.
 
@@ -245,7 +249,9 @@ class RunWriter:
 
     def close(self) -> None:
         """Commit everything and leave one self-contained file; called at exit by itself."""
-        self._close()
+        # a finalizer that is called in the interpreter's last moments does nothing any more
+        if self._close.detach() is not None:
+            self._recorder.close()
 
     def __enter__(self) -> RunWriter:
         return self
