@@ -12,7 +12,6 @@ import math
 import os
 import threading
 import types
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,7 +126,7 @@ class Patches:
 
         patches.add(unhook)
 
-    def see_agc(self, module: ModuleType) -> None:
+    def see_agc(self, module: types.ModuleType) -> None:
         """Observe timm's adaptive clipping, by which its ``dispatch_clip_grad`` clips too."""
         site = Site("adaptive_clip_grad", [module], guarded=False)
         if site.exists:
