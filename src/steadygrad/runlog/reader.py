@@ -168,6 +168,10 @@ class _File:
         return np.array(steps, np.int64), values
 
 
+class _TablesMissingError(DamagedError):
+    """A table is not in the file: never written, or still in a journal."""
+
+
 class _Chunks:
     """Where the chunks of steps begin and end; they must follow each other without a gap."""
 
@@ -370,7 +374,7 @@ def _connect(path: Path) -> Iterator[sqlite3.Connection]:
             try:
                 connection = _open_in_place(path)
                 break
-            except sqlite3.OperationalError as error:
+            except (sqlite3.OperationalError, _TablesMissingError) as error:
                 if "interrupted" in str(error):
                     raise
                 # without its shared-memory file, a read-only folder holds a journal that
@@ -439,7 +443,7 @@ def _check_tables(connection: sqlite3.Connection) -> None:
         if not statement.startswith("CREATE TABLE"):
             continue
         if name not in written:
-            raise DamagedError(
+            raise _TablesMissingError(
                 f"its table {name} is missing. Its recording was cut off before the first step, or "
                 "it was copied without the -wal file that stood beside it"
             )

@@ -42,7 +42,7 @@ MAX_CHUNK_ROWS = 256
 MAX_CHUNK_BYTES = 8 << 20
 MAX_LAYOUTS = 256
 """Sets of tensors that are remembered: a run may have another set at every step."""
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 300.0  # meanwhile steps wait in the queue, then are counted as missed
 LEAVE_SECONDS = 1.0  # how long the end waits for readers, which are short
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -88,6 +88,7 @@ class Store:
         self._sizes: list[int] = []
         self._highest = -math.inf
         self.landmarks: dict[str, int] = {}
+        self._path, self._identity = path, _identity(path)
         try:
             self._create()
         except sqlite3.Error:
@@ -113,7 +114,10 @@ class Store:
 
         Raises:
             sqlite3.Error: where the disk is full, gone, or busy for too long.
+            FileNotFoundError: the file is no longer there: what is written is lost.
         """
+        if self._is_gone():
+            raise FileNotFoundError("somebody has removed or replaced the run file")
         self._retry("BEGIN IMMEDIATE")
         try:
             self._write_all(items)
@@ -122,6 +126,12 @@ class Store:
                 self._connection.execute("ROLLBACK")
             raise
         self._retry("COMMIT")
+
+    def _is_gone(self) -> bool:
+        now = _identity(self._path)
+        if self.mode != "WAL":  # a network file system may number its files anew
+            return not any(now)
+        return now != self._identity
 
     def _write_all(self, items: Iterable[Item]) -> None:
         steps: list[StepItem] = []
@@ -300,6 +310,15 @@ class Store:
             "INSERT OR REPLACE INTO info VALUES (?, ?)",
             [(key, to_json(value)) for key, value in item.values.items()],
         )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file from another that bears its name later; zeros where it is gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 _WRITERS: dict[type, Callable[[Store, Any], None]] = {

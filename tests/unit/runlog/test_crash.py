@@ -380,6 +380,8 @@ def test_a_run_in_a_read_only_folder_opens(left: str, start_python: Start, folde
     if left.endswith("-shm"):
         (folder / "run.db-shm").unlink(missing_ok=True)
     names = sorted(os.listdir(folder))
+    for shared in folder.iterdir():  # run files are private: their owner shares them
+        shared.chmod(0o644)
     read_only(folder)
     process = start_python(READ, path)
     out, err = process.communicate(timeout=30)

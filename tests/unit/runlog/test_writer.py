@@ -490,3 +490,20 @@ def test_a_run_file_is_for_its_owner_alone(tmp_path: Path) -> None:
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert set(modes.values()) == {0o600}, modes
     assert "run.db-wal" in modes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not remove a file that is open")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_is_told_at_once(tmp_path: Path, replaced: bool) -> None:
+    with RunWriter(tmp_path / "run.db") as writer:
+        ids = writer.add_tensors([TensorInfo("w", (3,))])
+        writer.write_step(StepRecord(0), ids, [1.0], [1.0], [0], [0])
+        assert writer.flush()
+        (tmp_path / "run.db").unlink()
+        if replaced:
+            (tmp_path / "run.db").write_text("another's")
+        writer.write_step(StepRecord(1), ids, [1.0], [1.0], [0], [0])
+        with pytest.warns(RecordingWarning, match="removed or replaced the run file"):
+            writer._pump.flush()
+        assert not writer.recording
+    assert (tmp_path / "run.db").exists() == replaced
