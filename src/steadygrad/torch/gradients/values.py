@@ -38,6 +38,9 @@ def scale_each_once(grads: Sequence[torch.Tensor], coefs: Any) -> None:
         grads: of any layout; pieces of sharded ones.
         coefs: 0-d, or one a gradient; of a shared one's the smallest counts.
     """
+    if not share_memory(grads):
+        kernels.scale_(grads, coefs)
+        return
     places: dict[Any, list[int]] = {}
     for place, grad in enumerate(grads):
         places.setdefault(_memory_of(grad), []).append(place)
@@ -52,6 +55,11 @@ def scale_each_once(grads: Sequence[torch.Tensor], coefs: Any) -> None:
 
 def share_memory(grads: Sequence[torch.Tensor]) -> bool:
     """Whether a tensor is the gradient of two parameters."""
+    try:  # the usual list costs one call of C a tensor
+        if len(set(map(torch.Tensor.data_ptr, grads))) == len(grads):
+            return False
+    except RuntimeError:  # a sparse tensor has no memory of its own
+        pass
     return len(set(map(_memory_of, grads))) < len(grads)
 
 
