@@ -12,7 +12,9 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
+GUIDE_BOOST = 4
 PACKAGE = Path(__file__).parents[1] / "src" / "steadygrad"
 
 
@@ -21,6 +23,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for address, text in pages():
         files.append(File.generated(config, address, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let the guide come first in a search: who looks for a word wants it explained."""
+    if page.file.src_uri.startswith("guide/"):
+        page.meta.setdefault("search", {})["boost"] = GUIDE_BOOST
+    return markdown
 
 
 def pages() -> Iterator[tuple[str, str]]:
