@@ -14,8 +14,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 CONSTRAINTS ?= --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard src/steadygrad/kernels/*.c src/steadygrad/kernels/*.h src/steadygrad/jax/*.c)
 
 # Two workers: frameworks are memory-hungry, and their own threads would fight for the cores.
