@@ -8,6 +8,7 @@ import time
 import click
 
 from steadygrad.cli import Handover
+from steadygrad.errors import UsageError
 from steadygrad.launch.plan import Plan, fresh, rank_of
 
 
@@ -127,7 +128,12 @@ def _sinks(logs: tuple[str, ...], alert: str | None) -> tuple[str, ...]:
     if alert is None:
         return logs
     if alert != "terminal":
-        check_address(alert)
+        try:
+            check_address(alert)
+        except UsageError as error:
+            raise click.UsageError(
+                f"--alert takes the word terminal, or the http(s) address of a webhook: {error}"
+            ) from error
     return (*logs, "alerts" if alert == "terminal" else f"alerts:{alert}")
 
 
