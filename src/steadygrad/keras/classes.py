@@ -101,7 +101,9 @@ class _Attached:
 
     def _clip_gradients(self, grads: Any) -> Any:
         me: Any = self
-        return self.__dict__[_HOOK].average if me.gradient_accumulation_steps else grads
+        hook = self.__dict__[_HOOK]
+        accumulates = me.gradient_accumulation_steps and not hook.only_observes
+        return hook.average if accumulates else grads
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         if self.__dict__[_HOOK].reduced:

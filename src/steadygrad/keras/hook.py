@@ -22,7 +22,7 @@ import numpy as np
 from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
-from steadygrad.policies.choice import skips_by_itself
+from steadygrad.policies.choice import Choice, skips_by_itself
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
 
@@ -61,6 +61,7 @@ class Hook:
     Attributes:
         variables: what must be saved and traced with the optimizer's own variables.
         names: the measured tensors', in order.
+        only_observes: gradients are read alone, and the optimizer's own path is left as it is.
         hiding: the optimizer must not show these variables now.
         watcher: called with each step's outcome, its variables and what its micro-batch is
             (None without accumulation), while it is traced.
@@ -70,6 +71,7 @@ class Hook:
 
     def __init__(self, policy: Policy, on_nonfinite: str) -> None:
         self.policy = policy
+        self.only_observes = Choice(policy, on_nonfinite).only_observes
         self.raises = on_nonfinite == "raise"
         self.on_nonfinite = "skip" if self.raises else on_nonfinite
         self.drops_windows = skips_by_itself(policy)
@@ -135,6 +137,9 @@ class Hook:
         if not places:
             go(gradients, trainable)
             return
+        if self.only_observes:
+            self._observe(optimizer, go, gradients, trainable, places)
+            return
         with unscaled(optimizer) as scale:
             wanted = [gradients[i] if scale is None else gradients[i] / scale for i in places]
             wanted, self.reduced = self.backend.reduced(wanted)
@@ -148,6 +153,35 @@ class Hook:
             self._guarded(optimizer, skip, lambda: go(gradients, trainable))
             self.reduced = False
         note()
+
+    def _observe(
+        self,
+        optimizer: Any,
+        go: Callable[[list[Any], list[Any]], None],
+        gradients: list[Any],
+        trainable: list[Any],
+        places: Sequence[int],
+    ) -> None:
+        """Measure beside a step that is taken with what it was given, untouched."""
+        variables = [trainable[i] for i in places]
+        wanted = [self.backend.unread(gradients[i]) for i in places]
+        scale = optimizer.loss_scale_factor
+        if scale is not None:
+            wanted = [self.backend.quotient(gradient, scale) for gradient in wanted]
+        wanted, _ = self.backend.reduced(wanted)
+        kind, engine = None, self.backend.engine
+        with engine.scope():
+            if optimizer.gradient_accumulation_steps:
+                wanted = self._average_with(optimizer, wanted, variables)
+                kind = engine.xp.where(self._closes(optimizer), STEPS, WAITS)
+            done = self.decide(optimizer, wanted, variables)
+        go(gradients, trainable)
+        self.note(done, variables, kind)
+
+    def _closes(self, optimizer: Any) -> Any:
+        """Whether this micro-batch is its window's last."""
+        every = optimizer.gradient_accumulation_steps
+        return (self.backend.value(optimizer._iterations) + 1) % every == 0
 
     def _guarded(self, optimizer: Any, skip: Any, run: Callable[[], None]) -> None:
         if skip is None:
@@ -169,7 +203,6 @@ class Hook:
     ) -> Any:
         """One micro-batch: decide on the window's average as if this were its last."""
         engine = self.backend.engine
-        every = optimizer.gradient_accumulation_steps
         with engine.scope():
             if self.on_nonfinite == "zero":
                 cleaned = [engine.cleaned(self.backend.leaf(g)) for g in gradients]
@@ -178,8 +211,7 @@ class Hook:
                 optimizer, self._average_with(optimizer, gradients, variables), variables
             )
             self.average = done.leaves
-            closes = (self.backend.value(optimizer._iterations) + 1) % every == 0
-            kind = engine.xp.where(closes, STEPS, WAITS)
+            kind = engine.xp.where(self._closes(optimizer), STEPS, WAITS)
             if self.on_nonfinite == "skip":
                 kind = engine.xp.where(done.nonfinite > 0, DROPPED, kind)
             window = engine.xp.logical_and(kind == STEPS, done.skip)

@@ -104,6 +104,49 @@ def observing_is_bit_identical():
     assert "Steady" not in type(seen.optimizer).__name__
 
 
+@case("tensorflow")
+def observing_leaves_scaled_gradients_alone():
+    import tensorflow as tf
+
+    x, y = data()
+    ways = {
+        "factor": lambda grads: [0.1 * grad for grad in grads],
+        "quotient": lambda grads: [grad / 3.0 for grad in grads],
+        "global norm": lambda grads: tf.clip_by_global_norm(grads, 1.0)[0],
+    }
+
+    def trained(scale, more, attached):
+        model = model_of("sgd")
+        optimizer = keras.optimizers.SGD(0.013, **more)
+        steady = sg.attach(optimizer, clip="none") if attached else None
+
+        @tf.function
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x) - y) ** 2)
+            grads = scale(tape.gradient(loss, model.trainable_variables))
+            optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+            return grads
+
+        for start in 4 * list(range(0, 32, 8)):
+            batch = x[start : start + 8], y[start : start + 8]
+            grads = [grad.numpy().astype("float64") for grad in step(*batch)]
+        norm = np.sqrt(sum((grad**2).sum() for grad in grads))
+        return weights(model), norm / more.get("loss_scale_factor", 1.0), steady
+
+    for name, scale in ways.items():
+        plain, *_ = trained(scale, {}, attached=False)
+        seen, norm, steady = trained(scale, {}, attached=True)
+        assert equal(plain, seen), name
+        assert abs(steady.last.norm / norm - 1) < 1e-6, name
+    for more in ({"loss_scale_factor": 3.0}, {"gradient_accumulation_steps": 2}):
+        plain, *_ = trained(ways["factor"], more, attached=False)
+        seen, norm, steady = trained(ways["factor"], more, attached=True)
+        assert equal(plain, seen), more
+        if "loss_scale_factor" in more:
+            assert abs(steady.last.norm / norm - 1) < 1e-6
+
+
 @case()
 def a_bad_batch_is_skipped_whole():
     x, y = data()

@@ -48,6 +48,7 @@ ALONE = {
         "jit_and_no_jit_agree",
         "loss_scale_optimizer_in_a_loop",
         "mirrored_replicas_reduce_first",
+        "observing_leaves_scaled_gradients_alone",
         "rules_calibration_and_report_read_a_run",
         "run_reduces_over_replicas",
         "run_sees_clips_by_hand_and_changes_nothing",
