@@ -7,15 +7,18 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from steadygrad.calibration.advice import label
 from steadygrad.calibration.recommending import calibrate
 from steadygrad.calibration.replaying import replay
 from steadygrad.calibration.result import Calibration
+from steadygrad.errors import CalibrationError
 from steadygrad.text import percent, printable
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
 BAR = 40
+MOST_OTHERS = 3
 
 
 def show(
@@ -50,7 +53,26 @@ def show(
     lines = [*found.advice, "", *_figures(found), "", *_curve(found)]
     if played:
         lines += ["", *(f"{p.sentence}." for p in played)]
+    if optimizer is None:
+        lines += _others(run, found.optimizer)
     return str(printable("\n".join(lines)))
+
+
+def _others(run: Run | str | os.PathLike[str], shown: int) -> list[str]:
+    """A line for each optimizer of the run that the text is not about."""
+    from steadygrad.runlog import as_run
+
+    opened = as_run(run)
+    others = sorted({int(number) for number in opened.steps["optimizer"]} - {shown})
+    lines = []
+    for number in others[:MOST_OTHERS]:
+        try:
+            what, value = label(calibrate(opened, optimizer=number))
+        except CalibrationError as error:
+            what, value = "No threshold", str(error)
+        lines.append(f"Optimizer {number}: {what}: {value}. All of it: --optimizer {number}")
+    left = len(others) - len(lines)
+    return ([""] if lines else []) + lines + ([f"and {left} more optimizers"] if left else [])
 
 
 def _figures(c: Calibration) -> list[str]:

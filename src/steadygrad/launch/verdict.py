@@ -18,6 +18,7 @@ from steadygrad.runlog.origin import EVENT, Origin
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
+    from steadygrad.calibration import Calibration
     from steadygrad.launch.session import Session
     from steadygrad.rules import Finding
     from steadygrad.runlog import Run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 WIDTH = 96
 MOST_FINDINGS = 5
 MOST_EVIDENCE = 3
+MOST_OPTIMIZERS = 3
 
 
 def last_words(session: Session) -> str:
@@ -109,22 +111,40 @@ def _finding(finding: Finding, said: str) -> list[str]:
 
 
 def _threshold(run: Run, session: Session) -> list[str]:
+    """A threshold for each optimizer, from its steps alone."""
+    from steadygrad.report.optimizers import name_of, rows_of_each
+
+    numbers = list(rows_of_each(run))
+    if len(numbers) == 1:
+        lines, found = _recommended(run, numbers[0], "")
+        specs = [found.spec] if found is not None and found.needed else []
+    else:
+        lines, specs = [], []
+        for number in numbers[:MOST_OPTIMIZERS]:
+            told, found = _recommended(run, number, f"{name_of(run, number)}: ")
+            lines += told
+            specs += [found.spec] if found is not None and found.needed else []
+        if len(numbers) > MOST_OPTIMIZERS:
+            lines.append(f"  and {len(numbers) - MOST_OPTIMIZERS} more optimizers, in the report")
+        if specs and (len(specs) < len(numbers) or len(set(specs)) > 1):
+            specs = ["auto"]  # --clip is for all: what follows each one's own norms
+    if specs and session.plan.clip is None:
+        lines.append(f"    try: {_again(session, specs[0])}")
+    return lines
+
+
+def _recommended(run: Run, number: int, whose: str) -> tuple[list[str], Calibration | None]:
     from steadygrad.calibration import calibrate
     from steadygrad.calibration.advice import label
 
-    if not len(run):
-        return []
     try:
-        found = calibrate(run)
+        found = calibrate(run, optimizer=number)
     except CalibrationError as error:
-        return _wrapped(f"No threshold can be recommended: {error}", "  ", "    ")
+        return _wrapped(f"{whose}No threshold can be recommended: {error}", "  ", "    "), None
     except SteadyGradError as error:
-        return _wrapped(f"No threshold: {error}", "  ", "    ")
+        return _wrapped(f"{whose}No threshold: {error}", "  ", "    "), None
     what, value = label(found)
-    lines = _wrapped(f"{what}: {value}. {found.advice[0]}", "  ", "    ")
-    if found.needed and session.plan.clip is None:
-        lines.append(f"    try: {_again(session, found.spec)}")
-    return lines
+    return _wrapped(f"{whose}{what}: {value}. {found.advice[0]}", "  ", "    "), found
 
 
 def _again(session: Session, spec: str) -> str:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steadygrad.report.numbers import figure
+from steadygrad.report.optimizers import rows_of_each
 from steadygrad.rules import NOTHING
-from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.view import LossTrend, View
 
 if TYPE_CHECKING:
     from steadygrad.rules import Finding
     from steadygrad.runlog import Run
 
 WORDS = {"error": "Broken", "warning": "Needs attention", "ok": "Steady", "empty": "Nothing seen"}
+MOST_LOSSES = 3
 
 
 @dataclass(frozen=True)
@@ -70,36 +73,56 @@ def _sentence(title: str) -> str:
 
 
 def _steady(run: Run) -> str:
-    norm = np.asarray(run.steps["norm"])
-    usable = norm[np.isfinite(norm) & (norm > 0)]
+    """Each optimizer by its own median: those of three trainings in one script have no common."""
+    of_each = rows_of_each(run)
+    usable = {n: norm for n, rows in of_each.items() if (norm := _usable(rows)).size}
     count = f"{len(run):,} step" + "s" * (len(run) > 1)
-    if not usable.size:
+    if not usable:
         return f"{count} recorded, none with a gradient norm over 0: there is nothing to judge."
-    ratio = ratio_text(float(usable.max() / np.median(usable)))
-    peak = run.steps[np.nanargmax(np.where(np.isfinite(norm), norm, -1.0))]
-    steady = f"Steady over {count}: the gradient norm stayed within {ratio} its median"
+    ratios = {n: float(norm.max() / np.median(norm)) for n, norm in usable.items()}
+    furthest = max(ratios, key=lambda n: ratios[n])
+    ratio, rows = ratio_text(ratios[furthest]), of_each[furthest]
+    norm = np.asarray(rows["norm"])
+    peak = rows[np.nanargmax(np.where(np.isfinite(norm), norm, -1.0))]
+    alone = len(of_each) == 1
+    over = f"{count}" if alone else f"{count} of {len(of_each)} optimizers"
+    the = "the gradient norm" if alone else "each one's gradient norm"
+    steady = f"Steady over {over}: {the} stayed within {ratio} its median"
     if peak["action"] == "clip":
-        steady = f"Steady over {count}: norms of up to {ratio} the median came, and were clipped"
-    return f"{steady}{_loss(run)}."
+        the = "the" if alone else "their optimizer's"
+        steady = f"Steady over {over}: norms of up to {ratio} {the} median came, and were clipped"
+    return f"{steady}{_losses(run, list(of_each))}."
 
 
-def _loss(run: Run) -> str:
-    """Whether the loss fell: a steady norm says nothing of that."""
-    numbers = np.asarray(run.steps["optimizer"])
-    trends = [View(run, int(number)).loss_trend for number in np.unique(numbers)]
-    if not any(trend.known for trend in trends):
+def _usable(rows: Any) -> NDArray[np.float64]:
+    norm: NDArray[np.float64] = np.asarray(rows["norm"])
+    return norm[np.isfinite(norm) & (norm > 0)]
+
+
+def _losses(run: Run, numbers: Sequence[int]) -> str:
+    """Whether the loss fell, of each optimizer: a steady norm says nothing of that."""
+    trends = {n: trend for n in numbers if (trend := View(run, n).loss_trend).known}
+    if not trends:
         return "; too few losses were recorded to say whether the training got anywhere"
-    if len(trends) > 1:
+    told = {n: _loss(trend) for n, trend in trends.items()}
+    if len(numbers) == 1 or (len(set(told.values())) == 1 and len(told) == len(numbers)):
+        joint, what = next(iter(told.values()))
+        return f"{joint} the loss {what}"
+    if len(told) > MOST_LOSSES:
         return ""
-    trend = trends[0]
+    return "; the loss " + ", ".join(f"{what} (optimizer {n})" for n, (_, what) in told.items())
+
+
+def _loss(trend: LossTrend) -> tuple[str, str]:
+    """How to join what is said to a steady norm, and what the loss did."""
     span = f"from {figure(trend.start)} to {figure(trend.end)}"
     if trend.signed:
-        return f"; the loss went {span}"
+        return ";", f"went {span}"
     if trend.end > trend.start and not trend.home:
-        return f", but the loss rose {span}"
+        return ", but", f"rose {span}"
     if trend.stalled:
-        return f", but the loss hardly fell: {span}"
-    return f", and the loss fell {span}"
+        return ", but", f"hardly fell: {span}"
+    return ", and", f"fell {span}"
 
 
 def ratio_text(ratio: float) -> str:

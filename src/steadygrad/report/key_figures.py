@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadygrad.report.numbers import duration, figure
+from steadygrad.report.optimizers import rows_of_each
 from steadygrad.robust import spread
 from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
+
+LABELS = ("Steps", "Loss", "Median norm", "Clipped", "NaN or inf")
+MOST_OPTIMIZERS = 4
 
 
 def ends(losses: NDArray[np.float64]) -> tuple[float, float]:
@@ -71,18 +75,51 @@ def key_figures(run: Run) -> list[dict[str, str]]:
         run: the run.
 
     Returns:
-        Steps, loss, norm, clipped, and (where there were any) broken steps.
+        Steps, loss, norm, clipped, and (where there were any) broken steps; with several
+        optimizers each of these for every one of them, side by side.
+
+    Example:
+        >>> from steadygrad.runlog import Run
+        >>> steps = {"norm": np.array([1.0, 9.0, 9.0]), "optimizer": np.array([0, 1, 1])}
+        >>> [(f["label"], f["value"]) for f in key_figures(Run.from_arrays(steps=steps))][:2]
+        [('Steps of optimizers 0 | 1', '1 | 2'), ('Median norm of optimizers 0 | 1', '1 | 9')]
     """
-    rows = run.steps
-    shown = [_steps(run, rows), *_loss(rows), *_norm(rows)]
-    shown += [_clipped(run, rows), _broken(rows)] if len(rows) else []
-    return [{"label": label, "value": value, "note": note} for label, value, note in shown]
+    of_each = rows_of_each(run)
+    if len(of_each) < 2:
+        return [_item(*shown) for shown in _figures(run, run.steps, _took(run))]
+    first = dict(list(of_each.items())[:MOST_OPTIMIZERS])
+    left = len(of_each) - len(first)
+    many = f"{len(of_each)} optimizers"
+    took = ", ".join(filter(None, [many, f"{left} not shown" if left else "", _took(run)]))
+    columns = [
+        {label: (value, note) for label, value, note in _figures(run, rows, took)}
+        for rows in first.values()
+    ]
+    labels = [label for label in LABELS if any(label in column for column in columns)]
+    which = f" of optimizers {' | '.join(map(str, first))}"
+    return [_item(label + which, *_side_by_side(columns, label)) for label in labels]
 
 
-def _steps(run: Run, rows: Any) -> tuple[str, str, str]:
+def _item(label: str, value: str, note: str) -> dict[str, str]:
+    return {"label": label, "value": value, "note": note}
+
+
+def _side_by_side(columns: list[dict[str, tuple[str, str]]], label: str) -> tuple[str, str]:
+    cells = [column.get(label, ("–", "–")) for column in columns]
+    notes = list(dict.fromkeys(note for _, note in cells))
+    shared = len(notes) == 1
+    return " | ".join(v for v, _ in cells), notes[0] if shared else " | ".join(n for _, n in cells)
+
+
+def _figures(run: Run, rows: Any, took: str) -> list[tuple[str, str, str]]:
+    shown = [("Steps", f"{len(rows):,}", took), *_loss(rows), *_norm(rows)]
+    return shown + ([_clipped(run, rows), _broken(rows)] if len(rows) else [])
+
+
+def _took(run: Run) -> str:
     seconds = run.info.get("wall_seconds")
     took = duration(float(seconds)) if isinstance(seconds, int | float) else ""
-    return "Steps", f"{len(rows):,}", f"in {took}" if took else ""
+    return f"in {took}" if took else ""
 
 
 def _loss(rows: Any) -> list[tuple[str, str, str]]:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from steadygrad._version import __version__
 from steadygrad.errors import UsageError
 from steadygrad.report.comparison import comparison
@@ -20,6 +18,7 @@ from steadygrad.report.headline import verdict
 from steadygrad.report.heatmap import heatmap
 from steadygrad.report.key_figures import key_figures
 from steadygrad.report.numbers import plain
+from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
 from steadygrad.text import printable
@@ -86,23 +85,23 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
 
     findings = diagnose(run)
     told = verdict(run, findings)
-    numbers = [int(n) for n in np.unique(run.steps["optimizer"])]
-    pictures = [thresholds(run, number) for number in numbers]
+    of_each = rows_of_each(run)
+    pictures = [thresholds(run, number) for number in of_each]
     return {
         "name": name,
         "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
-        "recommendation": _recommendation(pictures),
+        "recommendation": _recommendation(run, pictures),
         "figures": key_figures(run),
         "findings": with_origins([plain(f.to_dict()) for f in findings], run),
-        "optimizers": [_optimizer(run, number) for number in numbers],
-        "series": [series(run.steps[run.steps["optimizer"] == number]) for number in numbers],
+        "optimizers": [{"number": number, "name": name_of(run, number)} for number in of_each],
+        "series": [series(rows) for rows in of_each.values()],
         "thresholds": pictures,
         "heatmap": heatmap(run),
         "info": plain(run.info),
     }
 
 
-def _recommendation(pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _recommendation(run: Run, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The threshold to use, with its reason; of the optimizer with the most usable steps."""
     usable = [p for p in pictures if "refused" not in p]
     if not usable:
@@ -111,14 +110,10 @@ def _recommendation(pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     best = max(usable, key=lambda p: p["steps"])
     first, *more = best["advice"]
     keys = ("threshold", "spec", "needed", "optimizer", "label", "value", "typed")
-    return {**{key: best[key] for key in keys}, "reason": first, "more": more}
-
-
-def _optimizer(run: Run, number: int) -> dict[str, Any]:
-    described = run.info.get("optimizers") or []
-    known = [o for o in described if isinstance(o, dict) and o.get("index") == number]
-    name = str(known[0].get("class", "")) if known else ""
-    return {"number": number, "name": f"{name} {number}".strip() if name else f"optimizer {number}"}
+    told = {**{key: best[key] for key in keys}, "reason": first, "more": more}
+    if len(pictures) > 1:
+        told["label"] = f"{name_of(run, best['optimizer'])}: {best['label']}"
+    return told
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from steadygrad import calibrate
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
 from steadygrad.launch.verdict import last_words
@@ -56,6 +57,27 @@ def test_spikes_are_named_with_a_command_that_hides_secrets(
     assert again.split("--clip ")[1].startswith("norm:")
     assert again.endswith("train.py --hf-token '***' '***'")
     assert "abc" not in words
+
+
+def test_each_optimizer_has_a_threshold_of_its_own_and_one_clip_follows_all(
+    tmp_path: Path, steady_norms: list[float]
+) -> None:
+    steady_norms[41] = 500.0
+    session = session_of(tmp_path, [])
+    session.path = str(tmp_path / "three.db")
+    with RunWriter(session.path) as writer:
+        for optimizer, size in enumerate((1.0, 100.0, 1e4)):
+            infos = [TensorInfo("w", (2,), optimizer=optimizer)]
+            ids = writer.add_tensors(infos)
+            for step, norm in enumerate(size * n for n in steady_norms):
+                record = StepRecord(step, norm=norm, optimizer=optimizer)
+                writer.write_step(record, ids, [norm], [norm], [0], [0])
+    words = last_words(session)
+    values = [calibrate(session.path, optimizer=number).threshold for number in range(3)]
+    assert values[2] > 10 * values[1] > 100 * values[0]
+    for number, value in enumerate(values):
+        assert f"optimizer {number}: Recommended threshold: {value:g}." in words
+    assert "try: steadygrad run --clip auto" in words
 
 
 def test_a_finding_that_is_the_verdict_is_not_said_twice(

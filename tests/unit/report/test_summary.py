@@ -98,3 +98,42 @@ def test_runs_of_one_name_are_told_apart(a_run: Callable[..., Run]) -> None:
 def test_no_run_is_an_error_that_says_what_to_type() -> None:
     with pytest.raises(UsageError, match=r"steadygrad report RUN\.db"):
         build([])
+
+
+def test_trainings_of_one_script_are_not_added_up() -> None:
+    own = np.exp(np.random.default_rng(0).normal(0.0, 0.2, 100))
+    fall = np.linspace(2.0, 1.0, 100)
+    info = {"optimizers": [{"class": "SGD", "index": i} for i in range(3)]}
+    run = Run.from_arrays(
+        steps={
+            "step": np.tile(np.arange(100), 3),
+            "optimizer": np.repeat(np.arange(3), 100),
+            "norm": np.concatenate([own, 100 * own, 1e4 * own]),
+            "loss": np.concatenate([fall, 100 * fall, 1e4 * fall]),
+        },
+        info=info,
+    )
+    told = build([run])["runs"][0]
+    factor = own.max() / np.median(own)
+    sentence = told["verdict"]["sentence"]
+    assert f"300 steps of 3 optimizers: each one's gradient norm stayed within {factor:.2g}" in (
+        sentence
+    )
+    of_each = [verdict(_only(run, number), []).sentence for number in range(2)]
+    fell = [sentence.rpartition("the loss ")[2].rstrip(".") for sentence in of_each]
+    assert f"{fell[0]} (optimizer 0), {fell[1]} (optimizer 1)" in sentence
+    figures = {f["label"]: f["value"] for f in told["figures"]}
+    median = np.median(own)
+    assert figures["Steps of optimizers 0 | 1 | 2"] == "100 | 100 | 100"
+    assert figures["Median norm of optimizers 0 | 1 | 2"] == (
+        f"{median:.3g} | {100 * median:.3g} | {1e4 * median:,.0f}"
+    )
+    assert told["recommendation"]["label"].startswith("SGD 0: ")
+    assert [p["threshold"] for p in told["thresholds"]] == [
+        calibrate(run, optimizer=i).threshold for i in range(3)
+    ]
+
+
+def _only(run: Run, number: int) -> Run:
+    rows = run.steps[run.steps["optimizer"] == number]
+    return Run.from_arrays(steps={name: rows[name] for name in ("step", "norm", "loss")})
