@@ -10,6 +10,7 @@ from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
 from steadygrad.rules.advice import clip_code, recommended
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.clips import MOST, Call, calls, figure, share
 from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.view import View, median, number, percent
 from steadygrad.rules.finding import Finding
@@ -34,11 +35,19 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _usual_rate(view: View) -> float:
-    """Share of steps that the policy in force may clip."""
+    """Share of steps that the policy in force, or the script's own clip calls, may clip."""
+    acted = [call for call in calls(view) if figure(call, "coef", 1.0) < 1]
+    if share(acted, _bounds_each) > MOST:
+        return 1.0
     try:
         return parse(str(view.info.get("policy", "none"))).usual_clip_rate
     except SpecError:  # a policy of the user's own: held to what a fixed threshold is held to
         return Policy().usual_clip_rate
+
+
+def _bounds_each(call: Call) -> bool:
+    """Whether a call bounds every tensor or element by itself: over many, some limit is passed."""
+    return bool(call.get("per_tensor") or call.get("by_value"))
 
 
 def _finding(view: View, rate: float, typical: float) -> Finding:

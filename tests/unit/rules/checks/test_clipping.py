@@ -45,6 +45,19 @@ def test_methods_that_clip_by_design(make):
     assert m.ids == []
 
 
+@pytest.mark.parametrize("kind", ["per_tensor", "by_value"])
+def test_calls_that_bound_each_tensor_or_element_clip_by_design(make, kind):
+    m = make()
+    m.clip(0.1)
+    for step in range(m.steps):
+        m.call(step, coef=0.1, max_norm=0.1, **{kind: True})
+    assert "SG401" not in m.ids
+    m.events = []
+    for step in range(m.steps):
+        m.call(step, coef=0.1, max_norm=0.1, **{kind: False})
+    assert "SG401" in m.ids
+
+
 def test_a_few_clipped_steps_are_as_it_should_be(make):
     m = make()
     m.clip(float(np.quantile(m.total, 0.9)))
