@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from steadygrad.keras.hook import Hook, name_scope
+from steadygrad.policies.choice import resolve
 
 _HOOK = "_steadygrad_hook"
 
@@ -128,13 +129,12 @@ class _Attached:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        from steadygrad.keras.attaching import attach
-
         config = dict(config)
         ours = config.pop("steadygrad")
         extra = {} if custom_objects is None else {"custom_objects": custom_objects}
         optimizer = _public(cls.plain).from_config(config, **extra)
-        attach(optimizer, clip=ours["clip"], on_nonfinite=ours["on_nonfinite"])
+        choice = resolve(ours["clip"], ours["on_nonfinite"], type(optimizer).__name__)
+        install(optimizer, Hook(choice.policy, choice.on_nonfinite))
         return optimizer
 
 
