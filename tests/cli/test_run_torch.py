@@ -114,7 +114,7 @@ def test_weights_output_and_random_numbers_are_the_plain_runs(bench: Any, same: 
 
     text = json.dumps(run.info)
     assert "s3cret" not in text
-    assert run.info["command"] == ["python", "train.py", "observed.pt", "--api-key", "***"]
+    assert run.info["command"] == ["python", "train.py", "***", "--api-key", "***"]
     assert (run.info["seed"], run.info["exit"], run.info["observed_by"]) == (3, "ok", "run")
     assert bench.environment["PATH"] not in text
     assert 0 < run.info["overhead_seconds"] < run.info["wall_seconds"]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["script.py"]  # run by torchrun, not imported
+
 
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory):
