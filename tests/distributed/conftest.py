@@ -31,7 +31,7 @@ def _outcomes(script, count, folder):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [_start(script, rank, port, folder) for rank in range(count)]
-    ended = [process.communicate(timeout=280)[0][-2000:] for process in started]
+    ended = [process.communicate(timeout=840)[0][-2000:] for process in started]
     assert [process.returncode for process in started] == [0] * count, ended
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
     return {case: tuple(rank[case] for rank in ranks) for case in ranks[0]}

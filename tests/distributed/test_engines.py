@@ -12,6 +12,10 @@ import torch
 
 import steadygrad.torch as sg
 
+pytestmark = pytest.mark.timeout(
+    900
+)  # four processes start and run every engine in the first set-up
+
 _spec = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
 engines = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = engines  # dataclasses look their module up

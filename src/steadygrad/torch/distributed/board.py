@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -136,13 +137,22 @@ def is_first_rank() -> bool:
     return not is_job() or torch.distributed.get_rank() == 0
 
 
+_trainings: Counter[str] = Counter()
+"""Name of an optimizer -> trainings of this process that had one of that name."""
+
+
 def board_of(name: str) -> Board | None:
-    """A board for this job; None outside of one."""
+    """A board for this job; None outside of one.
+
+    Trainings that follow each other in one job have boards of their own: every rank counts them,
+    and all ranks run the same trainings in the same order.
+    """
     if not is_job():
         return None
+    _trainings[name] += 1
     get_store: Callable[[], Any] = torch.distributed.distributed_c10d._get_default_store
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Board(get_store(), rank, ranks, name)
+    return Board(get_store(), rank, ranks, f"{name}.{_trainings[name]}")
 
 
 def disagreement(rows: list[RankRow]) -> str:
@@ -160,7 +170,7 @@ def disagreement(rows: list[RankRow]) -> str:
         other = first.setdefault(row.step, row)
         apart = abs(row.norm - other.norm)
         broken = math.isfinite(row.norm) != math.isfinite(other.norm)  # one skips, one does not
-        if broken or apart > TOLERANCE * max(row.norm, other.norm):
+        if row.rank != other.rank and (broken or apart > TOLERANCE * max(row.norm, other.norm)):
             return (
                 f"step {row.step}: rank {other.rank} has a gradient norm of {other.norm:.6g} and "
                 f"rank {row.rank} one of {row.norm:.6g}: if they train one model, each clips by "
