@@ -96,7 +96,7 @@ def explain(rule: str | None = None) -> str:
         UsageError: there is no such rule.
 
     Example:
-        >>> explain().splitlines()[0]
+        >>> explain().splitlines()[1]
         'SG101  a NaN or inf made by an operation'
     """
     if rule is None:

@@ -40,7 +40,7 @@ def unread(tensor: tf.Tensor) -> tf.Tensor:
 
     Example:
         >>> import tensorflow as tf
-        >>> float(tf.function(lambda x: unread(3.0 * x) + 1.0)(2.0))
+        >>> float(tf.function(lambda x: unread(3.0 * x) + 1.0)(tf.constant(2.0)))
         7.0
     """
     if tf.executing_eagerly() or not _is_chain(tensor):
