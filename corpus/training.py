@@ -208,7 +208,9 @@ class Script:
         self.observer.log.after(call, torch.nn.utils.clip_grad_norm_(given, max_norm))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        self.observer.unscale(optimizer, lambda: self.scaler.unscale_(optimizer))
+        divided = self.observer.before_unscale(optimizer)
+        self.scaler.unscale_(optimizer)
+        self.observer.after_unscale(optimizer, divided)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler:
