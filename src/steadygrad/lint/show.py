@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from steadygrad._version import __version__
 from steadygrad.lint import CHECKS, Diagnostic, Report, Severity
+from steadygrad.text import printable
 
 _SARIF_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
 _GITHUB_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
@@ -86,11 +87,6 @@ def _result(diagnostic: Diagnostic) -> dict[str, object]:
         "message": {"text": diagnostic.message},
         "locations": [location],
     }
-
-
-def printable(text: str) -> str:
-    """Text with everything that a terminal would act on shown as text."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {

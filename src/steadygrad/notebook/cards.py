@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from steadygrad.text import printable
+
 _STYLE = (
     "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;line-height:1.45;"
     "color:var(--jp-ui-font-color1,var(--vscode-editor-foreground,var(--colab-primary-text-color,"
@@ -135,5 +137,4 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 def _escaped(text: str) -> str:
     """Text as HTML shows it, without characters that steer a page or turn its direction."""
-    printable = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-    return html.escape(printable, quote=True)
+    return html.escape(printable(text), quote=True)
