@@ -19,6 +19,7 @@ ROOT = SRC.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import any_share  # noqa: E402
+import import_cycles  # noqa: E402
 
 ANY_SHARE = 0.297
 """Share of annotations that may hold `Any`; it only goes down."""
@@ -130,6 +131,26 @@ def test_imports_run_one_way() -> None:
 
 def test_the_import_check_can_fail() -> None:
     assert upward_imports({"stats.py": {"torch"}}) == ["stats.py -> torch"]
+
+
+def test_no_cycle_between_files() -> None:
+    assert import_cycles.find() == []
+
+
+def test_a_cycle_is_found_wherever_its_imports_stand(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    (package / "room").mkdir(parents=True)
+    files = {
+        "__init__.py": "",
+        "room/__init__.py": "from house.room.table import legs",
+        "room/table.py": "def legs():\n    from house import chair",
+        "chair.py": "if TYPE_CHECKING:\n    import house.lamp",
+        "lamp.py": "from .room.table import legs",
+        "door.py": "from house import lamp\nimport os",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+    assert import_cycles.find(package) == [["house.chair", "house.lamp", "house.room.table"]]
 
 
 def test_any_stays_rare() -> None:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from steadygrad.launch.plan import Plan
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
+
+
+class Observer(Protocol):
+    """What observes one framework in one process."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen so far."""
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes seen so far; 0 where the framework shows none."""
+
+    def finish(self) -> None:
+        """The script is over: write what is left, before the run file is closed."""
 
 
 class RunContext(Protocol):
@@ -32,17 +48,32 @@ class RunContext(Protocol):
     def mention(self, sentence: str) -> None:
         """Keep a sentence for the last words, once."""
 
-
-class Observer(Protocol):
-    """What observes one framework in one process."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps seen so far."""
+    def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:
+        """Call ``act``; what it raises is a trouble of ours, not the script's."""
 
     @property
-    def backwards(self) -> int:
-        """Backward passes seen so far; 0 where the framework shows none."""
+    def observers(self) -> Sequence[Observer]:
+        """What observes the frameworks in use."""
 
-    def finish(self) -> None:
-        """The script is over: write what is left, before the run file is closed."""
+    def observe(self, observer: Observer) -> None:
+        """Count an observer in: its steps are the run's, and it is told when the script is over."""
+
+
+class EndedRun(RunContext, Protocol):
+    """What the last words say of a run that is over."""
+
+    @property
+    def path(self) -> str:
+        """The run file; empty where no step was recorded."""
+
+    @property
+    def began(self) -> float:
+        """When it began, in seconds since the epoch."""
+
+    @property
+    def frameworks(self) -> Sequence[str]:
+        """Names of the frameworks that the script imported."""
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What went wrong on our side, as sentences."""

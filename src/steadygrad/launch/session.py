@@ -25,6 +25,7 @@ from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
 
 if TYPE_CHECKING:
+    from steadygrad.launch.contracts import Observer
     from steadygrad.launch.tensorflow_script.install import Patches
     from steadygrad.runlog import RunWriter
 
@@ -50,7 +51,7 @@ class Session:
         self.pid = os.getpid()
         self.path = ""
         self.frameworks: list[str] = []
-        self.observers: list[Any] = []
+        self.observers: list[Observer] = []
         self.troubles: list[str] = []
         self.overhead = 0.0
         self.exit: str | int = "ok"
@@ -148,6 +149,10 @@ class Session:
         # `finish` closes it, which stands before the script's own exit functions and so runs last
         writer.stay_open_at_exit()
         return writer
+
+    def observe(self, observer: Observer) -> None:
+        """Count an observer in: its steps are the run's, and it is told when the script is over."""
+        self.observers.append(observer)
 
     def _first_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -281,7 +286,7 @@ def _observe_torch(session: Session, module: ModuleType) -> None:
     from steadygrad.launch.torch_script.install import install
 
     patches = install(session)
-    session.observers.append(patches)
+    session.observe(patches)
     fsdp1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
     watch({fsdp1: session.guarded_import(patches.watch_fsdp1)})
 
@@ -303,7 +308,7 @@ def _observe_keras(session: Session, module: ModuleType) -> None:
 
     observer = install(session, module, _tensorflow(session))
     if observer is not None:
-        session.observers.append(observer)
+        session.observe(observer)
 
 
 def _tensorflow(session: Session) -> Patches:
@@ -313,5 +318,5 @@ def _tensorflow(session: Session) -> Patches:
     patches = next((one for one in session.observers if isinstance(one, Patches)), None)
     if patches is None:
         patches = Patches(session)
-        session.observers.append(patches)
+        session.observe(patches)
     return patches

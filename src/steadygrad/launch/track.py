@@ -22,7 +22,7 @@ from steadygrad.launch.placements import Placement
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.runlog import RunWriter
 
 BATCH = ("loss", "lr", "loss_scale", "kind", "place")
@@ -73,7 +73,7 @@ class Track:
 
     def __init__(
         self,
-        session: Session,
+        session: RunContext,
         infos: list[TensorInfo],
         index: int,
         variables: Sequence[object],
@@ -242,7 +242,7 @@ class Tracks:
         session: the run.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
         self._optimizers: list[dict[str, str | int]] = []
         self._all: list[Track] = []

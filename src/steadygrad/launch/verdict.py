@@ -19,7 +19,7 @@ from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.calibration import Calibration
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import EndedRun
     from steadygrad.rules import Finding
     from steadygrad.runlog import Run
 
@@ -29,7 +29,7 @@ MOST_EVIDENCE = 3
 MOST_OPTIMIZERS = 3
 
 
-def last_words(session: Session) -> str:
+def last_words(session: EndedRun) -> str:
     """Everything that is said when a run is over.
 
     Args:
@@ -81,7 +81,7 @@ def _open(path: str) -> Run:
     return open_run(path)
 
 
-def _explained(run: Run, session: Session) -> list[str]:
+def _explained(run: Run, session: EndedRun) -> list[str]:
     from steadygrad.report.headline import verdict
     from steadygrad.rules import diagnose
 
@@ -110,7 +110,7 @@ def _finding(finding: Finding, said: str) -> list[str]:
     return lines
 
 
-def _threshold(run: Run, session: Session) -> list[str]:
+def _threshold(run: Run, session: EndedRun) -> list[str]:
     """A threshold for each optimizer, from its steps alone."""
     from steadygrad.report.optimizers import name_of, rows_of_each
 
@@ -147,7 +147,7 @@ def _recommended(run: Run, number: int, whose: str) -> tuple[list[str], Calibrat
     return _wrapped(f"{whose}{what}: {value}. {found.advice[0]}", "  ", "    "), found
 
 
-def _again(session: Session, spec: str) -> str:
+def _again(session: EndedRun, spec: str) -> str:
     plan = session.plan
     words = ["steadygrad", "run", "--clip", spec, *(["-m"] if plan.as_module else []), plan.target]
     return " ".join(map(shlex.quote, [*words, *plan.shown_arguments]))
@@ -166,7 +166,7 @@ def _of_others(path: str, others: list[str]) -> str:
     return f"The steps were taken by processes that the script started: {_few(others)}."
 
 
-def _nothing_seen(session: Session) -> str:
+def _nothing_seen(session: EndedRun) -> str:
     if session.path:
         steps = sum(observer.steps for observer in session.observers)
         return f"{steps} steps seen, but not recorded: {session.path} could not be written."
@@ -201,7 +201,7 @@ def _nothing_seen(session: Session) -> str:
     return f"0 steps seen, so {unclipped}nothing can be said of this run: {reason}"
 
 
-def _other_files(session: Session) -> list[str]:
+def _other_files(session: EndedRun) -> list[str]:
     """Run files that processes started by the script have written."""
     stem, extension = os.path.splitext(session.plan.out)
     found = glob.glob(f"{glob.escape(stem)}-*{extension}")

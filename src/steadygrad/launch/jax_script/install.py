@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.jax_script.losses import Losses
     from steadygrad.launch.jax_script.observer import JaxObserver
-    from steadygrad.launch.session import Session
 
 
 class JaxScript:
@@ -19,7 +19,7 @@ class JaxScript:
         session: the run.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
         self._losses: Losses | None = None
 
@@ -44,7 +44,7 @@ class JaxScript:
         from steadygrad.launch.jax_script.observer import JaxObserver
 
         observer = JaxObserver(self._session, self._losses)
-        self._session.observers.append(observer)
+        self._session.observe(observer)
         self._losses.wanted = True
         _patch_new(optax, observer)
         _patch_multi_steps(optax.MultiSteps, observer)

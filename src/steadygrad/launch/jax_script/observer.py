@@ -46,7 +46,7 @@ from steadygrad.policies.stepping import Stepped
 from steadygrad.runlog.records import TensorInfo
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
 
 Update = Callable[..., tuple[Any, Any]]
 Answer = TypeVar("Answer")
@@ -78,7 +78,7 @@ class JaxObserver:
 
     backwards = 0
 
-    def __init__(self, session: Session, losses: Losses) -> None:
+    def __init__(self, session: RunContext, losses: Losses) -> None:
         self._session, self._losses = session, losses
         self._book = Book(session, losses)
         self._tracks: list[Track] = []

@@ -17,7 +17,7 @@ from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
 
 HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
 """What comes before the figures of the tensors; ``steps`` is 0 for a micro-batch, ``told`` 1
@@ -40,7 +40,7 @@ class Book:
         losses: those of the script.
     """
 
-    def __init__(self, session: Session, losses: Losses) -> None:
+    def __init__(self, session: RunContext, losses: Losses) -> None:
         self.session, self.losses = session, losses
         self.kinds: list[dict[str, Any]] = []
         self.lock = threading.RLock()

@@ -12,11 +12,11 @@ from steadygrad.launch.keras_script.observer import KerasObserver
 from steadygrad.launch.keras_script.takeover import Takeover
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.install import Patches
 
 
-def install(session: Session, keras: ModuleType, tensorflow: Patches) -> KerasObserver | None:
+def install(session: RunContext, keras: ModuleType, tensorflow: Patches) -> KerasObserver | None:
     """Patch Keras for this process.
 
     Args:

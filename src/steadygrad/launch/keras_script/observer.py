@@ -29,7 +29,7 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
     from steadygrad.launch.tensorflow_script.outcome import Clipped
 
@@ -68,7 +68,7 @@ class KerasObserver:
 
     def __init__(
         self,
-        session: Session,
+        session: RunContext,
         keras: ModuleType,
         tensorflow: Callable[[], TensorFlowObserver] | None = None,
     ) -> None:

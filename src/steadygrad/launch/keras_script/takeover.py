@@ -21,8 +21,8 @@ from steadygrad.policies.choice import resolve
 from steadygrad.policies.stepping import Stepped
 
 if TYPE_CHECKING:
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.keras_script.observer import KerasObserver
-    from steadygrad.launch.session import Session
 
 
 class Takeover:
@@ -34,7 +34,7 @@ class Takeover:
         clip: the policy's spec.
     """
 
-    def __init__(self, session: Session, observer: KerasObserver, clip: str) -> None:
+    def __init__(self, session: RunContext, observer: KerasObserver, clip: str) -> None:
         self._session, self._observer, self._clip = session, observer, clip
         self._done: weakref.WeakSet[Any] = weakref.WeakSet()
         self._inside = 0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from steadygrad.launch.track import CALL, MOST_CALLS, Track
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ class TorchSide:
         session: the run, whose own observer of torch hears the losses.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
 
     def number(self, value: object) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,8 +17,27 @@ from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.sampling import Sampler, recurrent_lengths
 
 if TYPE_CHECKING:
-    from steadygrad.launch.keras_script.observer import KerasObserver
     from steadygrad.launch.track import Track
+
+
+class TracksByOptimizer(Protocol):
+    """Who knows the steps of each optimizer.
+
+    Attributes:
+        model: the one that trains.
+    """
+
+    model: Any
+
+    @property
+    def on_jax(self) -> bool:
+        """Whether training passes its state around."""
+
+    def tracks_of(self, optimizer: Any) -> list[Track]:
+        """The steps of an optimizer, or of its members."""
+
+    def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:
+        """Call ``act``; what it raises is a trouble of ours, not the script's."""
 
 
 class WeightWatch:
@@ -29,7 +48,7 @@ class WeightWatch:
         model: it.
     """
 
-    def __init__(self, observer: KerasObserver, model: Any) -> None:
+    def __init__(self, observer: TracksByOptimizer, model: Any) -> None:
         self._observer, self._ref = observer, weakref.ref(model)
         self._samplers: dict[Track, Sampler] = {}
         self._start: dict[int, Any] = {}

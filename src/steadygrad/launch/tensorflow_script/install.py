@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from steadygrad.invisible import invisible
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.clips import ClipCall
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
 
@@ -33,7 +33,7 @@ class Patches:
         session: the run.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
         self._observer: TensorFlowObserver | None = None
         self._depth = 0

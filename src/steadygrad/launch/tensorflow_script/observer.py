@@ -28,7 +28,7 @@ from steadygrad.tensorflow.engine import TensorFlowEngine, merged
 from steadygrad.tensorflow.shadow import unread
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
 
 
 class Variable(Protocol):
@@ -52,7 +52,7 @@ class TensorFlowObserver:
         backwards: backward passes seen, those of one trace counted once.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
         self.log = ClipLog()
         self.tracks = Tracks(session)

@@ -31,7 +31,7 @@ from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.internals.sites import Site
 
 if TYPE_CHECKING:
-    from steadygrad.launch.session import Session
+    from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.torch_script.observer import TorchObserver
 
 
@@ -42,7 +42,7 @@ class Patches:
         session: the run.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: RunContext) -> None:
         self._session = session
         self._observer: TorchObserver | None = None
         self._failed = False
@@ -279,7 +279,7 @@ class _ScalerStep(Visit):
         return result
 
 
-def install(session: Session) -> Patches:
+def install(session: RunContext) -> Patches:
     """Observe torch in this process.
 
     Args:
