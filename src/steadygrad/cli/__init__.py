@@ -46,6 +46,13 @@ class _Folder(click.Group):
         command: click.Command = module.command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -53,6 +60,9 @@ class _Folder(click.Group):
             raise click.UsageError(printable(str(error))) from error
         except SteadyGradError as error:
             raise click.ClickException(printable(str(error))) from error
+        except click.ClickException as error:  # of what was typed: names of files that do not exist
+            error.message = printable(error.message)
+            raise
         except BrokenPipeError:  # the reader of our output has left: click ends quietly
             raise
         except OSError as error:

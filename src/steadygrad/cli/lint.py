@@ -50,6 +50,7 @@ def command(
     from steadygrad.lint import Severity, lint
     from steadygrad.lint.configuration import read_configuration
     from steadygrad.lint.show import FORMATS
+    from steadygrad.text import printable
 
     project = read_configuration(Path.cwd())
     limit = fail_on or project.fail_on or "warning"
@@ -64,7 +65,7 @@ def command(
     )
     click.echo(FORMATS[style](report))
     for sentence in report.unread if style != "text" else ():
-        click.echo(f"not linted: {sentence}", err=True)
+        click.echo(printable(f"not linted: {sentence}"), err=True)
     grave = limit != "never" and any(
         d.severity.rank <= Severity(limit).rank for d in report.diagnostics
     )

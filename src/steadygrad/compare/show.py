@@ -9,12 +9,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from steadygrad.compare.cells import Cell, Grid, run_cells
 from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.rows import cells, troubles
 from steadygrad.compare.table import Comparison, judge
+from steadygrad.text import printable
 
 
 def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
@@ -37,10 +39,8 @@ def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
         return found
     console = Console(highlight=False, soft_wrap=True)
     console.print(table(found))
-    console.print(found.sentence)
-    for line in troubles(found):
-        console.print(line, markup=False)
-    console.print(f"Page: {page}")
+    for line in (found.sentence, *troubles(found), f"Page: {page}"):
+        console.print(Text(printable(line)))
     return found
 
 
@@ -73,6 +73,6 @@ def table(found: Comparison) -> Table:
         shown.add_column(name)
     for row in found.rows:
         style = {"best": "bold", "diverged": "red"}.get(row.standing, "")
-        texts = [text.removesuffix(" with the best") for text in cells(row)]
+        texts = [Text(printable(t).removesuffix(" with the best")) for t in cells(row)]
         shown.add_row(*(texts if skips else [*texts[:6], *texts[7:]]), style=style)
     return shown

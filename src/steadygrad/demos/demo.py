@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from steadygrad.calibration import calibrate
 from steadygrad.errors import CalibrationError
 from steadygrad.report import write_report
+from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.demos.rnn import Outcome
@@ -63,7 +64,7 @@ def demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
         notes=notes,
     )
     console.print("\nThe report compares the three. Open it in a browser:")
-    print(report)
+    print(printable(str(report)))
     return report
 
 

@@ -23,6 +23,7 @@ from steadygrad.launch.jax_script.install import JaxScript
 from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
 from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
+from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import Observer
@@ -251,9 +252,8 @@ class Session:
         if self.plan.speaks and not self.plan.quiet and sys.__stderr__ is not None:
             where = f" The run file is {self.path}." if self.path else ""
             what = f"{type(error).__name__}: {error}"
-            print(
-                f"steadygrad: no verdict, by a fault of ours ({what}).{where}", file=sys.__stderr__
-            )
+            words = f"steadygrad: no verdict, by a fault of ours ({what}).{where}"
+            print(printable(words), file=sys.__stderr__)
 
 
 def launch(plan: Plan) -> None:

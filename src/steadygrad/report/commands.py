@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from steadygrad.errors import UsageError
 from steadygrad.report.files import write_report
 from steadygrad.report.summary import build
+from steadygrad.text import printable
 
 
 def report(runs: Sequence[str], *, out: str, terminal: bool, as_json: bool, force: bool) -> None:
@@ -36,4 +37,4 @@ def report(runs: Sequence[str], *, out: str, terminal: bool, as_json: bool, forc
 
         Console(file=sys.stdout, highlight=False).print(view(build(runs)))
     else:
-        print(write_report(runs, out, force=force))
+        print(printable(str(write_report(runs, out, force=force))))

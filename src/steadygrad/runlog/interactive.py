@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steadygrad.runlog.writer import RunWriter
+from steadygrad.text import printable
 
 _open: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 """Writers that cells of this session opened, as long as something holds them."""
@@ -74,7 +75,8 @@ def open_writer(
     asked = Path(run).absolute()
     path = next_free(asked)
     if path != asked:
-        print(f"steadygrad: {asked.name} exists; this run is recorded in {path.name}")
+        words = f"steadygrad: {asked.name} exists; this run is recorded in {path.name}"
+        print(printable(words))
     writer = RunWriter(path, info=info)
     _open.add(writer)
     _watch_cells()

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from steadygrad.errors import RecordingWarning
+from steadygrad.text import printable
 
 
 def warn(message: str) -> None:
@@ -14,6 +15,7 @@ def warn(message: str) -> None:
     Args:
         message: what stopped, why, and what to type.
     """
+    message = printable(message)  # paths, and what a server answered
     try:
         warnings.warn(message, RecordingWarning, stacklevel=5)
     except RecordingWarning:
