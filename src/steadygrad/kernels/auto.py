@@ -20,13 +20,14 @@ from steadygrad.kernels.reference import Read
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     """Measure; see `steadygrad.kernels.read`."""
-    if native.AVAILABLE:
+    if native.AVAILABLE and not (_sparse.met and _any_sparse(tensors)):
         figures, refused = native.try_read(list(tensors), norm_type)
         if refused == native.ALL_SERVED:
             return figures
+        _sparse.met = _sparse.met or _any_sparse(tensors)
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return (
-            _read_each(tensors, norm_type)
+            _read_host(tensors, norm_type)
             if native.AVAILABLE
             else reference.read(tensors, norm_type)
         )
@@ -68,6 +69,35 @@ def require_triton() -> Any:
             "pip install triton"
         )
     return form
+
+
+class _Sparse:
+    """Whether this process has sparse tensors: C takes a millisecond to refuse one."""
+
+    met = False
+
+
+_sparse = _Sparse()
+
+
+def _any_sparse(tensors: Sequence[torch.Tensor]) -> bool:
+    return any(tensor.layout is not torch.strided for tensor in tensors)
+
+
+def _read_host(tensors: Sequence[torch.Tensor], p: float) -> Read:
+    """A list that C refuses: in one call where the elements of its sparse tensors are dense."""
+    if not _any_sparse(tensors):
+        return _read_each(tensors, p)
+    with torch.no_grad():
+        dense = [
+            t if t.layout is torch.strided else reference.stored_values(t).detach() for t in tensors
+        ]
+    figures, refused = native.try_read(dense, p)
+    if refused != native.ALL_SERVED:
+        figures = _read_each(dense, p)
+    pairs = zip(tensors, dense, strict=True)
+    missing = np.array([whole.numel() - part.numel() for whole, part in pairs], np.int64)
+    return figures._replace(zeros=figures.zeros + missing)
 
 
 def _read_each(tensors: Sequence[torch.Tensor], p: float) -> Read:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from steadygrad.errors import NonFiniteError
+from steadygrad.launch.torch_script.census import Census
 
 Observe = Callable[..., Any]
 
@@ -462,3 +463,32 @@ def test_a_clip_call_that_no_policy_would_replace_stays(observe: Observe) -> Non
     assert weight.data.norm().item() == pytest.approx(0.5)
     assert any("left as it is" in sentence for sentence in seen.session.troubles)
     seen.session.troubles.clear()
+
+
+def test_inputs_that_need_gradients_cost_no_census_each(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    refresh = Census.refresh
+    monkeypatch.setattr(Census, "refresh", lambda self: (looks.append(1), refresh(self))[1])
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(12):  # as a network that solves an equation does
+        points = data().requires_grad_()
+        slope = torch.autograd.grad(net(points).sum(), points, create_graph=True)[0]
+        optimizer.zero_grad()
+        (slope.square().mean() + net(points).square().mean()).backward()
+        optimizer.step()
+    late = torch.zeros(3, requires_grad=True)  # no parameter of any module, and a late optimizer
+    second = torch.optim.SGD([late], lr=0.1)
+    for _ in range(3):
+        second.zero_grad()
+        (late - 1).square().sum().backward()
+        second.step()
+    counted = len(looks)
+    run = seen.run()
+    assert counted <= 5
+    assert [o["class"] for o in run.info["optimizers"]] == ["SGD", "SGD"]
+    assert (run.steps["optimizer"] == 0).sum() == 12
+    assert (run.steps["optimizer"] == 1).sum() == 3

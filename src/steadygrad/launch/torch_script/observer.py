@@ -43,6 +43,7 @@ from steadygrad.torch.record.recording import Recorder
 from steadygrad.torch.step.observing import Clipper, Steady
 
 MOST_WALKS = 16
+MOST_LOOKS_FOR_INPUTS = 1
 
 
 class TorchObserver:
@@ -72,6 +73,7 @@ class TorchObserver:
         self._by_hand = False
         self._thread_by_hand = 0
         self._seen_loose: set[int] = set()
+        self._looks_for_inputs = 0
         self._manual = self._new_manual()
         self._amp = False
         self._unscaled: set[int] = set()
@@ -129,7 +131,12 @@ class TorchObserver:
         # FSDP1 steps on views of the flat leaf that backward reaches
         leaves = [leaf for leaf in leaves if not is_flat(leaf)]
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
-        if not self._seen_loose.issuperset(map(id, loose)):
+        new = [leaf for leaf in loose if id(leaf) not in self._seen_loose]
+        inputs = not any(isinstance(leaf, torch.nn.Parameter) for leaf in new)
+        # inputs that need gradients are new at every step, and each look costs tens of ms; an
+        # optimizer of such tensors that is missed here is met when it first steps
+        self._looks_for_inputs += bool(new) and inputs
+        if new and not (inputs and self._looks_for_inputs > MOST_LOOKS_FOR_INPUTS):
             census.refresh()  # their optimizer may be newer than the census
             owned = census.owned()
             loose = [leaf for leaf in leaves if id(leaf) not in owned]
