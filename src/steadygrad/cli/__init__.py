@@ -50,7 +50,7 @@ class _Folder(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.ClickException as error:
-            error.message = printable(error.message)
+            vars(error)["message"] = printable(error.message)
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -61,7 +61,7 @@ class _Folder(click.Group):
         except SteadyGradError as error:
             raise click.ClickException(printable(str(error))) from error
         except click.ClickException as error:  # of what was typed: names of files that do not exist
-            error.message = printable(error.message)
+            vars(error)["message"] = printable(error.message)
             raise
         except BrokenPipeError:  # the reader of our output has left: click ends quietly
             raise

@@ -678,7 +678,9 @@ def observed(clip=None):
     from steadygrad.launch.plan import Plan
 
     owners = [sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer, keras.Model]
-    owners += [keras.optimizers.MultiOptimizer, keras.optimizers.LossScaleOptimizer]
+    many = getattr(keras.optimizers, "MultiOptimizer", None)  # newer than Keras 3.10
+    owners += [many] if many is not None else []
+    owners += [keras.optimizers.LossScaleOptimizer]
     backend = sys.modules[keras.backend.backend()]
     if backend.__name__ == "tensorflow":
         owners += [backend.GradientTape, backend.compat.v1.train.Optimizer]
