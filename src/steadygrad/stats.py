@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import Array, Namespace
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class GradientStats:
     elsewhere: Any = 0
 
 
-def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
+def combine_norms(xp: Namespace, norms: Array, norm_type: float) -> Array:
     """Join per-tensor p-norms into the norm of the tensors taken as one vector.
 
     Scaled by the largest norm, so that it holds wherever the result itself is
@@ -66,8 +72,8 @@ def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
         >>> f"{combine_norms(np, np.array([3e200, 4e200]), 2.0):.6g}"
         '5e+200'
     """
-    if norm_type == 2.0 and type(norms).__module__ == "numpy":
-        return norms.dtype.type(_hypot(norms.tolist()))
+    if norm_type == 2.0 and _of_numpy(norms):
+        return norms.dtype.type(_hypot(norms.tolist()))  # type: ignore[return-value]  # 0-d
     largest = xp.max(norms)  # NaN wins over inf in every namespace we serve
     if norm_type == float("inf"):
         return largest
@@ -81,7 +87,7 @@ def combine_norms(xp: Any, norms: Any, norm_type: float) -> Any:
     return xp.where(usable, joined, largest)
 
 
-def combine_pieces(xp: Any, norms: Any, norm_type: float) -> Any:
+def combine_pieces(xp: Namespace, norms: Array, norm_type: float) -> Array:
     """Norms of tensors of which several ranks hold a piece each; see `combine_norms`.
 
     Args:
@@ -108,6 +114,11 @@ def combine_pieces(xp: Any, norms: Any, norm_type: float) -> Any:
     else:
         joined = scale * xp.sum(ratios**norm_type, axis=0) ** (1.0 / norm_type)
     return xp.where(usable, joined, largest)
+
+
+def _of_numpy(norms: Array) -> TypeGuard[NDArray[np.floating]]:
+    """Told by name: NumPy need not be loaded."""
+    return type(norms).__module__ == "numpy"
 
 
 def _hypot(norms: list[float]) -> float:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import any_share  # noqa: E402
 import import_cycles  # noqa: E402
 
-ANY_SHARE = 0.297
+ANY_SHARE = 0.205
 """Share of annotations that may hold `Any`; it only goes down."""
 
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "optax")
@@ -32,6 +32,7 @@ FLOORS = {
     "stats": 0,
     "robust": 0,
     "text": 0,
+    "typing": 0,
     "vocabulary": 0,
     "_version": 0,
     "invisible": 0,

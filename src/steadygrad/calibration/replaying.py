@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.errors import UsageError
 from steadygrad.policies import Policy, parse
+from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.text import percent
 
@@ -116,11 +117,11 @@ def replay(
     unmeasured, state = 0, None
     for i, stats in enumerate(_stats(recorded, number, rows, where, policy)):
         if state is None:
-            state = policy.init(np, stats.names, np.float64, np.int64)
+            state = policy.init(NUMPY, stats.names, np.float64, np.int64)
         unmeasured += bool(np.isnan(stats.norms).all() and np.isfinite(stats.total_norm))
         with np.errstate(all="ignore"):
-            state, decision = policy.decide(np, state, stats)
-            touched = policy.elementwise and bool(np.any(policy.touches(np, stats)))
+            state, decision = policy.decide(NUMPY, state, stats)
+            touched = policy.elementwise and bool(np.any(policy.touches(NUMPY, stats)))
         thresholds[i] = decision.threshold
         coefs[i] = np.nan if touched else _applied(decision.coef, stats)
         broken = not np.isfinite(stats.total_norm)
@@ -153,7 +154,7 @@ def _applied(coef: Any, stats: GradientStats) -> float:
         return 1.0
     if np.all(coef == 1):
         return 1.0
-    return float(combine_norms(np, coef * stats.norms, stats.norm_type) / stats.total_norm)
+    return float(combine_norms(NUMPY, coef * stats.norms, stats.norm_type) / stats.total_norm)
 
 
 def _stats(
@@ -171,7 +172,7 @@ def _stats(
     sizes = tuple(int(np.prod(run.tensors[i].shape)) for i in columns) or (1,)
     where = where if columns else np.arange(rows.size)
     for i, row in enumerate(where):
-        total = rows["norm"][i] if p == held else combine_norms(np, norms[row], p)
+        total = rows["norm"][i] if p == held else combine_norms(NUMPY, norms[row], p)
         broken = (~np.isfinite(norms[row])).astype(np.int64)
         yield GradientStats(
             names=names,

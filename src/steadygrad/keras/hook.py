@@ -23,6 +23,7 @@ from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
+from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
 
@@ -106,7 +107,7 @@ class Hook:
         first[[FIGURES.index("coef"), FIGURES.index("cosine")]] = 1.0
         self.figures = self._variable("figures", first)
         self.tensors = self._variable("tensors", np.full((len(LEAVES), count), np.nan))
-        memory = self.policy.init(np, self.names, np.float64, np.int64)
+        memory = self.policy.init(NUMPY, self.names, np.float64, np.int64)
         self._memory = {key: self._variable(key, np.asarray(memory[key])) for key in sorted(memory)}
         self.variables = [self.figures, self.tensors, *self._memory.values()]
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from steadygrad.stats import combine_norms
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Namespace
 
 CHUNK = 1 << 20
 CACHED = 1 << 16  # elements whose float64 copy stays in the cache
@@ -174,7 +177,7 @@ def _exact(tensor: torch.Tensor, p: float) -> tuple[torch.Tensor, ...]:
         zero = torch.zeros((), dtype=torch.float64, device=tensor.device)
         return zero, zero, zero.long(), zero.long() + missing
     norms, largest, nonfinite, zeros = (torch.stack(c) for c in zip(*parts, strict=True))
-    norm = combine_norms(torch, norms, p)
+    norm = cast("torch.Tensor", combine_norms(cast("Namespace", torch), norms, p))
     return norm, largest.max(), nonfinite.sum(), zeros.sum() + missing
 
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from steadygrad.errors import SpecError
 from steadygrad.stats import GradientStats
 
-State = dict[str, Any]
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace, Number
+
+State: TypeAlias = "dict[str, Array]"
 """A policy's memory: a flat dict of arrays, so that any checkpoint format holds it."""
 
 _NAMES = """
@@ -27,6 +31,10 @@ _NAMES = """
 """
 NAMESPACE = tuple(_NAMES.split())
 """What policies use of an array namespace."""
+
+
+Skip: TypeAlias = "Array | Literal[False]"
+"""0-d bool, or plain False where nothing would be gained from an array to be read."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,9 @@ class Decision:
         skip: 0-d bool, or False: drop the step whole.
     """
 
-    threshold: Any
-    coef: Any
-    skip: Any = False
+    threshold: Array
+    coef: Array
+    skip: Skip = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,9 @@ class Policy:
         """The p of the norm that `decide` wants measured."""
         return 2.0
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         """The state before the first step.
 
         Args:
@@ -109,7 +119,7 @@ class Policy:
         """
         return {}
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         """Decide one step; pure.
 
         Args:
@@ -124,13 +134,13 @@ class Policy:
 
     def transform(
         self,
-        xp: Any,
-        grad: Any,
+        xp: Namespace,
+        grad: Array,
         *,
-        weight: Any = None,
-        second_moment: Any = None,
-        step: Any = None,
-    ) -> Any:
+        weight: Array | None = None,
+        second_moment: Array | None = None,
+        step: Number | None = None,
+    ) -> Array:
         """One tensor's gradient after an elementwise method; pure.
 
         Args:
@@ -147,7 +157,7 @@ class Policy:
         """
         raise NotImplementedError
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
         """Which tensors `transform` could change, ``[tensors]`` bool: the others are left alone."""
         return xp.ones_like(stats.max_abs) > 0
 
@@ -165,7 +175,7 @@ class Policy:
         return f"{self.name}:{','.join(parts)}" if parts else self.name
 
 
-def spec_value(value: Any) -> str:
+def spec_value(value: object) -> str:
     """A field's value as a spec writes it.
 
     Example:
@@ -177,7 +187,7 @@ def spec_value(value: Any) -> str:
     return str(value)
 
 
-def coefficient(xp: Any, norm: Any, max_norm: Any) -> Any:
+def coefficient(xp: Namespace, norm: Array, max_norm: Number) -> Array:
     """``min(1, max_norm / norm)``, with no epsilon.
 
     Exactly 1 at and below the threshold, and where the norm is not finite: a
@@ -204,20 +214,20 @@ def coefficient(xp: Any, norm: Any, max_norm: Any) -> Any:
     return xp.where(over, max_norm / xp.where(over, norm, one), one)
 
 
-def full_like(xp: Any, norm: Any, value: float) -> Any:
+def full_like(xp: Namespace, norm: Array, value: float) -> Array:
     """``value`` in the shape, dtype and place of ``norm``."""
     if isinstance(norm, float):  # as in `coefficient`
         return type(norm)(value)
     return xp.full_like(norm, value)
 
 
-def constant(xp: Any, values: list[Any], like: Any) -> Any:
+def constant(xp: Namespace, values: Sequence[float], like: Array) -> Array:
     """``values`` as an array of ``xp`` on the device of ``like``.
 
     Only torch refuses to mix devices; the others place constants themselves.
     """
     if type(like).__module__.startswith("torch"):
-        return xp.asarray(values, device=like.device)
+        return xp.asarray(values, device=like.device)  # type: ignore[call-arg]
     return xp.asarray(values)
 
 

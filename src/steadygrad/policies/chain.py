@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steadygrad.errors import SpecError
-from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.policies.base import Decision, Policy, Skip, State
 from steadygrad.stats import GradientStats, combine_norms
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace, Number
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,18 @@ class Chain(Policy):
             return self
         return self.members[-1].for_tensor(name)
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         state: State = {}
         for i, policy in enumerate(self.members):
             inner = policy.init(xp, names, float_dtype, int_dtype)
             state.update({f"{i}/{key}": value for key, value in inner.items()})
         return state
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        before, skip, coef, after = stats, False, None, dict(state)
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
+        before, coef, after = stats, None, dict(state)
+        skip: Skip = False
         threshold = xp.full_like(stats.total_norm, float("inf"))
         for i, policy in enumerate(self.members):
             before = stats if coef is None else _after(xp, stats, coef)
@@ -102,15 +108,26 @@ class Chain(Policy):
             coef = decision.coef if coef is None else coef * decision.coef
             if decision.skip is not False:
                 skip = decision.skip if skip is False else xp.logical_or(skip, decision.skip)
+        assert coef is not None  # a chain has members
         if self.elementwise:
             coef = coef * xp.ones_like(stats.norms)  # act layers scale by tensor before elements
         return after, Decision(threshold, coef, skip)
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
         return self.members[-1].touches(xp, stats)
 
-    def transform(self, xp: Any, grad: Any, **beside: Any) -> Any:
-        return self.members[-1].transform(xp, grad, **beside)
+    def transform(
+        self,
+        xp: Namespace,
+        grad: Array,
+        *,
+        weight: Array | None = None,
+        second_moment: Array | None = None,
+        step: Number | None = None,
+    ) -> Array:
+        return self.members[-1].transform(
+            xp, grad, weight=weight, second_moment=second_moment, step=step
+        )
 
     def spec(self) -> str:
         return "+".join(policy.spec() for policy in self.members)
@@ -120,11 +137,11 @@ def _own(state: State, number: int) -> State:
     return dict(_prefixed(state, f"{number}/"))
 
 
-def _prefixed(state: State, prefix: str) -> Iterator[tuple[str, Any]]:
+def _prefixed(state: State, prefix: str) -> Iterator[tuple[str, Array]]:
     return ((k[len(prefix) :], v) for k, v in state.items() if k.startswith(prefix))
 
 
-def _after(xp: Any, stats: GradientStats, coef: Any) -> GradientStats:
+def _after(xp: Namespace, stats: GradientStats, coef: Array) -> GradientStats:
     """The figures once every tensor has been multiplied by ``coef``."""
     norms = stats.norms * coef
     if len(coef.shape):

@@ -117,7 +117,9 @@ def skips_by_itself(policy: Policy) -> bool:
     # here, not above: `steadygrad run --clip` reads a spec before a script may load NumPy
     import numpy as np
 
+    from steadygrad.policies.in_numpy import NUMPY
+
     one, none = np.ones(1), np.zeros(1, np.int64)
-    stats = GradientStats(("x",), one, one, none, none, (1,), np.float64(1.0), policy.norm_type)
-    state = policy.init(np, stats.names, np.float64, np.int64)
-    return policy.decide(np, state, stats)[1].skip is not False
+    stats = GradientStats(("x",), one, one, none, none, (1,), one[0], policy.norm_type)
+    state = policy.init(NUMPY, stats.names, np.float64, np.int64)
+    return policy.decide(NUMPY, state, stats)[1].skip is not False

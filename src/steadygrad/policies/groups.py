@@ -10,13 +10,16 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from steadygrad.errors import SpecError
-from steadygrad.policies.base import Decision, Policy, State, constant
+from steadygrad.policies.base import Decision, Policy, Skip, State, constant
 from steadygrad.policies.method_specs import parse_methods
 from steadygrad.policies.methods.none import NoClip
 from steadygrad.stats import GradientStats, combine_norms
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace
 
 INF = float("inf")
 BY_GROUP = "@group:"
@@ -133,14 +136,16 @@ class Groups(Policy):
         rest = tuple(member for member in self.members if member not in classes)
         return Groups(rest) if rest else _NONE
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         state: State = {}
         for number, policy, indices in _slices(self, names):
             inner = policy.init(xp, tuple(names[i] for i in indices), float_dtype, int_dtype)
             state.update({f"{number}/{key}": value for key, value in inner.items()})
         return state
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         after, coefs, nearest = dict(state), [], None
         sound = xp.isfinite(stats.total_norm)
         order: list[int] = []
@@ -158,8 +163,8 @@ class Groups(Policy):
         coef = xp.take(xp.concat(coefs), constant(xp, places, stats.norms), axis=0)
         return after, Decision(threshold=nearest[1], coef=coef, skip=nearest[2])
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
-        flags: list[Any] = []
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
+        flags: list[Array] = []
         order: list[int] = []
         for _, policy, indices in _slices(self, stats.names):
             part = _take(xp, stats, indices, policy.norm_type)
@@ -175,6 +180,9 @@ class Groups(Policy):
 
 _NONE = NoClip()
 
+_Nearest: TypeAlias = "tuple[Array, Array, Skip]"
+"""How near a group stands to its threshold, that threshold, and whether any group skips."""
+
 
 @functools.lru_cache(maxsize=64)
 def _slices(groups: Groups, names: tuple[str, ...]) -> list[tuple[int, Policy, tuple[int, ...]]]:
@@ -189,10 +197,10 @@ def _slices(groups: Groups, names: tuple[str, ...]) -> list[tuple[int, Policy, t
     ]
 
 
-def _take(xp: Any, stats: GradientStats, indices: tuple[int, ...], p: float) -> GradientStats:
+def _take(xp: Namespace, stats: GradientStats, indices: tuple[int, ...], p: float) -> GradientStats:
     where = xp.asarray(list(indices))
 
-    def pick(array: Any) -> Any:
+    def pick(array: Array) -> Array:
         return xp.take(array, where, axis=0)
 
     norms, max_abs, nonfinite = pick(stats.norms), pick(stats.max_abs), pick(stats.nonfinite)
@@ -211,14 +219,14 @@ def _take(xp: Any, stats: GradientStats, indices: tuple[int, ...], p: float) -> 
     )
 
 
-def _either(xp: Any, left: Any, right: Any) -> Any:
+def _either(xp: Namespace, left: Skip, right: Skip) -> Skip:
     """Plain False stays plain: an array of it would have to be read before a step."""
     if left is False or right is False:
         return right if left is False else left
     return xp.logical_or(left, right)
 
 
-def _nearer(xp: Any, best: Any, norm: Any, decision: Decision) -> tuple[Any, Any, Any]:
+def _nearer(xp: Namespace, best: _Nearest | None, norm: Array, decision: Decision) -> _Nearest:
     """Keep the threshold of the group that stands highest against its own, and any group's skip."""
     bounded = xp.isfinite(norm) & xp.isfinite(decision.threshold)
     zero = xp.zeros_like(norm)

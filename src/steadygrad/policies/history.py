@@ -8,27 +8,30 @@ that know neither growing arrays nor assignment.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steadygrad.policies.wide import cast
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, Namespace
 
 LOWEST = -800.0
 """Under the log of every positive float64: the value of ring places not yet written."""
 
 
-def log_of(xp: Any, norm: Any, usable: Any) -> Any:
+def log_of(xp: Namespace, norm: Array, usable: Array) -> Array:
     """Log of ``norm`` where ``usable``, else 0, without ever taking a bad logarithm."""
     return xp.log(xp.where(usable, norm, xp.ones_like(norm)))
 
 
-def push(xp: Any, ring: Any, count: Any, value: Any) -> Any:
+def push(xp: Namespace, ring: Array, count: Array, value: Array) -> Array:
     """``ring`` with its oldest entry replaced by ``value``; ``count`` entries came before."""
     size = ring.shape[0]
     place = cast(xp, xp.arange(size), count.dtype)
     return xp.where(place == count % size, value, ring)
 
 
-def quantiles(xp: Any, ring: Any, count: Any, *qs: float) -> list[Any]:
+def quantiles(xp: Namespace, ring: Array, count: Array, *qs: float) -> list[Array]:
     """Quantiles of the written entries, interpolated linearly as NumPy does; 0-d each.
 
     Several at once, because in eager NumPy a call costs more than its arithmetic.
@@ -64,18 +67,18 @@ TOLERANCE = 2 ** (1 / BINS_PER_OCTAVE) - 1
 _BIN = math.log(2.0) / BINS_PER_OCTAVE
 
 
-def bin_of(xp: Any, log_norm: Any, origin: Any, like: Any) -> Any:
+def bin_of(xp: Namespace, log_norm: Array, origin: Array, like: Array) -> Array:
     """Number of a log norm's bin, an integer of ``like``'s dtype; the end bins catch the rest."""
     place = xp.floor((log_norm - origin) / _BIN) + BINS // 2
     return cast(xp, xp.clip(place, 0.0, float(BINS - 1)), like.dtype)
 
 
-def bin_middle(xp: Any, number: Any, origin: Any) -> Any:
+def bin_middle(xp: Namespace, number: Array, origin: Array) -> Array:
     """Log of the middle of a bin."""
     return origin + (cast(xp, number, origin.dtype) - (BINS // 2 - 0.5)) * _BIN
 
 
-def bin_add(xp: Any, cumulative: Any, number: Any) -> Any:
+def bin_add(xp: Namespace, cumulative: Array, number: Array) -> Array:
     """The sketch with one more entry: ``cumulative[i]`` counts the entries in bins up to i.
 
     Kept cumulative, so that a quantile is a binary search and no sum.

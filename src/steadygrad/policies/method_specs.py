@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from typing import Any
+from collections.abc import Callable
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import Policy
@@ -44,7 +44,7 @@ def parse_methods(spec: str) -> Policy:
 def _parse_one(spec: str) -> Policy:
     name, _, rest = spec.partition(":")
     policy = _find(name.strip(), spec)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, bool | int | float | str] = {}
     by_key = {f.metadata.get("spec", f.name): f for f in dataclasses.fields(policy)}
     for index, part in enumerate(p.strip() for p in rest.split(",") if p.strip()):
         key, equals, text = (s.strip() for s in part.partition("="))
@@ -97,14 +97,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _converted(convert: type, text: str) -> Any:
+def _converted(convert: Callable[[str], int | float | str], text: str) -> int | float | str | None:
     try:
         return convert(text)
     except ValueError:
         return None
 
 
-def _convert(policy: type[Policy], field: dataclasses.Field[Any], text: str, spec: str) -> Any:
+def _convert(
+    policy: type[Policy], field: dataclasses.Field[object], text: str, spec: str
+) -> bool | int | float | str:
     kind = typing.get_type_hints(policy)[field.name]
     kinds = typing.get_args(kind) or (kind,)
     if bool in kinds:

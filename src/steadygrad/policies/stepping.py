@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
 from steadygrad.stats import GradientStats, combine_norms
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, Namespace
 
 NONE, CLIP, SKIP = 0, 1, 2
 """Codes of `steadygrad.runlog.records.ACTIONS`."""
@@ -24,34 +27,36 @@ class Engine(Protocol):
     """What an array library is asked to do; all but `scope` is called inside `scope`."""
 
     @property
-    def xp(self) -> Any:
+    def xp(self) -> Namespace:
         """The array namespace."""
 
-    def scope(self) -> AbstractContextManager[Any]:
+    def scope(self) -> AbstractContextManager[None]:
         """A context in which float64 exists."""
 
-    def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
+    def norms(self, leaves: Sequence[Array], norm_type: float) -> tuple[Array, Array]:
         """p-norm (float64) and number of non-finite elements of each leaf."""
 
-    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
+    def figures(
+        self, leaves: Sequence[Array], norm_type: float
+    ) -> tuple[Array, Array, Array, Array]:
         """p-norm and largest finite magnitude (float64), non-finite elements and zeros of each."""
 
-    def widen(self, x: Any) -> Any:
+    def widen(self, x: Array) -> Array:
         """A copy in float64."""
 
-    def narrow(self, x: Any, like: Any) -> Any:
+    def narrow(self, x: Array, like: Array) -> Array:
         """A float64 array rounded once to the dtype of ``like``."""
 
-    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+    def scaled(self, leaves: Sequence[Array], coef: Array) -> list[Array]:
         """Each leaf times ``coef``, 0-d or one a leaf, rounded once; bit-identical at 1."""
 
-    def held(self, x: Any) -> Any:
+    def held(self, x: Array) -> Array:
         """``x``, computed once: a compiler must not repeat it in the code of every leaf."""
 
-    def cleaned(self, leaf: Any) -> Any:
+    def cleaned(self, leaf: Array) -> Array:
         """``leaf`` with non-finite elements replaced by 0."""
 
-    def size(self, leaf: Any) -> int:
+    def size(self, leaf: Array) -> int:
         """Number of elements, as the trace knows it."""
 
 
@@ -71,19 +76,19 @@ class Stepped:
         nonfinite: number of non-finite elements over all leaves.
     """
 
-    leaves: list[Any]
+    leaves: list[Array]
     state: State
     stats: GradientStats
-    threshold: Any
-    coef: Any
-    cosine: Any
-    action: Any
-    skip: Any
-    nonfinite: Any
+    threshold: Array
+    coef: Array
+    cosine: Array
+    action: Array
+    skip: Array
+    nonfinite: Array
 
 
 def measure(
-    engine: Engine, leaves: Sequence[Any], names: tuple[str, ...], norm_type: float, full: bool
+    engine: Engine, leaves: Sequence[Array], names: tuple[str, ...], norm_type: float, full: bool
 ) -> GradientStats:
     """The figures of a list of gradients; call it inside the engine's scope.
 
@@ -113,9 +118,9 @@ def step(
     policy: Policy,
     on_nonfinite: str,
     state: State,
-    leaves: Sequence[Any],
+    leaves: Sequence[Array],
     names: tuple[str, ...],
-    beside: Mapping[str, Sequence[Any]],
+    beside: Mapping[str, Sequence[Array]],
     full: bool = False,
     blank: bool = False,
 ) -> Stepped:
@@ -185,11 +190,11 @@ def step(
 def _elementwise(
     engine: Engine,
     policy: Policy,
-    before: Sequence[Any],
-    scaled: Sequence[Any],
+    before: Sequence[Array],
+    scaled: Sequence[Array],
     stats: GradientStats,
-    beside: Mapping[str, Sequence[Any]],
-) -> tuple[list[Any], Any, Any, Any]:
+    beside: Mapping[str, Sequence[Array]],
+) -> tuple[list[Array], Array, Array, Array]:
     """Transform the leaves that an elementwise policy governs, and compare with before."""
     xp = engine.xp
     kept, dots, changes = [], [], []
@@ -208,7 +213,9 @@ def _elementwise(
     return kept, *compared
 
 
-def _transform(engine: Engine, policy: Policy, leaf: Any, given: Mapping[str, Any]) -> Any:
+def _transform(
+    engine: Engine, policy: Policy, leaf: Array, given: Mapping[str, Array | None]
+) -> Array:
     """One leaf after an elementwise method; left alone until there is a second moment."""
     wide = {key: None if v is None else engine.widen(v) for key, v in given.items()}
     moved = engine.narrow(policy.transform(engine.xp, engine.widen(leaf), **wide), leaf)
@@ -216,7 +223,7 @@ def _transform(engine: Engine, policy: Policy, leaf: Any, given: Mapping[str, An
     return moved if seen is None else engine.xp.where(seen > 0, moved, leaf)
 
 
-def unit_of(xp: Any, norms: Any) -> Any:
+def unit_of(xp: Namespace, norms: Array) -> Array:
     """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
     largest = xp.max(norms)
     usable = xp.logical_and(xp.isfinite(largest), largest > 0)
@@ -224,8 +231,8 @@ def unit_of(xp: Any, norms: Any) -> Any:
 
 
 def compare(
-    xp: Any, stats: GradientStats, left: Any, dots: Any, clipped: Any
-) -> tuple[Any, Any, Any]:
+    xp: Namespace, stats: GradientStats, left: Array, dots: Array, clipped: Array
+) -> tuple[Array, Array, Array]:
     """Join per-tensor figures into one coefficient and one cosine.
 
     Args:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import Array, DType, Namespace
 
 
-def cast(xp: Any, x: Any, dtype: Any) -> Any:
+def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
     """Convert to a dtype; NumPy refuses scalars in its `astype` before 2.1, and has none in 1.
 
     NumPy is told by name: specs are read before a script starts, which must not find it loaded.
@@ -15,15 +21,22 @@ def cast(xp: Any, x: Any, dtype: Any) -> Any:
         >>> cast(np, np.int64(3), np.float64)
         np.float64(3.0)
     """
-    return x.astype(dtype) if type(x).__module__ == "numpy" else xp.astype(x, dtype)
+    if of_numpy(x):
+        return x.astype(dtype)  # type: ignore[call-overload, no-any-return]
+    return xp.astype(x, dtype)
 
 
-def wide(xp: Any, x: Any) -> Any:
+def of_numpy(x: object) -> TypeGuard[NDArray[np.generic]]:
+    """Whether an array or a scalar is NumPy's, told by name: NumPy need not be loaded."""
+    return type(x).__module__ == "numpy"
+
+
+def wide(xp: Namespace, x: Array) -> Array:
     """``x`` in float32 at least; float64 and complex arrays stay as they are."""
     kept = any(kind in str(x.dtype) for kind in ("float32", "64", "complex"))
     return x if kept else cast(xp, x, xp.float32)
 
 
-def same_dtype(xp: Any, x: Any, like: Any) -> Any:
+def same_dtype(xp: Namespace, x: Array, like: Array) -> Array:
     """``x`` rounded to the dtype of ``like``."""
     return x if x.dtype == like.dtype else cast(xp, x, like.dtype)

@@ -114,7 +114,7 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: Any = None, name: str | None = No
     with tf.name_scope(name or "clip_by_norm"):
         if axes is None:
             coef = coefficient(xp, _total([merged(t)]), limit)
-            if coef.shape.rank == 0:
+            if coef.ndim == 0:
                 return _on_values(t, lambda values: _scaled(values, coef))
         size = tf.abs(widen(tf.convert_to_tensor(t)))
         top = tf.reduce_max(size, axis=axes, keepdims=True)

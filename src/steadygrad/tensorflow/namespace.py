@@ -6,11 +6,18 @@ Python numbers take the dtype of the tensor they meet, as in the other libraries
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Axes
+
+
+Reduction: TypeAlias = Callable[..., tf.Tensor]
+"""A reduction over axes, as ``tf.reduce_sum`` is called."""
 
 float32 = tf.float32
 abs = tf.abs
@@ -31,17 +38,17 @@ logical_or = tf.logical_or
 logical_not = tf.logical_not
 
 
-def _axis(reduce: Callable[..., Any]) -> Callable[..., Any]:
-    def over(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def _axis(reduce: Reduction) -> Reduction:
+    def over(x: tf.Tensor, axis: Axes = None, keepdims: bool = False) -> tf.Tensor:
         return reduce(x, axis=axis, keepdims=keepdims)
 
     return over
 
 
-def _or_nan(reduce: Callable[..., Any]) -> Callable[..., Any]:
+def _or_nan(reduce: Reduction) -> Reduction:
     """NaN wins, as in NumPy: XLA's own reduction drops it."""
 
-    def over(x: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    def over(x: tf.Tensor, axis: Axes = None, keepdims: bool = False) -> tf.Tensor:
         found = reduce(x, axis=axis, keepdims=keepdims)
         if not x.dtype.is_floating:
             return found
@@ -57,79 +64,85 @@ mean = _axis(tf.reduce_mean)
 sum = _axis(tf.reduce_sum)
 
 
-def arange(*bounds: int) -> Any:
+def arange(*bounds: int) -> tf.Tensor:
     return tf.range(*bounds)
 
 
-def asarray(value: Any, dtype: Any = None) -> Any:
+def asarray(value: tf.Tensor | float | Sequence[float], dtype: tf.DType | None = None) -> tf.Tensor:
     """A tensor; Python floats become float64, so that nothing is lost before it meets others."""
     if tf.is_tensor(value):
         return value if dtype is None else tf.cast(value, dtype)
     return tf.convert_to_tensor(np.asarray(value), dtype)
 
 
-def astype(x: Any, dtype: Any) -> Any:
+def astype(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(x, dtype)
 
 
-def clip(x: Any, low: Any, high: Any) -> Any:
+def clip(x: tf.Tensor, low: tf.Tensor | float, high: tf.Tensor | float) -> tf.Tensor:
     return tf.clip_by_value(x, _number(low, x.dtype), _number(high, x.dtype))
 
 
-def concat(arrays: Any, axis: int = 0) -> Any:
+def concat(arrays: Sequence[tf.Tensor], axis: int = 0) -> tf.Tensor:
     return tf.concat(arrays, axis)
 
 
-def full(shape: tuple[int, ...], value: Any, dtype: Any = None) -> Any:
+def full(
+    shape: tuple[int, ...], value: tf.Tensor | float, dtype: tf.DType | None = None
+) -> tf.Tensor:
     return tf.fill(shape, _number(value, dtype or tf.float64))
 
 
-def full_like(x: Any, value: Any) -> Any:
+def full_like(x: tf.Tensor, value: tf.Tensor | float) -> tf.Tensor:
     return tf.fill(tf.shape(x), _number(value, x.dtype))
 
 
-def maximum(x: Any, y: Any) -> Any:
+def maximum(x: tf.Tensor | float, y: tf.Tensor | float) -> tf.Tensor:
     return tf.maximum(*_alike(x, y))
 
 
-def minimum(x: Any, y: Any) -> Any:
+def minimum(x: tf.Tensor | float, y: tf.Tensor | float) -> tf.Tensor:
     return tf.minimum(*_alike(x, y))
 
 
-def ones(shape: tuple[int, ...], dtype: Any = None) -> Any:
+def ones(shape: tuple[int, ...], dtype: tf.DType | None = None) -> tf.Tensor:
     return tf.ones(shape, dtype or tf.float64)
 
 
-def zeros(shape: tuple[int, ...], dtype: Any = None) -> Any:
+def zeros(shape: tuple[int, ...], dtype: tf.DType | None = None) -> tf.Tensor:
     return tf.zeros(shape, dtype or tf.float64)
 
 
-def searchsorted(rising: Any, values: Any, side: str = "left") -> Any:
+def searchsorted(rising: tf.Tensor, values: tf.Tensor, side: str = "left") -> tf.Tensor:
     flat = tf.searchsorted(rising, tf.reshape(values, (-1,)), side=side)
     return tf.reshape(flat, tf.shape(values))
 
 
-def stack(arrays: Any, axis: int = 0) -> Any:
+def stack(arrays: Sequence[tf.Tensor], axis: int = 0) -> tf.Tensor:
     return tf.stack(arrays, axis)
 
 
-def take(x: Any, indices: Any, axis: int = 0) -> Any:
+def take(x: tf.Tensor, indices: tf.Tensor, axis: int = 0) -> tf.Tensor:
     return tf.gather(x, indices, axis=axis)
 
 
-def where(condition: Any, x: Any, y: Any) -> Any:
+def where(condition: tf.Tensor, x: tf.Tensor | float, y: tf.Tensor | float) -> tf.Tensor:
     return tf.where(condition, *_alike(x, y))
 
 
-def _alike(x: Any, y: Any) -> tuple[Any, Any]:
+def _alike(x: tf.Tensor | float, y: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor]:
     """Both as tensors of one dtype: a Python number takes the other's."""
-    if tf.is_tensor(x):
+    if _is_tensor(x):
         return x, y if tf.is_tensor(y) else _number(y, x.dtype)
-    if tf.is_tensor(y):
+    if _is_tensor(y):
         return _number(x, y.dtype), y
     return tf.convert_to_tensor(x), tf.convert_to_tensor(y)
 
 
-def _number(value: Any, dtype: Any) -> Any:
+def _is_tensor(x: tf.Tensor | float) -> TypeGuard[tf.Tensor]:
+    return bool(tf.is_tensor(x))
+
+
+def _number(value: tf.Tensor | float, dtype: tf.DType) -> tf.Tensor:
     """A number as a tensor of `dtype`; `tf.cast` would take a Python float through float32."""
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)

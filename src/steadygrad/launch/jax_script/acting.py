@@ -24,6 +24,7 @@ from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.jax.transform import second_moments
 from steadygrad.policies.base import Decision, Policy, State
 from steadygrad.policies.choice import Choice
+from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.policies.stepping import Stepped, step
 from steadygrad.stats import GradientStats
 
@@ -44,8 +45,8 @@ class HostMemory:
         """Whether all tensors are multiplied by one coefficient."""
         two, none = np.ones(2), np.zeros(2, np.int64)
         stats = GradientStats(("x", "y"), two, two, none, none, (1, 1), np.float64(1.4))
-        state = self.policy.init(np, stats.names, np.float64, np.int64)
-        return np.ndim(self.policy.decide(np, state, stats)[1].coef) == 0
+        state = self.policy.init(NUMPY, stats.names, np.float64, np.int64)
+        return self.policy.decide(NUMPY, state, stats)[1].coef.ndim == 0
 
     def decide(self, bits: npt.NDArray[np.uint32], names: tuple[str, ...], sizes: Any) -> Any:
         """Decide one step from its figures.
@@ -63,9 +64,9 @@ class HostMemory:
         norms, max_abs, nonfinite, zeros = row[2:].reshape(4, len(names))
         p = self.policy.norm_type
         stats = GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, np.float64(row[1]), p)
-        state = self.state or self.policy.init(np, names, np.float64, np.int64)
+        state = self.state or self.policy.init(NUMPY, names, np.float64, np.int64)
         with np.errstate(all="ignore"):
-            state, decision = self.policy.decide(np, state, stats)
+            state, decision = self.policy.decide(NUMPY, state, stats)
         if row[0] and not nonfinite.any():
             self.state = state
         coefs = np.broadcast_to(decision.coef, norms.shape)
@@ -124,7 +125,7 @@ def clips_here(choice: Choice, axes: Sequence[str]) -> bool:
 
 
 def _remembers(policy: Policy) -> bool:
-    return bool(policy.init(np, ("x",), np.float64, np.int64))
+    return bool(policy.init(NUMPY, ("x",), np.float64, np.int64))
 
 
 def clip_by(

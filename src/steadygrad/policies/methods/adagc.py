@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies.base import Decision, Policy, State, coefficient, require_positive
 from steadygrad.policies.checks import require_count, require_share
 from steadygrad.stats import GradientStats, combine_norms
+
+if TYPE_CHECKING:
+    from steadygrad.typing import DType, Namespace
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class AdaGC(Policy):
     def per_tensor(self) -> frozenset[str]:
         return frozenset({"gamma"})
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         gamma = xp.zeros((len(names),), dtype=float_dtype)
         return {"count": xp.zeros((), dtype=int_dtype), "gamma": gamma}
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         total, norms, gamma = stats.total_norm, stats.norms, state["gamma"]
         ok, seen = xp.isfinite(total), gamma > 0
         warm = state["count"] >= self.warmup

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.errors import UsageError
 from steadygrad.policies.base import Decision, Policy, State, constant, require_positive
@@ -12,6 +12,9 @@ from steadygrad.policies.checks import require_choice
 from steadygrad.policies.methods.none import NoClip
 from steadygrad.policies.wide import same_dtype, wide
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, Namespace, Number
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,22 @@ class AGC(Policy):
     def for_tensor(self, name: str) -> Policy:
         return NoClip() if self._exempts(name) else self
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         one = xp.ones_like(stats.total_norm)
         return state, Decision(one * float("inf"), one)
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
         governed = constant(xp, [not self._exempts(n) for n in stats.names], stats.norms)
         if stats.norm_type > 2:  # then a tensor's norm is no bound on its units'
-            return governed & (stats.max_abs > 0)
-        return governed & (stats.norms > self.clip * self.eps)
+            large: Array = stats.max_abs > 0
+        else:
+            large = stats.norms > self.clip * self.eps
+        return governed & large
 
-    def transform(self, xp: Any, grad: Any, *, weight: Any = None, **beside: Any) -> Any:
+    def transform(
+        self, xp: Namespace, grad: Array, *, weight: Array | None = None, **beside: Number | None
+    ) -> Array:
+        assert weight is not None  # `needs` asks for it
         axes = unit_axes(self.axes, tuple(grad.shape))
         gradient, weights = wide(xp, grad), wide(xp, weight)
         most = self.clip * xp.clip(unit_norms(xp, weights, axes), self.eps, float("inf"))
@@ -127,7 +135,7 @@ def unit_axes(axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (0,) if ndim <= 3 else tuple(range(ndim - 1))
 
 
-def unit_norms(xp: Any, x: Any, axes: tuple[int, ...]) -> Any:
+def unit_norms(xp: Namespace, x: Array, axes: tuple[int, ...]) -> Array:
     """2-norms over ``axes``, which stay with length 1; scaled, so that no finite norm overflows."""
     magnitude = xp.abs(x)
     if not axes:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, coefficient, require_positive
 from steadygrad.policies.checks import require_count
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import DType, Namespace
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ class Auto(Policy):
     def usual_clip_rate(self) -> float:
         return 1.0
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         zero = xp.zeros((), dtype=float_dtype)
         return {
             "count": xp.zeros((), dtype=int_dtype),
@@ -84,7 +89,7 @@ class Auto(Policy):
             "reference": zero,
         }
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, ring, count = stats.total_norm, state["ring"], state["count"]
         usable = xp.isfinite(norm) & (norm > 0)
         log = memory.log_of(xp, norm, usable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import history as memory
@@ -11,6 +11,9 @@ from steadygrad.policies.base import Decision, Policy, State, coefficient
 from steadygrad.policies.checks import require_count
 from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class AutoClip(Policy):
     def usual_clip_rate(self) -> float:
         return 1.0
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         count = xp.zeros((), dtype=int_dtype)
         if self.window:
             return {"count": count, "ring": xp.full((self.window,), -1.0, dtype=float_dtype)}
@@ -70,7 +75,7 @@ class AutoClip(Policy):
             "cumulative": cumulative,
         }
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm = stats.total_norm
         ok = xp.isfinite(norm)
         remember = self._exact if self.window else self._sketched
@@ -78,14 +83,14 @@ class AutoClip(Policy):
         kept = {key: xp.where(ok, after[key], state[key]) for key in state}
         return kept, Decision(threshold, coefficient(xp, norm, threshold))
 
-    def _exact(self, xp: Any, state: State, norm: Any, ok: Any) -> tuple[State, Any]:
+    def _exact(self, xp: Namespace, state: State, norm: Array, ok: Array) -> tuple[State, Array]:
         count = state["count"] + 1
         value = xp.where(ok, norm, xp.zeros_like(norm))
         ring = memory.push(xp, state["ring"], state["count"], value)
         (threshold,) = memory.quantiles(xp, ring, count, self.percentile / 100)
         return {"count": count, "ring": ring}, threshold
 
-    def _sketched(self, xp: Any, state: State, norm: Any, ok: Any) -> tuple[State, Any]:
+    def _sketched(self, xp: Namespace, state: State, norm: Array, ok: Array) -> tuple[State, Array]:
         positive = ok & (norm > 0)
         log = memory.log_of(xp, norm, positive)
         log = xp.where(positive, log, xp.full_like(log, memory.LOWEST))

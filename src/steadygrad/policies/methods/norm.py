@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies.base import (
     Decision,
@@ -15,6 +15,9 @@ from steadygrad.policies.base import (
     require_positive,
 )
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Namespace
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,6 @@ class ClipNorm(Policy):
     def norm_type(self) -> float:
         return self.p
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         coef = coefficient(xp, stats.total_norm, self.max_norm)
         return state, Decision(threshold=full_like(xp, stats.total_norm, self.max_norm), coef=coef)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import (
@@ -18,6 +18,9 @@ from steadygrad.policies.base import (
 from steadygrad.policies.checks import require_choice, require_count
 from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,19 @@ class NormSchedule(Policy):
     def norm_type(self) -> float:
         return self.p
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         return {"count": xp.zeros((), dtype=int_dtype)}
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, count = stats.total_norm, state["count"]
         gone = cast(xp, count - self.wait, norm.dtype) / self.over
         threshold = self._at(xp, xp.clip(gone, 0.0, 1.0))
         after = {"count": xp.where(xp.isfinite(norm), count + 1, count)}
         return after, Decision(threshold, coefficient(xp, norm, threshold))
 
-    def _at(self, xp: Any, gone: Any) -> Any:
+    def _at(self, xp: Namespace, gone: Array) -> Array:
         """The threshold after ``gone`` of the way, 0 to 1."""
         if self.shape == "exp":
             start, end = math.log(self.max_norm), math.log(self.to)

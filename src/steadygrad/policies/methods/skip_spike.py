@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.policies.checks import require_choice, require_count
 from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace
 
 LARGEST = 88.0
 """A threshold is shown up to the exponential of this, which every float dtype in use can hold."""
@@ -64,12 +67,14 @@ class SkipSpike(Policy):
         require_count(self, "patience")
         require_choice(self, "rule", ("mad", "sigma"))
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         count = xp.zeros((), dtype=int_dtype)
         ring = xp.full((self.window,), memory.LOWEST, dtype=float_dtype)
         return {"count": count, "streak": count, "ring": ring}
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, ring, count = stats.total_norm, state["ring"], state["count"]
         usable = xp.isfinite(norm) & (norm > 0)
         log = memory.log_of(xp, norm, usable)
@@ -91,7 +96,7 @@ class SkipSpike(Policy):
         threshold = xp.where(ready, level, level + math.inf)
         return after, Decision(threshold, xp.ones_like(norm), skip)
 
-    def _mad(self, xp: Any, ring: Any, count: Any) -> Any:
+    def _mad(self, xp: Namespace, ring: Array, count: Array) -> Array:
         """Log of the norm from which steps are skipped: by median and MAD."""
         (middle,) = memory.quantiles(xp, ring, count, 0.5)
         apart = xp.where(ring > memory.LOWEST, xp.abs(ring - middle), ring * 0 - 1.0)
@@ -99,7 +104,7 @@ class SkipSpike(Policy):
         least = math.log(self.factor) + mad * 0
         return middle + xp.maximum(self.sigmas * 1.4826 * mad, least)
 
-    def _sigma(self, xp: Any, ring: Any, count: Any) -> Any:
+    def _sigma(self, xp: Namespace, ring: Array, count: Array) -> Array:
         """The same by mean and sample deviation, in units of the largest norm remembered."""
         top = xp.max(ring)
         written = ring > memory.LOWEST

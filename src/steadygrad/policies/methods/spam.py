@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.policies.checks import require_count
 from steadygrad.policies.wide import same_dtype, wide
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, Namespace, Number
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,23 @@ class SPAM(Policy):
     def needs(self) -> frozenset[str]:
         return frozenset({"second_moment", "step"})
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         one = xp.ones_like(stats.total_norm)
         return state, Decision(one * float("inf"), one)
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
-        return stats.max_abs > 0
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
+        moving: Array = stats.max_abs > 0
+        return moving
 
     def transform(
         self,
-        xp: Any,
-        grad: Any,
+        xp: Namespace,
+        grad: Array,
         *,
-        second_moment: Any = None,
-        step: Any = None,
-        **beside: Any,
-    ) -> Any:
+        second_moment: Array | None = None,
+        step: Number | None = None,
+        **beside: Number | None,
+    ) -> Array:
         if second_moment is None:
             return grad
         gradient, v = wide(xp, grad), wide(xp, second_moment)

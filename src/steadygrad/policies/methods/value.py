@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, Namespace, Number
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class ClipValue(Policy):
     def elementwise(self) -> bool:
         return True
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm = stats.total_norm
         return state, Decision(xp.full_like(norm, self.clip_value), xp.ones_like(norm))
 
-    def touches(self, xp: Any, stats: GradientStats) -> Any:
-        return stats.max_abs > self.clip_value
+    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
+        above: Array = stats.max_abs > self.clip_value
+        return above
 
-    def transform(self, xp: Any, grad: Any, **beside: Any) -> Any:
+    def transform(self, xp: Namespace, grad: Array, **beside: Number | None) -> Array:
         return xp.clip(grad, -self.clip_value, self.clip_value)

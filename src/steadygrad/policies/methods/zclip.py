@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.policies.base import Decision, Policy, State, coefficient, require_positive
 from steadygrad.policies.checks import require_count, require_share
 from steadygrad.policies.wide import cast
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from steadygrad.typing import Array, DType, Namespace
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class ZClip(Policy):
     def usual_clip_rate(self) -> float:
         return 1.0
 
-    def init(self, xp: Any, names: tuple[str, ...], float_dtype: Any, int_dtype: Any) -> State:
+    def init(
+        self, xp: Namespace, names: tuple[str, ...], float_dtype: DType, int_dtype: DType
+    ) -> State:
         zero = xp.zeros((), dtype=float_dtype)
         return {"count": xp.zeros((), dtype=int_dtype), "mean": zero, "relative_variance": zero}
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         norm, mean, count = stats.total_norm, state["mean"], state["count"]
         ok = xp.isfinite(norm)
         x = xp.where(ok, norm, mean)
@@ -87,7 +92,7 @@ class ZClip(Policy):
         }
         return after, Decision(threshold, coefficient(xp, norm, threshold))
 
-    def _update(self, xp: Any, state: State, x: Any, warm: Any) -> tuple[Any, Any]:
+    def _update(self, xp: Namespace, state: State, x: Array, warm: Array) -> tuple[Array, Array]:
         """Mean and relative variance with ``x``: Welford's during warm-up, exponential after."""
         mean = state["mean"]
         share = 1.0 / cast(xp, state["count"] + 1, mean.dtype)

@@ -16,6 +16,7 @@ import torch
 
 from steadygrad.errors import ReplicasDifferWarning
 from steadygrad.kernels import Read
+from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.runlog.sampled import due
 from steadygrad.stats import combine_norms, combine_pieces
 from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout
@@ -52,7 +53,7 @@ def joined(figures: Read, layout: Layout, norm_type: float, tell: Tell = warn_of
     Returns:
         Figures of the whole tensors, and the total norm over all ranks.
     """
-    xp = torch_namespace if isinstance(figures.norms, torch.Tensor) else np
+    xp = torch_namespace if isinstance(figures.norms, torch.Tensor) else NUMPY
     rows = _stacked(xp, figures)
     checks = not layout.disagreed and due(layout.uses, CHECK_EVERY)
     layout.uses += 1

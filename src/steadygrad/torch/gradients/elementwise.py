@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat.torch as torch_namespace
+import numpy as np
 import torch
 
 from steadygrad.policies import Policy
@@ -63,7 +64,7 @@ def touched_places(policy: Policy, stats: GradientStats) -> list[int]:
     if isinstance(stats.norms, torch.Tensor):
         return [i for i, name in enumerate(stats.names) if policy.for_tensor(name).elementwise]
     flags = policy.touches(namespace(stats.norms), stats)
-    return [index for index, hit in enumerate(flags.tolist()) if hit]
+    return [index for index, hit in enumerate(np.asarray(flags)) if hit]
 
 
 def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, Any]:
@@ -114,8 +115,8 @@ def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any
     magnitude = grad.abs()  # methods act on the magnitude of a complex element, never its phase
     if "weight" in beside:
         beside["weight"] = beside["weight"].abs()
-    kept = own.transform(torch_namespace, magnitude, **beside)
-    return torch.where(magnitude > 0, grad * (kept / magnitude), grad)
+    shrunk = own.transform(torch_namespace, magnitude, **beside)
+    return torch_namespace.where(magnitude > 0, grad * (shrunk / magnitude), grad)
 
 
 def _as_real(tensor: torch.Tensor) -> torch.Tensor:
