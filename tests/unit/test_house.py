@@ -52,6 +52,7 @@ FLOORS = {
     "launch": 3,
     "report": 2,
     "watch": 3,
+    "serve": 3,
     "integrations": 3,
     "demos": 3,
     "compare": 3,

@@ -42,7 +42,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: narrow.matches ? 11 : 12, color: colour("muted") },
       hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12.5 }, align: "left" },
-      showlegend: false, annotations: [], shapes: [],
+      showlegend: false, annotations: [], shapes: [], uirevision: "kept",
       dragmode: narrow.matches ? false : "zoom"
     };
   }
@@ -528,27 +528,41 @@
   });
   setTheme(root.dataset.theme);
 
-  var tabs = Array.prototype.slice.call(document.querySelectorAll("[role=tab]"));
+  var tabs = [];
   function panel(tab) { return document.getElementById(tab.getAttribute("aria-controls")); }
-  function choose(chosen) {
+  function select(chosen) {
     tabs.forEach(function (tab) {
       var on = tab === chosen;
       tab.setAttribute("aria-selected", String(on));
       tab.tabIndex = on ? 0 : -1;
       panel(tab).hidden = !on;
     });
+  }
+  function choose(chosen) {
+    select(chosen);
     drawAll(panel(chosen));
   }
-  tabs.forEach(function (tab, i) {
-    tab.addEventListener("click", function () { choose(tab); });
-    tab.addEventListener("keydown", function (event) {
-      var step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step) return;
-      var next = tabs[(i + step + tabs.length) % tabs.length];
-      choose(next);
-      next.focus();
+  function bindTabs() {
+    tabs = Array.prototype.slice.call(document.querySelectorAll("[role=tab]"));
+    tabs.forEach(function (tab, i) {
+      tab.addEventListener("click", function () { choose(tab); });
+      tab.addEventListener("keydown", function (event) {
+        var step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        var next = tabs[(i + step + tabs.length) % tabs.length];
+        choose(next);
+        next.focus();
+      });
+      panel(tab).hidden = i > 0;
     });
-    panel(tab).hidden = i > 0;
+  }
+  bindTabs();
+  // A served page was given a newer report (live.js): the same charts, drawn from it.
+  document.addEventListener("steadygrad-renewed", function () {
+    report = JSON.parse(document.getElementById("data").textContent);
+    bindTabs();
+    if (tabs.length) select(tabs.find(function (tab) { return tab.tabIndex === 0; }));
+    drawAll();
   });
 
   document.addEventListener("click", function (event) {

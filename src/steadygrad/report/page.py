@@ -17,39 +17,50 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steadygrad import extensions
 from steadygrad.report.key_figures import overhead
 from steadygrad.report.numbers import duration, figure
 
+if TYPE_CHECKING:
+    from jinja2 import Template
 
-def render(report: dict[str, Any]) -> str:
+
+def render(report: dict[str, Any], *, live: str = "") -> str:
     """Lay a report out as HTML.
 
     Args:
         report: as `build` makes it.
+        live: what the page listens for when it is served; empty for a page that stands alone.
 
     Returns:
         The whole page.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(_filters())
     scripts = {name: _asset(f"{name}.js") for name in ("early", "late")}
     scripts |= {"plotly": plotly_script(), "script": _asset("page.js")}
     runs = [{**run, "facts": facts(run)} for run in report["runs"]]
-    return environment.from_string(_asset("page.html")).render(
+    return _template().render(
+        live=live,
         report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
         data=Markup(script_json(report)),
         css=Markup(_asset("page.css")),
         policy=content_policy(scripts.values()),
         **{name: Markup(text) for name, text in scripts.items()},
     )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(_filters())
+    return environment.from_string(_asset("page.html"))
 
 
 def script_json(value: Any) -> str:

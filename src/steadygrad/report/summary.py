@@ -61,32 +61,57 @@ def build(
     opened = [as_run(run) for run in runs]
     names = _names(opened)
     told = [summarise(run, name) for run, name in zip(opened, names, strict=True)]
+    return joined(opened, told, title=title, notes=notes)
+
+
+def joined(
+    runs: Sequence[Run],
+    told: Sequence[dict[str, Any]],
+    *,
+    title: str = "",
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The report over runs that were summarised.
+
+    Args:
+        runs: open runs.
+        told: what `summarise` said of each.
+        title: what stands at the top.
+        notes: sentences shown under the verdict.
+
+    Returns:
+        As `build`.
+    """
     return {
         "format": FORMAT,
         "steadygrad": __version__,
-        "title": title or _title(opened, names),
+        "title": title or _title(runs, [run["name"] for run in told]),
         "notes": list(notes),
-        "runs": told,
-        "comparison": comparison(opened, told) if len(told) > 1 else None,
+        "runs": list(told),
+        "comparison": comparison(runs, told) if len(told) > 1 else None,
     }
 
 
-def summarise(run: Run, name: str) -> dict[str, Any]:
+def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, Any]:
     """One run: verdict, recommendation, figures, findings, curves, thresholds, heat map.
 
     Args:
         run: the run.
         name: what to call it.
+        quick: of a long run judge some steps only (`thinned`), and draw no heat map; figures and
+            curves are of all steps.
 
     Returns:
         Strict JSON data.
     """
     from steadygrad.rules import diagnose
+    from steadygrad.runlog.thinning import thinned
 
-    findings = diagnose(run)
+    judged = thinned(run) if quick else run
+    findings = diagnose(judged)
     told = verdict(run, findings)
     of_each = rows_of_each(run)
-    pictures = [thresholds(run, number) for number in of_each]
+    pictures = [thresholds(judged, number) for number in of_each]
     return {
         "name": name,
         "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
@@ -96,7 +121,7 @@ def summarise(run: Run, name: str) -> dict[str, Any]:
         "optimizers": [{"number": number, "name": name_of(run, number)} for number in of_each],
         "series": [series(rows) for rows in of_each.values()],
         "thresholds": pictures,
-        "heatmap": heatmap(run),
+        "heatmap": heatmap(run) if judged is run else None,
         "info": plain(run.info),
     }
 

@@ -33,7 +33,7 @@ def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
         steadygrad.errors.RunFileError: no run file in /...: ...
     """
     databases = sorted(Path(folder).glob("*.db"), key=_written, reverse=True)
-    newest = next((path for path in databases if _is_run(path)), None)
+    newest = next((path for path in databases if is_run(path)), None)
     if newest is None:
         raise RunFileError(
             f"no run file in {Path(folder).absolute()}: type steadygrad run train.py to record "
@@ -55,7 +55,12 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a path is a run file, by its first bytes.
+
+    Args:
+        path: anything; what is no file or cannot be read is none.
+    """
     try:
         if not path.is_file():  # to open a pipe waits for its other end
             return False

@@ -1,0 +1,140 @@
+"""What is served: the list, a report, what changes, and the files that draw them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from steadygrad.errors import RunFileError
+from steadygrad.report.page import plotly_script, render
+from steadygrad.serve.folder import Folder
+from steadygrad.serve.guard import Guard
+
+BEAT_SECONDS = 0.3
+QUIET_BEATS = 50
+"""Beats without news until a comment is sent: so a closed page is noticed."""
+MOST_RUNS = 12
+
+
+def application(folder: Folder, token: str = "") -> Guard:
+    """The ASGI application over a folder.
+
+    Args:
+        folder: not yet started; it is watched as long as the application lives.
+        token: as `Guard` takes it.
+    """
+
+    @contextlib.asynccontextmanager
+    async def watching(app: Starlette) -> AsyncIterator[None]:
+        folder.start()
+        yield
+        await run_in_threadpool(folder.stop)
+
+    async def front(request: Request) -> Response:
+        return HTMLResponse(_asset("list.html"))
+
+    async def report(request: Request) -> Response:
+        keys = _keys(request)
+        try:
+            page = await run_in_threadpool(lambda: render(folder.report(keys), live=",".join(keys)))
+        except RunFileError as error:
+            return PlainTextResponse(str(error), 404)
+        except Exception as error:  # a made file may break a rule: this answer ends, not the server
+            told = f"no report could be made of this run ({type(error).__name__})"
+            return PlainTextResponse(told, 422)
+        return HTMLResponse(page)
+
+    async def events(request: Request) -> Response:
+        keys = _keys(request)
+        news = _of_runs(folder, keys) if keys else _of_list(folder)
+        return StreamingResponse(_events(request, news), media_type="text/event-stream")
+
+    routes = [
+        Route("/", front),
+        Route("/report", report),
+        Route("/events", events),
+        Route("/assets/{name}", _send_asset),
+    ]
+    return Guard(Starlette(routes=routes, lifespan=watching), token)
+
+
+def _keys(request: Request) -> tuple[str, ...]:
+    asked = request.query_params.get("runs", "").split(",")
+    return tuple(dict.fromkeys(filter(None, asked)))[:MOST_RUNS]
+
+
+def _of_list(folder: Folder) -> Callable[[], Any]:
+    version = -1
+
+    def news() -> Any:
+        nonlocal version
+        if folder.version == version:
+            return None
+        changes = folder.changes(version)
+        version = changes["version"]
+        return changes
+
+    return news
+
+
+def _of_runs(folder: Folder, keys: tuple[str, ...]) -> Callable[[], Any]:
+    seen = folder.stamps(keys)
+
+    def news() -> Any:
+        nonlocal seen
+        now = folder.stamps(keys)
+        changed, seen = now != seen, now
+        return {"changed": True} if changed else None
+
+    return news
+
+
+async def _events(request: Request, news: Callable[[], Any]) -> AsyncIterator[str]:
+    yield ": open\n\n"
+    quiet = 0
+    while not await request.is_disconnected():
+        told = news()
+        quiet = quiet + 1 if told is None else 0
+        if told is not None:
+            yield f"data: {json.dumps(told, allow_nan=False)}\n\n"
+        elif quiet % QUIET_BEATS == 0:
+            yield ": still here\n\n"
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+async def _send_asset(request: Request) -> Response:
+    made = ASSETS.get(request.path_params["name"])
+    if made is None:
+        return PlainTextResponse("no such file", 404)
+    kind, text = made
+    return Response(text(), media_type=kind)
+
+
+@cache
+def _asset(name: str, room: str = "serve") -> str:
+    return resources.files(f"steadygrad.{room}").joinpath(name).read_text(encoding="utf-8")
+
+
+_plotly = cache(plotly_script)
+
+SCRIPT, STYLE = "text/javascript", "text/css"
+ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
+    "early.js": (SCRIPT, lambda: _asset("early.js", "report")),
+    "page.js": (SCRIPT, lambda: _asset("page.js", "report")),
+    "page.css": (STYLE, lambda: _asset("page.css", "report")),
+    "plotly.js": (SCRIPT, _plotly),
+    "live.js": (SCRIPT, lambda: _asset("live.js")),
+    "list.js": (SCRIPT, lambda: _asset("list.js")),
+    "list.css": (STYLE, lambda: _asset("list.css")),
+}
