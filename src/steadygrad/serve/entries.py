@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from steadygrad.text import printable
 SPARK_POINTS = 60
 STALLED_SECONDS = 30.0
 MOST_TEXT = 300
+MOST_SECONDS = 1e11
+"""Since 1970; NaN and what is beyond is no moment."""
 
 Stamp = tuple[int, ...]
 """Sizes and times of a file and its journal: another one means other contents."""
@@ -34,7 +37,7 @@ class Entry:
     Attributes:
         key: names the file in addresses; says nothing of its path.
         name: the file's name.
-        state: ``running``, ``silent``, ``ended``, ``failed`` or ``unreadable``.
+        state: ``reading``, ``running``, ``silent``, ``ended``, ``failed`` or ``unreadable``.
         policy: the clipping policy, as recorded.
         steps: steps recorded.
         started: seconds since the Unix epoch; None where unknown.
@@ -73,6 +76,11 @@ def stamp_of(path: Path) -> Stamp:
     return tuple(numbers)
 
 
+def unread(path: Path) -> Entry:
+    """The entry of a file that was found and not yet read."""
+    return Entry(key_of(path), _shown(path.name), "reading")
+
+
 def read(path: Path) -> tuple[Entry, Run | None]:
     """Read what needs no rules.
 
@@ -82,23 +90,31 @@ def read(path: Path) -> tuple[Entry, Run | None]:
     Returns:
         Its entry, and the run; None where it cannot be read.
     """
-    blank = Entry(key_of(path), _shown(path.name), "unreadable")
+    blank = replace(unread(path), state="unreadable")
     try:
         run = open_run(path)
-        steps = run.steps
-    except (RunFileError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        return _described(blank, run), run
+    except RunFileError as error:
         told = str(error).replace(str(path), path.name)
-        return replace(blank, word="Unreadable", sentence=_shown(told)), None
+    except Exception as error:  # a made file may hold what no check foresaw: it costs its row
+        told = f"it cannot be read ({type(error).__name__})"
+    return replace(blank, word="Unreadable", sentence=_shown(told)), None
+
+
+def _described(blank: Entry, run: Run) -> Entry:
     started = run.info.get("started")
-    entry = replace(
+    return replace(
         blank,
         state=_state(run),
         policy=_shown(run.info.get("policy") or "none"),
         steps=len(run),
-        started=float(started) if isinstance(started, int | float) else None,
-        spark=_spark(np.asarray(steps["norm"])),
+        started=float(started) if _is_moment(started) else None,
+        spark=_spark(np.asarray(run.steps["norm"])),
     )
-    return entry, run
+
+
+def _is_moment(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and abs(value) < MOST_SECONDS
 
 
 def judged(entry: Entry, run: Run, findings: list[Finding]) -> Entry:
@@ -116,7 +132,7 @@ def _state(run: Run) -> str:
     if ending is not None and "ended" in run.info:
         return "ended" if ending in ("ok", 0, "0") else "failed"
     last = float(run.steps["time"][-1]) if len(run) else run.info.get("started")
-    silent = time.time() - last if isinstance(last, int | float) else math.inf
+    silent = time.time() - last if _is_moment(last) else math.inf
     return "running" if silent < STALLED_SECONDS else "silent"
 
 

@@ -19,7 +19,7 @@ from steadygrad.rules import diagnose
 from steadygrad.runlog import Run
 from steadygrad.runlog.newest import is_run
 from steadygrad.runlog.thinning import LONG
-from steadygrad.serve.entries import Entry, Stamp, judged, key_of, read, stamp_of
+from steadygrad.serve.entries import MOST_TEXT, Entry, Stamp, judged, key_of, read, stamp_of, unread
 
 LOOK_SECONDS = 0.5
 REST = 4.0
@@ -66,6 +66,7 @@ class Folder:
         self._entries: dict[str, Entry] = {}
         self._stamps: dict[str, Stamp] = {}
         self._changed: dict[str, int] = {}
+        self._next_read: dict[str, float] = {}
         self._judged: dict[str, tuple[Stamp, float]] = {}
         self._alerted: dict[str, set[str]] = {}
         self._alerts: list[Alert] = []
@@ -163,13 +164,21 @@ class Folder:
                 for table in (self._entries, self._stamps, self._judged, self._changed):
                     table.pop(key, None)
         self._paths = present
+        for key in set(present) - set(self._entries):
+            self._put(unread(present[key]))  # a row at once: a long run takes a second to read
 
+    # a long run that is being written is read as seldom as it is slow to read
     def _read(self, key: str) -> None:
+        began = time.monotonic()
+        if began < self._next_read.get(key, 0.0):
+            return
         stamp = stamp_of(self._paths[key])
         before = self._entries.get(key)
         if stamp == self._stamps.get(key) and (before is None or before.state != "running"):
             return
         entry, _ = read(self._paths[key])
+        now = time.monotonic()
+        self._next_read[key] = now + max(LOOK_SECONDS, REST * (now - began))
         if before is not None and entry.state != "unreadable":
             entry = replace(entry, level=before.level, word=before.word, sentence=before.sentence)
         self._stamps[key] = stamp
@@ -188,7 +197,7 @@ class Folder:
         waiting = [
             key
             for key, entry in self._entries.items()
-            if entry.state != "unreadable"
+            if entry.state not in ("reading", "unreadable")
             and (key not in self._judged or self._judged[key][0] != self._stamps[key])
             and (key not in self._judged or now >= self._judged[key][1])
         ]
@@ -236,5 +245,6 @@ class Folder:
             self.version += 1
             for f in fresh:
                 step = int(f["steps"][0]) if f["steps"] else None
-                alert = Alert(entry.key, entry.name, f["id"], f["severity"], f["title"], step)
+                title = str(f["title"])[:MOST_TEXT]
+                alert = Alert(entry.key, entry.name, f["id"], f["severity"], title, step)
                 self._alerts = [*self._alerts, alert][-MOST_ALERTS:]

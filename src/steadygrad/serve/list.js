@@ -33,7 +33,8 @@
     var tr = make("tr"), name = make("th"), box = make("input"), first = make("td"), curve = make("td");
     box.type = "checkbox";
     box.checked = !!chosen[run.key];
-    box.disabled = run.state === "unreadable";
+    var readable = run.state !== "unreadable" && run.state !== "reading";
+    box.disabled = !readable;
     box.setAttribute("aria-label", "Choose " + run.name);
     box.addEventListener("change", function () {
       if (box.checked) chosen[run.key] = true; else delete chosen[run.key];
@@ -41,7 +42,7 @@
     });
     first.append(box);
     name.scope = "row";
-    if (run.state === "unreadable") name.textContent = run.name;
+    if (!readable) name.textContent = run.name;
     else {
       var link = make("a", run.name);
       link.href = "/report?runs=" + run.key;

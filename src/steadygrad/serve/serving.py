@@ -47,6 +47,7 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()  # whoever reads the printed address may ask at once
     except OSError as error:
         listener.close()
         raise UsageError(

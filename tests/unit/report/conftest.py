@@ -1,27 +1,14 @@
-"""Runs to report on, made of arrays, and a Chromium to look at the pages with."""
+"""Runs to report on, made of arrays."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from steadygrad.runlog import Run, TensorInfo
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def make_run(
@@ -72,22 +59,3 @@ def make_run(
 def a_run() -> Callable[..., Run]:
     """`make_run`."""
     return make_run
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium; without it, tests are skipped loudly, or fail where it is required."""
-    path = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
-    if path is None:
-        reason = "NO CHROMIUM ON THE PATH: the report's pages were NOT tested in a browser"
-        if os.environ.get("STEADYGRAD_REQUIRE_BROWSER") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
