@@ -144,7 +144,8 @@ def _require_groups(groups: Any) -> None:
 
 def _of_stages(params: Sequence[torch.Tensor]) -> Iterator[tuple[int, ProcessGroup]]:
     """Parameters of stages of torch.distributed.pipelining."""
-    if PIPELINING not in sys.modules:
+    # without a process group no stage can exist, and the search goes through the whole heap
+    if PIPELINING not in sys.modules or not torch.distributed.is_initialized():
         return
     base = sys.modules[PIPELINING]._PipelineStageBase
     owner: dict[int, Any] = {}
