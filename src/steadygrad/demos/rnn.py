@@ -27,7 +27,7 @@ import steadygrad.torch as sg
 from steadygrad.runlog import RunWriter
 
 PIXELS, CLASSES, HIDDEN = 64, 10, 64
-BATCH, LEARNING_RATE, MOMENTUM = 64, 0.02, 0.9
+BATCH, LEARNING_RATE, MOMENTUM = 64, 0.03, 0.9
 RADIUS = 1.1
 HELD_OUT = 397
 
