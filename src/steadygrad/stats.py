@@ -72,7 +72,7 @@ def combine_norms(xp: Namespace, norms: Array, norm_type: float) -> Array:
         >>> f"{combine_norms(np, np.array([3e200, 4e200]), 2.0):.6g}"
         '5e+200'
     """
-    if norm_type == 2.0 and _of_numpy(norms):
+    if norm_type == 2.0 and of_numpy(norms):
         return norms.dtype.type(_hypot(norms.tolist()))  # type: ignore[return-value]  # 0-d
     largest = xp.max(norms)  # NaN wins over inf in every namespace we serve
     if norm_type == float("inf"):
@@ -116,9 +116,9 @@ def combine_pieces(xp: Namespace, norms: Array, norm_type: float) -> Array:
     return xp.where(usable, joined, largest)
 
 
-def _of_numpy(norms: Array) -> TypeGuard[NDArray[np.floating]]:
-    """Told by name: NumPy need not be loaded."""
-    return type(norms).__module__ == "numpy"
+def of_numpy(x: object) -> TypeGuard[NDArray[np.floating]]:
+    """Whether an array or a scalar is NumPy's, told by name: NumPy need not be loaded."""
+    return type(x).__module__ == "numpy"
 
 
 def _hypot(norms: list[float]) -> float:

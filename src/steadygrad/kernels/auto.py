@@ -20,18 +20,18 @@ from steadygrad.kernels.reference import Read
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     """Measure; see `steadygrad.kernels.read`."""
-    if native.AVAILABLE and not (_sparse.met and _any_sparse(tensors)):
+    sparse = _Sparse.met and _any_sparse(tensors)
+    if native.AVAILABLE and not sparse:
         figures, refused = native.try_read(list(tensors), norm_type)
         if refused == native.ALL_SERVED:
             return figures
-        _sparse.met = _sparse.met or _any_sparse(tensors)
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        return (
-            _read_host(tensors, norm_type)
-            if native.AVAILABLE
-            else reference.read(tensors, norm_type)
-        )
-    return _read_device(tensors, norm_type)
+        sparse = _any_sparse(tensors)
+        _Sparse.met = _Sparse.met or sparse
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return _read_device(tensors, norm_type)
+    if not native.AVAILABLE:
+        return reference.read(tensors, norm_type)
+    return _read_stored(tensors, norm_type) if sparse else _read_each(tensors, norm_type)
 
 
 def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
@@ -77,21 +77,13 @@ class _Sparse:
     met = False
 
 
-_sparse = _Sparse()
-
-
 def _any_sparse(tensors: Sequence[torch.Tensor]) -> bool:
     return any(tensor.layout is not torch.strided for tensor in tensors)
 
 
-def _read_host(tensors: Sequence[torch.Tensor], p: float) -> Read:
-    """A list that C refuses: in one call where the elements of its sparse tensors are dense."""
-    if not _any_sparse(tensors):
-        return _read_each(tensors, p)
-    with torch.no_grad():
-        dense = [
-            t if t.layout is torch.strided else reference.stored_values(t).detach() for t in tensors
-        ]
+def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:
+    """A list with sparse tensors, in one call: C reads the elements that they store."""
+    dense = [reference.stored_values(tensor) for tensor in tensors]
     figures, refused = native.try_read(dense, p)
     if refused != native.ALL_SERVED:
         figures = _read_each(dense, p)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
+
+from steadygrad.stats import of_numpy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from steadygrad.typing import Array, DType, Namespace
 
 
@@ -24,11 +23,6 @@ def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
     if of_numpy(x):
         return x.astype(dtype)  # type: ignore[call-overload, no-any-return]
     return xp.astype(x, dtype)
-
-
-def of_numpy(x: object) -> TypeGuard[NDArray[np.generic]]:
-    """Whether an array or a scalar is NumPy's, told by name: NumPy need not be loaded."""
-    return type(x).__module__ == "numpy"
 
 
 def wide(xp: Namespace, x: Array) -> Array:
