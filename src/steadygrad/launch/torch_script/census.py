@@ -8,8 +8,6 @@ hook behind; hooks on module registration would miss those.
 from __future__ import annotations
 
 import collections
-import gc
-import itertools
 import sys
 import weakref
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.internals.alive import alive
 from steadygrad.torch.step.observing import describe
 
 _WRAPPINGS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -56,7 +55,7 @@ class Census:
         """Look again, for models and optimizers that were made since."""
         modules: list[torch.nn.Module] = []
         self._optimizers = []
-        for thing in _alive((torch.nn.Module, torch.optim.Optimizer)):
+        for thing in alive(torch.nn.Module, torch.optim.Optimizer):
             if issubclass(type(thing), torch.nn.Module):
                 modules.append(thing)
             elif "param_groups" in vars(thing):
@@ -199,20 +198,6 @@ def global_name(thing: Any) -> str | None:
     main = sys.modules.get("__main__")
     scope = vars(main) if main is not None else {}
     return next((name for name, value in list(scope.items()) if value is thing), None)
-
-
-def _alive(classes: tuple[type, ...]) -> list[Any]:
-    """The objects of these classes, and of those derived from them, that the collector knows.
-
-    Half a million objects are looked at without a line of Python for each. Classes go by their ids
-    (a metaclass may forbid hashing) and never by isinstance, which asks lazy proxies for their
-    class.
-    """
-    things = gc.get_objects()
-    kinds = dict(zip(map(id, map(type, things)), map(type, things), strict=True))
-    wanted = {key for key, kind in kinds.items() if issubclass(kind, classes)}
-    chosen = map(wanted.__contains__, map(id, map(type, things)))
-    return list(itertools.compress(things, chosen))
 
 
 def _roots(modules: list[torch.nn.Module]) -> list[torch.nn.Module]:

@@ -7,7 +7,6 @@ FullyShardedDataParallel (FSDP1), whose parameters are pieces of a flat one; and
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -21,6 +20,7 @@ from steadygrad.policies import Policy
 from steadygrad.policies.groups import Groups as PolicyGroups
 from steadygrad.torch.distributed.exchange import Tell
 from steadygrad.torch.distributed.layout import NOWHERE, Spread, any_sharded
+from steadygrad.torch.internals.alive import alive
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -149,7 +149,7 @@ def _of_stages(params: Sequence[torch.Tensor]) -> Iterator[tuple[int, ProcessGro
         return
     base = sys.modules[PIPELINING]._PipelineStageBase
     owner: dict[int, Any] = {}
-    for stage in _alive(base):
+    for stage in alive(base):
         if stage.group_size > 1:
             group: Any = stage.group or torch.distributed.group.WORLD
             owner.update((id(p), group) for p in stage.submod.parameters())
@@ -187,7 +187,7 @@ def is_flat(parameter: Any) -> bool:
 
 def _find_flat_pieces() -> None:
     module = sys.modules.get(FSDP1)
-    modules = _alive(module.FullyShardedDataParallel) if module is not None else ()
+    modules = alive(module.FullyShardedDataParallel) if module is not None else ()
     handles = [h for fsdp in modules if (h := getattr(fsdp, "_handle", None)) is not None]
     # the collector lists objects in an order that may differ by rank
     for handle in sorted(handles, key=lambda h: (h.flat_param._fqns, h.flat_param._shapes)):
@@ -195,12 +195,3 @@ def _find_flat_pieces() -> None:
         flat = handle.flat_param
         for parameter in (flat, *(flat._params or ()), *(flat._shared_params or ())):
             _groups[parameter] = group
-
-
-def _alive(kind: type) -> Iterator[Any]:
-    """Every object of a class or of one derived from it, asked of the garbage collector."""
-    for each in gc.get_referrers(kind):  # an object refers to its class
-        if type(each) is kind:
-            yield each
-        elif isinstance(each, type) and kind in each.__bases__:
-            yield from _alive(each)
