@@ -43,7 +43,6 @@ from steadygrad.torch.record.recording import Recorder
 from steadygrad.torch.step.observing import Clipper, Steady
 
 MOST_WALKS = 16
-MOST_LOOKS_FOR_INPUTS = 1
 
 
 class TorchObserver:
@@ -73,7 +72,7 @@ class TorchObserver:
         self._by_hand = False
         self._thread_by_hand = 0
         self._seen_loose: set[int] = set()
-        self._looks_for_inputs = 0
+        self._looked_for_inputs = False
         self._manual = self._new_manual()
         self._amp = False
         self._unscaled: set[int] = set()
@@ -132,16 +131,23 @@ class TorchObserver:
         leaves = [leaf for leaf in leaves if not is_flat(leaf)]
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
         new = [leaf for leaf in loose if id(leaf) not in self._seen_loose]
-        inputs = not any(isinstance(leaf, torch.nn.Parameter) for leaf in new)
-        # inputs that need gradients are new at every step, and each look costs tens of ms; an
-        # optimizer of such tensors that is missed here is met when it first steps
-        self._looks_for_inputs += bool(new) and inputs
-        if new and not (inputs and self._looks_for_inputs > MOST_LOOKS_FOR_INPUTS):
+        if new and self._deserve_a_look(new):
             census.refresh()  # their optimizer may be newer than the census
             owned = census.owned()
             loose = [leaf for leaf in leaves if id(leaf) not in owned]
             self._seen_loose = set(map(id, loose))
         return loose
+
+    def _deserve_a_look(self, new: list[torch.Tensor]) -> bool:
+        """Whether to search for the optimizer of leaves not seen before.
+
+        Inputs that need gradients are new at every step, and each search costs tens of ms: they
+        get one. An optimizer of such tensors that is missed here is met when it first steps.
+        """
+        if any(isinstance(leaf, torch.nn.Parameter) for leaf in new):
+            return True
+        first, self._looked_for_inputs = not self._looked_for_inputs, True
+        return first
 
     def _waits_for_updates_by_hand(self) -> bool:
         # a fine-tuned head leaves a backbone of loose weights that nobody ever updates
