@@ -50,7 +50,7 @@ class _Folder(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.ClickException as error:
-            vars(error)["message"] = printable(error.message)
+            _make_printable(error)
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -61,12 +61,16 @@ class _Folder(click.Group):
         except SteadyGradError as error:
             raise click.ClickException(printable(str(error))) from error
         except click.ClickException as error:  # of what was typed: names of files that do not exist
-            vars(error)["message"] = printable(error.message)
+            _make_printable(error)
             raise
         except BrokenPipeError:  # the reader of our output has left: click ends quietly
             raise
         except OSError as error:
             raise click.ClickException(printable(_why(error))) from error
+
+
+def _make_printable(error: click.ClickException) -> None:
+    vars(error)["message"] = printable(error.message)  # final to a type checker
 
 
 def _why(error: OSError) -> str:
