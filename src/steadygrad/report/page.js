@@ -515,18 +515,8 @@
     })();
   }
 
-  var button = document.getElementById("theme");
-  function setTheme(name) {
-    root.dataset.theme = name;
-    button.setAttribute("aria-pressed", String(name === "dark"));
-  }
-  button.addEventListener("click", function () {
-    var name = root.dataset.theme === "dark" ? "light" : "dark";
-    try { localStorage.setItem("steadygrad-theme", name); } catch (error) { /* file:// may refuse */ }
-    setTheme(name);
-    drawAll();
-  });
-  setTheme(root.dataset.theme);
+  var setTheme = window.steadygradShowTheme;
+  document.addEventListener("steadygrad-theme", function () { drawAll(); });
 
   var tabs = [];
   function panel(tab) { return document.getElementById(tab.getAttribute("aria-controls")); }

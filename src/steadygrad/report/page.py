@@ -25,6 +25,7 @@ from steadygrad.report.numbers import duration, figure
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 
 def render(report: dict[str, Any], *, live: str = "") -> str:
@@ -39,17 +40,25 @@ def render(report: dict[str, Any], *, live: str = "") -> str:
     """
     from markupsafe import Markup
 
-    scripts = {name: _asset(f"{name}.js") for name in ("early", "late")}
-    scripts |= {"plotly": plotly_script(), "script": _asset("page.js")}
     runs = [{**run, "facts": facts(run)} for run in report["runs"]]
     return _template().render(
         live=live,
         report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
         data=Markup(script_json(report)),
-        css=Markup(_asset("page.css")),
-        policy=content_policy(scripts.values()),
-        **{name: Markup(text) for name, text in scripts.items()},
+        css=Markup(asset("page.css")),
+        **({} if live else _embedded()),
     )
+
+
+@cache
+def _embedded() -> dict[str, Markup | str]:
+    """The scripts of a page that stands alone, and the policy that lets them run."""
+    from markupsafe import Markup
+
+    scripts = {name: asset(f"{name}.js") for name in ("early", "late")}
+    scripts |= {"plotly": plotly_script(), "script": asset("page.js")}
+    policy = content_policy(scripts.values())
+    return {"policy": policy, **{name: Markup(text) for name, text in scripts.items()}}
 
 
 @cache
@@ -60,7 +69,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(_filters())
-    return environment.from_string(_asset("page.html"))
+    return environment.from_string(asset("page.html"))
 
 
 def script_json(value: Any) -> str:
@@ -144,13 +153,20 @@ def _filters() -> dict[str, Any]:
 
 
 @cache
-def _asset(name: str) -> str:
-    return resources.files("steadygrad.report").joinpath(name).read_text(encoding="utf-8")
+def asset(name: str, room: str = "report") -> str:
+    """The text of a file that ships beside the code.
+
+    Args:
+        name: the file's name, or its way from the room's folder.
+        room: the package that it belongs to.
+    """
+    return resources.files(f"steadygrad.{room}").joinpath(name).read_text(encoding="utf-8")
 
 
+@cache
 def plotly_script() -> str:
     """plotly.js, the bundle for scatter, bar and heat map (`tools/renew_plotly.py` renews it)."""
-    text = _asset("plotly/plotly-cartesian.min.js")
+    text = asset("plotly/plotly-cartesian.min.js")
     if "</script" in text.lower():
         raise RuntimeError("this version of plotly.js cannot stand inside a script element")
     return compiled_at_once(text)

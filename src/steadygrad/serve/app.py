@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from functools import cache
-from importlib import resources
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,7 +16,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from steadygrad.errors import RunFileError
-from steadygrad.report.page import plotly_script, render
+from steadygrad.report.page import asset, plotly_script, render
 from steadygrad.serve.folder import Folder
 from steadygrad.serve.guard import Guard
 
@@ -42,7 +41,7 @@ def application(folder: Folder, token: str = "") -> Guard:
         await run_in_threadpool(folder.stop)
 
     async def front(request: Request) -> Response:
-        return HTMLResponse(_asset("list.html"))
+        return HTMLResponse(asset("list.html", "serve"))
 
     async def report(request: Request) -> Response:
         keys = _keys(request)
@@ -121,20 +120,13 @@ async def _send_asset(request: Request) -> Response:
     return Response(text(), media_type=kind)
 
 
-@cache
-def _asset(name: str, room: str = "serve") -> str:
-    return resources.files(f"steadygrad.{room}").joinpath(name).read_text(encoding="utf-8")
-
-
-_plotly = cache(plotly_script)
-
 SCRIPT, STYLE = "text/javascript", "text/css"
 ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
-    "early.js": (SCRIPT, lambda: _asset("early.js", "report")),
-    "page.js": (SCRIPT, lambda: _asset("page.js", "report")),
-    "page.css": (STYLE, lambda: _asset("page.css", "report")),
-    "plotly.js": (SCRIPT, _plotly),
-    "live.js": (SCRIPT, lambda: _asset("live.js")),
-    "list.js": (SCRIPT, lambda: _asset("list.js")),
-    "list.css": (STYLE, lambda: _asset("list.css")),
+    "early.js": (SCRIPT, partial(asset, "early.js")),
+    "page.js": (SCRIPT, partial(asset, "page.js")),
+    "page.css": (STYLE, partial(asset, "page.css")),
+    "plotly.js": (SCRIPT, plotly_script),
+    "live.js": (SCRIPT, partial(asset, "live.js", "serve")),
+    "list.js": (SCRIPT, partial(asset, "list.js", "serve")),
+    "list.css": (STYLE, partial(asset, "list.css", "serve")),
 }

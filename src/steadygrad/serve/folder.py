@@ -49,6 +49,29 @@ class Alert:
     step: int | None
 
 
+@dataclass
+class _Row:
+    """A run file of the folder, and what was last done with it.
+
+    Attributes:
+        path: the file.
+        entry: what the list shows of it.
+        changed: the version at which that last changed.
+        stamp: of the contents that were read; None before.
+        next_read: not to be read again before then, in seconds of the monotonic clock.
+        judged: of the contents that were judged; None before.
+        next_judged: as `next_read`.
+    """
+
+    path: Path
+    entry: Entry
+    changed: int
+    stamp: Stamp | None = None
+    next_read: float = 0.0
+    judged: Stamp | None = None
+    next_judged: float = 0.0
+
+
 class Folder:
     """The run files of a folder, and what is known of each.
 
@@ -62,13 +85,8 @@ class Folder:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._stop = threading.Event()
-        self._paths: dict[str, Path] = {}
-        self._entries: dict[str, Entry] = {}
-        self._stamps: dict[str, Stamp] = {}
-        self._changed: dict[str, int] = {}
-        self._next_read: dict[str, float] = {}
-        self._judged: dict[str, tuple[Stamp, float]] = {}
-        self._alerted: dict[str, set[str]] = {}
+        self._rows: dict[str, _Row] = {}
+        self._alerted: set[tuple[str, str]] = set()  # a file gone for a moment is not told of twice
         self._alerts: list[Alert] = []
         self._reports: OrderedDict[str, tuple[Stamp, Run, dict[str, Any]]] = OrderedDict()
         self._thread = threading.Thread(target=self._watch, name="steadygrad-serve", daemon=True)
@@ -92,14 +110,16 @@ class Folder:
             ``version``, ``runs`` (entries that changed), ``keys`` (all there are), ``alerts``.
         """
         with self._lock:
-            runs = [asdict(e) for key, e in self._entries.items() if self._changed[key] > since]
+            runs = [asdict(row.entry) for row in self._rows.values() if row.changed > since]
             alerts = [asdict(alert) for alert in self._alerts]
-            keys = list(self._entries)
+            keys = list(self._rows)
             return {"version": self.version, "runs": runs, "keys": keys, "alerts": alerts}
 
     def stamps(self, keys: tuple[str, ...]) -> tuple[Stamp, ...]:
         """What changes when one of these runs does."""
-        return tuple(stamp_of(self._paths[key]) for key in keys if key in self._paths)
+        with self._lock:
+            paths = [self._rows[key].path for key in keys if key in self._rows]
+        return tuple(map(stamp_of, paths))
 
     def report(self, keys: tuple[str, ...]) -> dict[str, Any]:
         """A report of one run or several side by side.
@@ -112,9 +132,10 @@ class Folder:
         """
         runs, told = [], []
         for key in keys:
-            if key not in self._paths:
+            row = self._rows.get(key)
+            if row is None:
                 raise RunFileError("there is no such run here: it may have been moved or removed")
-            run, summary = self._summary(key)
+            run, summary = self._summary(row)
             runs.append(run)
             told.append(summary)
         notes = [
@@ -126,8 +147,8 @@ class Folder:
         ]
         return joined(runs, told, notes=notes)
 
-    def _summary(self, key: str) -> tuple[Run, dict[str, Any]]:
-        path = self._paths[key]
+    def _summary(self, row: _Row) -> tuple[Run, dict[str, Any]]:
+        path, key = row.path, row.entry.key
         with self._reading:  # what the watching thread makes is not made twice
             stamp = stamp_of(path)
             ready = self._reports.get(key)
@@ -146,87 +167,79 @@ class Folder:
     def _watch(self) -> None:
         while not self._stop.is_set():
             self._list()
-            for key in list(self._paths):
-                self._read(key)
+            for row in list(self._rows.values()):
+                self._read(row)
                 if self._stop.is_set():
                     return
-            self._judge_one()
-            self._stop.wait(0.01 if self._due() else LOOK_SECONDS)
+            due = self._due()
+            if due:
+                self._judge(due[0])
+            self._stop.wait(0.01 if len(due) > 1 else LOOK_SECONDS)
 
     def _list(self) -> None:
         try:
             present = {key_of(path): path for path in self.path.glob("*.db") if is_run(path)}
         except OSError:  # the folder is gone for a moment, or for good
             present = {}
-        for key in set(self._paths) - set(present):
-            with self._lock:
+        with self._lock:
+            for key in set(self._rows) - set(present):
                 self.version += 1
-                for table in (self._entries, self._stamps, self._judged, self._changed):
-                    table.pop(key, None)
-        self._paths = present
-        for key in set(present) - set(self._entries):
-            self._put(unread(present[key]))  # a row at once: a long run takes a second to read
+                del self._rows[key]
+            for key in set(present) - set(self._rows):
+                self.version += 1  # a row at once: a long run takes a second to read
+                self._rows[key] = _Row(present[key], unread(present[key]), self.version)
 
     # a long run that is being written is read as seldom as it is slow to read
-    def _read(self, key: str) -> None:
+    def _read(self, row: _Row) -> None:
         began = time.monotonic()
-        if began < self._next_read.get(key, 0.0):
+        if began < row.next_read:
             return
-        stamp = stamp_of(self._paths[key])
-        before = self._entries.get(key)
-        if stamp == self._stamps.get(key) and (before is None or before.state != "running"):
+        stamp = stamp_of(row.path)
+        before = row.entry
+        if stamp == row.stamp and before.state != "running":
             return
-        entry, _ = read(self._paths[key])
+        entry, _ = read(row.path)
         now = time.monotonic()
-        self._next_read[key] = now + max(LOOK_SECONDS, REST * (now - began))
-        if before is not None and entry.state != "unreadable":
+        row.next_read = now + max(LOOK_SECONDS, REST * (now - began))
+        if entry.state != "unreadable":
             entry = replace(entry, level=before.level, word=before.word, sentence=before.sentence)
-        self._stamps[key] = stamp
-        self._put(entry)
+        row.stamp = stamp
+        self._show(row, entry)
 
-    def _put(self, entry: Entry) -> None:
+    def _show(self, row: _Row, entry: Entry) -> None:
         with self._lock:
-            if self._entries.get(entry.key) != entry:
+            if row.entry != entry:
                 self.version += 1
-                self._changed[entry.key] = self.version
-                self._entries[entry.key] = entry
+                row.entry, row.changed = entry, self.version
 
-    def _due(self) -> list[str]:
+    def _due(self) -> list[_Row]:
         """Runs to judge, the most pressing first."""
         now = time.monotonic()
         waiting = [
-            key
-            for key, entry in self._entries.items()
-            if entry.state not in ("reading", "unreadable")
-            and (key not in self._judged or self._judged[key][0] != self._stamps[key])
-            and (key not in self._judged or now >= self._judged[key][1])
+            row
+            for row in self._rows.values()
+            if row.entry.state not in ("reading", "unreadable")
+            and row.judged != row.stamp
+            and now >= row.next_judged
         ]
-        return sorted(waiting, key=self._urgency)
+        return sorted(waiting, key=_urgency)
 
-    def _urgency(self, key: str) -> tuple[bool, bool, float]:
-        entry = self._entries[key]
-        return entry.state != "running", key in self._judged, -(entry.started or 0.0)
-
-    def _judge_one(self) -> None:
-        due = self._due()
-        if not due:
-            return
-        key, began = due[0], time.monotonic()
-        stamp = self._stamps[key]
-        entry, run = read(self._paths[key])
+    def _judge(self, row: _Row) -> None:
+        began, stamp = time.monotonic(), row.stamp
+        entry, run = read(row.path)
         if run is not None:
             try:
-                entry = self._with_verdict(entry, run)
+                entry = self._with_verdict(row, entry, run)
             except Exception as error:  # a rule that a made file breaks costs its row alone
                 told = f"its rules could not be applied: {type(error).__name__}"
                 entry = replace(entry, level="empty", word="Unknown", sentence=told)
-        self._put(entry)
+        self._show(row, entry)
         now = time.monotonic()
-        self._judged[key] = stamp, now + max(1.0, REST * (now - began))
+        row.judged, row.next_judged = stamp, now + max(1.0, REST * (now - began))
 
-    def _with_verdict(self, entry: Entry, run: Run) -> Entry:
+    def _with_verdict(self, row: _Row, entry: Entry, run: Run) -> Entry:
         if len(run) > LONG:  # its report is slow to make: ready when somebody asks for it
-            _, summary = self._summary(entry.key)
+            _, summary = self._summary(row)
             self._note(entry, summary["findings"])
             return replace(entry, **summary["verdict"])
         findings = diagnose(run)
@@ -236,9 +249,8 @@ class Folder:
     def _note(self, entry: Entry, findings: list[dict[str, Any]]) -> None:
         """Tell of what is new in a run that goes on."""
         grave = [f for f in findings if f["severity"] in ("error", "warning")]
-        known = self._alerted.setdefault(entry.key, set())
-        fresh = [f for f in grave if f["id"] not in known]
-        known |= {f["id"] for f in grave}
+        fresh = [f for f in grave if (entry.key, f["id"]) not in self._alerted]
+        self._alerted |= {(entry.key, f["id"]) for f in grave}
         if entry.state != "running" or not fresh:
             return
         with self._lock:
@@ -248,3 +260,7 @@ class Folder:
                 title = str(f["title"])[:MOST_TEXT]
                 alert = Alert(entry.key, entry.name, f["id"], f["severity"], title, step)
                 self._alerts = [*self._alerts, alert][-MOST_ALERTS:]
+
+
+def _urgency(row: _Row) -> tuple[bool, bool, float]:
+    return row.entry.state != "running", row.judged is not None, -(row.entry.started or 0.0)

@@ -116,13 +116,6 @@
   ["by-name", "by-policy", "by-state"].forEach(function (id) { by(id).addEventListener("input", filter); });
   by("compare").addEventListener("click", function () { location.href = "/report?runs=" + Object.keys(chosen).join(","); });
 
-  function setTheme(name) { root.dataset.theme = name; by("theme").setAttribute("aria-pressed", String(name === "dark")); }
-  setTheme(root.dataset.theme);
-  by("theme").addEventListener("click", function () {
-    setTheme(root.dataset.theme === "dark" ? "light" : "dark");
-    try { localStorage.setItem("steadygrad-theme", root.dataset.theme); } catch (error) { /* refused */ }
-  });
-
   var stream = new EventSource("/events");
   stream.onopen = function () { runs = {}; rows = {}; body.replaceChildren(); by("live").textContent = "live"; };
   stream.onerror = function () { by("live").textContent = "not connected"; };
