@@ -57,9 +57,11 @@ class Guard:
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only reads", 405)
         host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if not (_is_address(f"//{host}") and _is_address(origin or "")):
+            return PlainTextResponse("no address", 403)
         if not self._token and urlsplit(f"//{host}").hostname not in LOCAL:
             return PlainTextResponse("served to this machine alone: use 127.0.0.1", 403)
-        origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return PlainTextResponse("not for pages from elsewhere", 403)
         site, mode = (request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
@@ -79,3 +81,11 @@ class Guard:
 
     def _is_token(self, shown: str) -> bool:
         return secrets.compare_digest(shown.encode(), self._token.encode())
+
+
+def _is_address(text: str) -> bool:
+    try:
+        urlsplit(text)
+    except ValueError:  # half an IPv6 address
+        return False
+    return True

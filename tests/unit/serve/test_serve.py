@@ -83,6 +83,8 @@ def test_only_this_machine_is_answered_and_only_for_reading(server: Server) -> N
     assert server.answer(Host=f"localhost:{server.port}") == 200
     assert server.answer(Host="evil.example") == 403
     assert server.answer(Host="127.0.0.1.evil.example") == 403
+    assert server.answer(Host="[") == 403
+    assert server.answer(Origin="http://[") == 403
     assert server.answer(Origin="http://evil.example") == 403
     assert server.answer(Origin=f"http://127.0.0.1:{server.port}") == 200
     assert server.answer(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors") == 403
