@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -59,7 +60,7 @@ def state(name: str) -> str:
     stem = name.rpartition(".")[2]
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = folder / f"{stem}{suffix}"
-        if path.exists():
+        if os.path.exists(path):  # Path.exists raises where this user may not look
             return _state_of(name, path)
     return "missing"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from steadygrad.typing import Axes
 
 
-Reduction: TypeAlias = Callable[..., tf.Tensor]
+_Reduction: TypeAlias = Callable[..., tf.Tensor]
 """A reduction over axes, as ``tf.reduce_sum`` is called."""
 
 float32 = tf.float32
@@ -38,14 +38,14 @@ logical_or = tf.logical_or
 logical_not = tf.logical_not
 
 
-def _axis(reduce: Reduction) -> Reduction:
+def _axis(reduce: _Reduction) -> _Reduction:
     def over(x: tf.Tensor, axis: Axes = None, keepdims: bool = False) -> tf.Tensor:
         return reduce(x, axis=axis, keepdims=keepdims)
 
     return over
 
 
-def _or_nan(reduce: Reduction) -> Reduction:
+def _or_nan(reduce: _Reduction) -> _Reduction:
     """NaN wins, as in NumPy: XLA's own reduction drops it."""
 
     def over(x: tf.Tensor, axis: Axes = None, keepdims: bool = False) -> tf.Tensor:
