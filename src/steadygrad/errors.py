@@ -7,6 +7,7 @@
     │   └── SpecError                   a clip spec that cannot be read
     ├── AttachError (RuntimeError)      an optimizer that cannot be attached to, or is already
     ├── NonFiniteError (RuntimeError)   `raise` was asked for and gradients are not finite
+    ├── RecoveryError (RuntimeError)    recovery has done what it may; names the last good step
     ├── KernelError (RuntimeError)      a kernel form asked for by name cannot serve here
     ├── RunFileError (OSError)          a run file that cannot be opened or read
     ├── CalibrationError (ValueError)   a run that gives no threshold, and why
@@ -39,6 +40,10 @@ class AttachError(SteadyGradError, RuntimeError):
 
 class NonFiniteError(SteadyGradError, RuntimeError):
     """Gradients are not finite and the caller asked for an error."""
+
+
+class RecoveryError(SteadyGradError, RuntimeError):
+    """Recovery has done what its ladder allows, and the training is still struck."""
 
 
 class KernelError(SteadyGradError, RuntimeError):

@@ -44,6 +44,7 @@ FLOORS = {
     "lint": 1,
     "notebook": 0,
     "calibration": 1,
+    "recovery": 1,
     "torch": 2,
     "tensorflow": 2,
     "keras": 2,
@@ -68,6 +69,7 @@ FRAMEWORK_FREE = [
     "stats",
     "errors",
     "report",
+    "recovery",
     "cli",
 ]
 

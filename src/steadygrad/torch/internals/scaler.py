@@ -24,7 +24,7 @@ _watching = PatchSet(lambda patches: patches.add(sites.SCALER_STEP.listen(_begin
 def watch(optimizer: torch.optim.Optimizer) -> None:
     """Tell the optimizer's handle of every `GradScaler.step` on it.
 
-    The handle's ``scaler_enters(scale)`` and ``scaler_leaves()`` are called around it.
+    The handle's ``scaler_enters(scale, scaler)`` and ``scaler_leaves()`` are called around it.
     """
     _watching.hold(optimizer)
 
@@ -60,5 +60,5 @@ def _begins(arguments: tuple[Any, ...]) -> Visit | None:
     if handle is None or scale is None:
         return None
     # the scaler changes its scale in place
-    handle.scaler_enters(scale.detach().clone())
+    handle.scaler_enters(scale.detach().clone(), scaler)
     return _Step(arguments, handle)

@@ -136,6 +136,11 @@ def hear(hearer: object) -> Callable[[], Any]:
     return _meter.of_step
 
 
+def so_far() -> Any:
+    """The loss since the last step, as `LossMeter.so_far`; the sum goes on."""
+    return _meter.so_far
+
+
 def forget(hearer: object) -> None:
     """Undo `hear`; with the last one, torch is as it was."""
     _hearing.release(hearer)

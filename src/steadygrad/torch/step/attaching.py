@@ -11,6 +11,7 @@ from steadygrad.errors import AttachError, NoGradientsWarning, UsageError
 from steadygrad.policies import NoClip
 from steadygrad.policies import groups as clip_groups
 from steadygrad.policies.choice import Clip, policy_of, resolve
+from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.warn import warn_user
@@ -30,6 +31,7 @@ def attach(
     names: Names | None = None,
     optimizer_index: int = 0,
     process_group: Groups = None,
+    recover: str | Ladder | None = None,
 ) -> Steady:
     """Clip, guard and record inside ``optimizer.step()``; the training loop stays as it is.
 
@@ -51,6 +53,9 @@ def attach(
         process_group: a `torch.distributed` group whose ranks have other parameters each
             (pipeline stages, experts): the norm is then over all of them. Or ``{name pattern:
             group}`` for some of the parameters; the others are the same on every rank.
+        recover: what to do when a training is struck: ``"auto"``, ``"palm"``, rungs such as
+            ``"skip:2+rollback:4"``, or a `steadygrad.recovery.Ladder`. Reads the loss and the norm
+            at every step, on a device too; None does none of it.
 
     Returns:
         A handle: the last step's record, state for checkpoints, `detach`; a context manager.
@@ -69,6 +74,12 @@ def attach(
         >>> weight.data, steady.last.norm, steady.last.coef, steady.last.action
         (tensor([-0.6000, -0.8000]), 5.0, 0.2, 'clip')
     """
+    ladder = None if recover is None else parse_ladder(recover)
+    if ladder is not None and (process_group is not None or on_nonfinite == "raise"):
+        raise UsageError(
+            "recover= does not go with process_group= or on_nonfinite='raise': it needs one "
+            "reading for all ranks, and decides itself what is done with NaN and inf"
+        )
     steady = attach_unheard(
         optimizer, clip, model, on_nonfinite, run, names, optimizer_index, process_group
     )
@@ -77,6 +88,8 @@ def attach(
         steady.hear_losses()
     if find_nan:
         steady.find_nan()
+    if ladder is not None:
+        steady.recover(ladder, model)
     return steady
 
 

@@ -16,13 +16,17 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
-from steadygrad.policies import Policy
+from steadygrad.policies import Policy, State
+from steadygrad.recovery.judge import Verdict
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
+from steadygrad.torch.distributed.sharded import local
 from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.outcome import UNTOUCHED
 from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record.journal import Journal
+from steadygrad.torch.recovery.recovering import Recovering
 from steadygrad.torch.step.clipper import Clipper, Outcome
 from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
 from steadygrad.torch.step.copies import UncopiedHook
@@ -56,6 +60,8 @@ class Engine:
         clipper: measures, decides and acts.
         journal: takes finished steps.
         origins: finds out where a NaN came from, once that is asked for.
+        recovery: judges every step and goes back where one is struck; None where not asked for.
+        index: number of this optimizer within the run.
         skipping: how the optimizer is skipped; None where no step may be.
         stats: the last step's figures.
         steps: number of steps, skipped ones included.
@@ -83,10 +89,12 @@ class Engine:
         self.skipping = _skipping(optimizer, self.clipper)
         self.journal = Journal(optimizer, policy.spec(), on_nonfinite, run, index)
         self.origins = OriginSearch(index)
+        self.recovery: Recovering | None = None
         self.stats: GradientStats | None = None
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
+        self.index = index
         self._names = names
         self._folding = Folding()
         self._losses = StepLosses()
@@ -116,6 +124,15 @@ class Engine:
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this stands beside that optimizer, not beside a shadow or a copy of it."""
         return self._optimizer() is optimizer
+
+    def guard(self) -> None:
+        """Any step may have to be dropped from now on.
+
+        Raises:
+            AttachError: this optimizer cannot be skipped.
+        """
+        self.clipper.may_skip = self.clipper.may_stop = True
+        self.skipping = skipping_of(self.optimizer)
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -149,8 +166,10 @@ class Engine:
             step.with_closure = True
             if not self._ignores_closure:
                 self._prepare_closure()
+                if self.recovery is not None:
+                    self.recovery.before_closure(self.optimizer, self.steps)
                 return with_acting_closure(self, step, args, kwargs)
-        outcome = self.process(fold=True)
+        outcome = self.process(fold=self.recovery is None)
         self._record(outcome, self._losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
         if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
@@ -173,6 +192,8 @@ class Engine:
         except Exception as error:
             self.fault(error)
         self.abandon()
+        if self.recovery is not None:
+            self.recovery.step_ends(self.optimizer, self.steps - 1)
         if self.origins.wanted:
             self.origins.stepped()
 
@@ -195,7 +216,7 @@ class Engine:
         if self._folding.handed:
             self._folding.take_back()
         step, self.step = self.step, None
-        if step is not None and (step.put_back or step.snapshot):
+        if step is not None and (step.put_back or step.snapshot or step.rates):
             step.finish()
 
     def process(self, fold: bool = False) -> Outcome:
@@ -210,6 +231,7 @@ class Engine:
         started = time.perf_counter()
         batch = self._gather()
         ways = (self._scale, self._skip) if fold else ()
+        before = self.clipper.memory.state
         scaled = self._loss_scale is not None  # then the scaler drops overflowing steps itself
         try:
             outcome = self.clipper.process(batch, self.steps, scaled, *ways)
@@ -217,8 +239,36 @@ class Engine:
             raise self._explained(error, batch) from None
         if self.origins.wanted:
             self._seek_origin(outcome.stats)
+        if self.recovery is not None and (self.step is None or not self.step.evaluations):
+            outcome = self._judged(self.recovery, outcome, batch, before)
         self.seconds += time.perf_counter() - started
         return outcome
+
+    def _judged(
+        self, recovery: Recovering, outcome: Outcome, batch: Batch, before: State | None
+    ) -> Outcome:
+        """The outcome after recovery has had its say."""
+        norm, loss = float(outcome.stats.total_norm), self._losses.so_far()
+        scaled, dropped = self._loss_scale is not None, outcome.skip is True
+        verdict = recovery.judge(self.optimizer, self.steps, loss, norm, scaled, dropped)
+        if verdict.drops:
+            self.clipper.memory.state = before
+            return outcome._replace(skip=True, applied=UNTOUCHED)
+        if not dropped:
+            outcome = self._held_to(verdict, outcome, batch, norm)
+        return outcome
+
+    def _held_to(self, verdict: Verdict, outcome: Outcome, batch: Batch, norm: float) -> Outcome:
+        """Shrink gradients and lower the rate of one step, as far as a verdict says so."""
+        if verdict.lr_factor < 1.0 and self.step is not None:
+            self.step.slow_down(self.optimizer, verdict.lr_factor)
+        applied = outcome.applied
+        coef = float(applied.coef) if applied.coef.ndim == 0 else 1.0
+        if norm * coef <= verdict.cap:
+            return outcome
+        shrunk = verdict.cap / (norm * coef)
+        scale_each_once(local(batch.grads), shrunk)
+        return outcome._replace(applied=applied._replace(coef=coef * shrunk, clipped=True))
 
     def _record(self, outcome: Outcome, loss: Any, sample: bool = True) -> None:
         """Record a step; the next one begins."""
@@ -334,9 +384,9 @@ class Engine:
         """A loss whose gradients the next step applies; several are summed."""
         self._losses.tell(value)
 
-    def hear_losses(self, since_last_step: Callable[[], Any]) -> None:
-        """Ask this for the loss of a step of which nobody told one."""
-        self._losses.heard = since_last_step
+    def hear_losses(self, since_last_step: Callable[[], Any], so_far: Callable[[], Any]) -> None:
+        """Ask the first for the loss of a step of which nobody told one; the second looks at it."""
+        self._losses.heard, self._losses.heard_so_far = since_last_step, so_far
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence."""
@@ -354,9 +404,17 @@ class Engine:
             batch = self._gather()
             stats = self.clipper.measure(batch)
             self._seek_origin(stats)
+            self._judge_overflow(stats)
             self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
             self.origins.stepped()
+            if self.recovery is not None:
+                self.recovery.step_ends(self.optimizer, self.steps - 1)
         self._loss_scale = None
+
+    def _judge_overflow(self, stats: GradientStats) -> None:
+        if self.recovery is not None:
+            loss, norm = self._losses.so_far(), stats.total_norm
+            self.recovery.judge(self.optimizer, self.steps, loss, norm, scaled=True, dropped=True)
 
     # -- the handle's ------------------------------------------------------------------------
 
@@ -382,6 +440,8 @@ class Engine:
     def close(self) -> None:
         """Deliver what is under way, and end."""
         self.abandon()
+        if self.recovery is not None:
+            self.recovery.close()
         self.origins.end()
         for hook in self._inner_hooks:
             hook.remove()
@@ -408,15 +468,21 @@ class StepLosses:
 
     Attributes:
         heard: gives the loss since the last step; None where nobody hears.
+        heard_so_far: the same, and goes on adding.
     """
 
     def __init__(self) -> None:
         self.heard: Callable[[], Any] = _nothing_heard
+        self.heard_so_far: Callable[[], Any] = _nothing_heard
         self._told: Any = None
 
     def tell(self, value: Any) -> None:
         """Add a loss."""
         self._told = value if self._told is None else self._told + value
+
+    def so_far(self) -> Any:
+        """What is known of the loss of the step under way."""
+        return self.heard_so_far() if self._told is None else self._told
 
     def take(self, of_closure: Any) -> Any:
         """What was told, else what the closure gave, else what was heard; the next step begins."""

@@ -11,14 +11,17 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
 from steadygrad.errors import AttachError, UsageError
 from steadygrad.notebook.cards import Card
 from steadygrad.policies import Policy
+from steadygrad.recovery.batches import RESUME
+from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.ladder import Ladder
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
@@ -26,6 +29,8 @@ from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.record import losses
+from steadygrad.torch.recovery.partners import Stateful
+from steadygrad.torch.recovery.recovering import Recovering
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.closures import Arguments
@@ -38,6 +43,8 @@ if TYPE_CHECKING:  # loaded when asked for: an attached training need not pay fo
     from steadygrad.notebook.page import Page
     from steadygrad.rules import Findings
     from steadygrad.runlog import Run
+
+Batch = TypeVar("Batch")
 
 
 class Steady:
@@ -276,7 +283,7 @@ class Steady:
 
     def hear_losses(self) -> None:
         """From now on, know the losses on which `backward` is called without being told."""
-        self._engine.hear_losses(losses.hear(self))
+        self._engine.hear_losses(losses.hear(self), losses.so_far)
 
     def find_nan(self, quiet: bool = False) -> None:
         """From now on, find out where the first non-finite gradient or loss comes from.
@@ -308,8 +315,100 @@ class Steady:
         """
         self._engine.survive(tell, tell_difference)
 
-    def scaler_enters(self, scale: torch.Tensor) -> None:
+    def recover(self, ladder: Ladder, model: torch.nn.Module | None) -> None:
+        """From now on, act on steps that are struck.
+
+        Args:
+            ladder: what may be done.
+            model: whose buffers are put back too.
+
+        Raises:
+            UsageError: the snapshots do not fit the memory budget.
+        """
+        engine = self._engine
+        engine.recovery = Recovering(
+            ladder,
+            engine.optimizer,
+            model,
+            engine.clipper.memory,
+            engine.journal.write_event,
+            engine.index,
+        )
+        engine.guard()
+        self.hear_losses()
+
+    def remember(self, **objects: Stateful) -> None:
+        """Save and restore these along with the optimizer: schedulers, a scaler, a loader, an EMA.
+
+        Args:
+            objects: with ``state_dict`` and ``load_state_dict``, each under a name of its own.
+
+        Raises:
+            UsageError: one has no state, or ``recover=`` was not asked for.
+        """
+        self._recovery.partners.remember(**objects)
+
+    def restore(self, folder: str | os.PathLike[str] | None = None) -> int:
+        """Put back the newest whole snapshot on disk; call it before the training loop.
+
+        Weights, buffers, optimizer, policy, random generators, schedulers, a loss scaler and what
+        `remember` was told of. Where in its data a loader was, only the script can know.
+
+        Args:
+            folder: where the snapshots are; None for that of ``recover=``, or, under
+                ``steadygrad run --resume``, that of the run to go on with.
+
+        Returns:
+            Number of the step to go on with; 0 where there is no snapshot.
+
+        Raises:
+            UsageError: no folder is known, the snapshot is of other weights, or ``recover=`` was
+                not asked for.
+        """
+        place = os.environ.get(RESUME) if folder is None else os.fspath(folder)
+        self._engine.steps = self._recovery.restore(self.optimizer, place or None)
+        return self._engine.steps
+
+    @overload
+    def skip_batches(self) -> list[int]: ...
+
+    @overload
+    def skip_batches(self, loader: Iterable[Batch], start: int = 0) -> Iterator[Batch]: ...
+
+    def skip_batches(
+        self, loader: Iterable[Batch] | None = None, start: int = 0
+    ) -> Iterator[Batch] | list[int]:
+        """A loader without the batches that recovery leaves out, or their numbers.
+
+        Args:
+            loader: gives batches; None for the numbers alone.
+            start: number of the loader's first batch, after a restart.
+
+        Returns:
+            The other batches; or, without a loader, the numbers of those left out.
+
+        Raises:
+            UsageError: ``recover=`` was not asked for.
+        """
+        left_out = self._recovery.left_out
+        return left_out.numbers() if loader is None else left_out.of(loader, start)
+
+    @property
+    def recoveries(self) -> list[RecoveryEvent]:
+        """What recovery did so far, in order; empty without ``recover=``."""
+        recovery = self._engine.recovery
+        return [] if recovery is None else list(recovery.acts)
+
+    @property
+    def _recovery(self) -> Recovering:
+        if self._engine.recovery is None:
+            raise UsageError("no recovery was asked for: type attach(optimizer, recover='auto')")
+        return self._engine.recovery
+
+    def scaler_enters(self, scale: torch.Tensor, owner: torch.amp.GradScaler) -> None:
         """`GradScaler.step` begins on this optimizer."""
+        if self._engine.recovery is not None:
+            self._engine.recovery.partners.named.setdefault("scaler", owner)
         self._engine.scaler_enters(scale)
 
     def scaler_leaves(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from steadygrad.policies import State
 from steadygrad.torch.step.clipper import Outcome
 from steadygrad.torch.step.skipping import PutBack
@@ -26,6 +28,7 @@ class StepInFlight:
         snapshot: weights and state before it; None where they need not be kept.
         policy_state: the policy's state before it.
         put_back: ends what was done for this step only; None for nothing.
+        rates: learning rates as the script set them, where this step has lower ones.
     """
 
     depth: int = 1
@@ -37,6 +40,13 @@ class StepInFlight:
     snapshot: Snapshot | None = None
     policy_state: State | None = None
     put_back: PutBack | None = None
+    rates: list[tuple[dict[str, Any], Any]] | None = None
+
+    def slow_down(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
+        """Multiply the learning rates for this step only."""
+        self.rates = [(g, g["lr"]) for g in optimizer.param_groups if "lr" in g]
+        for group, rate in self.rates:
+            group["lr"] = rate * factor
 
     def finish(self) -> None:
         """Undo what was done for this step only; a second call does nothing."""
@@ -46,3 +56,6 @@ class StepInFlight:
             snapshot.restore()
         if put_back is not None:
             put_back()
+        rates, self.rates = self.rates, None
+        for group, rate in rates or ():
+            group["lr"] = rate

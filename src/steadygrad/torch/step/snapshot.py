@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ class Snapshot:
     Args:
         optimizer: whose step may follow.
         largest: tensors of more elements than this are taken to stay as they are; None saves all.
+        copy: makes the copy of a tensor; a clone where it is, unless told otherwise.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -45,8 +47,13 @@ class Snapshot:
         (True, [0.0, 0.0], 0)
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, largest: int | None = None) -> None:
-        self._largest = largest
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        largest: int | None = None,
+        copy: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
+    ) -> None:
+        self._largest, self._copy = largest, copy
         self._saved: dict[int, _Saved] = {}
         self._optimizers = [
             (each, {key: self._save(value) for key, value in _written(each).items()})
@@ -63,6 +70,12 @@ class Snapshot:
                 for key, saved in attributes.items():
                     optimizer.__dict__[key] = _put_back(saved, done)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the copies of tensors."""
+        copies = (saved.content for saved in self._saved.values())
+        return sum(c.numel() * c.element_size() for c in copies if isinstance(c, torch.Tensor))
+
     def holds(self) -> bool:
         """True where nothing differs by a single bit."""
         return all(
@@ -77,7 +90,7 @@ class Snapshot:
         known = self._saved.get(id(value))
         if known is not None:
             return known
-        content = None if self._is_large(value) else _content(value)
+        content = None if self._is_large(value) else _content(value, self._copy)
         if content is None:
             return value  # an object whose content is not known here
         saved = self._saved[id(value)] = _Saved(value, content)  # first: it may hold itself
@@ -114,10 +127,10 @@ def same_bits(left: Any, right: Any) -> bool:
     return bool(left == right or (left != left and right != right))
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A copy of what an object holds; empty for a container; None for what is not known here."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return copy(value.detach())
     if isinstance(value, (np.ndarray, set)):
         return value.copy()
     if isinstance(value, torch.Generator):
@@ -140,7 +153,7 @@ def _put_back(saved: Any, done: set[int]) -> Any:
     done.add(id(original))
     if isinstance(original, torch.Tensor):
         if original.shape != content.shape or original.layout is not content.layout:
-            original.data = content
+            original.data = content.to(original.device)
         else:
             original.copy_(content)
     elif isinstance(original, np.ndarray):

@@ -1,0 +1,92 @@
+"""Batches that are left out after a rollback: told to a loader that can, written for one that
+restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+Batch = TypeVar("Batch")
+
+FILE = "skip_batches.json"
+RESUME = "STEADYGRAD_RESUME"
+"""Environment variable: the folder of snapshots that `steadygrad run --resume` goes on from."""
+
+
+class LeftOut:
+    """Numbers of the batches to leave out.
+
+    Args:
+        path: where the list is kept; None for nowhere. What it holds already is left out too.
+
+    Attributes:
+        pending: batches that a loader is still to leave out.
+        heeded: whether a loader leaves them out by itself.
+
+    Example:
+        >>> left_out = LeftOut(None)
+        >>> left_out.add(1, 2)
+        >>> list(left_out.of("abcd")), left_out.numbers()
+        (['a', 'd'], [1, 2])
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.pending = 0
+        self.heeded = False
+        self.position = 0
+        self._path = path
+        self._numbers: set[int] = set()
+        if path is not None:
+            self._numbers |= _read(path)
+
+    def numbers(self) -> list[int]:
+        """The list so far, ascending."""
+        return sorted(self._numbers)
+
+    def current(self, step: int) -> int:
+        """Number of the batch in use: the step's, where no loader counts."""
+        return self.position - 1 if self.heeded else step
+
+    def add(self, first: int, last: int) -> None:
+        """From the batch `first` to the batch `last`, none is to be used again."""
+        self._numbers.update(range(first, last + 1))
+        self._write()
+
+    def of(self, batches: Iterable[Batch], start: int = 0) -> Iterator[Batch]:
+        """The batches without those to leave out.
+
+        Args:
+            batches: a loader; it is numbered on from epoch to epoch.
+            start: number of its first batch, after a restart.
+        """
+        self.heeded = True
+        self.position = max(self.position, start)
+        for batch in batches:
+            number, self.position = self.position, self.position + 1
+            if self.pending > 0:
+                self.pending -= 1
+                self._numbers.add(number)
+                if not self.pending:
+                    self._write()
+            elif number not in self._numbers:
+                yield batch
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        content = json.dumps({"batches": self.numbers()})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(content)
+        os.replace(partial, self._path)
+
+
+def _read(path: Path) -> set[int]:
+    try:
+        listed = json.loads(path.read_text())["batches"]
+        return {int(number) for number in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

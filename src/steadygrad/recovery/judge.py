@@ -1,0 +1,164 @@
+"""The ladder at work: one verdict a step, from readings alone.
+
+Every rank that is given the same readings reaches the same verdict.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import NamedTuple
+
+from steadygrad.recovery.ladder import Ladder
+from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, Watch
+
+SETTLE = 200
+"""Steps after a rollback within which another one goes further back, and slower."""
+SAME_WEIGHTS = 4
+"""Spikes on freshly restored weights after which they are taken for the data's new level."""
+MOST_SKIPS = 100
+"""Steps in a row that a ladder without a rollback drops before it gives up."""
+
+
+class Act(str, enum.Enum):
+    """What is done with one step."""
+
+    NONE = "none"
+    SKIP = "skip"
+    LEAVE_OUT = "leave out"
+    ROLLBACK = "rollback"
+    ACCEPT = "accept"
+    STOP = "stop"
+
+
+class Verdict(NamedTuple):
+    """What to do with one step.
+
+    Attributes:
+        act: what is done.
+        trigger: what struck; empty for nothing.
+        cap: largest norm that may be applied; inf for any.
+        lr_factor: what the learning rate is multiplied by for this step.
+        until: a rollback goes to a snapshot of this step or an earlier one.
+        reason: why a training is ended; empty otherwise.
+    """
+
+    act: Act
+    trigger: str = ""
+    cap: float = math.inf
+    lr_factor: float = 1.0
+    until: int = 0
+    reason: str = ""
+
+    @property
+    def drops(self) -> bool:
+        """Whether nothing of this step may remain."""
+        return self.act not in (Act.NONE, Act.ACCEPT)
+
+
+SOUND = Verdict(Act.NONE)
+
+
+class Judge:
+    """Decides step by step, as a `Ladder` says.
+
+    Args:
+        ladder: what may be done.
+
+    Attributes:
+        rollbacks: how many there were.
+        leave_out: steps still to be left out.
+
+    Example:
+        >>> judge = Judge(Ladder(skip=1, rollback=1))
+        >>> [judge.judge(Reading(n, 1.0, math.inf, True, False)).act.value for n in (0, 1)]
+        ['skip', 'rollback']
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self.ladder = ladder
+        self.rollbacks = 0
+        self.leave_out = 0
+        self._watch = Watch(ladder)
+        self._in_a_row: list[Reading] = []
+        self._restored: int | None = None
+        self._restored_at = -math.inf
+        self._pristine = False
+        self._shrink_until = -1
+        self._slow_until = -1
+
+    def judge(self, reading: Reading) -> Verdict:
+        """What to do with this step; call it once a step, in order."""
+        if self.leave_out > 0:
+            self.leave_out -= 1
+            return Verdict(Act.LEAVE_OUT)
+        trigger = self._watch.trigger(reading)
+        if not trigger:
+            return self._sound(reading)
+        self._in_a_row.append(reading)
+        verdict = self._struck(reading, trigger)
+        if verdict.act is not Act.ROLLBACK:
+            return verdict
+        if self.rollbacks >= self.ladder.rollback:
+            times = f"{self.rollbacks} rollbacks" if self.rollbacks else "no rollback"
+            return verdict._replace(act=Act.STOP, reason=f"the budget of {times} is spent")
+        return verdict
+
+    def rolled_back(self, now: int, to: int) -> None:
+        """The training is back at a snapshot, from the step `now`."""
+        again = now - self._restored_at <= SETTLE
+        if again and self.ladder.lower_lr < 1.0:
+            self._slow_until = now + self.ladder.lr_steps
+        self.rollbacks += 1
+        self._restored, self._restored_at = to, now
+        self._pristine = True
+        self._in_a_row.clear()
+        self._watch.undone()
+        self.leave_out = self.ladder.leave_out
+
+    def _sound(self, reading: Reading) -> Verdict:
+        if len(self._in_a_row) == 1:
+            self._watch.was_lone(self._in_a_row[0])
+        self._in_a_row.clear()
+        self._pristine = False
+        self._watch.accept(reading)
+        slow = reading.step <= self._slow_until
+        shrinks = reading.step <= self._shrink_until
+        if not (slow or shrinks):
+            return SOUND
+        cap = self._watch.usual_norm if shrinks else math.inf
+        return Verdict(Act.NONE, "", cap, self.ladder.lower_lr if slow else 1.0)
+
+    def _struck(self, reading: Reading, trigger: str) -> Verdict:
+        times = len(self._in_a_row)
+        self._shrink_until = reading.step + self.ladder.shrink
+        if self._pristine:
+            return self._struck_on_restored(trigger, times)
+        lost = trigger in (WEIGHTS, DIVERGED)
+        if not lost and (times <= self.ladder.skip or not self.ladder.rollback):
+            if times > MOST_SKIPS and trigger in NONFINITE:
+                return Verdict(Act.STOP, trigger, reason=f"{times} steps in a row are struck")
+            if times > MOST_SKIPS:
+                return self._accepted(trigger)
+            return Verdict(Act.SKIP, trigger)
+        return Verdict(Act.ROLLBACK, trigger, until=self._latest(reading.step, trigger))
+
+    def _struck_on_restored(self, trigger: str, times: int) -> Verdict:
+        """The weights are those of a good snapshot, so what strikes is in the data."""
+        if trigger in NONFINITE and times > MOST_SKIPS:
+            return Verdict(Act.STOP, trigger, reason="the last good weights are struck as well")
+        if trigger not in NONFINITE and times > SAME_WEIGHTS:
+            return self._accepted(trigger)
+        return Verdict(Act.SKIP, trigger)
+
+    def _accepted(self, trigger: str) -> Verdict:
+        self._watch.forget()
+        self._in_a_row.clear()
+        self._pristine = False
+        return Verdict(Act.ACCEPT, trigger)
+
+    def _latest(self, step: int, trigger: str) -> int:
+        latest = step - max(self.ladder.back, 2 * LASTING if trigger == DIVERGED else 0)
+        if self._restored is not None and step - self._restored_at <= SETTLE:
+            latest = min(latest, self._restored - 1)
+        return latest

@@ -1,0 +1,175 @@
+"""What strikes a training, told from one step's loss and norm and those of the steps before it.
+
+A value is compared with accepted steps before it alone. `robust` asks that it stands out of their
+median by ratio and by deviations, and out of what the run has shown since it began: an ordinary
+hard batch late in a training is no spike. `olmo` is the rule of OLMo-core's skip-step optimizers: a
+mean plus so many standard deviations over the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from steadygrad import robust
+from steadygrad.recovery.ladder import Ladder
+
+FIRST = 8
+"""Losses at the start whose median is the level a training began at."""
+ENOUGH = 24
+"""Accepted steps before which nothing is called a spike."""
+REFRESH = 8
+"""Accepted steps after which limits are computed anew."""
+RATIO = 10.0
+"""Least factor of a spiking norm over the median before it."""
+LASTING = 16
+"""Steps over which a loss that lies over its start is a divergence."""
+HABIT, HABIT_STEPS = 4, 512
+"""So many lone spikes in so many steps are part of a training: only larger ones count then."""
+
+LOSS, GRADIENTS, WEIGHTS = "loss not finite", "gradients not finite", "weights not finite"
+NORM_SPIKE, LOSS_SPIKE, DIVERGED = "norm spike", "loss spike", "sustained divergence"
+NONFINITE = (LOSS, GRADIENTS, WEIGHTS)
+
+
+class Reading(NamedTuple):
+    """What one step shows before it is applied.
+
+    Attributes:
+        step: its number.
+        loss: NaN where unknown.
+        norm: total norm of the gradients before clipping.
+        loss_finite: whether the loss is finite; True where unknown.
+        gradients_finite: whether all gradients are; True where a loss scaler looks after that.
+        weights_finite: whether weights and buffers are; looked at where something else is not.
+    """
+
+    step: int
+    loss: float
+    norm: float
+    loss_finite: bool = True
+    gradients_finite: bool = True
+    weights_finite: bool = True
+
+
+class Watch:
+    """Remembers accepted steps and names what strikes one.
+
+    Args:
+        ladder: its rule, window and sigma.
+
+    Example:
+        >>> watch = Watch(Ladder(skip=1))
+        >>> for step in range(40):
+        ...     watch.accept(Reading(step, 2.0, 1.0))
+        >>> watch.trigger(Reading(40, 2.1, 1.2)), watch.trigger(Reading(40, 2.0, 90.0))
+        ('', 'norm spike')
+    """
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder = ladder
+        self._losses: deque[float] = deque(maxlen=ladder.window)
+        self._logs: deque[float] = deque(maxlen=ladder.window)
+        self._accepted = 0
+        self._first: list[float] = []
+        self._levels: list[float] = []
+        self._recent: deque[tuple[float, float]] = deque(maxlen=LASTING)
+        self._lone: deque[tuple[int, float, float]] = deque(maxlen=HABIT)
+        self._limits = (math.inf, math.inf)
+
+    @property
+    def usual_norm(self) -> float:
+        """Median of the accepted norms; inf before there are enough."""
+        return math.exp(robust.median(list(self._logs))) if len(self._logs) >= ENOUGH else math.inf
+
+    def trigger(self, reading: Reading) -> str:
+        """What strikes this step; empty for nothing."""
+        if not reading.weights_finite:
+            return WEIGHTS
+        if not reading.loss_finite:
+            return LOSS
+        if not reading.gradients_finite:
+            return GRADIENTS
+        log = _log(reading.norm)
+        loss_limit, norm_limit = self._limits
+        habit = self._habit(reading.step)
+        if log > max(norm_limit, habit[1]):
+            return NORM_SPIKE
+        if reading.loss > max(loss_limit, habit[0]):
+            return LOSS_SPIKE
+        self._recent.append((reading.loss, log))
+        return DIVERGED if self._diverges() else ""
+
+    def accept(self, reading: Reading) -> None:
+        """The step is sound, and is applied."""
+        log = _log(reading.norm)
+        if math.isfinite(log):
+            self._logs.append(log)
+        if math.isfinite(reading.loss):
+            self._losses.append(reading.loss)
+            if len(self._first) < FIRST:
+                self._first.append(reading.loss)
+        self._accepted += 1
+        if self._accepted % REFRESH == 0:
+            if self._logs:
+                self._levels.append(float(np.quantile(list(self._logs)[-REFRESH:], 0.9)))
+            self._limits = self._new_limits()
+
+    def was_lone(self, reading: Reading) -> None:
+        """A spike came alone: the steps after it were sound without anything being undone."""
+        self._lone.append((reading.step, reading.loss, _log(reading.norm)))
+
+    def forget(self) -> None:
+        """What comes from now on is compared with nothing before it."""
+        self.__init__(self._ladder)  # type: ignore[misc]
+
+    def undone(self) -> None:
+        """The steps just seen were rolled back."""
+        self._recent.clear()
+
+    def _habit(self, step: int) -> tuple[float, float]:
+        """The largest loss and log norm of lone spikes, once they are a habit of this training."""
+        if len(self._lone) < HABIT or step - self._lone[0][0] > HABIT_STEPS:
+            return -math.inf, -math.inf
+        return max(loss for _, loss, _ in self._lone), max(log for _, _, log in self._lone)
+
+    def _new_limits(self) -> tuple[float, float]:
+        losses = np.fromiter(self._losses, np.float64)
+        logs = np.fromiter(self._logs, np.float64)
+        of_loss = self._loss_limit(losses) if losses.size >= ENOUGH else math.inf
+        of_norm = self._norm_limit(logs) if logs.size >= ENOUGH else math.inf
+        return of_loss, of_norm
+
+    def _loss_limit(self, losses: robust.Floats) -> float:
+        sigma = self._ladder.sigma
+        if self._ladder.rule == "olmo":
+            return float(losses.mean() + sigma * losses.std(ddof=1))
+        middle = robust.median(losses)
+        undone = 0.5 * max(abs(middle), robust.median(self._first) - middle)
+        return max(middle + max(sigma * robust.spread(losses), undone), float(losses.max()))
+
+    def _norm_limit(self, logs: robust.Floats) -> float:
+        sigma = self._ladder.sigma
+        if self._ladder.rule == "olmo":
+            norms = np.exp(logs)
+            return _log(float(norms.mean() + sigma * norms.std(ddof=1)))
+        over = max(math.log(RATIO), sigma * robust.spread(logs))
+        usual = float(np.quantile(self._levels, 0.9)) + math.log(3)
+        return max(robust.median(logs) + over, usual, float(logs.max()))
+
+    def _diverges(self) -> bool:
+        """Whether loss and norm have lain far over where they began, for a while."""
+        if len(self._recent) < LASTING or self._accepted < self._ladder.window // 2:
+            return False
+        losses, logs = (np.array(column) for column in zip(*self._recent, strict=True))
+        start = robust.median(self._first)
+        lowest = min(self._levels[: max(1, len(self._levels) - LASTING // REFRESH)])
+        above = losses - start > 0.5 * abs(start)
+        return bool(above.all() and (logs - lowest > math.log(RATIO)).all())
+
+
+def _log(norm: float) -> float:
+    return math.log(norm) if norm > 0 else -math.inf

@@ -1,0 +1,55 @@
+"""One reading for all ranks: the mean of their losses and norms, and whether any is broken."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from steadygrad.recovery.triggers import Reading
+
+
+def agreed(reading: Reading, device: torch.device) -> Reading:
+    """The same reading on every rank; one small all-reduce.
+
+    Args:
+        reading: of this rank.
+        device: where the weights are.
+    """
+    loss_known = reading.loss == reading.loss and reading.loss_finite
+    norm_known = reading.norm == reading.norm and abs(reading.norm) != float("inf")
+    table = torch.tensor(
+        [
+            reading.loss if loss_known else 0.0,
+            float(loss_known),
+            reading.norm if norm_known else 0.0,
+            float(norm_known),
+            float(not reading.loss_finite),
+            float(not reading.gradients_finite),
+            float(not reading.weights_finite),
+        ],
+        dtype=torch.float64,
+        device=device,
+    )
+    dist.all_reduce(table)
+    loss, losses, norm, norms, bad_loss, bad_gradients, bad_weights = table.tolist()
+    nan = float("nan")
+    return Reading(
+        reading.step,
+        loss / losses if losses else nan,
+        norm / norms if norms else nan,
+        not bad_loss,
+        not bad_gradients,
+        not bad_weights,
+    )
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' values."""
+    table = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.all_reduce(table, op=dist.ReduceOp.MAX)
+    return int(table.item())
+
+
+def smallest(value: int, device: torch.device) -> int:
+    """The smallest of the ranks' values."""
+    return -largest(-value, device)

@@ -1,0 +1,83 @@
+"""A model's buffers as they were before the step under way.
+
+A forward pass moves the running statistics of a BatchNorm before anybody has seen a loss: a step
+that is dropped must take that back. Small buffers are copied after every step; torch does not count
+what a BatchNorm writes. Large ones are copied where their version has changed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+
+import torch
+
+SMALL = 65536
+"""Elements of a buffer that is copied after every step."""
+
+
+class Buffers:
+    """Copies of the buffers of some modules.
+
+    Args:
+        modules: whose buffers; of each its own alone.
+
+    Example:
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> buffers = Buffers([norm])
+        >>> _ = norm(torch.full((3, 2), torch.inf))
+        >>> buffers.put_back()
+        >>> norm.running_mean
+        tensor([0., 0.])
+    """
+
+    def __init__(self, modules: Sequence[torch.nn.Module]) -> None:
+        self._places = [(module, name) for module in modules for name in module._buffers]
+        self._copies: list[torch.Tensor | None] = [None] * len(self._places)
+        self._versions = [-1] * len(self._places)
+        self.note()
+
+    def note(self) -> None:
+        """Copy them as they are now."""
+        for index, (module, name) in enumerate(self._places):
+            buffer, copy = module._buffers.get(name), self._copies[index]
+            if buffer is None:
+                self._copies[index] = None
+            elif copy is None or copy.shape != buffer.shape or copy.device != buffer.device:
+                self._copies[index] = buffer.detach().clone()
+            elif buffer.numel() <= SMALL or buffer._version != self._versions[index]:
+                copy.copy_(buffer.detach())
+            self._versions[index] = -1 if buffer is None else buffer._version
+
+    def copies(self) -> list[torch.Tensor | None]:
+        """What was noted last, to keep."""
+        return [None if copy is None else copy.clone() for copy in self._copies]
+
+    def put_back(self, copies: Sequence[torch.Tensor | None] | None = None) -> None:
+        """Write copies into the buffers.
+
+        Args:
+            copies: from `copies`; None for those noted last.
+        """
+        chosen = self._copies if copies is None else copies
+        with torch.no_grad():
+            for (module, name), copy in zip(self._places, chosen, strict=True):
+                buffer = module._buffers.get(name)
+                if buffer is not None and copy is not None and buffer.shape == copy.shape:
+                    buffer.copy_(copy)
+
+
+def modules_of(
+    model: torch.nn.Module | None, parameters: Sequence[torch.Tensor]
+) -> list[torch.nn.Module]:
+    """The modules whose buffers a training moves.
+
+    Args:
+        model: all of its modules; None for those that hold one of the parameters.
+        parameters: an optimizer's.
+    """
+    if model is not None:
+        return list(model.modules())
+    own = {id(parameter) for parameter in parameters}
+    everything = (o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module))
+    return [m for m in everything if any(id(p) in own for p in m._parameters.values())]

@@ -1,0 +1,379 @@
+"""Recovery of one optimizer's training: readings in, verdicts and snapshots out.
+
+A step is judged when its gradients are measured, before its weights are written: what struck it
+was computed with the weights as they are. A step that is found sound vouches for them, so that is
+when a snapshot is taken. A rollback waits until the step is over.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
+from steadygrad.recovery.batches import FILE, LeftOut
+from steadygrad.recovery.events import KIND, RecoveryEvent
+from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
+from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict
+from steadygrad.recovery.ladder import Ladder, half_of_memory
+from steadygrad.recovery.ring import Held, Pace, Ring
+from steadygrad.recovery.triggers import Reading
+from steadygrad.torch.distributed.board import is_job
+from steadygrad.torch.distributed.layout import any_sharded
+from steadygrad.torch.internals.warn import warn_user
+from steadygrad.torch.recovery.agreement import agreed, largest, smallest
+from steadygrad.torch.recovery.buffers import Buffers, modules_of
+from steadygrad.torch.recovery.generators import Generators, generators, set_generators
+from steadygrad.torch.recovery.partners import Partners
+from steadygrad.torch.recovery.training_state import (
+    TrainingState,
+    all_finite,
+    in_host_memory,
+    load_portable,
+    packed,
+    portable,
+    restore_weights,
+    state_tensors,
+    unpacked,
+)
+from steadygrad.torch.step.policy_state import Memory
+from steadygrad.torch.step.snapshot import Snapshot
+
+WriteEvent = Callable[[str, dict[str, Any], int | None], None]
+STATES = 2
+"""Copies of the weights that an optimizer's state is taken to be, before it is there."""
+
+
+class Recovering:
+    """Judges the steps of one optimizer, and keeps what it may go back to.
+
+    Args:
+        ladder: what may be done.
+        optimizer: whose steps.
+        model: whose buffers are put back too; None for the modules that hold the parameters.
+        memory: the clip policy's state.
+        write_event: takes what was done, for the run file.
+        index: number of the optimizer within the run.
+
+    Raises:
+        UsageError: the snapshots do not fit the memory budget.
+
+    Attributes:
+        partners: schedulers, scaler and what else is saved and put back.
+        left_out: batches that are not to be used again.
+        acts: what was done so far.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module | None,
+        memory: Memory,
+        write_event: WriteEvent,
+        index: int,
+    ) -> None:
+        params = _parameters(optimizer)
+        self.partners = Partners()
+        self.acts: list[RecoveryEvent] = []
+        self._judge = Judge(ladder)
+        self._ring: Ring[TrainingState] = Ring(ladder.keep, ladder.memory or half_of_memory())
+        if ladder.rollback:
+            size = sum(p.numel() * p.element_size() for p in params)
+            self._ring.require_room(size * (1 + STATES))
+        self._pace = Pace(ladder.stride)
+        self._buffers = Buffers(modules_of(model, params))
+        self._memory, self._write_event, self._index = memory, write_event, index
+        self._folder = _own_folder(ladder.folder, params)
+        self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
+        self._candidate: tuple[int, TrainingState] | None = None
+        self._generators: Generators | None = None
+        self._rollback: tuple[Held[TrainingState], str] | None = None
+        self._verdict = SOUND
+        self._searches = 2  # a scheduler may be made after the first step
+        self._ended = math.nan
+        self._cost = 0.0
+        self._writing: threading.Thread | None = None
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def before_closure(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """A step with a closure begins: the optimizer may move weights before it evaluates it."""
+        if self._judge.ladder.rollback and self._pace.due(step):
+            self._candidate = step, self._capture(optimizer)
+
+    def judge(
+        self,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        loss: Any,
+        norm: Any,
+        scaled: bool,
+        dropped: bool,
+    ) -> Verdict:
+        """What to do with the step whose gradients have been measured.
+
+        Args:
+            optimizer: whose step.
+            step: its number.
+            loss: its loss, a number or a tensor; None where nobody knows it.
+            norm: total norm before clipping.
+            scaled: whether a GradScaler looks after overflows.
+            dropped: whether the clip policy drops the step by itself.
+
+        Raises:
+            RecoveryError: the ladder has nothing left; weights are those of the last good step.
+        """
+        reading = self._reading(optimizer, step, loss, float(norm), scaled)
+        verdict = self._verdict = self._judge.judge(reading)
+        if verdict.act is Act.STOP or verdict.act is Act.ROLLBACK:
+            self._go_back(optimizer, step, verdict)
+        elif verdict.trigger or verdict.act is Act.LEAVE_OUT:
+            self._note(
+                RecoveryEvent(step, verdict.act.value, verdict.trigger, None, "", self._index)
+            )
+            if verdict.drops:
+                batch = self.left_out.current(step)
+                self.left_out.add(batch, batch)
+        elif not dropped and math.isfinite(reading.norm):
+            self._vouch(optimizer, step)
+        self._candidate = None
+        return verdict
+
+    def step_ends(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The step of this number is over, and nothing of it is under way."""
+        verdict, self._verdict = self._verdict, SOUND
+        if verdict.drops:
+            self._buffers.put_back()
+        else:
+            self._buffers.note()
+        rollback, self._rollback = self._rollback, None
+        if rollback is not None:
+            self._restore(optimizer, rollback[0].content)
+            self._rolled_back(step, rollback[0], rollback[1])
+        now = time.perf_counter()
+        if not math.isnan(self._ended):
+            self._pace.stepped(max(now - self._ended - self._cost, 0.0))
+        self._ended, self._cost = now, 0.0
+        due = self._judge.ladder.rollback and self._pace.due(step + 1)
+        self._generators = generators() if due else None
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        if self._writing is not None:
+            self._writing.join()
+
+    # -- after a restart ---------------------------------------------------------------------
+
+    def restore(self, optimizer: torch.optim.Optimizer, folder: str | None) -> int:
+        """Put back the newest snapshot in a folder that is whole.
+
+        Args:
+            optimizer: made as it was when that was written.
+            folder: where it is; None for the ladder's own.
+
+        Returns:
+            The step to go on with; 0 where there is no snapshot.
+
+        Raises:
+            UsageError: no folder is known, or what was saved is of other weights.
+        """
+        params = _parameters(optimizer)
+        place = self._folder if folder is None else _own_folder(folder, params)
+        if place is None:
+            raise UsageError(
+                "restore: no folder is known; type attach(..., recover='auto+snapshots:FOLDER')"
+            )
+        found = self._agreed_newest(place, params)
+        if found is None:
+            return 0
+        saved = unpacked(found[1])
+        odd = load_portable(optimizer, _places(params), params, saved)
+        if odd:
+            raise UsageError(
+                f"restore: {place} holds other weights than this optimizer: {', '.join(odd[:4])}"
+            )
+        self.partners.find(optimizer)
+        missing = self.partners.restore(saved["partners"])
+        _put_learning_rates(optimizer, saved["optimizer"])
+        self._buffers.put_back(saved["buffers"])
+        self._buffers.note()
+        self._memory.load(saved["policy"])
+        if saved["generators"] is None:
+            missing.append("random generators")
+        else:
+            set_generators(saved["generators"])
+            self._generators = saved["generators"]
+        drop_after(place, found[0])
+        if missing:
+            warn_user(
+                f"restored step {found[0]}, but not {', '.join(missing)}: tell "
+                "steady.remember(name=object) of them before restore()",
+                SteadyGradWarning,
+            )
+        self._note(RecoveryEvent(found[0], "restore", "", found[0], "", self._index))
+        self.left_out.position = int(saved["batch"])
+        return found[0]
+
+    def _agreed_newest(
+        self, place: Path, params: Sequence[torch.Tensor]
+    ) -> tuple[int, bytes] | None:
+        found = read_newest(place)
+        if not is_job():
+            return found
+        step = smallest(-1 if found is None else found[0], params[0].device)
+        return read_newest(place, step) if step >= 0 else None
+
+    # -- what the above are made of ----------------------------------------------------------
+
+    def _reading(
+        self, optimizer: torch.optim.Optimizer, step: int, loss: Any, norm: float, scaled: bool
+    ) -> Reading:
+        value = _number(loss)
+        finite = math.isfinite(norm)
+        loss_finite = loss is None or math.isfinite(value)
+        weights = True
+        if not (finite and loss_finite):
+            weights = all_finite(_parameters(optimizer))
+        reading = Reading(
+            step, value, norm if finite else math.nan, loss_finite, finite or scaled, weights
+        )
+        return agreed(reading, _parameters(optimizer)[0].device) if is_job() else reading
+
+    def _vouch(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The step is sound, and so are the weights that it was computed with."""
+        ladder = self._judge.ladder
+        if not ladder.rollback or not self._pace.due(step):
+            return
+        started = time.perf_counter()
+        taken = self._candidate
+        state = self._capture(optimizer) if taken is None else taken[1]
+        tensors = [*_parameters(optimizer), *state_tensors(optimizer), *state.buffers]
+        if all_finite(tensors):
+            self._ring.add(step, state, state.weights.size)
+            if self._folder is not None:
+                self._write(optimizer, step, state)
+        self._cost = time.perf_counter() - started
+        self._pace.taken(step, self._cost)
+        if is_job() and not ladder.stride:
+            self._pace.agree(step, largest(self._pace.stride, _parameters(optimizer)[0].device))
+
+    def _capture(self, optimizer: torch.optim.Optimizer) -> TrainingState:
+        if self._searches:
+            self._searches -= 1
+            self.partners.find(optimizer)
+        return TrainingState(
+            Snapshot(optimizer, copy=in_host_memory),
+            self._buffers.copies(),
+            self.partners.states(),
+            self._memory.export(),
+            self._generators,
+            self.left_out.position - 1 if self.left_out.heeded else -1,
+        )
+
+    def _restore(self, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+        self.partners.restore(state.partners)
+        restore_weights(optimizer, state.weights)
+        self._buffers.put_back(state.buffers)
+        self._buffers.note()
+        self._memory.load(state.policy)
+
+    def _go_back(self, optimizer: torch.optim.Optimizer, step: int, verdict: Verdict) -> None:
+        snapshot = self._ring.newest(verdict.until)
+        stops = verdict.act is Act.STOP or snapshot is None
+        to = None if snapshot is None else snapshot.step
+        act = Act.STOP if stops else Act.ROLLBACK
+        self._note(RecoveryEvent(step, act.value, verdict.trigger, to, "", self._index))
+        if not stops and snapshot is not None:
+            self._rollback = snapshot, verdict.trigger
+            return
+        if snapshot is not None:
+            self._restore(optimizer, snapshot.content)
+        last = "there is no good snapshot" if to is None else f"the last good step is {to}"
+        back = "" if to is None else ", whose weights are back in place"
+        reason = verdict.reason or "nothing can be gone back to"
+        raise RecoveryError(
+            f"step {step}: {verdict.trigger}: {reason}; {last}{back}. Lower the learning rate, "
+            "clip harder, or look for what struck with: steadygrad diagnose RUN.db"
+        )
+
+    def _rolled_back(self, step: int, snapshot: Held[TrainingState], trigger: str) -> None:
+        self._ring.drop_after(snapshot.step)
+        if self._folder is not None:
+            self.close()
+            drop_after(self._folder, snapshot.step)
+        self._judge.rolled_back(step, snapshot.step)
+        heeded = self.left_out.heeded
+        first = snapshot.content.batch if heeded else snapshot.step
+        self.left_out.add(max(first, 0), self.left_out.current(step))
+        if heeded:
+            self.left_out.pending, self._judge.leave_out = self._judge.leave_out, 0
+        self._pace.agree(step, self._pace.stride)
+
+    def _write(self, optimizer: torch.optim.Optimizer, step: int, state: TrainingState) -> None:
+        """On disk too, by a thread; not while an earlier one is being written."""
+        if self._writing is not None and self._writing.is_alive():
+            return
+        params = _parameters(optimizer)
+        content = portable(optimizer, _places(params), params) | {
+            "buffers": state.buffers,
+            "partners": state.partners,
+            "policy": state.policy,
+            "generators": state.generators,
+            "batch": state.batch if state.batch >= 0 else step,
+        }
+        folder, keep = self._folder, self._judge.ladder.keep
+        assert folder is not None
+
+        def write() -> None:
+            try:
+                write_snapshot(folder, step, packed(content), keep)
+            except Exception as error:  # a full disk must not end a training
+                warn_user(f"no snapshot was written to {folder}: {error}", SteadyGradWarning)
+
+        self._writing = threading.Thread(target=write, name="steadygrad-snapshot")
+        self._writing.start()
+
+    def _note(self, act: RecoveryEvent) -> None:
+        self.acts.append(act)
+        self._write_event(KIND, dict(act.as_json()), act.step)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _places(params: Sequence[torch.Tensor]) -> list[str]:
+    return [f"parameter {index}" for index in range(len(params))]
+
+
+def _own_folder(folder: str, params: Sequence[torch.Tensor]) -> Path | None:
+    """This rank's part of a folder; None where none was named."""
+    if not folder:
+        return None
+    if any_sharded(params):
+        raise UsageError(
+            "recover: snapshots of sharded weights (FSDP2, DTensor) stay in memory; leave the "
+            "folder out, and save with torch.distributed.checkpoint"
+        )
+    whole = Path(folder).absolute()
+    return whole / f"rank-{torch.distributed.get_rank() if is_job() else 0}"
+
+
+def _put_learning_rates(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """A scheduler that is restored may write its own; the optimizer's are those of the step."""
+    for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group.update({key: value for key, value in old.items() if key != "params"})
+
+
+def _number(loss: Any) -> float:
+    try:
+        return math.nan if loss is None else float(loss)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan

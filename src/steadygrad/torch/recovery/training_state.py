@@ -1,0 +1,120 @@
+"""All that a training holds, in memory and as one portable object for a file."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steadygrad.torch.distributed.sharded import local
+from steadygrad.torch.recovery.generators import Generators
+from steadygrad.torch.step.snapshot import Snapshot
+
+_HANDED = ("grad_scale", "found_inf")
+"""Attributes of an optimizer that belong to a single step."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A training before one of its steps.
+
+    Attributes:
+        weights: parameters, optimizer state and hyper-parameters.
+        buffers: as `Buffers.copies` gives them.
+        partners: states of schedulers, scaler and what was named.
+        policy: the clip policy's state.
+        generators: the random generators before the step's batch was drawn; None where not noted.
+        batch: number of the batch that the step used.
+    """
+
+    weights: Snapshot
+    buffers: list[torch.Tensor | None]
+    partners: dict[str, dict[str, object]]
+    policy: dict[str, torch.Tensor]
+    generators: Generators | None
+    batch: int
+
+
+def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; from a GPU it arrives while the training goes on."""
+    if tensor.device.type != "cuda" or type(tensor) is not torch.Tensor:
+        return tensor.clone()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def restore_weights(optimizer: torch.optim.Optimizer, weights: Snapshot) -> None:
+    """Put parameters, state and hyper-parameters back in place."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()  # a copy to the host may still be under way
+    handed = {key: vars(optimizer)[key] for key in _HANDED if key in vars(optimizer)}
+    weights.restore()
+    for key in _HANDED:
+        vars(optimizer).pop(key, None)
+    vars(optimizer).update(handed)
+
+
+def all_finite(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether no element of any of them is NaN or inf."""
+    present = [t.detach() for t in tensors if t is not None and t.dtype.is_floating_point]
+    return all(bool(torch.isfinite(part).all()) for part in local(present))
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The tensors of an optimizer's state."""
+    return [
+        value
+        for state in optimizer.state.values()
+        if isinstance(state, dict)
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def portable(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], params: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """Weights and optimizer state by name, copied to host memory."""
+    weights = {name: p.detach().cpu().clone() for name, p in zip(names, params, strict=True)}
+    return {"weights": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
+
+
+def load_portable(
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    params: Sequence[torch.Tensor],
+    saved: Mapping[str, Any],
+) -> list[str]:
+    """Put back what `portable` gave.
+
+    Returns:
+        Names of weights that only one side has, or that differ in shape.
+    """
+    here = dict(zip(names, params, strict=True))
+    weights: dict[str, torch.Tensor] = saved["weights"]
+    odd = sorted(weights.keys() ^ here.keys())
+    odd += [n for n in weights.keys() & here.keys() if weights[n].shape != here[n].shape]
+    if odd:
+        return odd
+    with torch.no_grad():
+        for name, parameter in here.items():
+            parameter.copy_(weights[name])
+    optimizer.load_state_dict(saved["optimizer"])
+    return []
+
+
+def packed(content: Mapping[str, Any]) -> bytes:
+    """As bytes."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> dict[str, Any]:
+    """What `packed` was given; no code in it is run."""
+    loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return loaded
