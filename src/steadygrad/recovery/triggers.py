@@ -149,7 +149,11 @@ class Watch:
             return float(losses.mean() + sigma * losses.std(ddof=1))
         middle = robust.median(losses)
         undone = 0.5 * max(abs(middle), robust.median(self._first) - middle)
-        return max(middle + max(sigma * robust.spread(losses), undone), float(losses.max()))
+        limit = max(middle + max(sigma * robust.spread(losses), undone), float(losses.max()))
+        if losses.min() <= 0:
+            return limit
+        logs = np.log(losses)  # losses of one sign scatter by a factor: their far tail is no spike
+        return max(limit, math.exp(min(robust.median(logs) + sigma * robust.spread(logs), 700.0)))
 
     def _norm_limit(self, logs: robust.Floats) -> float:
         sigma = self._ladder.sigma

@@ -89,7 +89,11 @@ def attach(
     if find_nan:
         steady.find_nan()
     if ladder is not None:
-        steady.recover(ladder, model)
+        try:
+            steady.recover(ladder, model)
+        except Exception:
+            steady.detach()
+            raise
     return steady
 
 

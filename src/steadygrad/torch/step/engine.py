@@ -250,10 +250,12 @@ class Engine:
         """The outcome after recovery has had its say."""
         norm, loss = float(outcome.stats.total_norm), self._losses.so_far()
         scaled, dropped = self._loss_scale is not None, outcome.skip is True
+        memory = self.clipper.memory
+        after, memory.state = memory.state, before  # a snapshot is of what was before the step
         verdict = recovery.judge(self.optimizer, self.steps, loss, norm, scaled, dropped)
         if verdict.drops:
-            self.clipper.memory.state = before
             return outcome._replace(skip=True, applied=UNTOUCHED)
+        memory.state = after
         if not dropped:
             outcome = self._held_to(verdict, outcome, batch, norm)
         return outcome

@@ -1,0 +1,51 @@
+"""Snapshots on disk are whole or not there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from steadygrad.recovery.batches import LeftOut
+from steadygrad.recovery.files import read_newest, write_snapshot
+
+WRITER = """
+import sys, itertools
+from pathlib import Path
+from steadygrad.recovery.files import write_snapshot
+for step in itertools.count(1):
+    write_snapshot(Path(sys.argv[1]), step, bytes([step % 251]) * 4_000_000, 3)
+    print(step, flush=True)
+"""
+
+
+def test_a_broken_one_is_passed_over(tmp_path: Path) -> None:
+    write_snapshot(tmp_path, 1, b"first", 3)
+    second = write_snapshot(tmp_path, 2, b"second", 3)
+    assert read_newest(tmp_path) == (2, b"second")
+    for broken in (second.read_bytes()[:-1], second.read_bytes()[:-1] + b"X", b""):
+        second.write_bytes(broken)
+        assert read_newest(tmp_path) == (1, b"first")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.007, 0.013])
+def test_a_kill_loses_at_most_the_one_being_written(tmp_path: Path, delay: float) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = [int(process.stdout.readline()) for _ in range(5)][-1]
+        time.sleep(delay)
+        process.kill()
+        last = max([last, *map(int, process.stdout.read().split())])
+    newest = read_newest(tmp_path)
+    assert newest is not None
+    assert newest[0] >= last
+    assert newest[1] == bytes([newest[0] % 251]) * 4_000_000
+
+
+def test_batches_left_out_outlive_the_process(tmp_path: Path) -> None:
+    LeftOut(tmp_path / "skip_batches.json").add(2, 3)
+    assert list(LeftOut(tmp_path / "skip_batches.json").of(range(6))) == [0, 1, 4, 5]

@@ -1,0 +1,203 @@
+"""A training that is struck heals; one that is not stays as it is, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import steadygrad
+import steadygrad.torch as sg
+from steadygrad.errors import RecoveryError, UsageError
+from steadygrad.recovery import events_of
+
+STEPS = 60
+DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
+Fault = Callable[[int, torch.nn.Module, torch.Tensor], None]
+Weights = dict[str, torch.Tensor]
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "AdamW-amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2),
+    "Adadelta": lambda p: torch.optim.Adadelta(p),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-3),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-3),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=1e-2),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
+}
+
+
+class Training:
+    """A model with BatchNorm and dropout, a schedule, shuffled and augmented data."""
+
+    def __init__(self, optimizer: str, recover: str | None, run: Path | None = None) -> None:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        layers = torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16), torch.nn.Dropout(0.2)
+        self.model = torch.nn.Sequential(*layers, torch.nn.Tanh(), torch.nn.Linear(16, 1))
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, STEPS)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=7)
+        arguments = {} if recover is None else {"recover": recover}
+        self.steady = sg.attach(
+            self.optimizer, clip="zclip", model=self.model, run=run, **arguments
+        )
+
+    def train(
+        self, first: int, last: int, fault: Fault | None = None, scaled: bool = False
+    ) -> None:
+        for step in range(first, last):
+            order = torch.randperm(64)[:16]
+            inputs = DATA[order]
+            inputs = inputs * (1 + 0.1 * np.random.randn()) + 0.01 * random.random()
+            if fault is not None:
+                fault(step, self.model, inputs)
+            self.optimizer.zero_grad()
+            loss = (self.model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+            if scaled:
+                self.scaler.scale(loss).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                loss.backward()
+                self.optimizer.step()
+            self.schedule.step()
+
+    def end(self) -> Weights:
+        self.steady.detach()
+        return {name: each.clone() for name, each in self.model.state_dict().items()}
+
+
+def same(left: Weights, right: Weights) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_changes_where_nothing_strikes(optimizer: str, scaled: bool) -> None:
+    plain = Training(optimizer, None)
+    plain.train(0, STEPS, scaled=scaled)
+    guarded = Training(optimizer, "auto+snapshots:stride=7")
+    guarded.train(0, STEPS, scaled=scaled)
+    assert guarded.steady.recoveries == []
+    assert same(plain.end(), guarded.end())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_restored_training_goes_on_as_if_never_interrupted(
+    optimizer: str, scaled: bool, tmp_path: Path
+) -> None:
+    spec = f"auto+snapshots:{tmp_path / 'snapshots'},stride=10"
+    whole = Training(optimizer, None)
+    whole.train(0, STEPS, scaled=scaled)
+    first = Training(optimizer, spec)
+    first.train(0, 47, scaled=scaled)
+    first.end()
+    second = Training(optimizer, spec)
+    if scaled:
+        second.steady.remember(scaler=second.scaler)
+    step = second.steady.restore()
+    assert step == 40
+    second.train(step, STEPS, scaled=scaled)
+    assert same(whole.end(), second.end())
+
+
+def nan_in_the_data(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
+    if step == 40:
+        inputs[0, 0] = torch.nan
+
+
+def broken_weight(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
+    if step == 40:
+        next(model.parameters()).data[0, 0] = torch.nan
+
+
+def huge_weight(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
+    if step == 40:
+        next(model.parameters()).data[:] = 1e6
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "acts"),
+    [(nan_in_the_data, {"skip"}), (broken_weight, {"rollback"})],
+)
+def test_a_struck_training_heals(
+    fault: Fault, acts: set[str], scaled: bool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run.db"
+    training = Training("AdamW", "auto+snapshots:stride=7", run)
+    training.train(0, STEPS, fault, scaled)
+    told = training.steady.recoveries
+    weights = training.end()
+    assert {each.act for each in told} == acts
+    assert all(bool(each.isfinite().all()) for each in weights.values())
+    assert events_of(steadygrad.open_run(run).events) == told
+
+
+def test_the_same_training_is_lost_without_recovery() -> None:
+    training = Training("AdamW", None)
+    training.train(0, STEPS, broken_weight)
+    assert not all(bool(each.isfinite().all()) for each in training.end().values())
+
+
+def test_weights_with_nan_are_never_kept_as_good() -> None:
+    training = Training("SGD", "rollback:2+snapshots:stride=1")
+    training.model[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(RecoveryError, match="no good snapshot"):
+        training.train(0, 1)
+    training.end()
+
+
+def test_the_budget_ends_with_the_last_good_step() -> None:
+    training = Training("SGD", "rollback:1+snapshots:stride=5")
+
+    def again(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
+        if step in (30, 40):
+            broken_weight(40, model, inputs)
+
+    with pytest.raises(RecoveryError, match=r"last good step is \d+"):
+        training.train(0, STEPS, again)
+    assert all(bool(each.isfinite().all()) for each in training.end().values())
+
+
+def test_closures_are_judged_too() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.LBFGS([weight], lr=0.1, max_iter=3)
+    steady = sg.attach(optimizer, clip="none", recover="auto+snapshots:stride=5")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (weight - 2).square().sum()
+        loss.backward()
+        return loss
+
+    for step in range(20):
+        if step == 12:
+            weight.data[0] = torch.nan
+        optimizer.step(closure)
+    assert [each.act for each in steady.recoveries] == ["rollback"]
+    assert bool(weight.isfinite().all())
+    steady.detach()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"recover": "auto+snapshots:memory=10"}, {"recover": "auto", "on_nonfinite": "raise"}]
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, str]) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(UsageError, match="recover"):
+        sg.attach(optimizer, **wrong)
+    sg.attach(optimizer).detach()  # nothing of the refused attachment stays
