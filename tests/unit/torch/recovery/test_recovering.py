@@ -201,3 +201,13 @@ def test_what_cannot_be_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="recover"):
         sg.attach(optimizer, **wrong)
     sg.attach(optimizer).detach()  # nothing of the refused attachment stays
+
+
+def test_an_optimizer_state_with_nan_is_never_kept_as_good() -> None:
+    training = Training("SGD", "rollback:2+snapshots:stride=5")
+    training.train(0, 10)
+    next(iter(training.optimizer.state.values()))["momentum_buffer"][0] = torch.nan
+    training.train(10, 14)  # loss and weights of step 10 are finite still, a snapshot is due there
+    weights = training.end()
+    assert [(each.act, each.to_step) for each in training.steady.recoveries] == [("rollback", 5)]
+    assert all(bool(each.isfinite().all()) for each in weights.values())
