@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 KIND = "recovery"
 """Kind of the event."""
+SKIP, LEAVE_OUT, ROLLBACK = "skip", "leave out", "rollback"
+ACCEPT, STOP, RESTORE = "accept", "stop", "restore"
+SHRINK, LOWER_RATE = "shrink", "lower rate"
+ACTS: Mapping[str, str] = {
+    SKIP: "the step was dropped whole",
+    LEAVE_OUT: "the step was dropped because its batch is in the window after a rollback",
+    ROLLBACK: "the training went back to a snapshot once the step was over",
+    ACCEPT: "what had looked like a strike was taken for the data's new level",
+    STOP: "nothing was left to do, and the training was ended with an error",
+    RESTORE: "a new process went on from a snapshot on disk",
+    SHRINK: "norms are held to their usual size for a while; this step's was larger",
+    LOWER_RATE: "the learning rate is lower for a while from this step on",
+}
+"""Every act, and what it means."""
 
 
 class Event(Protocol):
@@ -31,11 +45,15 @@ class RecoveryEvent:
     """One act.
 
     Attributes:
-        step: number of the step that was struck.
-        act: ``skip``, ``leave out``, ``rollback``, ``accept`` or ``stop``.
-        trigger: what struck it.
-        to_step: step of the snapshot gone back to; None without a rollback.
-        nature: of a NaN that was replayed: ``persistent`` or ``transient``; empty where not known.
+        step: number of the step that was struck; of `restore`, the step that comes next.
+        act: one of `ACTS`.
+        trigger: what struck it, such as ``loss spike``; empty for an act that nothing struck.
+        to_step: of a rollback, restore or stop: the step before which the snapshot was taken, so
+            that the steps from `to_step` to `step` are undone; None without a snapshot.
+        until: of `shrink` and `lower rate`: the last step that they may touch; None otherwise.
+        nature: of a NaN or inf: ``persistent`` where a replay of the step shows it again,
+            ``transient`` where it does not, ``unknown`` where the step could not be replayed;
+            empty for anything else.
         optimizer: number of the optimizer within the run.
 
     Example:
@@ -48,28 +66,24 @@ class RecoveryEvent:
     act: str
     trigger: str = ""
     to_step: int | None = None
+    until: int | None = None
     nature: str = ""
     optimizer: int = 0
 
     def as_json(self) -> dict[str, str | int | None]:
         """The event's details."""
-        return {
-            "act": self.act,
-            "trigger": self.trigger,
-            "to_step": self.to_step,
-            "nature": self.nature,
-            "optimizer": self.optimizer,
-        }
+        return {key: value for key, value in asdict(self).items() if key != "step"}
 
     @classmethod
     def from_json(cls, step: int, data: Mapping[str, object]) -> RecoveryEvent:
         """The event that `as_json` wrote; what is missing or odd is left out."""
-        to, optimizer = data.get("to_step"), data.get("optimizer", 0)
+        to, until, optimizer = (data.get(key) for key in ("to_step", "until", "optimizer"))
         return cls(
             step,
             str(data.get("act", "")),
             str(data.get("trigger", "")),
             to if isinstance(to, int) else None,
+            until if isinstance(until, int) else None,
             str(data.get("nature", "")),
             optimizer if isinstance(optimizer, int) else 0,
         )
@@ -77,7 +91,8 @@ class RecoveryEvent:
     def __str__(self) -> str:
         struck = ", ".join(word for word in (self.trigger, self.nature) if word)
         to = "" if self.to_step is None else f" to step {self.to_step}"
-        return f"step {self.step}: {struck + ': ' if struck else ''}{self.act}{to}"
+        until = "" if self.until is None else f" until step {self.until}"
+        return f"step {self.step}: {struck + ': ' if struck else ''}{self.act}{to}{until}"
 
 
 def events_of(events: Iterable[Event]) -> list[RecoveryEvent]:

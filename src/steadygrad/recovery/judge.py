@@ -9,6 +9,7 @@ import enum
 import math
 from typing import NamedTuple
 
+from steadygrad.recovery import events
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, Watch
 
@@ -24,11 +25,11 @@ class Act(str, enum.Enum):
     """What is done with one step."""
 
     NONE = "none"
-    SKIP = "skip"
-    LEAVE_OUT = "leave out"
-    ROLLBACK = "rollback"
-    ACCEPT = "accept"
-    STOP = "stop"
+    SKIP = events.SKIP
+    LEAVE_OUT = events.LEAVE_OUT
+    ROLLBACK = events.ROLLBACK
+    ACCEPT = events.ACCEPT
+    STOP = events.STOP
 
 
 class Verdict(NamedTuple):
@@ -39,6 +40,8 @@ class Verdict(NamedTuple):
         trigger: what struck; empty for nothing.
         cap: largest norm that may be applied; inf for any.
         lr_factor: what the learning rate is multiplied by for this step.
+        capped_until: the last step of the cap.
+        slow_until: the last step of the lower rate.
         until: a rollback goes to a snapshot of this step or an earlier one.
         reason: why a training is ended; empty otherwise.
     """
@@ -47,6 +50,8 @@ class Verdict(NamedTuple):
     trigger: str = ""
     cap: float = math.inf
     lr_factor: float = 1.0
+    capped_until: int = -1
+    slow_until: int = -1
     until: int = 0
     reason: str = ""
 
@@ -126,8 +131,13 @@ class Judge:
         shrinks = reading.step <= self._shrink_until
         if not (slow or shrinks):
             return SOUND
-        cap = self._watch.usual_norm if shrinks else math.inf
-        return Verdict(Act.NONE, "", cap, self.ladder.lower_lr if slow else 1.0)
+        return Verdict(
+            Act.NONE,
+            cap=self._watch.usual_norm if shrinks else math.inf,
+            lr_factor=self.ladder.lower_lr if slow else 1.0,
+            capped_until=self._shrink_until if shrinks else -1,
+            slow_until=self._slow_until if slow else -1,
+        )
 
     def _struck(self, reading: Reading, trigger: str) -> Verdict:
         times = len(self._in_a_row)

@@ -25,6 +25,8 @@ REFRESH = 8
 """Accepted steps after which limits are computed anew."""
 RATIO = 10.0
 """Least factor of a spiking norm over the median before it."""
+MOST_LEVELS = 512
+"""Levels of the norm that are remembered."""
 LASTING = 16
 """Steps over which a loss that lies over its start is a divergence."""
 HABIT, HABIT_STEPS = 4, 512
@@ -76,6 +78,7 @@ class Watch:
         self._accepted = 0
         self._first: list[float] = []
         self._levels: list[float] = []
+        self._level_stride, self._since_level = 1, 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=LASTING)
         self._lone: deque[tuple[int, float, float]] = deque(maxlen=HABIT)
         self._limits = (math.inf, math.inf)
@@ -115,8 +118,18 @@ class Watch:
         self._accepted += 1
         if self._accepted % REFRESH == 0:
             if self._logs:
-                self._levels.append(float(np.quantile(list(self._logs)[-REFRESH:], 0.9)))
+                self._add_level(float(np.quantile(list(self._logs)[-REFRESH:], 0.9)))
             self._limits = self._new_limits()
+
+    def _add_level(self, level: float) -> None:
+        """Levels of the whole run, thinned by two whenever there are many."""
+        self._since_level += 1
+        if self._since_level % self._level_stride:
+            return
+        self._levels.append(level)
+        if len(self._levels) == MOST_LEVELS:
+            self._levels = self._levels[1::2]
+            self._level_stride *= 2
 
     def was_lone(self, reading: Reading) -> None:
         """A spike came alone: the steps after it were sound without anything being undone."""

@@ -12,7 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from steadygrad.errors import UsageError
 
-State = Mapping[str, object]
+_MOVING = (
+    *("epoch", "_lr", "_step", "step_count", "best", "bad_epochs", "counter"),
+    *("T_cur", "T_i", "_schedulers"),
+)
+"""How the names of those of a scheduler's figures end that change from step to step."""
 
 
 class Stateful(Protocol):
@@ -52,15 +56,11 @@ class Partners:
     def find(self, optimizer: torch.optim.Optimizer) -> None:
         """Find the schedulers of an optimizer, and the loss scaler where there is but one."""
         known = {id(each) for each in self.named.values()}
-        scalers = []
-        for each in gc.get_objects():
-            kind = type(each)
-            if id(each) in known:
-                continue
-            if issubclass(kind, LRScheduler) and each.optimizer is optimizer:
-                self.named[f"scheduler {len(self._schedulers())}"] = each
-            elif issubclass(kind, torch.amp.GradScaler) and each.is_enabled():
-                scalers.append(each)
+        live = [e for e in _instances(LRScheduler, torch.amp.GradScaler) if id(e) not in known]
+        schedulers = [e for e in live if isinstance(e, LRScheduler) and e.optimizer is optimizer]
+        scalers = [e for e in live if isinstance(e, torch.amp.GradScaler) and e.is_enabled()]
+        for each in sorted(schedulers, key=_settings):
+            self.named[f"scheduler {len(self._schedulers())}"] = each
         if len(scalers) == 1:
             self.named.setdefault("scaler", scalers[0])
 
@@ -81,3 +81,20 @@ class Partners:
 
     def _schedulers(self) -> list[str]:
         return [name for name in self.named if name.startswith("scheduler ")]
+
+
+def _settings(scheduler: LRScheduler) -> tuple[str, str]:
+    """What a scheduler is by its class and arguments: the same in every process, at every step."""
+    settings = {k: v for k, v in scheduler.state_dict().items() if not k.endswith(_MOVING)}
+    return type(scheduler).__qualname__, repr(sorted(settings.items()))
+
+
+def _instances(*classes: type) -> list[object]:
+    """All live objects of these classes and of those derived from them."""
+    derived: list[type] = list(classes)
+    for each in derived:
+        further: list[type] = each.__subclasses__()
+        derived += [kind for kind in further if kind not in derived]
+    # an object refers to its class, so the one pass over all objects is C's, not a loop here
+    found = {id(each): each for each in gc.get_referrers(*derived)}
+    return [each for each in found.values() if issubclass(type(each), classes)]

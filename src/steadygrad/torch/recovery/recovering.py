@@ -18,7 +18,7 @@ import torch
 
 from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.recovery.batches import FILE, LeftOut
-from steadygrad.recovery.events import KIND, RecoveryEvent
+from steadygrad.recovery.events import KIND, LOWER_RATE, RESTORE, SHRINK, RecoveryEvent
 from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict
 from steadygrad.recovery.ladder import Ladder, half_of_memory
@@ -96,6 +96,7 @@ class Recovering:
         self._generators: Generators | None = None
         self._rollback: tuple[Held[TrainingState], str] | None = None
         self._verdict = SOUND
+        self._under_way: dict[str, int] = {}
         self._searches = 2  # a scheduler may be made after the first step
         self._ended = math.nan
         self._cost = 0.0
@@ -136,15 +137,20 @@ class Recovering:
             self._go_back(optimizer, step, verdict)
         elif verdict.trigger or verdict.act is Act.LEAVE_OUT:
             self._note(
-                RecoveryEvent(step, verdict.act.value, verdict.trigger, None, "", self._index)
+                RecoveryEvent(step, verdict.act.value, verdict.trigger, optimizer=self._index)
             )
             if verdict.drops:
                 batch = self.left_out.current(step)
                 self.left_out.add(batch, batch)
         elif not dropped and math.isfinite(reading.norm):
             self._vouch(optimizer, step)
+            self._once(LOWER_RATE, step, verdict.slow_until)
         self._candidate = None
         return verdict
+
+    def shrunk(self, step: int, verdict: Verdict) -> None:
+        """A gradient was held to the verdict's cap."""
+        self._once(SHRINK, step, verdict.capped_until)
 
     def step_ends(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The step of this number is over, and nothing of it is under way."""
@@ -217,7 +223,7 @@ class Recovering:
                 "steady.remember(name=object) of them before restore()",
                 SteadyGradWarning,
             )
-        self._note(RecoveryEvent(found[0], "restore", "", found[0], "", self._index))
+        self._note(RecoveryEvent(found[0], RESTORE, to_step=found[0], optimizer=self._index))
         self.left_out.position = int(saved["batch"])
         return found[0]
 
@@ -289,7 +295,7 @@ class Recovering:
         stops = verdict.act is Act.STOP or snapshot is None
         to = None if snapshot is None else snapshot.step
         act = Act.STOP if stops else Act.ROLLBACK
-        self._note(RecoveryEvent(step, act.value, verdict.trigger, to, "", self._index))
+        self._note(RecoveryEvent(step, act.value, verdict.trigger, to, optimizer=self._index))
         if not stops and snapshot is not None:
             self._rollback = snapshot, verdict.trigger
             return
@@ -339,6 +345,12 @@ class Recovering:
 
         self._writing = threading.Thread(target=write, name="steadygrad-snapshot")
         self._writing.start()
+
+    def _once(self, act: str, step: int, until: int) -> None:
+        """Note what goes on for a while where it begins."""
+        if step > self._under_way.get(act, -1) and until >= step:
+            self._note(RecoveryEvent(step, act, until=until, optimizer=self._index))
+            self._under_way[act] = until
 
     def _note(self, act: RecoveryEvent) -> None:
         self.acts.append(act)

@@ -257,17 +257,20 @@ class Engine:
             return outcome._replace(skip=True, applied=UNTOUCHED)
         memory.state = after
         if not dropped:
-            outcome = self._held_to(verdict, outcome, batch, norm)
+            outcome = self._held_to(recovery, verdict, outcome, batch)
         return outcome
 
-    def _held_to(self, verdict: Verdict, outcome: Outcome, batch: Batch, norm: float) -> Outcome:
+    def _held_to(
+        self, recovery: Recovering, verdict: Verdict, outcome: Outcome, batch: Batch
+    ) -> Outcome:
         """Shrink gradients and lower the rate of one step, as far as a verdict says so."""
         if verdict.lr_factor < 1.0 and self.step is not None:
             self.step.slow_down(self.optimizer, verdict.lr_factor)
-        applied = outcome.applied
+        applied, norm = outcome.applied, float(outcome.stats.total_norm)
         coef = float(applied.coef) if applied.coef.ndim == 0 else 1.0
         if norm * coef <= verdict.cap:
             return outcome
+        recovery.shrunk(self.steps, verdict)
         shrunk = verdict.cap / (norm * coef)
         scale_each_once(local(batch.grads), shrunk)
         return outcome._replace(applied=applied._replace(coef=coef * shrunk, clipped=True))

@@ -81,8 +81,7 @@ def same(left: Weights, right: Weights) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "scaled"), [("SGD", False), ("AdamW-amsgrad", True)])
 def test_nothing_changes_where_nothing_strikes(optimizer: str, scaled: bool) -> None:
     plain = Training(optimizer, None)
     plain.train(0, STEPS, scaled=scaled)
@@ -92,23 +91,23 @@ def test_nothing_changes_where_nothing_strikes(optimizer: str, scaled: bool) -> 
     assert same(plain.end(), guarded.end())
 
 
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_restored_training_goes_on_as_if_never_interrupted(
-    optimizer: str, scaled: bool, tmp_path: Path
+    optimizer: str, tmp_path: Path
 ) -> None:
+    scaled = optimizer in ("SGD", "AdamW-amsgrad")
     spec = f"auto+snapshots:{tmp_path / 'snapshots'},stride=10"
     whole = Training(optimizer, None)
-    whole.train(0, STEPS, scaled=scaled)
+    whole.train(0, 30, scaled=scaled)
     first = Training(optimizer, spec)
-    first.train(0, 47, scaled=scaled)
+    first.train(0, 27, scaled=scaled)
     first.end()
     second = Training(optimizer, spec)
     if scaled:
         second.steady.remember(scaler=second.scaler)
     step = second.steady.restore()
-    assert step == 40
-    second.train(step, STEPS, scaled=scaled)
+    assert step == 20
+    second.train(step, 30, scaled=scaled)
     assert same(whole.end(), second.end())
 
 
@@ -122,15 +121,13 @@ def broken_weight(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> No
         next(model.parameters()).data[0, 0] = torch.nan
 
 
-def huge_weight(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
-    if step == 40:
-        next(model.parameters()).data[:] = 1e6
-
-
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
-    ("fault", "acts"),
-    [(nan_in_the_data, {"skip"}), (broken_weight, {"rollback"})],
+    ("fault", "acts", "scaled"),
+    [
+        (nan_in_the_data, {"skip"}, False),
+        (broken_weight, {"rollback"}, False),
+        (broken_weight, {"rollback"}, True),
+    ],
 )
 def test_a_struck_training_heals(
     fault: Fault, acts: set[str], scaled: bool, tmp_path: Path
