@@ -10,7 +10,7 @@ core is left out on purpose: it needs GNU C and POSIX threads.
 """
 
 import os
-import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 PURE = sys.platform == "win32" or os.environ.get("STEADYGRAD_PURE") == "1"
-(VERSION,) = re.findall(r'__version__ = "(.+)"', Path("src/steadygrad/_version.py").read_text())
+PACKAGE = Path("src/steadygrad")
 
 KERNELS = "src/steadygrad/kernels/"
 CORE = (
@@ -29,16 +29,8 @@ CORE = (
     "loops_neon",
     "loops_portable",
 )
-HEADERS = (
-    "core",
-    "parts",
-    "half",
-    "loops",
-    "isa_avx512",
-    "isa_avx2",
-    "isa_neon",
-    "isa_portable",
-)
+FINGERPRINT = runpy.run_path(str(PACKAGE / "fingerprint.py"))
+SOURCES = FINGERPRINT["of_sources"](PACKAGE)
 
 # No contraction: a multiply-add fused by one compiler and not by another changes bits.
 # No debug information: it is four fifths of the file.
@@ -66,8 +58,8 @@ def extension(name: str, face: str) -> Extension:
     return Extension(
         name,
         sources=[face, *(f"{KERNELS}{part}.c" for part in CORE)],
-        depends=[f"{KERNELS}{header}.h" for header in HEADERS],
-        define_macros=[("Py_LIMITED_API", "0x030A0000"), ("SG_VERSION", f'"{VERSION}"')],
+        depends=[path.as_posix() for path in FINGERPRINT["source_files"](PACKAGE)],
+        define_macros=[("Py_LIMITED_API", "0x030A0000"), ("SG_SOURCES", f'"{SOURCES}"')],
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
         py_limited_api=True,

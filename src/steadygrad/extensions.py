@@ -1,7 +1,7 @@
-"""The compiled parts: whether each is there, and whether it was built from this version.
+"""The compiled parts: whether each is there, and whether it was built from these sources.
 
-They may be missing (a pure wheel, or an install without a compiler) or left over from another
-version (an editable install that was updated and not built again). Plain torch and plain XLA then
+They may be missing (a pure wheel) or left over from other sources (an editable install that
+was updated and not built again). Plain torch and plain XLA then
 serve: the same figures, more slowly. Whoever looks at `advice` says so.
 """
 
@@ -15,21 +15,22 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from steadygrad._version import __version__
+from steadygrad import fingerprint
 
 READ = "steadygrad.kernels._read"
 XLA = "steadygrad.jax._xla"
+PACKAGE = Path(__file__).parent
 REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir steadygrad"
 
 
 def load(name: str) -> ModuleType | None:
-    """Import an extension, if it is one that this version can work with.
+    """Import an extension, if it was built from the sources that lie here.
 
     Args:
         name: `READ` or `XLA`.
 
     Returns:
-        The module; None where it is missing or was built from another version.
+        The module; None where it is missing or was built from other sources.
 
     Example:
         >>> load("steadygrad.no_such_extension") is None
@@ -56,7 +57,7 @@ def state(name: str) -> str:
         >>> state("steadygrad.no_such_extension")
         'missing'
     """
-    folder = Path(__file__).parent.joinpath(*name.split(".")[1:-1])
+    folder = PACKAGE.joinpath(*name.split(".")[1:-1])
     stem = name.rpartition(".")[2]
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = folder / f"{stem}{suffix}"
@@ -78,7 +79,11 @@ def _state_of(name: str, path: Path) -> str:
 
 
 def _is_current(module: ModuleType) -> bool:
-    return getattr(module, "BUILT_FOR", None) == __version__
+    try:
+        sources = fingerprint.of_sources(PACKAGE)
+    except OSError:  # they were taken out of this install
+        return True
+    return getattr(module, "BUILT_FROM", None) == sources
 
 
 def install_state() -> str:
@@ -105,7 +110,7 @@ def advice(state_of_install: str) -> str:
     """
     reasons = {
         "missing": "the C kernel was not built here",
-        "stale": f"the C kernel is of another version than steadygrad {__version__}",
+        "stale": "the C kernel was built from other sources than those that are installed",
     }
     if state_of_install not in reasons:
         return ""

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import steadygrad
-from steadygrad import extensions
+from steadygrad import extensions, fingerprint
 from steadygrad.cli import group
 from steadygrad.report.page import facts
 
@@ -37,9 +37,11 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_extensions_of_this_install_are_built_from_this_version() -> None:
+def test_the_extensions_of_this_install_are_built_from_these_sources() -> None:
     assert extensions.install_state() == "built"
-    assert steadygrad.__version__ == extensions.load(extensions.READ).BUILT_FOR
+    built_from = fingerprint.of_sources(PACKAGE)
+    assert built_from == extensions.load(extensions.READ).BUILT_FROM
+    assert built_from == extensions.load(extensions.XLA).BUILT_FROM
 
 
 MEASURE = (
@@ -50,9 +52,19 @@ MEASURE = (
 )
 
 
+def test_an_extension_of_other_sources_is_told(copy: Path) -> None:
+    look = "from steadygrad import extensions; print(extensions.install_state())"
+    assert python(look, copy).split() == ["built"]
+    for source in ("_version.py", "kernels/core.c", "kernels/half.h", "jax/_xla.c"):
+        path = copy / "steadygrad" / source
+        sound = path.read_text()
+        path.write_text(sound.replace("0", "1", 1))
+        assert python(look, copy).split() == ["stale"], source
+        path.write_text(sound)
+
+
 def test_a_stale_extension_is_not_used(copy: Path) -> None:
-    version = copy / "steadygrad" / "_version.py"
-    version.write_text(version.read_text().replace(steadygrad.__version__, "99.0.0"))
+    (copy / "steadygrad/kernels/another.h").touch()
     assert python(MEASURE, copy).split() == ["5.0", "False", "stale"]
 
 

@@ -321,12 +321,12 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int say_version(PyObject *module)
+static int say_sources(PyObject *module)
 {
-    return PyModule_AddStringConstant(module, "BUILT_FOR", SG_VERSION);
+    return PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
 }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, say_version}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, say_sources}, {0, NULL}};
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "_read", NULL, 0, methods, slots, NULL, NULL, NULL,
