@@ -7,6 +7,7 @@ healthy variant that differs from it by the fault alone, or nearly so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -340,6 +341,39 @@ def replaced(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: 
     s.step(optimizer)
 
 
+def hide_layer(task: Task) -> None:
+    """A layer more, in a plain list: no `parameters()` and so no optimizer knows of it."""
+    width = 10 if any(isinstance(m, nn.Linear) and m.out_features == 10
+                      for m in task.model.modules()) else 64  # fmt: skip
+    hidden = [nn.Linear(width, width)]
+    nn.init.eye_(hidden[0].weight)
+    task.model.spare_layers = hidden  # type: ignore[assignment]
+    task.model.register_forward_hook(lambda module, args, output: hidden[0](output))
+
+
+def hide_frozen(task: Task) -> None:
+    """A fixed network in a plain list, as a perceptual loss has it: nothing of it is to move."""
+    hide_layer(task)
+    for layer in task.model.spare_layers:  # type: ignore[union-attr]
+        layer.requires_grad_(False)
+
+
+def undivided(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Five micro-batches whose gradients are summed."""
+    optimizer.zero_grad()
+    for _ in range(5):
+        s.backward(player.loss(s.batch(step)))
+    s.step(optimizer)
+
+
+def divided(s: Script, player: Player, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Five micro-batches, and their mean."""
+    optimizer.zero_grad()
+    for _ in range(5):
+        s.backward(player.loss(s.batch(step)) / 5)
+    s.step(optimizer)
+
+
 def softened(task: Task) -> None:
     """The model ends in a softmax; its loss wants logits."""
     task.model.register_forward_hook(lambda module, args, output: output.softmax(-1))
@@ -435,6 +469,19 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "script_unscaled": (SINGLE, scripted(scaled(True))),
     **HABITS,
     "in_order": (LOOPS, scripted(in_order)),
+    "divided": (LOOPS, scripted(divided)),
+    "frozen_list": (
+        ("mlp", "cnn", "rnn", "resnet", "autoencoder"),
+        lambda a, seed: Setup(build=hide_frozen, script=in_order),
+    ),
+    "half_sgd": (
+        ("mlp", "cnn", "autoencoder", "siamese"),
+        lambda a, seed: short(torch.float16, optimizer="sgd")(a, seed),
+    ),
+    "bfloat16": (
+        ("mlp", "cnn", "transformer", "resnet", "autoencoder", "unet"),
+        lambda a, seed: short(torch.bfloat16)(a, seed),
+    ),
 }
 """Variant -> (architectures, setup)."""
 
@@ -457,6 +504,20 @@ def half(scale: float, lr: float) -> Make:
     return lambda a, seed: Setup(
         build=to_half, optimizer="sgd", lr_factor=lr, loss=lambda step, loss: loss.float() * scale
     )
+
+
+def short(dtype: torch.dtype, **rest: object) -> Make:
+    """Weights and inputs in two bytes each; the loss is summed up in float32."""
+
+    def build(task: Task) -> None:
+        task.model.to(dtype)
+        for player in task.players:
+            inner = player.loss
+            player.loss = lambda b, inner=inner: inner(  # type: ignore[misc]
+                tuple(t.to(dtype) if t.is_floating_point() else t for t in b)
+            )
+
+    return setup(build=build, loss=lambda step, loss: loss.float(), **rest)
 
 
 def from_step(make: Callable[[int], object], name: str) -> Make:
@@ -509,6 +570,15 @@ FAULTS: dict[str, Fault] = {
             scaler={"init_scale": 2.0**127, "growth_factor": 1.0001, "backoff_factor": 0.99999},
         ),
         "scaler"),
+    "half_adam": Fault(
+        ("SG107",), ("mlp", "cnn", "autoencoder", "siamese"),
+        short(torch.float16), "half_sgd"),
+    "rate_nan": Fault(
+        ("SG107",), ("mlp", "rnn", "transformer", "resnet", "unet"),
+        setup(schedule=lambda step: 1.0 if step < 50 else math.nan), "cosine"),
+    "rounded_away": Fault(
+        ("SG108",), ("mlp", "cnn", "transformer", "resnet", "autoencoder", "unet"),
+        short(torch.bfloat16, lr_factor=0.01), "bfloat16"),
     # SG2: exploding
     "outliers": Fault(
         ("SG202",), ("mlp", "rl", "autoencoder"),
@@ -603,6 +673,10 @@ FAULTS: dict[str, Fault] = {
     "cleared_early": Fault(("SG602",), LOOPS, scripted(cleared_early), "in_order"),
     "replaced": Fault(
         ("SG604",), tuple(a for a in LOOPS if a != "unet"), scripted(replaced), "in_order"),
+    "plain_list": Fault(
+        ("SG603",), ("mlp", "cnn", "rnn", "resnet", "autoencoder"),
+        lambda a, seed: Setup(build=hide_layer, script=in_order), "frozen_list"),
+    "undivided": Fault(("SG607",), LOOPS, scripted(undivided), "divided"),
     "rate_gone": Fault(
         ("SG605",), ("mlp", "cnn", "rnn", "transformer", "autoencoder", "unet"),
         setup(schedule=lambda step: 1.0 if step < 4 else 1e-4), "cosine"),

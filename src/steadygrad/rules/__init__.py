@@ -29,8 +29,10 @@ def _discover() -> dict[str, Rule]:
 
 REGISTRY: dict[str, Rule] = _discover()
 """Id -> rule, ascending."""
-BREAKS = ("SG101", "SG102")
+BREAKS = ("SG101", "SG102", "SG105")
 """The rules on a break whose cause may lie with another optimizer."""
+NAMES_CAUSE = "SG105"
+"""The one of them that names a cause: of master weights and their copies it is the one to hear."""
 NOTHING = "SG000"
 """The rule that speaks where there is nothing to judge."""
 
@@ -81,7 +83,8 @@ def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:
     ]
     if len({f.optimizer for f in breaks}) < 2:
         return findings
-    first = min(breaks, key=lambda f: int(at[f.optimizer][0]))
+    round_ = len(np.unique(numbers))  # rows in which every optimizer has its turn
+    first = min(breaks, key=lambda f: int(at[f.optimizer][0]) - round_ * (f.id == NAMES_CAUSE))
     return [
         _later(f, first.optimizer) if f in breaks and f.optimizer != first.optimizer else f
         for f in findings

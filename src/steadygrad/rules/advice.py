@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.evidence.view import View, median, number
 
 ABSURD = 1e6
-"""A median norm that is no guide to any threshold."""
+"""A norm that is no guide to any threshold; so is its inverse."""
 
 _PREFIX = {
     "torch": "import steadygrad.torch as sg\n",
@@ -51,6 +51,31 @@ def clip_code(view: View, spec: str) -> str:
     )
 
 
+def hold_norm(view: View, *others: str, until: int | None = None, note: str = "") -> list[str]:
+    """Fixes: clip by norm at a threshold for this run, then others; they lead where it gives none.
+
+    Args:
+        view: the run.
+        others: further fixes, the best first.
+        until: as for `recommended`.
+        note: a comment on the clip.
+
+    Returns:
+        The fixes, the best first.
+    """
+    threshold = recommended(view, until)
+    if math.isfinite(threshold):
+        said = f"  # {note}" if note else ""
+        return [clip_code(view, f"norm:{threshold:g}") + said, *others]
+    norms = view.norm[:until][view.usable[:until]]
+    return [
+        *others,
+        f"# no threshold yet: the ordinary norm of this run is {number(median(norms))}, which is\n"
+        "# the fault and no measure; mend it, record a run that trains, and type:\n"
+        "#   steadygrad calibrate run.db",
+    ]
+
+
 def lower_lr(view: View, factor: float = 10.0) -> str:
     """Code that divides the learning rate.
 
@@ -81,17 +106,17 @@ def recommended(view: View, until: int | None = None) -> float:
             later steps are already ruined; calibration is then not asked.
 
     Returns:
-        A threshold over the ordinary norms; 1.0 where nothing finite was seen.
+        A threshold over the ordinary norms; 1.0 where nothing finite was seen; NaN where what was
+        seen is too large or too small to be ordinary of any training.
     """
-    if until is None and not view.several:
-        calibrated = _calibrated(view)
-        if math.isfinite(calibrated):
-            return calibrated
     norms = view.norm[:until][view.usable[:until]]
     norms = norms[norms > 0]
-    if not norms.size or median(norms) > ABSURD:
+    if not norms.size:
         return 1.0
-    return float(number(min(2 * median(norms), 1.5 * float(np.quantile(norms, 0.9)))))
+    calibrated = _calibrated(view) if until is None and not view.several else math.nan
+    usual = min(2 * median(norms), 1.5 * float(np.quantile(norms, 0.9)))
+    threshold = calibrated if math.isfinite(calibrated) else float(number(usual))
+    return threshold if 1 / ABSURD <= threshold <= ABSURD else math.nan
 
 
 def _calibrated(view: View) -> float:

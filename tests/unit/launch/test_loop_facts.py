@@ -182,6 +182,25 @@ def test_layers_in_a_plain_list(registered: bool) -> None:
         assert [(g["container"], g["count"]) for g in loose] == [("Listed.blocks", 4)]
 
 
+@pytest.mark.parametrize("through_data", [True, False])
+def test_weights_that_are_copied_from_master_weights_are_nobodys_oversight(
+    parts: Any, through_data: bool
+) -> None:
+    model, _, loss = parts
+    master = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    optimizer, watched = torch.optim.SGD(master, lr=0.1), Watched()
+    for _ in range(STEPS):
+        model.zero_grad()
+        watched.backward(loss())
+        for slow, p in zip(master, model.parameters(), strict=True):
+            slow.grad = p.grad
+        watched.step(optimizer)
+        with torch.no_grad():
+            for slow, p in zip(master, model.parameters(), strict=True):
+                (p.data if through_data else p).copy_(slow)
+    assert watched.told["loose"] == []
+
+
 def test_a_backbone_that_is_left_out_is_of_the_model(parts: Any) -> None:
     model, _, loss = parts
     optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)

@@ -18,13 +18,14 @@ import torch
 
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.chains import chains_of
+from steadygrad.launch.torch_script.elements import elements_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.ownership import Ownership
 
 MOST_STEPS = 16
 LOOK_AT = 3
 """The step, counted from 1, at which it is settled who holds which parameters."""
-PROBES, ELEMENTS = 2, 32
+PROBES = 2
 MOST_GRAPHS = 3
 
 _DIVIDED = ("DivBackward", "MulBackward")
@@ -123,7 +124,7 @@ class Probe:
         read: list[tuple[weakref.ref[torch.Tensor], torch.Tensor]] = []
         for group in reversed(optimizer.param_groups):
             for parameter in reversed(group["params"]):
-                sample = _elements(parameter.grad)
+                sample = elements_of(parameter.grad)
                 if sample is not None and bool(sample.any()):
                     read.append((weakref.ref(parameter), sample))
                     if len(read) == PROBES:
@@ -207,16 +208,8 @@ class LoopFacts:
         }
 
 
-def _elements(grad: Any) -> torch.Tensor | None:
-    """A copy of evenly spread elements of a gradient; None of one that cannot be read here."""
-    if type(grad) is not torch.Tensor or grad.is_sparse or grad.is_meta or not grad.numel():
-        return None
-    flat = grad.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // ELEMENTS)][:ELEMENTS].clone()
-
-
 def _holds(grad: Any, sample: torch.Tensor) -> bool:
-    now = _elements(grad)
+    now = elements_of(grad)
     return now is not None and now.shape == sample.shape and torch.equal(now, sample)
 
 

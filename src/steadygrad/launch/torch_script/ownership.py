@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.elements import elements_of
 
 LISTED = 8
 """How many names are kept."""
@@ -20,6 +21,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self._loose: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._firsts: dict[int, torch.Tensor | None] = {}
         self._graded: dict[int, set[int]] = {}
         self._orphans: list[dict[str, Any]] = []
         self._stale: list[dict[str, Any]] = []
@@ -29,6 +31,8 @@ class Ownership:
         for leaf in leaves:
             ref, seen = self._loose.get(id(leaf), (None, 0))
             again = ref is not None and ref() is leaf
+            if not again and isinstance(leaf, torch.nn.Parameter):
+                self._firsts[id(leaf)] = elements_of(leaf)
             self._loose[id(leaf)] = (weakref.ref(leaf), seen + 1 if again else 1)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -60,14 +64,25 @@ class Ownership:
         return {"loose": self._orphans, "stale": self._stale}
 
     def _living(self, census: Census) -> list[torch.Tensor]:
-        """The loose leaves that came again, so that they are no inputs, and have no owner yet."""
+        """The loose leaves that came again, so that they are no inputs, and have no owner yet.
+
+        What has moved is somebody's: a copy of master weights, an average, an update by hand.
+        """
         owned = census.owned()
         again = [ref() for ref, seen in self._loose.values() if seen > 1]
         return [
             leaf
             for leaf in again
-            if leaf is not None and isinstance(leaf, torch.nn.Parameter) and id(leaf) not in owned
+            if isinstance(leaf, torch.nn.Parameter)
+            and id(leaf) not in owned
+            and not self._moved(leaf)
         ]
+
+    def _moved(self, leaf: torch.Tensor) -> bool:
+        first, now = self._firsts.get(id(leaf)), elements_of(leaf)
+        if first is None or now is None:
+            return False
+        return first.shape != now.shape or not torch.equal(first.to(now), now)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, lower_lr, recommended
+from steadygrad.rules.advice import hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
@@ -43,7 +43,6 @@ def check(view: View) -> Iterator[Finding]:
     story = first_break(view)
     if story is None or not story.exploded:
         return
-    threshold = recommended(view, until=_departure(view, story))
     yield finding(
         view,
         "SG102",
@@ -54,7 +53,7 @@ def check(view: View) -> Iterator[Finding]:
         steps=[*range(max(0, story.step - 5), story.step), story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,
-        fixes=[clip_code(view, f"norm:{threshold:g}"), lower_lr(view)],
+        fixes=hold_norm(view, lower_lr(view), until=_departure(view, story)),
         figures={"growth_before": story.growth, "share": story.share},
     )
 

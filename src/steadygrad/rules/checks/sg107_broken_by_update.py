@@ -8,6 +8,7 @@ import numpy as np
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.loop import optimizer_class, optimizer_facts
 from steadygrad.rules.evidence.view import View, number
 from steadygrad.rules.evidence.weights import Broken, broken_weights
@@ -20,6 +21,8 @@ SMALLEST_HALF = 5.96e-8
 def check(view: View) -> Iterator[Finding]:
     broken = broken_weights(view)
     if broken is None or not broken.by_update:
+        broken = _by_rate(view)
+    if broken is None:
         return
     cause, why, fix = _reason(view, broken)
     yield finding(
@@ -31,8 +34,7 @@ def check(view: View) -> Iterator[Finding]:
         f"after it, with finite gradients all along.",
         evidence=[
             f"{len(broken.names)} of {len(view.tensors)} tensors hold NaN or inf at step "
-            f"{broken.step}: {', '.join(broken.names[:4])}. At step {broken.last_good} all were "
-            "finite.",
+            f"{broken.step}: {', '.join(broken.names[:4])}. At step {broken.last_good} none did.",
             f"Every gradient up to there was finite; the norms were "
             f"{', '.join(number(v) for v in broken.norms[-4:])}.",
             why,
@@ -43,6 +45,21 @@ def check(view: View) -> Iterator[Finding]:
         fixes=[fix],
         figures={"tensors": len(broken.names)},
     )
+
+
+def _by_rate(view: View) -> Broken | None:
+    """A step that was taken with a rate of NaN or inf, and the broken gradients that follow.
+
+    Weights are sampled now and then only; the rate is on record at every step.
+    """
+    story = first_break(view)
+    if story is None or not story.index or not story.tensors:
+        return None
+    last = story.index - 1
+    if np.isfinite(view.lr[last]) or view.skipped[last] or not np.isfinite(view.lr[:last]).any():
+        return None
+    good = int(view.step[last])
+    return Broken(story.step, good, list(story.tensors), story.before.tolist(), by_update=True)
 
 
 def _reason(view: View, broken: Broken) -> tuple[str, str, str]:

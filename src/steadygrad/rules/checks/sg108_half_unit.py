@@ -13,6 +13,10 @@ from steadygrad.rules.finding import Finding
 
 HALF_UNIT = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 """Half a unit in the last place, over the weight: it lies between this and half of it."""
+MOST_LOST, SOME_LOST = 0.25, 0.5
+"""Parts of it: what is measured is what arrived, and weights smaller than the rest have a smaller
+unit. Beside the same training in float32, half of the motion or more is gone under the first, and
+next to nothing from the second on (measured with SGD and Adam on three models)."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -23,8 +27,9 @@ def check(view: View) -> Iterator[Finding]:
     columns = np.array(short, dtype=np.int64)
     paces = columns_median(ratios[:, columns])
     limits = np.array([HALF_UNIT[view.tensors[i].dtype] for i in columns])
-    lost = np.isfinite(paces) & (paces < limits)
-    if lost.mean() > 0.5 and _suffers(view):
+    lost = np.isfinite(paces) & (paces < MOST_LOST * limits)
+    moves = (paces > SOME_LOST * limits).any()
+    if lost.mean() > 0.5 and not moves and _suffers(view):
         yield _finding(view, columns[lost], paces[lost], float(limits[lost][0]))
 
 
@@ -46,7 +51,7 @@ def _finding(view: View, columns: Array, paces: Array, limit: float) -> Finding:
         f"{number(float(np.median(paces)))} of their size, under half a unit in the last place.",
         evidence=[
             f"Half a unit in the last place of {dtype} is {number(limit / 2)} to {number(limit)} "
-            f"of the weight; the median update is less in "
+            f"of the weight; the median update is under a quarter of it in "
             f"{percent(len(names) / len(view.weights))} of the matrices, {names[0]} among them.",
             view.loss_sentence,
         ],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, lower_lr, recommended
+from steadygrad.rules.advice import code, hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import (
     View,
@@ -111,9 +111,26 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],
         tensors=_growers(view),
-        causes=_CAUSES,
-        fixes=[lower_lr(view), clip_code(view, f"norm:{recommended(view, until=half):g}")],
+        causes=(_CAUSES[1], _CAUSES[0]) if _unbounded(view) else _CAUSES,
+        fixes=[
+            *([_bounded(view)] if _unbounded(view) else []),
+            lower_lr(view),
+            *hold_norm(view, until=half),
+        ],
         figures={"growth": grown, "rising": steady},
+    )
+
+
+def _bounded(view: View) -> str:
+    """Code that bounds a score: no learning rate and no clip does, they only slow it down."""
+    return code(
+        view,
+        torch="for layer in critic.modules():  # the model whose score grows\n"
+        "    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n"
+        "        nn.utils.parametrizations.spectral_norm(layer)\n"
+        "# or a gradient penalty on its inputs",
+        keras="layer = keras.layers.SpectralNormalization(layer)  # each of the critic",
+        jax="x = nn.SpectralNorm(layer)(x, update_stats=True)  # each layer of the critic",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.advice import clip_code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import Array, View, median, number, percent
 from steadygrad.rules.finding import Finding
@@ -70,10 +70,7 @@ def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
         steps=view.step[index],
         tensors=names,
         causes=_CAUSES,
-        fixes=[
-            clip_code(view, f"norm:{recommended(view):g}"),
-            clip_code(view, "zclip"),
-        ],
+        fixes=hold_norm(view, clip_code(view, "zclip")),
         figures={"factor": factor, "share": many},
     )
 

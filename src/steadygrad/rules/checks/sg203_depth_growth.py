@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadygrad.rules.advice import clip_code, code, recommended
+from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles
 from steadygrad.rules.evidence.view import View, number
@@ -71,7 +71,7 @@ def _finding(view: View, profile: Profile) -> Finding:
                 "keras.layers.LayerNormalization()",
                 jax="nn.Dense(n, kernel_init=nn.initializers.he_normal()); nn.LayerNorm()",
             ),
-            clip_code(view, f"norm:{recommended(view):g}") + "  # holds it, does not heal it",
+            *hold_norm(view, note="holds it, does not heal it"),
         ],
         figures={"ratio": grown, "per_layer": profile.per_layer},
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, code, recommended
+from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.view import View, is_cell, median, number, order_agreement, percent
@@ -87,8 +87,8 @@ def _finding(view: View, column: int, radius: float, length: int, first: float) 
             "the recurrent matrix is initialised too large",
             "training pushed it over 1, with no clipping to hold it",
         ],
-        fixes=[
-            clip_code(view, f"norm:{recommended(view):g}"),
+        fixes=hold_norm(
+            view,
             code(
                 view,
                 torch=f"nn.init.orthogonal_(model.{name})  # spectral radius 1\n"
@@ -96,7 +96,7 @@ def _finding(view: View, column: int, radius: float, length: int, first: float) 
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
                 jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
             ),
-        ],
+        ),
         figures={"radius": radius, "length": length, "log10_product": power},
     )
 

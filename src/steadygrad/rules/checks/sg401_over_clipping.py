@@ -54,7 +54,8 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
     norms, coef = view.norm[view.usable], view.coef[view.usable]
     threshold = median(view.threshold[view.usable])
     clipped = view.step[view.usable][coef < 1]
-    better = max(recommended(view), float(number(median(norms) * 1.5)))
+    ordinary = float(number(median(norms) * 1.5))
+    better = max(ordinary, recommended(view))  # a NaN comes second, and is left
     return finding(
         view,
         "SG401",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.advice import hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import calls
 from steadygrad.rules.evidence.view import View, median, number
@@ -59,7 +59,7 @@ def _finding(view: View, threshold: float, peak: float, passed: int) -> Finding:
             "the threshold was copied from another model",
             "the loss was rescaled (mean for sum, another batch size) after it was chosen",
         ],
-        fixes=[clip_code(view, f"norm:{recommended(view):g}")],
+        fixes=hold_norm(view),
         figures={"threshold": threshold, "peak": peak, "spikes": passed},
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.advice import clip_code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import calls, figure
 from steadygrad.rules.evidence.view import Array, View, median, number, percent
@@ -58,10 +58,7 @@ def _finding(view: View, turned: Array, rate: float) -> Finding:
             "clip by value where clip by norm was meant",
             "a value so low that it cuts most of the elements that matter",
         ],
-        fixes=[
-            clip_code(view, f"norm:{recommended(view):g}") + "  # keeps the direction",
-            clip_code(view, f"value:{10 * limit:g}"),
-        ],
+        fixes=hold_norm(view, clip_code(view, f"value:{10 * limit:g}"), note="keeps the direction"),
         figures={"share": rate, "median_cosine": median(cosines)},
     )
 

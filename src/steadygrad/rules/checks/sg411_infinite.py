@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import clip_code, code, recommended
+from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, at, calls, figure, share
 from steadygrad.rules.evidence.view import View, percent
@@ -47,7 +47,7 @@ def check(view: View) -> Iterator[Finding]:
                 keras="import steadygrad.keras as sg\nsg.attach(optimizer, clip='none')",
                 jax="import steadygrad.jax as sg\nnorm = sg.global_norm(grads)",
             ),
-            clip_code(view, f"norm:{recommended(view):g}") + "  # to clip as well",
+            *hold_norm(view, note="to clip as well"),
         ],
         figures={"share": rate},
     )

@@ -174,3 +174,26 @@ def test_a_large_tensor_is_not_a_steep_one(make):
     m.tensors[4] = type(m.tensors[4])("2.weight", (1600, 1600), "float32", "Linear", 2)
     m.norms[:, 4] *= 100
     assert m.ids == []
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e10])
+def test_a_threshold_is_proposed_only_where_the_norms_are_ordinary(make, size):
+    m = make()
+    m.norms[[40, 70]] *= 300
+    m.norms *= size
+    (found,) = (f for f in m.findings if f.id == "SG202")
+    text = "\n".join(found.fixes)
+    assert ('clip="norm:' in text) == (size == 1.0)
+    assert ("no threshold yet" in text) == (size != 1.0)
+    assert "sg.attach" in found.fixes[0]  # something to do comes first
+
+
+def test_a_score_without_a_floor_is_to_be_bounded_before_its_rate_is_lowered(make):
+    m = make()
+    m.norms *= np.geomspace(1, 30, m.steps)[:, None]
+    m.loss = -np.geomspace(1, 1e4, m.steps)
+    names = [t.name for t in m.tensors]
+    m.samples["weight_norm"] = ([0, 100], [[1.0] * len(names), [9.0] * len(names)])
+    (found,) = (f for f in m.findings if f.id == "SG201")
+    assert "unbounded critic" in found.causes[0]
+    assert "spectral_norm" in found.fixes[0]

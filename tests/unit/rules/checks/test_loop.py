@@ -141,6 +141,19 @@ def test_an_update_may_break_weights_that_gradients_left_whole(make):
     assert m.findings[0].causes == ("the learning rate is NaN or inf",)
 
 
+def test_a_rate_of_nan_breaks_the_weights_also_where_no_weight_was_sampled(make):
+    m = make()
+    m.break_from(51)
+    m.columns["lr"] = np.where(np.arange(m.steps) < 50, 0.01, np.nan)
+    (found,) = m.findings
+    assert (found.id, found.causes, found.steps) == (
+        "SG107", ("the learning rate is NaN or inf",), (50, 51))  # fmt: skip
+    m.columns["lr"] = np.where(np.arange(m.steps) < 51, 0.01, np.nan)  # broken before it
+    assert m.ids == ["SG101"]
+    m.columns["lr"] = np.full(m.steps, np.nan)  # nobody told it
+    assert m.ids == ["SG101"]
+
+
 def test_weights_that_a_broken_gradient_broke_are_no_update_of_their_own(make):
     m = make()
     m.break_from(3)
@@ -153,10 +166,12 @@ def test_updates_that_are_rounded_away(make):
     m = make()
     m.loss = np.linspace(2.0, 1.9, m.steps)
     half(m, "bfloat16")
-    weights = {t.name: 5e-4 for t in m.tensors if t.name.endswith("weight")}
+    weights = {t.name: 3e-4 for t in m.tensors if t.name.endswith("weight")}
     m.sample("update_ratio", weights)
     assert m.ids == ["SG108"]
     m.sample("update_ratio", dict.fromkeys(weights, 5e-3))
+    assert m.ids == []
+    m.sample("update_ratio", {**weights, "0.weight": 1.5e-3})  # one layer moves all the same
     assert m.ids == []
     m.sample("update_ratio", weights)
     half(m, "float32")
