@@ -14,7 +14,7 @@ from steadygrad._version import __version__
 
 if TYPE_CHECKING:
     from steadygrad.calibration import Calibration, calibrate
-    from steadygrad.rules import Finding, diagnose
+    from steadygrad.rules import Finding, Stability, diagnose, stability
     from steadygrad.runlog import Run, open_run
     from steadygrad.stats import GradientStats
 
@@ -23,6 +23,8 @@ _HOME = {
     "Run": "steadygrad.runlog",
     "diagnose": "steadygrad.rules",
     "Finding": "steadygrad.rules",
+    "stability": "steadygrad.rules",
+    "Stability": "steadygrad.rules",
     "calibrate": "steadygrad.calibration",
     "Calibration": "steadygrad.calibration",
     "GradientStats": "steadygrad.stats",
@@ -33,10 +35,12 @@ __all__ = [
     "Finding",
     "GradientStats",
     "Run",
+    "Stability",
     "__version__",
     "calibrate",
     "diagnose",
     "open_run",
+    "stability",
 ]
 
 

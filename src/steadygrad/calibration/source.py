@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.policies import parse
+from steadygrad.recovery.events import events_of
+from steadygrad.recovery.undone import undone
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -19,6 +21,8 @@ def open_steps(
     run: Run | str | os.PathLike[str], optimizer: int | None
 ) -> tuple[Run, int, Any, NDArray[np.intp]]:
     """The run, the optimizer's number, its steps, and their places among all steps.
+
+    Steps that a rollback took back are left out.
 
     Args:
         run: a run, or the path of a run file.
@@ -38,6 +42,8 @@ def open_steps(
     elif optimizer not in numbers:
         raise UsageError(f"the run has no optimizer {optimizer}; it has {numbers.tolist()}")
     where = np.flatnonzero(steps["optimizer"] == optimizer)
+    acts = [act for act in events_of(run.events) if act.optimizer == optimizer]
+    where = where[~undone(steps["step"][where], acts)]
     return run, optimizer, steps[where], where
 
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from steadygrad.compare.cells import Cell
 from steadygrad.errors import RunFileError
 from steadygrad.report.key_figures import clip_rate, ends
+from steadygrad.rules.evidence.stability import stability
+from steadygrad.rules.evidence.view import kept_steps
 from steadygrad.runlog import Run, open_run
 
 POINTS = 200
@@ -46,6 +48,7 @@ class Outcome:
         final_loss: median loss of the last 5 % of the steps; NaN where there is none.
         clip_rate: share of steps clipped.
         skip_rate: share of steps skipped.
+        unstable: share of steps that spike or recover; NaN where too few were recorded to tell.
         cosine: mean between the gradient and what was applied, over the steps not skipped.
         seconds: wall time of the whole process.
         curve: its loss over the steps; None where nothing was recorded.
@@ -58,6 +61,7 @@ class Outcome:
     final_loss: float = math.nan
     clip_rate: float = math.nan
     skip_rate: float = math.nan
+    unstable: float = math.nan
     cosine: float = math.nan
     seconds: float = math.nan
     curve: Curve | None = None
@@ -80,7 +84,7 @@ def measure(cell: Cell, ended: dict[str, Any]) -> Outcome:
     rows = run.steps
     applied = rows[rows["action"] != "skip"]
     cosines = applied["cosine"][np.isfinite(applied["cosine"])]
-    losses = np.asarray(rows["loss"], dtype=np.float64)
+    losses = np.asarray(kept_steps(run)["loss"], dtype=np.float64)
     return Outcome(
         spec=cell.spec,
         seed=cell.seed,
@@ -89,6 +93,7 @@ def measure(cell: Cell, ended: dict[str, Any]) -> Outcome:
         final_loss=ends(losses)[1] if len(rows) else math.nan,
         clip_rate=clip_rate(rows),
         skip_rate=float((rows["action"] == "skip").mean()) if len(rows) else math.nan,
+        unstable=stability(run).score,
         cosine=float(cosines.mean()) if cosines.size else math.nan,
         seconds=seconds,
         curve=curve(losses) if len(rows) else None,

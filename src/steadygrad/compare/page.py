@@ -24,6 +24,7 @@ HEADINGS = (
     "Standing",
     "Diverged",
     "Clipped",
+    "Unstable",
     "Skipped",
     "Cosine",
     "Time",

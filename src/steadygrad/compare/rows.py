@@ -10,9 +10,9 @@ from steadygrad.text import percent
 
 
 def cells(row: Row) -> list[str]:
-    """One row as text: policy, loss, spread, standing, diverged, clipped, skipped, cosine, time."""
+    """One row as text, a cell a figure, in the order of the page's headings."""
     cosine, seconds = row.mean("cosine"), row.mean("seconds")
-    rates = [row.mean("clip_rate"), row.mean("skip_rate")]
+    rates = [row.mean(name) for name in ("clip_rate", "unstable", "skip_rate")]
     return [
         row.spec,
         figure(row.final_loss),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import compress
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -68,11 +69,12 @@ def table(found: Comparison) -> Table:
     for name in ("policy", "loss", "spread", "standing", "diverged", "clipped"):
         # a policy cut short would be another one
         shown.add_column(name, overflow="fold")
-    skips = any(row.mean("skip_rate") > 0 for row in found.rows)
-    for name in ("skipped", "cosine", "time") if skips else ("cosine", "time"):
+    rare = [any(row.mean(name) > 0 for row in found.rows) for name in ("unstable", "skip_rate")]
+    there = [*[True] * 6, *rare, True, True]
+    for name in compress(("unstable", "skipped", "cosine", "time"), there[6:]):
         shown.add_column(name)
     for row in found.rows:
         style = {"best": "bold", "diverged": "red"}.get(row.standing, "")
-        texts = [Text(printable(t).removesuffix(" with the best")) for t in cells(row)]
-        shown.add_row(*(texts if skips else [*texts[:6], *texts[7:]]), style=style)
+        texts = (Text(printable(t).removesuffix(" with the best")) for t in cells(row))
+        shown.add_row(*compress(texts, there), style=style)
     return shown

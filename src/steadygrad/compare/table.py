@@ -203,7 +203,10 @@ def _row(row: Row) -> dict[str, Any]:
         "final_loss": _finite(row.final_loss),
         "spread": _finite(row.spread),
         "diverged": row.diverged,
-        **{key: _finite(row.mean(key)) for key in ("clip_rate", "skip_rate", "cosine", "seconds")},
+        **{
+            key: _finite(row.mean(key))
+            for key in ("clip_rate", "skip_rate", "unstable", "cosine", "seconds")
+        },
         "seeds": [
             {
                 "seed": o.seed,
@@ -212,6 +215,7 @@ def _row(row: Row) -> dict[str, Any]:
                 "final_loss": _finite(o.final_loss),
                 "clip_rate": _finite(o.clip_rate),
                 "skip_rate": _finite(o.skip_rate),
+                "unstable": _finite(o.unstable),
                 "cosine": _finite(o.cosine),
                 "seconds": _finite(o.seconds),
             }

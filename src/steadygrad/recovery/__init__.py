@@ -1,7 +1,7 @@
 """Recovery: when a training is struck, skip, shrink, roll back or go slower, within a budget.
 
 Nothing here knows of a framework. `Ladder` says what may be done, `Judge` decides at each step from
-its loss and norm, `Ring` holds snapshots within a memory budget, `stability` scores a run.
+its loss and norm, `Ring` holds snapshots within a memory budget.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from steadygrad.recovery.events import RecoveryEvent, events_of
 from steadygrad.recovery.judge import Act, Judge, Verdict
 from steadygrad.recovery.ladder import Ladder, parse_ladder
-from steadygrad.recovery.stability import Stability, stability
 from steadygrad.recovery.triggers import Reading
 
 __all__ = [
@@ -18,9 +17,7 @@ __all__ = [
     "Ladder",
     "Reading",
     "RecoveryEvent",
-    "Stability",
     "Verdict",
     "events_of",
     "parse_ladder",
-    "stability",
 ]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steadygrad.report.key_figures import clip_rate, ends, ends_error
+from steadygrad.report.key_figures import clip_rate, ends, ends_error, unstable
 from steadygrad.report.numbers import duration, figure
+from steadygrad.rules.evidence.stability import stability
+from steadygrad.rules.evidence.view import kept_steps
 from steadygrad.text import percent
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str,
         ``sentence``, ``columns`` (headings) and ``rows`` (``name``, ``level``, ``cells``).
     """
     extras = _extras(runs)
-    finals = [ends(np.asarray(run.steps["loss"]))[1] for run in runs]
+    finals = [ends(np.asarray(kept_steps(run)["loss"]))[1] for run in runs]
     cells = [
         _cells(run, final, extras, t["recommendation"]["threshold"])
         for run, t, final in zip(runs, told, finals, strict=True)
@@ -58,8 +60,8 @@ def _cells(
     run: Run, final: float, extras: Sequence[str], recommended: float | None
 ) -> dict[str, str]:
     rows, info = run.steps, run.info
-    norm = np.asarray(rows["norm"])
-    usable = norm[np.isfinite(norm) & (norm > 0)]
+    norm, kept = np.asarray(rows["norm"]), np.asarray(kept_steps(run)["norm"])
+    usable = kept[np.isfinite(kept) & (kept > 0)]
     results = info.get("results")
     reported = results if isinstance(results, dict) else {}
     seconds = info.get("wall_seconds")
@@ -74,6 +76,7 @@ def _cells(
         "Direction kept": _direction(rows),
         "Skipped": f"{int((rows['action'] == 'skip').sum()):,}",
         "NaN or inf": f"{int((~np.isfinite(norm)).sum()):,}",
+        "Unstable": unstable(stability(run)),
         "Time": duration(float(seconds)) if isinstance(seconds, int | float) else "–",
     }
 
@@ -104,7 +107,7 @@ def _sentence(runs: Sequence[Run], told: Sequence[dict[str, Any]], finals: Seque
 
 
 def _error(run: Run) -> float:
-    return ends_error(np.asarray(run.steps["loss"]))
+    return ends_error(np.asarray(kept_steps(run)["loss"]))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,11 +9,15 @@ their true steps; everything off the scale (NaN, inf, a norm of 0) is listed too
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.recovery.episodes import episodes
+from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.undone import stretches
 from steadygrad.report.numbers import short
 
 Floats = NDArray[np.float64]
@@ -21,6 +25,7 @@ Floats = NDArray[np.float64]
 BUCKETS = 600
 TREND_POINTS = 160
 LANE_SLOTS = 240
+MOST_EPISODES = 300
 
 
 def keep(values: Floats, buckets: int = BUCKETS) -> NDArray[np.int64]:
@@ -135,15 +140,39 @@ def lanes(rows: Any) -> list[dict[str, int]]:
     return found
 
 
-def series(rows: Any) -> dict[str, Any]:
+def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, Any]:
+    """What recovery did, ready to draw.
+
+    Args:
+        acts: what it did with one optimizer.
+
+    Returns:
+        ``undone``, the stretches of steps that rollbacks took back (``first`` and ``last``), and
+        ``acts`` (``first``, ``last``, ``act`` and ``text``), of which the last are kept.
+
+    Example:
+        >>> recovered([RecoveryEvent(9, "rollback", "loss spike", 5)])["undone"]
+        [{'first': 5, 'last': 9}]
+    """
+    return {
+        "undone": [stretch._asdict() for stretch in stretches(acts)][-MOST_EPISODES:],
+        "acts": [
+            {"first": each.first, "last": each.last, "act": each.act, "text": str(each)}
+            for each in episodes(acts)[-MOST_EPISODES:]
+        ],
+    }
+
+
+def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> dict[str, Any]:
     """One optimizer's loss and norm, ready to draw.
 
     Args:
         rows: the optimizer's rows of `run.steps`.
+        acts: what recovery did with it.
 
     Returns:
         ``loss``, ``norm``, ``cosine`` (each with ``step``, ``value``, ``trend``, ``off_scale``;
-        cosine is None where no direction was changed) and ``lanes``.
+        cosine is None where no direction was changed), ``lanes`` and ``recovery``.
     """
     steps = np.asarray(rows["step"])
     loss, norm = np.asarray(rows["loss"]), np.asarray(rows["norm"])
@@ -154,7 +183,13 @@ def series(rows: Any) -> dict[str, Any]:
     curve["threshold_of_norm"] = _threshold_is_of_norm(rows)
     cosine = np.asarray(rows["cosine"])
     turned = _line(steps, cosine, log=False) if (cosine < 0.9995).any() else None
-    return {"loss": drawn, "norm": curve, "cosine": turned, "lanes": lanes(rows)}
+    return {
+        "loss": drawn,
+        "norm": curve,
+        "cosine": turned,
+        "lanes": lanes(rows),
+        "recovery": recovered(acts),
+    }
 
 
 def _threshold_is_of_norm(rows: Any) -> bool:

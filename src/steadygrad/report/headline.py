@@ -74,7 +74,7 @@ def _sentence(title: str) -> str:
 
 def _steady(run: Run) -> str:
     """Each optimizer by its own median: those of three trainings in one script have no common."""
-    of_each = rows_of_each(run)
+    of_each = {n: run.steps[View(run, n).rows] for n in rows_of_each(run)}
     usable = {n: norm for n, rows in of_each.items() if (norm := _usable(rows)).size}
     count = f"{len(run):,} step" + "s" * (len(run) > 1)
     if not usable:

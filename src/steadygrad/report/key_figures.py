@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.optimizers import rows_of_each
 from steadygrad.robust import spread
+from steadygrad.rules.evidence.stability import Stability, of_view
+from steadygrad.rules.evidence.view import View
 from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
-LABELS = ("Steps", "Loss", "Median norm", "Clipped", "NaN or inf")
+LABELS = ("Steps", "Loss", "Median norm", "Clipped", "NaN or inf", "Unstable steps")
 MOST_OPTIMIZERS = 4
 
 
@@ -75,8 +77,9 @@ def key_figures(run: Run) -> list[dict[str, str]]:
         run: the run.
 
     Returns:
-        Steps, loss, norm, clipped, and (where there were any) broken steps; with several
-        optimizers each of these for every one of them, side by side.
+        Steps, loss, norm, clipped, broken and unstable steps; with several optimizers each of
+        these for every one of them, side by side. Loss and norm are of the steps that no
+        rollback took back.
 
     Example:
         >>> from steadygrad.runlog import Run
@@ -112,8 +115,13 @@ def _side_by_side(columns: list[dict[str, tuple[str, str]]], label: str) -> tupl
 
 
 def _figures(run: Run, rows: Any, took: str) -> list[tuple[str, str, str]]:
-    shown = [("Steps", f"{len(rows):,}", took), *_loss(rows), *_norm(rows)]
-    return shown + ([_clipped(run, rows), _broken(rows)] if len(rows) else [])
+    shown = [("Steps", f"{len(rows):,}", took)]
+    if not len(rows):
+        return shown
+    view = View(run, int(rows["optimizer"][0]))
+    own = run.steps[view.rows]
+    shown += [*_loss(own), *_norm(own), _clipped(run, rows), _broken(rows)]
+    return [*shown, _unstable(of_view(view))]
 
 
 def _took(run: Run) -> str:
@@ -149,3 +157,13 @@ def _broken(rows: Any) -> tuple[str, str, str]:
     bad = int((~np.isfinite(rows["norm"]) | (rows["nonfinite"] > 0)).sum())
     skipped = int((rows["action"] == "skip").sum())
     return "NaN or inf", f"{bad:,}", f"steps; {skipped:,} skipped" if skipped else "steps"
+
+
+def _unstable(told: Stability) -> tuple[str, str, str]:
+    recovered = f", {told.recoveries:,} undone" if told.recoveries else ""
+    return "Unstable steps", unstable(told), f"{told.spikes:,} spike{recovered}"
+
+
+def unstable(told: Stability) -> str:
+    """The share of steps that spike or recover, as text; a dash for a run too short to tell."""
+    return "–" if math.isnan(told.score) else percent(told.score)

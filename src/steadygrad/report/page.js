@@ -216,6 +216,16 @@
     });
     if (advised) level(layout, advised, "recommended " + figure(advised), colour("accent"));
     findingLines(run, layout);
+    series.forEach(function (s) { takenBack(s.recovery.undone, layout); });
+  }
+  // What a rollback took back is veiled: it was drawn, and no weights hold anything of it.
+  function takenBack(stretches, layout) {
+    stretches.forEach(function (u) {
+      layout.shapes.push({
+        type: "rect", xref: "x", x0: u.first - 0.5, x1: u.last + 0.5, yref: "paper", y0: 0, y1: 1, layer: "above",
+        fillcolor: alpha(colour("veil"), 0.62), line: { width: 0 }
+      });
+    });
   }
   function thresholdsInForce(series, low, high) {
     var all = series.reduce(function (found, s) {
@@ -278,6 +288,8 @@
       });
       if (cells.length) rows.push({ name: kind[0], tint: colour(kind[1]), marks: cells.map(function (c) { return laneMark(c, kind[0]); }) });
     });
+    var acts = run.series.reduce(function (all, s) { return all.concat(s.recovery.acts); }, []);
+    if (acts.length) rows.push({ name: "recovery", tint: colour("accent"), marks: acts.map(actMark) });
     run.findings.forEach(function (f, i) {
       if (!f.steps.length) return;
       var stride = Math.ceil(f.steps.length / 400);
@@ -289,6 +301,9 @@
       });
     });
     return rows;
+  }
+  function actMark(act) {
+    return { x: (act.first + act.last) / 2, strength: act.act === "leave out" ? 0.45 : 1, text: escape(act.text), symbol: act.act === "rollback" ? "triangle-left" : null };
   }
   function laneMark(cell, kind) {
     var share = cell[kind] / cell.steps;
@@ -303,7 +318,10 @@
     rows.forEach(function (row, i) {
       traces.push({
         type: "scatter", mode: "markers", yaxis: "y3", x: row.marks.map(function (m) { return m.x; }), y: row.marks.map(function () { return i; }),
-        marker: { symbol: "line-ns-open", size: 9, color: row.marks.map(function (m) { return alpha(row.tint, m.strength); }), line: { width: 2 } },
+        marker: {
+          symbol: row.marks.map(function (m) { return m.symbol || "line-ns-open"; }), size: 9,
+          color: row.marks.map(function (m) { return alpha(row.tint, m.strength); }), line: { width: 2, color: row.marks.map(function (m) { return alpha(row.tint, m.strength); }) }
+        },
         text: row.marks.map(function (m) { return m.text; }), hovertemplate: "%{text}<extra></extra>"
       });
     });

@@ -21,6 +21,7 @@ from steadygrad.report.numbers import plain
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
+from steadygrad.rules.evidence.view import View
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, Any]:
     Returns:
         Strict JSON data.
     """
-    from steadygrad.rules import diagnose
+    from steadygrad.rules import diagnose, stability
     from steadygrad.runlog.thinning import thinned
 
     judged = thinned(run) if quick else run
@@ -117,9 +118,10 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, Any]:
         "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
         "recommendation": _recommendation(run, pictures),
         "figures": key_figures(run),
+        "stability": stability(run).to_dict(),
         "findings": with_origins([plain(f.to_dict()) for f in findings], run),
         "optimizers": [{"number": number, "name": name_of(run, number)} for number in of_each],
-        "series": [series(rows) for rows in of_each.values()],
+        "series": [series(rows, View(run, number).acts) for number, rows in of_each.items()],
         "thresholds": pictures,
         "heatmap": heatmap(run) if judged is run else None,
         "info": plain(run.info),

@@ -7,7 +7,7 @@ markup: a tensor named ``[red]`` is shown as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -56,12 +56,20 @@ class Chart:
         curve: ``step``, ``value`` (None where not finite) and ``off_scale``.
         log: whether heights are logarithms.
         threshold: a level to mark on the left, or None.
+        recovery: ``undone`` stretches, told by a line below; empty for none.
     """
 
     def __init__(
-        self, title: str, curve: dict[str, Any], *, log: bool, threshold: float | None = None
+        self,
+        title: str,
+        curve: dict[str, Any],
+        *,
+        log: bool,
+        threshold: float | None = None,
+        recovery: dict[str, Any] | None = None,
     ) -> None:
         self.title, self.curve, self.log, self.threshold = title, curve, log, threshold
+        self.undone = (recovery or {}).get("undone", [])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(10, min(options.max_width, 100) - LEFT - 1)
@@ -78,6 +86,9 @@ class Chart:
         if any(broken):
             marks = "".join("×" if b else " " for b in broken)
             yield Text.assemble(("NaN or inf".rjust(LEFT - 1) + " ", "dim"), (marks, "red"))
+        if self.undone:
+            marks = "".join("░" if u else " " for u in covered(self.undone, self.curve, width))
+            yield Text.assemble(("taken back".rjust(LEFT - 1) + " ", "dim"), (marks, "default"))
 
     def _height(self, value: float | None) -> float | None:
         if value is None or (self.log and value <= 0):
@@ -114,11 +125,7 @@ def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list
     broken = [False] * width
     if not curve["step"]:
         return tops, broken
-    first, last = curve["step"][0], curve["step"][-1]
-
-    def column(step: float) -> int:
-        return min(width - 1, int((step - first) * width / (last - first + 1)))
-
+    column = _column_of(curve, width)
     for step, value in zip(curve["step"], curve["value"], strict=True):
         at = column(step)
         if value is not None:
@@ -129,6 +136,26 @@ def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list
             for at in range(column(mark["first"]), column(mark["last"]) + 1):
                 broken[at] = True
     return tops, broken
+
+
+def covered(stretches: Sequence[dict[str, int]], curve: dict[str, Any], width: int) -> list[bool]:
+    """Which columns of a chart hold a step of these stretches.
+
+    Example:
+        >>> covered([{"first": 2, "last": 3}], {"step": [0, 1, 2, 3, 4, 5, 6, 7]}, 4)
+        [False, True, False, False]
+    """
+    column = _column_of(curve, width)
+    columns = [False] * width
+    for stretch in stretches:
+        for at in range(max(column(stretch["first"]), 0), max(column(stretch["last"]), -1) + 1):
+            columns[at] = True
+    return columns
+
+
+def _column_of(curve: dict[str, Any], width: int) -> Callable[[float], int]:
+    first, last = curve["step"][0], curve["step"][-1]
+    return lambda step: min(width - 1, int((step - first) * width / (last - first + 1)))
 
 
 def _run(run: dict[str, Any], *, named: bool) -> list[RenderableType]:
@@ -169,11 +196,19 @@ def _charts(run: dict[str, Any]) -> list[RenderableType]:
     for series, optimizer in zip(run["series"], run["optimizers"], strict=True):
         of = f", {optimizer['name']}" if several else ""
         if series["loss"]["step"]:
-            parts += [Text(), Chart(f"Loss{of}", series["loss"], log=False)]
+            parts += [
+                Text(),
+                Chart(f"Loss{of}", series["loss"], log=False, recovery=series["recovery"]),
+            ]
         threshold = run["recommendation"]["threshold"]
         title = f"Gradient norm{of}, log scale"
         title += f"; yellow is over {figure(threshold)}" if threshold else ""
-        parts += [Text(), Chart(title, series["norm"], log=True, threshold=threshold)]
+        parts += [
+            Text(),
+            Chart(
+                title, series["norm"], log=True, threshold=threshold, recovery=series["recovery"]
+            ),
+        ]
     return parts
 
 

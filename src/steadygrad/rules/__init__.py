@@ -14,11 +14,23 @@ from steadygrad.errors import UsageError
 from steadygrad.rules import checks
 from steadygrad.rules.base import Rule
 from steadygrad.rules.evidence.source import with_places
+from steadygrad.rules.evidence.stability import Stability, stability
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import SEVERITIES, Finding, Findings
 from steadygrad.runlog import Run, as_run
 
-__all__ = ["NOTHING", "REGISTRY", "SEVERITIES", "Finding", "Findings", "Rule", "diagnose", "page"]
+__all__ = [
+    "NOTHING",
+    "REGISTRY",
+    "SEVERITIES",
+    "Finding",
+    "Findings",
+    "Rule",
+    "Stability",
+    "diagnose",
+    "page",
+    "stability",
+]
 
 
 def _discover() -> dict[str, Rule]:
@@ -35,6 +47,8 @@ NAMES_CAUSE = "SG105"
 """The one of them that names a cause: of master weights and their copies it is the one to hear."""
 NOTHING = "SG000"
 """The rule that speaks where there is nothing to judge."""
+RECOVERED = "SG206"
+"""The rule that speaks of steps that were taken back, even where no other is left."""
 
 
 def diagnose(run: Run | str | os.PathLike[str]) -> Findings:
@@ -75,9 +89,8 @@ def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:
 
     Each counts its own steps, so it is by their place in the file that steps are ordered.
     """
-    broken = (np.asarray(run.steps["nonfinite"]) > 0) | ~np.isfinite(run.steps["norm"])
-    numbers = np.asarray(run.steps["optimizer"])
-    at = {f.optimizer: np.flatnonzero(broken & (numbers == f.optimizer)) for f in findings}
+    views = [View(run, number) for number in {f.optimizer for f in findings}]
+    at = {view.optimizer: view.rows[view.broken] for view in views}
     breaks = [
         f for f in findings if f.id in BREAKS and f.severity != "info" and len(at[f.optimizer])
     ]
@@ -97,7 +110,8 @@ def _later(finding: Finding, first: int) -> Finding:
 
 
 def _explain(view: View) -> list[Finding]:
-    found = [f for rule in REGISTRY.values() for f in rule.check(view)]
+    seen = REGISTRY if len(view) else (NOTHING, RECOVERED)
+    found = [f for name in seen for f in REGISTRY[name].check(view)]
     silenced = {
         other
         for f in found

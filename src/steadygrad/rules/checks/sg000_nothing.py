@@ -36,7 +36,7 @@ def check(view: View) -> Iterator[Finding]:
                 torch="import steadygrad.torch as sg\n"
                 'sg.attach(optimizer, clip="none", model=model, run="run.db")',
                 keras="import steadygrad.keras as sg\n"
-                'model.fit(x, y, callbacks=[sg.Monitor(run="run.db")])',
+                'model.fit(x, y, callbacks=[sg.GradientMonitor(run="run.db")])',
                 jax="import steadygrad.jax as sg\n"
                 'optimizer = sg.guard(optimizer, clip="none")\n'
                 'sg.record("run.db", opt_state, loss)  # after each update',

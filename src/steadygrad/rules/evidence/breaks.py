@@ -71,7 +71,7 @@ def first_break(view: View) -> Break | None:
     Returns:
         The break.
     """
-    if not view.broken.any() or _scaler_at_work(view):
+    if not view.broken.any() or scaler_at_work(view):
         return None
     index = view.first_broken
     names, infinite, measured = _broken_tensors(view, index)
@@ -91,7 +91,8 @@ def first_break(view: View) -> Break | None:
     )
 
 
-def _scaler_at_work(view: View) -> bool:
+def scaler_at_work(view: View) -> bool:
+    """Whether all that broke is a loss scale's search, which skips a step now and then."""
     if not view.amp:
         return False
     applied = view.broken & ~view.skipped

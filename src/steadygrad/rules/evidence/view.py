@@ -1,10 +1,10 @@
 """View: one optimizer's steps of a run, and the robust statistics that rules share.
 
 Every rule reads through a view, so that the same things are kept out of every
-window: steps with a NaN or inf, steps that were skipped, and other optimizers'
-steps. Statistics are medians and ratios: a single outlier moves none of them.
-Tensor figures are read for at most `MOST_ROWS` steps, so that a long run costs
-no more memory than a short one.
+window: steps with a NaN or inf, steps that were skipped, other optimizers' steps, and
+those that a rollback took back. Statistics are medians and ratios: a single
+outlier moves none of them. Tensor figures are read for at most `MOST_ROWS` steps, so
+that a long run costs no more memory than a short one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from steadygrad.recovery.events import RecoveryEvent, events_of
+from steadygrad.recovery.undone import undone
 from steadygrad.robust import ENOUGH as ENOUGH
 from steadygrad.robust import blocks as blocks
 from steadygrad.robust import columns_median as columns_median
@@ -136,12 +138,22 @@ class View:
     Args:
         run: the run, as `steadygrad.open_run` gives it.
         optimizer: number of the optimizer.
+
+    Attributes:
+        acts: what recovery did with it.
+        undone: how many of its steps were taken back, and are not among those seen here.
     """
 
     def __init__(self, run: Run, optimizer: int) -> None:
         self.run = run
         self.optimizer = optimizer
-        self.rows: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
+        self.acts: list[RecoveryEvent] = [
+            act for act in events_of(run.events) if act.optimizer == optimizer
+        ]
+        every: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
+        gone = self.taken_back(run.steps["step"][every])
+        self.undone = int(gone.sum())
+        self.rows: Array = every[~gone]
         numbers = np.unique(run.steps["optimizer"])
         self.several = len(numbers) > 1
         self.first_optimizer = int(numbers[0]) if len(numbers) else 0
@@ -160,6 +172,10 @@ class View:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def taken_back(self, steps: Array) -> Array:
+        """Which of these step numbers a rollback took back."""
+        return undone(np.asarray(steps, dtype=np.int64), self.acts)
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -267,6 +283,7 @@ class View:
             return np.zeros(0, np.int64), np.zeros((0, len(self.order)))
         table = values[:, self.order]
         seen = np.isfinite(table).any(axis=1) | np.isinf(table).any(axis=1)
+        seen &= ~self.taken_back(steps)
         return np.asarray(steps)[seen], table[seen]
 
     # ---- events in time -----------------------------------------------------------
@@ -346,6 +363,15 @@ class View:
         """Whether losses were known and the last ones are NaN or inf."""
         tail = self.loss[-max(1, len(self) // 20) :]
         return bool(np.isfinite(self.loss).any() and len(tail) and not np.isfinite(tail).any())
+
+
+def kept_steps(run: Run) -> Array:
+    """The step rows of a run without those that a rollback took back, in order."""
+    kept = np.ones(len(run), bool)
+    for number in {act.optimizer for act in events_of(run.events)}:
+        kept &= run.steps["optimizer"] != number
+        kept[View(run, number).rows] = True
+    return np.asarray(run.steps[kept])
 
 
 # ---- statistics -----------------------------------------------------------------------
