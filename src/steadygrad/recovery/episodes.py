@@ -6,16 +6,30 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.events import (
+    ACCEPT,
+    LEAVE_OUT,
+    LOWER_RATE,
+    RESTORE,
+    ROLLBACK,
+    SHRINK,
+    SKIP,
+    STOP,
+    RecoveryEvent,
+)
 
 WORDS = {
-    "skip": "skipped",
-    "leave out": "left out",
-    "rollback": "rolled back",
-    "accept": "taken for a new level",
-    "stop": "training ended",
-    "restore": "restored",
+    SKIP: "skipped",
+    LEAVE_OUT: "left out",
+    ROLLBACK: "rolled back",
+    ACCEPT: "taken for a new level",
+    STOP: "training ended",
+    RESTORE: "restored",
+    SHRINK: "norm held to its usual size",
+    LOWER_RATE: "learning rate lowered",
 }
+ALONE = (ROLLBACK, STOP, RESTORE, LOWER_RATE)
+"""Acts that are told one by one, however near to one another they are."""
 
 
 class Episode(NamedTuple):
@@ -28,6 +42,7 @@ class Episode(NamedTuple):
         act: what was done.
         trigger: what struck; empty for nothing.
         to_step: step that was gone back to; None for none.
+        until: the last step that the act may touch; None where it touches its own alone.
         nature: ``persistent``, ``transient`` or empty.
     """
 
@@ -37,6 +52,7 @@ class Episode(NamedTuple):
     act: str
     trigger: str = ""
     to_step: int | None = None
+    until: int | None = None
     nature: str = ""
 
     def __str__(self) -> str:
@@ -44,8 +60,13 @@ class Episode(NamedTuple):
         if self.times > 1:
             where = f"steps {self.first} to {self.last} ({self.times} of them)"
         struck = ", ".join(word for word in (self.trigger, self.nature) if word)
-        back = "" if self.to_step in (None, self.first) else f", back to step {self.to_step}"
-        done = WORDS.get(self.act, self.act) + back
+        done = WORDS.get(self.act, self.act)
+        if self.to_step is not None and self.act != RESTORE:
+            done += (
+                f" to step {self.to_step}" if self.act == ROLLBACK else f" at step {self.to_step}"
+            )
+        if self.until is not None and self.act == LOWER_RATE:
+            done += f" until step {self.until}"
         return f"{where}: {struck + '; ' if struck else ''}{done}"
 
 
@@ -59,7 +80,7 @@ def episodes(acts: Iterable[RecoveryEvent]) -> list[Episode]:
         >>> acts = [RecoveryEvent(7, "rollback", "loss spike", 5),
         ...         RecoveryEvent(8, "leave out"), RecoveryEvent(9, "leave out")]
         >>> [str(episode) for episode in episodes(acts)]
-        ['step 7: loss spike; rolled back, back to step 5', 'steps 8 to 9 (2 of them): left out']
+        ['step 7: loss spike; rolled back to step 5', 'steps 8 to 9 (2 of them): left out']
     """
     told: list[Episode] = []
     for act in acts:
@@ -68,14 +89,16 @@ def episodes(acts: Iterable[RecoveryEvent]) -> list[Episode]:
             told[-1] = last._replace(last=act.step, times=last.times + 1)
         else:
             told.append(
-                Episode(act.step, act.step, 1, act.act, act.trigger, act.to_step, act.nature)
+                Episode(
+                    act.step, act.step, 1, act.act, act.trigger, act.to_step, act.until, act.nature
+                )
             )
     return told
 
 
 def _goes_on(last: Episode, act: RecoveryEvent) -> bool:
     same = (last.act, last.trigger, last.nature) == (act.act, act.trigger, act.nature)
-    return same and act.step == last.last + 1 and last.act not in ("rollback", "stop", "restore")
+    return same and act.step == last.last + 1 and last.act not in ALONE
 
 
 def counted(acts: Iterable[RecoveryEvent], undone: int = 0) -> str:
@@ -92,12 +115,14 @@ def counted(acts: Iterable[RecoveryEvent], undone: int = 0) -> str:
     counts = Counter(act.act for act in acts)
     back = f" ({_many(undone, 'step')} taken back)" if undone else ""
     parts = [
-        (counts["skip"], f"{_many(counts['skip'], 'step')} skipped"),
-        (counts["rollback"], f"{_many(counts['rollback'], 'rollback')}{back}"),
-        (counts["leave out"], f"{_many(counts['leave out'], 'step')} left out"),
-        (counts["accept"], f"{_many(counts['accept'], 'new level')} accepted"),
-        (counts["restore"], f"restored {_many(counts['restore'], 'time')}"),
-        (counts["stop"], "training ended"),
+        (counts[SKIP], f"{_many(counts[SKIP], 'step')} skipped"),
+        (counts[ROLLBACK], f"{_many(counts[ROLLBACK], 'rollback')}{back}"),
+        (counts[LEAVE_OUT], f"{_many(counts[LEAVE_OUT], 'step')} left out"),
+        (counts[SHRINK], f"{_many(counts[SHRINK], 'norm')} held down"),
+        (counts[LOWER_RATE], f"learning rate lowered {_many(counts[LOWER_RATE], 'time')}"),
+        (counts[ACCEPT], f"{_many(counts[ACCEPT], 'new level')} accepted"),
+        (counts[RESTORE], f"restored {_many(counts[RESTORE], 'time')}"),
+        (counts[STOP], "training ended"),
     ]
     return ", ".join(text for count, text in parts if count)
 

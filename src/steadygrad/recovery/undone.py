@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.events import LEAVE_OUT, ROLLBACK, SKIP, STOP, RecoveryEvent
 
-GOES_BACK = ("rollback", "stop")
-DROPS = ("skip", "leave out", *GOES_BACK)
+GOES_BACK = (ROLLBACK, STOP)
+DROPS = (SKIP, LEAVE_OUT, *GOES_BACK)
 """Acts after which nothing remains of the step that they were done to."""
 
 

@@ -216,13 +216,13 @@
     });
     if (advised) level(layout, advised, "recommended " + figure(advised), colour("accent"));
     findingLines(run, layout);
-    series.forEach(function (s) { takenBack(s.recovery.undone, layout); });
+    series.forEach(function (s) { takenBack(s.recovery.undone, layout, domain[0]); });
   }
   // What a rollback took back is veiled: it was drawn, and no weights hold anything of it.
-  function takenBack(stretches, layout) {
+  function takenBack(stretches, layout, bottom) {
     stretches.forEach(function (u) {
       layout.shapes.push({
-        type: "rect", xref: "x", x0: u.first - 0.5, x1: u.last + 0.5, yref: "paper", y0: 0, y1: 1, layer: "above",
+        type: "rect", xref: "x", x0: u.first - 0.5, x1: u.last + 0.5, yref: "paper", y0: bottom, y1: 1, layer: "above",
         fillcolor: alpha(colour("veil"), 0.62), line: { width: 0 }
       });
     });

@@ -13,6 +13,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from steadygrad.recovery.episodes import counted, episodes
+from steadygrad.recovery.undone import stretches
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.terminal import STYLES
 from steadygrad.text import printable
@@ -24,6 +26,8 @@ FIGURE = 11
 CURVE = 14
 MOST_FINDINGS = 3
 RATE_STEPS = 100
+MOST_ACTS = 1000
+"""Acts among which the last ones are joined: a frame costs the same however many there were."""
 STALLED_SECONDS = 60.0
 """Without a step for this long, the run is said to be still."""
 
@@ -126,11 +130,21 @@ def _curve_lines(curve: Curve, width: int) -> list[Text]:
     known = ~np.isnan(steps["loss"]) | (steps["nonfinite"] > 0)
     lines = []
     if known.any():
-        lines.append(_line("loss", steps["loss"][-1], spark(steps["loss"][known], room)))
-    norms = spark(steps["norm"], room, log=True, marked=list(curve.clipped))
+        losses = spark(steps["loss"][known], room, faded=list(curve.undone[known]))
+        lines.append(_line("loss", steps["loss"][-1], losses))
+    norms = spark(
+        steps["norm"], room, log=True, marked=list(curve.clipped), faded=list(curve.undone)
+    )
     lines.append(_line("grad norm", steps["norm"][-1], norms))
     lines.append(_clipping(curve))
-    return lines
+    return lines + ([_recovery(curve)] if curve.acts else [])
+
+
+def _recovery(curve: Curve) -> Text:
+    line = Text(f"{'recovery':<{LABEL}} ", "dim", no_wrap=True, overflow="ellipsis")
+    back = sum(last - first + 1 for first, last in stretches(curve.acts))
+    line.append(counted(curve.acts, back), "default")
+    return line.append(f"; last: {episodes(curve.acts[-MOST_ACTS:])[-1]}", "dim")
 
 
 def _line(label: str, value: float, drawn: Text) -> Text:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.recovery.events import RecoveryEvent, events_of
+from steadygrad.recovery.undone import undone
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import Run, open_run
 
@@ -54,15 +56,22 @@ class Curve:
     Attributes:
         optimizer: its number.
         steps: rows of `STEP_DTYPE`, oldest first.
+        acts: what recovery did with it in the whole run.
     """
 
     optimizer: int
     steps: np.recarray[Any, Any]
+    acts: list[RecoveryEvent] = field(default_factory=list)
 
     @property
     def clipped(self) -> NDArray[np.bool_]:
         """Which of the steps were clipped."""
         return np.asarray(self.steps["coef"] < 1.0)
+
+    @property
+    def undone(self) -> NDArray[np.bool_]:
+        """Which of the steps a rollback took back."""
+        return undone(np.asarray(self.steps["step"]), self.acts)
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,13 @@ def take(path: str | os.PathLike[str], findings: list[Finding] | None = None) ->
     """
     run = open_run(path)
     tail = run.step_rows(slice(max(0, len(run) - TAIL), len(run)))
+    acts = events_of(run.events)
     curves = [
-        Curve(int(number), tail[tail["optimizer"] == number].view(np.recarray))
+        Curve(
+            int(number),
+            tail[tail["optimizer"] == number].view(np.recarray),
+            [act for act in acts if act.optimizer == number],
+        )
         for number in np.unique(tail["optimizer"])
     ]
     return Snapshot(

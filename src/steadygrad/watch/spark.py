@@ -18,7 +18,12 @@ CROSS = "✗"
 
 
 def spark(
-    values: ArrayLike, width: int, *, log: bool = False, marked: Sequence[bool] | None = None
+    values: ArrayLike,
+    width: int,
+    *,
+    log: bool = False,
+    marked: Sequence[bool] | None = None,
+    faded: Sequence[bool] | None = None,
 ) -> Text:
     """Draw values as a line of block characters.
 
@@ -27,6 +32,7 @@ def spark(
         width: columns to fill at most.
         log: draw logarithms; for what spans many powers of ten.
         marked: values to draw in another colour, e.g. clipped steps.
+        faded: values to draw in grey, e.g. steps that were taken back; all of a column must be.
 
     Returns:
         The line.
@@ -36,12 +42,14 @@ def spark(
         '▁▅█✗'
     """
     array = np.asarray(values, np.float64)
-    marks = np.zeros(len(array), bool) if marked is None else np.asarray(marked, bool)
+    nothing = np.zeros(len(array), bool)
+    marks, fades = (nothing if x is None else np.asarray(x, bool) for x in (marked, faded))
     parts = np.array_split(np.arange(len(array)), min(width, len(array)) or 1)
     heights = np.array([_height(array[part], log) for part in parts if len(part)])
     line = Text(no_wrap=True)
     for level, part in zip(_levels(heights), parts, strict=False):
-        line.append(*_glyph(level, bool(marks[part].any())))
+        glyph, style = _glyph(level, bool(marks[part].any()))
+        line.append(glyph, "bright_black" if len(part) and fades[part].all() else style)
     return line
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from steadygrad.recovery.episodes import counted, episodes
+from steadygrad.recovery.events import ACCEPT, RESTORE, STOP
 from steadygrad.recovery.triggers import NONFINITE
 from steadygrad.rules.advice import clip_code, code, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
@@ -16,12 +17,12 @@ from steadygrad.rules.finding import Finding
 
 MOST = 8
 """Acts that are told one by one."""
-CALM = ("accept", "restore")
+CALM = (ACCEPT, RESTORE)
 """Acts that say of no harm."""
 
 _CAUSES = (
     "single batches that the model has no sound gradient for: see which they are with "
-    "steady.skip_batches()",
+    "steady.skip_batches() (PyTorch)",
     "a learning rate that is too high for where the training stands, or no warm-up",
     "weights or activations that were broken from outside: memory, another process, a bug",
 )
@@ -34,11 +35,11 @@ def check(view: View) -> Iterator[Finding]:
 
 def _finding(view: View) -> Finding:
     told = episodes(view.acts)
-    ended = any(act.act == "stop" for act in view.acts)
+    ended = any(act.act == STOP for act in view.acts)
     calm = all(act.act in CALM for act in view.acts)
     times = f"{len(told):,} time" + "s" * (len(told) != 1)
     triggers = Counter(act.trigger for act in view.acts if act.trigger)
-    why = ", ".join(f"{trigger} {count} times" for trigger, count in triggers.most_common())
+    why = ", ".join(f"{trigger} ({count})" for trigger, count in triggers.most_common())
     more = [f"And {len(told) - MOST:,} more."] if len(told) > MOST else []
     return finding(
         view,

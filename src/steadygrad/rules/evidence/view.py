@@ -308,8 +308,8 @@ class View:
         """
         nan = np.isnan(self.loss)
         since = [int(e.data.get("step", e.step or 0)) for e in self.events(NAN_LOSS)]
-        if since:
-            return np.asarray(nan & (self.step >= min(since)))
+        if since or not len(self):
+            return np.asarray(nan & (self.step >= min(since, default=0)))
         return nan if np.isfinite(self.loss).mean() > OTHERWISE_KNOWN else np.zeros_like(nan)
 
     @cached_property
