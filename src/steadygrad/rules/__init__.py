@@ -96,7 +96,7 @@ def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:
     ]
     if len({f.optimizer for f in breaks}) < 2:
         return findings
-    round_ = len(np.unique(numbers))  # rows in which every optimizer has its turn
+    round_ = len(np.unique(run.steps["optimizer"]))  # rows in which every optimizer has its turn
     first = min(breaks, key=lambda f: int(at[f.optimizer][0]) - round_ * (f.id == NAMES_CAUSE))
     return [
         _later(f, first.optimizer) if f in breaks and f.optimizer != first.optimizer else f
