@@ -39,7 +39,7 @@ def test_a_second_time_needs_force(run_file: str) -> None:
     Path("report.html").write_text("mine")
     refused = typed(run_file)
     assert refused.exit_code == 2
-    assert "--force" in refused.stderr
+    assert "--force" in refused.output
     assert Path("report.html").read_text() == "mine"
     assert typed(run_file, "--force").exit_code == 0
 

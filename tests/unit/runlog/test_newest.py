@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from steadygrad.cli import group
 from steadygrad.errors import RunFileError
@@ -65,14 +64,21 @@ def test_a_folder_without_runs_says_what_to_type(tmp_path: Path) -> None:
     "words", [["report"], ["report", "--json"], ["diagnose"], ["calibrate"], ["watch", "--once"]]
 )
 def test_commands_without_a_file_say_which_run_they_read(
-    words: list[str], tmp_path: Path, record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    tmp_path: Path,
+    record: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def errors_and_status() -> tuple[str, object]:
+        with pytest.raises(SystemExit) as end:
+            group(words)
+        return capsys.readouterr().err, end.value.code
+
     monkeypatch.chdir(tmp_path)
-    nothing = CliRunner().invoke(group, words)
-    assert nothing.exit_code == 2
-    assert "no run file in" in nothing.stderr
+    said, status = errors_and_status()
+    assert status == 2
+    assert "no run file in" in said
     record("old.db", 100)
     record("new.db", 200)
-    done = CliRunner().invoke(group, words)
-    assert done.exit_code == 0, done.output
-    assert done.stderr == "steadygrad: reading new.db, the newest run here\n"
+    assert errors_and_status() == ("steadygrad: reading new.db, the newest run here\n", 0)
