@@ -100,7 +100,7 @@ def _explained(run: Run, session: EndedRun) -> list[str]:
 
 
 def _finding(finding: Finding, said: str) -> list[str]:
-    title = "" if finding.title.rstrip(".") == said.rstrip(".") else f": {finding.title}"
+    title = "" if said.startswith(finding.title.rstrip(".")) else f": {finding.title}"
     lines = _wrapped(f"{finding.id} {finding.severity}{title}", "  ", "    ")
     for evidence in finding.evidence[:MOST_EVIDENCE]:
         lines += _wrapped(f"- {evidence}", "    ", "      ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from steadygrad.report.numbers import figure
 from steadygrad.report.optimizers import rows_of_each
 from steadygrad.rules import NOTHING
 from steadygrad.rules.evidence.view import LossTrend, View
+from steadygrad.runlog.shortfall import shortfall
 
 if TYPE_CHECKING:
     from steadygrad.rules import Finding
@@ -29,7 +30,7 @@ class Verdict:
     Attributes:
         level: ``error``, ``warning``, ``ok`` or ``empty``.
         word: the level in a word or two.
-        sentence: what happened, one sentence.
+        sentence: what happened, one sentence; another says which steps are not on record.
     """
 
     level: str
@@ -54,6 +55,12 @@ def verdict(run: Run, findings: Sequence[Finding]) -> Verdict:
         >>> verdict(Run.from_arrays(steps=falling), []).sentence
         'Steady over 50 steps: the gradient norm stayed within 1.3 times its median, ...'
     """
+    told = _judged(run, findings)
+    missing = shortfall(run.info, run.events)
+    return replace(told, sentence=f"{told.sentence} {missing}") if missing else told
+
+
+def _judged(run: Run, findings: Sequence[Finding]) -> Verdict:
     if not len(run):
         return _made("empty", "No optimizer step was recorded, so nothing can be said of this run.")
     if [f.id for f in findings] == [NOTHING]:

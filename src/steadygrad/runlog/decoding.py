@@ -19,6 +19,7 @@ from steadygrad.runlog.origin import EVENT as ORIGIN
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import NAN_LOSS, TensorInfo
 from steadygrad.runlog.run import Event
+from steadygrad.runlog.shortfall import GAP, STOPPED
 from steadygrad.runlog.thinning import LANDMARKS
 
 INT64 = 2**63
@@ -229,12 +230,19 @@ INFO: dict[str, Field] = {
     "results": _a(dict),
     "versions": _a(dict),
     LANDMARKS: _a(dict),
+    STOPPED: _whole(
+        _table_of(recorded=_whole_number, steps=_whole_number, reason=_word),
+        "recorded",
+        "steps",
+        "reason",
+    ),
 }
 """What readers of a run's facts rely on."""
 
 EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_number}
 EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
+    GAP: {"steps": _whole_number},
     "script_clip": dict.fromkeys(
         (
             "max_norm",

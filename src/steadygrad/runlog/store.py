@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Store:
             path, isolation_level=None, check_same_thread=False, timeout=1.0
         )
         _OPEN.add(self)
-        self._rows = 0
+        self._rows = self.committed_rows = 0
         self._chunk_start = 0
         self._fresh: list[StepItem] = []
         self._layouts: dict[bytes, int] = {}
@@ -126,6 +127,7 @@ class Store:
                 self._connection.execute("ROLLBACK")
             raise
         self._retry("COMMIT")
+        self.committed_rows = self._rows
 
     def _is_gone(self) -> bool:
         now = _identity(self._path)
@@ -192,6 +194,30 @@ class Store:
             self._connection.close()
         except sqlite3.Error:
             return
+
+    def add_note(self, facts: dict[str, Any]) -> bool:
+        """Add facts to a file that was abandoned, if the disk has room for a few hundred bytes.
+
+        A batch that found no room leaves what it had written already: the note stands there.
+
+        Returns:
+            Whether they are in the file.
+        """
+        if self._is_gone():
+            return False
+        address = f"file:{quote(os.fsencode(self._path))}?mode=rw"
+        try:
+            self._connection = sqlite3.connect(
+                address, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0
+            )
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._write_info(InfoItem(facts))
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            return False
+        finally:
+            self.abandon()
+        return True
 
     def _append(self, steps: list[StepItem]) -> None:
         self._fresh.extend(steps)

@@ -39,6 +39,7 @@ from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
 from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
+from steadygrad.runlog.shortfall import GAP, STOPPED
 from steadygrad.runlog.store import Store, is_being_written, remove_side_files
 from steadygrad.runlog.thinning import LANDMARKS
 
@@ -283,6 +284,8 @@ class _Recorder:
         self._late: list[EventItem] = []
         self._missed: list[StepRecord] = []
         self._missed_count = 0
+        self._steps_seen = 0
+        self._stopped: tuple[Store, str] | None = None
         self._began = self._checkpointed = time.monotonic()
         self.store = self._create(force)
         network = self.store is not None and self.store.mode != "WAL"
@@ -305,12 +308,14 @@ class _Recorder:
 
     def missed(self, record: StepRecord) -> None:
         """Count a step that found no room in the queue."""
+        self._steps_seen += 1
         if self.pump.usable:
             self._missed_count += 1
             self._missed = [*self._missed[:1], record]
 
     def _consume(self, batch: list[Any]) -> None:
         items = _for_file(batch) + self._take_gap()
+        self._steps_seen += sum(isinstance(item, StepItem) for item in items)
         try:
             self._raise_first(batch)
             self._record(items)
@@ -362,7 +367,7 @@ class _Recorder:
             return []
         self._missed_count, self._missed = 0, []
         data = {"steps": count, "first_step": missed[0].step, "last_step": missed[-1].step}
-        return [EventItem("gap", data, missed[0].step, time.time())]
+        return [EventItem(GAP, data, missed[0].step, time.time())]
 
     def _running_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -380,9 +385,10 @@ class _Recorder:
             tap.finish(max(0.1, deadline - time.monotonic()))
         facts = self._running_facts()
         store, self.store = self.store, None
-        if store is None:
-            return
         ended = {} if "ended" in self.info_given else {"ended": time.time()}
+        if store is None:
+            self._leave_note({**facts, **ended, **self.info_given})
+            return
         try:
             store.write([*self._late, InfoItem({**facts, **ended})])
             store.finish()
@@ -394,7 +400,17 @@ class _Recorder:
         store, self.store = self.store, None
         if store is not None:
             store.abandon()
+            self._stopped = store, f"{error} ({type(error).__name__})"
+            self._leave_note({})
             self._warn(error)
+
+    def _leave_note(self, facts: dict[str, Any]) -> None:
+        """Have the file itself say that more steps were taken than it holds."""
+        if self._stopped is None:
+            return
+        store, reason = self._stopped
+        counts = {"recorded": store.committed_rows, "steps": self._steps_seen, "reason": reason}
+        store.add_note({**facts, STOPPED: counts})
 
     def _warn(self, error: BaseException) -> None:
         warn(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steadygrad.report.headline import verdict
 from steadygrad.runlog import open_run
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -304,6 +305,10 @@ def test_a_disk_that_fills_up_lets_the_training_end_well(
     assert "training goes on" in err
     run = open_run(tmp_path / "run.db")
     np.testing.assert_array_equal(run.steps.norm, np.arange(len(run)))
+    assert 0 < len(run) < 5000
+    said = f"On record are {len(run):,} of at least 5,000 steps: recording stopped, "
+    assert said in verdict(run, []).sentence
+    assert "ended" in run.info
 
 
 AS_NOBODY = """

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from steadygrad.errors import RecordingWarning, RunFileError
+from steadygrad.report.headline import verdict
 from steadygrad.runlog import (
     Event,
     RunWriter,
@@ -303,6 +304,9 @@ def test_a_full_disk_ends_the_recording_not_the_training(tmp_path: Path) -> None
     run = open_run(tmp_path / "run.db")
     assert run.tensor_norms.shape == (len(run), 50)
     assert len(run) < 4000
+    assert run.info["recording_stopped"]["recorded"] == len(run)
+    assert run.info["recording_stopped"]["steps"] == 4000
+    assert f"{len(run):,} of at least 4,000 steps" in verdict(run, []).sentence
 
 
 def test_a_stuck_disk_costs_steps_but_they_are_counted(
@@ -329,6 +333,7 @@ def test_a_stuck_disk_costs_steps_but_they_are_counted(
     (gap,) = [event for event in run.events if event.kind == "gap"]
     assert len(run) + gap.data["steps"] == 501
     assert gap.data["last_step"] == 499
+    assert f"{gap.data['steps']} steps are not on record" in verdict(run, []).sentence
     assert gap.data["first_step"] == gap.step == run.steps.step[-2] + 1
 
 
