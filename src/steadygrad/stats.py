@@ -33,6 +33,8 @@ class GradientStats:
         total_norm: p-norm over all tensors taken as one vector, before clipping; 0-d.
         norm_type: the p of the norms; ``inf`` for the largest magnitude.
         elsewhere: number of NaN and inf elements in tensors that only other ranks hold; 0-d.
+        own: norm, and number of NaN and inf elements, of the pieces that this rank holds, before
+            they were joined with the others', ``[2]``; None where it holds all.
 
     Example:
         >>> import numpy as np
@@ -51,6 +53,7 @@ class GradientStats:
     total_norm: Any
     norm_type: float = 2.0
     elsewhere: Any = 0
+    own: Any = None
 
 
 def combine_norms(xp: Namespace, norms: Array, norm_type: float) -> Array:

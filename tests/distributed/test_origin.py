@@ -8,7 +8,7 @@ def test_the_rank_whose_batch_it_was_names_the_rows(two_ranks):
     assert second == ["input", [2], ""]
     phase, rows, why = first
     assert (phase, rows) == ("unknown", [])
-    assert "another rank's file has the origin" in why
+    assert "another rank has the origin" in why
 
 
 def test_sharded_weights_are_said_to_be_in_the_way(two_ranks):

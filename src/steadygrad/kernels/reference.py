@@ -41,6 +41,8 @@ class Read(NamedTuple):
         zeros: number of elements equal to zero, int64; what a sparse tensor does not store counts.
         total: p-norm of all tensors taken as one vector, 0-d; None where a form does not join.
         elsewhere: NaN and inf elements in tensors that only other ranks hold; no form sets it.
+        own: norm, and number of NaN and inf elements, of what this rank holds, ``[2]``; None where
+            nothing was exchanged; no form sets it.
     """
 
     norms: Any
@@ -49,6 +51,7 @@ class Read(NamedTuple):
     zeros: Any
     total: Any = None
     elsewhere: Any = 0
+    own: Any = None
 
 
 def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:

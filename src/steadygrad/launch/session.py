@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from steadygrad.launch import children
 from steadygrad.launch.imports import watch
 from steadygrad.launch.jax_script.install import JaxScript
+from steadygrad.launch.job import ends_told, facts_of_job, rank_in_job, tell_end
 from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
 from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
@@ -60,6 +61,7 @@ class Session:
         self._concluded_in = 0
         self._writer: RunWriter | None = None
         self._gave_up = False
+        self._told_by_first_rank = False
 
     def start(self) -> None:
         """Set the hooks, before the script's first line."""
@@ -121,19 +123,28 @@ class Session:
     def writer(self) -> RunWriter | None:
         """The run file's writer, made at the first call; None where there can be none."""
         if self._writer is None and not self._gave_up:
+            rank = rank_in_job()
+            if rank:  # rank 0 writes for all of them
+                self._gave_up = self._told_by_first_rank = True
+                return None
             try:
-                self._writer = self._open()
+                self._writer = self._open(rank)
             except Exception as error:
                 self._gave_up = True
                 self.trouble("the run is not recorded", error)
         return self._writer
 
-    def _open(self) -> RunWriter:
+    def _open(self, rank: int | None) -> RunWriter:
         from steadygrad.runlog import RunWriter
 
+        if rank is not None:  # the file of the job, whoever started this process
+            self.plan = replace(self.plan, process="")
         wanted = self.plan.out
+        started_as = rank_of(os.environ)
         if self.plan.process:
             wanted = with_suffix(wanted, self.plan.process)
+        elif rank is None and started_as:  # ranks that do not train together
+            wanted = with_suffix(wanted, f"rank{started_as}")
         path = wanted if self.plan.force else fresh(wanted)
         writer = RunWriter(
             path,
@@ -146,7 +157,7 @@ class Session:
         if self.plan.logs:
             from steadygrad.launch.loggers import add_loggers
 
-            add_loggers(writer, self.plan, rank_of(os.environ))
+            add_loggers(writer, self.plan, rank or started_as)
         # `finish` closes it, which stands before the script's own exit functions and so runs last
         writer.stay_open_at_exit()
         return writer
@@ -170,7 +181,7 @@ class Session:
         rank = rank_of(os.environ)
         if rank is not None:
             facts["rank"] = rank
-        return facts
+        return {**facts, **facts_of_job()}
 
     def _guarded(
         self, name: str, observe: Callable[[Session, ModuleType], None]
@@ -199,6 +210,7 @@ class Session:
         """In a forked child: a file of its own if it trains, and no words."""
         self.plan = children.child_of(self.plan, children.name_of_this_process())
         self._writer, self._gave_up, self.path = None, False, ""
+        self._told_by_first_rank = False
 
     def finish(self) -> None:
         """Say the last words."""
@@ -220,6 +232,8 @@ class Session:
                 observer.finish()
             if self.plan.find_nan and "torch" not in self.frameworks:
                 self.mention("--find-nan works on PyTorch only, and this script does not use it")
+            if self._told_by_first_rank and self.exit != "ok":
+                tell_end(self.exit)
             if self._writer is not None:
                 self._close(self._writer)
         except Exception as error:
@@ -235,6 +249,7 @@ class Session:
             ended=time.time(),
             wall_seconds=self.seconds,
             overhead_seconds=self.overhead,
+            **({"ranks_ended": ends} if (ends := ends_told()) else {}),
             **({"troubles": self.troubles} if self.troubles else {}),
         )
         writer.close()
@@ -267,7 +282,7 @@ def launch(plan: Plan) -> None:
     """
     rank = rank_of(os.environ)
     if rank is not None:
-        plan = replace(plan, out=with_suffix(plan.out, f"rank{rank}"), speaks=rank == 0)
+        plan = replace(plan, speaks=rank == 0)
     session = Session(plan)
     session.start()
     become(plan, session.ended)

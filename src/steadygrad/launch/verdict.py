@@ -39,7 +39,7 @@ def last_words(session: EndedRun) -> str:
         Lines to print.
     """
     path, others = session.path, _other_files(session)
-    path = path if os.path.exists(path) else ""
+    path = path if os.path.exists(path) else _of_job(session)
     if path or others:
         whole = _open(path or others[0])
         run = _thinned(whole)
@@ -57,6 +57,13 @@ def last_words(session: EndedRun) -> str:
     if path or others:
         lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
     return str(printable("\n".join(["steadygrad: " + lines[0], *lines[1:]])))
+
+
+def _of_job(session: Session) -> str:
+    """The file of a job whose processes the script started; empty where there is none."""
+    path = session.plan.out
+    recent = os.path.exists(path) and os.path.getmtime(path) >= session.began - 1
+    return path if recent else ""
 
 
 def _thinned(run: Run) -> Run:

@@ -116,7 +116,7 @@ def event(row: tuple[Any, ...]) -> Event | None:
 
 
 def _typed(told: Event) -> Event | None:
-    data = _fitting(told.data, EVENTS.get(told.kind, {}) | EVERY_EVENT)
+    data = _fitting(told.data, EVERY_EVENT | EVENTS.get(told.kind, {}))
     if told.kind == ORIGIN:
         try:
             Origin.from_json(data)
@@ -209,11 +209,14 @@ INFO: dict[str, Field] = {
     **dict.fromkeys(
         ("framework", "policy", "script", "observed_by", "on_nonfinite", "process"), _word
     ),
-    **dict.fromkeys(("overhead_seconds", "wall_seconds", "started", "ended", "rank"), _real),
+    **dict.fromkeys(
+        ("overhead_seconds", "wall_seconds", "started", "ended", "rank", "ranks", "restart"), _real
+    ),
     "exit": _a(str, int),
     "command": lambda value: value if isinstance(value, str) else _list_of(_word)(value),
     "frozen": _list_of(_whole_number),
     "troubles": _list_of(_word),
+    "ranks_ended": _list_of(_word),
     "clip_calls": _list_of(_a(dict)),
     "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),
     "loop": _table_of(
@@ -239,10 +242,23 @@ INFO: dict[str, Field] = {
 }
 """What readers of a run's facts rely on."""
 
+RANK_COLUMNS = (
+    "rank",
+    "step",
+    "norm",
+    "own_norm",
+    "loss",
+    "nonfinite",
+    "seconds",
+    "busy",
+    "loss_known",
+)
+
 EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_number}
 EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
     GAP: {"steps": _whole_number},
+    "ranks": dict.fromkeys(RANK_COLUMNS, _list_of(_number)),
     "script_clip": dict.fromkeys(
         (
             "max_norm",

@@ -31,6 +31,11 @@ def is_interactive() -> bool:
     return hasattr(sys, "ps1")
 
 
+def is_restart() -> bool:
+    """Whether torchrun started this process again after one of the job had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def next_free(path: Path) -> Path:
     """The path itself, or with the lowest number from 2 on that no file has.
 
@@ -63,13 +68,15 @@ def open_writer(
 
     Returns:
         The writer. In an interactive session a file that exists is not touched: the next free
-        name is taken, and printed.
+        name is taken, and printed; after an elastic restart it is taken, too.
 
     Raises:
         RunFileError: the file exists, and the session is not interactive.
     """
     if isinstance(run, RunWriter):
         return run
+    if is_restart():
+        return RunWriter(next_free(Path(run).absolute()), info=info)
     if not is_interactive():
         return RunWriter(run, info=info)
     asked = Path(run).absolute()

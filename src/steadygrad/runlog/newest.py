@@ -15,7 +15,7 @@ _RANK = re.compile(r"-rank\d+$")
 def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
     """Find the run file that was written to last.
 
-    Of the ranks of one run it is rank 0's.
+    Of processes that each wrote one it is the first's, which has the plain name.
 
     Args:
         folder: where to look; folders inside it are left alone.
@@ -39,8 +39,8 @@ def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
             f"no run file in {Path(folder).absolute()}: type steadygrad run train.py to record "
             "one, or give the path of one"
         )
-    first_rank = newest.with_stem(_RANK.sub("-rank0", newest.stem))
-    return first_rank if first_rank.exists() else newest
+    whole = newest.with_stem(_RANK.sub("", newest.stem))
+    return whole if whole.exists() else newest
 
 
 def _written(path: Path) -> float:

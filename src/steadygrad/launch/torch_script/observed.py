@@ -118,6 +118,7 @@ def summed_up(reading: Reading, batch: Batch) -> Outcome:
         sizes=batch.sizes,
         total_norm=total_of(norms, norm_type) if reading.total is None else reading.total,
         norm_type=norm_type,
+        own=reading.own,
     )
     if not reading.uneven and _is_usual(stats.total_norm, reading.factor):
         applied = Applied(reading.factor, 1.0, reading.factor != 1.0)

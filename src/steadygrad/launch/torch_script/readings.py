@@ -18,6 +18,7 @@ import torch
 from steadygrad.kernels import Read
 from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.distributed.sharded import read_whole
+from steadygrad.torch.gradients.measuring import unscaled
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
 _TOUCHED = -2
@@ -39,6 +40,7 @@ class Reading:
         nonfinite: numbers of NaN and inf elements before.
         zeros: numbers of zero elements before.
         total: p-norm of all of them before; None where it was not joined.
+        own: of what this rank holds before, as `GradientStats` has it.
         factor: what all were multiplied by since `uneven` was set.
         uneven: whether they were changed otherwise than all by one factor.
         norm_type: the p of the norms.
@@ -56,7 +58,7 @@ class Reading:
     def __init__(self, params: Sequence[torch.Tensor], figures: Read, norm_type: float) -> None:
         self.ids = list(map(id, params))
         self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
-        self.total = figures.total
+        self.total, self.own = figures.total, figures.own
         self.factor: Any = 1.0
         self.uneven = False
         self._left: Any = self.norms
@@ -133,6 +135,7 @@ class Reading:
         self._dots = self.dots / (by * by)
         self._left, self.factor = self.left / by, 1.0
         self.norms, self.max_abs, self.total = self.norms / by, self.max_abs / by, None
+        self.own = self.own if self.own is None else unscaled(self.own, by)
         self.uneven = True
         self.threshold = self.threshold / by
 
@@ -186,7 +189,7 @@ def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
     whole.norms, whole.max_abs = _column(rows, "norms"), _column(rows, "max_abs")
     whole.nonfinite, whole.zeros = _column(rows, "nonfinite"), _column(rows, "zeros")
     whole._left, whole._dots = _column(rows, "left"), _column(rows, "dots")
-    whole.total, whole.factor, whole.uneven = None, 1.0, True
+    whole.total, whole.own, whole.factor, whole.uneven = None, None, 1.0, True
     whole.norm_type = rows[0][0].norm_type
     whole.threshold = next((r.threshold for r, _ in rows if _is_set(r.threshold)), math.inf)
     whole._grads = [reading._grads[place] for reading, place in rows]

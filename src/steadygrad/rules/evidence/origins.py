@@ -52,7 +52,8 @@ _NEGATIVE = (
 def origin_of(view: View) -> Origin | None:
     """The first origin that was found for this optimizer."""
     found = view.events(EVENT)
-    return Origin.from_json(found[0].data) if found else None
+    origins = [Origin.from_json(event.data) for event in found]
+    return next((o for o in origins if o.replayed), origins[0] if origins else None)
 
 
 def told(view: View) -> list[str]:

@@ -7,6 +7,7 @@ compares the norms: ranks that clip by different ones train different models.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
@@ -27,7 +28,7 @@ SECONDS = 1.0
 """Between two messages of one rank."""
 MOST_RANKS = 64
 """With more ranks than this, only the steps of `first_ones` are told."""
-_ROW = struct.Struct("<IqddId")
+_ROW = struct.Struct("<Iqdddqdd?")
 
 
 class RankRow(NamedTuple):
@@ -37,17 +38,23 @@ class RankRow(NamedTuple):
         rank: of the process.
         step: number of the step.
         norm: total norm that the rank clipped by.
-        loss: its own loss; NaN where unknown.
-        nonfinite: NaN and inf elements in what it holds.
+        own_norm: norm of the gradients that it holds, before they were joined with the others'.
+        loss: its own loss.
+        nonfinite: NaN and inf elements in the gradients that it holds.
         seconds: since its last step; NaN for the first.
+        busy: of these, the seconds that it spent by itself; see `pace`.
+        loss_known: whether somebody told its loss, so that NaN is one.
     """
 
     rank: int
     step: int
     norm: float
+    own_norm: float
     loss: float
     nonfinite: int
     seconds: float
+    busy: float
+    loss_known: bool
 
 
 @dataclass
@@ -63,7 +70,7 @@ class Board:
     Example:
         >>> store = torch.distributed.HashStore()
         >>> first, second = Board(store, 0, 2, "a"), Board(store, 1, 2, "a")
-        >>> second.tell(RankRow(1, 0, 2.0, 0.5, 0, 0.1))
+        >>> second.tell(RankRow(1, 0, 2.0, 1.5, 0.5, 0, 0.1, 0.05, True))
         >>> second.send()
         >>> [row.loss for row in first.arrived()]
         [0.5]
@@ -79,6 +86,8 @@ class Board:
         self._sent = 0.0
         self._read: dict[int, int] = {}
         self._oldest = 0
+        self._posts_read = 0
+        self._post_bytes = 0
 
     def tell(self, row: RankRow) -> None:
         """Keep a row until it is sent."""
@@ -116,9 +125,30 @@ class Board:
             self._read[segment] = end
             yield from (RankRow(*row) for row in _ROW.iter_unpack(data[begin:end]))
 
-    def _key(self, segment: int) -> str:
+    def post(self, kind: str, data: dict[str, Any], step: int | None) -> None:
+        """Hand an event to rank 0, which writes it; a store that is gone takes it nowhere."""
+        line = json.dumps([kind, {**data, "rank": self.rank}, step]) + "\n"
+        try:
+            self.store.append(self._key("posts"), line.encode())
+            self.store.add(self._key("count"), 1)
+        except Exception:  # as in `send`
+            pass
+
+    def posts(self) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+        """Events that other ranks handed over since the last call; waits for nobody."""
+        try:
+            count = self.store.add(self._key("count"), 0)
+            data = self.store.get(self._key("posts")) if count > self._posts_read else b""
+        except Exception:
+            return
+        lines = data[self._post_bytes :].split(b"\n")[:-1]
+        self._posts_read += len(lines)
+        self._post_bytes += sum(len(line) + 1 for line in lines)
+        yield from (tuple(json.loads(line)) for line in lines)
+
+    def _key(self, part: int | str) -> str:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return f"steadygrad/{restart}/{self.name}/{segment}"
+        return f"steadygrad/{restart}/{self.name}/{part}"
 
 
 def first_ones(step: int) -> bool:
@@ -155,6 +185,16 @@ def board_of(name: str) -> Board | None:
     return Board(get_store(), rank, ranks, f"{name}.{_trainings[name]}")
 
 
+def job_board() -> Board | None:
+    """The board of the whole process, on which ranks tell how they ended; None outside a job."""
+    if not is_job():
+        return None
+    get_store: Callable[[], Any] = torch.distributed.distributed_c10d._get_default_store
+    return Board(
+        get_store(), torch.distributed.get_rank(), torch.distributed.get_world_size(), "job"
+    )
+
+
 def disagreement(rows: list[RankRow]) -> str:
     """A sentence on ranks that clipped the same step by different norms; empty for none.
 
@@ -162,7 +202,7 @@ def disagreement(rows: list[RankRow]) -> str:
         rows: of several ranks and steps.
 
     Example:
-        >>> disagreement([RankRow(r, 3, 4.0 + r, 0.0, 0, 0.1) for r in (0, 1)])[:60]
+        >>> disagreement([RankRow(r, 3, 4.0 + r, 4, 0, 0, 1, 1, True) for r in (0, 1)])[:60]
         'step 3: rank 0 has a gradient norm of 4 and rank 1 one of 5:'
     """
     first: dict[int, RankRow] = {}

@@ -55,6 +55,7 @@ def joined(figures: Read, layout: Layout, norm_type: float, tell: Tell = warn_of
     """
     xp = torch_namespace if isinstance(figures.norms, torch.Tensor) else NUMPY
     rows = _stacked(xp, figures)
+    own = _own(xp, rows, norm_type)
     checks = not layout.disagreed and due(layout.uses, CHECK_EVERY)
     layout.uses += 1
     apart: list[Any] = []
@@ -71,7 +72,7 @@ def joined(figures: Read, layout: Layout, norm_type: float, tell: Tell = warn_of
         if checks:
             _compare(gathered, exchange, layout, tell)
     total = _total(xp, rows[0], apart, layout, norm_type)
-    return _figures(xp, rows, total, elsewhere)
+    return _figures(xp, rows, total, elsewhere)._replace(own=own)
 
 
 def summed_over_pieces(values: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -96,6 +97,13 @@ def _stacked(xp: Any, figures: Read) -> Any:
     if xp is np:
         return np.array(figures[:4], np.float64)
     return torch.stack([column.to(torch.float64) for column in figures[:4]])
+
+
+def _own(xp: Any, rows: Any, norm_type: float) -> Any:
+    """Norm, and number of NaN and inf elements, of what this rank holds."""
+    norms = rows[0]
+    norm = combine_norms(xp, norms, norm_type) if norms.shape[0] else xp.sum(norms)
+    return xp.stack([xp.asarray(norm), xp.sum(rows[2])])
 
 
 def _figures(xp: Any, rows: Any, total: Any, elsewhere: Any) -> Read:

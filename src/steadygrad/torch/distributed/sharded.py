@@ -96,7 +96,7 @@ def _spread_out(figures: Read, present: list[int], count: int) -> Read:
 
 def _chosen(figures: Read, present: list[int]) -> Read:
     norms, max_abs, nonfinite, zeros = (column[present] for column in figures[:4])
-    return Read(norms, max_abs, nonfinite, zeros, figures.total, figures.elsewhere)
+    return figures._replace(norms=norms, max_abs=max_abs, nonfinite=nonfinite, zeros=zeros)
 
 
 def inner_products(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> Any:

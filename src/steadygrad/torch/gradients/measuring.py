@@ -46,7 +46,7 @@ def measure_gradients(
     Returns:
         Unscaled figures, NumPy for gradients on the CPU, else torch tensors on their device.
     """
-    norms, max_abs, nonfinite, zeros, total, elsewhere = read_whole(
+    norms, max_abs, nonfinite, zeros, total, elsewhere, own = read_whole(
         grads, norm_type, spread, present
     )
     if total is None:
@@ -54,9 +54,16 @@ def measure_gradients(
     if scale is not None:
         divisor = scale if isinstance(norms, torch.Tensor) else float(scale)
         norms, max_abs, total = norms / divisor, max_abs / divisor, total / divisor
+        own = own if own is None else unscaled(own, divisor)
     return GradientStats(
-        names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type, elsewhere
+        names, norms, max_abs, nonfinite, zeros, sizes, total, norm_type, elsewhere, own
     )
+
+
+def unscaled(own: Any, divisor: Any) -> Any:
+    """A rank's own norm without the loss scale; the count beside it stays."""
+    xp = namespace(own)
+    return xp.stack([own[0] / divisor, own[1]])
 
 
 def total_of(norms: Any, norm_type: float) -> Any:

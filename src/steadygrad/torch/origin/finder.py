@@ -236,7 +236,7 @@ def _nothing_shown() -> str:
     if several_ranks():
         return (
             "the replay on this rank came out finite; gradients are averaged over ranks, "
-            "so another rank's file has the origin"
+            "so another rank has the origin"
         )
     return (
         "the replay came out finite: either something between backward() and the step changed "

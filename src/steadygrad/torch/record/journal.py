@@ -26,6 +26,7 @@ from steadygrad.torch.distributed.board import (
     is_job,
 )
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
+from steadygrad.torch.distributed.pace import Pace, measure_pace
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.recording import Recorder, facts_of
 from steadygrad.torch.step.clipper import Outcome
@@ -69,6 +70,8 @@ class Journal:
         self._differs = False
         self._unmatched: list[RankRow] = []
         self._before = math.nan
+        self._pace: Pace | None = None
+        self._busy = 0.0
         self.tell: Tell = warn_of_replicas
 
     @property
@@ -144,9 +147,13 @@ class Journal:
         self._deliver(record_of(*facts), outcome.stats, present)
 
     def write_event(self, kind: str, data: dict[str, Any], step: int | None) -> None:
-        """Write something that happened once."""
+        """Write something that happened once; of a job, rank 0 writes it for all."""
         if self._recorder is not None:
             self._recorder.writer.write_event(kind, data, step)
+        elif self._shares and is_job():
+            board = self._open_board()
+            if board is not None and board.rank:
+                board.post(kind, data, step)
 
     def spent(self, seconds: float) -> None:
         """Tell the run file how much time was spent on this optimizer, all in all."""
@@ -171,20 +178,38 @@ class Journal:
         if self._recorder is not None:
             self._recorder.write(record, stats, present)
         if self._shares:
-            self._share(record)
+            self._share(record, stats)
 
-    def _share(self, record: StepRecord) -> None:
-        """Tell rank 0 of a step, where the job has several ranks; waits for nobody."""
+    def _open_board(self) -> Board | None:
         if self._board is None:
             self._board = board_of(str(self._index))
             self._shares = self._board is not None or not is_job()
-        board = self._board
-        if board is None:
+            self._pace = None if self._board is None else measure_pace(self)
+        return self._board
+
+    def _share(self, record: StepRecord, stats: GradientStats) -> None:
+        """Tell rank 0 of a step, where the job has several ranks; waits for nobody."""
+        board = self._open_board()
+        if board is None or self._pace is None:
             return
+        seconds, self._before = record.time - self._before, record.time
+        busy = self._pace.busy()
+        spent, self._busy = busy - self._busy, busy
         if board.wants(record.step):
-            seconds, self._before = record.time - self._before, record.time
-            row = (record.step, record.norm, record.loss, record.nonfinite, seconds)
-            board.tell(RankRow(board.rank, *row))
+            own = (record.norm, record.nonfinite) if stats.own is None else stats.own.tolist()
+            board.tell(
+                RankRow(
+                    board.rank,
+                    record.step,
+                    record.norm,
+                    own[0],
+                    record.loss,
+                    int(own[1]),
+                    seconds,
+                    spent,
+                    record.loss_told,
+                )
+            )
         if board.due(record.step):
             self._exchange(board)
 
@@ -199,6 +224,8 @@ class Journal:
                 for key, column in zip(RankRow._fields, zip(*rows, strict=True), strict=True)
             }
             self.write_event("ranks", {**columns, "optimizer": self._index}, None)
+        for kind, data, step in board.posts():
+            self.write_event(kind, data, step)
         sentence = "" if self._differs else disagreement([*self._unmatched, *rows])
         self._unmatched = rows[-4 * board.ranks :]
         if sentence:

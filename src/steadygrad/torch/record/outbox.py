@@ -35,7 +35,7 @@ class Parcel:
         scalars: names of the record's fields that come from the device, in order.
         stats: figures on the device.
         present: as `Recorder.write` wants it.
-        buffer: where all figures arrive: the scalars, then four rows a tensor each.
+        buffer: where all figures arrive: the scalars, this rank's own two, four rows of tensors.
         arrived: says when; None where they are there already.
     """
 
@@ -53,7 +53,8 @@ class Parcel:
         values: NDArray[np.float64] = self.buffer.numpy()
         count = len(self.scalars)
         fields: dict[str, Any] = dict(zip(self.scalars, values[:count].tolist(), strict=True))
-        rows = values[count:].reshape(len(FIGURES), -1)
+        own = None if self.stats.own is None else values[count : count + 2]
+        rows = values[count + (own is not None) * 2 :].reshape(len(FIGURES), -1)
         norms, max_abs, nonfinite, zeros = rows
         clipped, skipped = fields.pop("clipped", 0.0), fields.pop("skip", 0.0)
         fields["action"] = "skip" if skipped else "clip" if clipped else self.record.action
@@ -65,6 +66,7 @@ class Parcel:
             nonfinite=nonfinite.astype(np.int64),
             zeros=zeros.astype(np.int64),
             total_norm=np.float64(fields["norm"]),
+            own=own,
         )
         return replace(self.record, **fields), stats
 
@@ -95,6 +97,7 @@ class Outbox:
             present: as `Recorder.write` wants it.
         """
         parts = [value.reshape(1) for value in scalars.values()]
+        parts += [] if stats.own is None else [stats.own]
         parts += [getattr(stats, name) for name in FIGURES]
         packed = torch.cat([part.to(torch.float64) for part in parts])
         buffer, arrived = _start_copy(packed)

@@ -1,0 +1,63 @@
+"""Processes that train together, as torch knows them: one run file is written for all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+
+def rank_in_job() -> int | None:
+    """This process's rank among those that train together; None where torch knows of no others.
+
+    Example:
+        >>> rank_in_job() is None
+        True
+    """
+    distributed = _initialized()
+    if distributed is None or distributed.get_world_size() < 2:
+        return None
+    rank: int = distributed.get_rank()
+    return rank
+
+
+def facts_of_job() -> dict[str, Any]:
+    """What the run file says of the job: its number of ranks, and which restart it is."""
+    facts: dict[str, Any] = {}
+    distributed = _initialized()
+    if distributed is not None and distributed.get_world_size() > 1:
+        facts["ranks"] = distributed.get_world_size()
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    if restart.isdigit() and int(restart):
+        facts["restart"] = int(restart)
+    return facts
+
+
+def tell_end(how: str | int) -> None:
+    """On a rank that does not write: tell rank 0 how the script ended here."""
+    if _initialized() is not None:
+        from steadygrad.torch.distributed.board import job_board
+
+        board = job_board()
+        if board is not None:
+            board.post("end", {"exit": how}, None)
+
+
+def ends_told() -> list[str]:
+    """On rank 0: how the script ended on other ranks, as ``rank 1: ValueError``."""
+    if _initialized() is None:
+        return []
+    from steadygrad.torch.distributed.board import job_board
+
+    board = job_board()
+    ends = [] if board is None else [data for kind, data, _ in board.posts() if kind == "end"]
+    return [f"rank {end['rank']}: {end['exit']}" for end in ends]
+
+
+def _initialized() -> ModuleType | None:
+    """torch.distributed where a process group is up; never imports it."""
+    module = sys.modules.get("torch.distributed")
+    if module is None or not module.is_available() or not module.is_initialized():
+        return None
+    return module
