@@ -59,7 +59,7 @@ def last_words(session: EndedRun) -> str:
     return str(printable("\n".join(["steadygrad: " + lines[0], *lines[1:]])))
 
 
-def _of_job(session: Session) -> str:
+def _of_job(session: EndedRun) -> str:
     """The file of a job whose processes the script started; empty where there is none."""
     path = session.plan.out
     recent = os.path.exists(path) and os.path.getmtime(path) >= session.began - 1

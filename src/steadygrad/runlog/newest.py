@@ -15,7 +15,7 @@ _RANK = re.compile(r"-rank\d+$")
 def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
     """Find the run file that was written to last.
 
-    Of processes that each wrote one it is the first's, which has the plain name.
+    Of processes that each wrote one it is the first's: that with the plain name, else rank 0's.
 
     Args:
         folder: where to look; folders inside it are left alone.
@@ -39,8 +39,10 @@ def newest_run(folder: str | os.PathLike[str] = ".") -> Path:
             f"no run file in {Path(folder).absolute()}: type steadygrad run train.py to record "
             "one, or give the path of one"
         )
-    whole = newest.with_stem(_RANK.sub("", newest.stem))
-    return whole if whole.exists() else newest
+    if not _RANK.search(newest.stem):
+        return newest
+    firsts = (newest.with_stem(_RANK.sub(first, newest.stem)) for first in ("", "-rank0"))
+    return next((path for path in firsts if path.exists()), newest)
 
 
 def _written(path: Path) -> float:

@@ -14,6 +14,7 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.internals import scaler
+from steadygrad.torch.record.ranks import finish_ranks
 from steadygrad.torch.step.observing import (
     Steady,
     attach_unheard,
@@ -165,6 +166,12 @@ class Attachments:
     def names(self, parameters: Parameters) -> dict[int, Any]:
         """Describe parameters that no optimizer holds."""
         return self.counted().names(parameters, self._names_taken)
+
+    def deliver(self) -> None:
+        """The script is over: what is still under way of its steps, on a device or a rank."""
+        for optimizer in self:
+            getattr(optimizer, scaler.HANDLE).flush()
+        finish_ranks()
 
     def abandon(self) -> None:
         """In a forked child: let go of what was attached for the parent's run file."""

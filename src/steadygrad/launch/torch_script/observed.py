@@ -20,7 +20,7 @@ from steadygrad.launch.torch_script.readings import Reading
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
 from steadygrad.torch.gradients.batch import Batch
-from steadygrad.torch.gradients.measuring import namespace, total_of
+from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
 from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip
 
@@ -94,6 +94,7 @@ class ObservingClipper(Clipper):
             norms=after.norms / factor,
             max_abs=after.max_abs / factor,
             total_norm=outcome.stats.total_norm,
+            own=None if after.own is None else unscaled(after.own, factor),
         )
         return outcome._replace(stats=stats)
 

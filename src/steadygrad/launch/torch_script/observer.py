@@ -389,6 +389,7 @@ class TorchObserver:
             self._manual.finish()
             for call in self.log.waiting if self.steps else ():
                 self._write_calls([call], self.steps, 0, self._attachments.number_of(call.ids))
+            self._attachments.deliver()
         self.context.overhead += self.overhead
         writer = self.context.writer() if self.steps else None
         if writer is not None:

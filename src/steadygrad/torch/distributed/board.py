@@ -13,8 +13,8 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +67,9 @@ class Board:
         ranks: number of processes.
         name: of the optimizer whose steps are told.
 
+    Attributes:
+        lost: the store did not answer: the process that held it is gone.
+
     Example:
         >>> store = torch.distributed.HashStore()
         >>> first, second = Board(store, 0, 2, "a"), Board(store, 1, 2, "a")
@@ -80,6 +83,7 @@ class Board:
     rank: int
     ranks: int
     name: str
+    lost: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._waiting: dict[int, list[bytes]] = {}
@@ -109,7 +113,7 @@ class Board:
             for segment, rows in self._waiting.items():
                 self.store.append(self._key(segment), b"".join(rows))
         except Exception:  # the process that held it is gone, or it cannot append
-            pass
+            self.lost = True
         self._waiting.clear()
 
     def arrived(self) -> Iterator[RankRow]:
@@ -119,20 +123,21 @@ class Board:
                 key = self._key(segment)
                 data = self.store.get(key) if self.store.check([key]) else b""
             except Exception:
+                self.lost = True
                 return
             begin = self._read.get(segment, 0)
             end = len(data) - len(data) % _ROW.size
             self._read[segment] = end
             yield from (RankRow(*row) for row in _ROW.iter_unpack(data[begin:end]))
 
-    def post(self, kind: str, data: dict[str, Any], step: int | None) -> None:
+    def post(self, kind: str, data: Mapping[str, Any], step: int | None) -> None:
         """Hand an event to rank 0, which writes it; a store that is gone takes it nowhere."""
         line = json.dumps([kind, {**data, "rank": self.rank}, step]) + "\n"
         try:
             self.store.append(self._key("posts"), line.encode())
             self.store.add(self._key("count"), 1)
         except Exception:  # as in `send`
-            pass
+            self.lost = True
 
     def posts(self) -> Iterator[tuple[str, dict[str, Any], int | None]]:
         """Events that other ranks handed over since the last call; waits for nobody."""
@@ -140,11 +145,27 @@ class Board:
             count = self.store.add(self._key("count"), 0)
             data = self.store.get(self._key("posts")) if count > self._posts_read else b""
         except Exception:
+            self.lost = True
             return
         lines = data[self._post_bytes :].split(b"\n")[:-1]
         self._posts_read += len(lines)
         self._post_bytes += sum(len(line) + 1 for line in lines)
         yield from (tuple(json.loads(line)) for line in lines)
+
+    def end(self) -> None:
+        """Say that this rank has sent its last row."""
+        try:
+            self.store.add(self._key("ended"), 1)
+        except Exception:  # as in `send`
+            self.lost = True
+
+    def all_ended(self) -> bool:
+        """Whether all ranks have said so."""
+        try:
+            return int(self.store.add(self._key("ended"), 0)) >= self.ranks
+        except Exception:  # as in `send`
+            self.lost = True
+            return True
 
     def _key(self, part: int | str) -> str:
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

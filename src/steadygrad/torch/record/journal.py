@@ -17,17 +17,10 @@ import torch
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
-from steadygrad.torch.distributed.board import (
-    Board,
-    RankRow,
-    board_of,
-    disagreement,
-    is_first_rank,
-    is_job,
-)
+from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
-from steadygrad.torch.distributed.pace import Pace, measure_pace
 from steadygrad.torch.record.outbox import Outbox
+from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import Recorder, facts_of
 from steadygrad.torch.step.clipper import Outcome
 
@@ -65,13 +58,7 @@ class Journal:
         self._last: StepRecord | None = None
         self._index = index
         self._seconds = 0.0
-        self._board: Board | None = None
-        self._shares = True
-        self._differs = False
-        self._unmatched: list[RankRow] = []
-        self._before = math.nan
-        self._pace: Pace | None = None
-        self._busy = 0.0
+        self._ranks: RankLog | None = None
         self.tell: Tell = warn_of_replicas
 
     @property
@@ -81,9 +68,10 @@ class Journal:
         return self._last
 
     @property
-    def ends_by_itself(self) -> Callable[[], None] | None:
-        """What finishes the run file where nobody calls `close`; None without a run file."""
-        return None if self._recorder is None else self._recorder.close
+    def ends_by_itself(self) -> Callable[[], None]:
+        """What delivers the last steps, and finishes a run file of its own, without `close`."""
+        owned = self._recorder is not None and self._recorder.owned
+        return self._release if owned else self._empty
 
     @property
     def writer(self) -> RunWriter | None:
@@ -150,10 +138,8 @@ class Journal:
         """Write something that happened once; of a job, rank 0 writes it for all."""
         if self._recorder is not None:
             self._recorder.writer.write_event(kind, data, step)
-        elif self._shares and is_job():
-            board = self._open_board()
-            if board is not None and board.rank:
-                board.post(kind, data, step)
+        elif (ranks := self._open_ranks()) is not None:
+            ranks.post(kind, data, step)
 
     def spent(self, seconds: float) -> None:
         """Tell the run file how much time was spent on this optimizer, all in all."""
@@ -161,11 +147,18 @@ class Journal:
             self._recorder.spent(seconds - self._seconds)
             self._seconds = seconds
 
-    def close(self) -> None:
-        """Deliver what is under way, and end."""
+    def _release(self) -> None:
+        self.close(patience=0.0)  # wherever the optimizer was collected: no place to wait
+
+    def close(self, patience: float | None = None) -> None:
+        """Deliver what is under way, and end.
+
+        Args:
+            patience: as `RankLog.finish` has it.
+        """
         self._empty()
-        if self._board is not None:
-            self._exchange(self._board)
+        if self._ranks is not None:
+            self._ranks.finish(patience)
         if self._recorder is not None:
             self._recorder.close()
 
@@ -177,60 +170,19 @@ class Journal:
         self._last = record
         if self._recorder is not None:
             self._recorder.write(record, stats, present)
-        if self._shares:
-            self._share(record, stats)
+        ranks = self._open_ranks()
+        if ranks is not None:
+            ranks.share(record, stats)
 
-    def _open_board(self) -> Board | None:
-        if self._board is None:
-            self._board = board_of(str(self._index))
-            self._shares = self._board is not None or not is_job()
-            self._pace = None if self._board is None else measure_pace(self)
-        return self._board
-
-    def _share(self, record: StepRecord, stats: GradientStats) -> None:
-        """Tell rank 0 of a step, where the job has several ranks; waits for nobody."""
-        board = self._open_board()
-        if board is None or self._pace is None:
-            return
-        seconds, self._before = record.time - self._before, record.time
-        busy = self._pace.busy()
-        spent, self._busy = busy - self._busy, busy
-        if board.wants(record.step):
-            own = (record.norm, record.nonfinite) if stats.own is None else stats.own.tolist()
-            board.tell(
-                RankRow(
-                    board.rank,
-                    record.step,
-                    record.norm,
-                    own[0],
-                    record.loss,
-                    int(own[1]),
-                    seconds,
-                    spent,
-                    record.loss_told,
-                )
-            )
-        if board.due(record.step):
-            self._exchange(board)
-
-    def _exchange(self, board: Board) -> None:
-        board.send()
-        if board.rank:
-            return
-        rows = list(board.arrived())
-        if rows:
-            columns = {
-                key: list(column)
-                for key, column in zip(RankRow._fields, zip(*rows, strict=True), strict=True)
-            }
-            self.write_event("ranks", {**columns, "optimizer": self._index}, None)
-        for kind, data, step in board.posts():
-            self.write_event(kind, data, step)
-        sentence = "" if self._differs else disagreement([*self._unmatched, *rows])
-        self._unmatched = rows[-4 * board.ranks :]
-        if sentence:
-            self._differs = True
-            self.tell(sentence)
+    def _open_ranks(self) -> RankLog | None:
+        """Where the other ranks are told; None in a process that trains alone."""
+        if self._ranks is None:
+            recorder = self._recorder
+            write = None if recorder is None else recorder.writer.write_event
+            self._ranks = rank_log(self._index, write)
+            if self._ranks is not None:
+                self._ranks.tell = self.tell
+        return self._ranks
 
 
 def record_of(

@@ -31,12 +31,16 @@ class Recorder:
     Args:
         run: a path, for a new file that is closed with the recorder, or an open `RunWriter`.
         facts: facts about the run; those that an open writer has already stay as they are.
+
+    Attributes:
+        writer: of the run file.
+        owned: the file is closed with the recorder.
     """
 
     def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
-        self._owned = isinstance(run, (str, os.PathLike))
+        self.owned = isinstance(run, (str, os.PathLike))
         self.writer: Any = open_writer(run, facts) if isinstance(run, (str, os.PathLike)) else run
-        if not self._owned:
+        if not self.owned:
             self._add_facts(facts)
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)
         self._sampler = Sampler(self.writer)
@@ -116,7 +120,7 @@ class Recorder:
     def close(self) -> None:
         """Finish the file, where this opened it."""
         self._sampler.close()
-        if self._owned:
+        if self.owned:
             self.writer.close()
 
 

@@ -75,9 +75,7 @@ class Steady:
         self._engine = Engine(
             optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
         )
-        close = self._engine.journal.ends_by_itself
-        if close is not None:
-            weakref.finalize(self, close)
+        weakref.finalize(self, self._engine.journal.ends_by_itself)
         self._hooks = [
             optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._before))),
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._after))),
