@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import steadygrad.torch as sg
 from steadygrad.errors import ReplicasDifferWarning
+from steadygrad.launch.job import ends_told, tell_end
 from steadygrad.runlog import open_run
 from steadygrad.torch.distributed import exchange
 
@@ -108,7 +109,7 @@ def fsdp2(model):
     return fully_shard(model, mesh=mesh)
 
 
-def origin(rank, wrap, talks=False):
+def origin(rank, wrap, talks=False, run=None):
     """Where each rank finds the NaN that stands in rank 1's part of the batch."""
     model = wrap(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -121,7 +122,7 @@ def origin(rank, wrap, talks=False):
         (model.module if wrap is DistributedDataParallel else model).register_forward_hook(
             lambda *_: dist.all_reduce(torch.ones(1))
         )
-    with warnings.catch_warnings(), sg.attach(optimizer, find_nan=True) as steady:
+    with warnings.catch_warnings(), sg.attach(optimizer, find_nan=True, run=run) as steady:
         warnings.simplefilter("ignore")
         model(inputs).square().mean().backward()
         optimizer.step()
@@ -145,6 +146,11 @@ def unsaid_experts(rank, run):
     return [str(w.message) for w in kinds]
 
 
+def events_of(rank, path, kind):
+    """Of the run file that rank 0 wrote."""
+    return [e.data for e in open_run(path).events if e.kind == kind] if rank == 0 else []
+
+
 def main(rank, path):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {
@@ -156,13 +162,14 @@ def main(rank, path):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
         results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
     results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
-    if rank == 0:
-        events = open_run(path.replace(".json", ".db")).events
-        rows = [event.data for event in events if event.kind == "ranks"]
-        results["rows"] = sorted({r for row in rows for r in row["rank"]})
-    else:
-        results["rows"] = []
-    results["origin ddp"] = origin(rank, DistributedDataParallel)
+    results["rows"] = events_of(rank, path.replace(".json", ".db"), "ranks")
+    found = path.replace(".json", "-nan.db")
+    results["origin ddp"] = origin(rank, DistributedDataParallel, run=found)
+    results["origins"] = events_of(rank, found, "nan_origin")
+    if rank:
+        tell_end("ValueError")
+    dist.barrier()
+    results["ends"] = ends_told()
     results["origin fsdp2"] = origin(rank, fsdp2)
     results["origin talks"] = origin(rank, DistributedDataParallel, talks=True)
     with open(path, "w") as file:

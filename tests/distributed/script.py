@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import torch
 import torch.distributed as dist
@@ -50,9 +52,23 @@ def by_value(model):
     return norm
 
 
+def die_once(x):
+    """In the first attempt, rank 1 is killed in its fourth step."""
+    model = torch.nn.parallel.DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    for step in range(4):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        if step == 3 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.step()
+
+
 def main():
     x = torch.randn(16, 6, generator=torch.Generator().manual_seed(5)) * 3
     mine = x.chunk(RANKS)[RANK]
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        die_once(mine)
     plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
     fsdp1 = FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu"))
     norms = [

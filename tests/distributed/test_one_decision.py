@@ -82,4 +82,7 @@ def test_ranks_that_clip_by_different_norms_are_told_without_a_collective(two_ra
 
 
 def test_rank_0_records_what_every_rank_saw(two_ranks):
-    assert two_ranks["rows"][0] == [0, 1]
+    rows, _ = two_ranks["rows"]
+    steps = sorted(pair for row in rows for pair in zip(row["step"], row["rank"], strict=True))
+    assert steps == [(step, rank) for step in range(3) for rank in (0, 1)]
+    assert two_ranks["ends"][0] == ["rank 1: ValueError"]

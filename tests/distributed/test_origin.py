@@ -9,6 +9,9 @@ def test_the_rank_whose_batch_it_was_names_the_rows(two_ranks):
     phase, rows, why = first
     assert (phase, rows) == ("unknown", [])
     assert "another rank has the origin" in why
+    own, others = two_ranks["origins"][0]
+    assert (own.get("rank"), own["phase"]) == (None, "unknown")
+    assert (others["rank"], others["phase"], others["rows"]) == (1, "input", [2])
 
 
 def test_sharded_weights_are_said_to_be_in_the_way(two_ranks):

@@ -14,13 +14,16 @@ import pytest
 from steadygrad.runlog import open_run
 
 
-def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(tmp_path):
+@pytest.fixture(scope="module")
+def restarted(tmp_path_factory):
+    """`script.py` under torchrun: its true norms, and the run files; rank 1 dies in a first try."""
+    folder = tmp_path_factory.mktemp("job")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    observed = ["-m", "steadygrad", "run", "--out", "run.db"]
+    observed = ["--max-restarts=1", "-m", "steadygrad", "run", "--out", "run.db"]
     script = str(Path(__file__).with_name("script.py"))
     done = subprocess.run(
         [sys.executable, *launcher, *observed, script],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -28,28 +31,39 @@ def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    expected = json.loads(done.stdout.splitlines()[-1])
-    assert [path.name for path in tmp_path.glob("*.db")] == ["run.db"]
-    run = open_run(tmp_path / "run.db")
+    assert sorted(path.name for path in folder.glob("*.db")) == ["run-2.db", "run.db"]
+    return json.loads(done.stdout.splitlines()[-1]), folder
+
+
+def rows_of(run, optimizer):
+    """``(step, rank, own norm)`` of what the ranks told of an optimizer, in order."""
+    events = [e.data for e in run.events if e.kind == "ranks" and e.data["optimizer"] == optimizer]
+    columns = ("step", "rank", "own_norm")
+    return sorted(row for e in events for row in zip(*map(e.get, columns), strict=True))
+
+
+def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(restarted):
+    expected, folder = restarted
+    run = open_run(folder / "run-2.db")
     assert "troubles" not in run.info
-    assert run.info["ranks"] == 2
+    assert (run.info["ranks"], run.info["restart"]) == (2, 1)
     for optimizer, norms in enumerate(expected):
         own = run.steps["optimizer"] == optimizer
         assert run.steps["norm"][own] == pytest.approx(norms, rel=1e-5)
         assert np.all(run.steps["coef"][own] < 0.5)
-        seen = [
-            e.data for e in run.events if e.kind == "ranks" and e.data["optimizer"] == optimizer
-        ]
-        rows = [
-            (step, rank, own, norm)
-            for d in seen
-            for step, rank, own, norm in zip(
-                d["step"], d["rank"], d["own_norm"], d["norm"], strict=True
-            )
-        ]
-        assert sorted(row[:2] for row in rows) == [(s, r) for s in range(3) for r in (0, 1)]
+        rows = rows_of(run, optimizer)
+        assert [row[:2] for row in rows] == [(s, r) for s in range(3) for r in (0, 1)]
         for step in range(3):
             pieces = [row[2] for row in rows if row[0] == step]
             assert max(pieces) <= norms[step] * (1 + 1e-6)  # a piece is no larger than the whole
             if optimizer in (0, 3):  # cut into pieces that share nothing
                 assert np.hypot(*pieces) == pytest.approx(norms[step], rel=1e-5)
+
+
+def test_a_rank_that_dies_leaves_what_it_told_in_a_file_that_opens(restarted):
+    run = open_run(restarted[1] / "run.db")
+    assert "restart" not in run.info
+    assert len(run.steps["step"]) >= 3
+    told = [row[:2] for row in rows_of(run, 0)]
+    assert {(0, 1), (1, 1)} <= set(told)
+    assert max(step for step, rank in told if rank == 1) < 3
