@@ -24,7 +24,7 @@ def restarted(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, *launcher, *observed, script],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         capture_output=True,
         text=True,
         timeout=240,
