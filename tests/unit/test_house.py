@@ -50,6 +50,7 @@ FLOORS = {
     "keras": 2,
     "jax": 2,
     "sinks": 2,
+    "live": 2,
     "launch": 3,
     "report": 2,
     "watch": 3,

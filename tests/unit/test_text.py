@@ -17,7 +17,8 @@ from steadygrad.compare import Grid, Outcome, judge
 from steadygrad.compare import show as comparing
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, interactive
+from steadygrad.live import session as interactive
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.notice import warn
 from steadygrad.text import printable
 

@@ -20,14 +20,15 @@ from steadygrad.errors import UsageError
 from steadygrad.jax.engine import leaf_names
 from steadygrad.jax.transform import ClipState
 from steadygrad.jax.weights import WeightSamples
+from steadygrad.live.handle import Handle
+from steadygrad.live.session import hand_over_late_steps, is_interactive, open_writer
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.interactive import open_writer
 
 Pending = tuple[int, Any]
 
 
-class Recorder:
+class Recorder(Handle):
     """Writes steps from optimizer states into a run file.
 
     Args:
@@ -40,26 +41,33 @@ class Recorder:
         RunFileError: a file stands at the path already.
     """
 
+    how_to_record = "record(run, opt_state, loss) after each update"
+
     def __init__(
         self,
         run: str | os.PathLike[str] | RunWriter,
         params: Any = None,
         info: dict[str, Any] | None = None,
     ) -> None:
-        self.writer = open_writer(run)
+        self._run, self._params, self._facts = run, params, info or {}
+        self._waiting: list[tuple[list[ClipState], Any, Any]] = []
+        self._begin(params)
+        hand_over_late_steps(self, Recorder.hand_over)
+
+    def _begin(self, params: Any) -> None:
+        self.writer = open_writer(self._run)
         self.writer.update_info(
             framework="jax",
             versions=versions_of("jax", "optax", "numpy"),
             device=jax.default_backend(),
             observed_by="record",
-            **(info or {}),
+            **self._facts,
         )
-        self._params = params
         self._ids: dict[int, np.ndarray[Any, Any]] = {}
-        self._waiting: list[tuple[list[ClipState], Any, Any]] = []
         self._weights = WeightSamples(params)
         self._numbers: dict[str, int] = {}
         self._entered: dict[int, int] = {}
+        self._latest: StepRecord | None = None
 
     def record(self, opt_state: Any, loss: Any = None, lr: Any = None, params: Any = None) -> None:
         """Hand over one step.
@@ -91,6 +99,9 @@ class Recorder:
 
     def _write(self, figures: tuple[list[ClipState], Any, Any]) -> None:
         states, (loss, lr), weights = jax.tree.map(np.asarray, figures)
+        if self._is_run_again(states):
+            self.writer.close()
+            self._begin(None)
         fresh = [n for n, s in enumerate(states) if int(s.step) != self._entered.get(n, 0)]
         for number in fresh:  # the others add up micro-batches, or were frozen
             self._entered[number] = int(states[number].step)
@@ -98,13 +109,21 @@ class Recorder:
         if weights is not None and 0 in fresh:
             self._weights.write(self.writer, self._numbers, self._entered[0], weights)
 
+    def _is_run_again(self, states: list[ClipState]) -> bool:
+        """Whether a cell that records into a path has been run again, on a new optimizer state."""
+        if isinstance(self._run, RunWriter) or not is_interactive():
+            return False
+        return any(int(s.step) < self._entered.get(n, 0) for n, s in enumerate(states))
+
     def _write_step(self, number: int, state: ClipState, loss: Any, lr: Any) -> None:
         ids = self._ids_of(number, state)
         shape = state.leaf_norms.shape
         unknown = np.full(shape, np.nan)
         full = state.leaf_max_abs.shape == shape
+        record = _record(number, state, loss, lr)
+        self._latest = record if number == 0 else self._latest
         self.writer.write_step(
-            _record(number, state, loss, lr),
+            record,
             ids,
             state.leaf_norms,
             state.leaf_max_abs if full else unknown,
@@ -120,11 +139,25 @@ class Recorder:
             self._numbers = {**dict(named), **self._numbers}
         return self._ids[number]
 
-    def flush(self) -> None:
-        """Write the step that is still on its way, and wait until the file holds it."""
+    def hand_over(self) -> None:
+        """Write the step that is still on its way."""
         while self._waiting:
             self._write(self._waiting.pop(0))
+
+    def flush(self) -> None:
+        """Write the step that is still on its way, and wait until the file holds it."""
+        self.hand_over()
         self.writer.flush()
+
+    def _recorded_by(self) -> RunWriter:
+        return self.writer
+
+    def _policy(self) -> str:
+        return str(self.writer.info.get("policy", ""))
+
+    def _last(self) -> StepRecord | None:
+        self.hand_over()
+        return self._latest
 
     def close(self) -> None:
         """Write what is left and close the file."""

@@ -14,10 +14,11 @@ from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
+from steadygrad.live.handle import Handle
+from steadygrad.live.session import open_writer
 from steadygrad.policies.choice import Clip, resolve
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.interactive import open_writer
 from steadygrad.stats import GradientStats
 
 CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
@@ -79,7 +80,7 @@ def attach(
     return Steady(inner, outer, model, run)
 
 
-class Steady:
+class Steady(Handle):
     """Handle of an attached Keras optimizer; also a context manager that detaches.
 
     Args:
@@ -87,14 +88,20 @@ class Steady:
         outer: the `LossScaleOptimizer` around it, if any.
         model: the model that trains with it, if known.
         run: where `record` writes.
+
+    Attributes:
+        writer: of the run file; None without one.
     """
+
+    how_to_record = "GradientMonitor(run='run.db') or attach(optimizer, ..., run='run.db')"
 
     def __init__(self, optimizer: Any, outer: Any, model: Any, run: Any) -> None:
         self.optimizer = optimizer
         self._outer = outer
         self._model = model
         self._seen = model
-        self.run: RunWriter | None = None
+        self.writer: RunWriter | None = None
+        self._spec = self.hook.policy.spec()
         self._owned = False
         self._ids: Any = None
         self._sampler: Sampler | None = None
@@ -113,8 +120,23 @@ class Steady:
             RunFileError: a file stands at the path.
         """
         self._owned = not isinstance(run, RunWriter)
-        self.run = open_writer(run)
-        self.run.update_info(**self._facts())
+        self.writer = open_writer(run)
+        self.writer.update_info(**self._facts())
+
+    def flush(self) -> None:
+        """Wait until every recorded step can be read back from the run file."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def _recorded_by(self) -> RunWriter | None:
+        return self.writer
+
+    def _policy(self) -> str:
+        return self._spec
+
+    def _last(self) -> StepRecord | None:
+        hook = classes.hook_of(self.optimizer)
+        return None if hook is None or hook.seen()["step"] == 0 else self.last
 
     def look_at(self, model: Any) -> None:
         """Learn which layers own the weights; `GradientMonitor` calls it in `fit`.
@@ -126,7 +148,7 @@ class Steady:
             model: the one that trains.
         """
         self._seen = model
-        if self.run is not None and self.hook.seen()["step"] == 0:
+        if self.writer is not None and self.hook.seen()["step"] == 0:
             self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 
     @property
@@ -190,7 +212,7 @@ class Steady:
         Raises:
             NonFiniteError: ``on_nonfinite="raise"``, and a step was dropped.
         """
-        if self.run is None or not self.hook.variables:
+        if self.writer is None or not self.hook.variables:
             self.check()
             return False
         last = self.last
@@ -200,9 +222,9 @@ class Steady:
         self._recorded = last.step + 1
         rows = to_numpy(self.hook.tensors).astype(np.float64)
         full = StepRecord(**{**vars(last), "loss": float(loss)})
-        self.run.write_step(full, self._tensor_ids(self.run), *rows)
-        self._sample(self.run, self._recorded)
-        self.run.overhead_seconds += time.perf_counter() - began
+        self.writer.write_step(full, self._tensor_ids(self.writer), *rows)
+        self._sample(self.writer, self._recorded)
+        self.writer.overhead_seconds += time.perf_counter() - began
         self.check()
         return True
 
@@ -240,8 +262,8 @@ class Steady:
             if self._outer is not None:
                 classes.stop_telling(self._outer)
             _retrace(self._model)
-        if self._owned and self.run is not None:
-            self.run.close()
+        if self._owned and self.writer is not None:
+            self.writer.close()
 
     def __enter__(self) -> Steady:
         return self

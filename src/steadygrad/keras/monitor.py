@@ -43,7 +43,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         run: str | os.PathLike[str] | RunWriter | None = None,
     ) -> None:
         super().__init__()
-        if steady is not None and run is not None and steady.run is not None:
+        if steady is not None and run is not None and steady.writer is not None:
             raise UsageError("both attach and GradientMonitor were given a run; give it to attach")
         self.steady = steady
         self._given = run
@@ -108,8 +108,10 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         assert self.steady is not None
-        if self.steady.run is not None:
-            self.steady.run.flush()
+        self.steady.flush()
         if self._attached_here:
             self.steady.detach()
             self._attached_here = False
+
+    def _repr_html_(self) -> str | None:
+        return None if self.steady is None else self.steady.card.as_html()

@@ -73,6 +73,18 @@ class Card:
             )
         return "".join(parts) + "</div>"
 
+    def as_text(self) -> str:
+        """The card where no page is drawn: the same words, without the curve.
+
+        Example:
+            >>> print(Card("Trained", figures=(("steps", "3"), ("norm", "1"))).as_text())
+            Trained
+              steps 3, norm 1
+        """
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures)
+        below = [figures, *self.sentences, *self.code.splitlines()]
+        return str(printable("\n".join([self.title, *(f"  {line}" for line in below if line)])))
+
 
 def as_page(cards: Sequence[Card]) -> str:
     """Cards below each other."""

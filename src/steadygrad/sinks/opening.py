@@ -137,10 +137,10 @@ def record(
         >>> sorted(os.listdir(folder))
         ['run.db', 'steps.csv']
     """
-    from steadygrad.runlog import RunWriter
+    from steadygrad.live.session import open_writer
 
     opened = [open_sink(spec) for spec in specs]  # a typo is told before a file is made
-    writer = RunWriter(path, info=info, force=force)
+    writer = open_writer(path, info, force)
     for sink in opened:
         writer.add_sink(sink)
     return writer

@@ -513,7 +513,11 @@ def rules_calibration_and_report_read_a_run():
             model.compile(optimizer=keras.optimizers.SGD(rate), loss="mse")
             monitor = sg.GradientMonitor(run=path)
             model.fit(x, y, epochs=8, batch_size=8, verbose=0, callbacks=[monitor])
-            monitor.steady.run.close()
+            shown = dict(monitor.steady.card.figures)
+            assert (shown["policy"], shown["steps"]) == ("none", "64"), shown
+            assert monitor._repr_html_() == monitor.steady.card.as_html()
+            assert len(monitor.steady.run) == 64
+            monitor.steady.writer.close()
             found = steadygrad.diagnose(path)
             assert any(f.severity == "error" for f in found) == grave, found
             code = "\n".join(fix for f in found for fix in f.fixes)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steadygrad.live.session import open_writer
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.interactive import open_writer
 from steadygrad.runlog.items import StepItem
 from steadygrad.stats import GradientStats
 from steadygrad.torch.record.sampling import Sampler
@@ -39,7 +39,7 @@ class Recorder:
 
     def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
         self.owned = isinstance(run, (str, os.PathLike))
-        self.writer: Any = open_writer(run, facts) if isinstance(run, (str, os.PathLike)) else run
+        self.writer: Any = open_writer(run, facts)
         if not self.owned:
             self._add_facts(facts)
         self._ids: NDArray[np.int64] = np.zeros(0, np.int64)

@@ -12,18 +12,19 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 
 from steadygrad.errors import AttachError, UsageError
-from steadygrad.notebook.cards import Card
+from steadygrad.live.handle import Handle
 from steadygrad.policies import Policy
 from steadygrad.recovery.batches import RESUME
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
+from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
@@ -38,16 +39,11 @@ from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of
 from steadygrad.torch.step.naming import Names
 
-if TYPE_CHECKING:  # loaded when asked for: an attached training need not pay for them
-    from steadygrad.calibration import Calibration
-    from steadygrad.notebook.page import Page
-    from steadygrad.rules import Findings
-    from steadygrad.runlog import Run
 
 Batch = TypeVar("Batch")
 
 
-class Steady:
+class Steady(Handle):
     """Clipping, guarding and recording attached to one optimizer.
 
     Made by `steadygrad.torch.attach`. A context manager: leaving it detaches.
@@ -55,6 +51,8 @@ class Steady:
     Attributes:
         policy: the clipping policy.
     """
+
+    how_to_record = "attach(optimizer, ..., run='run.db')"
 
     def __init__(
         self,
@@ -138,82 +136,14 @@ class Steady:
         """Wait until every finished step can be read back from the run file."""
         self._engine.journal.flush()
 
-    @property
-    def run(self) -> Run:
-        """The run so far, read back from its file.
+    def _recorded_by(self) -> RunWriter | None:
+        return self._engine.journal.writer
 
-        Raises:
-            UsageError: no run is recorded.
-        """
-        writer = self._engine.journal.writer
-        if writer is None:
-            raise UsageError(
-                "no run is recorded: type attach(optimizer, ..., run='run.db') to read one back"
-            )
-        from steadygrad.runlog import open_run
+    def _policy(self) -> str:
+        return self.policy.spec()
 
-        self.flush()
-        return open_run(writer.path)
-
-    def diagnose(self) -> Findings:
-        """What `steadygrad.diagnose` says of the run so far.
-
-        Raises:
-            UsageError: no run is recorded.
-        """
-        from steadygrad.rules import diagnose
-
-        return diagnose(self.run)
-
-    def calibrate(self) -> Calibration:
-        """What `steadygrad.calibrate` recommends from the run so far.
-
-        Raises:
-            UsageError: no run is recorded.
-            CalibrationError: the run gives no threshold; says why.
-        """
-        from steadygrad.calibration import calibrate
-
-        return calibrate(self.run)
-
-    def report(self, out: str | os.PathLike[str] = "report.html") -> Page:
-        """Write the report of the run so far; a notebook shows it, elsewhere it is a path.
-
-        Args:
-            out: the HTML file; replaced where it exists.
-
-        Returns:
-            The file's path, which a notebook draws as the page.
-
-        Raises:
-            UsageError: no run is recorded, or the folder does not exist.
-        """
-        from steadygrad.notebook.page import Page
-        from steadygrad.report import write_report
-
-        return Page(write_report([self.run], out, force=True))
-
-    def _repr_html_(self) -> str:
-        return self.card.as_html()
-
-    @property
-    def card(self) -> Card:
-        """The handle as a notebook shows it: policy, last step, the norms so far."""
-        record = self._engine.journal.last
-        figures = [("policy", self.policy.spec()), ("steps", str(self.steps))]
-        if record is not None:
-            figures += [("last norm", f"{record.norm:.3g}"), ("action", str(record.action))]
-        recorded = self._engine.journal.writer is not None and self.steps > 0
-        if not recorded:
-            note = "Type attach(..., run='run.db') to see norms, findings and a threshold here."
-            return Card("Attached", "info", tuple(figures), sentences=(note,))
-        run = self.run
-        card, findings = run.card, self.diagnose()
-        level = findings[0].severity if findings else card.level
-        sentences = (f"{findings[0].id}: {findings[0].title}",) if findings else ()
-        threshold = float(run.steps.threshold[-1]) if len(run) else None
-        shown = (*figures, *card.figures[2:])
-        return Card(card.title, level, shown, card.curve, threshold, sentences)
+    def _last(self) -> StepRecord | None:
+        return self._engine.journal.last
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed training needs: tensors, strings and numbers only.

@@ -1,0 +1,164 @@
+"""Run files in a notebook, where the same cell is run again and again.
+
+There ``run="run.db"`` means: this run, the next of its name. The first is ``run.db``, then
+``run-2.db``, ``run-3.db``; which one is said aloud. Elsewhere a file that exists stays an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steadygrad.live.card import LiveCard
+from steadygrad.live.shell import shell_of_a_notebook, shell_of_ipython
+from steadygrad.runlog.writer import RunWriter
+from steadygrad.text import printable
+
+if TYPE_CHECKING:  # a training need not pay for what judges it
+    from steadygrad.report.headline import Verdict
+
+_open: weakref.WeakSet[RunWriter] = weakref.WeakSet()
+"""Writers that cells of this session opened, as long as something holds them."""
+
+_cards: weakref.WeakKeyDictionary[RunWriter, LiveCard] = weakref.WeakKeyDictionary()
+"""The live card of each."""
+
+_late: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""What holds steps back until the next one, and how it is made to hand them over."""
+
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+"""IPython's shells that tell us how their cells begin and end."""
+
+
+def is_interactive() -> bool:
+    """Whether somebody types statements one after another: IPython, Jupyter, Python's prompt."""
+    return shell_of_ipython() is not None or hasattr(sys, "ps1")
+
+
+def is_restart() -> bool:
+    """Whether torchrun started this process again after one of the job had failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def next_free(path: Path) -> Path:
+    """The path itself, or with the lowest number from 2 on that no file has.
+
+    Args:
+        path: what was asked for.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "run.db").touch()
+        >>> next_free(folder / "run.db").name
+        'run-2.db'
+    """
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def open_writer(
+    run: str | os.PathLike[str] | RunWriter,
+    info: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> RunWriter:
+    """The writer for a ``run=`` argument.
+
+    Args:
+        run: a path, or a writer, which is handed back as it is.
+        info: facts about a new run.
+        force: replace an earlier run file.
+
+    Returns:
+        The writer. In an interactive session a file that exists is not touched: the next free
+        name is taken, and printed; after an elastic restart it is taken, too. In a notebook it
+        has a live card.
+
+    Raises:
+        RunFileError: the file exists, and the session is not interactive.
+    """
+    if not isinstance(run, (str, os.PathLike)):
+        follow(run)
+        return run
+    if is_restart():
+        return RunWriter(next_free(Path(run).absolute()), info=info)
+    if not is_interactive():
+        return RunWriter(run, info=info, force=force)
+    asked = Path(run).absolute()
+    path = asked if force else next_free(asked)
+    if path != asked:
+        words = f"steadygrad: {asked.name} exists; this run is recorded in {path.name}"
+        print(printable(words))
+    writer = RunWriter(path, info=info, force=force)
+    follow(writer)
+    return writer
+
+
+def follow(writer: RunWriter) -> None:
+    """In IPython, have cells tell the writer how they end; in a notebook, show a live card.
+
+    Args:
+        writer: of a run that cells of this session write; outside IPython it is left alone.
+    """
+    shell = shell_of_ipython()
+    if shell is None or writer in _open:
+        return
+    _open.add(writer)
+    if shell not in _watched:
+        _watched.add(shell)
+        shell.events.register("pre_run_cell", _note_the_start)
+        shell.events.register("post_run_cell", _note_the_end)
+    notebook = shell_of_a_notebook()
+    if notebook is not None:
+        _cards[writer] = LiveCard(notebook)
+        writer.add_sink(_cards[writer])
+
+
+def hand_over_late_steps(holder: Any, hand_over: Callable[[Any], None]) -> None:
+    """Have a cell's end call ``hand_over(holder)``: what it was given last waits for the next step.
+
+    Args:
+        holder: held weakly.
+        hand_over: a function of the holder that does not hold it.
+    """
+    _late[holder] = hand_over
+
+
+def _note_the_start(info: Any) -> None:
+    for card in list(_cards.values()):
+        card.cell_begins()
+
+
+def _note_the_end(result: Any) -> None:
+    error = getattr(result, "error_in_exec", None)
+    for holder, hand_over in list(_late.items()):
+        with contextlib.suppress(Exception):  # told where the holder is used next
+            hand_over(holder)
+    for writer in list(_open):
+        if error is not None and writer.recording:
+            writer.update_info(exit=type(error).__name__)
+        writer.flush(timeout=1.0)
+        card = _cards.get(writer)
+        if card is not None:
+            judge = partial(_judged, writer.path)
+            card.cell_ends("" if error is None else type(error).__name__, judge)
+
+
+def _judged(path: Path) -> Verdict:
+    from steadygrad.report.headline import verdict
+    from steadygrad.rules import diagnose
+    from steadygrad.runlog import open_run
+    from steadygrad.runlog.thinning import thinned
+
+    run = thinned(open_run(path))
+    return verdict(run, diagnose(run))
