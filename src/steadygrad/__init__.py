@@ -28,6 +28,7 @@ _HOME = {
     "calibrate": "steadygrad.calibration",
     "Calibration": "steadygrad.calibration",
     "GradientStats": "steadygrad.stats",
+    "load_ipython_extension": "steadygrad.launch.cell",
 }
 
 __all__ = [

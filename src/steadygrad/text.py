@@ -35,6 +35,16 @@ def printable(value: Any) -> Any:
     return [printable(item) for item in value] if isinstance(value, list) else value
 
 
+def place(file: str, line: object) -> str:
+    """A line of a program, as editors read it, or as a notebook counts it.
+
+    Example:
+        >>> place("train.py", 3), place("Cell In[2]", 3)
+        ('train.py:3', 'Cell In[2], line 3')
+    """
+    return f"{file}, line {line}" if file.startswith("Cell In[") else f"{file}:{line}"
+
+
 def percent(share: float) -> str:
     """A share as text, with as many digits as help.
 

@@ -49,7 +49,7 @@ def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | N
 
 
 def typed(spec: str, info: Mapping[str, Any]) -> str:
-    """A spec as the one who recorded this run can give it: as an option, or as an argument.
+    """A spec as the one who recorded this run can give it: as an option, a magic, an argument.
 
     Args:
         spec: a clip spec.
@@ -62,8 +62,9 @@ def typed(spec: str, info: Mapping[str, Any]) -> str:
         >>> typed("auto", {"observed_by": "run"}), typed("auto", {"observed_by": "attach"})
         ('--clip auto', 'clip="auto"')
     """
-    in_code = str(info.get("observed_by") or "run") != "run"
-    return f'clip="{spec}"' if in_code else f"--clip {spec}"
+    observed_by = str(info.get("observed_by") or "run")
+    ways = {"run": f"--clip {spec}", "cell": f"%%steadygrad --clip {spec}"}
+    return ways.get(observed_by, f'clip="{spec}"')
 
 
 def label(c: Calibration) -> tuple[str, str]:

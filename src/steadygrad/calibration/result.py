@@ -111,7 +111,7 @@ class Calibration:
             ("steps", f"{self.steps}"),
         )
         level = "ok" if self.stationary else "warning"
-        title = f"Threshold {self.threshold:.3g}: --clip {self.spec}"
+        title = f"Threshold {self.threshold:.3g} ({self.spec})"
         return Card(title, level, figures, sentences=self.advice)
 
     def to_dict(self) -> dict[str, Any]:

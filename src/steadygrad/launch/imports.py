@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from steadygrad.launch.undoing import note
 
 Callback = Callable[[ModuleType], None]
 
@@ -63,7 +66,13 @@ def watch(callbacks: dict[str, Callback]) -> Watcher:
         else:
             watcher.callbacks[name] = callback
     sys.meta_path.insert(0, watcher)
+    note(partial(_unwatch, watcher))
     return watcher
+
+
+def _unwatch(watcher: Watcher) -> None:
+    if watcher in sys.meta_path:
+        sys.meta_path.remove(watcher)
 
 
 def _find(

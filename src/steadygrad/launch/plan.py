@@ -26,6 +26,7 @@ class Plan:
         force: replace a run file that exists.
         speaks: this process prints the last words (rank 0).
         process: name of a child process; empty for the one that was started.
+        cell: a notebook's cell, as in ``Cell In[3]``, that is observed; empty for a script.
     """
 
     target: str
@@ -43,10 +44,13 @@ class Plan:
     force: bool = False
     speaks: bool = True
     process: str = ""
+    cell: str = ""
 
     @property
     def command(self) -> list[str]:
         """The script's own command line."""
+        if self.cell:
+            return ["%%steadygrad"]
         start = ["python", "-m", self.target] if self.as_module else ["python", self.target]
         return [*start, *self.arguments]
 

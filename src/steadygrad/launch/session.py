@@ -67,6 +67,14 @@ class Session:
         """Set the hooks, before the script's first line."""
         if self.plan.seed is not None:
             sow(self.plan.seed)
+        self._watch_frameworks()
+        watch({"multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan)})
+        atexit.register(self.finish)
+        self._follow_os_exit()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    def _watch_frameworks(self) -> None:
         jax_script = JaxScript(self)
         watch(
             {
@@ -76,13 +84,8 @@ class Session:
                 "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
                 "jax": self._guarded("jax", lambda _, module: jax_script.jax_imported(module)),
                 "optax": jax_script.optax_imported,
-                "multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan),
             }
         )
-        atexit.register(self.finish)
-        self._follow_os_exit()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
 
     def _follow_os_exit(self) -> None:
         """Close the run file before `os._exit`, by which forked workers of multiprocessing end."""
@@ -241,10 +244,8 @@ class Session:
 
     def _close(self, writer: RunWriter) -> None:
         self.overhead += writer.overhead_seconds
-        from steadygrad.launch.in_the_source import places  # the script is over: time to load it
-
         writer.update_info(
-            lint=places(self.plan),
+            lint=self._places(),
             exit=self.exit,
             ended=time.time(),
             wall_seconds=self.seconds,
@@ -253,6 +254,12 @@ class Session:
             **({"troubles": self.troubles} if self.troubles else {}),
         )
         writer.close()
+
+    def _places(self) -> list[dict[str, str | int]]:
+        """Mistakes that can be read off the source."""
+        from steadygrad.launch.in_the_source import places  # the script is over: time to load it
+
+        return places(self.plan)
 
     def _speak(self) -> None:
         from steadygrad.launch.verdict import last_words

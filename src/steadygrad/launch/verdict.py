@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from steadygrad import extensions
 from steadygrad.errors import CalibrationError, SteadyGradError
 from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.thinning import thinned
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
@@ -42,16 +43,16 @@ def last_words(session: EndedRun) -> str:
     path = path if os.path.exists(path) else _of_job(session)
     if path or others:
         whole = _open(path or others[0])
-        run = _thinned(whole)
+        run = thinned(whole)
         lines = _explained(run, session)
-        lines += _wrapped(_of_thinning(run, whole), "  ", "    ")
+        lines += _wrapped(of_thinning(run, whole), "  ", "    ")
         if others:
             lines += _wrapped(_of_others(path, others), "  ", "    ")
-        lines.append(_own_cost(run))
+        lines.append(f"  {own_cost(run, session)}")
         slow = extensions.advice(str(run.info.get("kernel", "")))
         lines += _wrapped(slow, "  ", "    ") if slow else []
     else:
-        lines = _wrapped(_nothing_seen(session), "", "  ")
+        lines = _wrapped(nothing_seen(session), "", "  ")
     for what in session.troubles:
         lines += _wrapped(f"Mind: {what}", "  ", "    ")
     if path or others:
@@ -66,13 +67,8 @@ def _of_job(session: EndedRun) -> str:
     return path if recent else ""
 
 
-def _thinned(run: Run) -> Run:
-    from steadygrad.runlog.thinning import thinned
-
-    return thinned(run)
-
-
-def _of_thinning(run: Run, whole: Run) -> str:
+def of_thinning(run: Run, whole: Run) -> str:
+    """What was read of a long run, as a sentence; empty where that is everything."""
     if run is whole:
         return ""
     return (
@@ -103,7 +99,7 @@ def _explained(run: Run, session: EndedRun) -> list[str]:
         lines += _finding(finding, told.sentence)
     if len(findings) > MOST_FINDINGS:
         lines.append(f"  and {len(findings) - MOST_FINDINGS} more findings, in the report")
-    return lines + _threshold(run, session)
+    return lines + threshold(run, session)
 
 
 def _finding(finding: Finding, said: str) -> list[str]:
@@ -117,8 +113,8 @@ def _finding(finding: Finding, said: str) -> list[str]:
     return lines
 
 
-def _threshold(run: Run, session: EndedRun) -> list[str]:
-    """A threshold for each optimizer, from its steps alone."""
+def threshold(run: Run, session: EndedRun) -> list[str]:
+    """A threshold for each optimizer, from its steps alone, as lines."""
     from steadygrad.report.optimizers import name_of, rows_of_each
 
     numbers = list(rows_of_each(run))
@@ -135,7 +131,7 @@ def _threshold(run: Run, session: EndedRun) -> list[str]:
             lines.append(f"  and {len(numbers) - MOST_OPTIMIZERS} more optimizers, in the report")
         if specs and (len(specs) < len(numbers) or len(set(specs)) > 1):
             specs = ["auto"]  # --clip is for all: what follows each one's own norms
-    if specs and session.plan.clip is None:
+    if specs and session.plan.clip is None and not session.plan.cell:
         lines.append(f"    try: {_again(session, specs[0])}")
     return lines
 
@@ -154,17 +150,24 @@ def _recommended(run: Run, number: int, whose: str) -> tuple[list[str], Calibrat
     return _wrapped(f"{whose}{what}: {value}. {found.advice[0]}", "  ", "    "), found
 
 
+def _kind(session: EndedRun) -> str:
+    return "cell" if session.plan.cell else "script"
+
+
 def _again(session: EndedRun, spec: str) -> str:
     plan = session.plan
     words = ["steadygrad", "run", "--clip", spec, *(["-m"] if plan.as_module else []), plan.target]
     return " ".join(map(shlex.quote, [*words, *plan.shown_arguments]))
 
 
-def _own_cost(run: Run) -> str:
+def own_cost(run: Run, session: EndedRun) -> str:
+    """What observing has cost, as a sentence."""
     overhead = float(run.info.get("overhead_seconds", 0.0))
     own = float(run.info.get("wall_seconds", 0.0)) - overhead
+    if session.plan.cell:  # short ones are not: what is loaded once would be their greatest part
+        return f"Observing took {overhead:.1f} s beside the cell's own {own:.1f} s."
     share = 100 * overhead / max(own, 1e-9)
-    return f"  Observing cost {share:.1f} % of the script's {own:.1f} s."
+    return f"Observing cost {share:.1f} % of the script's {own:.1f} s."
 
 
 def _of_others(path: str, others: list[str]) -> str:
@@ -173,7 +176,8 @@ def _of_others(path: str, others: list[str]) -> str:
     return f"The steps were taken by processes that the script started: {_few(others)}."
 
 
-def _nothing_seen(session: EndedRun) -> str:
+def nothing_seen(session: EndedRun) -> str:
+    """Why no step was recorded."""
     if session.path:
         steps = sum(observer.steps for observer in session.observers)
         return f"{steps} steps seen, but not recorded: {session.path} could not be written."
@@ -189,6 +193,11 @@ def _nothing_seen(session: EndedRun) -> str:
             "tf.compat.v1 optimizer after them. Updates by hand (assign_sub) cannot be seen, and "
             "clip as the script has it; apply them by keras.optimizers.SGD(rate).apply_gradients"
         )
+    elif session.plan.cell and "jax" in session.frameworks:
+        reason = (
+            "no optimizer stepped that can be seen. One of optax is seen where the observed cell "
+            "makes it: optax.adam(...), its init and the loop belong into one cell"
+        )
     elif "jax" in session.frameworks and "tensorflow" not in session.frameworks:
         reason = (
             "no optimizer of optax was called, and a JAX loop that updates its weights by itself "
@@ -202,7 +211,7 @@ def _nothing_seen(session: EndedRun) -> str:
             "started by subprocess, cannot be seen; start those by steadygrad run themselves."
         )
     else:
-        reason = "the script imported neither torch, nor tensorflow, nor keras, nor jax."
+        reason = f"the {_kind(session)} imported neither torch, nor tensorflow, nor keras, nor jax."
     clip = session.plan.clip
     unclipped = "" if clip is None else f"--clip {clip} has clipped nothing, and "
     return f"0 steps seen, so {unclipped}nothing can be said of this run: {reason}"

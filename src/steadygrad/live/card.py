@@ -74,12 +74,12 @@ class LiveCard:
             self._display, self._in_cell = "", True
             self._drawn = self._figures.steps
 
-    def cell_ends(self, error: str, judge: Callable[[], Verdict]) -> None:
+    def cell_ends(self, error: str, judge: Callable[[], Verdict] | None = None) -> None:
         """A last drawing, where there is one of this cell already.
 
         Args:
             error: name of the exception that ended the cell; empty for none.
-            judge: gives the verdict on the run so far.
+            judge: gives the verdict on the run so far; None where it is said elsewhere.
         """
         with self._lock:
             self._in_cell = False

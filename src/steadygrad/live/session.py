@@ -124,6 +124,19 @@ def follow(writer: RunWriter) -> None:
         writer.add_sink(_cards[writer])
 
 
+def close_card(writer: RunWriter, error: str) -> None:
+    """Draw a run's live card a last time, for a caller that says the verdict itself.
+
+    Args:
+        writer: of the run.
+        error: name of the exception that ended it; empty for none.
+    """
+    writer.flush(timeout=1.0)
+    card = _cards.pop(writer, None)
+    if card is not None:
+        card.cell_ends(error)
+
+
 def hand_over_late_steps(holder: Any, hand_over: Callable[[Any], None]) -> None:
     """Have a cell's end call ``hand_over(holder)``: what it was given last waits for the next step.
 

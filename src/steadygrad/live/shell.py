@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
+
+_NUMBERED = re.compile(r"<ipython-input-(\d+)-")
+"""How IPython 7 names the code of a cell."""
 
 
 class Events(Protocol):
@@ -44,3 +48,24 @@ def shell_of_a_notebook() -> Shell | None:
     """The shell of a kernel, whose outputs may be replaced; None in a terminal."""
     shell = shell_of_ipython()
     return shell if getattr(shell, "kernel", None) is not None else None
+
+
+def name_of_source(file: str) -> str:
+    """What a user calls the file that code was compiled from.
+
+    Args:
+        file: as a code object has it; for a notebook's cell that is a temporary path.
+
+    Returns:
+        ``Cell In[3]`` for a cell, else the file.
+
+    Example:
+        >>> name_of_source("train.py")
+        'train.py'
+    """
+    shell = shell_of_ipython()
+    name = getattr(getattr(shell, "compile", None), "format_code_name", lambda file: None)(file)
+    if name is not None:
+        return " ".join(name)
+    numbered = _NUMBERED.match(file)
+    return file if numbered is None else f"Cell In[{numbered[1]}]"

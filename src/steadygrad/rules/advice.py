@@ -43,7 +43,8 @@ def clip_code(view: View, spec: str) -> str:
     Returns:
         The snippet, import included.
     """
-    return code(
+    in_cell = view.run.info.get("observed_by") == "cell"
+    return (f"# %%steadygrad --clip {spec}   does it for this cell; in code:\n" * in_cell) + code(
         view,
         torch=_PREFIX["torch"] + f'sg.attach(optimizer, clip="{spec}", model=model)',
         keras=_PREFIX["keras"] + f'sg.attach(optimizer, clip="{spec}")  # before model.fit',

@@ -82,7 +82,8 @@ class Finding:
     def card(self) -> Card:
         """The finding as a notebook shows it: its sentence, its evidence, its first fix."""
         causes = (f"Likely cause: {self.causes[0]}.",) if self.causes else ()
-        sentences = (*self.evidence, *causes, f"Confidence {self.confidence:.0%}. {self.explain}")
+        more = f"Confidence {self.confidence:.0%}. More: !{self.explain}"
+        sentences = (*self.evidence, *causes, more)
         code = self.fixes[0] if self.fixes else ""
         title = f"{self.id} {self.severity}: {self.title}"
         return Card(title, self.severity, sentences=sentences, code=code)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from steadygrad.text import place
+
 EVENT = "nan_origin"
 """Kind of the event that holds an origin."""
 
@@ -136,7 +138,7 @@ class Origin:
     @property
     def place(self) -> str:
         """File and line, as editors read them; empty where unknown."""
-        return f"{_shown(self.file)}:{self.line}" if self.line else ""
+        return place(_shown(self.file), self.line) if self.line else ""
 
     def sentences(self) -> list[str]:
         """What was found, the answer first."""

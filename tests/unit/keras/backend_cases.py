@@ -531,6 +531,34 @@ def rules_calibration_and_report_read_a_run():
 
 
 @case()
+def an_observed_cell_leaves_keras_as_it_was():
+    from steadygrad.keras.internals import base_optimizer
+    from steadygrad.launch.cell import CellSession
+    from steadygrad.launch.plan import Plan
+
+    def parts():
+        return base_optimizer().apply, keras.Model.make_train_function, type(model.optimizer)
+
+    x, y = data()
+    model = model_of(keras.optimizers.SGD(0.01))
+    model.fit(x, y, batch_size=8, verbose=0)  # compiled before anybody looks
+    before = parts()
+    with tempfile.TemporaryDirectory() as folder:
+        for clip in (None, "norm:0.01"):
+            plan = Plan("x", cell="Cell In[1]", out=f"{folder}/{clip}.db", clip=clip)
+            session = CellSession(plan, "")
+            session.start()
+            model.fit(x, y, batch_size=8, verbose=0)
+            session.finish()
+            model.fit(x, y, batch_size=8, verbose=0)
+            run = steadygrad.open_run(session.path)
+            assert session.troubles == [], session.troubles
+            assert len(run) == 4
+            assert (run.steps.coef < 1).tolist() == [clip is not None] * 4
+            assert parts() == before
+
+
+@case()
 def weights_files_hold_the_policy_too():
     x, y = data()
     kept = []

@@ -6,6 +6,8 @@ import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from steadygrad.launch.undoing import replace
+
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.jax_script.losses import Losses
@@ -29,8 +31,8 @@ class JaxScript:
 
         self._losses = Losses()
         hearing = self._losses.watch(jax.value_and_grad)
-        jax.grad = self._losses.watch_grad(jax.grad, hearing)  # type: ignore[attr-defined]
-        jax.value_and_grad = hearing  # type: ignore[attr-defined]
+        replace(jax, "grad", self._losses.watch_grad(jax.grad, hearing))
+        replace(jax, "value_and_grad", hearing)
 
     def optax_imported(self, optax: ModuleType) -> None:
         """Observe every transformation that is made from now on."""
@@ -73,7 +75,7 @@ def _patch_new(optax: ModuleType, observer: JaxObserver) -> None:
 
         return original(cls, starting, observed)
 
-    base.__new__ = new
+    replace(base, "__new__", new)
 
 
 def _patch_multi_steps(kind: Any, observer: JaxObserver) -> None:
@@ -89,4 +91,4 @@ def _patch_multi_steps(kind: Any, observer: JaxObserver) -> None:
         finally:
             observer.closing(before)
 
-    kind.update = update
+    replace(kind, "update", update)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from steadygrad.keras.internals import base_optimizer, jax_trainer
 from steadygrad.launch.keras_script.observer import KerasObserver
 from steadygrad.launch.keras_script.takeover import Takeover
+from steadygrad.launch.undoing import note, replace
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -33,17 +34,19 @@ def install(session: RunContext, keras: ModuleType, tensorflow: Patches) -> Kera
     observer = KerasObserver(
         session, keras, tensorflow.observer if backend == "tensorflow" else None
     )
+    note(observer.release)
     base = base_optimizer()
     takeover = None
     if session.plan.clip is not None:
         takeover = Takeover(session, observer, session.plan.clip)
         observer.clips = takeover.clips
+        note(takeover.leave)
     _patch_apply(base, observer, takeover)
     _patch_scaler(keras.optimizers.LossScaleOptimizer, observer, takeover)
     if backend != "jax":  # there it is a tracer of another trace
         for kind in (base, keras.optimizers.LossScaleOptimizer):
             _patch_scale_loss(kind, observer)
-    _patch_make_train_function(keras.Model, observer)
+    _patch_make_train_function(keras.Model, observer, takeover)
     many = getattr(keras.optimizers, "MultiOptimizer", None)
     if many is not None:
         _patch_apply_of_many(many, observer)
@@ -67,7 +70,7 @@ def _patch_apply(base: Any, observer: KerasObserver, takeover: Takeover | None) 
         with observer.at_work():
             return original(self, grads, trainable_variables)
 
-    base.apply = apply
+    replace(base, "apply", apply)
 
 
 def _patch_scaler(kind: Any, observer: KerasObserver, takeover: Takeover | None) -> None:
@@ -82,7 +85,7 @@ def _patch_scaler(kind: Any, observer: KerasObserver, takeover: Takeover | None)
         with observer.scaling(self, grads):
             return original(self, grads, trainable_variables)
 
-    kind.apply = apply
+    replace(kind, "apply", apply)
 
 
 def _patch_apply_of_many(kind: Any, observer: KerasObserver) -> None:
@@ -100,19 +103,24 @@ def _patch_apply_of_many(kind: Any, observer: KerasObserver) -> None:
         with observer.sharing():
             return original(self, grads, trainable_variables)
 
-    kind.apply = apply
+    replace(kind, "apply", apply)
 
 
-def _patch_make_train_function(kind: Any, observer: KerasObserver) -> None:
+def _patch_make_train_function(
+    kind: Any, observer: KerasObserver, takeover: Takeover | None
+) -> None:
     original = kind.make_train_function
 
     @functools.wraps(original)
     def make_train_function(self: Any, force: bool = False) -> Any:
-        made = original(self, force)
+        afresh = observer.is_compiled_without_us(self)
+        if afresh and takeover is not None and self.optimizer is not None:
+            takeover.clip(self.optimizer)  # one that is built already, before anything is traced
+        made = original(self, force or afresh)
         observer.guarded("weights are not sampled", observer.watch_weights, self)
         return made
 
-    kind.make_train_function = make_train_function
+    replace(kind, "make_train_function", make_train_function)
 
 
 def _patch_scale_loss(kind: Any, observer: KerasObserver) -> None:
@@ -124,7 +132,7 @@ def _patch_scale_loss(kind: Any, observer: KerasObserver) -> None:
         observer.scaled(scaled, loss)
         return scaled
 
-    kind.scale_loss = scale_loss
+    replace(kind, "scale_loss", scale_loss)
 
 
 def _patch_build(kind: Any, takeover: Takeover) -> None:
@@ -135,7 +143,7 @@ def _patch_build(kind: Any, takeover: Takeover) -> None:
         with takeover.building(self):
             return original(self, variables)
 
-    kind.build = build
+    replace(kind, "build", build)
 
 
 def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
@@ -158,4 +166,4 @@ def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
 
         return noting
 
-    jax.value_and_grad = value_and_grad
+    replace(jax, "value_and_grad", value_and_grad)

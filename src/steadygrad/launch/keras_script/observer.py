@@ -148,6 +148,15 @@ class KerasObserver:
             watch = self._watches[model] = WeightWatch(self, model)
         model.train_function = watch.around(model.train_function)
 
+    def is_compiled_without_us(self, model: Any) -> bool:
+        """Whether a model of an earlier cell may have a training step that tells nothing."""
+        return bool(self._session.plan.cell) and model not in self._watches
+
+    def release(self) -> None:
+        """Have the models that trained make training steps without us."""
+        for model in list(self._watches):
+            model.train_function = None
+
     # -- losses --------------------------------------------------------------------------------
 
     def scaled(self, scaled: Any, loss: Any) -> None:

@@ -37,6 +37,9 @@ class Takeover:
     def __init__(self, session: RunContext, observer: KerasObserver, clip: str) -> None:
         self._session, self._observer, self._clip = session, observer, clip
         self._done: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._taken: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._told: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._own: list[tuple[Any, str, float]] = []
         self._inside = 0
 
     @contextlib.contextmanager
@@ -58,6 +61,9 @@ class Takeover:
             return self._take_over(optimizer)
         except Exception as error:
             self._session.trouble("a Keras optimizer is not clipped", error)
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            if inner in self._taken and classes.hook_of(inner) is not None:
+                classes.remove(inner)  # half of a hook would end the training
             return False
 
     def clips(self, optimizer: Any) -> bool:
@@ -114,16 +120,29 @@ class Takeover:
         hook.incoming = functools.partial(self.unclipped, inner)
         for one in (inner, *family):
             self._replace_own_clipping(one)
+        self._taken.add(inner)
         classes.install(inner, hook, unseen=True)
         if outer is not None:
             classes.tell(outer)
+            self._told.add(outer)
         return inner is optimizer
+
+    def leave(self) -> None:
+        """Make the optimizers plain ones again, which clip by themselves as they did."""
+        for optimizer in list(self._taken):
+            if classes.hook_of(optimizer) is not None:
+                classes.remove(optimizer)
+        for outer in list(self._told):
+            classes.stop_telling(outer)
+        for optimizer, name, value in self._own:
+            setattr(optimizer, name, value)
 
     def _replace_own_clipping(self, optimizer: Any) -> None:
         for name in SPECS:
             value = getattr(optimizer, name, None)
             if value:
                 setattr(optimizer, name, None)
+                self._own.append((optimizer, name, value))
                 self._session.mention(
                     f"{type(optimizer).__name__}'s own {name}={value} was replaced by --clip"
                 )

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from steadygrad.invisible import invisible
+from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -122,9 +123,9 @@ def install(patches: Patches, tensorflow: ModuleType) -> None:
         original = getattr(tensorflow, name)
         _replace_everywhere(name, original, _watch_clip(name, original, patches))
     tape = tensorflow.GradientTape
-    tape.gradient = _watch_gradient(tape.gradient, patches)
+    replace(tape, "gradient", _watch_gradient(tape.gradient, patches))
     first = tensorflow.compat.v1.train.Optimizer
-    first.compute_gradients = _watch_gradient(first.compute_gradients, patches)
+    replace(first, "compute_gradients", _watch_gradient(first.compute_gradients, patches))
     patch_apply_gradients(first, patches)
 
 
@@ -154,7 +155,7 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: Patches) -> None:
         with patches.stepping(self, pairs):
             return original(self, pairs, *args, **kwargs)
 
-    kind.apply_gradients = apply_gradients
+    replace(kind, "apply_gradients", apply_gradients)
 
 
 def _watch_gradient(original: Function, patches: Patches) -> Function:
@@ -183,7 +184,7 @@ def _watch_clip(name: str, original: Function, patches: Patches) -> Function:
 def _replace_everywhere(name: str, original: Function, wrapped: Function) -> None:
     for where, module in list(sys.modules.items()):
         if where.split(".")[0] == "tensorflow" and vars(module).get(name) is original:
-            setattr(module, name, wrapped)
+            replace(module, name, wrapped)
 
 
 def _call_of(

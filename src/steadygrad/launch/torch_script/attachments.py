@@ -174,7 +174,7 @@ class Attachments:
         finish_ranks()
 
     def abandon(self) -> None:
-        """In a forked child: let go of what was attached for the parent's run file."""
+        """Let go of what was attached for a run file that is another process's, or closed next."""
         for optimizer in self:
             getattr(optimizer, scaler.HANDLE).detach()
 

@@ -24,6 +24,7 @@ from steadygrad.launch.torch_script.clipcall import (
     Replacement,
     inside_another,
 )
+from steadygrad.launch.undoing import note
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Visit
@@ -88,6 +89,17 @@ class Patches:
         """The script is over."""
         if self._observer is not None and self._pid == os.getpid():
             self._observer.finish()
+
+    def release(self) -> None:
+        """Leave torch, and the optimizers attached to, as they were."""
+        from steadygrad.torch.origin.patches import forget
+
+        if self._observer is not None:
+            self._observer.abandon()
+        self._failed = True  # a call under way in another thread makes no new one
+        self._observer = None
+        forget(self)
+        self.set.release(self)
 
     @property
     def steps(self) -> int:
@@ -295,5 +307,6 @@ def install(session: RunContext) -> Patches:
         # from before the model is made: the first step may be the one that breaks
         listen(patches).armed = True
     patches.set.hold(patches)
+    note(patches.release)
     watch({"timm.utils.agc": patches.see_agc})
     return patches

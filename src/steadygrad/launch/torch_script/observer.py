@@ -380,7 +380,10 @@ class TorchObserver:
         return self._manual.steps + self._steps
 
     def abandon(self) -> None:
-        """In a forked child: let go of what was attached for the parent's run file."""
+        """Let go of what was attached for a run file that is another process's, or closed next."""
+        if self._finder is not None:
+            self._finder.end()
+            self._finder = None
         self._attachments.abandon()
 
     def finish(self) -> None:

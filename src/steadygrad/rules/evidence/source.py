@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from steadygrad import text
 from steadygrad.rules.finding import Finding
 from steadygrad.runlog import Run
 
@@ -25,7 +26,7 @@ def with_places(findings: list[Finding], run: Run) -> list[Finding]:
     places: dict[str, list[str]] = {}
     for place in noted if isinstance(noted, list) else []:
         if isinstance(place, dict):
-            where = f"{place.get('path')}:{place.get('line')}"
+            where = text.place(str(place.get("path")), place.get("line"))
             places.setdefault(str(place.get("id")), []).append(where)
     return [_confirmed(finding, places.get(finding.id, [])) for finding in findings]
 

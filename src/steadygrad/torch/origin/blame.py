@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from steadygrad.live.shell import name_of_source
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.torch.origin.entries import Entry, Held, parts_of
 from steadygrad.torch.origin.places import Place, line_of
@@ -145,7 +146,7 @@ def located(place: Place | None) -> tuple[str, int, str]:
     if place is None:
         return "", 0, ""
     file, line = line_of(place)
-    return file, line, linecache.getline(file, line).strip()
+    return name_of_source(file), line, linecache.getline(file, line).strip()
 
 
 def _then(story: Story, origin: Note) -> str:

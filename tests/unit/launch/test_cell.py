@@ -1,0 +1,125 @@
+"""An observed cell: its steps are recorded, and afterwards libraries are as they were."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import torch
+
+import steadygrad
+from steadygrad.launch import undoing
+from steadygrad.launch.cell import CellSession
+from steadygrad.launch.plan import Plan
+from steadygrad.runlog import Run
+
+CELL = "Cell In[3]"
+
+
+def observed(train: Any, folder: Path, text: str = "", **asked: Any) -> tuple[CellSession, Run]:
+    plan = Plan("", cell=CELL, out=str(folder / "run.db"), **asked)
+    session = CellSession(plan, text)
+    session.start()
+    try:
+        train()
+    finally:
+        session.finish()
+    return session, steadygrad.open_run(session.path)
+
+
+def parts() -> tuple[Any, ...]:
+    return (
+        torch.autograd.backward.__code__,
+        torch.nn.utils.clip_grad_norm_.__code__,
+        torch.nn.Module.__call__,
+        torch.Tensor.backward,
+        jax.grad,
+        jax.value_and_grad,
+        vars(optax.GradientTransformation)["__new__"],
+        list(sys.meta_path),
+    )
+
+
+@pytest.mark.parametrize("clip", [None, "norm:0.001"])
+def test_torch(tmp_path: Path, clip: str | None) -> None:
+    before = parts()
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)  # made in a cell before
+
+    def train() -> None:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).pow(2).mean().backward()
+            optimizer.step()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    session, run = observed(train, tmp_path, clip=clip, find_nan=True)
+    train()  # the next cell
+    assert session.troubles == []
+    assert len(run) == len(steadygrad.open_run(session.path)) == 5
+    assert (run.steps.coef < 1).tolist() == [clip is not None] * 5
+    assert run.info["script"] == CELL
+    assert parts() == before
+    assert not optimizer._optimizer_step_pre_hooks
+    words = session.words().text
+    assert f"{CELL} was observed" in words
+    assert "--clip" not in words.replace("%%steadygrad --clip", "")
+
+
+def test_jax(tmp_path: Path) -> None:
+    before = parts()
+
+    def train() -> None:
+        tx, params = optax.sgd(0.1), {"w": jnp.ones(2)}
+        state = tx.init(params)
+        for _ in range(5):
+            gradients = jax.grad(lambda p: (p["w"] ** 2).sum())(params)
+            updates, state = tx.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+
+    session, run = observed(train, tmp_path)
+    train()
+    assert len(run) == len(steadygrad.open_run(session.path)) == 5
+    assert parts() == before
+
+
+def test_an_exception_is_the_cells_own_and_on_record(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    session = CellSession(Plan("", cell=CELL, out=str(tmp_path / "run.db")), "")
+    session.start()
+    weight.sum().backward()
+    optimizer.step()
+    session.ended(KeyboardInterrupt())
+    session.finish()
+    assert steadygrad.open_run(session.path).info["exit"] == "KeyboardInterrupt"
+
+
+def test_the_source_is_read_too_and_lines_are_the_cells(tmp_path: Path) -> None:
+    text = "# %%steadygrad\n\nclip_grad_norm_([p.grad for p in net.parameters()], 1.0)\n"
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def train() -> None:
+        weight.sum().backward()
+        optimizer.step()
+
+    _, run = observed(train, tmp_path, text)
+    assert run.info["lint"] == [{"id": "SG410", "path": CELL, "line": 3}]
+
+
+def test_what_somebody_has_replaced_since_is_left() -> None:
+    class Library:
+        name = "theirs"
+
+    undoing.replace(Library, "name", "ours")
+    undoing.replace(Library, "new", "ours")
+    Library.name = "another's"
+    undoing.undo_all()
+    assert Library.name == "another's"
+    assert not hasattr(Library, "new")
