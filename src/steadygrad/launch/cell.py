@@ -174,11 +174,11 @@ def _compiled(shell: Any, text: str, number: int) -> Callable[[], Any]:
     python = shell.transform_cell(text)
     file = shell.compile.cache(python, number, raw_code=text)
     tree = shell.transform_ast(ast.parse(python, file))
-    last = tree.body[-1] if tree.body else None
-    shown = isinstance(last, ast.Expr) and not python.rstrip().endswith(";")
-    body = ast.Module(tree.body[:-1] if shown else tree.body, [])
-    first = shell.compile(body, file, "exec")
-    value = shell.compile(ast.Expression(last.value), file, "eval") if shown else None
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr) and not python.rstrip().endswith(";"):
+        last = tree.body.pop()
+    first = shell.compile(tree, file, "exec")
+    value = None if last is None else shell.compile(ast.Expression(last.value), file, "eval")
 
     def run() -> Any:
         __tracebackhide__ = True

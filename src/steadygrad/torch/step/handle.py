@@ -39,7 +39,6 @@ from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of
 from steadygrad.torch.step.naming import Names
 
-
 Batch = TypeVar("Batch")
 
 
