@@ -74,8 +74,8 @@ class CellSession(Session):
         """What is said of the run."""
         return words_of(self)
 
-    def _open(self) -> RunWriter:
-        writer = super()._open()
+    def _open(self, rank: int | None) -> RunWriter:
+        writer = super()._open(rank)
         follow(writer)
         return writer
 
