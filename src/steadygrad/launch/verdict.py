@@ -185,7 +185,8 @@ def nothing_seen(session: EndedRun) -> str:
     if "torch" in session.frameworks and seen:
         reason = (
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
-            "them."
+            "them. Weights that are made anew at each step (w = w - lr * grad) cannot be followed: "
+            "update them in place, under torch.no_grad()."
         )
     elif "tensorflow" in session.frameworks and seen:
         reason = (
@@ -207,8 +208,8 @@ def nothing_seen(session: EndedRun) -> str:
         )
     elif {"torch", "keras", "tensorflow"} & set(session.frameworks):
         reason = (
-            "no backward pass, no optimizer step. Loops around torch.autograd.grad, and programs "
-            "started by subprocess, cannot be seen; start those by steadygrad run themselves."
+            "no backward pass, no optimizer step. Programs started by subprocess cannot be seen; "
+            "start those by steadygrad run themselves."
         )
     else:
         reason = f"the {_kind(session)} imported neither torch, nor tensorflow, nor keras, nor jax."

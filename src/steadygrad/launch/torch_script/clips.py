@@ -220,13 +220,22 @@ class ClipLog:
         ids = list(map(id, parameters))
         own = set(ids)
         self._drop(own)
+        by_hand = self.alone(parameters)
         for clock in (*self._clocks.of(ids), self._any):
             clock.step, clock.stepped, clock.clips = now, True, 0
         if not self.waiting:
             return []
         calls = [call for call in self.waiting if call.concerns(own)]
         self.waiting = [call for call in self.waiting if not call.concerns(own)]
+        for call in calls if by_hand else ():
+            # no backward at all: the gradients come from elsewhere, and stood there at the call
+            call.backward_since_step, call.after_step = 1, False
         return calls
+
+    def alone(self, parameters: Sequence[torch.Tensor]) -> bool:
+        """Whether no backward has run since these last stepped."""
+        now = self._backwards()
+        return all(clock.step == now for clock in self._clocks.of(list(map(id, parameters))))
 
     def _drop(self, own: set[int]) -> None:
         # ids may be used again: what is known of a gradient does not outlive its step

@@ -120,6 +120,7 @@ class Patches:
 
     def _make(self, patches: PatchSet) -> None:
         patches.add(sites.BACKWARD.listen(self._backward))
+        patches.add(sites.GRAD.listen(self._grad))
         for site, kind in (
             (sites.CLIP_NORM, "norm"),
             (sites.CLIP_WITH_NORM, "given norm"),
@@ -160,6 +161,12 @@ class Patches:
         )
         self._thread.inside = True
         return _Backward(arguments, observer, self._thread)
+
+    def _grad(self, arguments: tuple[Any, ...]) -> Visit | None:
+        if sites.inside_backward():
+            return None
+        observer = self.observer()
+        return None if observer is None else _Grad(arguments, observer)
 
     def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """The hook before every optimizer's step."""
@@ -253,6 +260,19 @@ class _Backward(Visit):
 
     def ends(self) -> None:
         self._thread.inside = False
+
+
+class _Grad(Visit):
+    """One `torch.autograd.grad` of the script."""
+
+    def __init__(self, arguments: tuple[Any, ...], observer: TorchObserver) -> None:
+        super().__init__(arguments)
+        self._observer = observer
+
+    def returns(self, result: Any) -> Any:
+        outputs, inputs, weights = self.arguments[:3]
+        self._observer.after_grad(outputs, inputs, weights, result)
+        return result
 
 
 class _Scale(Visit):

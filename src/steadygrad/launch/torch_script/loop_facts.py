@@ -61,6 +61,7 @@ class Probe:
     _summed: int = 0
     _divided: bool = False
     _filled: bool = False
+    _passed: bool = False
 
     @property
     def looks(self) -> bool:
@@ -73,6 +74,7 @@ class Probe:
 
     def before_backward(self, divided: bool) -> None:
         """A backward begins: do the gradients still hold what was seen last?"""
+        self._passed = True
         if not self._still_there():
             self._cleared, self._summed, self._divided = True, 0, False
         self._divided = self._divided or divided
@@ -88,7 +90,7 @@ class Probe:
     def before_step(self) -> None:
         """The optimizer is about to step on what is there now."""
         now = self._read()
-        if self.steps:
+        if self.steps and self._passed:  # gradients from elsewhere tell nothing of clearing
             self.judged += 1
             self.held += not self._cleared and bool(self._samples)
             self.emptied += self._filled and not now
@@ -97,7 +99,7 @@ class Probe:
         self.steps += 1
         self._samples, self._cleared, self._filled = now, not now, False
         # what is never cleared is summed up all the same: count the passes of this step alone
-        self._summed, self._divided = 0, False
+        self._summed, self._divided, self._passed = 0, False, False
 
     def as_json(self) -> dict[str, Any]:
         """The counts, for the run file."""

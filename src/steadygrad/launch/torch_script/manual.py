@@ -33,7 +33,9 @@ class Pending:
     """The gradients of the last backward, until it is known whether they were applied.
 
     Leaves that an earlier step showed to be weights are held, so that the last step of a
-    loop in a function that has returned can still be told.
+    loop in a function that has returned can still be told. What `torch.autograd.grad` has
+    ``returned`` stands in no ``.grad``; where several calls of it were ``summed`` before the
+    weights moved, nobody knows how.
     """
 
     leaves: list[weakref.ref[torch.Tensor]]
@@ -42,6 +44,8 @@ class Pending:
     probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
     weights: list[torch.Tensor]
     outcome: Outcome | None = None
+    returned: bool = False
+    summed: bool = False
 
 
 class ManualLoop:
@@ -49,6 +53,8 @@ class ManualLoop:
 
     Attributes:
         steps: how many were found.
+        taken_from_calls: how many of them from gradients that `torch.autograd.grad` returned.
+        unread: how many more, whose gradients are sums that only the script knows.
         index: number of this loop among the run's optimizers.
 
     Args:
@@ -67,7 +73,7 @@ class ManualLoop:
         stepped: Callable[[int, list[torch.Tensor]], None],
         clipper: Clipper | None,
     ) -> None:
-        self.steps = 0
+        self.steps = self.unread = self.taken_from_calls = 0
         self._log, self._describe, self._recorder = log, describe, recorder
         self._stepped, self._clipper = stepped, clipper
         self._pending: Pending | None = None
@@ -101,6 +107,25 @@ class ManualLoop:
             weights=[leaf for leaf in held if id(leaf) in self._announced],
         )
 
+    def differentiated(
+        self, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], loss: Any
+    ) -> None:
+        """`torch.autograd.grad` has returned gradients of leaves that no optimizer holds."""
+        pending, summed = self._pending, False
+        if pending is not None:
+            summed = pending.returned and not _was_updated(pending)
+            self._commit(pending, {id(leaf) for leaf in leaves})
+        self._known = {id(leaf): weakref.ref(leaf) for leaf in leaves}
+        self._pending = Pending(
+            leaves=[weakref.ref(leaf) for leaf in leaves],
+            reading=read(leaves, 2.0, grads),
+            loss=loss,
+            probe=[_probe(leaf) for leaf in leaves[-2:]],
+            weights=[leaf for leaf in leaves if id(leaf) in self._announced],
+            returned=True,
+            summed=summed,
+        )
+
     def forget(self, parameters: Iterable[torch.Tensor]) -> None:
         """An optimizer has stepped on these: what waits of them is its step."""
         if self._pending is not None and any(id(p) in self._known for p in parameters):
@@ -122,7 +147,10 @@ class ManualLoop:
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""
-        return bool(self._pending) and any(id(p) in self._known for p in parameters)
+        pending = self._pending
+        if pending is None or pending.returned:
+            return False
+        return any(id(p) in self._known for p in parameters)
 
     def act(self, parameters: Sequence[torch.Tensor]) -> None:
         """Clip these parameters' gradients by our policy, where the script would have."""
@@ -157,6 +185,9 @@ class ManualLoop:
     def _commit(self, pending: Pending, current: set[int]) -> None:
         if not _was_updated(pending):
             return
+        if pending.summed:
+            self.unread += 1
+            return
         kept = [
             (leaf, place)
             for place, ref in enumerate(pending.leaves)
@@ -169,6 +200,7 @@ class ManualLoop:
         leaves = [leaf for leaf, _ in kept]
         batch = self._batch(leaves)
         outcome = pending.outcome or summed_up(pending.reading.part(i for _, i in kept), batch)
+        self.taken_from_calls += pending.returned
         self._record(outcome, leaves, pending.loss)
 
     def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: Any) -> None:
@@ -204,6 +236,8 @@ def _was_updated(pending: Pending) -> bool:
 
 def _was_reset(pending: Pending) -> bool:
     """Whether the gradients of that backward are gone, or zero."""
+    if pending.returned:
+        return True
     reading = pending.reading
     for ref, top, broken in zip(pending.leaves, reading.max_abs, reading.nonfinite, strict=False):
         leaf = ref()

@@ -27,6 +27,7 @@ from steadygrad.launch.torch_script.calls import event_of, place_of
 from steadygrad.launch.torch_script.clipcall import Call
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.launch.torch_script.facts import facts
+from steadygrad.launch.torch_script.grad_calls import GradCalls, Pairs, weights_of
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.loop_facts import LoopFacts
 from steadygrad.launch.torch_script.manual import ManualLoop
@@ -35,10 +36,10 @@ from steadygrad.policies.choice import resolve
 from steadygrad.runlog.origin import EVENT
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import Batch
-from steadygrad.torch.internals import scaler
+from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
-from steadygrad.torch.record.losses import LossMeter
+from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.record.recording import Recorder
 from steadygrad.torch.step.observing import Clipper, Steady
 
@@ -79,6 +80,7 @@ class TorchObserver:
         self._finder: Finder | None = None
         self._hears_ends = False
         self._loop = LoopFacts()
+        self._grads = GradCalls()
         self.backwards = 0
 
     # -- backward ------------------------------------------------------------------------------
@@ -104,6 +106,45 @@ class TorchObserver:
                 self._manual.after_backward(self.losses.so_far)
                 if self._finder is not None and self._updates_by_hand():
                     self._seek_origin(self._finder)
+
+    def after_grad(self, outputs: Any, inputs: Any, weights: Any, results: Any) -> None:
+        """The script has called `torch.autograd.grad`."""
+        with self._timed:
+            pairs = weights_of(inputs, results)
+            if not all(isinstance(leaf, torch.nn.Parameter) for leaf, _ in pairs):
+                # inputs of a PINN; weights only where no optimizer holds any
+                seen = self._steps or self._elsewhere or self._attachments.counted().optimizers()
+                pairs = [] if seen else pairs
+            if not pairs:
+                return
+            loose = set(map(id, self._loose([leaf for leaf, _ in pairs])))
+            loss = self.losses.heard(
+                sites.listed(outputs), None if weights is None else sites.listed(weights)
+            )
+            own = [pair for pair in pairs if id(pair[0]) not in loose]
+            if own:
+                self._grads.saw(own, loss)
+            elif self._steps == 0 or self._manual.steps:
+                self._differentiated_by_hand(pairs, loss)
+
+    def _differentiated_by_hand(self, pairs: Pairs, loss: Heard) -> None:
+        self._thread_by_hand = self._thread_by_hand or threading.get_ident()
+        if self._thread_by_hand == threading.get_ident():
+            self.backwards += 1
+            leaves, grads = [leaf for leaf, _ in pairs], [gradient for _, gradient in pairs]
+            self._manual.differentiated(leaves, grads, loss.loss)
+
+    def _count_grads(self, parameters: Sequence[torch.Tensor]) -> None:
+        """What `torch.autograd.grad` returned is these parameters' gradient: backward passes."""
+        if not self._grads:
+            return
+        calls = self._grads.taken(parameters, self.log.alone(parameters))
+        for call in calls:
+            self.backwards += 1
+            self._loop.before_backward((), self._attachments.census)
+            self._loop.after_backward()
+            # of several, the script alone knows how it adds them up
+            self.losses.take(call.loss if len(calls) == 1 else Heard(math.nan, call.loss.scale))
 
     def _look_around(self, tensors: Sequence[Any]) -> None:
         """Learn the forward order, and whether weights are updated by hand."""
@@ -166,6 +207,7 @@ class TorchObserver:
             return
         with self._timed:
             steady = self._steady(inner)
+            self._count_grads(parameters_of(inner))
             # told here, since the scaler does not call the step of one that overflows
             self._steps += inner not in self._told
             self._told.add(inner)
@@ -195,6 +237,7 @@ class TorchObserver:
                 self._told.discard(optimizer)
                 return
             self._steps += 1
+            self._count_grads(parameters_of(optimizer))
             self._note_loop(optimizer)
             if not callable(closure):
                 self._tell_loss(steady)
@@ -290,6 +333,8 @@ class TorchObserver:
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
         with self._timed:
+            if self._grads:
+                self._count_grads([p for p in call.parameters if isinstance(p, torch.Tensor)])
             return self.log.before(call.parameters, call.limit, call.norm_type, call.kind)
         return None
 
@@ -390,6 +435,7 @@ class TorchObserver:
         """Write what is left; the run file is closed next."""
         with self._timed:
             self._manual.finish()
+            self._tell_of_grads()
             for call in self.log.waiting if self.steps else ():
                 self._write_calls([call], self.steps, 0, self._attachments.number_of(call.ids))
             self._attachments.deliver()
@@ -398,6 +444,20 @@ class TorchObserver:
         if writer is not None:
             writer.update_info(clip_calls=self._book.summary(), loop=self._loop.as_json())
             self._write_facts()
+
+    def _tell_of_grads(self) -> None:
+        """What of loops around `torch.autograd.grad` is not in the run file."""
+        if self._manual.unread:
+            self.context.mention(
+                f"{self._manual.unread} updates by hand are not recorded: several calls of "
+                "torch.autograd.grad came before each, and how the script adds them up is not seen"
+            )
+        if self._manual.taken_from_calls and self.context.plan.clip is not None:
+            self.context.mention(
+                f"--clip {self.context.plan.clip} was not applied to updates by hand from "
+                "torch.autograd.grad; put what it returns into .grad and step an optimizer of "
+                "torch.optim"
+            )
 
 
 class _Clock:

@@ -30,7 +30,8 @@ class Reading:
 
     Args:
         params: the parameters; only their ids are kept.
-        figures: of their gradients now.
+        grads: their gradients; only their ids and versions are kept.
+        figures: of these gradients now.
         norm_type: the p of the norms.
 
     Attributes:
@@ -55,7 +56,13 @@ class Reading:
         ([5.0], [2.5], True)
     """
 
-    def __init__(self, params: Sequence[torch.Tensor], figures: Read, norm_type: float) -> None:
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor],
+        figures: Read,
+        norm_type: float,
+    ) -> None:
         self.ids = list(map(id, params))
         self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
         self.total, self.own = figures.total, figures.own
@@ -65,7 +72,6 @@ class Reading:
         self._dots: Any = None
         self.norm_type = norm_type
         self.threshold: Any = math.inf
-        grads = list(map(_GRAD, params))
         self._grads, self._versions = list(map(id, grads)), list(map(_VERSION, grads))
 
     @property
@@ -157,18 +163,24 @@ class Part(NamedTuple):
     grads: list[torch.Tensor]
 
 
-def read(params: Sequence[torch.Tensor], norm_type: float) -> Reading:
+def read(
+    params: Sequence[torch.Tensor],
+    norm_type: float,
+    grads: Sequence[torch.Tensor] | None = None,
+) -> Reading:
     """Read gradients once.
 
     Args:
         params: with gradients.
         norm_type: p of the norms.
+        grads: theirs, where they do not stand in ``.grad``.
 
     Returns:
         The reading, nothing changed yet.
     """
     spread = spread_of_some(params, _say_nothing)
-    return Reading(params, read_whole(list(map(_GRAD, params)), norm_type, *spread), norm_type)
+    grads = list(map(_GRAD, params)) if grads is None else grads
+    return Reading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
 
 
 def _say_nothing(sentence: str) -> None:

@@ -171,6 +171,7 @@ def _put_back(place: Any, name: str, wrapper: Any) -> bool:
 _CLIPPING = (torch.nn.utils, sys.modules["torch.nn.utils.clip_grad"])
 
 BACKWARD = Site("backward", [torch.autograd])
+GRAD = Site("grad", [torch.autograd], guarded=False)
 CLIP_NORM = Site("clip_grad_norm_", _CLIPPING, guarded=False)
 CLIP_WITH_NORM = Site("clip_grads_with_norm_", _CLIPPING, guarded=False)
 CLIP_VALUE = Site("clip_grad_value_", _CLIPPING, guarded=False)
@@ -182,6 +183,11 @@ SCALER_STEP = Site("step", [GradScaler])
 def inside_backward() -> bool:
     """Whether autograd is at work in this thread: a `backward` now is a re-entrant one."""
     return torch._C._current_graph_task_id() != -1
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a transform such as `torch.func.grad` has wrapped it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def listed(tensors: Any) -> list[Any]:

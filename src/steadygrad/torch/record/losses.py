@@ -14,7 +14,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,18 @@ from steadygrad.torch.distributed.sharded import whole
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Visit
 from steadygrad.torch.internals.patches import PatchSet
+
+
+class Heard(NamedTuple):
+    """What one backward pass started from.
+
+    Attributes:
+        loss: the sum of its single numbers, a loss scale divided out; None where there was none.
+        scale: the loss scale that it carried, or None.
+    """
+
+    loss: Any
+    scale: Any
 
 
 class LossMeter(threading.local):
@@ -58,14 +70,25 @@ class LossMeter(threading.local):
             tensors: its roots; only single numbers are losses.
             weights: ``grad_tensors``, or None.
         """
-        self.backwards += 1
-        self.scale = None
+        self.take(self.heard(tensors, weights))
+
+    def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[Any] | None) -> Heard:
+        """What `saw` would add, not added yet."""
+        scale: Any = None
         total: Any = None
         for index, tensor in enumerate(tensors):
             if not isinstance(tensor, torch.Tensor) or tensor.numel() != 1 or tensor.is_complex():
                 continue
-            value = self._value(tensor, weights[index] if weights else None)
+            of_this = self._scale_of(tensor)
+            scale = scale if of_this is None else of_this
+            value = _value(tensor, weights[index] if weights else None, of_this)
             total = value if total is None else total + value
+        return Heard(total, scale)
+
+    def take(self, heard: Heard) -> None:
+        """Add what one backward started from."""
+        self.backwards += 1
+        total, self.scale = heard
         if total is None:
             return
         if not self._fresh:
@@ -86,20 +109,22 @@ class LossMeter(threading.local):
         self._fresh = False
         return self._sum
 
-    def _value(self, tensor: torch.Tensor, weight: Any) -> Any:
-        scale = None
-        if self._scaled is not None and self._scaled[0]() is tensor:
-            scale = self.scale = self._scaled[1]
-        if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is not torch.Tensor:
-            return _of_subclass(tensor, scale)
-        if tensor.device.type == "cpu":
-            value = float(tensor.detach())
-            value = value if weight is None else value * float(weight.detach())
-            return value if scale is None else value / float(scale)
-        on_device = tensor.detach().double().reshape(())
-        if weight is not None:
-            on_device = on_device * weight.detach().reshape(())
-        return on_device if scale is None else on_device / scale
+    def _scale_of(self, tensor: torch.Tensor) -> Any:
+        """The loss scale that this carries; None where it is not what `scaled` was told of."""
+        return self._scaled[1] if self._scaled is not None and self._scaled[0]() is tensor else None
+
+
+def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:
+    if not isinstance(tensor, torch.nn.Parameter) and type(tensor) is not torch.Tensor:
+        return _of_subclass(tensor, scale)
+    if tensor.device.type == "cpu":
+        value = float(tensor.detach())
+        value = value if weight is None else value * float(weight.detach())
+        return value if scale is None else value / float(scale)
+    on_device = tensor.detach().double().reshape(())
+    if weight is not None:
+        on_device = on_device * weight.detach().reshape(())
+    return on_device if scale is None else on_device / scale
 
 
 def _of_subclass(tensor: torch.Tensor, scale: Any) -> Any:
