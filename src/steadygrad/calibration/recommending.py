@@ -16,6 +16,7 @@ from steadygrad.calibration.advice import NEARLY_ALWAYS, advise, judge
 from steadygrad.calibration.estimate import two_digits
 from steadygrad.calibration.result import Calibration, Spike
 from steadygrad.calibration.source import open_steps, recorded_norm_type
+from steadygrad.calibration.unseen import unseen_clip
 from steadygrad.errors import CalibrationError
 from steadygrad.robust import Floats, upper_sigma
 
@@ -56,7 +57,8 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
 
     Raises:
         CalibrationError: fewer than 20 usable steps, or a run whose norms are no guide; the
-            message says why, and which run would give a threshold.
+            message says why, and which run would give a threshold; one whose gradients were
+            clipped out of sight is no guide.
         UsageError: the run has no such optimizer.
 
     Example:
@@ -79,6 +81,7 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
     usable = np.isfinite(rows["norm"]) & (rows["norm"] > 0)
     kept = rows[usable]
     _require_steps(kept.size, rows)
+    _require_norms_before_clipping(recorded, number)
     x = np.log(kept["norm"].astype(np.float64))
     end = estimate.divergence(x)
     diverged_at = None if end is None else int(kept["step"][end])
@@ -110,6 +113,16 @@ def _require_steps(usable: int, rows: Any) -> None:
         f"too few steps for a threshold: {', '.join(parts)}; needed: {MIN_STEPS}. "
         "Record a longer run, or find what breaks it with: steadygrad diagnose RUN.db"
     )
+
+
+def _require_norms_before_clipping(run: Run, number: int) -> None:
+    clip = unseen_clip(run, number)
+    if clip is not None:
+        raise CalibrationError(
+            "this run gives no threshold: its gradients are clipped out of sight, and norms on "
+            f"record are those after it ({clip.sentence}). Take that clip out of the script, "
+            "record it with steadygrad run --clip auto, and calibrate that"
+        )
 
 
 def _require_a_guide(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steadygrad.calibration.advice import label
 from steadygrad.calibration.recommending import calibrate
@@ -34,7 +34,8 @@ def show(
         run: a run, or the path of a run file.
         optimizer: number of the optimizer; by default the one with the most steps.
         replays: specs of policies to replay against the run.
-        as_json: one JSON object instead of text.
+        as_json: one JSON object instead of text; with several optimizers and none asked for, it
+            holds each one's under ``optimizers``.
 
     Returns:
         The text, without a final newline.
@@ -49,6 +50,8 @@ def show(
         plain = found.to_dict()
         if played:
             plain["replays"] = [p.to_dict() for p in played]
+        if optimizer is None:
+            plain |= _each(run)
         return json.dumps(plain, indent=2)
     lines = [*found.advice, "", *_figures(found), "", *_curve(found)]
     if played:
@@ -56,6 +59,22 @@ def show(
     if optimizer is None:
         lines += _others(run, found.optimizer)
     return str(printable("\n".join(lines)))
+
+
+def _each(run: Run | str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """What is recommended for each optimizer, where the run has several."""
+    from steadygrad.runlog import as_run
+
+    opened = as_run(run)
+    numbers = sorted({int(number) for number in opened.steps["optimizer"]})
+    return {"optimizers": [_of(opened, n) for n in numbers]} if len(numbers) > 1 else {}
+
+
+def _of(run: Run, number: int) -> dict[str, Any]:
+    try:
+        return calibrate(run, optimizer=number).to_dict()
+    except CalibrationError as error:
+        return {"optimizer": number, "refused": str(error)}
 
 
 def _others(run: Run | str | os.PathLike[str], shown: int) -> list[str]:

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 from steadygrad.compare.cells import Cell, Grid
 from steadygrad.compare.measuring import Curve, Outcome, measure
-from steadygrad.compare.table import Comparison, Row, judge
+from steadygrad.compare.table import Comparison, Row, judge, judge_each
 
-__all__ = ["Cell", "Comparison", "Curve", "Grid", "Outcome", "Row", "judge", "measure"]
+__all__ = [
+    "Cell",
+    "Comparison",
+    "Curve",
+    "Grid",
+    "Outcome",
+    "Row",
+    "judge",
+    "judge_each",
+    "measure",
+]

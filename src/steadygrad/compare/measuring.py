@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from steadygrad.compare.cells import Cell
 from steadygrad.errors import RunFileError
 from steadygrad.report.key_figures import clip_rate, ends
-from steadygrad.rules.evidence.stability import stability
-from steadygrad.rules.evidence.view import kept_steps
+from steadygrad.report.optimizers import name_of, rows_of_each
+from steadygrad.rules.evidence.stability import of_view
+from steadygrad.rules.evidence.view import View
 from steadygrad.runlog import Run, open_run
 
 POINTS = 200
@@ -52,6 +53,8 @@ class Outcome:
         cosine: mean between the gradient and what was applied, over the steps not skipped.
         seconds: wall time of the whole process.
         curve: its loss over the steps; None where nothing was recorded.
+        optimizer: which of a run's several optimizers it is of; empty where there is but one, or
+            where none has stepped.
     """
 
     spec: str
@@ -65,14 +68,18 @@ class Outcome:
     cosine: float = math.nan
     seconds: float = math.nan
     curve: Curve | None = None
+    optimizer: str = ""
 
 
-def measure(cell: Cell, ended: dict[str, Any]) -> Outcome:
+def measure(cell: Cell, ended: dict[str, Any]) -> list[Outcome]:
     """Read what a finished cell came to.
 
     Args:
         cell: the cell.
         ended: its ``exit`` code and ``seconds``.
+
+    Returns:
+        One outcome for each optimizer: a critic's loss and its generator's have no mean.
     """
     seconds = float(ended["seconds"])
     crash = _crash(cell) if ended["exit"] else ""
@@ -80,42 +87,54 @@ def measure(cell: Cell, ended: dict[str, Any]) -> Outcome:
         run = open_run(cell.run_file)
     except RunFileError:
         trouble = crash or "recorded no optimizer step"
-        return Outcome(cell.spec, cell.seed, trouble=trouble, seconds=seconds)
-    rows = run.steps
+        return [Outcome(cell.spec, cell.seed, trouble=trouble, seconds=seconds)]
+    of_each = list(rows_of_each(run)) or [0]
+    several = len(of_each) > 1
+    return [
+        _outcome(cell, run, number, crash, seconds, name_of(run, number) if several else "")
+        for number in of_each
+    ]
+
+
+def _outcome(
+    cell: Cell, run: Run, number: int, crash: str, seconds: float, optimizer: str
+) -> Outcome:
+    rows, view = run.steps[run.steps["optimizer"] == number], View(run, number)
     applied = rows[rows["action"] != "skip"]
     cosines = applied["cosine"][np.isfinite(applied["cosine"])]
-    losses = np.asarray(kept_steps(run)["loss"], dtype=np.float64)
+    losses = np.asarray(view.loss, dtype=np.float64)
     return Outcome(
         spec=cell.spec,
         seed=cell.seed,
-        trouble=crash or divergence(losses, run),
+        trouble=crash or divergence(losses, np.asarray(rows["norm"], dtype=np.float64)),
         steps=len(rows),
         final_loss=ends(losses)[1] if len(rows) else math.nan,
         clip_rate=clip_rate(rows),
         skip_rate=float((rows["action"] == "skip").mean()) if len(rows) else math.nan,
-        unstable=stability(run).score,
+        unstable=of_view(view).score if len(rows) else math.nan,
         cosine=float(cosines.mean()) if cosines.size else math.nan,
         seconds=seconds,
         curve=curve(losses) if len(rows) else None,
+        optimizer=optimizer,
     )
 
 
-def divergence(losses: Floats, run: Run) -> str:
+def divergence(losses: Floats, norms: Floats) -> str:
     """Why a training that ran through counts as diverged; empty where it does not.
 
     Args:
         losses: one a step.
-        run: where the norms are read from.
+        norms: one a step.
     """
     if not losses.size:
         return "recorded no optimizer step"
     last = max(1, losses.size // 20)
     if not np.isfinite(losses).any():
-        return "" if np.isfinite(run.steps["norm"][-last:]).any() else "gradients not finite"
+        return "" if np.isfinite(norms[-last:]).any() else "gradients not finite"
     start, end = ends(losses)
     if math.isnan(end):
         return "loss not finite"
-    if not np.isfinite(run.steps["norm"][-last:]).any():
+    if not np.isfinite(norms[-last:]).any():
         return "gradients not finite"
     grown = end > DIVERGED_FACTOR * start if start > 0 else False
     return f"loss grew from {start:.3g} to {end:.3g}" if grown else ""

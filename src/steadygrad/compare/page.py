@@ -38,26 +38,30 @@ TEMPLATE = """<!doctype html>
 <style>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.15rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #8884; }
 .scroll { overflow-x: auto; }
 .plot { height: 30rem; }
 pre, td code { font-family: ui-monospace, monospace; }
 </style></head><body>
-<h1>{{ sentence }}</h1>
+<h1>{{ heading }}</h1>
 <p><code>{{ command }}</code>, {{ seeds }} {{ "seed" if seeds == 1 else "seeds" }} a policy.
 A difference counts where it exceeds the seeds' spread: the range from
 the best seed to the worst.</p>
+{% if report %}<p><a href="{{ report }}">One training of each policy, closer</a></p>{% endif %}
+{% for part in parts %}
+{% if part.optimizer %}<h2>{{ part.optimizer }}: {{ part.sentence }}</h2>{% endif %}
 <div class="scroll"><table>
 <thead><tr>{% for h in headings %}<th scope="col">{{ h }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}
+<tbody>{% for row in part.rows %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>
-{% if troubles %}<ul>{% for line in troubles %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
-<h2>Loss</h2><p>Lines are the median seed, bands go from the lowest seed to the highest.</p>
-<div class="plot" id="plot" role="img"
-aria-label="Loss over steps, one band a policy. {{ sentence }}"></div>
-{% if report %}<p><a href="{{ report }}">One training of each policy, closer</a></p>{% endif %}
+{% if part.troubles %}<ul>{% for line in part.troubles %}<li>{{ line }}</li>{% endfor %}</ul>
+{% endif %}
+<h3>Loss</h3><p>Lines are the median seed, bands go from the lowest seed to the highest.</p>
+<div class="plot" id="plot{{ loop.index0 }}" role="img"
+aria-label="Loss over steps, one band a policy. {{ part.sentence }}"></div>
+{% endfor %}
 <script type="application/json" id="data">{{ data }}</script>
 <script>{{ plotly }}</script><script>{{ script }}</script>
 </body></html>
@@ -66,8 +70,10 @@ aria-label="Loss over steps, one band a policy. {{ sentence }}"></div>
 SCRIPT = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+data.forEach((part, place) => {
 const traces = [];
-data.policies.forEach((p, i) => {
+part.policies.forEach((p, i) => {
   const colour = colours[i % colours.length], x = p.curve.step;
   const name = p.spec + (p.diverged ? " (diverged: " + p.diverged + ")" : "");
   traces.push({x, y: p.curve.low, mode: "lines", line: {width: 0}, hoverinfo: "skip",
@@ -78,24 +84,24 @@ data.policies.forEach((p, i) => {
     legendgroup: p.spec});
 });
 // beside a training that diverged, the others would all be one line at the bottom
-const losses = data.policies.flatMap(p => p.curve.low.concat(p.curve.high)).filter(v => v !== null);
+const losses = part.policies.flatMap(p => p.curve.low.concat(p.curve.high)).filter(v => v !== null);
 const low = Math.min(...losses), high = Math.max(...losses);
 const log = low > 0 && high > 20 * low;
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-Plotly.newPlot("plot", traces, {
+Plotly.newPlot("plot" + place, traces, {
   paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
   font: {color: dark ? "#ddd" : "#222"}, margin: {t: 10},
   xaxis: {title: {text: "step"}},
   yaxis: {title: {text: "loss"}, type: log ? "log" : "linear"}, hovermode: "x unified",
 }, {responsive: true, displaylogo: false});
+});
 """
 
 
-def write_page(found: Comparison, grid: Grid) -> Path:
+def write_page(each: Sequence[Comparison], grid: Grid) -> Path:
     """Write ``compare.html``, and ``report.html`` beside it.
 
     Args:
-        found: the comparison.
+        each: the comparison; one for each optimizer where there are several.
         grid: what was compared.
 
     Returns:
@@ -109,14 +115,23 @@ def write_page(found: Comparison, grid: Grid) -> Path:
     plotly = plotly_script()
     values: dict[str, Any] = {
         "title": grid.script,
-        "sentence": found.sentence,
-        "command": " ".join(found.command),
-        "seeds": found.seeds,
+        "heading": each[0].sentence
+        if len(each) == 1
+        else f"{len(each)} optimizers, each by itself",
+        "command": " ".join(each[0].command),
+        "seeds": each[0].seeds,
         "headings": HEADINGS,
-        "rows": [cells(row) for row in found.rows],
-        "troubles": troubles(found, most=20),
-        "report": _closer(found, grid),
-        "data": Markup(script_json(found.to_dict())),
+        "parts": [
+            {
+                "optimizer": one.optimizer,
+                "sentence": one.sentence,
+                "rows": [cells(row) for row in one.rows],
+                "troubles": troubles(one, most=20),
+            }
+            for one in each
+        ],
+        "report": _closer(each, grid),
+        "data": Markup(script_json([one.to_dict() for one in each])),
         "plotly": Markup(plotly),
         "script": Markup(SCRIPT),
         "policy": content_policy([plotly, SCRIPT]),
@@ -127,16 +142,20 @@ def write_page(found: Comparison, grid: Grid) -> Path:
     return page
 
 
-def _closer(found: Comparison, grid: Grid) -> str:
+def _closer(each: Sequence[Comparison], grid: Grid) -> str:
     """The report on one training of each policy: its name, or empty where none recorded any."""
-    files = [f for row in found.rows if (f := _typical(row, grid)) is not None]
+    files = [f for row in each[0].rows if (f := _typical(row, grid)) is not None]
     if not files:
         return ""
     try:
-        write_report(files, grid.folder / "report.html", force=True, notes=[found.sentence])
+        write_report(files, grid.folder / "report.html", force=True, notes=_sentences(each))
     except SteadyGradError:
         return ""
     return "report.html"
+
+
+def _sentences(each: Sequence[Comparison]) -> list[str]:
+    return [f"{one.optimizer}: {one.sentence}" if one.optimizer else one.sentence for one in each]
 
 
 def _typical(row: Row, grid: Grid) -> Path | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,11 +18,13 @@ from steadygrad.compare.cells import Cell, Grid, run_cells
 from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.rows import cells, troubles
-from steadygrad.compare.table import Comparison, judge
+from steadygrad.compare.table import Comparison, judge_each
 from steadygrad.text import printable
 
+MOST_OPTIMIZERS = 4
 
-def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
+
+def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> list[Comparison]:
     """Run a grid, print what came of it, and write ``compare.json`` and ``compare.html``.
 
     Args:
@@ -29,23 +33,36 @@ def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> Comparison:
         as_json: print JSON in place of the table.
 
     Returns:
-        The comparison.
+        The comparison; one for each optimizer where the script has several.
     """
-    found = run_grid(grid, jobs=jobs)
-    text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
+    each = run_grid(grid, jobs=jobs)
+    text = json.dumps(as_plain(each), indent=1, allow_nan=False)
     (grid.folder / "compare.json").write_text(text + "\n")
-    page = write_page(found, grid)
+    page = write_page(each, grid)
     if as_json:
         print(text)
-        return found
+        return each
     console = Console(highlight=False, soft_wrap=True)
-    console.print(table(found))
-    for line in (found.sentence, *troubles(found), f"Page: {page}"):
-        console.print(Text(printable(line)))
-    return found
+    for one in each[:MOST_OPTIMIZERS]:
+        if one.optimizer:
+            console.print(Text(printable(one.optimizer), "bold"))
+        console.print(table(one))
+        for line in (one.sentence, *troubles(one)):
+            console.print(Text(printable(line)))
+    if len(each) > MOST_OPTIMIZERS:
+        console.print(f"{len(each) - MOST_OPTIMIZERS} more optimizers are on the page")
+    console.print(Text(printable(f"Page: {page}")))
+    return each
 
 
-def run_grid(grid: Grid, *, jobs: int = 0) -> Comparison:
+def as_plain(each: Sequence[Comparison]) -> dict[str, Any]:
+    """Comparisons as JSON holds them: the only one, or those of several optimizers."""
+    if len(each) == 1:
+        return each[0].to_dict()
+    return {"optimizers": [{"optimizer": one.optimizer, **one.to_dict()} for one in each]}
+
+
+def run_grid(grid: Grid, *, jobs: int = 0) -> list[Comparison]:
     """Run a grid under a progress bar on standard error, and judge its outcomes."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
@@ -59,8 +76,8 @@ def run_grid(grid: Grid, *, jobs: int = 0) -> Comparison:
             progress.update(task, advance=1, description=f"trainings{note}")
 
         ended = run_cells(grid, jobs=jobs, done=done)
-    outcomes = [measure(cell, ended[cell]) for cell in grid.cells]
-    return judge(outcomes, [Path(grid.script).name, *grid.arguments])
+    outcomes = [outcome for cell in grid.cells for outcome in measure(cell, ended[cell])]
+    return judge_each(outcomes, [Path(grid.script).name, *grid.arguments])
 
 
 def table(found: Comparison) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class Comparison:
         seeds: number of seeds.
         command: the script's command line.
         alike: seeds changed nothing in any policy, so the script sets its own generators.
+        optimizer: which of the script's several optimizers it is about; empty for one alone.
     """
 
     rows: tuple[Row, ...]
@@ -81,6 +82,7 @@ class Comparison:
     seeds: int
     command: tuple[str, ...]
     alike: bool
+    optimizer: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as strict JSON holds it; numbers that are not finite become None."""
@@ -93,8 +95,30 @@ class Comparison:
         }
 
 
+def judge_each(outcomes: Sequence[Outcome], command: Sequence[str]) -> list[Comparison]:
+    """Lay outcomes side by side, those of each optimizer by themselves.
+
+    Args:
+        outcomes: every cell's, in any order; one that names no optimizer counts for each.
+        command: the script's command line.
+
+    Returns:
+        One comparison for each optimizer.
+
+    Example:
+        >>> two = [Outcome("auto", 0, final_loss=x, optimizer=o) for x, o in ((1, "D"), (9, "G"))]
+        >>> [(c.optimizer, c.rows[0].final_loss) for c in judge_each(two, ["gan.py"])]
+        [('D', 1.0), ('G', 9.0)]
+    """
+    names = list(dict.fromkeys(o.optimizer for o in outcomes if o.optimizer)) or [""]
+    return [
+        replace(judge([o for o in outcomes if o.optimizer in ("", name)], command), optimizer=name)
+        for name in names
+    ]
+
+
 def judge(outcomes: Sequence[Outcome], command: Sequence[str]) -> Comparison:
-    """Lay outcomes side by side.
+    """Lay outcomes of one optimizer side by side.
 
     Args:
         outcomes: every cell's, in any order.

@@ -310,7 +310,12 @@ def _observe_torch(session: Session, module: ModuleType) -> None:
     patches = install(session)
     session.observe(patches)
     fsdp1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
-    watch({fsdp1: session.guarded_import(patches.watch_fsdp1)})
+    watch(
+        {
+            fsdp1: session.guarded_import(patches.watch_fsdp1),
+            "deepspeed.runtime.engine": session.guarded_import(patches.watch_deepspeed),
+        }
+    )
 
 
 def _observe_tensorflow(session: Session, module: ModuleType) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from steadygrad.report.key_figures import clip_rate, ends, ends_error, unstable
 from steadygrad.report.numbers import duration, figure
-from steadygrad.rules.evidence.stability import stability
-from steadygrad.rules.evidence.view import kept_steps
+from steadygrad.report.optimizers import name_of, rows_of_each
+from steadygrad.rules.evidence.stability import of_view
+from steadygrad.rules.evidence.view import View
 from steadygrad.text import percent
 
 if TYPE_CHECKING:
@@ -22,8 +23,40 @@ RARE = ("Skipped", "NaN or inf")
 """Columns left out where every run has 0."""
 
 
+class Entry(NamedTuple):
+    """One optimizer of one run.
+
+    Attributes:
+        run: the run.
+        name: what to call it.
+        level: the run's verdict.
+        optimizer: what to call the optimizer; empty where every run has but one.
+        rows: its steps.
+        view: those of them that no rollback took back.
+        threshold: recommended for it, or None.
+    """
+
+    run: Run
+    name: str
+    level: str
+    optimizer: str
+    rows: Any
+    view: View
+    threshold: float | None
+
+    @property
+    def final(self) -> float:
+        """Its final loss; NaN where there is none."""
+        return ends(self.view.loss)[1]
+
+    @property
+    def error(self) -> float:
+        """The standard error of that."""
+        return ends_error(self.view.loss)
+
+
 def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Lay runs side by side.
+    """Lay runs side by side, each optimizer of them by itself.
 
     Args:
         runs: two or more.
@@ -33,17 +66,32 @@ def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str,
         ``sentence``, ``columns`` (headings) and ``rows`` (``name``, ``level``, ``cells``).
     """
     extras = _extras(runs)
-    finals = [ends(np.asarray(kept_steps(run)["loss"]))[1] for run in runs]
-    cells = [
-        _cells(run, final, extras, t["recommendation"]["threshold"])
-        for run, t, final in zip(runs, told, finals, strict=True)
-    ]
+    entries = _entries(runs, told)
+    cells = [_cells(entry, extras) for entry in entries]
     shown = [c for c in cells[0] if c not in RARE or any(row[c] != "0" for row in cells)]
     rows = [
-        {"name": t["name"], "level": t["verdict"]["level"], "cells": [row[c] for c in shown]}
-        for t, row in zip(told, cells, strict=True)
+        {
+            "name": f"{entry.name}, {entry.optimizer}" if entry.optimizer else entry.name,
+            "level": entry.level,
+            "cells": [row[c] for c in shown],
+        }
+        for entry, row in zip(entries, cells, strict=True)
     ]
-    return {"sentence": _sentence(runs, told, finals), "columns": shown, "rows": rows}
+    return {"sentence": _sentence(entries, told), "columns": shown, "rows": rows}
+
+
+def _entries(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> list[Entry]:
+    of_each = [rows_of_each(run) or {0: run.steps} for run in runs]
+    single = all(len(rows) == 1 for rows in of_each)
+    entries = []
+    for run, said, parts in zip(runs, told, of_each, strict=True):
+        thresholds = {p["optimizer"]: p.get("threshold") for p in said["thresholds"]}
+        for number, rows in parts.items():
+            optimizer = "" if single else name_of(run, number)
+            level, threshold = said["verdict"]["level"], thresholds.get(number)
+            view = View(run, number)
+            entries.append(Entry(run, said["name"], level, optimizer, rows, view, threshold))
+    return entries
 
 
 def _extras(runs: Sequence[Run]) -> list[str]:
@@ -56,27 +104,25 @@ def _extras(runs: Sequence[Run]) -> list[str]:
     return list(names)
 
 
-def _cells(
-    run: Run, final: float, extras: Sequence[str], recommended: float | None
-) -> dict[str, str]:
-    rows, info = run.steps, run.info
-    norm, kept = np.asarray(rows["norm"]), np.asarray(kept_steps(run)["norm"])
+def _cells(entry: Entry, extras: Sequence[str]) -> dict[str, str]:
+    rows, info = entry.rows, entry.run.info
+    norm, kept = np.asarray(rows["norm"]), entry.view.norm
     usable = kept[np.isfinite(kept) & (kept > 0)]
     results = info.get("results")
     reported = results if isinstance(results, dict) else {}
     seconds = info.get("wall_seconds")
     return {
         "Policy": str(info.get("policy") or "–"),
-        "Final loss": figure(final),
+        "Final loss": figure(entry.final),
         **{name: str(reported.get(name, "–")) for name in extras},
         "Median norm": figure(float(np.median(usable)) if usable.size else None),
         "Peak norm": figure(float(usable.max()) if usable.size else None),
-        "Recommended": figure(recommended),
+        "Recommended": figure(entry.threshold),
         "Clipped": percent(clip_rate(rows)),
         "Direction kept": _direction(rows),
         "Skipped": f"{int((rows['action'] == 'skip').sum()):,}",
         "NaN or inf": f"{int((~np.isfinite(norm)).sum()):,}",
-        "Unstable": unstable(stability(run)),
+        "Unstable": unstable(of_view(entry.view)),
         "Time": duration(float(seconds)) if isinstance(seconds, int | float) else "–",
     }
 
@@ -89,25 +135,30 @@ def _direction(rows: Any) -> str:
     return f"{float(known.mean()):.2f}" if known.mean() < 0.9995 else "1"
 
 
-def _sentence(runs: Sequence[Run], told: Sequence[dict[str, Any]], finals: Sequence[float]) -> str:
-    """Which runs end lowest; runs closer than the noise of their last steps are called alike."""
-    known = sorted((f, i) for i, f in enumerate(finals) if math.isfinite(f))
+def _sentence(entries: Sequence[Entry], told: Sequence[dict[str, Any]]) -> str:
+    """Which runs end lowest, for each optimizer by itself."""
     parts = []
-    if known:
-        best, first = known[0]
-        listed = [f"{told[first]['name']} {figure(best)}"]
-        for final, i in known[1:]:
-            alike = final - best <= 2 * math.hypot(_error(runs[first]), _error(runs[i]))
-            listed.append(f"{'alike' if alike else 'then'} {told[i]['name']} {figure(final)}")
-        parts.append("Lowest final loss: " + ", ".join(listed))
+    for optimizer in dict.fromkeys(entry.optimizer for entry in entries):
+        alike = [entry for entry in entries if entry.optimizer == optimizer]
+        order = _order(alike) if len(alike) > 1 or not optimizer else ""
+        parts += [f"{optimizer}: {order}" if optimizer else order] if order else []
     broken = [t["name"] for t in told if t["verdict"]["level"] == "error"]
     if broken:
         parts.append(f"Broken: {_listed(broken)}")
-    return ". ".join(parts) + "." if parts else "None of the runs recorded a loss."
+    return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."
 
 
-def _error(run: Run) -> float:
-    return ends_error(np.asarray(kept_steps(run)["loss"]))
+def _order(entries: Sequence[Entry]) -> str:
+    """The lowest final loss first; runs closer than the noise of their last steps are alike."""
+    known = sorted((e for e in entries if math.isfinite(e.final)), key=lambda e: e.final)
+    if not known:
+        return ""
+    best = known[0]
+    listed = [f"{best.name} {figure(best.final)}"]
+    for entry in known[1:]:
+        alike = entry.final - best.final <= 2 * math.hypot(best.error, entry.error)
+        listed.append(f"{'alike' if alike else 'then'} {entry.name} {figure(entry.final)}")
+    return "Lowest final loss: " + ", ".join(listed)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.calibration.unseen import unseen_clip
 from steadygrad.report.numbers import figure
-from steadygrad.report.optimizers import rows_of_each
+from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules import NOTHING
 from steadygrad.rules.evidence.view import LossTrend, View
 from steadygrad.runlog.shortfall import shortfall
@@ -93,6 +94,13 @@ def _steady(run: Run) -> str:
     peak = rows[np.nanargmax(np.where(np.isfinite(norm), norm, -1.0))]
     alone = len(of_each) == 1
     over = f"{count}" if alone else f"{count} of {len(of_each)} optimizers"
+    clips = [n for n in of_each if unseen_clip(run, n) is not None]
+    if clips:
+        whose = "" if alone else f" by {' and '.join(name_of(run, n) for n in clips[:MOST_LOSSES])}"
+        return (
+            f"Steady over {over}, as far as can be seen: gradients are clipped out of sight{whose}"
+            f"{_losses(run, list(of_each))}."
+        )
     the = "the gradient norm" if alone else "each one's gradient norm"
     steady = f"Steady over {over}: {the} stayed within {ratio} its median"
     if peak["action"] == "clip":

@@ -340,3 +340,16 @@ def test_a_score_that_rises_is_no_loss_that_rose() -> None:
     assert calibrate(run_of(norms, loss=score)).threshold > 40.0
     noisy = 2.0 + np.random.default_rng(6).normal(0, 0.3, 400)
     assert calibrate(run_of(norms, loss=noisy)).threshold > 40.0
+
+
+def test_json_tells_each_optimizer_by_itself(spiky: Any) -> None:
+    three = np.tile([0, 1, 2], len(spiky))
+    norms = np.where(three == 2, np.nan, np.repeat(spiky, 3) * np.where(three == 1, 100.0, 1.0))
+    run = Run.from_arrays(steps={"norm": norms, "optimizer": three})
+    told = json.loads(show(run, as_json=True))
+    first, second, broken = told["optimizers"]
+    assert told["threshold"] == first["threshold"]
+    assert second["threshold"] == pytest.approx(100 * first["threshold"], rel=0.1)
+    assert (broken["optimizer"], "too few steps" in broken["refused"]) == (2, True)
+    one = json.loads(show(run, optimizer=1, as_json=True))
+    assert one == second

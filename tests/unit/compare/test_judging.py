@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from steadygrad.compare import Cell, Grid, Outcome, judge, measure
+from steadygrad.compare import Cell, Grid, Outcome, judge, judge_each, measure
 from steadygrad.compare.measuring import curve, divergence
-from steadygrad.compare.show import table
+from steadygrad.compare.show import as_plain, table
 from steadygrad.errors import SpecError, UsageError
-from steadygrad.runlog import Run, RunWriter
+from steadygrad.runlog import RunWriter
 from steadygrad.runlog.records import StepRecord, TensorInfo
 
 
@@ -109,8 +109,7 @@ def test_everything_diverged() -> None:
     ],
 )
 def test_what_counts_as_diverged(losses: Any, norms: Any, trouble: str) -> None:
-    run = Run.from_arrays(steps={"norm": norms, "loss": losses})
-    assert divergence(losses, run) == trouble
+    assert divergence(losses, norms) == trouble
 
 
 def test_bands_go_over_the_seeds() -> None:
@@ -189,7 +188,7 @@ def test_a_cell_is_measured_from_its_run_file(tmp_path: Path) -> None:
             )
             ones = np.ones(1)
             writer.write_step(record, ids, ones, ones, ones * 0, ones * 0)
-    found = measure(cell, {"exit": 0, "seconds": 3.5})
+    (found,) = measure(cell, {"exit": 0, "seconds": 3.5})
     assert (found.steps, found.clip_rate, found.seconds, found.trouble) == (40, 0.25, 3.5, "")
     assert found.cosine == pytest.approx(0.9)
     assert found.final_loss == pytest.approx(2.0 - 38.5 / 40)
@@ -198,5 +197,30 @@ def test_a_cell_is_measured_from_its_run_file(tmp_path: Path) -> None:
 def test_a_crash_is_a_result(tmp_path: Path) -> None:
     cell = Cell("none", 0, tmp_path, "x", "d")
     cell.log.write_text("Traceback\nValueError: no data\n")
-    found = measure(cell, {"exit": 1, "seconds": 1.0})
+    (found,) = measure(cell, {"exit": 1, "seconds": 1.0})
     assert found.trouble == "failed: ValueError: no data"
+
+
+def test_the_optimizers_of_a_gan_are_compared_each_by_itself(tmp_path: Path) -> None:
+    outcomes = []
+    for seed, spec in ((s, spec) for s in range(2) for spec in ("none", "auto")):
+        cell = Cell(spec, seed, tmp_path, f"{spec}{seed}", "d")
+        with RunWriter(cell.run_file) as writer:
+            ids = [writer.add_tensors([TensorInfo(n, optimizer=k)]) for k, n in enumerate("dg")]
+            writer.update_info(optimizers=[{"class": "Adam", "index": k} for k in (0, 1)])
+            for step in range(40):
+                # the critic is better off without clipping, the generator with it
+                for k, loss in enumerate((1.0, 5.0) if spec == "none" else (2.0, 3.0)):
+                    record = StepRecord(step=step, loss=loss + seed / 10, norm=k + 1, optimizer=k)
+                    ones = np.ones(1)
+                    writer.write_step(record, ids[k], ones, ones, ones * 0, ones * 0)
+        outcomes += measure(cell, {"exit": 0, "seconds": 1.0})
+    outcomes.append(Outcome("auto", 2, trouble="failed: KeyError"))
+    critic, generator = judge_each(outcomes, ["gan.py"])
+    assert (critic.optimizer, generator.optimizer) == ("Adam 0", "Adam 1")
+    finals = [[row.final_loss for row in part.rows] for part in (critic, generator)]
+    np.testing.assert_allclose(finals, [[1.05, 2.05], [5.05, 3.05]])
+    assert [row.diverged for row in (*critic.rows, *generator.rows)] == [0, 1, 0, 1]
+    plain = as_plain([critic, generator])
+    assert [part["optimizer"] for part in plain["optimizers"]] == ["Adam 0", "Adam 1"]
+    assert "policies" in as_plain([critic])

@@ -226,17 +226,49 @@ def adaptive_clip_grad(parameters, clip_factor=0.01, eps=1e-3, norm_type=2.0):
 """
 
 
+DEEPSPEED = """
+import torch
+
+class DeepSpeedEngine:
+    def __init__(self, optimizer, limit):
+        self.optimizer, self.limit = optimizer, limit
+    def gradient_clipping(self):
+        return self.limit
+    def zero_optimization(self):
+        return False
+    def _take_model_step(self, lr_kwargs):
+        self.optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_deepspeeds_own_clipping_is_named(observe: Observe, tmp_path: Path, limit: float) -> None:
+    module = loaded(tmp_path / "engine.py", DEEPSPEED)
+    seen, weight = observe(), nn.Parameter(torch.ones(1))
+    seen.patches.watch_deepspeed(module)
+    engine = module.DeepSpeedEngine(torch.optim.SGD([weight], lr=1.0), limit)
+    for _ in range(2):
+        (weight * 3).sum().backward()
+        engine._take_model_step({})
+    named = [what for what in seen.session.troubles if "gradient_clipping=1" in what]
+    assert len(named) == (limit > 0)
+
+
+def loaded(path: Path, source: str) -> Any:
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("spec", [None, "norm:0.5"])
 def test_a_librarys_adaptive_clipping_is_a_clip_call(
     observe: Observe, tmp_path: Path, spec: str | None
 ) -> None:
-    path = tmp_path / "agc.py"
-    path.write_text(AGC)
-    loader = importlib.util.spec_from_file_location("agc", path)
-    assert loader is not None
-    assert loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    module = loaded(tmp_path / "agc.py", AGC)
     seen = observe(**({} if spec is None else {"clip": spec}))
     seen.patches.see_agc(module)
     small, large = nn.Parameter(torch.ones(1)), nn.Parameter(torch.full((1,), 400.0))

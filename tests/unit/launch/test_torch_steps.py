@@ -492,3 +492,30 @@ def test_inputs_that_need_gradients_cost_no_census_each(
     assert [o["class"] for o in run.info["optimizers"]] == ["SGD", "SGD"]
     assert (run.steps["optimizer"] == 0).sum() == 12
     assert (run.steps["optimizer"] == 1).sum() == 3
+
+
+@pytest.mark.parametrize("wish", [None, "zero"])
+def test_an_optimizer_that_cannot_be_skipped_is_clipped_all_the_same(
+    observe: Observe, wish: str | None
+) -> None:
+    weight, hidden = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    inner = torch.optim.SGD([hidden], lr=1.0)
+
+    class Hides(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            hidden.grad = torch.ones(2)
+            inner.step()
+            return super().step(closure)
+
+    seen = observe(clip="norm:0.5", on_nonfinite=wish)
+    optimizer = Hides([weight], lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (weight * 3).sum().backward()
+        torch.nn.utils.clip_grad_norm_([weight], 1e-6)
+        optimizer.step()
+    assert weight.data.norm().item() == pytest.approx(1.0)
+    refused = [what for what in seen.session.troubles if "cannot be skipped whole" in what]
+    assert len(refused) == (wish is None)
+    seen.session.troubles.clear()
+    assert (seen.run().steps.coef < 1).any()

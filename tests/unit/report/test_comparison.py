@@ -72,3 +72,29 @@ def test_each_runs_recommended_threshold_stands_in_the_table() -> None:
     place = told["comparison"]["columns"].index("Recommended")
     shown = [row["cells"][place] for row in told["comparison"]["rows"]]
     assert shown == [f"{r['recommendation']['threshold']:g}" for r in told["runs"]]
+
+
+def test_the_optimizers_of_a_gan_are_compared_each_by_itself() -> None:
+    def gan(critic: float, generator: float) -> Run:
+        r = np.random.default_rng(int(100 * critic))
+        levels = np.tile([critic, generator], 200)
+        return Run.from_arrays(
+            steps={
+                "norm": np.tile([1.0, 50.0], 200) * np.exp(r.normal(0, 0.1, 400)),
+                "loss": levels + r.normal(0, 0.01, 400),
+                "optimizer": np.tile([0, 1], 200),
+            }
+        )
+
+    told = build([gan(0.5, 3.0), gan(0.9, 2.0)])["comparison"]
+    critic, generator = told["sentence"].split(". ")
+    assert critic.startswith("optimizer 0: Lowest final loss: run 1 0.")
+    assert ", then run 2 0." in critic
+    assert generator.startswith("optimizer 1: Lowest final loss: run 2 2")
+    assert [row["name"] for row in told["rows"]] == [
+        f"run {n}, optimizer {k}" for n in (1, 2) for k in (0, 1)
+    ]
+    columns = {c: [row["cells"][i] for row in told["rows"]] for i, c in enumerate(told["columns"])}
+    medians = np.array(columns["Median norm"], dtype=float)
+    np.testing.assert_allclose(medians, [1, 50, 1, 50], rtol=0.05)
+    assert np.all(np.array(columns["Recommended"], dtype=float) < [10, 500, 10, 500])

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from steadygrad.errors import UsageError
+from steadygrad.errors import AttachError, UsageError
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.observed import ObservingClipper
+from steadygrad.policies.choice import resolve
+from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.record.ranks import finish_ranks
@@ -46,6 +48,7 @@ class Attachments:
         self.tensor_names: dict[int, str] = {}
         self._number_of: dict[int, int] = {}
         self._of_nobody: set[int] = set()
+        self._refused: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
         return iter(list(self._attached))
@@ -64,7 +67,12 @@ class Attachments:
         return next((self._number_of[each] for each in ids if each in self._number_of), 0)
 
     def leaves_alone(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether a step is none to record: the script's own handle does, or it is part of one."""
+        """Whether a step is none to record: the script's own handle does, or it is part of one.
+
+        One that could not be attached to is let alone, too: to ask again at every step is dear.
+        """
+        if optimizer in self._refused:
+            return True
         if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
             return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
         self._context.mention(
@@ -104,6 +112,8 @@ class Attachments:
     def _can_attach(self, optimizer: torch.optim.Optimizer) -> bool:
         if getattr(optimizer, scaler.HANDLE, None) is not None:
             return optimizer in self._attached
+        if optimizer in self._refused:
+            return False
         try:
             spread_of(parameters_of(optimizer))
         except UsageError:
@@ -121,7 +131,11 @@ class Attachments:
         if optimizer in self._attached:
             handle: Steady = getattr(optimizer, scaler.HANDLE)
             return handle
-        return self._attach(optimizer, clipper)
+        try:
+            return self._attach(optimizer, clipper)
+        except Exception:
+            self._refused.add(optimizer)
+            raise
 
     def _attach(self, optimizer: torch.optim.Optimizer, clipper: Any) -> Steady:
         plan, census, parameters = self._context.plan, self.counted(), parameters_of(optimizer)
@@ -130,14 +144,7 @@ class Attachments:
         number = self.new_number(type(optimizer).__name__, _settings(optimizer))
         infos = census.names(parameters, self._names_taken)
         self.tensor_names.update((key, info.name) for key, info in infos.items())
-        steady = attach_unheard(
-            optimizer,
-            clip=plan.clip or "none",
-            on_nonfinite=plan.on_nonfinite,
-            run=self._context.writer(),
-            names=infos,
-            optimizer_index=number,
-        )
+        steady = self._handle(optimizer, infos, number)
         context = self._context
         steady.survive(
             lambda error: context.trouble("a step was not observed", error), context.mention
@@ -149,6 +156,33 @@ class Attachments:
             steady.act_through(observing)
         self._attached.add(optimizer)
         return steady
+
+    def _handle(
+        self, optimizer: torch.optim.Optimizer, infos: dict[int, TensorInfo], number: int
+    ) -> Steady:
+        """Attach; one that cannot be skipped is clipped all the same, and its NaN goes through."""
+        plan = self._context.plan
+
+        def attach(on_nonfinite: str | None) -> Steady:
+            return attach_unheard(
+                optimizer,
+                clip=plan.clip or "none",
+                on_nonfinite=on_nonfinite,
+                run=self._context.writer(),
+                names=infos,
+                optimizer_index=number,
+            )
+
+        try:
+            return attach(plan.on_nonfinite)
+        except AttachError as error:
+            if resolve(plan.clip or "none", plan.on_nonfinite).on_nonfinite != "skip":
+                raise
+            self._context.mention(
+                f"steps with NaN or inf are not skipped here, and go through as in the plain run: "
+                f"{error}"
+            )
+            return attach("propagate")
 
     def new_number(self, kind: str, settings: Mapping[str, float] = _NONE) -> int:
         """The next optimizer's number, its class put on record.

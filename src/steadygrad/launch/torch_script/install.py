@@ -201,6 +201,30 @@ class Patches:
         if site.exists:
             self.set.add(site.listen(self._fsdp1_clips))
 
+    def watch_deepspeed(self, module: types.ModuleType) -> None:
+        """Watch for DeepSpeed's own clipping, which no function of torch does.
+
+        Args:
+            module: ``deepspeed.runtime.engine``, just imported.
+        """
+        site = Site("_take_model_step", [module.DeepSpeedEngine], guarded=False)
+        if site.exists:
+            self.set.add(site.listen(self._deepspeed_steps))
+
+    def _deepspeed_steps(self, arguments: tuple[Any, ...]) -> None:
+        self._session.guarded("DeepSpeed is not observed", self._name_deepspeed, arguments[0])
+
+    def _name_deepspeed(self, engine: Any) -> None:
+        limit, parts = float(engine.gradient_clipping() or 0.0), engine.zero_optimization()
+        reasons = [f"DeepSpeed clips by itself (gradient_clipping={limit:g})"] * (limit > 0)
+        reasons += ["DeepSpeed's ZeRO splits gradients among processes"] * bool(parts)
+        if reasons:
+            self._session.mention(
+                f"{' and '.join(reasons)} before the optimizer that is observed here is called: "
+                "norms on record are of what that was given. DeepSpeed's own are recorded by "
+                "steadygrad.integrations.deepspeed.observe(engine, run='deepspeed.db')"
+            )
+
     def _fsdp1_clips(self, arguments: tuple[Any, ...]) -> Visit | None:
         from steadygrad.torch.distributed.ownership import spread_of_some
         from steadygrad.torch.dropins.clip_norm import clip_grad_norm_

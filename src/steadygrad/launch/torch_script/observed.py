@@ -22,7 +22,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
-from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip
+from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip, is_broken
 
 
 class ObservingClipper(Clipper):
@@ -63,7 +63,7 @@ class ObservingClipper(Clipper):
             if own is not batch:
                 outcome = self._of_all_ranks(outcome, reading, batch, own)
             guarded = scaled or self.on_nonfinite != "propagate"
-            if guarded and bool((outcome.stats.nonfinite > 0).any()):
+            if guarded and bool(is_broken(outcome.stats)):
                 acted = super().process(batch, step, scaled, scale_)
                 return acted._replace(
                     stats=outcome.stats, threshold=outcome.threshold, present=outcome.present

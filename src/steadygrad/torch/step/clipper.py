@@ -121,14 +121,14 @@ class Clipper:
             return decision.skip
         if isinstance(stats.total_norm, float) and math.isfinite(stats.total_norm):
             return decision.skip  # then no element can be broken
-        broken = _is_broken(stats)
+        broken = is_broken(stats)
         return broken if decision.skip is False else broken | decision.skip
 
     def _stopped(
         self, batch: Batch, stats: GradientStats, decision: Decision, step: int, scaled: bool
     ) -> Outcome:
         """Skip, raise or repair; the policy keeps the state it had."""
-        broken = bool(_is_broken(stats))
+        broken = bool(is_broken(stats))
         if broken and not self._skips(scaled):
             if self.on_nonfinite == "raise":
                 raise NonFiniteError(describe_nonfinite(stats, step))
@@ -141,7 +141,7 @@ class Clipper:
     def _repaired(self, batch: Batch, found: GradientStats) -> Outcome:
         zero_nonfinite(batch.grads, found.nonfinite)
         usable = self.measure(batch)
-        if bool(_is_broken(usable)):  # finite elements whose norm no float64 holds
+        if bool(is_broken(usable)):  # finite elements whose norm no float64 holds
             scale_each_once(local(batch.grads), 0.0)
             return Outcome(found, applied=Applied(coef=0.0, clipped=True))
         self.memory.state, decision = self.memory.decide(usable, batch.present)
@@ -179,7 +179,7 @@ class Clipper:
         return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
 
 
-def _is_broken(stats: GradientStats) -> Any:
+def is_broken(stats: GradientStats) -> Any:
     """Whether an element is not finite, or the norm of finite ones is beyond float64; 0-d.
 
     The second cannot be clipped: there is no coefficient. It counts as the first.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from steadygrad.torch.step.attaching import attach_unheard
-from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip
+from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip, is_broken
 from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.inner import is_stand_in
@@ -17,6 +17,7 @@ __all__ = [
     "Steady",
     "attach_unheard",
     "describe",
+    "is_broken",
     "is_stand_in",
     "unmark_copies",
 ]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from steadygrad.calibration import calibrate
+from steadygrad.errors import CalibrationError
+from steadygrad.report.headline import verdict
+
 
 def test_over_clipping(make):
     m = make()
@@ -103,6 +107,38 @@ def test_two_parts_clipped_apart_by_norm_are_no_value_clipping(make):
     for step in range(m.steps):
         m.call(step, coef=0.5, by_value=True)
     assert "SG403" in m.ids
+
+
+def test_norms_that_end_at_a_ceiling_are_those_after_a_clip_out_of_sight(make):
+    m = make()
+    limit = float(np.quantile(m.total, 0.6))
+    m.norms *= np.minimum(1.0, limit / m.total)[:, None]
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG412", "info")
+    assert dict(found.figures)["level"] == pytest.approx(limit, rel=1e-3)
+    assert dict(found.figures)["share"] == pytest.approx(0.4, abs=0.05)
+    assert "clipped out of sight" in verdict(m.run, m.findings).sentence
+    with pytest.raises(CalibrationError, match="norms on record are those after it"):
+        calibrate(m.run)
+
+
+def test_a_gradient_that_is_constant_by_nature_is_not_clipped(make):
+    m = make()
+    m.norms[:] = m.norms[0]
+    assert "SG412" not in m.ids
+    m = make()
+    m.clip(float(np.quantile(m.total, 0.6)))  # a clip on record
+    assert "SG412" not in m.ids
+
+
+def test_what_a_call_returns_and_no_step_is_given(make):
+    m = make()
+    calls(m, call="tf.clip_by_global_norm", discarded=True)
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG709", "error")
+    m.events = []
+    calls(m, call="tf.clip_by_global_norm", discarded=False)
+    assert m.ids == []
 
 
 EMPTY = {"backward_since_step": 0, "after_step": True, "params": 0}
