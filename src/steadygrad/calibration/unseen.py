@@ -22,6 +22,8 @@ ALIKE = 3e-4
 """Relative distance of norms that were scaled to one threshold: 1e-6 over small norms, rounding."""
 VARIES = 0.02
 """Relative change of parts that are not constant by nature."""
+LEAST_CLAMP = 1e-4
+"""Magnitudes below it may be alike because few numbers are left there, in float16."""
 MOST_READ = 256
 
 Floats = NDArray[np.float64]
@@ -101,14 +103,15 @@ def _parts_vary(run: Run, optimizer: int, at: NDArray[np.intp]) -> bool:
 
 
 def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip | None:
-    """Whether the largest element stands at one value, in two tensors or more at once."""
+    """Whether the largest element is a number that people type, in two tensors or more at once."""
     rows = usable[:: max(1, usable.size // MOST_READ)][:MOST_READ]
     table = _read(run, optimizer, rows, "max_abs")
     if table.size == 0 or table.shape[1] < 2 or not np.isfinite(table).any():
         return None
     level = float(np.nanmax(table))
     both = (table >= level * (1 - 1e-6)).sum(axis=1) >= 2
-    if level <= 0 or not _often(rows[both], rows):
+    typed = level >= LEAST_CLAMP and abs(float(f"{level:.2g}") - level) <= 1e-6 * level
+    if not typed or not _often(rows[both], rows):
         return None
     return _found(run, rows[both], rows, level, by_value=True)
 

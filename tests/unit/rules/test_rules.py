@@ -199,6 +199,6 @@ def test_diagnose_of_what_is_no_run_file(tmp_path):
 def test_explain_lists_rules_and_prints_pages():
     listed = CliRunner().invoke(explain_command, [])
     listed_ids = [line[:5] for line in listed.stdout.splitlines()]
-    assert listed_ids[: len(REGISTRY)] == list(REGISTRY)
+    assert [each for each in listed_ids if each in REGISTRY] == list(REGISTRY)
     shown = CliRunner().invoke(explain_command, ["sg204"])
     assert shown.stdout == page("SG204").rstrip() + "\n"

@@ -122,6 +122,16 @@ def test_norms_that_end_at_a_ceiling_are_those_after_a_clip_out_of_sight(make):
         calibrate(m.run)
 
 
+def test_elements_that_end_at_a_number_people_type_are_clamped(make):
+    m = make()
+    m.max_abs = np.minimum(m.max_abs, 0.2)
+    (found,) = m.findings
+    assert (found.id, dict(found.figures)["level"]) == ("SG412", 0.2)
+    assert 'clip="value:0.2"' in found.fixes[0]
+    m.max_abs = np.minimum(m.max_abs, 0.1234567)
+    assert m.ids == []
+
+
 def test_a_gradient_that_is_constant_by_nature_is_not_clipped(make):
     m = make()
     m.norms[:] = m.norms[0]
