@@ -365,15 +365,6 @@ class View:
         return bool(np.isfinite(self.loss).any() and len(tail) and not np.isfinite(tail).any())
 
 
-def kept_steps(run: Run) -> Array:
-    """The step rows of a run without those that a rollback took back, in order."""
-    kept = np.ones(len(run), bool)
-    for number in {act.optimizer for act in events_of(run.events)}:
-        kept &= run.steps["optimizer"] != number
-        kept[View(run, number).rows] = True
-    return np.asarray(run.steps[kept])
-
-
 # ---- statistics -----------------------------------------------------------------------
 
 
