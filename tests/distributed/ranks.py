@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 import warnings
 from unittest import mock
 
@@ -16,11 +17,13 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.parallel import DistributedDataParallel
 
 import steadygrad.torch as sg
+from steadygrad import diagnose
 from steadygrad.errors import ReplicasDifferWarning
 from steadygrad.launch.job import ends_told, tell_end
 from steadygrad.runlog import open_run
 from steadygrad.torch.distributed import exchange
 
+PAUSE = 0.02
 NORM_TYPES = (1.0, 2.0, 3.0, math.inf)
 
 
@@ -151,6 +154,29 @@ def events_of(rank, path, kind):
     return [e.data for e in open_run(path).events if e.kind == kind] if rank == 0 else []
 
 
+def observed(rank, run, faulty):
+    """A training whose second rank is slow and has one NaN; what is said of ranks at the end."""
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sg.attach(optimizer, run=run, model=model) as steady:
+        for step in range(6):
+            optimizer.zero_grad()
+            x, y = batch()
+            if faulty and rank:
+                time.sleep(PAUSE)
+                x = x * (math.nan if step == 3 else 1.0)
+            loss = ((model(x) - y) ** 2).mean()
+            loss.backward()
+            steady.observe_loss(loss)
+            optimizer.step()
+    if rank:
+        return []
+    rows = [e.data for e in open_run(run).events if e.kind == "ranks"]
+    busy = [b for row in rows for b, r in zip(row["busy"], row["rank"], strict=True) if r]
+    titles = [f.title for f in diagnose(open_run(run)) if f.id == "SG802"]
+    return [titles, sorted(busy)]
+
+
 def main(rank, path):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {
@@ -166,6 +192,8 @@ def main(rank, path):
     found = path.replace(".json", "-nan.db")
     results["origin ddp"] = origin(rank, DistributedDataParallel, run=found)
     results["origins"] = events_of(rank, found, "nan_origin")
+    for name in ("faulty", "sound"):
+        results[name] = observed(rank, path.replace(".json", f"-{name}.db"), name == "faulty")
     if rank:
         tell_end("ValueError")
     dist.barrier()

@@ -86,3 +86,13 @@ def test_rank_0_records_what_every_rank_saw(two_ranks):
     steps = sorted(pair for row in rows for pair in zip(row["step"], row["rank"], strict=True))
     assert steps == [(step, rank) for step in range(3) for rank in (0, 1)]
     assert two_ranks["ends"][0] == ["rank 1: ValueError"]
+
+
+def test_the_rank_that_brings_nan_and_what_a_slow_one_is_busy_with_are_on_record(two_ranks):
+    (titles, busy), _ = two_ranks["faulty"]
+    assert [title.split(":")[0] for title in titles] == [
+        "Rank 1 alone brings NaN or inf into step 3"
+    ]
+    assert len(busy) == 6
+    assert busy[1] >= ranks.PAUSE  # what it slept is its own, at all steps but perhaps the first
+    assert two_ranks["sound"][0][0] == []
