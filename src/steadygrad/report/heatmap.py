@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
-MOST_CELLS, MOST_COLUMNS, FEWEST_COLUMNS = 60_000, 360, 60
+MOST_CELLS, MOST_COLUMNS, FEWEST_COLUMNS = 30_000, 360, 60
 ROWS_AT_ONCE = 4096
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import steadygrad.report
@@ -127,3 +128,18 @@ def test_the_page_is_small_and_its_plotly_brings_its_licence() -> None:
     folder = Path(steadygrad.report.__file__).parent / "plotly"
     assert "MIT" in (folder / "LICENSE").read_text()
     assert "Licensed under the MIT license" in plotly_script()[:400]
+
+
+def test_a_long_run_of_many_tensors_makes_a_small_page() -> None:
+    steps, count = 3000, 150
+    r = np.random.default_rng(0)
+    norms = r.lognormal(size=(steps, count))
+    table = {
+        "step": 1_000_000 + 33 * np.arange(steps),
+        "norm": np.sqrt((norms**2).sum(axis=1)),
+        "loss": r.lognormal(size=steps),
+        "threshold": np.full(steps, 1.0),
+    }
+    tensors = [f"model.layers.{i // 10}.self_attn.block{i % 10}.weight" for i in range(count)]
+    run = Run.from_arrays(steps=table, tensors=tensors, tensor_norms=norms)
+    assert 1_700_000 < len(render(build([run])).encode()) < 1_800_000
