@@ -21,7 +21,7 @@ INPUTS := pyproject.toml setup.py constraints.txt src/steadygrad/_version.py $(w
 # Two workers: frameworks are memory-hungry, and their own threads would fight for the cores.
 WORKERS ?= 2
 # What runs on the oldest versions: clipping, policies, recording, rules, Keras, TensorFlow, torch.
-OLDEST ?= tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/runlog tests/unit/rules tests/unit/calibration tests/unit/torch/dropins tests/unit/kernels --deselect 'tests/unit/policies/test_elementwise.py::test_agc_along_the_axes_of_optax[shape5]'  # compares with optax, which at 0.2.5 has no 5-D kernels
+OLDEST ?= tests/unit/test_text.py tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/runlog tests/unit/rules tests/unit/calibration tests/unit/torch/dropins tests/unit/kernels --deselect 'tests/unit/policies/test_elementwise.py::test_agc_along_the_axes_of_optax[shape5]'  # compares with optax, which at 0.2.5 has no 5-D kernels
 export OMP_NUM_THREADS ?= 1
 
 FRAMEWORKS := torch keras tensorflow jax core

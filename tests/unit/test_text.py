@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -79,6 +80,20 @@ def test_a_command_shows_foreign_text(
     assert isinstance(result.exception, (SystemExit, type(None))), result.exception
     assert result.output
     assert not obeyed(result.output), result.output
+
+
+def test_what_click_says_of_the_words_before_a_command_is_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Click before 8.2 repeats an unknown option as it was typed."""
+
+    def refused(self: click.Group, ctx: click.Context, args: list[str]) -> list[str]:
+        raise click.UsageError(f"No such option: {args[0]}")
+
+    monkeypatch.setattr(click.Group, "parse_args", refused)
+    result = CliRunner().invoke(group, ["--" + HOSTILE])
+    assert (result.exit_code, obeyed(result.output)) == (2, set())
+    assert "No such option: --[red]" in result.output
 
 
 def test_the_newest_run_is_named_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
