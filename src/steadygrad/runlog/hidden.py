@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -40,10 +41,12 @@ class HiddenThread:
         self._target = target
         self._running = _thread.allocate_lock()
         self._running.acquire()
+        self._task = ""
         with _blocked_signals() if deaf else contextlib.nullcontext():
             self._ident = _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
+        self._task = f"/proc/self/task/{_thread.get_native_id()}"
         try:
             self._target()
         finally:
@@ -54,6 +57,11 @@ class HiddenThread:
     def alive(self) -> bool:
         """Whether the function has not returned yet."""
         return self._running.locked()
+
+    @property
+    def listed_by_system(self) -> bool:
+        """Whether the system still counts it: for a moment after its end. False without /proc."""
+        return os.path.exists(self._task)
 
     @property
     def is_current(self) -> bool:

@@ -4,7 +4,9 @@ The training thread only appends to a deque, which needs no lock. The thread loo
 it every few tenths of a second instead of being woken, since waking a thread costs more
 than the append. When the queue is full the producer waits a moment, then drops and counts:
 a slow disk must neither stop a training nor eat its memory. A forked child inherits the
-object without the thread, so there every method returns at once.
+object without the thread, so there every method returns at once. In the parent the thread ends
+before a fork and another begins after it: so no fork happens in the midst of a commit, and Python
+3.12 has no thread of ours to warn of.
 """
 
 from __future__ import annotations
@@ -23,7 +25,23 @@ from steadygrad.runlog.hidden import HiddenThread, stay_hidden
 BUSY_SHARE = 0.01
 """A thread that computes less of the time than this does nothing."""
 
+FORK_SECONDS = 0.5
+"""How long a fork waits for all threads that are at work; it then happens beside them."""
+
 _LIVE: weakref.WeakSet[Pump] = weakref.WeakSet()
+
+
+def _pause_before_fork() -> None:
+    pumps = list(_LIVE)
+    deadline = time.monotonic() + FORK_SECONDS
+    asked = [pump for pump in pumps if pump.ask_to_pause(deadline)]
+    for pump in asked:
+        pump.await_pause(deadline)
+
+
+def _resume_after_fork() -> None:
+    for pump in list(_LIVE):
+        pump.resume()
 
 
 def _disown_after_fork() -> None:
@@ -32,7 +50,11 @@ def _disown_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_disown_after_fork)
+    os.register_at_fork(
+        before=_pause_before_fork,
+        after_in_parent=_resume_after_fork,
+        after_in_child=_disown_after_fork,
+    )
 
 
 class Pump:
@@ -70,15 +92,24 @@ class Pump:
         self._wake = threading.Event()
         self._congested = False
         self._closing = False
+        self._pausing = self._paused = False
+        self._turn = threading.Lock()  # held for a moment, to read or change the two
+        self._coming_or_going = threading.Lock()  # held through a fork, and through `close`
+        self._fork_thread = 0
+        self._deaf = deaf
         self._clock: int | None = None
         self._pid = os.getpid()
         _LIVE.add(self)
         self._thread: HiddenThread | None = None
+        self._start()
+
+    def _start(self) -> None:
         try:
-            self._thread = HiddenThread(self._run, deaf=deaf)
+            self._thread = HiddenThread(self._run, deaf=self._deaf)
         except RuntimeError as error:
             self.stopped = True
-            fail(error)
+            self._release_waiters()
+            self._fail(error)
 
     @property
     def usable(self) -> bool:
@@ -132,12 +163,56 @@ class Pump:
             return False
         self._closing = True
         self._wake.set()
+        if self._thread is None or self._thread.is_current:
+            return self._thread is None
+        if self._coming_or_going.acquire(timeout=timeout):
+            try:
+                self._join(self._thread, timeout, idle)
+            finally:
+                self._coming_or_going.release()
+        return not self._thread.alive
+
+    def ask_to_pause(self, deadline: float) -> bool:
+        """Have the thread end where it is between two batches, for `resume` to begin another.
+
+        Args:
+            deadline: until when (`time.monotonic`) to wait for another thread's fork or `close`.
+
+        Returns:
+            Whether it was asked.
+        """
         thread = self._thread
-        if thread is None:
-            return True
-        if not thread.is_current:
-            self._join(thread, timeout, idle)
-        return not thread.alive
+        if self.stopped or thread is None or thread.is_current or os.getpid() != self._pid:
+            return False
+        if not self._coming_or_going.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            return False
+        self._fork_thread = threading.get_ident()
+        self._pausing = True
+        self._wake.set()
+        return True
+
+    def await_pause(self, deadline: float) -> None:
+        """Wait for the thread that was asked to pause.
+
+        Args:
+            deadline: until when (`time.monotonic`) at most.
+        """
+        thread = self._thread
+        if thread is not None and thread.join(max(0.0, deadline - time.monotonic())):
+            while thread.listed_by_system and time.monotonic() < deadline:
+                time.sleep(0.0001)
+
+    def resume(self) -> None:
+        """Go on after `ask_to_pause`; nothing where this thread has not asked."""
+        if self._fork_thread != threading.get_ident():
+            return
+        self._fork_thread = 0
+        with self._turn:
+            self._pausing = False
+            paused, self._paused = self._paused, False
+        if paused:
+            self._start()
+        self._coming_or_going.release()
 
     def _join(self, thread: HiddenThread, timeout: float, idle: float) -> None:
         deadline = time.monotonic() + timeout
@@ -157,15 +232,22 @@ class Pump:
     def _run(self) -> None:
         if hasattr(time, "pthread_getcpuclockid"):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        paused = False
         try:
-            while not self._round():
-                pass
+            while not (paused or self._round()):
+                paused = self._pauses()
         except Exception as error:
             self.stopped = True
             self._fail(error)
         finally:
-            self.stopped = True
-            self._release_waiters()
+            if not paused:
+                self.stopped = True
+                self._release_waiters()
+
+    def _pauses(self) -> bool:
+        with self._turn:
+            self._paused = self._pausing
+            return self._paused
 
     def _round(self) -> bool:
         closing = self._closing
@@ -185,7 +267,7 @@ class Pump:
                     token.set()
                 stay_hidden()
             self._congested = False
-            if not self._queue:
+            if not self._queue or (self._pausing and not closing):
                 break
         if closing:
             self._finish()

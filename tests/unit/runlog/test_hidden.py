@@ -184,3 +184,35 @@ def test_a_forked_child_joins_nothing(tmp_path: Path) -> None:
     )
     assert run_python(script, tmp_path / "run.db") == "1\n"
     assert len(open_run(tmp_path / "run.db")) == 5
+
+
+FORKING = """
+import os, sys, warnings
+threads = []
+def count():
+    threads.append(len(os.listdir("/proc/self/task")))
+os.register_at_fork(before=count)  # older than ours, so called after it
+warnings.simplefilter("error", DeprecationWarning)
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+writer = RunWriter(sys.argv[1])
+ids = writer.add_tensors([TensorInfo("w", (2,))])
+for step in range(60):
+    writer.write_step(StepRecord(step, norm=1.0), ids, [1.0], [1.0], [0], [0])
+    if step % 3 == 0:
+        child = os.fork()
+        if not child:
+            writer.write_step(StepRecord(99, norm=1.0), ids, [1.0], [1.0], [0], [0])
+            writer.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+assert writer.recording
+writer.close()
+print(set(threads))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_a_fork_finds_no_thread_of_ours_and_costs_no_step(tmp_path: Path) -> None:
+    told = run_python("-c", FORKING, tmp_path / "run.db")
+    assert told == "{1}\n"
+    assert open_run(tmp_path / "run.db").steps["step"].tolist() == list(range(60))
