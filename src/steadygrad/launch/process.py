@@ -16,6 +16,7 @@ from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 from typing import Any
 
+from steadygrad.launch.blame import NOT_OF_THE_SCRIPT, is_ours, raised_by_us
 from steadygrad.launch.plan import Plan
 
 _kept: list[ModuleType] = []
@@ -91,9 +92,12 @@ def _without_our_frames(hook: Hook) -> Hook:
     def excepthook(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
+        ours = raised_by_us(error)
         for chained in _chain(error):
-            chained.__traceback__ = clean(chained.__traceback__)
+            chained.__traceback__ = clean(chained.__traceback__, raised_by_us(chained))
         hook(kind, error, error.__traceback__)
+        if ours:
+            print(NOT_OF_THE_SCRIPT, file=sys.stderr)
 
     return excepthook
 
@@ -109,8 +113,16 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def clean(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without frames of steadygrad, and of the importer on its behalf."""
+def clean(trace: TracebackType | None, ours: bool = False) -> TracebackType | None:
+    """The traceback without frames of steadygrad, and of the importer on its behalf.
+
+    Args:
+        trace: the traceback.
+        ours: keep frames of steadygrad below the script: the error is its own.
+
+    Returns:
+        What is left of it; None for nothing.
+    """
     entries: list[TracebackType] = []
     while trace is not None:
         entries.append(trace)
@@ -119,7 +131,7 @@ def clean(trace: TracebackType | None) -> TracebackType | None:
         trace = trace.tb_next
     kept: list[TracebackType] = []
     for entry in entries:
-        if not _is_ours(entry):
+        if ours or not is_ours(entry):
             kept.append(entry)
             continue
         while kept and kept[-1].tb_frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -128,12 +140,3 @@ def clean(trace: TracebackType | None) -> TracebackType | None:
     for entry in reversed(kept):
         entry.tb_next, following = following, entry
     return following
-
-
-def _is_ours(entry: TracebackType) -> bool:
-    path = entry.tb_frame.f_code.co_filename
-    return path.startswith(_OURS) and not path.startswith(_DEMOS)
-
-
-_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_DEMOS = os.path.join(_OURS, "demos") + os.sep

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from steadygrad.launch import children
+from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
 from steadygrad.launch.jax_script.install import JaxScript
 from steadygrad.launch.job import ends_told, facts_of_job, rank_in_job, tell_end
@@ -108,8 +109,8 @@ class Session:
             self.exit = type(error).__name__
 
     def trouble(self, what: str, error: BaseException) -> None:
-        """Keep a failure of ours for the last words."""
-        self.mention(f"{what}, by a fault of ours: {type(error).__name__}: {error}")
+        """Keep for the last words what ended something of ours, and whose fault that is."""
+        self.mention(f"{what}{cause(error)}: {type(error).__name__}: {error}")
 
     def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:
         """Call ``act``; what it raises is a trouble of ours, not the script's."""
@@ -274,7 +275,7 @@ class Session:
         if self.plan.speaks and not self.plan.quiet and sys.__stderr__ is not None:
             where = f" The run file is {self.path}." if self.path else ""
             what = f"{type(error).__name__}: {error}"
-            words = f"steadygrad: no verdict, by a fault of ours ({what}).{where}"
+            words = f"steadygrad: no verdict{cause(error)} ({what}).{where}"
             print(printable(words), file=sys.__stderr__)
 
 

@@ -61,18 +61,18 @@ def test_the_terminal_view_writes_nothing(run_file: str) -> None:
 def test_terminal_and_json_exclude_each_other(run_file: str) -> None:
     done = typed(run_file, "--terminal", "--json")
     assert done.exit_code == 2
-    assert "type one of them" in done.stderr
+    assert "type one of them" in done.output
 
 
 def test_a_file_that_is_no_run_is_named(run_file: str) -> None:
     Path("other.db").write_text("not a run")
     done = typed("other.db")
     assert done.exit_code != 0
-    assert "other.db" in done.stderr
+    assert "other.db" in done.output
     assert not Path("report.html").exists()
 
 
 def test_no_run_at_all_says_what_to_type() -> None:
     done = typed()
     assert done.exit_code == 2
-    assert "steadygrad run train.py" in done.stderr
+    assert "steadygrad run train.py" in done.output

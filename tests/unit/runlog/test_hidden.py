@@ -68,7 +68,7 @@ def train():
 
 def run_python(*words: object) -> str:
     done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,9 +273,11 @@ def test_a_warning_turned_error_does_not_reach_the_training(
 ) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
-    out = RunWriter(blocker / "run.db")  # filterwarnings = error holds here
-    one_step(out, 0, out.add_tensors([TensorInfo("a")]))
-    out.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = RunWriter(blocker / "run.db")
+        one_step(out, 0, out.add_tensors([TensorInfo("a")]))
+        out.close()
     assert "the training goes on" in capsys.readouterr().err.lower()
 
 

@@ -1,0 +1,73 @@
+"""Whose an error is: steadygrad's, the script's, or nobody's (a disk, a file that stands there)."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from steadygrad.errors import SteadyGradError
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_DEMOS = os.path.join(_PACKAGE, "demos") + os.sep
+_LIBRARIES = (os.path.dirname(os.__file__) + os.sep, "<")
+NOT_OF_THE_SCRIPT = (
+    "steadygrad: this error was raised by steadygrad's own code, not by the script. Please report "
+    "it with the traceback; the script runs without steadygrad run."
+)
+
+
+def is_ours(entry: TracebackType) -> bool:
+    """Whether a traceback's frame runs steadygrad's code; demos are scripts."""
+    path = entry.tb_frame.f_code.co_filename
+    return path.startswith(_PACKAGE) and not path.startswith(_DEMOS)
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether a statement of steadygrad failed.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        False for errors that are meant (`SteadyGradError`, of the system), and for what
+        functions in the place of a framework's say of their arguments.
+    """
+    if not isinstance(error, Exception) or isinstance(error, (SteadyGradError, OSError)):
+        return False
+    entries = _entries(error)
+    if not entries or not is_ours(entries[-1]):
+        return False
+    return "dropins" not in entries[-1].tb_frame.f_code.co_filename
+
+
+def cause(error: BaseException) -> str:
+    """Say whose an error is that has ended something of ours.
+
+    Args:
+        error: what was raised below code of ours.
+
+    Returns:
+        Words to put behind what has ended: empty where the error explains itself.
+
+    Example:
+        >>> cause(PermissionError(13, "Permission denied")), cause(ValueError("x"))
+        ('', ', by a fault of ours')
+    """
+    if isinstance(error, (SteadyGradError, OSError, MemoryError)):
+        return ""
+    for entry in reversed(_entries(error)):
+        path = entry.tb_frame.f_code.co_filename
+        if is_ours(entry):
+            break
+        if not path.startswith(_LIBRARIES) and "-packages" not in path:
+            return f", by an error in {os.path.basename(path)}, line {entry.tb_lineno}"
+    return ", by a fault of ours"
+
+
+def _entries(error: BaseException) -> list[TracebackType]:
+    entries: list[TracebackType] = []
+    entry = error.__traceback__
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    return entries
