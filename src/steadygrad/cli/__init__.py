@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,10 @@ class _Folder(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # `deepspeed --module` and torch.distributed.launch put it there, for the script to read
+        if args and re.fullmatch(r"--local[-_]rank=\d+", args[0]):
+            ctx.obj = (args[0],)
+            args = args[1:]
         try:
             return super().parse_args(ctx, args)
         except click.ClickException as error:

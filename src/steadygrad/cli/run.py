@@ -9,6 +9,7 @@ import click
 
 from steadygrad.cli import Handover
 from steadygrad.errors import UsageError
+from steadygrad.launch.launchers import command_behind_launcher
 from steadygrad.launch.plan import Plan, fresh, rank_of
 
 
@@ -82,11 +83,19 @@ def command(
         from steadygrad.policies import parse
 
         parse(clip)
+    typed = _options_typed()
+    if (behind := command_behind_launcher(typed, script, arguments, as_module)) and (
+        as_module or not os.path.isfile(script) or os.access(script, os.X_OK)
+    ):
+        raise click.UsageError(
+            f"{script} starts the script in processes of its own, which are not seen from here; "
+            f"steadygrad stands behind it: {behind}"
+        )
     if not as_module and not os.path.isfile(script):
         raise click.UsageError(_no_script(script))
     plan = Plan(
         target=script,
-        arguments=arguments,
+        arguments=(*_from_launcher(), *arguments),
         as_module=as_module,
         out=_output(out, force),
         clip=clip,
@@ -102,6 +111,28 @@ def command(
     from steadygrad.launch.session import launch
 
     raise Handover(lambda: launch(plan))
+
+
+def _options_typed() -> list[str]:
+    """The options of this command as they were typed, without ``-m``."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for option in context.command.params:
+        if not isinstance(option, click.Option) or option.name in (None, "as_module"):
+            continue
+        value = context.params[str(option.name)]
+        for each in value if isinstance(value, tuple) else [value]:
+            if each is True:
+                words.append(option.opts[-1])
+            elif each not in (None, False):
+                words += [option.opts[-1], str(each)]
+    return words
+
+
+def _from_launcher() -> tuple[str, ...]:
+    """What the launcher put before the script's own arguments."""
+    local_rank: tuple[str, ...] = click.get_current_context().obj or ()
+    return local_rank
 
 
 def _output(out: str | None, force: bool) -> str:
