@@ -21,6 +21,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class SteadyGradError(Exception):
     """Base of every steadygrad error."""
@@ -72,6 +78,32 @@ class MissingExtraError(SteadyGradError, ImportError):
             f"{what} needs {library}, which is not installed. "
             f'Install it with: pip install "steadygrad[{extra}]"'
         )
+
+
+@contextmanager
+def needed_for(what: str, extra: str, library: str = "") -> Iterator[None]:
+    """Say what to install where the imports inside fail.
+
+    Args:
+        what: what needs them, as a noun phrase.
+        extra: the steadygrad extra that installs them.
+        library: what is missing; by default the module that was not found.
+
+    Raises:
+        MissingExtraError: an import failed.
+
+    Example:
+        >>> with needed_for("the example", "demo"):
+        ...     import no_such_library
+        Traceback (most recent call last):
+        ...
+        steadygrad.errors.MissingExtraError: the example needs no_such_library, which is not \
+installed. Install it with: pip install "steadygrad[demo]"
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(library or str(error.name), extra, what) from error
 
 
 class SteadyGradWarning(UserWarning):

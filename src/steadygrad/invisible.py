@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 # `warnings` leaves frames with these two words in their file name out of its stack level
 # (it takes them for the importer's), and torch.compile does not trace them
@@ -25,6 +26,6 @@ def invisible(function: Function) -> Function:
         >>> invisible(lambda: 1).__code__.co_filename
         '<frozen importlib._bootstrap> steadygrad'
     """
-    plain: Any = function
+    plain = cast("FunctionType", function)
     plain.__code__ = plain.__code__.replace(co_filename=INVISIBLE)
     return function

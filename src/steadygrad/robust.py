@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ TOGETHER = 4096
 """Neighbourhoods that are looked at in one array."""
 
 
-def median(values: NDArray[Any] | Sequence[float]) -> float:
+def median(values: Floats | Sequence[float]) -> float:
     """Median of the finite values; NaN where there are none.
 
     Example:
@@ -35,7 +34,7 @@ def median(values: NDArray[Any] | Sequence[float]) -> float:
     return float(np.median(finite)) if finite.size else math.nan
 
 
-def spread(values: NDArray[Any] | Sequence[float]) -> float:
+def spread(values: Floats | Sequence[float]) -> float:
     """Median absolute deviation, scaled to a standard deviation; of the finite values.
 
     Example:
@@ -63,11 +62,11 @@ def upper_sigma(values: Floats, middle: float) -> float:
 
 
 def spikes(
-    norms: NDArray[Any],
+    norms: Floats,
     ratio: float = 10.0,
     deviations: float = 8.0,
     window: int = 32,
-    losses: NDArray[Any] | None = None,
+    losses: Floats | None = None,
 ) -> NDArray[np.int64]:
     """Places where a norm stands far out of the norms around it.
 
@@ -111,7 +110,7 @@ def spikes(
     return np.asarray(alive[candidates[outlying]], np.int64)
 
 
-def _throws(logs: Floats, losses: NDArray[Any], place: int, window: int, ratio: float) -> bool:
+def _throws(logs: Floats, losses: Floats, place: int, window: int, ratio: float) -> bool:
     """Whether norm and loss both stand far over all that came shortly before."""
     before, known = logs[max(0, place - window) : place], losses[max(0, place - window) : place]
     known = known[np.isfinite(known)]
@@ -138,7 +137,7 @@ def _neighbourhoods(logs: Floats, places: NDArray[np.int64], window: int) -> tup
     return middle, sigma
 
 
-def columns_median(table: NDArray[Any]) -> Floats:
+def columns_median(table: Floats) -> Floats:
     """Median of each column's finite values; NaN where a column has none.
 
     Example:
@@ -148,7 +147,7 @@ def columns_median(table: NDArray[Any]) -> Floats:
     return np.array([median(column) for column in table.T])
 
 
-def blocks(values: NDArray[Any], most: int = 1024) -> NDArray[Any]:
+def blocks(values: Floats, most: int = 1024) -> Floats:
     """Medians of equal blocks, at most `most` of them: a long curve at the cost of a short one.
 
     Example:
@@ -164,7 +163,7 @@ def blocks(values: NDArray[Any], most: int = 1024) -> NDArray[Any]:
     return np.asarray(np.median(values[:whole].reshape(-1, size), axis=1))
 
 
-def running_median(values: NDArray[Any], window: int) -> Floats:
+def running_median(values: Floats, window: int) -> Floats:
     """Median over the `window` values that end at each place; shorter at the start.
 
     Example:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,15 +45,15 @@ class GradientStats:
     """
 
     names: tuple[str, ...]
-    norms: Any
-    max_abs: Any
-    nonfinite: Any
-    zeros: Any
+    norms: Array
+    max_abs: Array
+    nonfinite: Array
+    zeros: Array
     sizes: tuple[int, ...]
-    total_norm: Any
+    total_norm: Array
     norm_type: float = 2.0
-    elsewhere: Any = 0
-    own: Any = None
+    elsewhere: Array | int = 0
+    own: Array | None = None
 
 
 def combine_norms(xp: Namespace, norms: Array, norm_type: float) -> Array:

@@ -7,7 +7,9 @@ terminal passes `printable`, so that none of them moves its cursor or turns its 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TypeVar, cast
+
+Shown = TypeVar("Shown")
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # what commands a terminal; lines stay
@@ -16,7 +18,7 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def printable(value: Any) -> Any:
+def printable(value: Shown) -> Shown:
     """The same text, with a mark for each character that does something instead of being seen.
 
     Args:
@@ -27,12 +29,12 @@ def printable(value: Any) -> Any:
         {'name': ['\ufffd[2J']}
     """
     if isinstance(value, str):
-        return _UNPRINTABLE.sub("\ufffd", value)
+        return cast("Shown", _UNPRINTABLE.sub("\ufffd", value))
     if isinstance(value, dict):
-        return {key: printable(item) for key, item in value.items()}
+        return cast("Shown", {key: printable(item) for key, item in value.items()})
     if isinstance(value, tuple):
-        return tuple(printable(item) for item in value)
-    return [printable(item) for item in value] if isinstance(value, list) else value
+        return cast("Shown", tuple(printable(item) for item in value))
+    return cast("Shown", [printable(item) for item in value]) if isinstance(value, list) else value
 
 
 def place(file: str, line: object) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +11,10 @@ from steadygrad.calibration.estimate import Setback, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 from steadygrad.robust import Floats
 from steadygrad.text import percent
+
+if TYPE_CHECKING:
+    from steadygrad.runlog.encode import Rows
+    from steadygrad.runlog.info import RunInfo
 
 OFTEN, NEARLY_ALWAYS = 0.10, 0.50
 
@@ -30,7 +33,7 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
     return Outcome(max_norm, rate, coef, verdict)
 
 
-def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | None) -> Calibration:
+def advise(c: Calibration, info: RunInfo, rows: Rows, back: Setback | None) -> Calibration:
     """The calibration with its advice written."""
     sentences = [
         _what_to_type(c, info),
@@ -48,7 +51,7 @@ def advise(c: Calibration, info: Mapping[str, Any], rows: Any, back: Setback | N
     return dataclasses.replace(c, advice=tuple(sentences))
 
 
-def typed(spec: str, info: Mapping[str, Any]) -> str:
+def typed(spec: str, info: RunInfo) -> str:
     """A spec as the one who recorded this run can give it: as an option, a magic, an argument.
 
     Args:
@@ -77,7 +80,7 @@ def label(c: Calibration) -> tuple[str, str]:
     return ("Recommended threshold" if c.needed else "Threshold, as insurance"), f"{c.threshold:g}"
 
 
-def _what_to_type(c: Calibration, info: Mapping[str, Any]) -> str:
+def _what_to_type(c: Calibration, info: RunInfo) -> str:
     times = f"{c.threshold / c.median:.2g} times the median norm {c.median:.3g}"
     place = f"threshold {c.threshold:g} is {times}"
     rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
@@ -98,7 +101,7 @@ def _what_to_type(c: Calibration, info: Mapping[str, Any]) -> str:
     )
 
 
-def _failed(rows: Any, info: Mapping[str, Any]) -> list[str]:
+def _failed(rows: Rows, info: RunInfo) -> list[str]:
     rise = loss_rise(rows["loss"])
     if rise is None:
         return []
@@ -120,7 +123,7 @@ def _set_back(c: Calibration, back: Setback) -> list[str]:
     ]
 
 
-def _moving(c: Calibration, info: Mapping[str, Any]) -> list[str]:
+def _moving(c: Calibration, info: RunInfo) -> list[str]:
     if c.stationary:
         return []
     factor = c.drift if c.drift > 1 else 1 / c.drift
@@ -169,7 +172,7 @@ def _defaults(c: Calibration) -> list[str]:
     return told
 
 
-def _was_clipped(c: Calibration, rows: Any) -> list[str]:
+def _was_clipped(c: Calibration, rows: Rows) -> list[str]:
     rate = float((rows["coef"] < 1).mean())
     if rate < OFTEN:
         return []

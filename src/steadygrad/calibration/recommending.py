@@ -7,7 +7,7 @@ one that was not; how far it can be trusted is said in the advice.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from steadygrad.robust import Floats, upper_sigma
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
+    from steadygrad.runlog.encode import Rows
 
 MIN_STEPS = 20
 MIN_CALM = 10
@@ -101,7 +102,7 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
     return _conclude(recorded, number, rows, kept, x, stretch, diverged_at, None)
 
 
-def _require_steps(usable: int, rows: Any) -> None:
+def _require_steps(usable: int, rows: Rows) -> None:
     if usable >= MIN_STEPS:
         return
     norm = rows["norm"]
@@ -167,8 +168,8 @@ def _require_a_guide(
 def _conclude(
     run: Run,
     number: int,
-    rows: Any,
-    kept: Any,
+    rows: Rows,
+    kept: Rows,
     x: Floats,
     stretch: slice,
     diverged_at: int | None,

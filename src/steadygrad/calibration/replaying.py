@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.errors import UsageError
 from steadygrad.policies import Policy, parse
-from steadygrad.policies.in_numpy import NUMPY
+from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.text import percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
+    from steadygrad.runlog.encode import Rows
+    from steadygrad.typing import Array
 
 INF = float("inf")
 
@@ -71,7 +73,7 @@ class Replay:
             text += f", the spike at {self.steps[worst]} by {factors[worst]:.3g}x"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The summary as JSON holds it."""
         return {
             "spec": self.spec,
@@ -146,7 +148,7 @@ def _share(flags: NDArray[np.bool_]) -> float:
     return float(flags.mean()) if flags.size else 0.0
 
 
-def _applied(coef: Any, stats: GradientStats) -> float:
+def _applied(coef: Array | float, stats: GradientStats) -> float:
     """Norm after over norm before."""
     if np.ndim(coef) == 0:
         return float(coef)
@@ -158,7 +160,7 @@ def _applied(coef: Any, stats: GradientStats) -> float:
 
 
 def _stats(
-    run: Run, number: int, rows: Any, where: NDArray[np.intp], policy: Policy
+    run: Run, number: int, rows: Rows, where: NDArray[np.intp], policy: Policy
 ) -> Iterator[GradientStats]:
     """The run's figures as the policy would have met them, step by step."""
     p, held = policy.norm_type, recorded_norm_type(run)
@@ -181,6 +183,6 @@ def _stats(
             nonfinite=broken,
             zeros=np.zeros_like(broken),
             sizes=sizes,
-            total_norm=np.float64(total),
+            total_norm=scalar(float(total)),
             norm_type=p,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from steadygrad.notebook.cards import Card
 
@@ -114,7 +113,7 @@ class Calibration:
         title = f"Threshold {self.threshold:.3g} ({self.spec})"
         return Card(title, level, figures, sentences=self.advice)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The same as JSON holds it: numbers, strings, lists; an infinite p is ``"inf"``."""
         plain = dataclasses.asdict(self)
         plain["norm_type"] = "inf" if self.norm_type == float("inf") else self.norm_type

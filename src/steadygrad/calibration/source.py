@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from steadygrad.errors import SpecError, UsageError
 from steadygrad.policies import parse
 from steadygrad.recovery.events import events_of
 from steadygrad.recovery.undone import undone
+from steadygrad.runlog.encode import Rows
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def open_steps(
     run: Run | str | os.PathLike[str], optimizer: int | None
-) -> tuple[Run, int, Any, NDArray[np.intp]]:
+) -> tuple[Run, int, Rows, NDArray[np.intp]]:
     """The run, the optimizer's number, its steps, and their places among all steps.
 
     Steps that a rollback took back are left out.
@@ -35,7 +36,7 @@ def open_steps(
         from steadygrad.runlog import open_run
 
         run = open_run(run)
-    steps = np.asarray(run.steps)
+    steps: Rows = np.asarray(run.steps)
     numbers, counts = np.unique(steps["optimizer"], return_counts=True)
     if optimizer is None:
         optimizer = int(numbers[np.argmax(counts)]) if numbers.size else 0

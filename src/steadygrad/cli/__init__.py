@@ -14,7 +14,6 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -58,7 +57,7 @@ class _Folder(click.Group):
             _make_printable(error)
             raise
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except UsageError as error:

@@ -29,13 +29,11 @@ def command(folder: str, host: str, port: int) -> None:
 
     Without FOLDER: this folder. Nothing is written; Ctrl-C ends it.
     """
-    from steadygrad.errors import MissingExtraError
+    from steadygrad.errors import needed_for
 
-    try:
+    with needed_for("steadygrad serve", "serve", "starlette and uvicorn"):
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("starlette and uvicorn", "serve", "steadygrad serve") from error
     from steadygrad.serve.serving import serve
 
     serve(Path(folder), host, port)

@@ -19,7 +19,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from steadygrad._version import __version__
 from steadygrad.errors import UsageError
@@ -62,7 +61,7 @@ class Cell:
         """Where it is written down that the cell is finished."""
         return self.folder / f"{self.name}.cell.json"
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> dict[str, object] | None:
         """How the cell ended, ``exit`` and ``seconds``; None where it has to be run.
 
         One that ended well and recorded nothing is run again: it shows nothing.
@@ -138,7 +137,7 @@ class Grid:
 
 def run_cells(
     grid: Grid, *, jobs: int = 0, done: Callable[[Cell, bool], None] = lambda cell, reused: None
-) -> dict[Cell, dict[str, Any]]:
+) -> dict[Cell, dict[str, object]]:
     """Run every cell that is not finished, several at a time.
 
     Args:
@@ -176,8 +175,8 @@ def run_cells(
 
 
 def _collect(
-    waiting: dict[Future[dict[str, Any]], Cell],
-    ended: dict[Cell, dict[str, Any]],
+    waiting: dict[Future[dict[str, object]], Cell],
+    ended: dict[Cell, dict[str, object]],
     done: Callable[[Cell, bool], None],
 ) -> None:
     left = set(waiting)
@@ -190,7 +189,7 @@ def _collect(
 
 def _run(
     grid: Grid, cell: Cell, environment: dict[str, str], children: set[subprocess.Popen[bytes]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     cell.note.unlink(missing_ok=True)
     cell.run_file.unlink(missing_ok=True)
     began = time.perf_counter()

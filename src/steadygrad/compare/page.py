@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from steadygrad.compare.cells import Grid
+from steadygrad.compare.measuring import Outcome
 from steadygrad.compare.rows import cells, troubles
 from steadygrad.compare.table import Comparison, Row
 from steadygrad.errors import SteadyGradError
@@ -113,7 +113,7 @@ def write_page(each: Sequence[Comparison], grid: Grid) -> Path:
     from steadygrad.report.page import plotly_script
 
     plotly = plotly_script()
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "title": grid.script,
         "heading": each[0].sentence
         if len(each) == 1
@@ -160,7 +160,7 @@ def _sentences(each: Sequence[Comparison]) -> list[str]:
 
 def _typical(row: Row, grid: Grid) -> Path | None:
     """The run file of the seed with the middle final loss, or of any that recorded steps."""
-    recorded: Sequence[Any] = [o for o in row.outcomes if o.steps]
+    recorded: Sequence[Outcome] = [o for o in row.outcomes if o.steps]
     if not recorded:
         return None
     ordered = sorted(recorded, key=lambda o: (o.final_loss != o.final_loss, o.final_loss))

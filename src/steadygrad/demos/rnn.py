@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 
-try:
+with needed_for("steadygrad demo", "demo"):
     import torch
     from sklearn.datasets import load_digits
-except ImportError as error:
-    raise MissingExtraError(error.name or "torch", "demo", "steadygrad demo") from error
 
 import steadygrad.torch as sg
 from steadygrad.runlog import RunWriter
@@ -116,7 +114,7 @@ def train(
     return Outcome(path, clip, accuracy)
 
 
-def _info(clip: str, seed: int) -> dict[str, Any]:
+def _info(clip: str, seed: int) -> dict[str, object]:
     return {
         "command": ["steadygrad", "demo"],
         "script": "steadygrad demo",

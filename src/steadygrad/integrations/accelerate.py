@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +17,14 @@ from steadygrad.policies import Policy
 from steadygrad.torch import Steady
 from steadygrad.torch import attach as attach_torch
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 __all__ = ["attach"]
 
 
 def attach(
-    accelerator: Any,
+    accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
     clip: str | Policy | Mapping[str, str | Policy] = "norm:1.0",
     model: torch.nn.Module | None = None,

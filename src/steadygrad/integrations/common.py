@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steadygrad.runlog.records import StepRecord
+
+if TYPE_CHECKING:
+    from steadygrad.stats import GradientStats
 
 WINDOW = 100
 """Steps over which the logged clip rate is counted."""
@@ -49,7 +52,9 @@ class ClipRate:
         return sum(self._clipped) / len(self._clipped)
 
 
-def figures(record: StepRecord, rate: float, stats: Any, tensors: bool) -> dict[str, float]:
+def figures(
+    record: StepRecord, rate: float, stats: GradientStats | None, tensors: bool
+) -> dict[str, float]:
     """A step as the scalars that a trainer logs, named as everywhere in steadygrad.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +22,16 @@ from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.torch import measure
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from deepspeed import DeepSpeedEngine
+
 __all__ = ["Observer", "observe"]
 
 
-def observe(engine: Any, run: str | os.PathLike[str] | RunWriter) -> Observer:
+def observe(engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) -> Observer:
     """Record every optimizer step of a DeepSpeed engine.
 
     Per-tensor norms are recorded at ZeRO stage 0; from stage 1 on gradients are
@@ -58,7 +64,7 @@ class Observer:
         last: the last step's record, None before the first.
     """
 
-    def __init__(self, engine: Any, run: str | os.PathLike[str] | RunWriter) -> None:
+    def __init__(self, engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) -> None:
         self.last: StepRecord | None = None
         self._engine = engine
         self._step = 0
@@ -68,8 +74,8 @@ class Observer:
         self._writer = self._open(run) if engine.global_rank == 0 else None
         engine.step, engine.backward = self._observed_step, self._observed_backward
 
-    def _open(self, run: Any) -> RunWriter:
-        writer = RunWriter(run) if self._own else run
+    def _open(self, run: str | os.PathLike[str] | RunWriter) -> RunWriter:
+        writer = run if isinstance(run, RunWriter) else RunWriter(run)
         infos = [
             TensorInfo(name, tuple(_full_shape(p)), str(p.dtype).removeprefix("torch."))
             for name, p in self._engine.module.named_parameters()
@@ -84,12 +90,12 @@ class Observer:
         if self._own and self._writer is not None:
             self._writer.close()
 
-    def _observed_backward(self, loss: Any, *args: Any, **kwargs: Any) -> Any:
+    def _observed_backward(self, loss: torch.Tensor, *args: object, **kwargs: object) -> object:
         share = float(loss.detach()) / self._engine.gradient_accumulation_steps()
         self._loss = share if math.isnan(self._loss) else self._loss + share
         return self._original[1](loss, *args, **kwargs)
 
-    def _observed_step(self, *args: Any, **kwargs: Any) -> Any:
+    def _observed_step(self, *args: object, **kwargs: object) -> object:
         if not self._engine.is_gradient_accumulation_boundary():
             return self._original[0](*args, **kwargs)
         stats = self._measure()
@@ -123,7 +129,7 @@ class Observer:
             action="skip" if not applied else "clip" if coef < 1 else "none",
             lr=float(engine.get_lr()[0]),
             loss_scale=float(getattr(engine.optimizer, "cur_scale", 1.0)),
-            nonfinite=int(stats.nonfinite.sum()) if stats is not None else 0,
+            nonfinite=int(sum(map(int, stats.nonfinite))) if stats is not None else 0,
         )
         self._step, self._loss = self._step + 1, math.nan
         if self._writer is not None:
@@ -137,8 +143,8 @@ class Observer:
         index = {info: i for i, (info, _) in enumerate(self._engine.module.named_parameters())}
         ids = [self._ids[index[name]] for name in stats.names]
         arrays = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
-        writer.write_step(record, ids, *(np.asarray(a.cpu()) for a in arrays))
+        writer.write_step(record, ids, *(torch.as_tensor(a).cpu().numpy() for a in arrays))
 
 
-def _full_shape(parameter: Any) -> Any:
+def _full_shape(parameter: torch.nn.Parameter) -> Sequence[int]:
     return getattr(parameter, "ds_shape", parameter.shape)  # ZeRO 3 leaves an empty shell

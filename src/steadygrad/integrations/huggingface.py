@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.integrations.common import ClipRate, figures, run_path
 from steadygrad.policies import Policy
 from steadygrad.runlog import RunWriter
 from steadygrad.torch import Steady, attach, clip_grad_norm_
 
-try:
+if TYPE_CHECKING:
+    from typing import Any
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+with needed_for("steadygrad's Trainer callback", "huggingface", "transformers"):
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
     from transformers.utils import logging
-except ImportError as error:
-    raise MissingExtraError(
-        "transformers", "huggingface", "steadygrad's Trainer callback"
-    ) from error
 
 __all__ = ["SteadyGradCallback"]
 
@@ -66,17 +67,19 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         self.log_tensors = log_tensors
         self.steady: Steady | None = None
         self._writer: RunWriter | None = None
-        self._saved: dict[str, Any] = {}
+        self._saved: dict[str, object] = {}
         self._rate = ClipRate()
         self._share = 0.0
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, TrainerState]:
         """What the Trainer keeps in its checkpoints (JSON)."""
         saved = _to_json(self.steady.state_dict()) if self.steady else {}
         clip = self.clip if isinstance(self.clip, str) else str(self.clip)
         return {"args": {"clip": clip}, "attributes": {"_saved": saved}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._take_over(args)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.run is not None and state.is_world_process_zero:
@@ -88,12 +91,21 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         if saved.get("_saved"):
             self.steady.load_state_dict(_from_json(saved["_saved"]))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.steady is not None and self.steady.steps:
             self._share = self._rate.add(self.steady.last)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.steady is None or not self.steady.steps or "loss" not in (logs or {}):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.steady is None or not self.steady.steps or logs is None or "loss" not in logs:
             return
         last = self.steady.last
         extra = figures(last, self._share, self.steady.stats, self.log_tensors)
@@ -102,14 +114,16 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         logs.update(extra)
         state.log_history[-1].update(extra)  # the Trainer filed a copy before it called us
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._give_back(args)
         if self.steady is not None:
             self.steady.detach()
         if self._writer is not None:
             self._writer.close()
 
-    def _take_over(self, args: Any) -> None:
+    def _take_over(self, args: TrainingArguments) -> None:
         self._theirs = (args.max_grad_norm, torch.nn.utils.clip_grad_norm_)
         if args.max_grad_norm:
             logger.warning(
@@ -119,16 +133,16 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         args.max_grad_norm = 0.0
         torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
 
-    def _give_back(self, args: Any) -> None:
+    def _give_back(self, args: TrainingArguments) -> None:
         args.max_grad_norm, torch.nn.utils.clip_grad_norm_ = self._theirs
 
 
-def _from_json(saved: dict[str, Any]) -> dict[str, Any]:
+def _from_json(saved: Mapping[str, Any]) -> dict[str, object]:
     arrays = {key: torch.from_numpy(np.asarray(value)) for key, value in saved["state"].items()}
     return {**saved, "state": arrays}
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: object) -> object:
     if isinstance(value, dict):
         return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from steadygrad.errors import MissingExtraError, UsageError
+from steadygrad.errors import UsageError, needed_for
 from steadygrad.integrations.common import ClipRate, figures, run_path
 from steadygrad.policies import Policy
 from steadygrad.runlog import RunWriter
 from steadygrad.torch import Steady, attach
 
-try:
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+with needed_for("steadygrad's Lightning callback", "lightning", "lightning"):
     from lightning.pytorch import Callback
-except ImportError as error:
-    raise MissingExtraError("lightning", "lightning", "steadygrad's Lightning callback") from error
 
 __all__ = ["SteadyGradCallback"]
 
@@ -56,10 +57,10 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
         self.log_tensors = log_tensors
         self.steady: list[Steady] = []
         self._writer: RunWriter | None = None
-        self._saved: list[dict[str, Any]] = []
+        self._saved: list[dict[str, object]] = []
         self._rates: list[ClipRate] = []
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.gradient_clip_val:
             raise UsageError(
                 f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) would clip before "
@@ -67,7 +68,7 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
                 f"'norm:{float(trainer.gradient_clip_val)}') for the same threshold"
             )
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.run is not None and trainer.is_global_zero:
             self._writer = RunWriter(run_path(self.run, trainer.global_step))
         self.steady = [
@@ -86,7 +87,12 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
             steady.load_state_dict(saved)
 
     def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
         for index, (steady, rate) in enumerate(zip(self.steady, self._rates, strict=True)):
             if not steady.steps:
@@ -96,19 +102,21 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
             prefix = f"optimizer{index}/" if len(self.steady) > 1 else ""
             pl_module.log_dict({prefix + name: value for name, value in logged.items()})
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         self._close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """What Lightning keeps in its checkpoints."""
         return {"steady": [steady.state_dict() for steady in self.steady] or self._saved}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Resume the policies; takes effect when training starts."""
-        self._saved = state_dict["steady"]
+        self._saved = cast("list[dict[str, object]]", state_dict["steady"])
 
     def _close(self) -> None:
         self._saved = [steady.state_dict() for steady in self.steady]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 
-try:
+with needed_for("steadygrad.jax", "jax"):
     import jax as _jax  # noqa: F401
     import optax as _optax  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError(str(error.name), "jax", "steadygrad.jax") from error
 
 from steadygrad.jax.dropins import (
     adaptive_grad_clip,

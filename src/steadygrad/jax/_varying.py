@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 from jax import lax
 
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
 
-def varying_axes(value: Any) -> frozenset[str]:
+
+def varying_axes(value: ArrayLike | jax.ShapeDtypeStruct) -> frozenset[str]:
     """The mesh axes along which a value may differ from device to device.
 
     Args:
@@ -31,7 +34,7 @@ def varying_axes(value: Any) -> frozenset[str]:
     return frozenset(axes or ())
 
 
-def made_varying(value: Any, axes: frozenset[str]) -> Any:
+def made_varying(value: jax.Array, axes: frozenset[str]) -> jax.Array:
     """A value that is taken to differ along these mesh axes too.
 
     Args:

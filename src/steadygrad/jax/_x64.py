@@ -7,27 +7,32 @@ while tracing; what leaves those lines is cast down again.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
-def wide() -> Any:
+    from jax.typing import ArrayLike, DTypeLike
+
+
+def wide() -> AbstractContextManager[None]:
     """A context in which float64 exists, for eager code and under any tracer."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    return jax.experimental.enable_x64(True)
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    context: AbstractContextManager[None] = enable(True)
+    return context
 
 
-def widen(x: Any) -> Any:
+def widen(x: ArrayLike) -> jax.Array:
     """`x` in float64 (complex128 where it is complex); call it inside `wide`."""
     dtype = jnp.complex128 if jnp.iscomplexobj(x) else jnp.float64
     return lax.convert_element_type(x, dtype)
 
 
-def narrow(x: Any, dtype: Any) -> Any:
+def narrow(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """A float64 or complex128 array rounded once to `dtype`; call it inside `wide`.
 
     XLA converts float64 to the 16-bit formats by way of float32, which rounds
@@ -51,6 +56,6 @@ def narrow(x: Any, dtype: Any) -> Any:
     return lax.convert_element_type(odd, dtype)
 
 
-def number(value: Any) -> jax.Array:
+def number(value: ArrayLike) -> jax.Array:
     """A 0-d float64, whatever it was; call it inside `wide`."""
     return jnp.reshape(lax.convert_element_type(jnp.asarray(value), jnp.float64), ())

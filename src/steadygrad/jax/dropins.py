@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,13 @@ from steadygrad.policies.methods.agc import unit_axes, unit_norms
 from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike, DTypeLike
 
-def global_norm(updates: Any) -> jax.Array:
+    from steadygrad.typing import PyTree
+
+
+def global_norm(updates: PyTree) -> jax.Array:
     """The 2-norm of a pytree taken as one vector, exact in every dtype.
 
     Args:
@@ -45,7 +50,7 @@ def global_norm(updates: Any) -> jax.Array:
         return lax.convert_element_type(total, _figure_dtype(leaves))
 
 
-def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
+def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
     """Scale updates by ``min(1, max_norm / norm)``.
 
     Args:
@@ -70,7 +75,7 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
 
     _require_threshold(max_norm, "max_norm", "clip_by_global_norm")
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(updates)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         with wide():
@@ -82,7 +87,7 @@ def clip_by_global_norm(max_norm: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(_no_state, update)
 
 
-def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
+def clip_by_block_rms(threshold: ArrayLike) -> optax.GradientTransformation:
     """Scale each leaf whose root mean square is over the threshold down to it.
 
     Args:
@@ -103,7 +108,7 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
 
     _require_threshold(threshold, "threshold", "clip_by_block_rms")
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(updates)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         with wide():
@@ -117,7 +122,7 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
 
 
 def adaptive_grad_clip(
-    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
+    clipping: ArrayLike, eps: ArrayLike = 1e-3, axis: int | tuple[int, ...] | None = None
 ) -> optax.GradientTransformation:
     """Scale each unit's update so that its norm is at most ``clipping * max(|weights|, eps)``.
 
@@ -148,13 +153,13 @@ def adaptive_grad_clip(
     _require_threshold(clipping, "clipping", "adaptive_grad_clip")
     _require_threshold(eps, "eps", "adaptive_grad_clip")
 
-    def one(update: Any, weight: Any) -> Any:
+    def one(update: jax.Array, weight: jax.Array) -> jax.Array:
         axes = _unit_axes(update.shape, axis)
         norms, weights = _unit_norms(update, axes), _unit_norms(weight, axes)
         coef = coefficient(jnp, norms, _limit(clipping) * jnp.maximum(weights, _limit(eps)))
         return jnp.where(coef < 1.0, narrow(widen(update) * coef, update.dtype), update)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         if params is None:
             raise UsageError(
                 "adaptive_grad_clip reads the weights; type tx.update(updates, state, params)"
@@ -165,7 +170,7 @@ def adaptive_grad_clip(
     return optax.GradientTransformation(_no_state, update)
 
 
-def measure(updates: Any, norm_type: float = 2.0) -> GradientStats:
+def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
     """Read a pytree of gradients once; eager or under any transformation.
 
     Args:
@@ -198,7 +203,7 @@ def measure(updates: Any, norm_type: float = 2.0) -> GradientStats:
         return dataclasses.replace(stats, **single)
 
 
-def _require_threshold(value: Any, name: str, caller: str) -> None:
+def _require_threshold(value: ArrayLike, name: str, caller: str) -> None:
     """Refuse what is known now; a traced threshold is held at 0 or more by `_limit`."""
     if isinstance(value, jax.core.Tracer):
         return
@@ -213,21 +218,21 @@ def _require_threshold(value: Any, name: str, caller: str) -> None:
         )
 
 
-def _limit(value: Any) -> Any:
+def _limit(value: ArrayLike) -> jax.Array:
     """A threshold in float64; one under 0 would turn gradients around."""
     return jnp.maximum(lax.convert_element_type(jnp.asarray(value), jnp.float64), 0.0)
 
 
-def _no_state(params: Any) -> optax.EmptyState:
+def _no_state(params: PyTree) -> optax.EmptyState:
     return optax.EmptyState()
 
 
-def _total(leaves: list[Any]) -> Any:
+def _total(leaves: list[jax.Array]) -> jax.Array:
     norms, _ = leaf_norms(leaves)
     return combine_norms(jnp, norms, 2.0) if leaves else jnp.zeros((), jnp.float64)
 
 
-def _figure_dtype(leaves: list[Any]) -> Any:
+def _figure_dtype(leaves: list[jax.Array]) -> DTypeLike:
     double = any(leaf.dtype in (jnp.float64, jnp.complex128) for leaf in leaves)
     return jnp.float64 if double else jnp.float32
 
@@ -238,5 +243,5 @@ def _unit_axes(shape: tuple[int, ...], axis: int | tuple[int, ...] | None) -> tu
     return unit_axes("optax", shape)
 
 
-def _unit_norms(x: Any, axes: tuple[int, ...]) -> Any:
+def _unit_norms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return unit_norms(jnp, jnp.abs(widen(x)), axes)

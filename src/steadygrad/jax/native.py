@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,18 @@ from jax import lax
 from steadygrad import extensions
 from steadygrad.jax._varying import varying_axes
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 SMALL = 1 << 14
 """Leaves of up to this many elements are dealt with together."""
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
-Figures = tuple[Any, Any, Any, Any]
+Figures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def serves(leaves: Sequence[Any]) -> bool:
+def serves(leaves: Sequence[jax.Array]) -> bool:
     """Whether the custom call can measure these leaves in this process.
 
     Args:
@@ -43,7 +46,7 @@ def serves(leaves: Sequence[Any]) -> bool:
     return bool(leaves) and _registered() and all(map(_is_known, leaves))
 
 
-def _is_known(leaf: Any) -> bool:
+def _is_known(leaf: jax.Array) -> bool:
     # a leaf that varies over a mesh axis is inside a `shard_map`, which wants results that say so
     return str(leaf.dtype) in DTYPES and not varying_axes(leaf)
 
@@ -53,7 +56,7 @@ def _registered() -> bool:
     """Make the handler known to XLA, once; False where it cannot be used."""
     if jax.default_backend() != "cpu" or jax.device_count() != 1 or not hasattr(jax, "ffi"):
         return False
-    extension: Any = extensions.load(extensions.XLA)
+    extension: ModuleType | None = extensions.load(extensions.XLA)
     if extension is None:
         return False
     try:
@@ -64,7 +67,7 @@ def _registered() -> bool:
     return True
 
 
-def read(leaves: Sequence[Any], norm_type: float, plain: Callable[..., Figures]) -> Figures:
+def read(leaves: Sequence[jax.Array], norm_type: float, plain: Callable[..., Figures]) -> Figures:
     """All figures of all leaves; call it inside `wide`.
 
     Args:
@@ -77,7 +80,7 @@ def read(leaves: Sequence[Any], norm_type: float, plain: Callable[..., Figures])
     """
     figures = jax.custom_jvp(functools.partial(_called, norm_type))
 
-    def derivative(values: Any, tangents: Any) -> Any:
+    def derivative(values: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> jax.Array:
         return jax.jvp(lambda *given: plain(given, norm_type), values, tangents)
 
     figures.defjvp(derivative)
@@ -85,7 +88,7 @@ def read(leaves: Sequence[Any], norm_type: float, plain: Callable[..., Figures])
     return found
 
 
-def _called(norm_type: float, *leaves: Any) -> Figures:
+def _called(norm_type: float, *leaves: jax.Array) -> Figures:
     count = (len(leaves),)
     kinds = (jnp.float64, jnp.float64, jnp.int64, jnp.int64)
     call = jax.ffi.ffi_call(
@@ -98,7 +101,11 @@ def _called(norm_type: float, *leaves: Any) -> Figures:
     return norms, max_abs, nonfinite.astype(jnp.int32), zeros.astype(jnp.int32)
 
 
-def scale(leaves: Sequence[Any], coefs: Any, plain: Callable[..., Any]) -> list[Any]:
+def scale(
+    leaves: Sequence[jax.Array],
+    coefs: jax.Array,
+    plain: Callable[[jax.Array, jax.Array], jax.Array],
+) -> list[jax.Array]:
     """Leaves times their coefficients; call it inside `wide`.
 
     Args:
@@ -111,19 +118,19 @@ def scale(leaves: Sequence[Any], coefs: Any, plain: Callable[..., Any]) -> list[
     """
     scaled = jax.custom_jvp(_scaled)
 
-    def each(coefs: Any, *leaves: Any) -> list[Any]:
+    def each(coefs: jax.Array, *leaves: jax.Array) -> list[jax.Array]:
         return [
             plain(leaf, lax.index_in_dim(coefs, i, keepdims=False)) for i, leaf in enumerate(leaves)
         ]
 
-    def derivative(values: Any, tangents: Any) -> Any:
+    def derivative(values: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> jax.Array:
         return jax.jvp(each, values, tangents)
 
     scaled.defjvp(derivative)
     return list(scaled(coefs, *leaves))
 
 
-def _scaled(coefs: Any, *leaves: Any) -> list[Any]:
+def _scaled(coefs: jax.Array, *leaves: jax.Array) -> list[jax.Array]:
     call = jax.ffi.ffi_call(
         "steadygrad_scale",
         [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],

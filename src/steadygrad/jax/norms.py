@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from steadygrad.jax import native
 from steadygrad.jax._x64 import widen
@@ -32,11 +31,11 @@ _WORTH = 2.0**25
 MANY = 256
 """Figures from which a gather is used: slices would be long in compiling."""
 
-Figures = tuple[Any, Any]
+Figures = tuple[Array, Array]
 _DTYPES = (jnp.float64, jnp.int32)
 
 
-def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
+def leaf_norms(leaves: Sequence[Array], norm_type: float = 2.0) -> Figures:
     """p-norm and number of non-finite elements of each leaf; call it inside `wide`.
 
     Args:
@@ -53,7 +52,7 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0) -> Figures:
     return plain_norms(leaves, norm_type)
 
 
-def leaf_figures(leaves: Sequence[Any], norm_type: float = 2.0) -> native.Figures:
+def leaf_figures(leaves: Sequence[Array], norm_type: float = 2.0) -> native.Figures:
     """`leaf_norms`, and the largest finite magnitude and number of zeros of each leaf.
 
     Args:
@@ -68,20 +67,20 @@ def leaf_figures(leaves: Sequence[Any], norm_type: float = 2.0) -> native.Figure
     return plain_figures(leaves, norm_type)
 
 
-def plain_figures(leaves: Sequence[Any], norm_type: float) -> native.Figures:
+def plain_figures(leaves: Sequence[Array], norm_type: float) -> native.Figures:
     """`leaf_figures` in XLA's own operations."""
     norms, nonfinite = plain_norms(leaves, norm_type)
     max_abs, zeros = plain_extremes(leaves)
     return norms, max_abs, nonfinite, zeros
 
 
-def plain_norms(leaves: Sequence[Any], norm_type: float) -> Figures:
+def plain_norms(leaves: Sequence[Array], norm_type: float) -> Figures:
     """`leaf_norms` in XLA's own operations."""
 
-    def small(rows: Any) -> Figures:
+    def small(rows: Array) -> Figures:
         return _exact_norms(rows, norm_type)
 
-    def large(row: Any) -> Figures:
+    def large(row: Array) -> Figures:
         if norm_type != 2.0 or row.dtype == jnp.float64:
             return _exact_norms(row, norm_type)
         return _tested_norm(row)
@@ -89,10 +88,10 @@ def plain_norms(leaves: Sequence[Any], norm_type: float) -> Figures:
     return _by_size(leaves, small, large)
 
 
-def plain_extremes(leaves: Sequence[Any]) -> Figures:
+def plain_extremes(leaves: Sequence[Array]) -> Figures:
     """Largest finite magnitude and number of zeros of each leaf, in XLA's own operations."""
 
-    def figures(rows: Any) -> Figures:
+    def figures(rows: Array) -> Figures:
         size = jnp.abs(rows)
         finite = jnp.where(jnp.isfinite(size), size, jnp.zeros_like(size))
         largest = jnp.max(finite, axis=-1, initial=0)
@@ -103,7 +102,7 @@ def plain_extremes(leaves: Sequence[Any]) -> Figures:
     return max_abs, zeros - jnp.asarray(padding, jnp.int32)
 
 
-def _exact_norms(rows: Any, norm_type: float) -> Figures:
+def _exact_norms(rows: Array, norm_type: float) -> Figures:
     """p-norms over the last axis in float64, scaled where squares could leave its range."""
     size = jnp.abs(widen(rows))
     nonfinite = jnp.sum(~jnp.isfinite(size), axis=-1, dtype=jnp.int32)
@@ -119,7 +118,7 @@ def _exact_norms(rows: Any, norm_type: float) -> Figures:
     return jnp.where(usable, joined, largest), nonfinite
 
 
-def _tested_norm(row: Any) -> Figures:
+def _tested_norm(row: Array) -> Figures:
     """2-norm of one large row summed in float32, and once more in float64 if that cannot hold."""
     total = jnp.sum(jnp.square(lax.convert_element_type(row, jnp.float32)))
     holds = jnp.isfinite(total)
@@ -136,7 +135,7 @@ def _tested_norm(row: Any) -> Figures:
 
 
 def _by_size(
-    leaves: Sequence[Any], small: Callable[[Any], Figures], large: Callable[[Any], Figures]
+    leaves: Sequence[Array], small: Callable[[Array], Figures], large: Callable[[Array], Figures]
 ) -> Figures:
     """`small` on the rows of every size class and `large` on each large leaf, in leaf order."""
     rows = [jnp.reshape(_real(leaf), (-1,)) for leaf in leaves]
@@ -165,7 +164,7 @@ def _by_size(
     return first, second
 
 
-def ordered(figures: Any, places: list[int]) -> Any:
+def ordered(figures: Array, places: list[int]) -> Array:
     """Figures at these places; few by slices, since a gather's derivative asks JAX for float64.
 
     Args:
@@ -182,13 +181,13 @@ def ordered(figures: Any, places: list[int]) -> Any:
     return jnp.concatenate([lax.slice(figures, (i,), (i + 1,)) for i in places])
 
 
-def _real(leaf: Any) -> Any:
+def _real(leaf: Array) -> Array:
     return jnp.abs(widen(leaf)) if jnp.iscomplexobj(leaf) else jnp.asarray(leaf)
 
 
-def _classes(rows: Sequence[Any]) -> dict[tuple[Any, int], list[int]]:
+def _classes(rows: Sequence[Array]) -> dict[tuple[Array, int], list[int]]:
     """Small rows by dtype and by size rounded up to a power of two."""
-    classes: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    classes: dict[tuple[Array, int], list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         if row.size <= SMALL:
             classes[row.dtype, _width(row.size)].append(index)
@@ -199,7 +198,7 @@ def _width(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
-def _padded(row: Any, width: int) -> Any:
+def _padded(row: Array, width: int) -> Array:
     """Zeros appended up to the class's width: they change no norm."""
     if row.size == width:
         return row

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,20 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.jax.engine import leaf_names
 from steadygrad.jax.transform import ClipState
+from steadygrad.jax.weights import Figures as WeightFigures
 from steadygrad.jax.weights import WeightSamples
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import hand_over_late_steps, is_interactive, open_writer
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 
-Pending = tuple[int, Any]
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import PyTree
+
+Figures = tuple[list[ClipState], tuple[jax.Array | None, jax.Array | None], WeightFigures | None]
 
 
 class Recorder(Handle):
@@ -46,8 +53,8 @@ class Recorder(Handle):
     def __init__(
         self,
         run: str | os.PathLike[str] | RunWriter,
-        params: Any = None,
-        info: dict[str, Any] | None = None,
+        params: PyTree = None,
+        info: dict[str, object] | None = None,
     ) -> None:
         self._run, self._params, self._facts = run, params, info or {}
         self._waiting: list[tuple[list[ClipState], Any, Any]] = []
@@ -69,7 +76,13 @@ class Recorder(Handle):
         self._entered: dict[int, int] = {}
         self._latest: StepRecord | None = None
 
-    def record(self, opt_state: Any, loss: Any = None, lr: Any = None, params: Any = None) -> None:
+    def record(
+        self,
+        opt_state: PyTree,
+        loss: ArrayLike | None = None,
+        lr: ArrayLike | None = None,
+        params: PyTree = None,
+    ) -> None:
         """Hand over one step.
 
         Args:
@@ -97,7 +110,7 @@ class Recorder(Handle):
         if len(self._waiting) > 1:
             self._write(self._waiting.pop(0))
 
-    def _write(self, figures: tuple[list[ClipState], Any, Any]) -> None:
+    def _write(self, figures: Figures) -> None:
         states, (loss, lr), weights = jax.tree.map(np.asarray, figures)
         if self._is_run_again(states):
             self.writer.close()
@@ -131,7 +144,7 @@ class Recorder(Handle):
             state.leaf_zeros if full else unknown,
         )
 
-    def _ids_of(self, number: int, state: ClipState) -> Any:
+    def _ids_of(self, number: int, state: ClipState) -> NDArray[np.int64]:
         if number not in self._ids:
             infos = _infos(state, number, self._params)
             self._ids[number] = np.asarray(self.writer.add_tensors(infos), np.int64)
@@ -167,20 +180,20 @@ class Recorder(Handle):
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-_RECORDERS: dict[Any, Recorder] = {}
+_RECORDERS: dict[int | str, Recorder] = {}
 
 
 def record(
     run: str | os.PathLike[str] | RunWriter | Recorder,
-    opt_state: Any,
-    loss: Any = None,
-    lr: Any = None,
+    opt_state: PyTree,
+    loss: ArrayLike | None = None,
+    lr: ArrayLike | None = None,
     *,
-    params: Any = None,
+    params: PyTree = None,
 ) -> None:
     """Write one step into a run file, asynchronously; call it after each update.
 
@@ -208,7 +221,7 @@ def record(
     _recorder(run).record(opt_state, loss, lr, params)
 
 
-def clip_states(opt_state: Any) -> list[ClipState]:
+def clip_states(opt_state: PyTree) -> list[ClipState]:
     """Every `ClipState` inside an optimizer state, in order.
 
     Example:
@@ -217,13 +230,13 @@ def clip_states(opt_state: Any) -> list[ClipState]:
         1
     """
 
-    def found(node: Any) -> bool:
+    def found(node: PyTree) -> bool:
         return isinstance(node, ClipState)
 
     return [node for node in jax.tree.leaves(opt_state, is_leaf=found) if found(node)]
 
 
-def _recorder(run: Any) -> Recorder:
+def _recorder(run: str | os.PathLike[str] | RunWriter | Recorder) -> Recorder:
     if isinstance(run, Recorder):
         return run
     key = id(run) if isinstance(run, RunWriter) else os.path.abspath(run)
@@ -238,7 +251,9 @@ def _recorder(run: Any) -> Recorder:
 _copied = jax.jit(lambda states, scalars: jax.tree.map(jnp.copy, (states, scalars)))
 
 
-def _record(number: int, state: ClipState, loss: Any, lr: Any) -> StepRecord:
+def _record(
+    number: int, state: ClipState, loss: ArrayLike | None, lr: ArrayLike | None
+) -> StepRecord:
     return StepRecord(
         step=int(state.step) - 1,
         loss=np.nan if loss is None else float(loss),
@@ -254,7 +269,7 @@ def _record(number: int, state: ClipState, loss: Any, lr: Any) -> StepRecord:
     )
 
 
-def _infos(state: ClipState, number: int, params: Any) -> list[TensorInfo]:
+def _infos(state: ClipState, number: int, params: PyTree) -> list[TensorInfo]:
     known = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
     infos = []
     for entry in state.names:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,12 @@ from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
 from steadygrad.policies.groups import Groups
 from steadygrad.policies.stepping import Stepped, step
 
-Axes = str | tuple[str, ...] | Mapping[str, Any] | None
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from steadygrad.typing import PyTree
+
+Axes = str | tuple[str, ...] | Mapping[str, str | tuple[str, ...]] | None
 
 
 class ClipState(NamedTuple):
@@ -49,18 +54,18 @@ class ClipState(NamedTuple):
         names: the leaves' names, as the keys of empty containers: no array at all.
     """
 
-    step: Any
-    norm: Any
-    threshold: Any
-    coef: Any
-    cosine: Any
-    action: Any
-    nonfinite: Any
-    leaf_norms: Any
-    leaf_max_abs: Any
-    leaf_nonfinite: Any
-    leaf_zeros: Any
-    policy: dict[str, Any]
+    step: jax.Array
+    norm: jax.Array
+    threshold: jax.Array
+    coef: jax.Array
+    cosine: jax.Array
+    action: jax.Array
+    nonfinite: jax.Array
+    leaf_norms: jax.Array
+    leaf_max_abs: jax.Array
+    leaf_nonfinite: jax.Array
+    leaf_zeros: jax.Array
+    policy: dict[str, jax.Array]
     names: tuple[dict[str, tuple[()]], ...]
 
 
@@ -68,7 +73,7 @@ class GuardState(NamedTuple):
     """State of `guard`: the figures of the last step, and the inner optimizer's state."""
 
     clip: ClipState
-    inner: Any
+    inner: PyTree
 
 
 def clip(
@@ -109,8 +114,8 @@ def clip(
     clipper = _Clipper(clip, on_nonfinite, axis_name, details, blank=True)
 
     def update(
-        updates: Any, state: ClipState, params: Any = None, **_: Any
-    ) -> tuple[Any, ClipState]:
+        updates: PyTree, state: ClipState, params: PyTree = None, **_: object
+    ) -> tuple[PyTree, ClipState]:
         kept, after, skip = clipper.run(updates, state, params, None)
         return kept if skip is None else jax.tree.map(lambda x: _blank(x, skip), kept), after
 
@@ -156,19 +161,19 @@ def guard(
     clipper = _Clipper(clip, on_nonfinite, axis_name, details)
     wrapped = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> GuardState:
+    def init(params: PyTree) -> GuardState:
         return GuardState(clipper.init(params), wrapped.init(params))
 
     def update(
-        updates: Any, state: GuardState, params: Any = None, **extra: Any
-    ) -> tuple[Any, GuardState]:
+        updates: PyTree, state: GuardState, params: PyTree = None, **extra: object
+    ) -> tuple[PyTree, GuardState]:
         clipped, after, skip = clipper.run(updates, state.clip, params, state.inner)
         if skip is None:
             new, moved = wrapped.update(clipped, state.inner, params, **extra)
             return new, GuardState(after, moved)
 
-        def go(gradients: Any, kept: Any) -> tuple[Any, Any]:
-            moved: tuple[Any, Any] = wrapped.update(gradients, kept, params, **extra)
+        def go(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
+            moved: tuple[PyTree, PyTree] = wrapped.update(gradients, kept, params, **extra)
             return moved
 
         new, moved = dropped_where(skip, go, clipped, state.inner)
@@ -178,8 +183,11 @@ def guard(
 
 
 def dropped_where(
-    skip: Any, go: Callable[[Any, Any], tuple[Any, Any]], gradients: Any, state: Any
-) -> tuple[Any, Any]:
+    skip: jax.Array,
+    go: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    gradients: PyTree,
+    state: PyTree,
+) -> tuple[PyTree, PyTree]:
     """An optimizer's update, or zeros and its state as it was where a step is dropped.
 
     Args:
@@ -196,16 +204,16 @@ def dropped_where(
     spread = jax.tree.map(varying_axes, (made, after_go))
     spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state))
 
-    def stay(gradients: Any, kept: Any) -> tuple[Any, Any]:
+    def stay(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
-        result: tuple[Any, Any] = jax.tree.map(made_varying, (zeros, kept), spread)
+        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, (zeros, kept), spread)
         return result
 
-    def move(gradients: Any, kept: Any) -> tuple[Any, Any]:
-        result: tuple[Any, Any] = jax.tree.map(made_varying, go(gradients, kept), spread)
+    def move(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
+        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, go(gradients, kept), spread)
         return result
 
-    done: tuple[Any, Any] = lax.cond(skip, stay, move, gradients, state)
+    done: tuple[PyTree, PyTree] = lax.cond(skip, stay, move, gradients, state)
     return done
 
 
@@ -247,7 +255,7 @@ class _Clipper:
         self.details = details
         self.blank = blank and self.may_skip
 
-    def init(self, params: Any) -> ClipState:
+    def init(self, params: PyTree) -> ClipState:
         names, _, _ = floating_leaves(params)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         per_leaf = jnp.zeros((len(names),), jnp.float32)
@@ -272,7 +280,9 @@ class _Clipper:
         distinct: ClipState = jax.tree.map(jnp.array, state)
         return distinct
 
-    def run(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, ...]:
+    def run(
+        self, updates: PyTree, state: ClipState, params: PyTree, inner: PyTree
+    ) -> tuple[PyTree, ClipState, jax.Array | None]:
         """Clipped updates, the next state, and whether to skip (None where that cannot be).
 
         Differentiated as a whole: the rules of the float64 operations inside must run where
@@ -284,10 +294,12 @@ class _Clipper:
                 f"{len(state.names)}; pass init the same tree as the gradients will have"
             )
 
-        def forward(*operands: Any) -> tuple[Any, Any]:
-            return self._act(*operands), operands
+        def forward(
+            updates: PyTree, state: ClipState, params: PyTree, inner: PyTree
+        ) -> tuple[PyTree, tuple[PyTree, ...]]:
+            return self._act(updates, state, params, inner), (updates, state, params, inner)
 
-        def backward(operands: Any, cotangents: Any) -> Any:
+        def backward(operands: tuple[PyTree, ...], cotangents: PyTree) -> PyTree:
             with wide():
                 return jax.vjp(self._act, *operands)[1](cotangents)
 
@@ -296,7 +308,9 @@ class _Clipper:
         kept, after, skip = act(updates, state, params, inner)
         return kept, after, skip if self.may_skip else None
 
-    def _act(self, updates: Any, state: ClipState, params: Any, inner: Any) -> tuple[Any, ...]:
+    def _act(
+        self, updates: PyTree, state: ClipState, params: PyTree, inner: PyTree
+    ) -> tuple[PyTree, ClipState, jax.Array]:
         names, leaves, rebuild = floating_leaves(updates)
         with wide():
             beside = self._beside(params, inner, updates)
@@ -317,11 +331,11 @@ class _Clipper:
             return rebuild(done.leaves), self.after(state, done), skip
 
     @staticmethod
-    def _widened(value: Any) -> Any:
+    def _widened(value: jax.Array) -> jax.Array:
         return widen(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
-    def _beside(self, params: Any, inner: Any, updates: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _beside(self, params: PyTree, inner: PyTree, updates: PyTree) -> dict[str, list[jax.Array]]:
+        found: dict[str, list[jax.Array]] = {}
         count = len(floating_leaves(updates)[0])
         if "weight" in self.policy.needs:
             if params is None:
@@ -355,19 +369,19 @@ class _Clipper:
         )
 
 
-def _blank(leaf: Any, skip: Any) -> Any:
+def _blank(leaf: ArrayLike, skip: jax.Array) -> jax.Array:
     """Zeros for an integer leaf of a skipped step; the floating ones are zeros already."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return leaf
     return jnp.where(skip, jnp.zeros_like(leaf), leaf)
 
 
-def _as(value: Any, like: Any) -> Any:
+def _as(value: ArrayLike, like: jax.Array) -> jax.Array:
     return lax.convert_element_type(jnp.asarray(value), like.dtype)
 
 
 def _splits(
-    axis_name: Axes, names: tuple[str, ...], leaves: Sequence[Any]
+    axis_name: Axes, names: tuple[str, ...], leaves: Sequence[jax.Array]
 ) -> list[tuple[str, ...]]:
     """The mesh axes that each leaf is split over: as said, less those it does not vary on."""
     if axis_name is None:
@@ -381,16 +395,16 @@ def _splits(
     return split
 
 
-def _varies(leaf: Any, axis: str) -> bool:
+def _varies(leaf: jax.Array, axis: str) -> bool:
     """Whether a leaf may differ along a mesh axis; JAX knows it where `shard_map` checks."""
     checked = axis in varying_axes(lax.axis_index(axis))
     return not checked or axis in varying_axes(leaf)
 
 
-def second_moments(inner: Any, policy: Policy) -> tuple[list[Any], Any]:
+def second_moments(inner: PyTree, policy: Policy) -> tuple[list[jax.Array], jax.Array]:
     """Adam's second moments and their count, wherever they stand in the optimizer's state."""
 
-    def holds(node: Any) -> bool:
+    def holds(node: PyTree) -> bool:
         return hasattr(node, "nu") and hasattr(node, "count")
 
     found = [n for n in jax.tree.leaves(inner, is_leaf=holds) if holds(n)]

@@ -8,7 +8,7 @@ they have arrived; parameters themselves never come to the host.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,13 @@ from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.runlog import RunWriter
 from steadygrad.runlog.sampled import WeightFigures, due, side_by_side, stride
 
+if TYPE_CHECKING:
+    from steadygrad.typing import PyTree
+
+
+Figures = tuple[jax.Array, list[jax.Array]]
+"""Norm of every parameter, and the elements of each that are followed."""
+
 
 class WeightSamples:
     """Samples the parameters of one run.
@@ -26,12 +33,12 @@ class WeightSamples:
         first: the parameters that training starts from; None where they are not known.
     """
 
-    def __init__(self, first: Any) -> None:
+    def __init__(self, first: PyTree | None) -> None:
         self._names: tuple[str, ...] = ()
         self._figures: WeightFigures | None = None
         self._first = None if first is None else _figures_of(first)
 
-    def taken(self, params: Any, last: int) -> Any:
+    def taken(self, params: PyTree, last: int) -> Figures | None:
         """Figures on the device, if any may be due.
 
         Args:
@@ -45,9 +52,10 @@ class WeightSamples:
         if params is None or not any(due(step) for step in range(last - 1, last + 3)):
             return None
         self._names = self._names or leaf_names(params)
-        return _figures_of(params)
+        figures: Figures = _figures_of(params)
+        return figures
 
-    def write(self, writer: RunWriter, ids: Mapping[str, int], step: int, figures: Any) -> None:
+    def write(self, writer: RunWriter, ids: Mapping[str, int], step: int, figures: Figures) -> None:
         """Write figures that have arrived.
 
         Args:
@@ -66,7 +74,7 @@ class WeightSamples:
             self._first = None
         self._write(step, figures)
 
-    def _write(self, step: int, figures: Any) -> None:
+    def _write(self, step: int, figures: Figures) -> None:
         assert self._figures is not None
         norms, parts = jax.tree.map(np.asarray, figures)
         chosen, starts = side_by_side([parts[i] for i in self._known])
@@ -77,7 +85,7 @@ class WeightSamples:
             self._figures.write(step, self._ids, known, chosen, starts)
 
 
-def _figures(params: Any) -> tuple[Any, list[Any]]:
+def _figures(params: PyTree) -> Figures:
     leaves = jax.tree.leaves(params)
     engine = JaxEngine()
     with engine.scope():
@@ -88,7 +96,7 @@ def _figures(params: Any) -> tuple[Any, list[Any]]:
 _figures_of = jax.jit(_figures)
 
 
-def _part(leaf: Any) -> Any:
+def _part(leaf: jax.Array) -> jax.Array:
     """At most `TAKEN` of the elements, evenly spread."""
     part = jnp.ravel(leaf)[:: stride(leaf.size)]
     return part if jnp.iscomplexobj(part) else part.astype("float32")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 
-try:
+with needed_for("steadygrad.keras", "keras"):
     import keras as _keras  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError(str(error.name), "keras", "steadygrad.keras") from error
 
 from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import register_all

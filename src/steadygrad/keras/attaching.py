@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -21,14 +21,19 @@ from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.stats import GradientStats
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
 CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
 
 
 def attach(
-    optimizer: Any,
+    optimizer: keras.Optimizer,
     clip: Clip = "norm:1.0",
     *,
-    model: Any = None,
+    model: keras.Model | None = None,
     on_nonfinite: str | None = None,
     run: str | os.PathLike[str] | RunWriter | None = None,
 ) -> Steady:
@@ -103,9 +108,9 @@ class Steady(Handle):
         self.writer: RunWriter | None = None
         self._spec = self.hook.policy.spec()
         self._owned = False
-        self._ids: Any = None
+        self._ids: NDArray[np.int64] | None = None
         self._sampler: Sampler | None = None
-        self._start: dict[int, Any] = {}
+        self._start: dict[int, NDArray[np.generic]] = {}
         self._recorded = 0
         if run is not None:
             self.write_to(run)
@@ -138,7 +143,7 @@ class Steady(Handle):
         hook = classes.hook_of(self.optimizer)
         return None if hook is None or hook.seen()["step"] == 0 else self.last
 
-    def look_at(self, model: Any) -> None:
+    def look_at(self, model: keras.Model) -> None:
         """Learn which layers own the weights; `GradientMonitor` calls it in `fit`.
 
         Where nothing has trained yet, the weights that training starts from are kept until
@@ -228,11 +233,11 @@ class Steady(Handle):
         self.check()
         return True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """The policy's memory and the counters, as NumPy arrays; a saved model holds them too."""
         return {v.name: to_numpy(v) for v in self.hook.variables}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take back what `state_dict` gave.
 
         Args:
@@ -268,10 +273,10 @@ class Steady(Handle):
     def __enter__(self) -> Steady:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _tensor_ids(self, run: RunWriter) -> Any:
+    def _tensor_ids(self, run: RunWriter) -> NDArray[np.int64]:
         if self._ids is None:
             self._ids = np.asarray(run.add_tensors(self._infos()), np.int64)
         return self._ids
@@ -282,12 +287,13 @@ class Steady(Handle):
             held, lengths = self._held(), recurrent_lengths(self._seen)
             known = [lengths.get(id(v), 0) for v in held]
             self._sampler = Sampler(run, held, self._tensor_ids(run), known)
-            start, self._start = [self._start.get(id(v)) for v in held], {}
-            if step == 1 and all(value is not None for value in start):
+            start = [self._start[id(v)] for v in held if id(v) in self._start]
+            self._start = {}
+            if step == 1 and len(start) == len(held):
                 self._sampler.at_step(0, start)
         self._sampler.at_step(step)
 
-    def _held(self) -> list[Any]:
+    def _held(self) -> list[keras.Variable]:
         """The measured variables, in the order of the hook's names."""
         one = self.optimizer
         held = one._trainable_variables
@@ -312,7 +318,7 @@ class Steady(Handle):
             for name, (shape, dtype), variable in rows
         ]
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, object]:
         return {
             "framework": "keras",
             "versions": versions_of("keras", keras.backend.backend(), "numpy"),
@@ -324,7 +330,7 @@ class Steady(Handle):
         }
 
 
-def unwrap(optimizer: Any) -> tuple[Any, Any]:
+def unwrap(optimizer: keras.Optimizer) -> tuple[keras.Optimizer | None, keras.Optimizer]:
     """The loss scaler, or None, and the optimizer that takes the steps."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise AttachError(
@@ -336,7 +342,7 @@ def unwrap(optimizer: Any) -> tuple[Any, Any]:
     return None, optimizer
 
 
-def _refuse_conflicts(optimizer: Any) -> None:
+def _refuse_conflicts(optimizer: keras.Optimizer) -> None:
     inner = getattr(optimizer, "optimizers", None) or []
     for one in (optimizer, *inner):
         for name in CONFLICTS:
@@ -353,7 +359,7 @@ def _same(name: str, value: float) -> str:
     return f"{spec}:{value}"
 
 
-def _refuse_traced(optimizer: Any, model: Any) -> None:
+def _refuse_traced(optimizer: keras.Optimizer, model: keras.Model | None) -> None:
     """Refuse an optimizer whose compiled step would go on without us."""
     eager = keras.backend.backend() == "torch"
     if model is None and not eager and optimizer.built and int(to_numpy(optimizer._iterations)):
@@ -363,7 +369,7 @@ def _refuse_traced(optimizer: Any, model: Any) -> None:
         )
 
 
-def _retrace(model: Any) -> None:
+def _retrace(model: keras.Model | None) -> None:
     """Have a model compile its training step again."""
     if model is not None:
         model.train_function = None

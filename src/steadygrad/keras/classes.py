@@ -10,41 +10,49 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
 
 import keras
 
 from steadygrad.keras.hook import Hook, name_scope
 from steadygrad.policies.choice import resolve
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from steadygrad.typing import Array
+
 _HOOK = "_steadygrad_hook"
 
+_once: Callable[[Callable[[type], type]], Callable[[type], type]] = functools.cache
+"""One subclass a class."""
 
-def hook_of(optimizer: Any) -> Hook | None:
+
+def hook_of(optimizer: keras.Optimizer) -> Hook | None:
     """What an attached optimizer holds; None where it is not attached."""
     found: Hook | None = optimizer.__dict__.get(_HOOK)
     return found
 
 
-def install(optimizer: Any, hook: Hook, unseen: bool = False) -> None:
+def install(optimizer: keras.Optimizer, hook: Hook, unseen: bool = False) -> None:
     """Make an optimizer an attached one; one that is ``unseen`` is saved as a plain one."""
     optimizer.__dict__[_HOOK] = hook  # past __setattr__, which would track it as a layer
-    base: Any = type(optimizer)
+    base: type[keras.Optimizer] = type(optimizer)
     optimizer.__class__ = unseen_class(base) if unseen else steady_class(base)
     if optimizer.built:
         with name_scope(optimizer):
             hook.build(optimizer, optimizer._trainable_variables)
 
 
-def remove(optimizer: Any) -> None:
+def remove(optimizer: keras.Optimizer) -> None:
     """Make an attached optimizer a plain one again."""
     optimizer.__class__ = type(optimizer).plain
     del optimizer.__dict__[_HOOK]
 
 
-@functools.cache
-def steady_class(base: Any) -> Any:
+@_once
+def steady_class(base: type[keras.Optimizer]) -> type[keras.Optimizer]:
     """The attached form of an optimizer class, registered with Keras."""
     name = f"Steady{base.__name__}"
     methods = {"plain": base, "__module__": "steadygrad.keras", "__doc__": base.__doc__}
@@ -53,18 +61,18 @@ def steady_class(base: Any) -> Any:
     return made
 
 
-@functools.cache
-def unseen_class(base: Any) -> Any:
+@_once
+def unseen_class(base: type[keras.Optimizer]) -> type[keras.Optimizer]:
     """The attached form under the optimizer class's own name."""
     return type(base.__name__, (_Unseen, base), _as_named(base))
 
 
-def _as_named(base: Any) -> dict[str, Any]:
+def _as_named(base: type[keras.Optimizer]) -> dict[str, object]:
     return {"plain": base, "__module__": base.__module__, "__qualname__": base.__qualname__}
 
 
-@functools.cache
-def outer_class(base: Any) -> Any:
+@_once
+def outer_class(base: type[keras.Optimizer]) -> type[keras.Optimizer]:
     """A `LossScaleOptimizer` that tells the attached optimizer inside of what it drops."""
     return type(base.__name__, (_Telling, base), _as_named(base))
 
@@ -72,22 +80,25 @@ def outer_class(base: Any) -> Any:
 class _Attached:
     """What an attached optimizer does in place of its own class."""
 
-    plain: Any
-    __dict__: dict[str, Any]
+    plain: type[keras.Optimizer]
 
     @property
-    def variables(self) -> list[Any]:
+    def variables(self) -> list[keras.Variable]:
         hook = self.__dict__[_HOOK]
         return [*super().variables, *([] if hook.hiding else hook.variables)]  # type: ignore[misc]
 
-    def build(self, variables: Any) -> None:
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
         hook = self.__dict__[_HOOK]
         if not hook.variables:
             hook.build(self, list(variables))
 
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        me: Any = self
+    def apply(
+        self,
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
+        me: keras.Optimizer = self
         if trainable_variables is None:
             trainable_variables = me._trainable_variables
         trainable_variables = list(trainable_variables)
@@ -100,24 +111,28 @@ class _Attached:
             plain(grads)  # raises, saying what is wrong
         self.__dict__[_HOOK].apply(me, plain, grads, trainable_variables)
 
-    def _clip_gradients(self, grads: Any) -> Any:
-        me: Any = self
+    def _clip_gradients(self, grads: Sequence[Array]) -> Sequence[Array]:
+        me: keras.Optimizer = self
         hook = self.__dict__[_HOOK]
         accumulates = me.gradient_accumulation_steps and not hook.only_observes
         return hook.average if accumulates else grads
 
-    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+    def _all_reduce_sum_gradients(
+        self, grads_and_vars: list[tuple[Array, keras.Variable]]
+    ) -> list[tuple[Array, keras.Variable]]:
         if self.__dict__[_HOOK].reduced:
             return grads_and_vars
-        return super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
+        summed: list[tuple[Array, keras.Variable]]
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
+        return summed
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, store: object) -> None:
         super().load_own_variables(store)  # type: ignore[misc]
         self.__dict__[_HOOK].reloaded()
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> dict[str, object]:
         hook = self.__dict__[_HOOK]
-        config: dict[str, Any] = super().get_config()  # type: ignore[misc]
+        config: dict[str, object] = super().get_config()  # type: ignore[misc]
         return {
             **config,
             "steadygrad": {
@@ -128,9 +143,11 @@ class _Attached:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+    def from_config(
+        cls, config: dict[str, object], custom_objects: Mapping[str, type] | None = None
+    ) -> keras.Optimizer:
         config = dict(config)
-        ours = config.pop("steadygrad")
+        ours = cast("dict[str, str]", config.pop("steadygrad"))
         extra = {} if custom_objects is None else {"custom_objects": custom_objects}
         optimizer = _public(cls.plain).from_config(config, **extra)
         choice = resolve(ours["clip"], ours["on_nonfinite"], type(optimizer).__name__)
@@ -141,20 +158,22 @@ class _Attached:
 class _Unseen(_Attached):
     """An attached optimizer whose script knows nothing of it: `steadygrad run --clip`."""
 
-    def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super(_Attached, self).get_config()  # type: ignore[misc]
+    def get_config(self) -> dict[str, object]:
+        config: dict[str, object] = super(_Attached, self).get_config()  # type: ignore[misc]
         return config
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+    def from_config(
+        cls, config: dict[str, object], custom_objects: Mapping[str, type] | None = None
+    ) -> keras.Optimizer:
         extra = {} if custom_objects is None else {"custom_objects": custom_objects}
         return _public(cls.plain).from_config(config, **extra)
 
-    def save_own_variables(self, store: Any) -> None:
+    def save_own_variables(self, store: object) -> None:
         with self._plain_variables():
             super().save_own_variables(store)  # type: ignore[misc]
 
-    def load_own_variables(self, store: Any) -> None:
+    def load_own_variables(self, store: object) -> None:
         with self._plain_variables():
             super().load_own_variables(store)
 
@@ -168,7 +187,7 @@ class _Unseen(_Attached):
             hook.hiding = False
 
 
-def _public(base: Any) -> Any:
+def _public(base: type[keras.Optimizer]) -> type[keras.Optimizer]:
     """Keras' own class of a backend's form of it: only that one can be constructed."""
     found = getattr(keras.optimizers, base.__name__, base)
     return found if issubclass(base, found) else base
@@ -177,27 +196,37 @@ def _public(base: Any) -> Any:
 class _Telling:
     """A `LossScaleOptimizer` around an attached optimizer."""
 
-    plain: Any
-    __dict__: dict[str, Any]
+    plain: type[keras.Optimizer]
 
-    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+    def apply(
+        self,
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> None:
         self.__dict__["_steadygrad_seen"] = list(grads)
         super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def stateless_apply(
-        self, optimizer_variables: Any, grads: Any, trainable_variables: Any
-    ) -> Any:
+        self,
+        optimizer_variables: Sequence[Array],
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None,
+    ) -> tuple[list[Array], list[Array]]:
         self.__dict__["_steadygrad_seen"] = list(grads)
-        return super().stateless_apply(optimizer_variables, grads, trainable_variables)  # type: ignore[misc]
+        after: tuple[list[Array], list[Array]]
+        after = super().stateless_apply(optimizer_variables, grads, trainable_variables)  # type: ignore[misc]
+        return after
 
     def _stateful_handle_non_finite_grads(self) -> None:
         super()._stateful_handle_non_finite_grads()  # type: ignore[misc]
         self._tell()
 
     def _stateless_handle_non_finite_grads(
-        self, optimizer_variables: Any, trainable_variables: Any
-    ) -> Any:
-        me: Any = self
+        self,
+        optimizer_variables: Sequence[Array],
+        trainable_variables: Iterable[keras.Variable] | None,
+    ) -> tuple[Sequence[Array], list[Array]]:
+        me: keras.Optimizer = self
         trainable, after = super()._stateless_handle_non_finite_grads(  # type: ignore[misc]
             optimizer_variables, trainable_variables
         )
@@ -207,23 +236,23 @@ class _Telling:
         return trainable, [scope.get_current_value(v) for v in me.variables]
 
     def _tell(self) -> None:
-        me: Any = self
+        me: keras.Optimizer = self
         hook = hook_of(me.inner_optimizer)
         if hook is not None:
             hook.note_unseen(me.inner_optimizer, self.__dict__["_steadygrad_seen"], None)
 
 
-def tell(outer: Any) -> None:
+def tell(outer: keras.Optimizer) -> None:
     """Make a `LossScaleOptimizer` tell of the steps it drops."""
     if not isinstance(outer, _Telling):
-        base: Any = type(outer)
+        base: type[keras.Optimizer] = type(outer)
         outer.__class__ = outer_class(base)
 
 
-def stop_telling(outer: Any) -> None:
+def stop_telling(outer: keras.Optimizer) -> None:
     """Undo `tell`."""
     if isinstance(outer, _Telling):
-        plain: Any = type(outer).plain
+        plain: type[keras.Optimizer] = type(outer).plain
         outer.__class__ = plain
 
 

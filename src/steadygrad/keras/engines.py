@@ -8,12 +8,75 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 import keras
 import numpy as np
 
 from steadygrad.errors import AttachError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import jax
+    import tensorflow as tf
+    import torch
+    from numpy.typing import NDArray
+
+    from steadygrad.policies.stepping import Engine
+    from steadygrad.tensorflow.engine import Gradient
+    from steadygrad.typing import Array, Namespace, Number
+
+
+class Backend(Protocol):
+    """What Keras' array library must do beside measuring and scaling, which its `engine` does.
+
+    A gradient is an array, or TensorFlow's slices of one.
+    """
+
+    @property
+    def engine(self) -> Engine:
+        """Measures and scales."""
+
+    @property
+    def float_dtype(self) -> str:
+        """The widest that variables can have."""
+
+    @property
+    def int_dtype(self) -> str:
+        """The widest that variables can have."""
+
+    def leaf(self, gradient: Array) -> Array:
+        """The elements that count in a norm."""
+
+    def unread(self, gradient: Array) -> Array:
+        """A gradient for reading only: the step is computed as if nobody read it."""
+
+    def quotient(self, gradient: Array, scale: Number) -> Array:
+        """A gradient over a loss scale, rounded once."""
+
+    def dense(self, gradient: Array) -> Array:
+        """All of a gradient's elements."""
+
+    def is_known(self, value: Array) -> bool:
+        """Whether an array has a value now, as nothing that is traced has."""
+
+    def relike(self, gradient: Array, leaf: Array) -> Array:
+        """New elements in the form of a gradient."""
+
+    def reduced(self, gradients: Sequence[Array]) -> tuple[list[Array], bool]:
+        """Gradients summed over replicas, and whether there was anything to sum."""
+
+    def unless(
+        self, skip: Array, run: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
+        """Run, and leave these variables as they were where ``skip`` holds."""
+
+    def value(self, variable: keras.Variable) -> Array:
+        """A variable's value."""
+
+    def pack(self, figures: Sequence[Number], dtype: str) -> Array:
+        """Figures of one shape as rows of one array."""
 
 
 class JaxBackend:
@@ -24,32 +87,34 @@ class JaxBackend:
     def __init__(self) -> None:
         from steadygrad.jax.engine import JaxEngine
 
-        self.engine: Any = JaxEngine()
+        self.engine = JaxEngine()
 
-    def leaf(self, gradient: Any) -> Any:
+    def leaf(self, gradient: jax.Array) -> jax.Array:
         return gradient
 
-    def unread(self, gradient: Any) -> Any:
+    def unread(self, gradient: jax.Array) -> jax.Array:
         return gradient
 
-    def quotient(self, gradient: Any, scale: Any) -> Any:
+    def quotient(self, gradient: jax.Array, scale: jax.Array) -> jax.Array:
         return gradient / scale
 
-    def dense(self, gradient: Any) -> Any:
+    def dense(self, gradient: jax.Array) -> jax.Array:
         return gradient
 
-    def is_known(self, value: Any) -> bool:
+    def is_known(self, value: jax.Array) -> bool:
         import jax
 
         return not isinstance(value, jax.core.Tracer)
 
-    def relike(self, gradient: Any, leaf: Any) -> Any:
+    def relike(self, gradient: jax.Array, leaf: jax.Array) -> jax.Array:
         return leaf
 
-    def reduced(self, gradients: Sequence[Any]) -> tuple[list[Any], bool]:
+    def reduced(self, gradients: Sequence[jax.Array]) -> tuple[list[jax.Array], bool]:
         return list(gradients), False
 
-    def unless(self, skip: Any, run: Callable[[], None], variables: Sequence[Any]) -> None:
+    def unless(
+        self, skip: jax.Array, run: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
         import jax.numpy as jnp
 
         before = [variable.value for variable in variables]
@@ -57,10 +122,10 @@ class JaxBackend:
         for variable, old in zip(variables, before, strict=True):
             variable.assign(jnp.where(skip, old, variable.value))
 
-    def value(self, variable: Any) -> Any:
+    def value(self, variable: keras.Variable) -> jax.Array:
         return variable.value
 
-    def pack(self, figures: Sequence[Any], dtype: str) -> Any:
+    def pack(self, figures: Sequence[jax.Array], dtype: str) -> jax.Array:
         import jax.numpy as jnp
 
         return jnp.stack([jnp.asarray(figure).astype(dtype) for figure in figures])
@@ -74,14 +139,14 @@ class TensorFlowBackend:
     def __init__(self) -> None:
         from steadygrad.tensorflow.engine import TensorFlowEngine
 
-        self.engine: Any = TensorFlowEngine()
+        self.engine = TensorFlowEngine()
 
-    def leaf(self, gradient: Any) -> Any:
+    def leaf(self, gradient: Gradient) -> tf.Tensor:
         from steadygrad.tensorflow.engine import merged
 
         return getattr(merged(gradient), "values", None) if _is_sparse(gradient) else gradient
 
-    def unread(self, gradient: Any) -> Any:
+    def unread(self, gradient: Gradient) -> Gradient:
         """A gradient for reading only: the step must be computed as if nobody read it."""
         import tensorflow as tf
 
@@ -91,7 +156,7 @@ class TensorFlowBackend:
             return unread(gradient)
         return tf.IndexedSlices(unread(gradient.values), gradient.indices, gradient.dense_shape)
 
-    def quotient(self, gradient: Any, scale: Any) -> Any:
+    def quotient(self, gradient: Gradient, scale: tf.Tensor) -> Gradient:
         import tensorflow as tf
 
         from steadygrad.tensorflow.rounding import narrow, widen
@@ -101,17 +166,17 @@ class TensorFlowBackend:
             return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
         return narrow(widen(gradient) / tf.cast(scale, tf.float64), gradient.dtype)
 
-    def dense(self, gradient: Any) -> Any:
+    def dense(self, gradient: Gradient) -> tf.Tensor:
         from steadygrad.tensorflow.engine import densified
 
         return densified(gradient)
 
-    def is_known(self, value: Any) -> bool:
+    def is_known(self, value: tf.Tensor) -> bool:
         import tensorflow as tf
 
         return bool(tf.executing_eagerly())
 
-    def relike(self, gradient: Any, leaf: Any) -> Any:
+    def relike(self, gradient: Gradient, leaf: tf.Tensor) -> Gradient:
         import tensorflow as tf
 
         from steadygrad.tensorflow.engine import merged
@@ -120,7 +185,7 @@ class TensorFlowBackend:
             return leaf
         return tf.IndexedSlices(leaf, merged(gradient).indices, gradient.dense_shape)
 
-    def reduced(self, gradients: Sequence[Any]) -> tuple[list[Any], bool]:
+    def reduced(self, gradients: Sequence[Gradient]) -> tuple[list[Gradient], bool]:
         """Gradients summed over the replicas: Keras itself would clip each replica's part."""
         import tensorflow as tf
 
@@ -132,10 +197,12 @@ class TensorFlowBackend:
         dense = [densified(gradient) for gradient in gradients]
         return list(context.all_reduce(tf.distribute.ReduceOp.SUM, dense)), True
 
-    def unless(self, skip: Any, run: Callable[[], None], variables: Sequence[Any]) -> None:
+    def unless(
+        self, skip: tf.Tensor, run: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
         import tensorflow as tf
 
-        def go() -> Any:
+        def go() -> tf.Operation:
             run()
             return tf.no_op()
 
@@ -143,10 +210,10 @@ class TensorFlowBackend:
             tf.cond(skip, tf.no_op, go)
             return
 
-        def across(distribution: Any, skips: Any) -> None:
+        def across(distribution: tf.distribute.Strategy, skips: tf.Tensor) -> None:
             first = distribution.experimental_local_results(skips)[0]  # the same on all
 
-            def on_each() -> Any:
+            def on_each() -> tf.Operation:
                 distribution.extended.call_for_each_replica(run)
                 return tf.no_op()
 
@@ -154,12 +221,12 @@ class TensorFlowBackend:
 
         tf.distribute.get_replica_context().merge_call(across, args=(skip,))
 
-    def value(self, variable: Any) -> Any:
+    def value(self, variable: keras.Variable) -> tf.Tensor:
         import tensorflow as tf
 
         return tf.convert_to_tensor(variable.value)
 
-    def pack(self, figures: Sequence[Any], dtype: str) -> Any:
+    def pack(self, figures: Sequence[tf.Tensor], dtype: str) -> tf.Tensor:
         import tensorflow as tf
 
         return tf.stack([tf.cast(figure, dtype) for figure in figures])
@@ -171,37 +238,40 @@ class TorchBackend:
     float_dtype, int_dtype = "float64", "int64"
 
     def __init__(self) -> None:
-        self.engine: Any = TorchEngine()
+        self.engine = TorchEngine()
 
-    def leaf(self, gradient: Any) -> Any:
+    def leaf(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient.detach()
 
-    def unread(self, gradient: Any) -> Any:
+    def unread(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
-    def quotient(self, gradient: Any, scale: Any) -> Any:
+    def quotient(self, gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return gradient / scale
 
-    def dense(self, gradient: Any) -> Any:
+    def dense(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient.detach()
 
-    def is_known(self, value: Any) -> bool:
+    def is_known(self, value: torch.Tensor) -> bool:
         return True
 
-    def relike(self, gradient: Any, leaf: Any) -> Any:
+    def relike(self, gradient: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
         return leaf
 
-    def reduced(self, gradients: Sequence[Any]) -> tuple[list[Any], bool]:
+    def reduced(self, gradients: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], bool]:
         return list(gradients), False
 
-    def unless(self, skip: Any, run: Callable[[], None], variables: Sequence[Any]) -> None:
+    def unless(
+        self, skip: torch.Tensor, run: Callable[[], None], variables: Sequence[keras.Variable]
+    ) -> None:
         if not bool(skip):
             run()
 
-    def value(self, variable: Any) -> Any:
-        return variable.value.detach()
+    def value(self, variable: keras.Variable) -> torch.Tensor:
+        value: torch.Tensor = variable.value.detach()
+        return value
 
-    def pack(self, figures: Sequence[Any], dtype: str) -> Any:
+    def pack(self, figures: Sequence[torch.Tensor | float], dtype: str) -> torch.Tensor:
         import torch
 
         kind = getattr(torch, dtype)
@@ -214,16 +284,20 @@ class TorchEngine:
     def __init__(self) -> None:
         import array_api_compat.torch as torch_namespace
 
-        self.xp: Any = torch_namespace
+        self.xp: Namespace = torch_namespace
 
-    def scope(self) -> Any:
+    def scope(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def norms(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any]:
+    def norms(
+        self, leaves: Sequence[torch.Tensor], norm_type: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         norms, _, nonfinite, _ = self.figures(leaves, norm_type)
         return norms, nonfinite
 
-    def figures(self, leaves: Sequence[Any], norm_type: float) -> tuple[Any, Any, Any, Any]:
+    def figures(
+        self, leaves: Sequence[torch.Tensor], norm_type: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         import torch
 
         from steadygrad import kernels
@@ -232,39 +306,39 @@ class TorchEngine:
         norms, max_abs = torch.as_tensor(read.norms), torch.as_tensor(read.max_abs)
         return norms, max_abs, torch.as_tensor(read.nonfinite), torch.as_tensor(read.zeros)
 
-    def widen(self, x: Any) -> Any:
+    def widen(self, x: torch.Tensor) -> torch.Tensor:
         import torch
 
         return torch.as_tensor(x).to(torch.float64)
 
-    def narrow(self, x: Any, like: Any) -> Any:
+    def narrow(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.to(like.dtype)
 
-    def scaled(self, leaves: Sequence[Any], coef: Any) -> list[Any]:
+    def scaled(self, leaves: Sequence[torch.Tensor], coef: torch.Tensor) -> list[torch.Tensor]:
         from steadygrad import kernels
 
         copies = [leaf.clone() for leaf in leaves]  # Keras' caller may still hold the gradients
         kernels.scale_(copies, coef)
         return copies
 
-    def held(self, x: Any) -> Any:
+    def held(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
-    def cleaned(self, leaf: Any) -> Any:
+    def cleaned(self, leaf: torch.Tensor) -> torch.Tensor:
         return leaf.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
-    def size(self, leaf: Any) -> int:
+    def size(self, leaf: torch.Tensor) -> int:
         return int(leaf.numel())
 
 
-_BACKENDS: dict[str, Callable[[], Any]] = {
+_BACKENDS: dict[str, type] = {
     "jax": JaxBackend,
     "tensorflow": TensorFlowBackend,
     "torch": TorchBackend,
 }
 
 
-def current() -> Any:
+def current() -> Backend:
     """What Keras runs on in this process.
 
     Raises:
@@ -276,13 +350,14 @@ def current() -> Any:
             f"Keras runs on the {name} backend, which does not train; set KERAS_BACKEND to "
             "tensorflow, jax or torch before Keras is imported"
         )
-    return _BACKENDS[name]()
+    # each takes its own arrays alone
+    return cast("Backend", _BACKENDS[name]())
 
 
-def to_numpy(variable: Any) -> Any:
+def to_numpy(variable: keras.Variable) -> NDArray[np.generic]:
     """A Keras variable's value on the host."""
     return np.asarray(keras.ops.convert_to_numpy(variable.value))
 
 
-def _is_sparse(gradient: Any) -> bool:
+def _is_sparse(gradient: object) -> bool:
     return type(gradient).__name__ == "IndexedSlices"

@@ -12,9 +12,9 @@ micro-batch is dropped, and the rest counts where it is the last indeed: Keras t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -23,9 +23,16 @@ from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
-from steadygrad.policies.in_numpy import NUMPY
+from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import Array
 
 FIGURES = (
     "step",
@@ -50,6 +57,12 @@ WAITS, STEPS, DROPPED = 0, 1, 2
 
 MOMENTS = ("_velocities", "_accumulators")
 """What Keras' optimizers call their running mean (Adagrad: sum) of squared gradients."""
+
+Gradients = list["Array | None"]
+"""One a variable; None for those that the loss does not reach."""
+
+Acted = tuple["list[Array]", "Array | None", Callable[[], None]]
+"""Gradients to go on with, whether to skip (None: it cannot be), and what notes the step after."""
 
 
 class Hook:
@@ -78,20 +91,22 @@ class Hook:
         self.drops_windows = skips_by_itself(policy)
         self.may_skip = self.on_nonfinite == "skip" or self.drops_windows
         self.backend = engines.current()
-        self.variables: list[Any] = []
+        self.variables: list[keras.Variable] = []
         self.names: tuple[str, ...] = ()
         self.shapes: list[tuple[tuple[int, ...], str]] = []
         self.reduced = False
         self.hiding = False
-        self.watcher: Callable[[Stepped, Sequence[Any], Any], None] | None = None
-        self.incoming: Callable[[list[Any]], list[Any]] = list
-        self.average: list[Any] = []
+        self.watcher: Callable[[Stepped, Sequence[keras.Variable], Array | None], None] | None = (
+            None
+        )
+        self.incoming: Callable[[Gradients], Gradients] = list
+        self.average: list[Array] = []
         self._told = 0.0
-        self._key: Callable[[Any], Any] = id
-        self._memory: dict[str, Any] = {}
-        self._places: dict[Any, int] = {}
+        self._key: Callable[[keras.Variable], object] = id
+        self._memory: dict[str, keras.Variable] = {}
+        self._places: dict[object, int] = {}
 
-    def build(self, optimizer: Any, trainable: Sequence[Any]) -> None:
+    def build(self, optimizer: keras.Optimizer, trainable: Sequence[keras.Variable]) -> None:
         """Make the variables; ``trainable`` are the optimizer's."""
         _refuse_accumulating_members(optimizer)
         self._key = optimizer._var_key
@@ -111,7 +126,7 @@ class Hook:
         self._memory = {key: self._variable(key, np.asarray(memory[key])) for key in sorted(memory)}
         self.variables = [self.figures, self.tensors, *self._memory.values()]
 
-    def _variable(self, name: str, value: Any) -> Any:
+    def _variable(self, name: str, value: NDArray[np.generic]) -> keras.Variable:
         kind = np.issubdtype(value.dtype, np.floating)
         return keras.Variable(
             value,
@@ -123,33 +138,33 @@ class Hook:
 
     def apply(
         self,
-        optimizer: Any,
-        go: Callable[[list[Any], list[Any]], None],
-        gradients: list[Any],
-        trainable: list[Any],
+        optimizer: keras.Optimizer,
+        go: Callable[[Gradients, list[keras.Variable]], None],
+        gradients: Gradients,
+        trainable: list[keras.Variable],
     ) -> None:
         """One call of the optimizer's `apply`; ``go`` is what it does without us."""
         gradients = self.incoming(gradients)
-        places = [
-            i
+        present = {
+            i: g
             for i, (g, v) in enumerate(zip(gradients, trainable, strict=True))
             if g is not None and not optimizer._overwrite_variable_with_gradient(v)
-        ]
-        if not places:
+        }
+        if not present:
             go(gradients, trainable)
             return
         if self.only_observes:
-            self._observe(optimizer, go, gradients, trainable, places)
+            self._observe(optimizer, go, gradients, trainable, present)
             return
         with unscaled(optimizer) as scale:
-            wanted = [gradients[i] if scale is None else gradients[i] / scale for i in places]
+            wanted = [g if scale is None else g / scale for g in present.values()]
             wanted, self.reduced = self.backend.reduced(wanted)
-            variables = [trainable[i] for i in places]
+            variables = [trainable[i] for i in present]
             if optimizer.gradient_accumulation_steps:
                 kept, skip, note = self._accumulate(optimizer, wanted, variables)
             else:
                 kept, skip, note = self._step(optimizer, wanted, variables)
-            for place, gradient in zip(places, kept, strict=True):
+            for place, gradient in zip(present, kept, strict=True):
                 gradients[place] = gradient
             self._guarded(optimizer, skip, lambda: go(gradients, trainable))
             self.reduced = False
@@ -157,15 +172,15 @@ class Hook:
 
     def _observe(
         self,
-        optimizer: Any,
-        go: Callable[[list[Any], list[Any]], None],
-        gradients: list[Any],
-        trainable: list[Any],
-        places: Sequence[int],
+        optimizer: keras.Optimizer,
+        go: Callable[[Gradients, list[keras.Variable]], None],
+        gradients: Gradients,
+        trainable: list[keras.Variable],
+        present: Mapping[int, Array],
     ) -> None:
         """Measure beside a step that is taken with what it was given, untouched."""
-        variables = [trainable[i] for i in places]
-        wanted = [self.backend.unread(gradients[i]) for i in places]
+        variables = [trainable[i] for i in present]
+        wanted = [self.backend.unread(gradient) for gradient in present.values()]
         scale = optimizer.loss_scale_factor
         if scale is not None:
             wanted = [self.backend.quotient(gradient, scale) for gradient in wanted]
@@ -179,19 +194,27 @@ class Hook:
         go(gradients, trainable)
         self.note(done, variables, kind)
 
-    def _closes(self, optimizer: Any) -> Any:
+    def _closes(self, optimizer: keras.Optimizer) -> Array:
         """Whether this micro-batch is its window's last."""
-        every = optimizer.gradient_accumulation_steps
-        return (self.backend.value(optimizer._iterations) + 1) % every == 0
+        every: int = optimizer.gradient_accumulation_steps
+        count = self.backend.value(optimizer._iterations) + 1
+        return count % every == 0
 
-    def _guarded(self, optimizer: Any, skip: Any, run: Callable[[], None]) -> None:
+    def _guarded(
+        self, optimizer: keras.Optimizer, skip: Array | None, run: Callable[[], None]
+    ) -> None:
         if skip is None:
             run()
             return
         held = [*optimizer._trainable_variables, *optimizer.variables]
         self.backend.unless(skip, run, held)
 
-    def _step(self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+    def _step(
+        self,
+        optimizer: keras.Optimizer,
+        gradients: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> Acted:
         """Measure, decide and act: new gradients, whether to skip, and what to note after."""
         with self.backend.engine.scope():
             done = self.decide(optimizer, gradients, variables)
@@ -200,8 +223,11 @@ class Hook:
         return kept, skip, lambda: self.note(done, variables)
 
     def _accumulate(
-        self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
-    ) -> Any:
+        self,
+        optimizer: keras.Optimizer,
+        gradients: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> Acted:
         """One micro-batch: decide on the window's average as if this were its last."""
         engine = self.backend.engine
         with engine.scope():
@@ -226,8 +252,11 @@ class Hook:
         return list(gradients), skip, note
 
     def _average_with(
-        self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]
-    ) -> list[Any]:
+        self,
+        optimizer: keras.Optimizer,
+        gradients: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> list[Array]:
         """What Keras would form of a window that ends with these gradients."""
         every = optimizer.gradient_accumulation_steps
         return [
@@ -235,7 +264,7 @@ class Hook:
             for g, sums in zip(gradients, accumulators(optimizer, variables), strict=True)
         ]
 
-    def _forget_window(self, optimizer: Any, window: Any) -> None:
+    def _forget_window(self, optimizer: keras.Optimizer, window: Array) -> None:
         """Where a whole window is skipped, take it back: its sums, and its micro-batches' count."""
         iterations = optimizer._iterations
         sums = [one for one in optimizer._accumulated_gradients if one is not None]
@@ -248,13 +277,18 @@ class Hook:
         self.backend.unless(kept, forget, [*sums, iterations])
 
     @staticmethod
-    def _index(optimizer: Any, variable: Any) -> int:
+    def _index(optimizer: keras.Optimizer, variable: keras.Variable) -> int:
         return int(optimizer._get_variable_index(variable))
 
-    def _relike(self, gradients: Sequence[Any], leaves: Sequence[Any]) -> list[Any]:
+    def _relike(self, gradients: Sequence[Array], leaves: Sequence[Array]) -> list[Array]:
         return [self.backend.relike(g, x) for g, x in zip(gradients, leaves, strict=True)]
 
-    def decide(self, optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> Stepped:
+    def decide(
+        self,
+        optimizer: keras.Optimizer,
+        gradients: Sequence[Array],
+        variables: Sequence[keras.Variable],
+    ) -> Stepped:
         """What comes of gradients; call it inside the engine's scope."""
         engine = self.backend.engine
         leaves = [self.backend.leaf(gradient) for gradient in gradients]
@@ -265,12 +299,14 @@ class Hook:
             engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, full=True
         )
 
-    def _wide(self, variable: Any) -> Any:
+    def _wide(self, variable: keras.Variable) -> Array:
         value = self.backend.value(variable)
         return self.backend.engine.widen(value) if "float" in str(variable.dtype) else value
 
-    def _beside(self, optimizer: Any, variables: Sequence[Any]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {}
+    def _beside(
+        self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]
+    ) -> dict[str, list[Array | None]]:
+        found: dict[str, list[Array | None]] = {}
         if "weight" in self.policy.needs:
             found["weight"] = [self.backend.value(v) for v in variables]
         if self.policy.needs & {"second_moment", "step"}:
@@ -284,7 +320,9 @@ class Hook:
             found["step"] = [seen] * len(variables)
         return found
 
-    def note(self, done: Stepped, variables: Sequence[Any], kind: Any = None) -> None:
+    def note(
+        self, done: Stepped, variables: Sequence[keras.Variable], kind: Array | None = None
+    ) -> None:
         """Write a step's figures and the policy's memory into the variables.
 
         Args:
@@ -367,10 +405,10 @@ class Hook:
         rows = dict(zip(LEAVES, table, strict=True))
         bad, zeros = (np.nan_to_num(rows[k]).astype(np.int64) for k in ("nonfinite", "zeros"))
         sizes = tuple(int(np.prod(shape)) for shape, _ in self.shapes)
-        norm, p = np.float64(seen["norm"]), self.policy.norm_type
+        norm, p = scalar(seen["norm"]), self.policy.norm_type
         return GradientStats(self.names, rows["norms"], rows["max_abs"], bad, zeros, sizes, norm, p)
 
-    def _table(self, rows: Sequence[Any], variables: Sequence[Any]) -> Any:
+    def _table(self, rows: Sequence[Array], variables: Sequence[keras.Variable]) -> Array:
         """Rows of figures over all tensors, NaN for those without a gradient."""
         xp = self.backend.engine.xp
         packed = self.backend.pack(rows, self.backend.float_dtype)
@@ -382,10 +420,12 @@ class Hook:
         gap = xp.full_like(packed[:, :1], float("nan"))
         return xp.take(xp.concat([packed, gap], axis=1), xp.asarray(columns), axis=1)
 
-    def _place_of(self, variable: Any) -> int:
+    def _place_of(self, variable: keras.Variable) -> int:
         return self._places[self._key(variable)]
 
-    def note_unseen(self, optimizer: Any, gradients: Sequence[Any], trainable: Any) -> None:
+    def note_unseen(
+        self, optimizer: keras.Optimizer, gradients: Sequence[Array | None], trainable: object
+    ) -> None:
         """Note a step that a `LossScaleOptimizer` dropped: its gradients never came here."""
         engine = self.backend.engine
         there = [g for g in gradients if g is not None]
@@ -394,12 +434,23 @@ class Hook:
             stats = measure(engine, leaves, tuple(map(str, range(len(there)))), 2.0, full=False)
             count = engine.xp.sum(stats.nonfinite)
             was = self.backend.value(self.figures)
-            after = [was[0] + 1, stats.total_norm, was[2], 1.0, 1.0, SKIP, count, was[7]]
+            after: list[Array | float] = [
+                was[0] + 1,
+                stats.total_norm,
+                was[2],
+                1.0,
+                1.0,
+                SKIP,
+                count,
+                was[7],
+            ]
             figures = self.backend.pack([*after, was[8] + 1, was[9]], self.backend.float_dtype)
         self.figures.assign(figures)
 
 
-def accumulators(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
+def accumulators(
+    optimizer: keras.Optimizer, variables: Sequence[keras.Variable]
+) -> list[keras.Variable]:
     """The variables in which a built optimizer adds up the gradients of these.
 
     Args:
@@ -413,7 +464,7 @@ def accumulators(optimizer: Any, variables: Sequence[Any]) -> list[Any]:
     return [sums[int(optimizer._get_variable_index(v))] for v in variables]
 
 
-def _refuse_accumulating_members(optimizer: Any) -> None:
+def _refuse_accumulating_members(optimizer: keras.Optimizer) -> None:
     for one in getattr(optimizer, "_inner_optimizers", []):
         if one.gradient_accumulation_steps:
             raise AttachError(
@@ -424,7 +475,7 @@ def _refuse_accumulating_members(optimizer: Any) -> None:
 
 
 @contextmanager
-def unscaled(optimizer: Any) -> Any:
+def unscaled(optimizer: keras.Optimizer) -> Iterator[Array | None]:
     """The optimizer's static loss scale, taken out while we divide by it ourselves."""
     scale = optimizer.loss_scale_factor
     if scale is None:
@@ -437,7 +488,7 @@ def unscaled(optimizer: Any) -> Any:
         optimizer.loss_scale_factor = scale
 
 
-def name_scope(optimizer: Any) -> AbstractContextManager[Any]:
+def name_scope(optimizer: keras.Optimizer) -> AbstractContextManager[None]:
     """Keras' scope for an optimizer's variables."""
-    scope: AbstractContextManager[Any] = keras.name_scope(optimizer.name, caller=optimizer)
+    scope: AbstractContextManager[None] = keras.name_scope(optimizer.name, caller=optimizer)
     return scope if scope is not None else nullcontext()

@@ -7,34 +7,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
 
 
-def base_optimizer() -> Any:
+def base_optimizer() -> type[keras.Optimizer]:
     """The class whose `apply` every way of training passes."""
-    return sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
+    found: type[keras.Optimizer] = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
+    return found
 
 
-def jax_trainer() -> Any:
+def jax_trainer() -> type[keras.Model]:
     """The class of Keras' models on JAX."""
-    return sys.modules["keras.src.backend.jax.trainer"].JAXTrainer
+    found: type[keras.Model] = sys.modules["keras.src.backend.jax.trainer"].JAXTrainer
+    return found
 
 
-def trainable_variables(optimizer: Any) -> list[Any]:
+def trainable_variables(optimizer: keras.Optimizer) -> list[keras.Variable]:
     """The variables that an optimizer was built for; empty before."""
     return list(optimizer._trainable_variables)
 
 
-def index_of(optimizer: Any, variable: Any) -> int:
+def index_of(optimizer: keras.Optimizer, variable: keras.Variable) -> int:
     """The place of a variable among the optimizer's."""
     return int(optimizer._get_variable_index(variable))
 
 
-def iterations(optimizer: Any) -> Any:
+def iterations(optimizer: keras.Optimizer) -> keras.Variable:
     """The variable that counts an optimizer's micro-batches."""
     return optimizer._iterations
 
 
-def members(optimizer: Any) -> Sequence[Any]:
+def members(optimizer: keras.Optimizer) -> Sequence[keras.Optimizer]:
     """The optimizers inside of a `MultiOptimizer`."""
     return list(getattr(optimizer, "_inner_optimizers", []))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 import keras
 
@@ -51,7 +50,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         self._norms: list[float] = []
         self._mean = (0, 0.0)
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         if self.steady is None:
             self._find_or_attach(model)
@@ -59,7 +58,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             self.steady.write_to(self._given)
             self._given = None
 
-    def _find_or_attach(self, model: Any) -> None:
+    def _find_or_attach(self, model: keras.Model) -> None:
         inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if hook_of(inner) is not None:
             outer = model.optimizer if inner is not model.optimizer else None
@@ -69,15 +68,15 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             self._attached_here = True
         self._given = None
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
         self.steady.look_at(self.model)
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._norms = []
         self._mean = (0, 0.0)
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
@@ -98,7 +97,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         since = batches - before
         return (batches * mean - before * last) / since if since > 0 else mean
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
         if logs is not None:
             mean = sum(self._norms) / len(self._norms) if self._norms else math.nan
@@ -106,7 +105,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             logs["clip_coef"] = self.steady.last.coef
             logs["clip_rate"] = self.steady.clip_rate
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
         self.steady.flush()
         if self._attached_here:

@@ -8,7 +8,7 @@ next one starts from. Activations are out of reach here, and so are the rules on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from steadygrad.runlog.sampled import (
     spectral_radius,
     stride,
 )
+
+if TYPE_CHECKING:
+    import keras
 
 
 class Sampler:
@@ -38,10 +41,10 @@ class Sampler:
     def __init__(
         self,
         writer: RunWriter,
-        variables: Sequence[Any],
+        variables: Sequence[keras.Variable],
         ids: NDArray[np.int64],
         lengths: Sequence[int],
-        read: Callable[[Any], Any] = to_numpy,
+        read: Callable[[keras.Variable], NDArray[np.generic]] = to_numpy,
     ) -> None:
         self._read = read
         self._writer, self._variables, self._ids = writer, list(variables), ids
@@ -49,7 +52,7 @@ class Sampler:
         self._next = 0
         self._figures = WeightFigures(writer)
 
-    def at_step(self, step: int, values: Sequence[Any] | None = None) -> None:
+    def at_step(self, step: int, values: Sequence[NDArray[np.generic]] | None = None) -> None:
         """Measure what is due; call it after a step, with the number of the next one.
 
         Args:
@@ -83,7 +86,7 @@ class Sampler:
             self._writer.write_sample("recurrent_steps", step, ids, lengths)
 
 
-def owners(model: Any) -> dict[int, str]:
+def owners(model: keras.Model | None) -> dict[int, str]:
     """Id of each of a model's variables to the class name of the layer that owns it.
 
     Example:
@@ -97,7 +100,7 @@ def owners(model: Any) -> dict[int, str]:
     }
 
 
-def recurrent_lengths(model: Any) -> dict[int, int]:
+def recurrent_lengths(model: keras.Model | None) -> dict[int, int]:
     """Id of each recurrent kernel to its time steps, where the model fixes their number.
 
     Example:
@@ -115,7 +118,7 @@ def recurrent_lengths(model: Any) -> dict[int, int]:
     return found
 
 
-def _layers(model: Any) -> list[Any]:
+def _layers(model: keras.Model | None) -> list[keras.layers.Layer]:
     return [] if model is None else list(model._flatten_layers(include_self=False))
 
 

@@ -11,7 +11,7 @@ tensors on a GPU. "auto" gives each tensor to the fastest form that can serve it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
@@ -27,7 +27,7 @@ class Form(Protocol):
 
     def read(self, tensors: Sequence[torch.Tensor], norm_type: float) -> Read: ...
 
-    def scale_(self, tensors: Sequence[torch.Tensor], coefs: Any) -> None: ...
+    def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None: ...
 
 
 _FORMS: dict[str, Form] = {"auto": auto, "reference": reference, **native.FORMS}
@@ -58,7 +58,7 @@ def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str =
     return (_FORMS.get(form) or _pick(form)).read(tensors, norm_type)
 
 
-def scale_(tensors: Sequence[torch.Tensor], coefs: Any, *, form: str = "auto") -> None:
+def scale_(tensors: Sequence[torch.Tensor], coefs: object, *, form: str = "auto") -> None:
     """Multiply each tensor in place: the product in float64, rounded once in its dtype.
 
     A tensor whose coefficient is 1 is not written (on a device: keeps its bits).

@@ -34,7 +34,7 @@ def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     return _read_stored(tensors, norm_type) if sparse else _read_each(tensors, norm_type)
 
 
-def scale_(tensors: Sequence[torch.Tensor], coefs: Any) -> None:
+def scale_(tensors: Sequence[torch.Tensor], coefs: object) -> None:
     """Multiply; see `steadygrad.kernels.scale_`."""
     if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
         _scale_device(tensors, coefs)
@@ -149,7 +149,7 @@ def columns_of(figures: Read) -> tuple[Any, Any, Any, Any]:
     return figures[:4]
 
 
-def _on(value: Any, device: torch.device) -> torch.Tensor:
+def _on(value: object, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(value).to(device, non_blocking=True)
 
 

@@ -75,7 +75,7 @@ class CForm:
             raise refusal(tensors[refused])
         return figures
 
-    def scale_(self, tensors: Sequence[torch.Tensor], coefs: Any) -> None:
+    def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None:
         """Multiply; see `steadygrad.kernels.scale_`."""
         if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
             raise KernelError(f'form "c" takes coefficients on the CPU; got {coefs.device}')
@@ -140,7 +140,7 @@ def try_scale(
     return int(refused)
 
 
-def each_coef(coefs: Any, n: int) -> npt.NDArray[np.float64]:
+def each_coef(coefs: object, n: int) -> npt.NDArray[np.float64]:
     """One float64 coefficient a tensor, contiguous."""
     return np.ascontiguousarray(np.broadcast_to(np.asarray(coefs, np.float64), (n,)))
 

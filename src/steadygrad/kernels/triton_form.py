@@ -64,7 +64,7 @@ class Table:
     chunks: int
 
 
-_tables: OrderedDict[Any, Table] = OrderedDict()
+_tables: OrderedDict[object, Table] = OrderedDict()
 
 
 def serves(tensor: torch.Tensor) -> bool:

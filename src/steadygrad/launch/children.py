@@ -58,7 +58,7 @@ def carry_into_spawned(spawn: ModuleType, plan: Plan) -> None:
     """
     original = spawn.get_preparation_data
 
-    def get_preparation_data(name: str) -> dict[str, Any]:
+    def get_preparation_data(name: str) -> dict[str, object]:
         data: dict[str, Any] = original(name)
         data["steadygrad"] = Carrier(child_of(plan, name))
         return data

@@ -49,13 +49,13 @@ def sow(number: int) -> None:
     )
 
 
-def _take_over(module: Any, name: str, number: int) -> None:
+def _take_over(module: object, name: str, number: int) -> None:
     """Seed by ``module.name``, and shift what the script seeds by it later."""
     original: Callable[..., Any] = getattr(module, name)
     original(shifted(0, number))
 
     @functools.wraps(original)
-    def seed(*values: Any, **named: Any) -> Any:
+    def seed(*values: object, **named: object) -> Any:
         moved = [shifted(v, number) if type(v) is int else v for v in values]
         kept = {k: shifted(v, number) if type(v) is int else v for k, v in named.items()}
         return original(*moved, **kept)
@@ -70,7 +70,7 @@ def _torch(module: ModuleType, number: int) -> None:
     _shift_only(module.cuda, "manual_seed_all", number)
 
 
-def _shift_only(module: Any, name: str, number: int) -> None:
+def _shift_only(module: object, name: str, number: int) -> None:
     """Shift what the script seeds; torch.manual_seed has seeded these already."""
     original = getattr(module, name)
     setattr(module, name, functools.wraps(original)(lambda seed: original(shifted(seed, number))))

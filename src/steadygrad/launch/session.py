@@ -170,7 +170,7 @@ class Session:
         """Count an observer in: its steps are the run's, and it is told when the script is over."""
         self.observers.append(observer)
 
-    def _first_facts(self) -> dict[str, Any]:
+    def _first_facts(self) -> dict[str, object]:
         facts: dict[str, Any] = {
             "command": self.plan.command,
             "script": self.plan.target,

@@ -99,7 +99,7 @@ class Handle(ABC):
         writer = self._recorded_by()
         facts = [self._policy(), "" if writer is None else f"recorded in {writer.path.name}"]
         told = ", ".join(filter(None, facts)) or "attached"
-        return printable(f"<steadygrad {type(self).__name__}: {told}>")  # type: ignore[no-any-return]
+        return printable(f"<steadygrad {type(self).__name__}: {told}>")
 
     def _repr_html_(self) -> str:
         return self.card.as_html()

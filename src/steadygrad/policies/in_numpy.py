@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 if TYPE_CHECKING:
-    from steadygrad.typing import Namespace
+    from steadygrad.typing import Array, Namespace
 
 
 NUMPY = cast("Namespace", np)
 """NumPy itself."""
+
+
+def scalar(value: float) -> Array:
+    """A number as a float64 that a policy may compute with.
+
+    Example:
+        >>> scalar(2.0) + 1
+        np.float64(3.0)
+    """
+    return cast("Array", np.float64(value))

@@ -120,7 +120,7 @@ def step(
     state: State,
     leaves: Sequence[Array],
     names: tuple[str, ...],
-    beside: Mapping[str, Sequence[Array]],
+    beside: Mapping[str, Sequence[Array | None]],
     full: bool = False,
     blank: bool = False,
 ) -> Stepped:
@@ -193,7 +193,7 @@ def _elementwise(
     before: Sequence[Array],
     scaled: Sequence[Array],
     stats: GradientStats,
-    beside: Mapping[str, Sequence[Array]],
+    beside: Mapping[str, Sequence[Array | None]],
 ) -> tuple[list[Array], Array, Array, Array]:
     """Transform the leaves that an elementwise policy governs, and compare with before."""
     xp = engine.xp

@@ -61,7 +61,9 @@ def keep(values: Floats, buckets: int = BUCKETS) -> NDArray[np.int64]:
     return chosen[chosen < n]
 
 
-def trend(steps: NDArray[np.int64], values: Floats, points: int = TREND_POINTS) -> dict[str, Any]:
+def trend(
+    steps: NDArray[np.int64], values: Floats, points: int = TREND_POINTS
+) -> dict[str, object]:
     """The level of a series: the median of each of ``points`` stretches.
 
     Args:
@@ -85,7 +87,7 @@ def trend(steps: NDArray[np.int64], values: Floats, points: int = TREND_POINTS) 
     return {"step": at, "value": short(np.array(level))}
 
 
-def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[dict[str, Any]]:
+def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[dict[str, object]]:
     """What a line cannot show: NaN, inf and, on a log axis, values of 0; joined, never dropped.
 
     Args:
@@ -140,7 +142,7 @@ def lanes(rows: Any) -> list[dict[str, int]]:
     return found
 
 
-def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, Any]:
+def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, object]:
     """What recovery did, ready to draw.
 
     Args:
@@ -163,7 +165,7 @@ def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, Any]:
     }
 
 
-def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> dict[str, Any]:
+def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> dict[str, object]:
     """One optimizer's loss and norm, ready to draw.
 
     Args:
@@ -207,7 +209,7 @@ def _threshold_is_of_norm(rows: Any) -> bool:
     )
 
 
-def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> dict[str, Any]:
+def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> dict[str, object]:
     kept = keep(values)
     shown = np.where(values > 0, values, np.nan) if log else values
     return {

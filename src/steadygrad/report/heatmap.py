@@ -8,7 +8,7 @@ step stays visible.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ def order(run: Run) -> list[int]:
     return [i for _, i in sorted(place)]
 
 
-def heatmap(run: Run) -> dict[str, Any] | None:
+def heatmap(run: Run) -> dict[str, object] | None:
     """The picture of per-tensor norms.
 
     Args:
@@ -60,7 +60,7 @@ def heatmap(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _described(run: Run, index: int) -> dict[str, Any]:
+def _described(run: Run, index: int) -> dict[str, object]:
     tensor = run.tensors[index]
     return {
         "name": tensor.name,

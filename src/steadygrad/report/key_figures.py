@@ -62,7 +62,7 @@ def clip_rate(rows: Any) -> float:
     return float((rows["action"] == "clip").mean()) if len(rows) else 0.0
 
 
-def overhead(info: dict[str, Any]) -> tuple[float, float]:
+def overhead(info: dict[str, object]) -> tuple[float, float]:
     """Seconds that recording took, and their share of the run; NaN where unknown."""
     spent, whole = info.get("overhead_seconds"), info.get("wall_seconds")
     spent = float(spent) if isinstance(spent, int | float) else math.nan
@@ -147,7 +147,7 @@ def _norm(rows: Any) -> list[tuple[str, str, str]]:
     ]
 
 
-def _clipped(run: Run, rows: Any) -> tuple[str, str, str]:
+def _clipped(run: Run, rows: object) -> tuple[str, str, str]:
     policy = run.info.get("policy")
     note = f"policy {policy}" if policy else "of the steps"
     return "Clipped", percent(clip_rate(rows)), note

@@ -71,7 +71,7 @@ def short(values: NDArray[Any]) -> list[float | None]:
     ]
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Any nested value as strict JSON: arrays and tuples as lists, NaN and inf as words.
 
     Example:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
 
-def rows_of_each(run: Run) -> dict[int, Any]:
+def rows_of_each(run: Run) -> dict[int, object]:
     """The step rows of each optimizer, by its number.
 
     Args:

@@ -18,7 +18,7 @@ _WHEN = {
 }
 
 
-def with_origins(findings: Iterable[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
+def with_origins(findings: Iterable[dict[str, object]], run: Run) -> list[dict[str, Any]]:
     """Findings, each with the ``origin`` that its evidence tells of; None for most.
 
     Args:
@@ -34,7 +34,7 @@ def with_origins(findings: Iterable[dict[str, Any]], run: Run) -> list[dict[str,
     return [{**finding, "origin": _card(finding, shown)} for finding in findings]
 
 
-def _card(finding: dict[str, Any], origins: list[Origin]) -> dict[str, Any] | None:
+def _card(finding: dict[str, Any], origins: list[Origin]) -> dict[str, object] | None:
     for origin in origins:
         told = origin.sentences()
         if told[0] in finding["evidence"]:

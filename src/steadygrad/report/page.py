@@ -72,7 +72,7 @@ def _template() -> Template:
     return environment.from_string(asset("page.html"))
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
     """JSON that no browser can read as markup, whatever strings it holds.
 
     Example:
@@ -134,13 +134,13 @@ def overhead_sentence(runs: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _moment(seconds: Any) -> str | None:
+def _moment(seconds: object) -> str | None:
     if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return seconds if isinstance(seconds, str) else None
     return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(seconds))
 
 
-def _filters() -> dict[str, Any]:
+def _filters() -> dict[str, object]:
     from steadygrad.text import percent
 
     return {

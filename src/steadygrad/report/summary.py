@@ -32,7 +32,7 @@ FORMAT = 1
 
 def build(
     runs: Sequence[Run | str | os.PathLike[str]], *, title: str = "", notes: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Everything a report says about one run or several.
 
     Args:
@@ -93,7 +93,7 @@ def joined(
     }
 
 
-def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, Any]:
+def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
     """One run: verdict, recommendation, figures, findings, curves, thresholds, heat map.
 
     Args:
@@ -128,7 +128,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def _recommendation(run: Run, pictures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _recommendation(run: Run, pictures: Sequence[dict[str, Any]]) -> dict[str, object]:
     """The threshold to use, with its reason; of the optimizer with the most usable steps."""
     usable = [p for p in pictures if "refused" not in p]
     if not usable:

@@ -62,7 +62,7 @@ class Chart:
     def __init__(
         self,
         title: str,
-        curve: dict[str, Any],
+        curve: dict[str, object],
         *,
         log: bool,
         threshold: float | None = None,
@@ -138,7 +138,9 @@ def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list
     return tops, broken
 
 
-def covered(stretches: Sequence[dict[str, int]], curve: dict[str, Any], width: int) -> list[bool]:
+def covered(
+    stretches: Sequence[dict[str, int]], curve: dict[str, object], width: int
+) -> list[bool]:
     """Which columns of a chart hold a step of these stretches.
 
     Example:

@@ -18,7 +18,7 @@ BINS = 64
 MOST_DECADES_ABOVE = 2.0
 
 
-def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
+def thresholds(run: Run, optimizer: int) -> dict[str, object]:
     """Calibrate one optimizer's steps and draw up the picture.
 
     Args:
@@ -44,7 +44,7 @@ def thresholds(run: Run, optimizer: int) -> dict[str, Any]:
     return data
 
 
-def _histogram(rows: Any, found: Calibration) -> dict[str, Any]:
+def _histogram(rows: Any, found: Calibration) -> dict[str, object]:
     usable = rows[np.isfinite(rows["norm"]) & (rows["norm"] > 0)]
     logs = np.log10(usable["norm"])
     threshold = float(np.log10(found.threshold))

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
@@ -35,7 +37,7 @@ class Rule:
 
 
 def finding(
-    view: View, rule_id: str, severity: str, confidence: float, title: str, **rest: Any
+    view: View, rule_id: str, severity: str, confidence: float, title: str, **rest: object
 ) -> Finding:
     """A finding of one optimizer; several optimizers in a run are told apart in its title.
 
@@ -57,9 +59,11 @@ def finding(
     return Finding(rule_id, title, severity, sure, optimizer=view.optimizer, **tuples)
 
 
-def _freeze(value: Any) -> tuple[Any, ...]:
+def _freeze(value: object) -> tuple[object, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, dict):
         return tuple((name, float(number)) for name, number in value.items())
-    return tuple(int(v) if hasattr(v, "dtype") else v for v in value)
+    return tuple(
+        int(v) if isinstance(v, np.generic) else v for v in cast("Iterable[object]", value)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from steadygrad.notebook.cards import Card, as_page
 
@@ -66,9 +65,9 @@ class Finding:
         """The command that prints the rule's page."""
         return f"steadygrad explain {self.id}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The finding as JSON-ready data: lists for tuples, a dict for the figures."""
-        data: dict[str, Any] = {}
+        data: dict[str, object] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             data[field.name] = list(value) if isinstance(value, tuple) else value

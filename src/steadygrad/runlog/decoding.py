@@ -12,9 +12,10 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import cast
 
 from steadygrad.runlog.encode import DamagedError
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.origin import EVENT as ORIGIN
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import NAN_LOSS, TensorInfo
@@ -31,7 +32,7 @@ MOST_DEPTH = 32
 LONGEST_NUMBER = 400
 """Digits of a whole number in JSON; longer ones take square time to read."""
 
-Field = Callable[[Any], Any]
+Field = Callable[[object], object]
 """Gives back a sound value, or raises ValueError or TypeError."""
 
 
@@ -61,7 +62,7 @@ def text(value: object, what: str) -> str:
     return _encodable(value)
 
 
-def json_value(source: object, what: str) -> Any:
+def json_value(source: object, what: str) -> object:
     """What a JSON text says.
 
     Raises:
@@ -79,7 +80,7 @@ def json_value(source: object, what: str) -> Any:
         raise DamagedError(f"{what} is not JSON that steadygrad writes ({error})") from None
 
 
-def tensor(row: tuple[Any, ...]) -> TensorInfo:
+def tensor(row: tuple[object, ...]) -> TensorInfo:
     """A row of ``tensors``, without its number.
 
     Raises:
@@ -99,7 +100,7 @@ def tensor(row: tuple[Any, ...]) -> TensorInfo:
     )
 
 
-def event(row: tuple[Any, ...]) -> Event | None:
+def event(row: tuple[object, ...]) -> Event | None:
     """A row of ``events``; None where it cannot be told any more.
 
     Raises:
@@ -125,16 +126,16 @@ def _typed(told: Event) -> Event | None:
     return Event(told.step, told.time, told.kind, data)
 
 
-def info(rows: Mapping[str, Any]) -> dict[str, Any]:
+def info(rows: Mapping[str, object]) -> RunInfo:
     """Facts of a run by name; those of a type that they cannot have are left out.
 
     Args:
         rows: name to what JSON held.
     """
-    return _fitting(rows, INFO)
+    return cast("RunInfo", _fitting(rows, INFO))
 
 
-def _fitting(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str, Any]:
+def _fitting(values: Mapping[str, object], fields: Mapping[str, Field]) -> dict[str, object]:
     sound = {}
     for key, value in values.items():
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -142,12 +143,12 @@ def _fitting(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str
     return {key: value for key, value in sound.items() if value is not None or key not in fields}
 
 
-def _anything(value: Any) -> Any:
+def _anything(value: object) -> object:
     return value
 
 
 def _a(*kinds: type) -> Field:
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if value is not None and not isinstance(value, kinds):
             raise TypeError
         return value
@@ -156,20 +157,24 @@ def _a(*kinds: type) -> Field:
 
 
 def _list_of(field: Field) -> Field:
-    def check(value: Any) -> Any:
-        return None if value is None else [field(entry) for entry in _a(list)(value)]
+    def check(value: object) -> object:
+        if value is not None and not isinstance(value, list):
+            raise TypeError
+        return None if value is None else [field(entry) for entry in value]
 
     return check
 
 
 def _table_of(**fields: Field) -> Field:
-    def check(value: Any) -> Any:
-        return None if value is None else _fitting(_a(dict)(value), fields)
+    def check(value: object) -> object:
+        if value is not None and not isinstance(value, dict):
+            raise TypeError
+        return None if value is None else _fitting(value, fields)
 
     return check
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """A number; JSON keeps NaN and inf as text."""
     return value if value is None else float(value) if isinstance(value, str) else _real(value)
 
@@ -178,7 +183,7 @@ _real = _a(int, float)
 _word = _a(str)
 
 
-def _whole_number(value: Any) -> int:
+def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= INT64:
         raise TypeError
     return value
@@ -187,9 +192,9 @@ def _whole_number(value: Any) -> int:
 def _whole(field: Field, *keys: str) -> Field:
     """A table of which no part may be missing."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         sound = field(value)
-        if sound is not None and not set(keys) <= sound.keys():
+        if isinstance(sound, dict) and not set(keys) <= sound.keys():
             raise ValueError
         return sound
 
@@ -282,7 +287,7 @@ def _parse_int(digits: str) -> int | float:
     return number if abs(number) < INT64 else float(number)
 
 
-def _clean(value: Any, depth: int) -> Any:
+def _clean(value: object, depth: int) -> object:
     """The value without halves of characters, where it is not nested too deep."""
     if isinstance(value, str):
         return _encodable(value)

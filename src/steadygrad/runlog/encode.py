@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from steadygrad.runlog.records import ACTIONS, STEP_DTYPE
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint16]
+Kind = TypeVar("Kind", bound=np.generic)
+Rows = NDArray[np.void]
+"""Rows of `STEP_DTYPE`."""
 
 # float32's subnormals begin at 2**-149 and its largest number is just under 2**128.
 LOW_LOG2, HIGH_LOG2 = -150.0, 130.0
@@ -85,7 +88,7 @@ def decode_shares(codes: Codes) -> Floats:
     return codes / 65535.0
 
 
-def pack(array: NDArray[Any], level: int = 6) -> bytes:
+def pack(array: NDArray[np.generic], level: int = 6) -> bytes:
     """Compress an array, its most significant bytes together, last axis outermost."""
     columns = np.ascontiguousarray(array.T)
     swapped = columns.astype(columns.dtype.newbyteorder(">"), copy=False)
@@ -120,7 +123,7 @@ def inflate(blob: object, most: int, what: str = "a packed column") -> bytes:
     return data
 
 
-def unpack(blob: bytes, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+def unpack(blob: bytes, dtype: type[Kind], shape: tuple[int, ...]) -> NDArray[Kind]:
     """Undo `pack`.
 
     Args:
@@ -149,17 +152,17 @@ def unpack(blob: bytes, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         flat = (planes[0].astype(np.uint16) << 8) | planes[1]
     else:
         flat = np.ascontiguousarray(planes.T).view(kind.newbyteorder(">"))
-    array: NDArray[Any] = flat.reshape(shape[::-1]).T.astype(kind, copy=False)
+    array: NDArray[Kind] = flat.reshape(shape[::-1]).T.astype(kind, copy=False)
     return array
 
 
-def encode_steps(steps: NDArray[Any], level: int = 6) -> bytes:
+def encode_steps(steps: Rows, level: int = 6) -> bytes:
     """Compress rows of `STEP_DTYPE`, column by column, every number exact."""
     columns = [_column(steps, name).view(np.int64) for name in STEP_DTYPE.names or ()]
     return pack(np.stack(columns, axis=1), level)
 
 
-def _column(steps: NDArray[Any], name: str) -> NDArray[Any]:
+def _column(steps: Rows, name: str) -> NDArray[np.generic]:
     column = np.ascontiguousarray(steps[name])
     if name != "action":
         return column
@@ -169,7 +172,7 @@ def _column(steps: NDArray[Any], name: str) -> NDArray[Any]:
     return codes
 
 
-def decode_steps(blob: bytes, rows: int, columns: Sequence[str]) -> NDArray[Any]:
+def decode_steps(blob: bytes, rows: int, columns: Sequence[str]) -> Rows:
     """Undo `encode_steps` for a file that holds the given columns, in that order."""
     raw = unpack(blob, np.int64, (rows, len(columns)))
     steps = blank_steps(rows)
@@ -185,7 +188,7 @@ def decode_steps(blob: bytes, rows: int, columns: Sequence[str]) -> NDArray[Any]
     return steps
 
 
-def blank_steps(rows: int) -> NDArray[Any]:
+def blank_steps(rows: int) -> Rows:
     """Rows of `STEP_DTYPE` in which every float is NaN, every action ``none``."""
     steps = np.zeros(rows, STEP_DTYPE)
     for name in STEP_DTYPE.names or ():

@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from steadygrad import extensions
 from steadygrad._version import __version__
@@ -36,7 +35,7 @@ _SETTING = re.compile(r"[+~]{0,2}@?[A-Za-z_]{1,24}(?:[._/][A-Za-z_]{1,24}){0,5}\
 LONGEST = 64
 
 
-def basic_facts() -> dict[str, Any]:
+def basic_facts() -> dict[str, object]:
     """The facts that hold for every run: versions, platform, command line, start, kernel."""
     return {
         "steadygrad": __version__,
@@ -59,7 +58,7 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {name: str(sys.modules[name].__version__) for name in packages if name in sys.modules}
 
 
-def without_secrets(command: Sequence[Any], folder: str | os.PathLike[str] = ".") -> list[str]:
+def without_secrets(command: Sequence[object], folder: str | os.PathLike[str] = ".") -> list[str]:
     """A command line of which only what is harmless by its form is left.
 
     That is: the program, names of options, numbers, booleans, short lower-case words, and names

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import StepRecord, TensorInfo
 
 
@@ -31,8 +32,8 @@ class StepItem(NamedTuple):
     tensor_ids: NDArray[np.int64]
     norms: NDArray[np.float64]
     max_abs: NDArray[np.float64]
-    nonfinite: NDArray[Any]
-    zeros: NDArray[Any]
+    nonfinite: NDArray[np.float64]
+    zeros: NDArray[np.float64]
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +71,7 @@ class EventItem(NamedTuple):
     """Something that happened once."""
 
     kind: str
-    data: dict[str, Any]
+    data: Mapping[str, object]
     step: int | None
     time: float
 
@@ -78,7 +79,7 @@ class EventItem(NamedTuple):
 class InfoItem(NamedTuple):
     """Facts about the run as a whole."""
 
-    values: dict[str, Any]
+    values: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class Head:
     """
 
     path: Path | None
-    info: dict[str, Any]
+    info: RunInfo
     tensors: tuple[TensorInfo, ...]
-    write_event: Callable[[str, dict[str, Any], int | None], None]
+    write_event: Callable[[str, Mapping[str, object], int | None], None]
     leave: Callable[[], None] | None = None
 
 
@@ -109,7 +110,7 @@ class Tap(Protocol):
     def begin(self, head: Head) -> None:
         """Called once, before anything is fed."""
 
-    def feed(self, items: list[Any]) -> None:
+    def feed(self, items: list[Item]) -> None:
         """Called with what was just committed."""
 
     def finish(self, timeout: float) -> None:
@@ -123,3 +124,7 @@ class TapItem(NamedTuple):
 
 
 Item = StepItem | TensorsItem | SampleItem | EventItem | InfoItem
+"""What the file is told."""
+
+Handed = Item | TapItem | Exception
+"""What the thread is handed; an exception ends the recording."""

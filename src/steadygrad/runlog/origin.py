@@ -104,7 +104,7 @@ class Origin:
     why_not: str = ""
     tensors: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """A JSON object; NaN and inf become strings, since JSON has neither."""
         fields = dataclasses.asdict(self)
         for entry in fields["inputs"]:

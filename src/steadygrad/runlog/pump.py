@@ -18,7 +18,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar, cast
 
 from steadygrad.runlog.hidden import HiddenThread, stay_hidden
 
@@ -28,7 +28,9 @@ BUSY_SHARE = 0.01
 FORK_SECONDS = 0.5
 """How long a fork waits for all threads that are at work; it then happens beside them."""
 
-_LIVE: weakref.WeakSet[Pump] = weakref.WeakSet()
+Item = TypeVar("Item")
+
+_LIVE: weakref.WeakSet[Pump[object]] = weakref.WeakSet()
 
 
 def _pause_before_fork() -> None:
@@ -57,7 +59,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     )
 
 
-class Pump:
+class Pump(Generic[Item]):
     """Hands items from a training thread to a consumer in a thread of its own.
 
     Args:
@@ -74,7 +76,7 @@ class Pump:
 
     def __init__(
         self,
-        consume: Callable[[list[Any]], None],
+        consume: Callable[[list[Item]], None],
         finish: Callable[[], None],
         fail: Callable[[BaseException], None],
         *,
@@ -88,7 +90,7 @@ class Pump:
         self._consume, self._finish, self._fail = consume, finish, fail
         self._interval, self._max_bytes = interval, max_bytes
         self._patience, self._batch = patience, batch
-        self._queue: deque[Any] = deque()
+        self._queue: deque[Item | threading.Event] = deque()
         self._wake = threading.Event()
         self._congested = False
         self._closing = False
@@ -99,7 +101,7 @@ class Pump:
         self._deaf = deaf
         self._clock: int | None = None
         self._pid = os.getpid()
-        _LIVE.add(self)
+        _LIVE.add(cast("Pump[object]", self))
         self._thread: HiddenThread | None = None
         self._start()
 
@@ -116,7 +118,7 @@ class Pump:
         """Whether items still go anywhere: not after a failure, `close`, or a fork."""
         return not (self.stopped or self._closing) and os.getpid() == self._pid
 
-    def put(self, item: Any, size: int) -> bool:
+    def put(self, item: Item, size: int) -> bool:
         """Queue an item of about ``size`` bytes; False where it had to be dropped."""
         # the hot path: the at-fork hook stands for a look at the process id here
         if self.stopped or self._closing:
@@ -273,8 +275,8 @@ class Pump:
             self._finish()
         return closing
 
-    def _drain(self) -> tuple[list[Any], list[threading.Event]]:
-        items: list[Any] = []
+    def _drain(self) -> tuple[list[Item], list[threading.Event]]:
+        items: list[Item] = []
         tokens: list[threading.Event] = []
         while self._queue and len(items) < self._batch:
             item = self._queue.popleft()

@@ -23,14 +23,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steadygrad.errors import RunFileError
 from steadygrad.runlog import decoding, encode
-from steadygrad.runlog.encode import DamagedError
+from steadygrad.runlog.encode import DamagedError, Rows
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.runlog.run import Event, Floats, Run
 from steadygrad.runlog.schema import SCHEMA_VERSION, SQLITE_MAGIC, TABLES, is_run_file
@@ -110,7 +111,7 @@ class _File:
                 raise
             raise RunFileError(f"{self._file} cannot be read: {error.strerror}") from error
 
-    def steps(self, first: int, last: int) -> NDArray[Any]:
+    def steps(self, first: int, last: int) -> Rows:
         table = encode.blank_steps(max(0, last - first))
         if not len(table):
             return table
@@ -238,7 +239,7 @@ class _Layouts:
             self._recent[number] = self._sound(row)
         return self._recent[number]
 
-    def _sound(self, row: tuple[Any, ...] | None) -> NDArray[np.int64]:
+    def _sound(self, row: tuple[object, ...] | None) -> NDArray[np.int64]:
         ids = row[0] if row else None
         if not isinstance(ids, bytes) or not ids or len(ids) % 8:
             raise DamagedError("a set of tensors is missing or cut")
@@ -246,6 +247,9 @@ class _Layouts:
         if not 0 <= numbers.min() <= numbers.max() < self._tensors:
             raise DamagedError("a set of tensors names some that are not there")
         return numbers
+
+
+Figure = TypeVar("Figure", bound=np.generic)
 
 
 class _Figures:
@@ -273,8 +277,8 @@ class _Figures:
         return self._select(full, rows, columns)
 
     def _select(
-        self, values: NDArray[Any], rows: NDArray[np.int64], columns: NDArray[np.int64]
-    ) -> NDArray[Any]:
+        self, values: NDArray[Figure], rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> NDArray[Figure]:
         # the stored order is tensor by tensor: take columns first
         taken = (
             values if len(columns) == self._shape[1] and _is_range(columns) else values[:, columns]
@@ -451,8 +455,8 @@ def _check_tables(connection: sqlite3.Connection) -> None:
             raise DamagedError(f"its table {name} is not as steadygrad makes it")
 
 
-def _info(connection: sqlite3.Connection) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
+def _info(connection: sqlite3.Connection) -> RunInfo:
+    facts: dict[str, object] = {}
     for key, value in connection.execute("SELECT key, value FROM info"):
         with contextlib.suppress(DamagedError):
             facts[decoding.text(key, "the name of a fact")] = decoding.json_value(value, "a fact")

@@ -12,16 +12,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.errors import UsageError
 from steadygrad.notebook.cards import Card
+from steadygrad.runlog.encode import Rows
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
 
 Floats = NDArray[np.float64]
+Steps = np.recarray[tuple[int], np.dtype[np.void]]
+"""Rows of `STEP_DTYPE`, whose columns are attributes."""
+
 FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 
 
@@ -46,12 +51,12 @@ class Source(Protocol):
     """What a `Run` reads from; rows are numbered from 0 in the order recorded."""
 
     path: Path | None
-    info: dict[str, Any]
+    info: RunInfo
     tensors: list[TensorInfo]
     events: list[Event]
     rows: int
 
-    def steps(self, first: int, last: int) -> NDArray[Any]:
+    def steps(self, first: int, last: int) -> Rows:
         """Rows ``first`` up to ``last`` of `STEP_DTYPE`."""
 
     def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
@@ -81,7 +86,7 @@ class Run:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.path: Path | None = source.path
-        self.info: dict[str, Any] = source.info
+        self.info: RunInfo = source.info
         self.tensors: list[TensorInfo] = source.tensors
         self.events: list[Event] = source.events
 
@@ -113,7 +118,7 @@ class Run:
         return Card(title, level, tuple(figures), tuple(float(v) for v in norms))
 
     @cached_property
-    def steps(self) -> np.recarray[Any, Any]:
+    def steps(self) -> Steps:
         """All steps, one row each, with the columns of `STEP_DTYPE`."""
         return self.step_rows(slice(None))
 
@@ -137,7 +142,7 @@ class Run:
         """Share of elements that are zero, 0 to 1, ``[steps, tensors]``, within 2e-5."""
         return self.tensor_rows(slice(None), figure="zeros")
 
-    def step_rows(self, rows: slice) -> np.recarray[Any, Any]:
+    def step_rows(self, rows: slice) -> Steps:
         """Read some steps only.
 
         Args:
@@ -203,13 +208,13 @@ class Run:
     def from_arrays(
         cls,
         *,
-        steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | NDArray[Any],
+        steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | Rows,
         tensors: Sequence[TensorInfo | str] = (),
         tensor_norms: ArrayLike | None = None,
         tensor_max_abs: ArrayLike | None = None,
         tensor_nonfinite: ArrayLike | None = None,
         tensor_zeros: ArrayLike | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: RunInfo | Mapping[str, object] | None = None,
         events: Iterable[Event] = (),
         samples: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     ) -> Run:
@@ -244,7 +249,9 @@ class Run:
             name: (np.asarray(at, np.int64), np.asarray(values, np.float64))
             for name, (at, values) in (samples or {}).items()
         }
-        return cls(_Arrays(table, known, figures, dict(info or {}), list(events), sampled))
+        return cls(
+            _Arrays(table, known, figures, cast("RunInfo", dict(info or {})), list(events), sampled)
+        )
 
 
 class _Arrays:
@@ -252,10 +259,10 @@ class _Arrays:
 
     def __init__(
         self,
-        table: NDArray[Any],
+        table: Rows,
         tensors: list[TensorInfo],
         figures: dict[str, Floats],
-        info: dict[str, Any],
+        info: RunInfo,
         events: list[Event],
         samples: dict[str, tuple[NDArray[np.int64], Floats]],
     ) -> None:
@@ -264,7 +271,7 @@ class _Arrays:
         self.rows = len(table)
         self._table, self._figures, self._samples = table, figures, samples
 
-    def steps(self, first: int, last: int) -> NDArray[Any]:
+    def steps(self, first: int, last: int) -> Rows:
         return self._table[first:last]
 
     def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
@@ -278,10 +285,12 @@ class _Arrays:
         return self._samples.get(name, nothing)
 
 
-def _step_table(steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | NDArray[Any]) -> Any:
+def _step_table(steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | Rows) -> Rows:
     names = STEP_DTYPE.names or ()
     if isinstance(steps, np.ndarray):
-        columns: Mapping[str, Any] = {name: steps[name] for name in steps.dtype.names or ()}
+        columns: Mapping[str, NDArray[np.generic]] = {
+            name: steps[name] for name in steps.dtype.names or ()
+        }
     elif isinstance(steps, Mapping):
         columns = {name: np.asarray(values) for name, values in steps.items()}
     else:
@@ -297,7 +306,7 @@ def _step_table(steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | NDArray[
     return _filled(columns, lengths.pop())
 
 
-def _filled(columns: Mapping[str, Any], rows: int) -> NDArray[Any]:
+def _filled(columns: Mapping[str, NDArray[np.generic]], rows: int) -> Rows:
     table = np.zeros(rows, STEP_DTYPE)
     default = StepRecord(0)
     for name in STEP_DTYPE.names or ():
@@ -319,7 +328,7 @@ def _matrix(name: str, values: ArrayLike | None, shape: tuple[int, int]) -> Floa
     return matrix
 
 
-def _indices(wanted: Any, length: int, what: str) -> NDArray[np.int64]:
+def _indices(wanted: int | slice | ArrayLike, length: int, what: str) -> NDArray[np.int64]:
     if isinstance(wanted, slice):
         return np.arange(*wanted.indices(length))
     array = np.atleast_1d(np.asarray(wanted))

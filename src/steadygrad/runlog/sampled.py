@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Parts = NDArray[Any]
+Parts = NDArray[np.inexact]
+
+
 """Float64, or complex128 where a tensor is complex."""
 Ids = NDArray[np.int64]
+
+
+class SampleWriter(Protocol):
+    """Where figures go: a `RunWriter`."""
+
+    def write_sample(self, name: str, step: int, tensor_ids: Ids, values: Floats) -> None:
+        """Record one figure a tensor."""
+
 
 TAKEN = 4096
 """Elements of a tensor that stand for it where a copy is needed."""
@@ -119,7 +129,7 @@ class WeightFigures:
         update_ratio 0 [0.5, 0.5]
     """
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: SampleWriter) -> None:
         self._writer = writer
         self._before: _Before | None = None
 
@@ -176,7 +186,7 @@ class _Before(NamedTuple):
     starts: Ids
 
 
-def side_by_side(parts: Sequence[Any]) -> tuple[Parts, Ids]:
+def side_by_side(parts: Sequence[NDArray[np.generic]]) -> tuple[Parts, Ids]:
     """Vectors in one array, and where each begins; an empty one gives NaN.
 
     Example:

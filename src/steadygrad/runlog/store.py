@@ -363,12 +363,12 @@ def _by_layout(steps: Sequence[StepItem]) -> dict[bytes, list[int]]:
     return places
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Write any value as JSON; what JSON does not know becomes its nearest plain form."""
     return json.dumps(value, default=_plain)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, (set, frozenset)):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.runlog.encode import Rows
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import STEP_DTYPE, TensorInfo
 from steadygrad.runlog.run import Event, Floats, Run
 
@@ -57,13 +58,13 @@ class _Some:
 
     def __init__(self, run: Run, rows: NDArray[np.int64]) -> None:
         self.path: Path | None = run.path
-        self.info: dict[str, Any] = run.info
+        self.info: RunInfo = run.info
         self.tensors: list[TensorInfo] = run.tensors
         self.events: list[Event] = run.events
         self.rows = len(rows)
         self._run, self._rows = run, rows
 
-    def steps(self, first: int, last: int) -> NDArray[Any]:
+    def steps(self, first: int, last: int) -> Rows:
         rows = self._rows[first:last]
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         parts = [part for part in np.split(rows, breaks) if part.size]

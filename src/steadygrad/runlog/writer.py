@@ -17,15 +17,17 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.errors import RunFileError
 from steadygrad.runlog.facts import basic_facts, without_secrets
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.items import (
     EventItem,
+    Handed,
     Head,
     InfoItem,
     Item,
@@ -83,7 +85,7 @@ class RunWriter:
         self,
         path: str | os.PathLike[str],
         *,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, object] | None = None,
         force: bool = False,
         record_arguments: bool = False,
     ) -> None:
@@ -99,9 +101,9 @@ class RunWriter:
         self.update_info(**{**basic_facts(), **(info or {})})
 
     @property
-    def info(self) -> dict[str, Any]:
+    def info(self) -> RunInfo:
         """The facts about the run so far; a copy."""
-        return dict(self._recorder.info_given)
+        return cast("RunInfo", dict(self._recorder.info_given))
 
     @property
     def overhead_seconds(self) -> float:
@@ -143,7 +145,7 @@ class RunWriter:
     def write_step(
         self,
         record: StepRecord,
-        tensor_ids: Sequence[int] | NDArray[np.integer[Any]],
+        tensor_ids: Sequence[int] | NDArray[np.int64],
         norms: ArrayLike,
         max_abs: ArrayLike,
         nonfinite: ArrayLike,
@@ -190,7 +192,7 @@ class RunWriter:
         self,
         name: str,
         step: int,
-        tensor_ids: Sequence[int] | NDArray[np.integer[Any]],
+        tensor_ids: Sequence[int] | NDArray[np.int64],
         values: ArrayLike,
     ) -> None:
         """Record a figure per tensor beyond the gradients', e.g. ``weight_norm``.
@@ -204,7 +206,7 @@ class RunWriter:
         ids, floats = np.array(tensor_ids, np.int64), np.array(values, np.float64)
         self._put(SampleItem(name, int(step), ids, floats), 500 + 2 * floats.nbytes)
 
-    def write_event(self, kind: str, data: Mapping[str, Any], step: int | None = None) -> None:
+    def write_event(self, kind: str, data: Mapping[str, object], step: int | None = None) -> None:
         """Record something that happened once.
 
         Args:
@@ -214,14 +216,14 @@ class RunWriter:
         """
         self._put(EventItem(kind, dict(data), step, time.time()), 1000)
 
-    def update_info(self, **values: Any) -> None:
+    def update_info(self, **values: object) -> None:
         """Add or replace facts about the run; values become JSON.
 
         Args:
             values: the facts; of ``command`` only arguments harmless by their form are kept.
         """
         if "command" in values and not self._record_arguments:
-            values["command"] = without_secrets(values["command"])
+            values["command"] = without_secrets(cast("Sequence[object]", values["command"]))
         self._recorder.info_given.update(values)
         self._put(InfoItem(values), 1000)
 
@@ -278,7 +280,7 @@ class _Recorder:
         self.path = path
         self.overhead = 0.0
         self.leave: Callable[[], None] = self.close
-        self.info_given: dict[str, Any] = {}
+        self.info_given: dict[str, object] = {}
         self._tensors: list[TensorInfo] = []
         self._taps: list[Tap] = []
         self._late: list[EventItem] = []
@@ -289,7 +291,7 @@ class _Recorder:
         self._began = self._checkpointed = time.monotonic()
         self.store = self._create(force)
         network = self.store is not None and self.store.mode != "WAL"
-        self.pump = Pump(
+        self.pump: Pump[Handed] = Pump(
             self._consume,
             self._finish,
             self._end_file,
@@ -313,7 +315,7 @@ class _Recorder:
             self._missed_count += 1
             self._missed = [*self._missed[:1], record]
 
-    def _consume(self, batch: list[Any]) -> None:
+    def _consume(self, batch: list[Handed]) -> None:
         items = _for_file(batch) + self._take_gap()
         self._steps_seen += sum(isinstance(item, StepItem) for item in items)
         try:
@@ -324,7 +326,7 @@ class _Recorder:
         self._tell_taps(batch, items)
 
     @staticmethod
-    def _raise_first(batch: list[Any]) -> None:
+    def _raise_first(batch: list[Handed]) -> None:
         for item in batch:
             if isinstance(item, Exception):
                 raise item
@@ -339,7 +341,7 @@ class _Recorder:
             self.store.checkpoint()
             self._checkpointed = time.monotonic()
 
-    def _tell_taps(self, batch: list[Any], items: list[Any]) -> None:
+    def _tell_taps(self, batch: list[Handed], items: list[Item]) -> None:
         if items:
             for tap in self._taps:
                 tap.feed(items)
@@ -352,25 +354,29 @@ class _Recorder:
                 self._taps.append(item.tap)
 
     def _head(self) -> Head:
-        def write_event(kind: str, data: dict[str, Any], step: int | None = None) -> None:
+        def write_event(kind: str, data: Mapping[str, object], step: int | None = None) -> None:
             event = EventItem(kind, data, step, time.time())
             if not self.pump.put(event, 1000):  # the run is ending
                 self._late.append(event)
 
         path = None if self.store is None else self.path
         tensors = tuple(self._tensors)
-        return Head(path, dict(self.info_given), tensors, write_event, self.leave)
+        return Head(path, cast("RunInfo", dict(self.info_given)), tensors, write_event, self.leave)
 
     def _take_gap(self) -> list[Item]:
         count, missed = self._missed_count, self._missed
         if not count:
             return []
         self._missed_count, self._missed = 0, []
-        data = {"steps": count, "first_step": missed[0].step, "last_step": missed[-1].step}
+        data: dict[str, object] = {
+            "steps": count,
+            "first_step": missed[0].step,
+            "last_step": missed[-1].step,
+        }
         return [EventItem(GAP, data, missed[0].step, time.time())]
 
-    def _running_facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {
+    def _running_facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
             "overhead_seconds": self.overhead,
             "wall_seconds": time.monotonic() - self._began,
         }
@@ -404,7 +410,7 @@ class _Recorder:
             self._leave_note({})
             self._warn(error)
 
-    def _leave_note(self, facts: dict[str, Any]) -> None:
+    def _leave_note(self, facts: dict[str, object]) -> None:
         """Have the file itself say that more steps were taken than it holds."""
         if self._stopped is None:
             return
@@ -423,7 +429,7 @@ class _Recorder:
         self.pump.close(timeout=CLOSE_SECONDS)
 
 
-def _for_file(batch: list[Any]) -> list[Any]:
+def _for_file(batch: list[Handed]) -> list[Item]:
     return [item for item in batch if not isinstance(item, (TapItem, Exception))]
 
 

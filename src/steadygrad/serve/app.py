@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -73,10 +72,10 @@ def _keys(request: Request) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, asked)))[:MOST_RUNS]
 
 
-def _of_list(folder: Folder) -> Callable[[], Any]:
+def _of_list(folder: Folder) -> Callable[[], object]:
     version = -1
 
-    def news() -> Any:
+    def news() -> object:
         nonlocal version
         if folder.version == version:
             return None
@@ -87,10 +86,10 @@ def _of_list(folder: Folder) -> Callable[[], Any]:
     return news
 
 
-def _of_runs(folder: Folder, keys: tuple[str, ...]) -> Callable[[], Any]:
+def _of_runs(folder: Folder, keys: tuple[str, ...]) -> Callable[[], object]:
     seen = folder.stamps(keys)
 
-    def news() -> Any:
+    def news() -> object:
         nonlocal seen
         now = folder.stamps(keys)
         changed, seen = now != seen, now
@@ -99,7 +98,7 @@ def _of_runs(folder: Folder, keys: tuple[str, ...]) -> Callable[[], Any]:
     return news
 
 
-async def _events(request: Request, news: Callable[[], Any]) -> AsyncIterator[str]:
+async def _events(request: Request, news: Callable[[], object]) -> AsyncIterator[str]:
     yield ": open\n\n"
     quiet = 0
     while not await request.is_disconnected():

@@ -88,7 +88,7 @@ class Folder:
         self._rows: dict[str, _Row] = {}
         self._alerted: set[tuple[str, str]] = set()  # a file gone for a moment is not told of twice
         self._alerts: list[Alert] = []
-        self._reports: OrderedDict[str, tuple[Stamp, Run, dict[str, Any]]] = OrderedDict()
+        self._reports: OrderedDict[str, tuple[Stamp, Run, dict[str, object]]] = OrderedDict()
         self._thread = threading.Thread(target=self._watch, name="steadygrad-serve", daemon=True)
 
     def start(self) -> None:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,12 @@ from steadygrad.runlog import STEP_DTYPE, Event, TensorInfo
 from steadygrad.runlog.items import EventItem, Head, SampleItem, StepItem, TensorsItem, stacked
 from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from steadygrad.runlog.items import Item
+    from steadygrad.runlog.run import Steps
 
 Floats = NDArray[np.float64]
 QUEUE_BYTES = 16 << 20
@@ -45,7 +51,7 @@ class Batch:
         zeros: shares of zero elements.
     """
 
-    steps: np.recarray[Any, Any]
+    steps: Steps
     names: tuple[str, ...]
     norms: Floats
     max_abs: Floats
@@ -97,7 +103,7 @@ class Sink(ABC):
         if self.tensors < 0:
             raise UsageError(f"tensors must be 0 (never) or more, got {self.tensors}")
         self._known: list[TensorInfo] = []
-        self._pump: Pump | None = None
+        self._pump: Pump[object] | None = None
         self._lost = 0
         self._leave: Callable[[], None] | None = None
 
@@ -146,7 +152,7 @@ class Sink(ABC):
         )
         self._pump.put(head, 0)
 
-    def feed(self, items: list[Any]) -> None:
+    def feed(self, items: list[Item]) -> None:
         """Queue what was recorded; drop it where this sink has fallen too far behind."""
         pump = self._pump
         if pump is None or not pump.usable:
@@ -179,17 +185,17 @@ class Sink(ABC):
             "run file go on"
         )
 
-    def take(self, items: list[Any]) -> None:
+    def take(self, items: Sequence[object]) -> None:
         """Turn what was recorded into calls of `open`, `write`, `sample` and `event`."""
         for (kind, _), group in groupby(items, _group_of):
             members = list(group)
             if kind is StepItem:
-                self.write(self._batch(members))
+                self.write(self._batch(cast("list[StepItem]", members)))
             else:
                 for item in members:
                     self._take_other(item)
 
-    def _take_other(self, item: Any) -> None:
+    def _take_other(self, item: object) -> None:
         if isinstance(item, Head):
             self._known = list(item.tensors)
             self.open(item)
@@ -206,7 +212,7 @@ class Sink(ABC):
         elif isinstance(item, TensorsItem):
             self._known += item.tensors
         elif isinstance(item, EventItem):
-            self.event(Event(item.step, item.time, item.kind, item.data))
+            self.event(Event(item.step, item.time, item.kind, dict(item.data)))
         elif isinstance(item, SampleItem):
             names = [self._known[number].name for number in item.tensor_ids]
             values = zip(names, item.values.tolist(), strict=True)
@@ -226,12 +232,12 @@ class Sink(ABC):
         )
 
 
-def _group_of(item: Any) -> tuple[type, bytes]:
+def _group_of(item: object) -> tuple[type, bytes]:
     ids = item.tensor_ids.tobytes() if isinstance(item, StepItem) else b""
     return type(item), ids
 
 
-def _rows(items: list[StepItem]) -> np.recarray[Any, Any]:
+def _rows(items: list[StepItem]) -> Steps:
     names = STEP_DTYPE.names or ()
     table = np.array(
         [tuple(getattr(item.record, name) for name in names) for item in items], STEP_DTYPE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -14,10 +14,17 @@ from steadygrad.runlog.items import Head
 from steadygrad.sinks.base import Batch, Sink
 from steadygrad.sinks.scalars import TENSOR_NAMES
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 
 
-def create(path: Path, *, text: bool) -> IO[Any]:
+@overload
+def create(path: Path, *, text: Literal[True]) -> IO[str]: ...
+@overload
+def create(path: Path, *, text: Literal[False]) -> IO[bytes]: ...
+def create(path: Path, *, text: bool) -> IO[str] | IO[bytes]:
     """Open a new file for writing.
 
     Raises:
@@ -90,23 +97,27 @@ class TableSink(Sink):
         """Create a file with these columns."""
 
     @abstractmethod
-    def rows(self, columns: list[Any]) -> None:
+    def rows(self, columns: list[NDArray[np.generic]]) -> None:
         """Append rows, given as columns in that order."""
 
     @abstractmethod
     def end_part(self) -> None:
         """Finish the file."""
 
-    def _columns(self, batch: Batch) -> list[Any]:
+    def _columns(self, batch: Batch) -> list[NDArray[np.generic]]:
         due = np.array([self.wants_tensors(int(step)) for step in batch.steps["step"]], bool)
-        values: list[Any] = [np.asarray(batch.steps[name]) for name in STEP_DTYPE.names or ()]
+        values: list[NDArray[np.generic]] = [
+            np.asarray(batch.steps[name]) for name in STEP_DTYPE.names or ()
+        ]
         for attribute in FIGURES:
             matrix = np.where(due[:, None], getattr(batch, attribute), np.nan)
             values += _by_tensor(matrix, batch.names, self._tensors)
         return values
 
 
-def _by_tensor(matrix: Any, names: tuple[str, ...], wanted: tuple[str, ...]) -> list[Any]:
+def _by_tensor(
+    matrix: NDArray[np.float64], names: tuple[str, ...], wanted: tuple[str, ...]
+) -> list[NDArray[np.float64]]:
     if names == wanted:  # the usual case, and the only one in which a name may come twice
         return list(matrix.T)
     place = {name: index for index, name in enumerate(names)}

@@ -12,7 +12,7 @@ import pkgutil
 import re
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad.errors import UsageError
 from steadygrad.sinks import listeners, loggers
@@ -111,7 +111,7 @@ def _split(spec: str) -> tuple[str, int | None]:
 def record(
     path: str | os.PathLike[str],
     *specs: str | Sink,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, object] | None = None,
     force: bool = False,
 ) -> RunWriter:
     """Open a run file whose steps go to loggers too, for ``attach(run=...)``.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from steadygrad.runlog.items import Head
 from steadygrad.runlog.run import FIGURES
 from steadygrad.sinks.base import Batch, Sample, Sink
 from steadygrad.sinks.opening import open_sink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BLOCK_VALUES = 2_000_000
 """Figures read at once: bounds the memory of a long export."""
@@ -88,7 +91,7 @@ def _send(opened: Run, sink: Sink) -> None:
     sink.take([*_samples(opened), *opened.events])
 
 
-def _keep_nothing(kind: str, data: dict[str, Any], step: int | None) -> None:
+def _keep_nothing(kind: str, data: Mapping[str, object], step: int | None) -> None:
     """A finished run takes no more events."""
 
 

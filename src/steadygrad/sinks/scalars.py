@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ class ScalarSink(Sink):
         values = {f"{sample.name}/{tensor}": value for tensor, value in sample.values}
         self.scalars(values, sample.step, math.nan)
 
-    def totals(self, step: Any) -> dict[str, float]:
+    def totals(self, step: np.void) -> dict[str, float]:
         """The numbers of one step that are not a tensor's."""
         optimizer = int(step["optimizer"])
         suffix = f"/optimizer_{optimizer}" if optimizer else ""
@@ -80,7 +79,7 @@ class ScalarSink(Sink):
         rate = self._clip_rate(optimizer, step)
         return values | {f"clip/norm{suffix}": norm, f"clip/rate{suffix}": rate}
 
-    def _known_figure(self, name: str, step: Any) -> bool:
+    def _known_figure(self, name: str, step: np.void) -> bool:
         value = float(step[name])
         if name == "threshold":
             return not math.isinf(value)  # inf says that nothing clips
@@ -88,7 +87,7 @@ class ScalarSink(Sink):
             self._ever_known.add(name)
         return name in self._ever_known
 
-    def _clip_rate(self, optimizer: int, step: Any) -> float:
+    def _clip_rate(self, optimizer: int, step: np.void) -> float:
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
         clipped = self._clipped.get(optimizer, 0) + (float(step["coef"]) < 1.0)
         self._clipped[optimizer] = clipped

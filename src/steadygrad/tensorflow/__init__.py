@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 
-try:
+with needed_for("steadygrad.tensorflow", "tensorflow"):
     import tensorflow as _tensorflow  # noqa: F401
-except ImportError as error:
-    raise MissingExtraError(str(error.name), "tensorflow", "steadygrad.tensorflow") from error
 
 from steadygrad.tensorflow.dropins import (
     clip_by_global_norm,

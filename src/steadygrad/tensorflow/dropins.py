@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,12 +18,12 @@ from steadygrad.policies.base import coefficient
 from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as xp
-from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
 from steadygrad.tensorflow.norms import leaf_norms
 from steadygrad.tensorflow.rounding import narrow, widen
 
 
-def global_norm(t_list: Sequence[Any], name: str | None = None) -> tf.Tensor:
+def global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> tf.Tensor:
     """The 2-norm of several tensors taken as one vector, exact in every dtype.
 
     Args:
@@ -48,8 +47,11 @@ def global_norm(t_list: Sequence[Any], name: str | None = None) -> tf.Tensor:
 
 
 def clip_by_global_norm(
-    t_list: Sequence[Any], clip_norm: Any, use_norm: Any = None, name: str | None = None
-) -> tuple[list[Any], tf.Tensor]:
+    t_list: Sequence[Gradient | None],
+    clip_norm: float | tf.Tensor,
+    use_norm: float | tf.Tensor | None = None,
+    name: str | None = None,
+) -> tuple[list[Gradient | None], tf.Tensor]:
     """Scale tensors by ``min(1, clip_norm / global_norm)``.
 
     Args:
@@ -89,7 +91,12 @@ def clip_by_global_norm(
         return scaled, tf.cast(total, _figure_dtype(there))
 
 
-def clip_by_norm(t: Any, clip_norm: Any, axes: Any = None, name: str | None = None) -> Any:
+def clip_by_norm(
+    t: Gradient,
+    clip_norm: float | tf.Tensor,
+    axes: int | Sequence[int] | None = None,
+    name: str | None = None,
+) -> Gradient:
     """Scale one tensor, or its slices over ``axes``, by ``min(1, clip_norm / norm)``.
 
     Args:
@@ -125,7 +132,12 @@ def clip_by_norm(t: Any, clip_norm: Any, axes: Any = None, name: str | None = No
         return _scaled_by_slices(tf.convert_to_tensor(t), coef)
 
 
-def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, name: str | None = None) -> Any:
+def clip_by_value(
+    t: Gradient,
+    clip_value_min: float | tf.Tensor,
+    clip_value_max: float | tf.Tensor,
+    name: str | None = None,
+) -> Gradient:
     """Clamp every element.
 
     Args:
@@ -153,14 +165,16 @@ def clip_by_value(t: Any, clip_value_min: Any, clip_value_max: Any, name: str | 
             f"clip_by_value: clip_value_min {low} is over clip_value_max {high}; swap them"
         )
 
-    def clamp(values: Any) -> Any:
+    def clamp(values: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(values, clip_value_min, clip_value_max, name)
 
     return _on_values(t, clamp)
 
 
 def measure(
-    gradients: Sequence[Any], names: Sequence[str] | None = None, norm_type: float = 2.0
+    gradients: Sequence[Gradient | None],
+    names: Sequence[str] | None = None,
+    norm_type: float = 2.0,
 ) -> GradientStats:
     """Read gradients once; eager or inside `tf.function`.
 
@@ -191,13 +205,15 @@ def measure(
     return measure_leaves(TensorFlowEngine(), leaves, tuple(n for n, _ in there), norm_type, True)
 
 
-def _as_list(t_list: Any) -> list[Any]:
+def _as_list(
+    t_list: Sequence[Gradient | None],
+) -> list[Gradient | None]:
     if tf.is_tensor(t_list) or isinstance(t_list, (str, bytes)) or not hasattr(t_list, "__iter__"):
         raise TypeError(f"t_list must be a sequence of tensors, got {type(t_list).__name__}")
     return list(t_list)
 
 
-def _limit(value: Any, name: str) -> Any:
+def _limit(value: float | tf.Tensor, name: str) -> tf.Tensor:
     known = tf.get_static_value(value) if tf.is_tensor(value) else value
     if known is not None and not np.all(np.asarray(known, np.float64) > 0):
         raise UsageError(f"{name} must be over 0, got {known}; for example {name}=1.0")
@@ -206,41 +222,41 @@ def _limit(value: Any, name: str) -> Any:
     return tf.constant(value, tf.float64)  # a cast would go through float32
 
 
-def _values(gradient: Any) -> Any:
+def _values(gradient: Gradient) -> tf.Tensor:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-def _total(gradients: Sequence[Any]) -> Any:
+def _total(gradients: Sequence[Gradient]) -> tf.Tensor:
     if not gradients:
         return tf.zeros((), tf.float64)
     return combine_norms(xp, leaf_norms([_values(g) for g in gradients], counts=False)[0], 2.0)
 
 
-def _figure_dtype(tensors: Sequence[Any]) -> Any:
+def _figure_dtype(tensors: Sequence[Gradient]) -> tf.DType:
     double = any(tf.convert_to_tensor(_values(t)).dtype.size > 4 for t in tensors)
     return tf.float64 if double else tf.float32
 
 
-def _scaled(tensor: Any, coef: Any) -> Any:
+def _scaled(tensor: tf.Tensor, coef: tf.Tensor) -> tf.Tensor:
     return TensorFlowEngine().scaled([tensor], coef)[0]
 
 
-def _scaled_by_slices(tensor: Any, coef: Any) -> Any:
+def _scaled_by_slices(tensor: tf.Tensor, coef: tf.Tensor) -> tf.Tensor:
     wide = widen(tensor)
     return tf.where(coef < 1.0, narrow(wide * tf.cast(coef, wide.dtype), tensor.dtype), tensor)
 
 
-def _dense(values: Any) -> Any:
+def _dense(values: tf.Tensor) -> tf.Tensor:
     return tf.convert_to_tensor(values)
 
 
-def _with_values(gradient: Any, values: Any) -> Any:
+def _with_values(gradient: Gradient, values: tf.Tensor) -> Gradient:
     """A tensor, or IndexedSlices with new values."""
     if isinstance(gradient, tf.IndexedSlices):
         return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     return values
 
 
-def _on_values(gradient: Any, change: Callable[[Any], Any]) -> Any:
+def _on_values(gradient: Gradient, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
     """Apply ``change`` to a tensor, or to the values of IndexedSlices."""
     return _with_values(gradient, change(_dense(_values(gradient))))

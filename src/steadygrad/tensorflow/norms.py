@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -38,10 +37,10 @@ XLA_ROW = 32
 _LOST = 2.0**-126
 _WORTH = 2.0**25
 
-Figures = tuple[Any, Any]
+Figures = tuple[tf.Tensor, tf.Tensor]
 
 
-def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0, counts: bool = True) -> Figures:
+def leaf_norms(leaves: Sequence[tf.Tensor], norm_type: float = 2.0, counts: bool = True) -> Figures:
     """p-norm and number of non-finite elements of each tensor.
 
     Args:
@@ -60,7 +59,7 @@ def leaf_norms(leaves: Sequence[Any], norm_type: float = 2.0, counts: bool = Tru
     return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), large, found)
 
 
-def leaf_extremes(leaves: Sequence[Any]) -> Figures:
+def leaf_extremes(leaves: Sequence[tf.Tensor]) -> Figures:
     """Largest finite magnitude and number of zeros of each tensor.
 
     Args:
@@ -70,7 +69,7 @@ def leaf_extremes(leaves: Sequence[Any]) -> Figures:
         ``max_abs`` float64 and ``zeros`` int64, both ``[leaves]``.
     """
 
-    def extremes(rows: Any) -> Figures:
+    def extremes(rows: tf.Tensor) -> Figures:
         size = tf.abs(rows)
         finite = tf.where(tf.math.is_finite(size), size, tf.zeros_like(size))
         largest = tf.cast(_largest(finite), tf.float64)
@@ -80,9 +79,9 @@ def leaf_extremes(leaves: Sequence[Any]) -> Figures:
 
 
 def _by_rows(
-    leaves: Sequence[Any],
+    leaves: Sequence[tf.Tensor],
     places: Sequence[int],
-    figures: Callable[[Any], Figures],
+    figures: Callable[[tf.Tensor], Figures],
     order: list[int],
     found: list[Figures],
 ) -> Figures:
@@ -99,7 +98,7 @@ def _by_rows(
     return first, second
 
 
-def classes(leaves: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
+def classes(leaves: Sequence[tf.Tensor], places: Sequence[int]) -> list[list[int]]:
     """Places of small leaves of one dtype and size together, up to `STACK`; of others, alone.
 
     Args:
@@ -109,7 +108,7 @@ def classes(leaves: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
     Returns:
         Lists of places.
     """
-    alike: dict[Any, list[int]] = defaultdict(list)
+    alike: dict[tuple[tf.DType, int] | int, list[int]] = defaultdict(list)
     for place in places:
         leaf = leaves[place]
         key = (leaf.dtype, leaf.shape.num_elements()) if is_small(leaf) else place
@@ -118,27 +117,27 @@ def classes(leaves: Sequence[Any], places: Sequence[int]) -> list[list[int]]:
     return [full[i : i + STACK] for full in rows for i in range(0, len(full), STACK)]
 
 
-def flat(leaf: Any) -> Any:
+def flat(leaf: tf.Tensor) -> tf.Tensor:
     """A tensor as a vector; a node costs more to trace than this test."""
     return leaf if leaf.shape.rank == 1 else tf.reshape(leaf, (-1,))
 
 
-def is_small(leaf: Any) -> bool:
+def is_small(leaf: tf.Tensor) -> bool:
     """Whether a tensor is known to hold `SMALL` elements or fewer."""
     size = leaf.shape.num_elements()
     return size is not None and size <= SMALL
 
 
-def _is_single(leaf: Any) -> bool:
+def _is_single(leaf: tf.Tensor) -> bool:
     return leaf.dtype in (tf.float32, tf.bfloat16, tf.float16)
 
 
-def _largest(rows: Any) -> Any:
+def _largest(rows: tf.Tensor) -> tf.Tensor:
     """The largest of each row, 0 for an empty one."""
     return tf.reduce_max(tf.pad(rows, [[0, 0], [0, 1]]), 1)
 
 
-def _exact_norms(rows: Any, norm_type: float, counts: bool) -> Figures:
+def _exact_norms(rows: tf.Tensor, norm_type: float, counts: bool) -> Figures:
     """p-norms of rows in float64, scaled where powers could leave its range."""
     wide = widen(rows)
     if norm_type == 2.0 and _is_single(rows):
@@ -155,11 +154,11 @@ def _exact_norms(rows: Any, norm_type: float, counts: bool) -> Figures:
     return tf.where(usable, joined, largest), nonfinite
 
 
-def _large_norms(leaves: Sequence[Any], counts: bool) -> Figures:
+def _large_norms(leaves: Sequence[tf.Tensor], counts: bool) -> Figures:
     """2-norms of large tensors."""
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def norms_of(*leaves: Any) -> Any:
+    def norms_of(*leaves: tf.Tensor) -> tf.Tensor:
         if traced_for_xla():
             norms, nonfinite = _finished(leaves, _double_sums(leaves), counts)
         else:
@@ -170,7 +169,7 @@ def _large_norms(leaves: Sequence[Any], counts: bool) -> Figures:
     return norms, nonfinite
 
 
-def _tested_sums(leaves: Sequence[Any], counts: bool) -> Figures:
+def _tested_sums(leaves: Sequence[tf.Tensor], counts: bool) -> Figures:
     """Norms by float32 sums, and all again in float64 if one of them cannot hold.
 
     XLA has no `EuclideanNorm`. Where it compiles what was traced for a graph, the float32 sums
@@ -198,13 +197,13 @@ def _tested_sums(leaves: Sequence[Any], counts: bool) -> Figures:
     return norms, nonfinite
 
 
-def _finished(leaves: Sequence[Any], sums: Any, counts: bool) -> Figures:
+def _finished(leaves: Sequence[tf.Tensor], sums: tf.Tensor, counts: bool) -> Figures:
     """Norms from float64 sums, in which no square leaves the range: only a NaN or inf can."""
 
-    def none_broken() -> Any:
+    def none_broken() -> tf.Tensor:
         return tf.zeros((len(leaves),), tf.int64)
 
-    def broken() -> Any:
+    def broken() -> tf.Tensor:
         return tf.stack([_broken_elements(tf.reshape(leaf, (1, -1)))[0] for leaf in leaves])
 
     if not counts:
@@ -213,13 +212,13 @@ def _finished(leaves: Sequence[Any], sums: Any, counts: bool) -> Figures:
     return tf.sqrt(sums), tf.cond(usual, none_broken, broken)
 
 
-def _pulled(leaves: Sequence[Any], norms: Any, upstream: Any) -> list[Any]:
+def _pulled(leaves: Sequence[tf.Tensor], norms: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
     """The gradient of 2-norms; 0 at zero, where the norm of a row that is zero would give NaN."""
     by = tf.where(norms > 0, upstream / norms, tf.zeros_like(norms))
     return [narrow(widen(leaf) * by[i], leaf.dtype) for i, leaf in enumerate(leaves)]
 
 
-def _double_sums(leaves: Sequence[Any]) -> Any:
+def _double_sums(leaves: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sums of squares in float64, for XLA: it converts and sums in one pass.
 
     XLA cuts longer sums than 32 itself, and then writes the squares to memory.
@@ -234,11 +233,11 @@ def _double_sums(leaves: Sequence[Any]) -> Any:
     return _joined(second, range(len(rows)), counts, len(leaves))
 
 
-def _square(x: Any) -> Any:
+def _square(x: tf.Tensor) -> tf.Tensor:
     return tf.square(tf.cast(x, tf.float64))
 
 
-def _padded_rows(leaf: Any, size: int) -> Any:
+def _padded_rows(leaf: tf.Tensor, size: int) -> tf.Tensor:
     """A tensor in rows of `XLA_ROW`, as many of them as make whole sums of their sums."""
     missing = -size % XLA_ROW**2
     if missing:
@@ -246,7 +245,7 @@ def _padded_rows(leaf: Any, size: int) -> Any:
     return _cut(leaf, XLA_ROW)
 
 
-def _row_sums(leaves: Sequence[Any]) -> Any:
+def _row_sums(leaves: Sequence[tf.Tensor]) -> tf.Tensor:
     """Sums of squares in float32 along rows, joined in float64 at once: few nodes a tensor.
 
     `EuclideanNorm` squares and sums in one pass, where a graph's square by itself goes
@@ -259,7 +258,7 @@ def _row_sums(leaves: Sequence[Any]) -> Any:
     return _joined(squares, [place for place, _ in pieces], counts, len(leaves))
 
 
-def _rows_of(leaf: Any) -> list[Any]:
+def _rows_of(leaf: tf.Tensor) -> list[tf.Tensor]:
     """A tensor in float32 rows that fit it, where there are such; else the rest by itself."""
     leaf = tf.cast(leaf, tf.float32)
     last, size = leaf.shape[-1] or 0, leaf.shape.num_elements()
@@ -272,14 +271,16 @@ def _rows_of(leaf: Any) -> list[Any]:
     return [_cut(line[:whole], ROW), line[None, whole:]]
 
 
-def _joined(sums: Any, places: Sequence[int], counts: Sequence[Any], tensors: int) -> Any:
+def _joined(
+    sums: tf.Tensor, places: Sequence[int], counts: Sequence[tf.Tensor], tensors: int
+) -> tf.Tensor:
     """Sums of rows, added up for each tensor; a piece at a place has so many rows."""
     known = all(isinstance(count, int) for count in counts)
     owners = np.repeat(places, counts).astype(np.int32) if known else tf.repeat(places, counts)
     return tf.math.unsorted_segment_sum(sums, owners, tensors)
 
 
-def _broken_elements(rows: Any) -> Any:
+def _broken_elements(rows: tf.Tensor) -> tf.Tensor:
     whole = tf.abs(rows) if rows.dtype.is_complex else rows
     return tf.reduce_sum(tf.cast(~tf.math.is_finite(whole), tf.int64), 1)
 
@@ -289,5 +290,5 @@ def _row_length(size: int) -> int:
     return next((n for n in range(ROW, ROW // 16 - 1, -1) if size % n == 0), 0)
 
 
-def _cut(leaf: Any, length: int) -> Any:
+def _cut(leaf: tf.Tensor, length: int) -> tf.Tensor:
     return tf.reshape(leaf, (-1, length))

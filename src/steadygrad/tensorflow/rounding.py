@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 _LAST = 1 << 29
 """The last bit of a float64 that float32 keeps."""
 
 
-def widen(x: Any) -> Any:
+def widen(x: tf.Tensor) -> tf.Tensor:
     """`x` in float64, complex128 where it is complex."""
     x = tf.convert_to_tensor(x)
     return tf.cast(x, tf.complex128 if x.dtype.is_complex else tf.float64)
 
 
-def narrow(x: Any, dtype: Any) -> Any:
+def narrow(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """A float64 or complex128 tensor rounded once to `dtype`.
 
     The 16-bit formats are reached by way of float32, which would round twice: the number is

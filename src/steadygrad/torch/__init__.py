@@ -5,12 +5,10 @@ import steadygrad.torch as sg
 
 from __future__ import annotations
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 
-try:
+with needed_for("steadygrad.torch", "torch", "torch"):
     import torch as _torch  # noqa: F401
-except ImportError as _error:
-    raise MissingExtraError("torch", "torch", "steadygrad.torch") from _error
 
 from steadygrad.torch.dropins.clip_norm import (
     clip_grad_norm_,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from steadygrad.recovery.events import RecoveryEvent, events_of
 from steadygrad.recovery.undone import undone
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import Run, open_run
+
+if TYPE_CHECKING:
+    from steadygrad.runlog.info import RunInfo
+    from steadygrad.runlog.run import Steps
 
 TAIL = 1000
 """Steps that the curves show."""
@@ -60,7 +64,7 @@ class Curve:
     """
 
     optimizer: int
-    steps: np.recarray[Any, Any]
+    steps: Steps
     acts: list[RecoveryEvent] = field(default_factory=list)
 
     @property
@@ -89,7 +93,7 @@ class Snapshot:
 
     name: str
     rows: int
-    info: dict[str, Any]
+    info: RunInfo
     curves: list[Curve]
     tensors: list[TensorRow]
     findings: list[Finding] = field(default_factory=list)

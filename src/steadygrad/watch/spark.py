@@ -7,7 +7,6 @@ inf shows a cross, whatever else is in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,7 +52,7 @@ def spark(
     return line
 
 
-def _height(values: NDArray[Any], log: bool) -> float:
+def _height(values: NDArray[np.float64], log: bool) -> float:
     if not np.isfinite(values).all():
         return float("nan")
     largest = float(values.max())
@@ -62,7 +61,7 @@ def _height(values: NDArray[Any], log: bool) -> float:
     return float(np.log10(largest)) if largest > 0 else -np.inf
 
 
-def _levels(heights: NDArray[Any]) -> list[int]:
+def _levels(heights: NDArray[np.float64]) -> list[int]:
     """Heights as places in `BARS`, -1 for a cross."""
     usable = heights[np.isfinite(heights)]
     low, high = (usable.min(), usable.max()) if len(usable) else (0.0, 0.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,14 @@ from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.jax.transform import second_moments
 from steadygrad.policies.base import Decision, Policy, State
 from steadygrad.policies.choice import Choice
-from steadygrad.policies.in_numpy import NUMPY
+from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.policies.stepping import Stepped, step
 from steadygrad.stats import GradientStats
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
+    from steadygrad.typing import Namespace, PyTree
 
 
 @dataclass
@@ -44,11 +49,13 @@ class HostMemory:
     def scales_as_one(self) -> bool:
         """Whether all tensors are multiplied by one coefficient."""
         two, none = np.ones(2), np.zeros(2, np.int64)
-        stats = GradientStats(("x", "y"), two, two, none, none, (1, 1), np.float64(1.4))
+        stats = GradientStats(("x", "y"), two, two, none, none, (1, 1), scalar(1.4))
         state = self.policy.init(NUMPY, stats.names, np.float64, np.int64)
         return self.policy.decide(NUMPY, state, stats)[1].coef.ndim == 0
 
-    def decide(self, bits: npt.NDArray[np.uint32], names: tuple[str, ...], sizes: Any) -> Any:
+    def decide(
+        self, bits: npt.NDArray[np.uint32], names: tuple[str, ...], sizes: tuple[int, ...]
+    ) -> npt.NDArray[np.uint32]:
         """Decide one step from its figures.
 
         Args:
@@ -63,7 +70,7 @@ class HostMemory:
         row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
         norms, max_abs, nonfinite, zeros = row[2:].reshape(4, len(names))
         p = self.policy.norm_type
-        stats = GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, np.float64(row[1]), p)
+        stats = GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, scalar(row[1]), p)
         state = self.state or self.policy.init(NUMPY, names, np.float64, np.int64)
         with np.errstate(all="ignore"):
             state, decision = self.policy.decide(NUMPY, state, stats)
@@ -82,11 +89,11 @@ class HostDecided(Policy):
         counts: 0-d, whether this call is a step and no micro-batch.
     """
 
-    def __init__(self, memory: HostMemory, counts: Any) -> None:
+    def __init__(self, memory: HostMemory, counts: ArrayLike) -> None:
         self.__dict__.update(memory=memory, counts=counts, policy=memory.policy)
 
     memory: HostMemory
-    counts: Any
+    counts: ArrayLike
     policy: Policy
 
     @property
@@ -104,14 +111,14 @@ class HostDecided(Policy):
     def for_tensor(self, name: str) -> Policy:
         return self.policy.for_tensor(name)
 
-    def decide(self, xp: Any, state: State, stats: GradientStats) -> tuple[State, Decision]:
+    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         columns = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
         front = jnp.stack([number(self.counts), stats.total_norm])
         row = jnp.concatenate([front, *(widen(column) for column in columns)])
         bits = lax.bitcast_convert_type(row, jnp.uint32)
         shape = jax.ShapeDtypeStruct((2 + len(stats.names), 2), jnp.uint32)
 
-        def ask(figures: Any) -> Any:
+        def ask(figures: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
             return self.memory.decide(figures, stats.names, stats.sizes)
 
         answer = lax.bitcast_convert_type(io_callback(ask, shape, bits), jnp.float64)
@@ -129,8 +136,8 @@ def _remembers(policy: Policy) -> bool:
 
 
 def clip_by(
-    choice: Choice, memory: HostMemory, counts: Any, args: tuple[Any, ...]
-) -> tuple[Stepped, Any]:
+    choice: Choice, memory: HostMemory, counts: ArrayLike, args: tuple[PyTree, ...]
+) -> tuple[Stepped, PyTree]:
     """Clip the gradients that an `update` is handed.
 
     Args:
@@ -152,8 +159,8 @@ def clip_by(
     return done, rebuild(done.leaves)
 
 
-def _beside(policy: Policy, args: tuple[Any, ...], count: int) -> dict[str, Sequence[Any]]:
-    beside: dict[str, Sequence[Any]] = {}
+def _beside(policy: Policy, args: tuple[PyTree, ...], count: int) -> dict[str, Sequence[jax.Array]]:
+    beside: dict[str, Sequence[jax.Array]] = {}
     if "weight" in policy.needs:
         beside["weight"] = floating_leaves(args[2])[1]
     if "second_moment" in policy.needs:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from steadygrad.jax.transform import ClipState, GuardState
 from steadygrad.launch.jax_script.internals import Made, Trace
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
 
 LIMITS = {
     "clip_by_global_norm": "max_norm",
@@ -58,23 +61,23 @@ class Flight:
         acting: whether our policy has clipped, and the script's clips are left out.
     """
 
-    gradients: Sequence[Any]
+    gradients: Sequence[jax.Array]
     trace: Trace
-    left: list[Any] = field(init=False)
-    threshold: Any = math.inf
+    left: list[jax.Array] = field(init=False)
+    threshold: ArrayLike = math.inf
     clips: list[str] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     own: ClipState | None = None
     acting: bool = False
     _places: dict[int, int] = field(init=False)
-    _entered: Sequence[Any] = ()
-    _factors: list[tuple[Any, int]] = field(default_factory=list)
+    _entered: Sequence[jax.Array] = ()
+    _factors: list[tuple[ArrayLike, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.left = list(self.gradients)
         self._places = {id(leaf): place for place, leaf in enumerate(self.gradients)}
 
-    def enters(self, leaves: Sequence[Any]) -> None:
+    def enters(self, leaves: Sequence[jax.Array]) -> None:
         """A transformation is called with these leaves.
 
         The first ones inside of `lax.cond` are handed the gradients as other arrays.
@@ -85,7 +88,7 @@ class Flight:
                 self._places.setdefault(id(leaf), place)
             self._entered = [*self._entered, *leaves]  # alive: no other array gets their ids
 
-    def replaced(self, leaves: Sequence[Any]) -> None:
+    def replaced(self, leaves: Sequence[jax.Array]) -> None:
         """Our policy has clipped: these leaves are the gradients now."""
         self.acting = True
         self._entered = [*self._entered, *leaves]
@@ -96,7 +99,7 @@ class Flight:
         self.makers.clear()
         self._factors.clear()
 
-    def continues(self, before: Flight, leaves: Sequence[Any]) -> bool:
+    def continues(self, before: Flight, leaves: Sequence[jax.Array]) -> bool:
         """Whether these leaves are what a clip that was called by itself has left.
 
         Then the gradients are those that it was handed.
@@ -107,11 +110,11 @@ class Flight:
         self.threshold, self.clips = before.threshold, list(before.clips)
         return True
 
-    def hands_gradients(self, leaves: Sequence[Any]) -> bool:
+    def hands_gradients(self, leaves: Sequence[jax.Array]) -> bool:
         """Whether all leaves are gradients, as they were or as clips have left them."""
         return bool(leaves) and all(id(leaf) in self._places for leaf in leaves)
 
-    def clipped(self, made: Made, before: Sequence[Any], after: Sequence[Any]) -> None:
+    def clipped(self, made: Made, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
         """A clip has acted on the gradients."""
         if not self.hands_gradients(before):
             return
@@ -131,12 +134,12 @@ class Flight:
         if isinstance(own, ClipState) and self.trace.reaches(own.coef):
             self.own = own
 
-    def scaled_by(self, factor: Any, leaves: Sequence[Any]) -> None:
+    def scaled_by(self, factor: ArrayLike, leaves: Sequence[jax.Array]) -> None:
         """A transformation has multiplied updates by a number."""
         self._factors.append((factor, len(leaves)))
 
     @property
-    def rate(self) -> Any:
+    def rate(self) -> ArrayLike:
         """The learning rate: what all updates were multiplied by, negated; NaN where unknown."""
         whole = [f for f, count in self._factors if count == len(self.gradients)]
         if not whole or len(whole) < len(self._factors):
@@ -166,7 +169,7 @@ class Flight:
         return "AdamW" if decays else "".join(part.title() for part in named[0].split("_"))
 
 
-def floating(tree: object) -> list[Any]:
+def floating(tree: object) -> list[jax.Array]:
     """The floating leaves of a tree: the very arrays, by which they are known again."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import optax
+
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.jax_script.losses import Losses
-    from steadygrad.launch.jax_script.observer import JaxObserver
+    from steadygrad.launch.jax_script.observer import JaxObserver, Update
+    from steadygrad.typing import PyTree
 
 
 class JaxScript:
@@ -52,25 +57,27 @@ class JaxScript:
         _patch_multi_steps(optax.MultiSteps, observer)
 
 
-def _patch_new(optax: ModuleType, observer: JaxObserver) -> None:
+def _patch_new(module: ModuleType, observer: JaxObserver) -> None:
     from steadygrad.launch.jax_script.internals import made_by
     from steadygrad.launch.jax_script.observer import Owner
 
-    base: Any = optax.GradientTransformation
-    original = base.__new__
+    base: type[optax.GradientTransformation] = module.GradientTransformation
+    original: Callable[..., optax.GradientTransformation] = base.__new__
 
     @functools.wraps(original)
-    def new(cls: Any, init: Any, update: Any) -> Any:
-        if isinstance(getattr(update, "__self__", None), optax.MultiSteps):
+    def new(
+        cls: type[optax.GradientTransformation], init: Callable[..., PyTree], update: Update
+    ) -> optax.GradientTransformation:
+        if isinstance(getattr(update, "__self__", None), module.MultiSteps):
             return original(cls, init, update)  # its own calls of the inner one are the steps
         owner = Owner(made_by(update))
 
         @functools.wraps(init)
-        def starting(*args: Any, **kwargs: Any) -> Any:
+        def starting(*args: PyTree, **kwargs: object) -> PyTree:
             return observer.initialising(owner, init, args, kwargs)
 
         @functools.wraps(update)
-        def observed(*args: Any, **kwargs: Any) -> Any:
+        def observed(*args: PyTree, **kwargs: object) -> tuple[PyTree, PyTree]:
             return observer.update(owner, update, args, kwargs)
 
         return original(cls, starting, observed)
@@ -78,16 +85,23 @@ def _patch_new(optax: ModuleType, observer: JaxObserver) -> None:
     replace(base, "__new__", new)
 
 
-def _patch_multi_steps(kind: Any, observer: JaxObserver) -> None:
+def _patch_multi_steps(kind: type[optax.MultiSteps], observer: JaxObserver) -> None:
     """Let the inner optimizer know which of its calls is a step, and which a micro-batch."""
     original = kind.update
 
     @functools.wraps(original)
-    def update(self: Any, updates: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+    def update(
+        self: optax.MultiSteps,
+        updates: PyTree,
+        state: optax.MultiStepsState,
+        *args: PyTree,
+        **kwargs: object,
+    ) -> tuple[PyTree, PyTree]:
         every = self._every_k_schedule(state.gradient_step)
         before = observer.closing(state.mini_step == every - 1)
         try:
-            return original(self, updates, state, *args, **kwargs)
+            made: tuple[PyTree, PyTree] = original(self, updates, state, *args, **kwargs)
+            return made
         finally:
             observer.closing(before)
 

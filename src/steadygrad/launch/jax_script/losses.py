@@ -10,12 +10,22 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
 
 from steadygrad.launch.jax_script.internals import Trace, is_batched, is_differentiated, is_traced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jax.typing import ArrayLike
+
+    from steadygrad.typing import PyTree
+
+Differentiate = Callable[..., Callable[..., "tuple[PyTree, PyTree]"]]
+"""A function to one that gives its value and its gradients."""
 
 
 class Losses:
@@ -27,13 +37,13 @@ class Losses:
 
     def __init__(self) -> None:
         self.wanted = False
-        self._latest: Any = None
-        self._arrived: list[Any] = []
+        self._latest: ArrayLike | None = None
+        self._arrived: list[ArrayLike] = []
         self._sum, self._count = 0.0, 0
         self._lock = threading.Lock()
         self._nesting = threading.local()
 
-    def heard(self, loss: Any) -> None:
+    def heard(self, loss: ArrayLike) -> None:
         """A function of the script has been differentiated; this is its value."""
         if is_batched(loss) or is_differentiated(loss) or getattr(loss, "shape", None) != ():
             return
@@ -43,12 +53,12 @@ class Losses:
         else:
             self._arrived = [*self._arrived[-63:], loss]
 
-    def arrive(self, loss: Any) -> None:
+    def arrive(self, loss: ArrayLike) -> None:
         """A loss has come to the host."""
         with self._lock:
             self._sum, self._count = self._sum + float(np.real(loss)), self._count + 1
 
-    def here(self, trace: Trace) -> Any:
+    def here(self, trace: Trace) -> ArrayLike | None:
         """The latest loss, where it can be used in this trace; else None."""
         return self._latest if is_traced(self._latest) and trace.reaches(self._latest) else None
 
@@ -62,17 +72,20 @@ class Losses:
             self._sum, self._count = 0.0, 0
         return mean
 
-    def watch(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(self, original: Differentiate) -> Differentiate:
         """`jax.value_and_grad`, heard."""
 
         @functools.wraps(original)
         def value_and_grad(
-            fun: Any, argnums: Any = 0, has_aux: bool = False, **options: Any
-        ) -> Any:
+            fun: Callable[..., PyTree],
+            argnums: int | Sequence[int] = 0,
+            has_aux: bool = False,
+            **options: object,
+        ) -> Callable[..., tuple[PyTree, PyTree]]:
             function = original(fun, argnums, has_aux, **options)
 
             @functools.wraps(function)
-            def hearing(*args: Any, **kwargs: Any) -> Any:
+            def hearing(*args: object, **kwargs: object) -> tuple[PyTree, PyTree]:
                 outermost = self.wanted and not getattr(self._nesting, "inside", False)
                 if not outermost:
                     return function(*args, **kwargs)
@@ -81,33 +94,43 @@ class Losses:
                     value, gradients = function(*args, **kwargs)
                 finally:
                     self._nesting.inside = False
-                self._guarded(value[0] if has_aux else value)
+                loss = cast("tuple[PyTree, PyTree]", value)[0] if has_aux else value
+                self._guarded(cast("ArrayLike", loss))
                 return value, gradients
 
             return hearing
 
         return value_and_grad
 
-    def watch_grad(self, original: Callable[..., Any], hearing: Callable[..., Any]) -> Any:
+    def watch_grad(
+        self, original: Callable[..., Callable[..., PyTree]], hearing: Differentiate
+    ) -> Callable[..., Callable[..., PyTree]]:
         """`jax.grad`, by way of the `value_and_grad` that is heard."""
 
         @functools.wraps(original)
-        def grad(fun: Any, argnums: Any = 0, has_aux: bool = False, **options: Any) -> Any:
+        def grad(
+            fun: Callable[..., PyTree],
+            argnums: int | Sequence[int] = 0,
+            has_aux: bool = False,
+            **options: object,
+        ) -> Callable[..., PyTree]:
             plain = original(fun, argnums, has_aux, **options)
             function = hearing(fun, argnums, has_aux, **options)
 
             @functools.wraps(plain)
-            def gradient(*args: Any, **kwargs: Any) -> Any:
+            def gradient(*args: object, **kwargs: object) -> PyTree:
                 if not self.wanted:
                     return plain(*args, **kwargs)
                 value, gradients = function(*args, **kwargs)
-                return (gradients, value[1]) if has_aux else gradients
+                if has_aux:
+                    return gradients, cast("tuple[PyTree, PyTree]", value)[1]
+                return gradients
 
             return gradient
 
         return grad
 
-    def _guarded(self, loss: Any) -> None:
+    def _guarded(self, loss: ArrayLike) -> None:
         try:
             self.heard(loss)
         except Exception:  # a loss that is not heard is NaN in the file

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,15 @@ from steadygrad.policies.stepping import Stepped
 from steadygrad.runlog.records import TensorInfo
 
 if TYPE_CHECKING:
-    from steadygrad.launch.contracts import RunContext
+    import optax
+    from jax.typing import ArrayLike
 
-Update = Callable[..., tuple[Any, Any]]
+    from steadygrad.launch.contracts import RunContext
+    from steadygrad.typing import PyTree
+
+Update = Callable[..., "tuple[PyTree, PyTree]"]
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 Structure = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
@@ -123,8 +128,12 @@ class JaxObserver:
             track.begins_anew()
 
     def initialising(
-        self, owner: Owner, original: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+        self,
+        owner: Owner,
+        original: Callable[..., PyTree],
+        args: tuple[PyTree, ...],
+        kwargs: Mapping[str, object],
+    ) -> PyTree:
         """An `init` is called; those of the transformations inside belong to it."""
         outermost, self._here.initialising = not self._here.initialising, True
         try:
@@ -135,12 +144,14 @@ class JaxObserver:
             self._guarded("a JAX optimizer's start is not observed", self.starts, owner, args[0])
         return state
 
-    def closing(self, closes: Any) -> Any:
+    def closing(self, closes: ArrayLike | None) -> ArrayLike | None:
         """Set whether the micro-batch at hand ends a step; gives what was set before."""
         before, self._here.closes = self._here.closes, closes
         return before
 
-    def update(self, owner: Owner, original: Update, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def update(
+        self, owner: Owner, original: Update, args: tuple[PyTree, ...], kwargs: Mapping[str, object]
+    ) -> tuple[PyTree, PyTree]:
         """An `update` is called, or traced: the outermost one is a step."""
         if self._here.flight is not None:
             return self._inside(self._here.flight, owner.made, original, args, kwargs)
@@ -148,7 +159,9 @@ class JaxObserver:
             return original(*args, **kwargs)
         return self._outermost(owner, original, args, kwargs)
 
-    def _outermost(self, owner: Owner, original: Update, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _outermost(
+        self, owner: Owner, original: Update, args: tuple[PyTree, ...], kwargs: Mapping[str, object]
+    ) -> tuple[PyTree, PyTree]:
         gradients = floating(args[0])
         flight = Flight(gradients, current_trace())
         if self._here.alone is not None:
@@ -171,8 +184,13 @@ class JaxObserver:
         return result
 
     def _inside(
-        self, flight: Flight, made: Made, original: Update, args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
+        self,
+        flight: Flight,
+        made: Made,
+        original: Update,
+        args: tuple[PyTree, ...],
+        kwargs: Mapping[str, object],
+    ) -> tuple[PyTree, PyTree]:
         before = floating(args[0]) if args else []
         flight.enters(before)
         flight.makers.append(made.maker)
@@ -185,10 +203,12 @@ class JaxObserver:
         )
         return result
 
-    def _guarded(self, what: str, act: Callable[..., Answer], *args: Any) -> Answer | None:
+    def _guarded(
+        self, what: str, act: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> Answer | None:
         began = time.perf_counter()
         try:
-            return act(*args)
+            return act(*args, **kwargs)
         except Exception as error:
             self._session.trouble(what, error)
             return None
@@ -197,7 +217,7 @@ class JaxObserver:
 
     # -- one step, observed --------------------------------------------------------------------
 
-    def _tell(self, owner: Owner, flight: Flight, updates: Any) -> None:
+    def _tell(self, owner: Owner, flight: Flight, updates: PyTree) -> None:
         names = floating_leaves(updates)[0]
         leaves = [lax.stop_gradient(leaf) for leaf in flight.gradients]
         if not leaves:
@@ -223,9 +243,9 @@ class JaxObserver:
         else:
             self._send(track, eager_row_of(leaves, left, head, clips), fixed)
 
-    def _head(self, flight: Flight) -> tuple[dict[str, Any], dict[str, float]]:
+    def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """What is known beside the gradients: on the device, and on the host alone."""
-        head: dict[str, Any] = {}
+        head: dict[str, ArrayLike] = {}
         loss, rate = self._losses.here(flight.trace), flight.rate
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)
@@ -235,7 +255,7 @@ class JaxObserver:
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
 
-    def _send(self, track: Track, row: Any, fixed: Mapping[str, float]) -> None:
+    def _send(self, track: Track, row: jax.Array, fixed: Mapping[str, float]) -> None:
         if is_traced(row):
             whole = math.prod(axis_sizes().values())
             devices = min(whole, jax.local_device_count())
@@ -245,7 +265,7 @@ class JaxObserver:
             track.arrive(row, fixed)  # at once, while the losses of the next step are not here
 
     def _track(
-        self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[Any]
+        self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[jax.Array]
     ) -> Track:
         shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
         structure = tuple((n, *s) for n, s in zip(names, shapes, strict=True))
@@ -262,13 +282,13 @@ class JaxObserver:
 
     # -- one step, clipped ---------------------------------------------------------------------
 
-    def _clipped(self, owner: Owner, flight: Flight, args: Any) -> Clipped | None:
+    def _clipped(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> Clipped | None:
         """Our policy's work on the gradients; None where it has none to do here."""
         if self._choice is None or not self._may_act(owner.made, flight.gradients):
             return None
         return self._guarded("a JAX optimizer is not clipped", self._clip, owner, flight, args)
 
-    def _may_act(self, made: Made, gradients: Sequence[Any]) -> bool:
+    def _may_act(self, made: Made, gradients: Sequence[jax.Array]) -> bool:
         assert self._choice is not None
         hindrance = ""
         if is_ours(made):
@@ -281,7 +301,7 @@ class JaxObserver:
             self._session.mention(hindrance)
         return bool(gradients) and not hindrance and made.maker not in ALONE
 
-    def _clip(self, owner: Owner, flight: Flight, args: Any) -> Clipped:
+    def _clip(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> Clipped:
         assert self._choice is not None
         names, leaves, _ = floating_leaves(args[0])
         track = self._track(owner, "", names, leaves)
@@ -293,9 +313,15 @@ class JaxObserver:
         return Clipped(track, done, updates, self._choice.may_skip)
 
     def _applied(
-        self, owner: Owner, flight: Flight, step: Clipped, original: Update, args: Any, kwargs: Any
-    ) -> tuple[Any, Any]:
-        def go(gradients: Any, state: Any) -> tuple[Any, Any]:
+        self,
+        owner: Owner,
+        flight: Flight,
+        step: Clipped,
+        original: Update,
+        args: tuple[PyTree, ...],
+        kwargs: Mapping[str, object],
+    ) -> tuple[PyTree, PyTree]:
+        def go(gradients: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
             flight.begins()
             handed = (gradients, state, *args[2:])
             return self._inside(flight, owner.made, original, handed, kwargs)
@@ -304,7 +330,7 @@ class JaxObserver:
             return dropped_where(step.done.skip, go, step.updates, args[1])
         return go(step.updates, args[1])
 
-    def _replaces(self, flight: Flight, made: Made, before: Sequence[Any]) -> bool:
+    def _replaces(self, flight: Flight, made: Made, before: Sequence[jax.Array]) -> bool:
         if self._choice is None or not is_clip(made):
             return False
         return flight.acting or (made.maker in LIMITS and len(flight.makers) == 1)
@@ -330,7 +356,7 @@ class Clipped(NamedTuple):
 
     track: Track
     done: Stepped
-    updates: Any
+    updates: PyTree
     may_skip: bool
 
 
@@ -340,10 +366,16 @@ class _Here(threading.local):
     flight: Flight | None = None
     alone: Flight | None = None
     initialising: bool = False
-    closes: Any = None
+    closes: ArrayLike | None = None
 
 
-def _note(flight: Flight, made: Made, before: Sequence[Any], args: Any, result: Any) -> None:
+def _note(
+    flight: Flight,
+    made: Made,
+    before: Sequence[jax.Array],
+    args: tuple[PyTree, ...],
+    result: tuple[PyTree, PyTree],
+) -> None:
     """What a transformation inside of an optimizer has done."""
     if is_ours(made):
         flight.told(result[1])
@@ -352,6 +384,9 @@ def _note(flight: Flight, made: Made, before: Sequence[Any], args: Any, result: 
     elif made.maker == "scale" and "step_size" in made.values:
         flight.scaled_by(made.values["step_size"], before)
     elif made.maker == "scale_by_schedule" and "step_size_fn" in made.values:
-        schedule: Any = made.values["step_size_fn"]
+        schedule = cast("Callable[[jax.Array], ArrayLike]", made.values["step_size_fn"])
         there = current_trace().levels == flight.trace.levels
-        flight.scaled_by(schedule(args[1].count) if there else math.nan, before)
+        flight.scaled_by(
+            schedule(cast("optax.ScaleByScheduleState", args[1]).count) if there else math.nan,
+            before,
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,16 @@ from steadygrad.policies.base import coefficient
 from steadygrad.policies.stepping import CLIP, NONE, compare, measure, unit_of
 from steadygrad.stats import GradientStats
 
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
 OUTCOME = ("threshold", "coef", "cosine", "action")
 
 
 def row_of(
     leaves: Sequence[jax.Array],
     left: Sequence[jax.Array],
-    head: Mapping[str, Any],
+    head: Mapping[str, ArrayLike],
     clips: tuple[str, ...],
     axes: tuple[str, ...] = (),
 ) -> jax.Array:
@@ -57,7 +60,7 @@ def row_of(
         )
 
 
-def packed(head: Mapping[str, Any], stats: GradientStats) -> jax.Array:
+def packed(head: Mapping[str, ArrayLike], stats: GradientStats) -> jax.Array:
     """A row as pairs of 32-bit words; call it inside `wide`."""
     usual = {"steps": 1, "device": 0, "loss": math.nan, "told": 0, "lr": math.nan}
     row = {**usual, "norm": stats.total_norm, **head}
@@ -75,9 +78,9 @@ def _outcome(
     stats: GradientStats,
     leaves: Sequence[jax.Array],
     left: Sequence[jax.Array],
-    head: Mapping[str, Any],
+    head: Mapping[str, ArrayLike],
     clips: tuple[str, ...],
-) -> dict[str, Any]:
+) -> dict[str, ArrayLike]:
     """Threshold, coefficient, cosine and code of the action of the script's own clips."""
     if not clips:
         return dict(zip(OUTCOME, (math.inf, 1.0, 1.0, NONE), strict=True))

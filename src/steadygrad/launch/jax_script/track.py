@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 
 if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
     from steadygrad.launch.contracts import RunContext
 
 HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
@@ -42,7 +44,7 @@ class Book:
 
     def __init__(self, session: RunContext, losses: Losses) -> None:
         self.session, self.losses = session, losses
-        self.kinds: list[dict[str, Any]] = []
+        self.kinds: list[dict[str, object]] = []
         self.lock = threading.RLock()
 
     def enter(self, kind: str) -> int:
@@ -83,7 +85,9 @@ class Track:
         if self._part:
             self._index, self._ids, self._part = -1, None, 0
 
-    def arrive(self, bits: Any, fixed: Mapping[str, float] = NOTHING, devices: int = 1) -> None:
+    def arrive(
+        self, bits: ArrayLike, fixed: Mapping[str, float] = NOTHING, devices: int = 1
+    ) -> None:
         """A row has come to the host; called from a thread of JAX, which no error may reach.
 
         Args:

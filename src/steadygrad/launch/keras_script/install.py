@@ -13,8 +13,14 @@ from steadygrad.launch.keras_script.takeover import Takeover
 from steadygrad.launch.undoing import note, replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import ModuleType
+
+    import keras
+
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.install import Patches
+    from steadygrad.typing import Array, PyTree
 
 
 def install(session: RunContext, keras: ModuleType, tensorflow: Patches) -> KerasObserver | None:
@@ -58,11 +64,17 @@ def install(session: RunContext, keras: ModuleType, tensorflow: Patches) -> Kera
     return observer
 
 
-def _patch_apply(base: Any, observer: KerasObserver, takeover: Takeover | None) -> None:
+def _patch_apply(
+    base: type[keras.Optimizer], observer: KerasObserver, takeover: Takeover | None
+) -> None:
     original = base.apply
 
     @functools.wraps(original)
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+    def apply(
+        self: keras.Optimizer,
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> object:
         if takeover is not None and takeover.clip(self):
             return self.apply(grads, trainable_variables)
         grads = list(grads)
@@ -73,12 +85,18 @@ def _patch_apply(base: Any, observer: KerasObserver, takeover: Takeover | None) 
     replace(base, "apply", apply)
 
 
-def _patch_scaler(kind: Any, observer: KerasObserver, takeover: Takeover | None) -> None:
+def _patch_scaler(
+    kind: type[keras.Optimizer], observer: KerasObserver, takeover: Takeover | None
+) -> None:
     """Have a `LossScaleOptimizer` tell what it was given: inside of it all is divided."""
     original = kind.apply
 
     @functools.wraps(original)
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+    def apply(
+        self: keras.Optimizer,
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> object:
         grads = list(grads)
         if takeover is not None:
             grads = takeover.unclipped(self, grads)
@@ -88,12 +106,16 @@ def _patch_scaler(kind: Any, observer: KerasObserver, takeover: Takeover | None)
     replace(kind, "apply", apply)
 
 
-def _patch_apply_of_many(kind: Any, observer: KerasObserver) -> None:
+def _patch_apply_of_many(kind: type[keras.Optimizer], observer: KerasObserver) -> None:
     """Have a `MultiOptimizer` built, and its class changed to clip, before its `apply` begins."""
     original = kind.apply
 
     @functools.wraps(original)
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+    def apply(
+        self: keras.Optimizer,
+        grads: Iterable[Array | None],
+        trainable_variables: Iterable[keras.Variable] | None = None,
+    ) -> object:
         before = type(self)
         if not self.built and trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -123,41 +145,43 @@ def _patch_make_train_function(
     replace(kind, "make_train_function", make_train_function)
 
 
-def _patch_scale_loss(kind: Any, observer: KerasObserver) -> None:
+def _patch_scale_loss(kind: type[keras.Optimizer], observer: KerasObserver) -> None:
     original = kind.scale_loss
 
     @functools.wraps(original)
-    def scale_loss(self: Any, loss: Any) -> Any:
-        scaled = original(self, loss)
+    def scale_loss(self: keras.Optimizer, loss: Array) -> Array:
+        scaled: Array = original(self, loss)
         observer.scaled(scaled, loss)
         return scaled
 
     replace(kind, "scale_loss", scale_loss)
 
 
-def _patch_build(kind: Any, takeover: Takeover) -> None:
+def _patch_build(kind: type[keras.Optimizer], takeover: Takeover) -> None:
     original = kind.build
 
     @functools.wraps(original)
-    def build(self: Any, variables: Any) -> Any:
+    def build(self: keras.Optimizer, variables: Iterable[keras.Variable]) -> object:
         with takeover.building(self):
             return original(self, variables)
 
     replace(kind, "build", build)
 
 
-def _patch_value_and_grad(jax: Any, observer: KerasObserver) -> None:
+def _patch_value_and_grad(jax: ModuleType, observer: KerasObserver) -> None:
     original = jax.value_and_grad
     trainer = jax_trainer()
 
     @functools.wraps(original)
-    def value_and_grad(fun: Any, *args: Any, **kwargs: Any) -> Any:
+    def value_and_grad(
+        fun: Callable[..., object], *args: object, **kwargs: object
+    ) -> Callable[..., tuple[PyTree, PyTree]]:
         function = original(fun, *args, **kwargs)
         scales = getattr(fun, "__func__", None) is trainer.compute_loss_and_updates
         has_aux = kwargs.get("has_aux", args[1] if len(args) > 1 else False)
 
         @functools.wraps(function)
-        def noting(*inputs: Any, **more: Any) -> Any:
+        def noting(*inputs: object, **more: object) -> tuple[PyTree, PyTree]:
             found, grads = function(*inputs, **more)
             value = found[0] if has_aux else found
             # what Keras' own function returns may be scaled, and the loss itself stands aside

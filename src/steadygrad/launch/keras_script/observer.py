@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from steadygrad.keras.internals import index_of, iterations, members, trainable_variables
 from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
@@ -29,9 +29,17 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import keras
+    import torch
+
+    from steadygrad.keras.engines import Backend
     from steadygrad.launch.contracts import RunContext
+    from steadygrad.launch.keras_script.weights import WeightWatch
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
     from steadygrad.launch.tensorflow_script.outcome import Clipped
+    from steadygrad.typing import Array
 
 
 @dataclass
@@ -45,10 +53,10 @@ class StepGiven:
         gradients: one for each, as given.
     """
 
-    optimizer: Any
-    variables: list[Any]
+    optimizer: keras.Optimizer
+    variables: list[keras.Variable]
     places: list[int]
-    gradients: list[Any]
+    gradients: list[Array]
 
 
 class KerasObserver:
@@ -56,7 +64,7 @@ class KerasObserver:
 
     Args:
         session: the run.
-        keras: the imported module.
+        module: Keras, imported.
         tensorflow: gives what follows TensorFlow, where Keras runs on it.
 
     Attributes:
@@ -69,19 +77,21 @@ class KerasObserver:
     def __init__(
         self,
         session: RunContext,
-        keras: ModuleType,
+        module: ModuleType,
         tensorflow: Callable[[], TensorFlowObserver] | None = None,
     ) -> None:
         self._session = session
-        self._keras = keras
+        self._keras = module
         self._under = tensorflow
-        self._of: weakref.WeakKeyDictionary[Any, Track] = weakref.WeakKeyDictionary()
+        self._of: weakref.WeakKeyDictionary[keras.Optimizer, Track] = weakref.WeakKeyDictionary()
         self._shares = False
-        self._scalers: list[tuple[Any, Clipped | None]] = []
-        self._watches: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self.loss: Any = None
-        self.model: Any = None
-        self.clips: Callable[[Any], bool] = lambda optimizer: False
+        self._scalers: list[tuple[keras.Optimizer, Clipped | None]] = []
+        self._watches: weakref.WeakKeyDictionary[keras.Model, WeightWatch] = (
+            weakref.WeakKeyDictionary()
+        )
+        self.loss: object = None
+        self.model: keras.Model | None = None
+        self.clips: Callable[[keras.Optimizer], bool] = lambda optimizer: False
 
     @property
     def backend_name(self) -> str:
@@ -99,7 +109,7 @@ class KerasObserver:
         return Tracks(self._session) if self.tensorflow is None else self.tensorflow.tracks
 
     @functools.cached_property
-    def backend(self) -> Any:
+    def backend(self) -> Backend:
         """What Keras runs on: made at the first step, since a script configures its devices
         before anything uses them."""
         from steadygrad.keras import engines
@@ -107,14 +117,14 @@ class KerasObserver:
         return engines.current()
 
     @functools.cached_property
-    def side(self) -> Side[Any]:
+    def side(self) -> Side[Array]:
         """How figures leave a step."""
         if self.tensorflow is not None:
             return self.tensorflow.side
         if self.backend_name == "torch":
             from steadygrad.launch.keras_script.torch_side import TorchSide
 
-            return TorchSide(self._session)
+            return cast("Side[Array]", TorchSide(self._session))
         from steadygrad.launch.keras_script.jax_side import JaxSide
 
         return JaxSide()
@@ -133,13 +143,13 @@ class KerasObserver:
         """Call ``act``; what it raises is a trouble of ours, not the script's."""
         self._session.guarded(what, act, *arguments)
 
-    def tracks_of(self, optimizer: Any) -> list[Track]:
+    def tracks_of(self, optimizer: keras.Optimizer) -> list[Track]:
         """What is known of an optimizer's steps, or its members'."""
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         family = [inner, *members(inner)]
         return [self._of[one] for one in family if one in self._of]
 
-    def watch_weights(self, model: Any) -> None:
+    def watch_weights(self, model: keras.Model) -> None:
         """A model has made its training function: sample its weights around that."""
         from steadygrad.launch.keras_script.weights import WeightWatch
 
@@ -148,7 +158,7 @@ class KerasObserver:
             watch = self._watches[model] = WeightWatch(self, model)
         model.train_function = watch.around(model.train_function)
 
-    def is_compiled_without_us(self, model: Any) -> bool:
+    def is_compiled_without_us(self, model: keras.Model) -> bool:
         """Whether a model of an earlier cell may have a training step that tells nothing."""
         return bool(self._session.plan.cell) and model not in self._watches
 
@@ -159,15 +169,15 @@ class KerasObserver:
 
     # -- losses --------------------------------------------------------------------------------
 
-    def scaled(self, scaled: Any, loss: Any) -> None:
+    def scaled(self, scaled: Array, loss: Array) -> None:
         """A loss was multiplied by a loss scale."""
         self.guarded("a loss is not seen", self._note_scaled, scaled, loss)
 
-    def _note_scaled(self, scaled: Any, loss: Any) -> None:
+    def _note_scaled(self, scaled: Array, loss: Array) -> None:
         if self.tensorflow is not None:
             self.tensorflow.scaled(scaled, loss)
         elif self.backend_name == "torch":
-            self.loss = loss.detach()
+            self.loss = cast("torch.Tensor", loss).detach()
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:
@@ -180,7 +190,7 @@ class KerasObserver:
             if self._session.plan.clip is None:
                 self._take_loss()  # else the hook of them all tells it yet
 
-    def _take_loss(self) -> Any:
+    def _take_loss(self) -> object:
         heard: TensorFlowObserver | KerasObserver = self.tensorflow or self
         loss, heard.loss = heard.loss, heard.loss if self._shares else None
         return loss
@@ -188,7 +198,7 @@ class KerasObserver:
     # -- steps ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def scaling(self, scaler: Any, gradients: Sequence[Any]) -> Iterator[None]:
+    def scaling(self, scaler: keras.Optimizer, gradients: Sequence[Array | None]) -> Iterator[None]:
         """A `LossScaleOptimizer` divides gradients, and hands them to the one inside of it."""
         self._scalers.append((scaler, None))
         self.guarded("a clip call is not seen", self._follow_scaled, scaler, gradients)
@@ -204,13 +214,18 @@ class KerasObserver:
         with nullcontext() if log is None else log.muted():
             yield
 
-    def _follow_scaled(self, scaler: Any, gradients: Sequence[Any]) -> None:
+    def _follow_scaled(self, scaler: keras.Optimizer, gradients: Sequence[Array | None]) -> None:
         """Note which clip calls scaled gradients have passed: those inside are other tensors."""
         if self.tensorflow is not None:
             there = [gradient for gradient in gradients if gradient is not None]
             self._scalers[-1] = (scaler, self.tensorflow.clipped(there))
 
-    def before_apply(self, optimizer: Any, gradients: Sequence[Any], variables: Any) -> None:
+    def before_apply(
+        self,
+        optimizer: keras.Optimizer,
+        gradients: Sequence[Array | None],
+        variables: Iterable[keras.Variable] | None,
+    ) -> None:
         """An optimizer's `apply` is called, or traced, with these gradients."""
         try:
             if self.clips(optimizer):
@@ -225,7 +240,7 @@ class KerasObserver:
                 raise  # so tf.distribute ends the threads of replicas
             self._session.trouble("a Keras step is not observed", error)
 
-    def track(self, optimizer: Any, variables: Sequence[Any]) -> Track:
+    def track(self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> Track:
         """The rows of an optimizer, made at its first step."""
         track = self._of.get(optimizer)
         if track is None or len(track.infos) < len(variables):
@@ -241,7 +256,9 @@ class KerasObserver:
             self._of[optimizer] = track
         return track
 
-    def _observe(self, optimizer: Any, variables: list[Any], present: dict[int, Any]) -> None:
+    def _observe(
+        self, optimizer: keras.Optimizer, variables: list[keras.Variable], present: dict[int, Array]
+    ) -> None:
         track = self.track(optimizer, variables)
         given = StepGiven(
             optimizer, [variables[i] for i in present], list(present), list(present.values())
@@ -254,7 +271,7 @@ class KerasObserver:
             before = applied
         head = self._head(given, kind, applied[0], place, clipped)
 
-        def body() -> Any:
+        def body() -> Array:
             with self.backend.engine.scope():
                 return self._body_of(track, given, before, applied, clipped)
 
@@ -263,7 +280,7 @@ class KerasObserver:
         with self.backend.engine.scope():
             self.side.emit(track, self.side.joined(head, rest))
 
-    def _divided(self, gradients: Sequence[Any], scale: Any) -> list[Any]:
+    def _divided(self, gradients: Sequence[Array], scale: Array | float | None) -> list[Array]:
         """Gradients for reading, without their loss scale; not by the optimizer's own operations,
         with which TensorFlow would merge ours."""
         gradients = [self.backend.unread(gradient) for gradient in gradients]
@@ -292,10 +309,10 @@ class KerasObserver:
         self,
         track: Track,
         given: StepGiven,
-        before: Sequence[Any],
-        applied: Sequence[Any],
+        before: Sequence[Array],
+        applied: Sequence[Array],
         clipped: Clipped | None,
-    ) -> Any:
+    ) -> Array:
         """The figures of a step: before clipping, and what the script's and Keras' own left."""
         (before, summed), own = self.backend.reduced(before), own_clip(given.optimizer)
         names = tuple(track.infos[i].name for i in given.places)
@@ -313,7 +330,7 @@ class KerasObserver:
 
     def _left(
         self, stats: GradientStats, clipped: Clipped | None, own: OwnClip | None
-    ) -> list[Any]:
+    ) -> list[Array]:
         """What the script's clip calls left."""
         if clipped is None:
             one = self.backend.engine.xp.ones_like(stats.total_norm)
@@ -322,7 +339,7 @@ class KerasObserver:
 
         return list(step_figures(clipped, stats, own.policy if own is not None else None))
 
-    def _unknown(self, outcome: Sequence[Any]) -> list[Any]:
+    def _unknown(self, outcome: Sequence[Array]) -> list[Array]:
         """Each replica clipped its own part, and what all of them left together is not computed."""
         self._session.mention(
             "each replica's gradients are clipped before they are summed: norms on record are of "
@@ -331,7 +348,9 @@ class KerasObserver:
         threshold, coef, cosine, action = outcome
         return [threshold, coef * math.nan, cosine * math.nan, action * 0]
 
-    def _averaged(self, given: StepGiven, variables: list[Any]) -> tuple[list[Any], Any]:
+    def _averaged(
+        self, given: StepGiven, variables: list[keras.Variable]
+    ) -> tuple[list[Array], Array | None]:
         """The gradients that the optimizer acts on, and what kind of micro-batch this is."""
         from steadygrad.keras.hook import accumulators, name_scope
 
@@ -350,15 +369,25 @@ class KerasObserver:
         return [(self.backend.dense(g) + s) / every for g, s in pairs], kind
 
     def _head(
-        self, given: StepGiven, kind: Any, beside: Any, place: int, clipped: Clipped | None
-    ) -> Any:
+        self,
+        given: StepGiven,
+        kind: Array | None,
+        beside: Array,
+        place: int,
+        clipped: Clipped | None,
+    ) -> Array:
         numbers = self.batch(given.optimizer, given.variables, kind, beside, place)
         with self.backend.engine.scope():
             return self.side.head(numbers, [] if clipped is None else clipped.figures())
 
     def batch(
-        self, optimizer: Any, variables: Sequence[Any], kind: Any, beside: Any, place: int = -1
-    ) -> list[Any]:
+        self,
+        optimizer: keras.Optimizer,
+        variables: Sequence[keras.Variable],
+        kind: Array | None,
+        beside: Array,
+        place: int = -1,
+    ) -> list[Array]:
         """The numbers of `track.BATCH`.
 
         Args:
@@ -380,19 +409,27 @@ class KerasObserver:
             number(place),
         ]
 
-    def _loss_scale(self, optimizer: Any) -> Any:
+    def _loss_scale(self, optimizer: keras.Optimizer) -> Array | float:
         if self._scalers:
-            return self._scalers[-1][0].dynamic_scale
-        return optimizer.loss_scale_factor or 1.0
+            scale: Array = self._scalers[-1][0].dynamic_scale
+            return scale
+        factor: float = optimizer.loss_scale_factor or 1.0
+        return factor
 
     def body(
-        self, track: Track, stats: GradientStats, places: Sequence[int], outcome: Sequence[Any]
-    ) -> Any:
+        self, track: Track, stats: GradientStats, places: Sequence[int], outcome: Sequence[Array]
+    ) -> Array:
         """The figures of a step, in the order of `STEP` and `LEAVES`."""
         figures = [getattr(stats, name) for name in LEAVES]
         return self.side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
 
-    def tell(self, optimizer: Any, done: Stepped, variables: Sequence[Any], kind: Any) -> None:
+    def tell(
+        self,
+        optimizer: keras.Optimizer,
+        done: Stepped,
+        variables: Sequence[keras.Variable],
+        kind: Array | None,
+    ) -> None:
         """A clipped optimizer's step is taken, or traced."""
         track = self.track(optimizer, trainable_variables(optimizer))
         batch = self.batch(optimizer, variables, kind, done.stats.total_norm)
@@ -409,7 +446,7 @@ class KerasObserver:
             self.tracks.finish()
 
 
-def _described(variable: Any, optimizer: int, module: str) -> TensorInfo:
+def _described(variable: keras.Variable, optimizer: int, module: str) -> TensorInfo:
     return TensorInfo(
         name=str(getattr(variable, "path", variable.name)),
         shape=tuple(int(length) for length in variable.shape),

@@ -21,8 +21,11 @@ from steadygrad.policies.choice import resolve
 from steadygrad.policies.stepping import Stepped
 
 if TYPE_CHECKING:
+    import keras
+
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.keras_script.observer import KerasObserver
+    from steadygrad.typing import Array
 
 
 class Takeover:
@@ -43,7 +46,7 @@ class Takeover:
         self._inside = 0
 
     @contextlib.contextmanager
-    def building(self, optimizer: Any) -> Iterator[None]:
+    def building(self, optimizer: keras.Optimizer) -> Iterator[None]:
         """An optimizer is built; one inside of another belongs to it."""
         self._inside += 1
         try:
@@ -53,7 +56,7 @@ class Takeover:
         if self._inside == 0:
             self.clip(optimizer)
 
-    def clip(self, optimizer: Any) -> bool:
+    def clip(self, optimizer: keras.Optimizer) -> bool:
         """Whether an optimizer's class was changed just now, to clip."""
         if optimizer in self._done:
             return False
@@ -66,14 +69,16 @@ class Takeover:
                 classes.remove(inner)  # half of a hook would end the training
             return False
 
-    def clips(self, optimizer: Any) -> bool:
+    def clips(self, optimizer: keras.Optimizer) -> bool:
         """Whether a hook of ours tells of this optimizer's steps."""
         if optimizer not in self._done:
             return False
         hook = classes.hook_of(optimizer)
         return hook is None or hook.watcher is not None
 
-    def unclipped(self, optimizer: Any, gradients: Sequence[Any]) -> list[Any]:
+    def unclipped(
+        self, optimizer: keras.Optimizer, gradients: Sequence[Array | None]
+    ) -> list[Array | None]:
         """What the script clipped by hand, as it was before, where a policy of ours acts on it.
 
         Args:
@@ -89,7 +94,9 @@ class Takeover:
             self._session.trouble("what the script clipped is clipped once more", error)
             return list(gradients)
 
-    def _as_before(self, optimizer: Any, gradients: Sequence[Any]) -> list[Any]:
+    def _as_before(
+        self, optimizer: keras.Optimizer, gradients: Sequence[Array | None]
+    ) -> list[Array | None]:
         tensorflow = self._observer.tensorflow
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         hook = classes.hook_of(inner)
@@ -97,7 +104,7 @@ class Takeover:
             return list(gradients)
         return tensorflow.without_clips(gradients)
 
-    def _take_over(self, optimizer: Any) -> bool:
+    def _take_over(self, optimizer: keras.Optimizer) -> bool:
         outer, inner = unwrap(optimizer)
         family = members(inner)
         self._done.update([optimizer, inner, *family])
@@ -148,7 +155,11 @@ class Takeover:
                 )
 
     def _tell(
-        self, optimizer: Any, done: Stepped, variables: Sequence[Any], kind: Any = None
+        self,
+        optimizer: keras.Optimizer,
+        done: Stepped,
+        variables: Sequence[keras.Variable],
+        kind: Array | None = None,
     ) -> None:
         self._session.guarded(
             "a clipped Keras step is not recorded",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -17,7 +17,14 @@ from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.sampling import Sampler, recurrent_lengths
 
 if TYPE_CHECKING:
+    import keras
+    from numpy.typing import NDArray
+
     from steadygrad.launch.track import Track
+    from steadygrad.typing import Array, PyTree
+
+JaxState = tuple["Sequence[Array]", ...]
+"""What training on JAX passes around; the weights come first."""
 
 
 class TracksByOptimizer(Protocol):
@@ -27,13 +34,13 @@ class TracksByOptimizer(Protocol):
         model: the one that trains.
     """
 
-    model: Any
+    model: keras.Model | None
 
     @property
     def on_jax(self) -> bool:
         """Whether training passes its state around."""
 
-    def tracks_of(self, optimizer: Any) -> list[Track]:
+    def tracks_of(self, optimizer: keras.Optimizer) -> list[Track]:
         """The steps of an optimizer, or of its members."""
 
     def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:
@@ -48,24 +55,24 @@ class WeightWatch:
         model: it.
     """
 
-    def __init__(self, observer: TracksByOptimizer, model: Any) -> None:
+    def __init__(self, observer: TracksByOptimizer, model: keras.Model) -> None:
         self._observer, self._ref = observer, weakref.ref(model)
         self._samplers: dict[Track, Sampler] = {}
-        self._start: dict[int, Any] = {}
-        self._now: dict[int, Any] = {}
+        self._start: dict[int, NDArray[np.generic]] = {}
+        self._now: dict[int, Array] = {}
         self._wait = 0
 
     @property
-    def _model(self) -> Any:
+    def _model(self) -> keras.Model:
         """It is the one that calls, and so is alive."""
         return self._ref()
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """A training function that samples before its first call and after some."""
         if hasattr(function, "steadygrad_watches"):
             return function
 
-        def train_function(*given: Any) -> Any:
+        def train_function(*given: PyTree) -> PyTree:
             self._observer.guarded("weights are not sampled", self._before, given)
             found = function(*given)
             self._observer.guarded("weights are not sampled", self._after, found)
@@ -74,30 +81,30 @@ class WeightWatch:
         train_function.steadygrad_watches = True  # type: ignore[attr-defined]
         return train_function
 
-    def _before(self, given: Sequence[Any]) -> None:
+    def _before(self, given: tuple[JaxState, ...]) -> None:
         self._observer.model = self._model
         if not self._samplers and not self._tracks():
             self._look(given[0])
             self._start = {id(v): self._read(v) for v in self._model.trainable_variables}
             self._now = {}
 
-    def _after(self, found: Any) -> None:
+    def _after(self, returned: PyTree) -> None:
         """A call is over: it took at most `steps_per_execution` steps."""
         self._wait -= int(self._model.steps_per_execution)
         if self._wait > 0:
             return
-        self._look(found[1] if self._observer.on_jax else None)
+        self._look(cast("tuple[PyTree, JaxState]", returned)[1] if self._observer.on_jax else None)
         waits = [self._sample(track) for track in self._tracks()]
         self._wait = min(waits, default=0)
         self._now = {}
 
-    def _look(self, state: Any) -> None:
+    def _look(self, state: JaxState | None) -> None:
         """Note where JAX has its weights: first of all in what is passed around."""
-        if self._observer.on_jax:
+        if state is not None and self._observer.on_jax:
             pairs = zip(self._model.trainable_variables, state[0], strict=True)
             self._now = {id(variable): value for variable, value in pairs}
 
-    def _read(self, variable: Any) -> Any:
+    def _read(self, variable: keras.Variable) -> NDArray[np.generic]:
         value = self._now.get(id(variable))
         return to_numpy(variable) if value is None else np.array(value)
 
@@ -119,8 +126,8 @@ class WeightWatch:
         assert track.writer is not None
         assert track.ids is not None  # a step was written
         sampler = Sampler(track.writer, track.variables, track.ids, known, self._read)
-        start = [self._start.get(id(v)) for v in track.variables]
-        if steps == 1 and all(value is not None for value in start):
+        start = [self._start[id(v)] for v in track.variables if id(v) in self._start]
+        if steps == 1 and len(start) == len(track.variables):
             sampler.at_step(0, start)
         self._start = {}
         return sampler

@@ -11,14 +11,12 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
-
-Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices
+from steadygrad.tensorflow.engine import Gradient
 
 MOST_HOPS = 8
 MOST_WAITING = 256

@@ -12,19 +12,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steadygrad.invisible import invisible
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import tensorflow as tf
+
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.clips import ClipCall
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
+    from steadygrad.tensorflow.engine import Gradient
 
 CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
 
-Function = Callable[..., Any]
+Function = Callable[..., object]
 
 
 class Patches:
@@ -67,7 +72,7 @@ class Patches:
         self._session.guarded("a loss is not seen", lambda: self.observer().heard(loss))
 
     def clip_call(
-        self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
+        self, name: str, args: Sequence[object], kwargs: Mapping[str, object], result: object
     ) -> None:
         """The script has called a clip function."""
 
@@ -79,7 +84,7 @@ class Patches:
 
     @contextlib.contextmanager
     def stepping(
-        self, optimizer: object, grads_and_vars: Sequence[tuple[Any, Any]]
+        self, optimizer: object, grads_and_vars: Sequence[tuple[Gradient | None, tf.Variable]]
     ) -> Iterator[None]:
         """An optimizer is given gradients; one inside of another belongs to it."""
         self._depth += 1
@@ -94,7 +99,7 @@ class Patches:
             self._depth -= 1
 
     def _told(
-        self, optimizer: object, grads_and_vars: Sequence[tuple[Any, Any]]
+        self, optimizer: object, grads_and_vars: Sequence[tuple[Gradient | None, tf.Variable]]
     ) -> AbstractContextManager[object]:
         """A context in which the step waits for its figures, where nothing else runs them."""
         gradients = [gradient for gradient, _ in grads_and_vars]
@@ -149,7 +154,10 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: Patches) -> None:
     @functools.wraps(original)
     @invisible
     def apply_gradients(
-        self: object, grads_and_vars: Any, *args: object, **kwargs: object
+        self: object,
+        grads_and_vars: Iterable[tuple[Gradient | None, tf.Variable]],
+        *args: object,
+        **kwargs: object,
     ) -> object:
         pairs = list(grads_and_vars)
         with patches.stepping(self, pairs):
@@ -171,9 +179,9 @@ def _watch_gradient(original: Function, patches: Patches) -> Function:
 def _watch_clip(name: str, original: Function, patches: Patches) -> Function:
     @functools.wraps(original)
     @invisible
-    def clip(*args: Any, **kwargs: Any) -> Any:
+    def clip(*args: object, **kwargs: object) -> object:
         if args and hasattr(args[0], "__next__"):
-            args = (list(args[0]), *args[1:])
+            args = (list(cast("Iterator[object]", args[0])), *args[1:])
         result = original(*args, **kwargs)
         patches.clip_call(name, args, kwargs, result)
         return result
@@ -188,8 +196,8 @@ def _replace_everywhere(name: str, original: Function, wrapped: Function) -> Non
 
 
 def _call_of(
-    name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Any
-) -> tuple[ClipCall, list[Any]]:
+    name: str, args: Sequence[object], kwargs: Mapping[str, object], result: Any
+) -> tuple[ClipCall, list[Gradient]]:
     from steadygrad.launch.tensorflow_script.clips import ClipCall
 
     def argument(place: int, keyword: str) -> Any:
@@ -206,7 +214,7 @@ def _call_of(
     return ClipCall(name, limit, [argument(0, "t")], bounds=(low, high)), [result]
 
 
-def _wider(low: Any, high: Any) -> Any:
+def _wider(low: float | tf.Tensor, high: float | tf.Tensor) -> float | tf.Tensor:
     """The bound that is farther from 0, where both are known."""
     both = all(isinstance(bound, int | float) for bound in (low, high))
     return max(abs(low), abs(high)) if both else high

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
-from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog, Gradient
+from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide
 from steadygrad.launch.track import HEAD_WIDTH, LEAVES, STEPS, Track, Tracks, body_width
@@ -24,7 +24,7 @@ from steadygrad.policies.stepping import CLIP, NONE, measure
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
-from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
 from steadygrad.tensorflow.shadow import unread
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
-from steadygrad.launch.tensorflow_script.clips import ClipCall, Gradient, Link
+from steadygrad.launch.tensorflow_script.clips import ClipCall, Link
 from steadygrad.launch.track import CALL, MOST_CALLS
 from steadygrad.policies import Policy
 from steadygrad.policies.stepping import compare, step, unit_of
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as xp
-from steadygrad.tensorflow.engine import TensorFlowEngine, merged
+from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
 from steadygrad.tensorflow.norms import leaf_norms
 from steadygrad.tensorflow.rounding import widen
 from steadygrad.tensorflow.shadow import unread

@@ -43,7 +43,7 @@ class Attachments:
         self._context = context
         self.census: Census | None = None
         self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._classes: list[dict[str, Any]] = []
+        self._classes: list[dict[str, object]] = []
         self._names_taken: set[str] = set()
         self.tensor_names: dict[int, str] = {}
         self._number_of: dict[int, int] = {}
@@ -87,7 +87,7 @@ class Attachments:
         handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
         return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
 
-    def will_act_on(self, parameters: Sequence[Any]) -> bool:
+    def will_act_on(self, parameters: Sequence[object]) -> bool:
         """Whether an optimizer that is, or will be, attached to holds any of these."""
         ids = [id(p) for p in parameters]
         if any(each in self._number_of for each in ids):
@@ -120,7 +120,7 @@ class Attachments:
             return False
         return True
 
-    def steady(self, optimizer: torch.optim.Optimizer, clipper: Any) -> Steady:
+    def steady(self, optimizer: torch.optim.Optimizer, clipper: object) -> Steady:
         """The handle of an optimizer; attaches to it at its first step.
 
         Args:

@@ -26,7 +26,7 @@ def place_of(call: ClipCall, of_params: int) -> dict[str, Any]:
     }
 
 
-def event_of(call: ClipCall, step: int, of_params: int, optimizer: int) -> dict[str, Any]:
+def event_of(call: ClipCall, step: int, of_params: int, optimizer: int) -> dict[str, object]:
     """A call as the run file's ``script_clip`` event has it."""
     return {
         "step": step,

@@ -11,7 +11,6 @@ import collections
 import sys
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -193,7 +192,7 @@ class Census:
         return min(known) if known else -1
 
 
-def global_name(thing: Any) -> str | None:
+def global_name(thing: object) -> str | None:
     """The name of a global variable of the script that holds this very object."""
     main = sys.modules.get("__main__")
     scope = vars(main) if main is not None else {}

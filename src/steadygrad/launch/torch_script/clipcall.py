@@ -12,7 +12,7 @@ import torch
 
 from steadygrad.invisible import invisible
 from steadygrad.launch.torch_script.clips import ClipCall
-from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.inlay import Arguments, Visit
 
 FRAMES = 12
 """How far out the function stands that calls another clip function; ours included."""
@@ -32,13 +32,13 @@ class Call:
         note: what was read before it.
     """
 
-    def __init__(self, kind: str, names: Sequence[str], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, kind: str, names: Sequence[str], arguments: Arguments) -> None:
         self.kind, self.arguments = kind, arguments
         self.note: ClipCall | None = None
         self._of = dict(zip(names, arguments, strict=True))
         self.parameters = self._listed(arguments[0])
 
-    def _listed(self, parameters: Any) -> list[Any]:
+    def _listed(self, parameters: object) -> list[Any]:
         if isinstance(parameters, torch.Tensor):
             return [parameters]
         if isinstance(parameters, (list, tuple)):
@@ -78,7 +78,7 @@ class Call:
         """The norm that the script hands to ``clip_grads_with_norm_``."""
         return self._of["total_norm"]
 
-    def norm_before(self) -> Any:
+    def norm_before(self) -> object:
         """What a replaced call returns: the norm before clipping, as torch computes it."""
         if self.kind != "norm":
             return None
@@ -95,11 +95,11 @@ class ClipVisit(Visit):
         over: told of the call and of what the function has returned.
     """
 
-    def __init__(self, call: Call, over: Callable[[Call, Any], None]) -> None:
+    def __init__(self, call: Call, over: Callable[[Call, object], None]) -> None:
         super().__init__(call.arguments)
         self._call, self._over = call, over
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._over(self._call, result)
         return result
 
@@ -114,13 +114,13 @@ class Replacement(Visit):
 
     replaced = True
 
-    def __init__(self, call: Call, result: Any) -> None:
+    def __init__(self, call: Call, result: object) -> None:
         super().__init__(call.arguments)
         self.result = result
 
 
 @invisible
-def _failing(items: list[Any], error: Exception) -> Iterator[Any]:
+def _failing(items: list[object], error: Exception) -> Iterator[object]:
     yield from items
     assert error.__traceback__ is not None
     raise error.with_traceback(error.__traceback__.tb_next)

@@ -94,7 +94,7 @@ class ClipLog:
     """
 
     def __init__(
-        self, backwards: Callable[[], int], scale_of: Callable[[Sequence[torch.Tensor]], Any]
+        self, backwards: Callable[[], int], scale_of: Callable[[Sequence[torch.Tensor]], object]
     ) -> None:
         self._backwards = backwards
         self._scale_of = scale_of
@@ -104,7 +104,7 @@ class ClipLog:
         self.waiting: list[ClipCall] = []
 
     def before(
-        self, parameters: Sequence[Any], max_norm: Any, norm_type: float, kind: str
+        self, parameters: Sequence[object], max_norm: object, norm_type: float, kind: str
     ) -> ClipCall:
         """Read the gradients that a call is about to change.
 
@@ -138,7 +138,7 @@ class ClipLog:
             call.before = [[g.detach().clone() for g in part.grads] for part in call.parts]
         return call
 
-    def after(self, call: ClipCall, total_norm: Any) -> None:
+    def after(self, call: ClipCall, total_norm: object) -> None:
         """Note what a call has done.
 
         Args:
@@ -299,7 +299,7 @@ def _gradients(held: list[torch.Tensor]) -> list[torch.Tensor]:
     return list(map(_GRAD, held))
 
 
-def torch_coefficient(max_norm: Any, total_norm: Any) -> Any:
+def torch_coefficient(max_norm: Any, total_norm: Any) -> object:
     """What torch multiplies gradients by: its 1e-6 included, 0 for an infinite norm.
 
     Example:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 MOST = 32
 
 
-def elements_of(tensor: Any) -> torch.Tensor | None:
+def elements_of(tensor: object) -> torch.Tensor | None:
     """A copy of at most `MOST` evenly spread elements; None of one that cannot be read here.
 
     Args:

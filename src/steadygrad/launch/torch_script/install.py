@@ -27,12 +27,13 @@ from steadygrad.launch.torch_script.clipcall import (
 from steadygrad.launch.undoing import note
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
-from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.internals.sites import Site
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
+    from steadygrad.launch.torch_script.clips import Unscaling
     from steadygrad.launch.torch_script.observer import TorchObserver
 
 
@@ -145,7 +146,7 @@ class Patches:
         if site.exists:
             self.set.add(site.listen(self._clips(site, "agc")))
 
-    def _backward(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _backward(self, arguments: Arguments) -> Visit | None:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
         if sites.inside_backward() or getattr(self._thread, "inside", False):
             return None
@@ -177,7 +178,7 @@ class Patches:
             )
 
     def _clips(self, site: Site, kind: str) -> Any:
-        def begins(arguments: tuple[Any, ...]) -> Visit | None:
+        def begins(arguments: Arguments) -> Visit | None:
             observer = self.observer()
             if observer is None or inside_another(kind):
                 return None
@@ -246,21 +247,21 @@ class Patches:
         visit.arguments = arguments
         return visit
 
-    def _scale(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _scale(self, arguments: Arguments) -> Visit | None:
         observer = self.observer()
         scaler = arguments[0]
         if observer is None or not scaler.is_enabled():
             return None
         return _Scale(arguments, observer)
 
-    def _unscale(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _unscale(self, arguments: Arguments) -> Visit | None:
         observer = self.observer()
         scaler, optimizer = arguments
         if observer is None or not scaler.is_enabled():
             return None
         return _Unscale(arguments, observer, observer.before_unscale(optimizer))
 
-    def _scaler_step(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _scaler_step(self, arguments: Arguments) -> Visit | None:
         # a scaler does not call the step of an optimizer whose gradients overflow
         observer = self.observer()
         if observer is not None and arguments[0].is_enabled():
@@ -273,12 +274,12 @@ class _Backward(Visit):
     """One `backward` of the script."""
 
     def __init__(
-        self, arguments: tuple[Any, ...], observer: TorchObserver, thread: threading.local
+        self, arguments: Arguments, observer: TorchObserver, thread: threading.local
     ) -> None:
         super().__init__(arguments)
         self._observer, self._thread = observer, thread
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._observer.after_backward()
         return result
 
@@ -302,11 +303,11 @@ class _Grad(Visit):
 class _Scale(Visit):
     """One `GradScaler.scale`."""
 
-    def __init__(self, arguments: tuple[Any, ...], observer: TorchObserver) -> None:
+    def __init__(self, arguments: Arguments, observer: TorchObserver) -> None:
         super().__init__(arguments)
         self._observer = observer
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._observer.losses.scaled(result, self.arguments[0]._scale)
         return result
 
@@ -314,11 +315,13 @@ class _Scale(Visit):
 class _Unscale(Visit):
     """One `GradScaler.unscale_`."""
 
-    def __init__(self, arguments: tuple[Any, ...], observer: TorchObserver, divided: Any) -> None:
+    def __init__(
+        self, arguments: Arguments, observer: TorchObserver, divided: Unscaling | None
+    ) -> None:
         super().__init__(arguments)
         self._observer, self._divided = observer, divided
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._observer.after_unscale(self.arguments[1], self._divided)
         return result
 
@@ -326,11 +329,11 @@ class _Unscale(Visit):
 class _ScalerStep(Visit):
     """One `GradScaler.step`."""
 
-    def __init__(self, arguments: tuple[Any, ...], observer: TorchObserver) -> None:
+    def __init__(self, arguments: Arguments, observer: TorchObserver) -> None:
         super().__init__(arguments)
         self._observer = observer
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._observer.after_scaler(self.arguments[1])
         return result
 

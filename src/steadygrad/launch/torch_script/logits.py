@@ -50,7 +50,7 @@ def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
     return None
 
 
-def _values_of(node: Any) -> Any:
+def _values_of(node: Any) -> object:
     """The node that made the values of this one's first input."""
     while True:
         node = node.next_functions[0][0] if node.next_functions else None

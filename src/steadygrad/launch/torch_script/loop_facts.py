@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -101,7 +100,7 @@ class Probe:
         # what is never cleared is summed up all the same: count the passes of this step alone
         self._summed, self._divided, self._passed = 0, False, False
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The counts, for the run file."""
         return {
             "index": self.index,
@@ -157,7 +156,7 @@ class LoopFacts:
         """A backward reaches these, which no optimizer holds."""
         self._ownership.saw_loose(leaves)
 
-    def before_backward(self, roots: Sequence[Any], census: Census | None) -> None:
+    def before_backward(self, roots: Sequence[object], census: Census | None) -> None:
         """The script calls backward on these."""
         tensors = [root for root in roots if isinstance(root, torch.Tensor)]
         if self._graphs < MOST_GRAPHS:
@@ -199,7 +198,7 @@ class LoopFacts:
         named = [sorted(names) for names in named if names]
         return named if len(named) > 1 else []
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """All of it, for the run file."""
         self.changed = False
         return {
@@ -210,7 +209,7 @@ class LoopFacts:
         }
 
 
-def _holds(grad: Any, sample: torch.Tensor) -> bool:
+def _holds(grad: object, sample: torch.Tensor) -> bool:
     now = elements_of(grad)
     return now is not None and now.shape == sample.shape and torch.equal(now, sample)
 

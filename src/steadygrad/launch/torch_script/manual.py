@@ -91,7 +91,7 @@ class ManualLoop:
             self._pending = None
         self._known = {id(leaf): weakref.ref(leaf) for leaf in leaves}
 
-    def after_backward(self, loss: Any) -> None:
+    def after_backward(self, loss: object) -> None:
         """That backward is done: read what it left."""
         leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
         held = [leaf for leaf in leaves if leaf.grad is not None]
@@ -203,7 +203,7 @@ class ManualLoop:
         self.taken_from_calls += pending.returned
         self._record(outcome, leaves, pending.loss)
 
-    def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: Any) -> None:
+    def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: object) -> None:
         self._open = self._open or self._recorder()
         self._stepped(self.steps, leaves)
         if self._open is not None:

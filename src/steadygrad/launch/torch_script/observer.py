@@ -200,7 +200,7 @@ class TorchObserver:
 
     # -- optimizers ----------------------------------------------------------------------------
 
-    def before_scaler(self, optimizer: Any) -> None:
+    def before_scaler(self, optimizer: object) -> None:
         """A GradScaler is about to step this."""
         inner = scaler.unwrap(optimizer)
         if self._attachments.leaves_alone(inner):
@@ -214,7 +214,7 @@ class TorchObserver:
             self._note_loop(inner)
             self._tell_loss(steady)
 
-    def after_scaler(self, optimizer: Any) -> None:
+    def after_scaler(self, optimizer: object) -> None:
         """It has stepped it, or dropped the step: then its clip calls are over, too."""
         inner = scaler.unwrap(optimizer)
         with self._timed:
@@ -226,7 +226,7 @@ class TorchObserver:
                     with_grad = sum(p.grad is not None for p in parameters)
                     self._note_calls(max(steps - 1, 0), parameters, with_grad, number)
 
-    def before_step(self, optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, closure: object = None) -> None:
         """An optimizer is about to step."""
         if self._attachments.leaves_alone(optimizer):
             return
@@ -263,7 +263,7 @@ class TorchObserver:
         if loss is not None:
             steady.observe_loss(loss)
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, *_: object) -> None:
         """A step is over: what its closure was worth is not the next step's loss."""
         self.losses.of_step()
 
@@ -338,7 +338,7 @@ class TorchObserver:
             return self.log.before(call.parameters, call.limit, call.norm_type, call.kind)
         return None
 
-    def after_clip(self, call: Call, result: Any) -> None:
+    def after_clip(self, call: Call, result: object) -> None:
         """A clip call is over; ``result`` is what it returned."""
         with self._timed:
             if call.note is not None:
@@ -353,20 +353,20 @@ class TorchObserver:
 
     # -- mixed precision -----------------------------------------------------------------------
 
-    def before_unscale(self, optimizer: Any) -> Unscaling | None:
+    def before_unscale(self, optimizer: object) -> Unscaling | None:
         """A GradScaler is about to divide an optimizer's gradients by its scale."""
         with self._timed:
             return self.log.before_unscale(parameters_of(scaler.unwrap(optimizer)))
         return None
 
-    def after_unscale(self, optimizer: Any, unscaling: Unscaling | None) -> None:
+    def after_unscale(self, optimizer: object, unscaling: Unscaling | None) -> None:
         """It has divided them."""
         with self._timed:
             if unscaling is not None:
                 self.log.after_unscale(unscaling)
             self._unscaled.update(map(id, parameters_of(scaler.unwrap(optimizer))))
 
-    def _scale_of(self, parameters: Sequence[torch.Tensor]) -> Any:
+    def _scale_of(self, parameters: Sequence[torch.Tensor]) -> object:
         scale = self.losses.scale
         if scale is None or not parameters or id(parameters[0]) in self._unscaled:
             return None

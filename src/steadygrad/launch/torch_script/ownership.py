@@ -23,8 +23,8 @@ class Ownership:
         self._loose: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._firsts: dict[int, torch.Tensor | None] = {}
         self._graded: dict[int, set[int]] = {}
-        self._orphans: list[dict[str, Any]] = []
-        self._stale: list[dict[str, Any]] = []
+        self._orphans: list[dict[str, object]] = []
+        self._stale: list[dict[str, object]] = []
 
     def saw_loose(self, leaves: Iterable[torch.Tensor]) -> None:
         """A backward reaches these leaves, which no optimizer holds."""
@@ -59,7 +59,7 @@ class Ownership:
             self._stale.append({"index": index, **_told(stale, census)})
         self._orphans = _orphans(loose, parameters, census)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """All of it, for the run file."""
         return {"loose": self._orphans, "stale": self._stale}
 
@@ -124,7 +124,7 @@ def _told(parameters: list[torch.Tensor], census: Census) -> dict[str, Any]:
 
 def _orphans(
     loose: list[torch.Tensor], parameters: list[torch.Tensor], census: Census
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The loose parameters, by where they are held."""
     if not loose:
         return []
@@ -163,7 +163,7 @@ def _containers(parameters: list[torch.Tensor], census: Census) -> dict[int, str
     return found
 
 
-def _flat(value: Any, depth: int = 2) -> Iterable[Any]:
+def _flat(value: Any, depth: int = 2) -> Iterable[object]:
     """What plain containers hold, without looking into anything else."""
     if type(value) in (list, tuple, set):
         items: Iterable[Any] = list(value)

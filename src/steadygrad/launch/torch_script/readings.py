@@ -86,7 +86,7 @@ class Reading:
             self._dots = self.norms * (self.norms if self.norm_type == 2.0 else math.nan)
         return self._dots * self.factor
 
-    def _set(self, where: Places, left: Any, dots: Any) -> None:
+    def _set(self, where: Places, left: object, dots: object) -> None:
         """What is left of some of them, unlike the others."""
         every_left, every_dots = self.left, self.dots  # new arrays
         every_left[where], every_dots[where] = left, dots
@@ -118,7 +118,7 @@ class Reading:
             if each in ids:
                 self._versions[place] = _TOUCHED
 
-    def scale(self, coef: Any, where: Places) -> None:
+    def scale(self, coef: object, where: Places) -> None:
         """Gradients were multiplied by a coefficient."""
         if where is EVERY:
             self.factor = self.factor * coef
@@ -209,7 +209,7 @@ def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
     return whole
 
 
-def _column(rows: Sequence[tuple[Reading, int]], name: str) -> Any:
+def _column(rows: Sequence[tuple[Reading, int]], name: str) -> object:
     values = [getattr(reading, name)[place] for reading, place in rows]
     if any(isinstance(value, torch.Tensor) for value in values):
         device = next(value.device for value in values if isinstance(value, torch.Tensor))
@@ -217,5 +217,5 @@ def _column(rows: Sequence[tuple[Reading, int]], name: str) -> Any:
     return np.array(values)
 
 
-def _is_set(threshold: Any) -> bool:
+def _is_set(threshold: object) -> bool:
     return isinstance(threshold, torch.Tensor) or threshold != math.inf

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from steadygrad.rules.evidence.view import View
+from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts
 
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
@@ -60,8 +59,13 @@ def loop_of(view: View) -> Loop:
     """The facts of this optimizer; all zero where nobody looked."""
     for entry in _facts(view).get("optimizers") or ():
         if entry.get("index") == view.optimizer:
-            fields = {k: int(v) for k, v in entry.items() if k in Loop.__dataclass_fields__}
-            return Loop(**fields)
+            return Loop(
+                entry.get("judged", 0),
+                entry.get("held", 0),
+                entry.get("emptied", 0),
+                entry.get("passes", 0),
+                entry.get("undivided", 0),
+            )
     return Loop()
 
 
@@ -82,13 +86,9 @@ def stale_of(view: View) -> Group | None:
 def logits_of(view: View) -> tuple[str, str] | None:
     """The loss, and what stands before it and should not; None where nothing does."""
     found = _facts(view).get("logits")
-    if (
-        not found
-        or not {"loss", "before"} <= found.keys()
-        or view.optimizer != view.first_optimizer
-    ):
+    if not found or view.optimizer != view.first_optimizer:
         return None
-    return str(found["loss"]), str(found["before"])
+    return found["loss"], found["before"]
 
 
 def optimizer_class(view: View) -> str:
@@ -96,18 +96,19 @@ def optimizer_class(view: View) -> str:
     return str(optimizer_facts(view).get("class", "")).lower()
 
 
-def optimizer_facts(view: View) -> Mapping[str, Any]:
+def optimizer_facts(view: View) -> OptimizerFacts:
     """What the run file says of this optimizer."""
-    listed = [o for o in view.info.get("optimizers") or () if isinstance(o, Mapping)]
-    return next((o for o in listed if o.get("index") == view.optimizer), {})
+    listed = view.info.get("optimizers") or ()
+    nothing: OptimizerFacts = {}
+    return next((o for o in listed if o.get("index") == view.optimizer), nothing)
 
 
-def _facts(view: View) -> Mapping[str, Any]:
-    facts = view.info.get("loop")
-    return facts if isinstance(facts, Mapping) else {}
+def _facts(view: View) -> LoopFacts:
+    facts: LoopFacts = view.info.get("loop") or {}
+    return facts
 
 
-def _group(entry: Mapping[str, Any]) -> Group:
+def _group(entry: GroupFacts) -> Group:
     return Group(
         tuple(map(str, entry.get("names") or ())),
         int(entry.get("count", 0)),

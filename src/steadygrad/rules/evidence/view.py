@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from steadygrad.robust import median as median
 from steadygrad.robust import running_median as running_median
 from steadygrad.robust import spikes as spikes
 from steadygrad.robust import spread as spread
+from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import NAN_LOSS
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class View:
         return undone(np.asarray(steps, dtype=np.int64), self.acts)
 
     @property
-    def info(self) -> Mapping[str, Any]:
+    def info(self) -> RunInfo:
         """What the run file says of the run as a whole."""
         return self.run.info
 

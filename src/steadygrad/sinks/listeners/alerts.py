@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -26,6 +26,11 @@ from steadygrad.runlog.notice import warn
 from steadygrad.sinks.addresses import check_address
 from steadygrad.sinks.base import Batch, Sink
 from steadygrad.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from http.client import HTTPMessage
+    from typing import IO
 
 EVERY_SECONDS = 5.0
 BROKEN_SECONDS = 0.5
@@ -87,7 +92,7 @@ class Alerts(Sink):
             self._broken = True
             self._next_look = min(self._next_look, time.monotonic() + BROKEN_SECONDS)
 
-    def take(self, items: list[Any]) -> None:
+    def take(self, items: Sequence[object]) -> None:
         """Handle a batch, which may be empty, then look at the run where it is time."""
         super().take(items)
         if self._steps_since and time.monotonic() >= self._next_look:
@@ -181,7 +186,7 @@ def in_words(finding: Finding) -> str:
     return str(printable("\n".join([*lines, f"  more: {finding.explain}"])))
 
 
-def post(address: str, data: dict[str, Any]) -> None:
+def post(address: str, data: Mapping[str, object]) -> None:
     """Post JSON to a webhook; the answer's body is not read.
 
     Raises:
@@ -203,7 +208,13 @@ class _SamePlace(urllib.request.HTTPRedirectHandler):
     max_redirections = 3
 
     def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         """The request to send next, or None: the redirect is then an error."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steadygrad.sinks.files import TableSink, create
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Csv(TableSink):
@@ -21,7 +25,7 @@ class Csv(TableSink):
         self._rows = csv.writer(self._file)
         self._rows.writerow(names)
 
-    def rows(self, columns: list[Any]) -> None:
+    def rows(self, columns: list[NDArray[np.generic]]) -> None:
         """Append rows; floats in the shortest form that reads back to the same number."""
         self._rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
         self._file.flush()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from steadygrad.runlog import STEP_DTYPE
 from steadygrad.runlog.items import Head
@@ -45,7 +44,7 @@ class JsonLines(Sink):
         self._file.close()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     plain = value.item() if hasattr(value, "item") else value
     return strict(plain) if isinstance(plain, float) else plain
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import re
 import time as clock
-from typing import Any
+from typing import TYPE_CHECKING
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import ScalarSink
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
 MOST_METRICS = 1000  # in one call of the tracking server
 EXPERIMENT = "steadygrad"
+
+FACTS = ("policy", "framework", "steadygrad", "seed", "device")
+"""Facts that become the run's parameters."""
 
 
 class MlFlow(ScalarSink):
@@ -27,15 +37,18 @@ class MlFlow(ScalarSink):
         """Create the run."""
         entities, client = _mlflow()
         self._metric = entities.Metric
-        self._client: Any = client(tracking_uri=self.target or None)
+        self._client: MlflowClient = client(tracking_uri=self.target or None)
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         number = (
             experiment.experiment_id if experiment else self._client.create_experiment(EXPERIMENT)
         )
         self._run = self._client.create_run(number).info.run_id
-        parameters = [entities.Param(key, str(head.info[key])[:500]) for key in _facts(head.info)]
+        facts = [(key, head.info.get(key)) for key in FACTS]
+        parameters = [
+            entities.Param(key, str(fact)[:500]) for key, fact in facts if fact is not None
+        ]
         self._client.log_batch(self._run, params=parameters)
-        self._waiting: list[Any] = []
+        self._waiting: list[Metric] = []
 
     def scalars(self, values: dict[str, float], step: int, time: float) -> None:
         """Collect metrics: one call a batch, since each is a transaction."""
@@ -44,7 +57,7 @@ class MlFlow(ScalarSink):
             self._metric(metric_key(name), value, stamp, step) for name, value in values.items()
         ]
 
-    def take(self, items: list[Any]) -> None:
+    def take(self, items: Sequence[object]) -> None:
         """Handle a batch, then send all its metrics."""
         super().take(items)
         while items and self._waiting:
@@ -54,10 +67,6 @@ class MlFlow(ScalarSink):
     def close(self) -> None:
         """Mark the run as finished."""
         self._client.set_terminated(self._run)
-
-
-def _facts(info: dict[str, Any]) -> list[str]:
-    return [key for key in ("policy", "framework", "steadygrad", "seed", "device") if key in info]
 
 
 def metric_key(name: str) -> str:
@@ -70,12 +79,10 @@ def metric_key(name: str) -> str:
     return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)[:250]
 
 
-def _mlflow() -> tuple[Any, Any]:
-    try:
+def _mlflow() -> tuple[ModuleType, type[MlflowClient]]:
+    with needed_for("the MLflow sink", "mlflow", "mlflow"):
         from mlflow import entities
         from mlflow.tracking import MlflowClient
-    except ImportError as error:
-        raise MissingExtraError("mlflow", "mlflow", "the MLflow sink") from error
     return entities, MlflowClient
 
 

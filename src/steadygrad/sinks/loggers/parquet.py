@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.sinks.files import TableSink, create
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import pyarrow
+    from numpy.typing import NDArray
+    from pyarrow.parquet import ParquetWriter
 
 GROUP_ROWS = 4096
 """Rows in a row group: a few rows each would make a file of headers."""
@@ -25,10 +32,10 @@ class Parquet(TableSink):
         self._arrow = _pyarrow()
         self._names = names
         self._file = create(path, text=False)
-        self._waiting: list[list[Any]] = []
-        self._writer: Any = None
+        self._waiting: list[list[NDArray[np.generic]]] = []
+        self._writer: ParquetWriter | None = None
 
-    def rows(self, columns: list[Any]) -> None:
+    def rows(self, columns: list[NDArray[np.generic]]) -> None:
         """Collect rows into groups."""
         self._waiting.append(columns)
         if sum(len(part[0]) for part in self._waiting) >= GROUP_ROWS:
@@ -39,7 +46,7 @@ class Parquet(TableSink):
         arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
         self._write(self._arrow.table(arrays, names=self._names))
 
-    def _write(self, table: Any) -> None:
+    def _write(self, table: pyarrow.Table) -> None:
         if self._writer is None:
             from pyarrow.parquet import ParquetWriter
 
@@ -53,17 +60,17 @@ class Parquet(TableSink):
         if self._writer is None:
             empty = [np.zeros(0)] * len(self._names)
             self._write(self._arrow.table(empty, names=self._names))
+        assert self._writer is not None
         self._writer.close()
         self._file.close()
 
 
-def _pyarrow() -> Any:
-    try:
+def _pyarrow() -> ModuleType:
+    with needed_for("writing Parquet", "parquet", "pyarrow"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet", "writing Parquet") from error
-    return pyarrow
+    found: ModuleType = pyarrow
+    return found
 
 
 SINK = Parquet

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import TENSOR_NAMES, ScalarSink
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Prometheus(ScalarSink):
@@ -30,7 +34,7 @@ class Prometheus(ScalarSink):
         """Keep the latest value of every name."""
         self._latest |= values | {"step": float(step)}
 
-    def take(self, items: list[object]) -> None:
+    def take(self, items: Sequence[object]) -> None:
         """Handle a batch, then write the file once for all of it."""
         super().take(items)
         if items:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.base import Batch
 from steadygrad.sinks.scalars import ScalarSink
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tensorboard.compat.proto.event_pb2 import Event as EventProto
+    from tensorboard.compat.proto.histogram_pb2 import HistogramProto
 
 HISTOGRAM_EVERY = 100
 """Steps between two histograms, one value a tensor: log10 of its gradient's norm."""
@@ -72,12 +77,12 @@ class TensorBoard(ScalarSink):
         step = batch.steps[row]
         self._event([self._protos.Summary.Value(tag=tag, histo=proto)], step["step"], step["time"])
 
-    def _event(self, values: list[Any], step: int, when: float) -> None:
+    def _event(self, values: list[object], step: int, when: float) -> None:
         summary = self._protos.Summary(value=values)
         known = time.time() if np.isnan(when) else float(when)
         self._put(self._protos.Event(wall_time=known, step=int(step), summary=summary))
 
-    def _put(self, event: Any) -> None:
+    def _put(self, event: EventProto) -> None:
         self._records.write(event.SerializeToString())
 
 
@@ -94,14 +99,12 @@ class _Protos:
         self.RecordWriter = RecordWriter
 
 
-def _protos() -> Any:
-    try:
+def _protos() -> _Protos:
+    with needed_for("the TensorBoard sink", "tensorboard", "tensorboard"):
         return _Protos()
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "tensorboard", "the TensorBoard sink") from error
 
 
-def _histogram_proto(protos: Any, values: Any) -> Any:
+def _histogram_proto(protos: _Protos, values: NDArray[np.float64]) -> HistogramProto:
     counts, edges = np.histogram(values, bins=30)
     return protos.HistogramProto(
         min=values.min(),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import ScalarSink
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from trackio import Run
 
 
 class Trackio(ScalarSink):
@@ -17,7 +22,7 @@ class Trackio(ScalarSink):
     def open(self, head: Head) -> None:
         """Start the run."""
         trackio = _trackio()
-        self._run: Any = trackio.init(
+        self._run: Run = trackio.init(
             project=self.target or "steadygrad",
             embed=False,
             auto_log_cpu=False,  # the machine is not what is measured here
@@ -33,12 +38,11 @@ class Trackio(ScalarSink):
         self._run.finish()
 
 
-def _trackio() -> Any:
-    try:
+def _trackio() -> ModuleType:
+    with needed_for("the Trackio sink", "trackio", "trackio"):
         import trackio
-    except ImportError as error:
-        raise MissingExtraError("trackio", "trackio", "the Trackio sink") from error
-    return trackio
+    found: ModuleType = trackio
+    return found
 
 
 SINK = Trackio

@@ -6,11 +6,16 @@ into the script's run from another thread would lose the script's figures.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from steadygrad.errors import MissingExtraError
+from steadygrad.errors import needed_for
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import ScalarSink
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from wandb import Run
 
 STEP = "optimizer_step"
 
@@ -24,7 +29,7 @@ class WeightsAndBiases(ScalarSink):
         """Start the run."""
         wandb = _wandb()
         own = wandb.run
-        self._run: Any = wandb.init(
+        self._run: Run = wandb.init(
             project=self.target or (own.project if own else "steadygrad"),
             group=(own.group or own.name or own.id) if own else None,
             job_type="steadygrad",
@@ -45,11 +50,9 @@ class WeightsAndBiases(ScalarSink):
         self._run.finish()
 
 
-def _wandb() -> Any:
-    try:
+def _wandb() -> ModuleType:
+    with needed_for("the Weights & Biases sink", "wandb", "wandb"):
         import wandb
-    except ImportError as error:
-        raise MissingExtraError("wandb", "wandb", "the Weights & Biases sink") from error
     return wandb
 
 

@@ -201,7 +201,7 @@ def board_of(name: str) -> Board | None:
     if not is_job():
         return None
     _trainings[name] += 1
-    get_store: Callable[[], Any] = torch.distributed.distributed_c10d._get_default_store
+    get_store: Callable[[], object] = torch.distributed.distributed_c10d._get_default_store
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return Board(get_store(), rank, ranks, f"{name}.{_trainings[name]}")
 

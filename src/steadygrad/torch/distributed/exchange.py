@@ -93,7 +93,7 @@ def summed_over_pieces(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     return values
 
 
-def _stacked(xp: Any, figures: Read) -> Any:
+def _stacked(xp: object, figures: Read) -> Any:
     if xp is np:
         return np.array(figures[:4], np.float64)
     return torch.stack([column.to(torch.float64) for column in figures[:4]])

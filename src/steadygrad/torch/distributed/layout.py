@@ -90,7 +90,7 @@ class Index:
     def __len__(self) -> int:
         return len(self._host)
 
-    def of(self, like: Any) -> Any:
+    def of(self, like: object) -> Any:
         """What to index an array with that lives where this one does."""
         if self._all:
             return slice(None)
@@ -209,7 +209,7 @@ def is_sharded(tensor: object) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
-def _specs(tensors: Sequence[Any]) -> list[Any]:
+def _specs(tensors: Sequence[object]) -> list[Any]:
     kind = dtensor_class()
     kinds = set(map(type, tensors))
     if kind is not None and all(issubclass(each, kind) for each in kinds):
@@ -247,7 +247,7 @@ def _lay_out(specs: list[Any], spread: Spread) -> Layout:
     return Layout(exchanges, tuple(partial), Index(shared, len(specs)))
 
 
-def _split_dimensions(placements: Sequence[Any]) -> tuple[int, ...]:
+def _split_dimensions(placements: Sequence[object]) -> tuple[int, ...]:
     """The mesh dimensions over which a tensor is in pieces.
 
     Raises:
@@ -373,7 +373,7 @@ def _around(meshes: list[Any]) -> Grid | None:
     return Grid(root.mesh.numpy().astype(np.int64)[index], names)
 
 
-def _root_of(mesh: Any) -> Any:
+def _root_of(mesh: object) -> Any:
     root = getattr(mesh, "_get_root_mesh", None)
     return root() if root is not None else None
 

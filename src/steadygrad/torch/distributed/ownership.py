@@ -178,7 +178,7 @@ def _flat_pieces(params: Sequence[torch.Tensor]) -> Iterator[tuple[int, ProcessG
             yield place, _groups[parameter]
 
 
-def is_flat(parameter: Any) -> bool:
+def is_flat(parameter: object) -> bool:
     """Whether FSDP1 has made it, or made it a view of a flat parameter."""
     return bool(
         getattr(parameter, "_fsdp_flattened", False) or getattr(parameter, "_is_flat_param", False)

@@ -99,7 +99,7 @@ def _chosen(figures: Read, present: list[int]) -> Read:
     return figures._replace(norms=norms, max_abs=max_abs, nonfinite=nonfinite, zeros=zeros)
 
 
-def inner_products(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> Any:
+def inner_products(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> object:
     """Inner products of pairs of tensors, whole where ranks hold pieces of them.
 
     Args:
@@ -130,7 +130,7 @@ def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
     return [_arrived(piece) for piece in pieces]
 
 
-def _arrived(piece: Any) -> torch.Tensor:
+def _arrived(piece: object) -> torch.Tensor:
     """A piece whose collective may still be under way, waited for."""
     wait = getattr(piece, "wait", None)
     if type(piece) not in _PLAIN and callable(wait):

@@ -18,7 +18,7 @@ Tensors = torch.Tensor | Iterable[torch.Tensor]
 """A tensor, or any iterable of tensors, a generator included."""
 
 
-def parameters_of(parameters: Any, caller: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def parameters_of(parameters: object, caller: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The parameters that have a gradient, and their gradients.
 
     Args:
@@ -46,7 +46,7 @@ def parameters_of(parameters: Any, caller: str) -> tuple[list[torch.Tensor], lis
     return [p for p, _ in pairs], [g for _, g in pairs]
 
 
-def tensors_of(tensors: Any, caller: str) -> list[torch.Tensor]:
+def tensors_of(tensors: object, caller: str) -> list[torch.Tensor]:
     """A list of the tensors given, each once; empty after a warning.
 
     Raises:
@@ -94,7 +94,7 @@ def require_norm_type(norm_type: float, caller: str) -> float:
     return p
 
 
-def require_threshold(value: Any, name: str, caller: str) -> float:
+def require_threshold(value: object, name: str, caller: str) -> float:
     """A threshold as a float.
 
     Raises:
@@ -118,7 +118,7 @@ def _number(value: Any, name: str, caller: str, example: float) -> float:
         ) from None
 
 
-def _require_tensors(given: list[Any], caller: str) -> None:
+def _require_tensors(given: list[object], caller: str) -> None:
     if all(issubclass(kind, torch.Tensor) for kind in set(map(type, given))):
         return
     odd = next(item for item in given if not isinstance(item, torch.Tensor))

@@ -18,7 +18,7 @@ FIGURES = ("norms", "max_abs", "nonfinite", "zeros", "total_norm")
 
 
 def measure(
-    tensors: torch.Tensor | Iterable[Any] | Mapping[str, torch.Tensor], norm_type: float = 2.0
+    tensors: torch.Tensor | Iterable[object] | Mapping[str, torch.Tensor], norm_type: float = 2.0
 ) -> GradientStats:
     """Measure gradients in one read; nothing is changed.
 
@@ -43,7 +43,7 @@ def measure(
 
 
 @eager
-def _measured(tensors: Any, norm_type: float) -> GradientStats:
+def _measured(tensors: object, norm_type: float) -> GradientStats:
     p = require_norm_type(norm_type, "measure")
     pairs = [(name, _gradient(tensor)) for name, tensor in _named(tensors)]
     there = [(name, grad) for name, grad in pairs if grad is not None]

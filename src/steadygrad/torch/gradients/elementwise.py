@@ -67,7 +67,7 @@ def touched_places(policy: Policy, stats: GradientStats) -> list[int]:
     return [index for index, hit in enumerate(np.asarray(flags)) if hit]
 
 
-def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[Any, Any]:
+def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[object, object]:
     """Rewrite one gradient; the inner product of before and after, and whether they differ."""
     stored = summed_values(batch.params[place])
     grad = batch.params[place].grad  # summing replaces a sparse one
@@ -123,7 +123,7 @@ def _as_real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _steps_seen(state: Any, parameter: torch.Tensor) -> Any:
+def _steps_seen(state: object, parameter: torch.Tensor) -> object:
     """How many gradients the second moment has seen; None where the optimizer keeps no count."""
     return _own_state(state, parameter).get("step")
 
@@ -132,7 +132,7 @@ def _own_state(state: Any, parameter: torch.Tensor) -> Any:
     return state.get(parameter, {}) if state is not None else {}
 
 
-def _second_moment(state: Any, parameter: torch.Tensor) -> torch.Tensor | None:
+def _second_moment(state: object, parameter: torch.Tensor) -> torch.Tensor | None:
     own = _own_state(state, parameter)
     found = next((own[key] for key in SECOND_MOMENTS if key in own), None)
     return None if found is None else whole(found).to(torch.float64)

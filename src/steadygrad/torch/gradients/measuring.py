@@ -18,7 +18,7 @@ from steadygrad.torch.distributed.layout import NOWHERE, Spread
 from steadygrad.torch.distributed.sharded import read_whole
 
 
-def namespace(array: Any) -> Any:
+def namespace(array: object) -> Any:
     """The array namespace in which figures are computed with: NumPy's or torch's."""
     return torch_namespace if isinstance(array, torch.Tensor) else np
 

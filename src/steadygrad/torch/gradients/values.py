@@ -31,7 +31,7 @@ def summed_values(parameter: torch.Tensor) -> torch.Tensor:
     return values._values() if values.layout is torch.sparse_coo else values.values()
 
 
-def scale_each_once(grads: Sequence[torch.Tensor], coefs: Any) -> None:
+def scale_each_once(grads: Sequence[torch.Tensor], coefs: object) -> None:
     """Multiply gradients in place, a tensor that is the gradient of two parameters once.
 
     Args:
@@ -63,7 +63,7 @@ def share_memory(grads: Sequence[torch.Tensor]) -> bool:
     return len(set(map(_memory_of, grads))) < len(grads)
 
 
-def _memory_of(grad: torch.Tensor) -> Any:
+def _memory_of(grad: torch.Tensor) -> object:
     plain = type(grad) is torch.Tensor and grad.layout is torch.strided and grad.numel() > 0
     return (grad.data_ptr(), grad.numel()) if plain else id(grad)
 

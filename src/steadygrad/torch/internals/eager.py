@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_TRACER = object()
 # what torch asks before it runs a frame; None where nothing is compiled. torch 2.4 lacks it
-_tracer: Callable[[], Any] = getattr(
+_tracer: Callable[[], object] = getattr(
     getattr(torch._C._dynamo, "eval_frame", None),
     "get_eval_frame_callback",
     lambda: _NO_TRACER if "torch._dynamo" in sys.modules else None,
@@ -38,11 +38,11 @@ def eager(function: Function) -> Function:
         >>> eager(abs)(-2)
         2
     """
-    disabled: list[Callable[..., Any]] = []
+    disabled: list[Callable[..., object]] = []
 
     @functools.wraps(function)
     @invisible  # else the tracer would look into this one
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
             return function(*args, **kwargs)
         if not disabled:

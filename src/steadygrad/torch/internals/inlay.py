@@ -19,7 +19,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-Begin: TypeAlias = "Callable[[tuple[Any, ...]], Visit | None]"
+Arguments: TypeAlias = tuple[Any, ...]
+"""What a function of torch is called with, in the order of its signature, whose types they have."""
+
+Begin: TypeAlias = "Callable[[Arguments], Visit | None]"
 """Told of a call by its arguments, in the order of the signature; None takes no part in it."""
 
 
@@ -35,12 +38,12 @@ class Visit:
     """
 
     replaced = False
-    result: Any = None
+    result: object = None
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
+    def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         """The function is about to return this; gives what it returns."""
         return result
 

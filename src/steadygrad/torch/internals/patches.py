@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 
 class PatchSet:
@@ -35,10 +34,10 @@ class PatchSet:
     ) -> None:
         self._make, self._undone = make, undone
         self._undo: list[Callable[[], bool]] = []
-        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._holders: weakref.WeakSet[object] = weakref.WeakSet()
 
     @property
-    def holders(self) -> list[Any]:
+    def holders(self) -> list[object]:
         """Who holds the changes, those that are alive."""
         return list(self._holders)
 
@@ -64,7 +63,7 @@ class PatchSet:
         """
         self._undo.append(undo)
 
-    def replace(self, owner: Any, name: str, value: Any) -> None:
+    def replace(self, owner: object, name: str, value: object) -> None:
         """Set an attribute of an object, class or module.
 
         Where somebody has replaced ours since, it is left: taking it out would take theirs out.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from steadygrad.torch.internals import sites
-from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
 
 HANDLE = "_steadygrad"
@@ -34,7 +34,7 @@ def unwatch(optimizer: torch.optim.Optimizer) -> None:
     _watching.release(optimizer)
 
 
-def unwrap(optimizer: Any) -> Any:
+def unwrap(optimizer: object) -> Any:
     """The optimizer whose `step` does the work, inside wrappers such as Accelerate's."""
     while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
@@ -44,16 +44,16 @@ def unwrap(optimizer: Any) -> Any:
 class _Step(Visit):
     """One `GradScaler.step` on an attached optimizer."""
 
-    def __init__(self, arguments: tuple[Any, ...], handle: Any) -> None:
+    def __init__(self, arguments: Arguments, handle: Any) -> None:
         super().__init__(arguments)
         self._handle = handle
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         self._handle.scaler_leaves()
         return result
 
 
-def _begins(arguments: tuple[Any, ...]) -> Visit | None:
+def _begins(arguments: Arguments) -> Visit | None:
     scaler, optimizer = arguments[0], arguments[1]
     handle = getattr(unwrap(optimizer), HANDLE, None)
     scale = scaler._scale if scaler.is_enabled() else None

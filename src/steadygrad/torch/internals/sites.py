@@ -19,7 +19,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
 from steadygrad.torch.internals.eager import eager
-from steadygrad.torch.internals.inlay import Begin, Visit, inlay
+from steadygrad.torch.internals.inlay import Arguments, Begin, Visit, inlay
 
 Undo = Callable[[], bool]
 
@@ -36,7 +36,7 @@ class Site:
         parameters: names of its parameters, in order.
     """
 
-    def __init__(self, name: str, places: Sequence[Any], guarded: bool = True) -> None:
+    def __init__(self, name: str, places: Sequence[object], guarded: bool = True) -> None:
         self._name, self._guarded = name, guarded
         self._places = [place for place in places if hasattr(place, name)]
         self._listeners: list[Begin] = []
@@ -73,7 +73,7 @@ class Site:
 
         return undo
 
-    def _begin(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _begin(self, arguments: Arguments) -> Visit | None:
         visits: list[Visit] = []
         place = 0
         while place < len(self._listeners):  # the first may bring in a second
@@ -117,14 +117,14 @@ class Site:
 class _Visits(Visit):
     """Several visits of one call: what the first began ends last."""
 
-    def __init__(self, visits: list[Visit], arguments: tuple[Any, ...]) -> None:
+    def __init__(self, visits: list[Visit], arguments: Arguments) -> None:
         super().__init__(arguments)
         self._visits = visits
         instead = next((visit for visit in visits if visit.replaced), None)
         if instead is not None:
             self.replaced, self.result = True, instead.result
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         for visit in reversed(self._visits):
             result = visit.returns(result)
         return result
@@ -134,13 +134,13 @@ class _Visits(Visit):
             visit.ends()
 
 
-def wrapped(original: Callable[..., Any], begin: Begin, guarded: bool) -> Callable[..., Any]:
+def wrapped(original: Callable[..., object], begin: Begin, guarded: bool) -> Callable[..., object]:
     """A function that does what `inlay` would have the original do."""
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     @invisible
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:  # which the original says better
@@ -161,7 +161,7 @@ def wrapped(original: Callable[..., Any], begin: Begin, guarded: bool) -> Callab
     return call
 
 
-def _put_back(place: Any, name: str, wrapper: Any) -> bool:
+def _put_back(place: object, name: str, wrapper: object) -> bool:
     if vars(place)[name] is not wrapper:
         return False
     setattr(place, name, wrapper.__wrapped__)

@@ -168,12 +168,12 @@ def chain_of(root: torch.Tensor, most: int = 8) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parts_of(entry: Entry) -> Iterator[Any]:
+def parts_of(entry: Entry) -> Iterator[object]:
     """Everything in an entry's arguments that is no container."""
     yield from _flat((entry.args, entry.kwargs))
 
 
-def _flat(packed: Any) -> Iterator[Any]:
+def _flat(packed: object) -> Iterator[object]:
     if isinstance(packed, Rebuilt):
         packed = packed.items
     if isinstance(packed, dict):

@@ -34,7 +34,7 @@ class Finder:
         optimizer: whose steps; held weakly.
     """
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: object) -> None:
         self.tape = patches.listen(self)
         self._optimizer = weakref.ref(optimizer)
         self._answers = 0

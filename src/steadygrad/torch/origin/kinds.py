@@ -25,7 +25,7 @@ known: dict[Any, int] = {}
 """Function to kind; a function that was seen to return no tensor is plain from then on."""
 
 
-def kind_of(func: Any) -> int:
+def kind_of(func: object) -> int:
     """The kind of a function, by its name.
 
     Example:

@@ -20,7 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
 from steadygrad.torch.internals import sites
-from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.origin.tape import Tape
 
@@ -83,12 +83,12 @@ def _patch(tape: Tape, patches: PatchSet) -> None:
             replace(owner, name, _transform(vars(owner)[name], tape))
 
 
-def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., object]:
     # neither is invisible: torch.compile must be able to look through it
     if original is torch.nn.Module._wrapped_call_impl:
 
         @functools.wraps(original)
-        def instead(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def instead(self: Any, *args: Any, **kwargs: Any) -> object:
             if tape.armed and not torch.compiler.is_dynamo_compiling():
                 return tape.module(original, self, args, kwargs)
             if self._compiled_call_impl is not None:
@@ -98,7 +98,7 @@ def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]
         return instead
 
     @functools.wraps(original)
-    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(self: torch.nn.Module, *args: object, **kwargs: object) -> Any:
         if not tape.armed or torch.compiler.is_dynamo_compiling():
             return original(self, *args, **kwargs)
         return tape.module(original, self, args, kwargs)
@@ -106,9 +106,9 @@ def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]
     return call
 
 
-def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., object]:
     @functools.wraps(original)
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> object:
         if torch.compiler.is_dynamo_compiling():
             return original(cls, *args, **kwargs)
         watch = watching[0]
@@ -121,12 +121,12 @@ def _function_apply(original: Callable[..., Any], tape: Tape) -> Callable[..., A
     return apply
 
 
-def _transform(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+def _transform(original: Callable[..., object], tape: Tape) -> Callable[..., Any]:
     """Write down a transform as a whole: what it calls, it calls in a world of its own."""
 
     # not invisible, as above
     @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if torch.compiler.is_dynamo_compiling() or not tape.listens_here():
             return original(*args, **kwargs)
         return tape.function(original, original, args, kwargs)
@@ -134,7 +134,7 @@ def _transform(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
     return call
 
 
-_TRANSFORMS: tuple[tuple[Any, str], ...] = (
+_TRANSFORMS: tuple[tuple[object, str], ...] = (
     (torch._functorch.apis, "vmap_impl"),
     (torch._functorch.eager_transforms, "grad_impl"),
     (torch._functorch.eager_transforms, "grad_and_value_impl"),
@@ -145,7 +145,7 @@ _TRANSFORMS: tuple[tuple[Any, str], ...] = (
 class _Backward(Visit):
     """One `backward` of the training, which the tape does not hear from inside."""
 
-    def __init__(self, arguments: tuple[Any, ...], tape: Tape) -> None:
+    def __init__(self, arguments: Arguments, tape: Tape) -> None:
         super().__init__(arguments)
         self._tape, self._armed = tape, tape.armed
         tape.armed = False
@@ -154,10 +154,10 @@ class _Backward(Visit):
         self._tape.armed = self._armed
 
 
-def _backward_of(tape: Tape) -> Callable[[tuple[Any, ...]], Visit | None]:
+def _backward_of(tape: Tape) -> Callable[[tuple[object, ...]], Visit | None]:
     names = sites.BACKWARD.parameters
 
-    def begins(arguments: tuple[Any, ...]) -> Visit | None:
+    def begins(arguments: Arguments) -> Visit | None:
         if not tape.hears_backward():
             return None
         of = dict(zip(names, arguments, strict=True))
@@ -174,12 +174,12 @@ def _backward_of(tape: Tape) -> Callable[[tuple[Any, ...]], Visit | None]:
     return begins
 
 
-def _unheard(original: Callable[..., Any], tape: Tape, ends: bool = False) -> Callable[..., Any]:
+def _unheard(original: Callable[..., object], tape: Tape, ends: bool = False) -> Callable[..., Any]:
     """Run without the tape on the stack; afterwards too, where it ends a forward pass."""
 
     @functools.wraps(original)
     @invisible
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if not tape.listens_here():
             return original(*args, **kwargs)
         was_on = tape.take_off()
@@ -192,12 +192,12 @@ def _unheard(original: Callable[..., Any], tape: Tape, ends: bool = False) -> Ca
     return call
 
 
-def _begins(original: Callable[..., Any], tape: Tape) -> Callable[..., Any]:
+def _begins(original: Callable[..., object], tape: Tape) -> Callable[..., Any]:
     """Listen to operations too, once there is an optimizer: a loop may call no module."""
 
     @functools.wraps(original)
     @invisible
-    def init(*args: Any, **kwargs: Any) -> None:
+    def init(*args: object, **kwargs: object) -> None:
         original(*args, **kwargs)
         if tape.listens_here() and not tape.entries:
             tape.listen()

@@ -118,14 +118,14 @@ class Probe(TorchFunctionMode):
         self._bad: dict[int, tuple[torch.Tensor, Note]] = {}
         self._meant: dict[int, tuple[torch.Tensor, Note]] = {}
         self._storages: dict[int, Note] = {}
-        self._nodes: dict[Any, Note] = {}
+        self._nodes: dict[object, Note] = {}
         self._late: list[Note] = []
 
     # -- forward ---------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in _SILENT:
             return func(*args, **kwargs)
@@ -135,7 +135,7 @@ class Probe(TorchFunctionMode):
         """A custom autograd function is applied."""
         return self._call(call, cls.__name__, args, kwargs)
 
-    def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> object:
         given = [t for t in tensors_in((args, kwargs)) if _readable(t)]
         note = self._note(name)
         states = [self._enter(note, tensor, i) for i, tensor in enumerate(given)]
@@ -216,7 +216,7 @@ class Probe(TorchFunctionMode):
         look = look_at(tensor, "result")
         return self._maker(tensor, look) if look.kind else None
 
-    def leaves_module(self, given: Any, output: Any) -> None:
+    def leaves_module(self, given: object, output: object) -> None:
         """A module returns: where nothing was seen inside it, it stands for what it did."""
         path, kind = self._module()
         note = Note(len(self.notes), kind, self._place(), (path, kind), [])
@@ -269,7 +269,7 @@ class Probe(TorchFunctionMode):
         for node in nodes:
             node.register_hook(self._hook(node))
 
-    def _hook(self, node: Any) -> Any:
+    def _hook(self, node: Any) -> object:
         note, name = self._nodes.get(node), node.name()
 
         def hook(made: tuple[Any, ...], given: tuple[Any, ...]) -> None:
@@ -290,7 +290,7 @@ class Probe(TorchFunctionMode):
         late, self._late = self._late, []
         return next((note for note in late if note.kind and not note.causes), None)
 
-    def inside_backward(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def inside_backward(self, func: Any, args: Any, kwargs: Any) -> object:
         """A call during the backward pass: of interest where a line of the user's made it."""
         if self._place() is self.base:
             return func(*args, **kwargs)
@@ -310,7 +310,9 @@ class BackwardProbe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._probe = probe
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: object, types: object, args: object = (), kwargs: object = None
+    ) -> object:
         return self._probe.inside_backward(func, args, kwargs or {})
 
 
@@ -375,7 +377,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _numbers(value: object) -> Iterator[float]:
     if isinstance(value, float):
         yield value
     elif isinstance(value, dict):
@@ -389,7 +391,7 @@ def _minus_infinity(number: float) -> bool:
     return number == -_INF
 
 
-def _name_of(func: Any) -> str:
+def _name_of(func: object) -> str:
     name = str(getattr(func, "__name__", "") or type(func).__name__)
     if hasattr(func, "__objclass__") or str(getattr(func, "__qualname__", "")).startswith(
         "Tensor."

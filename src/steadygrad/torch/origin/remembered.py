@@ -106,7 +106,7 @@ def _keep(spot: Spot, value: Any, grows: bool) -> Kept:
     return Kept(spot, _copied(value))
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any) -> object:
     """A copy of what a call may change in place; of a tensor without its graph."""
     if type(value) in _CONTAINERS:
         return value.copy() if len(value) <= MOST_ITEMS else value
@@ -127,12 +127,12 @@ def _print_of(value: Any) -> Any:
     return _printed_state(value) if is_generator(value) else id(value)
 
 
-def _printed_state(generator: Any) -> Any:
+def _printed_state(generator: object) -> object:
     state = state_of(generator)
     return state.numpy().tobytes() if isinstance(state, torch.Tensor) else repr(state)
 
 
-def is_generator(value: Any) -> bool:
+def is_generator(value: object) -> bool:
     """Whether something is a random generator of torch, NumPy or Python."""
     if type(value) in (torch.Generator, random.Random):  # SystemRandom has no state to keep
         return True
@@ -142,7 +142,7 @@ def is_generator(value: Any) -> bool:
     )
 
 
-def state_of(generator: Any) -> Any:
+def state_of(generator: Any) -> object:
     """Where a generator stands."""
     if isinstance(generator, random.Random):
         return generator.getstate()
@@ -160,6 +160,6 @@ def set_state(generator: Any, state: Any) -> None:
         generator.set_state(state)
 
 
-def generators_in(module: torch.nn.Module) -> list[Any]:
+def generators_in(module: torch.nn.Module) -> list[object]:
     """The generators among a module's own attributes."""
     return [value for value in vars(module).values() if is_generator(value)]

@@ -154,7 +154,7 @@ class Replay:
             self._fresh[id(held)] = fresh.requires_grad_() if held.was_graph else fresh
         return self._fresh[id(held)]
 
-    def _rebuilt(self, value: Rebuilt) -> Any:
+    def _rebuilt(self, value: Rebuilt) -> object:
         if isinstance(value.like, tuple):
             return tuple.__new__(type(value.like), [self._unpacked(item) for item in value.items])
         made = copy.copy(value.like)
@@ -310,7 +310,9 @@ def _graph(roots: list[torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
 class _NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps a replay on one rank from waiting for others that never come."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
         if func.namespace in ("c10d", "_c10d_functional", "c10d_functional"):
             raise Impossible(f"the forward pass talks to other ranks ({func.__name__})")
         return func(*args, **(kwargs or {}))
@@ -346,10 +348,10 @@ def _undisturbed(roots: list[torch.nn.Module]) -> Iterator[None]:
 def _watched(probe: Probe, labels: dict[int, tuple[str, str]]) -> Iterator[None]:
     """Tell the probe of modules; other global hooks see nothing of a replay."""
 
-    def enter(module: torch.nn.Module, args: Any) -> None:
+    def enter(module: torch.nn.Module, args: object) -> None:
         probe.modules.append(labels.get(id(module), ("", type(module).__name__)))
 
-    def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+    def leave(module: torch.nn.Module, args: object, output: object) -> None:
         probe.leaves_module(args, output)
         probe.modules.pop()
 

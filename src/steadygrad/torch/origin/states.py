@@ -139,7 +139,7 @@ def _version(owner: weakref.ref[torch.nn.Module], name: str) -> tuple[int, int]:
     return (0, 0) if value is None else (id(value), -1 if value.is_inference() else value._version)
 
 
-def _device_states() -> tuple[tuple[Any, torch.Tensor], ...]:
+def _device_states() -> tuple[tuple[object, torch.Tensor], ...]:
     if not _cuda_runs():
         return ()
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -189,7 +189,7 @@ def _cuda_runs() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def _every_device() -> tuple[tuple[Any, torch.Tensor], ...]:
+def _every_device() -> tuple[tuple[object, torch.Tensor], ...]:
     if not _cuda_runs():
         return ()
     return tuple((g, g.get_state()) for g in torch.cuda.default_generators)
@@ -235,7 +235,7 @@ def _copy(module: torch.nn.Module, name: str, value: torch.Tensor) -> torch.Tens
     return value.detach().clone()
 
 
-def _contents(module: torch.nn.Module) -> list[tuple[Any, Any]]:
+def _contents(module: torch.nn.Module) -> list[tuple[object, object]]:
     kinds = (list, dict, set, collections.OrderedDict, collections.deque)
     containers = [value for value in vars(module).values() if type(value) in kinds]
     return [(container, container.copy()) for container in containers]
@@ -253,7 +253,7 @@ def _refill(container: Any, held: Any) -> None:
         container.update(held)
 
 
-def _differ(table: dict[Any, Any], other: dict[Any, Any]) -> bool:
+def _differ(table: dict[object, object], other: dict[object, object]) -> bool:
     return list(table) != list(other) or any(table[key] is not other[key] for key in other)
 
 

@@ -62,7 +62,7 @@ class _Listener(TorchFunctionMode):
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    ) -> object:
         if _is_traced():  # a constant there
             return func(*args, **(kwargs or {}))
         tape = self.tape
@@ -206,7 +206,7 @@ class Tape:
                 self._keep_drawn((func, packed, named, place), leaves, more)
         return result
 
-    def _keep_drawn(self, call: Call, leaves: list[torch.Tensor], more: Any) -> None:
+    def _keep_drawn(self, call: Call, leaves: list[torch.Tensor], more: object) -> None:
         """Keep as it is what no tensor went into, and what was drawn, unless it has a graph."""
         if any(leaf.requires_grad for leaf in leaves):
             self._note("operation", call, leaves, more)
@@ -244,7 +244,7 @@ class Tape:
         """Whether a `backward` that begins here is the training's, not one inside another."""
         return self.listens_here() and torch._C._current_graph_task_id() == -1
 
-    def function(self, again: Any, call: Any, args: Any, kwargs: Any) -> Any:
+    def function(self, again: Any, call: Any, args: Any, kwargs: Any) -> object:
         """Call a custom autograd function outside modules and write it down."""
         was_on = self.take_off()
         self.armed = False
@@ -275,7 +275,7 @@ class Tape:
         args = (packed, self._pack(grads), self._pack(inputs))
         self._note("backward", (None, args, None, place_of(_frame(2))), [], more)
 
-    def _note(self, kind: str, call: Call, leaves: list[torch.Tensor], more: Any = None) -> None:
+    def _note(self, kind: str, call: Call, leaves: list[torch.Tensor], more: object = None) -> None:
         made = self._made
         marks = []
         for leaf in leaves:
@@ -288,12 +288,12 @@ class Tape:
 
     # -- what a step stands on -----------------------------------------------------------------
 
-    def lost(self, optimizer: Any) -> bool:
+    def lost(self, optimizer: object) -> bool:
         """Whether a loss on which this optimizer's next step depends is not finite."""
         mark = self._marks.get(id(optimizer), 0)
         return any(clock >= mark and not _finite(losses) for clock, losses in self._losses)
 
-    def backwards_of(self, optimizer: Any) -> list[Entry]:
+    def backwards_of(self, optimizer: object) -> list[Entry]:
         """The backward entries whose gradients this optimizer is about to apply.
 
         Where losses are not finite, only those.
@@ -305,7 +305,7 @@ class Tape:
 
     # -- forgetting ------------------------------------------------------------------------
 
-    def stepped(self, optimizer: Any) -> None:
+    def stepped(self, optimizer: object) -> None:
         """An optimizer has stepped: forget what no optimizer's next step can need."""
         marks, clock = self._marks, self.clock + 1
         stepped_at, self.clock = self.clock, clock
@@ -417,7 +417,7 @@ def _gradients_by_hand(entries: list[Entry]) -> list[Entry]:
     return found
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: object) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
@@ -426,7 +426,7 @@ def _leaves_of(func: Any, args: Any, result: Any) -> list[torch.Tensor]:
     return leaves or ([args[0]] if getattr(func, "__name__", "") == "__setitem__" else [])
 
 
-def _learn_from(func: Any, result: Any) -> None:
+def _learn_from(func: object, result: object) -> None:
     """A function that returns no tensor is not written down again."""
     empty = isinstance(result, (tuple, list, dict)) and not isinstance(result, torch.Size)
     if result is not None and not empty:

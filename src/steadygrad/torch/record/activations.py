@@ -59,7 +59,7 @@ class Watch:
         self._lengths: dict[int, int] = {}
         self._last: torch.Tensor | None = None
         self._convolved = False
-        self._noted: Callable[[], Any] = _nothing
+        self._noted: Callable[[], object] = _nothing
 
     def start(self) -> None:
         """Begin to watch, unless a compiler would trace the hooks."""
@@ -84,7 +84,7 @@ class Watch:
         return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, *rest: Any) -> None:
+        def hook(module: torch.nn.Module, *rest: object) -> None:
             if not torch.is_grad_enabled():
                 return
             began = time.perf_counter()
@@ -169,7 +169,7 @@ def _rows(value: torch.Tensor) -> torch.Tensor:
     return value[:: -(-value.shape[0] // max(1, ELEMENTS // max(1, count)))]
 
 
-def _saturation(units: torch.Tensor) -> Any:
+def _saturation(units: torch.Tensor) -> object:
     """Share at the flat ends of a tanh or sigmoid; 0 for what is neither, by its range."""
     here = units.device.type == "cpu"
     low, high = (float(v) if here else v for v in torch.aminmax(units))  # type: Any, Any

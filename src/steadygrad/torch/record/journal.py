@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -186,7 +186,12 @@ class Journal:
 
 
 def record_of(
-    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
+    step: int,
+    outcome: Outcome,
+    loss: object,
+    lr: object,
+    loss_scale: object = None,
+    optimizer: int = 0,
 ) -> StepRecord:
     """The record of a step whose figures are read here.
 
@@ -212,7 +217,7 @@ def record_of(
         "skip" if outcome.skip else "clip" if applied.clipped else "none",
         lr if type(lr) is float else number(lr),
         1.0 if loss_scale is None else number(loss_scale),
-        0 if math.isfinite(norm) else int(outcome.stats.nonfinite.sum()),
+        0 if math.isfinite(norm) else int(cast("torch.Tensor", outcome.stats.nonfinite).sum()),
         float(applied.cosine),
         optimizer,
         loss is not None,
@@ -220,7 +225,12 @@ def record_of(
 
 
 def begun_record(
-    step: int, outcome: Outcome, loss: Any, lr: Any, loss_scale: Any = None, optimizer: int = 0
+    step: int,
+    outcome: Outcome,
+    loss: object,
+    lr: object,
+    loss_scale: object = None,
+    optimizer: int = 0,
 ) -> tuple[StepRecord, dict[str, torch.Tensor]]:
     """The record of a step whose figures are on a device, and those figures; reads none.
 
@@ -235,7 +245,7 @@ def begun_record(
     Returns:
         The record without them, and what is missing by its field's name, ``clipped`` and ``skip``.
     """
-    home = outcome.stats.total_norm.device
+    home = cast("torch.Tensor", outcome.stats.total_norm).device
     figures = {
         "loss": loss,
         "norm": outcome.stats.total_norm,
@@ -272,5 +282,5 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def _is_on(value: Any, device: torch.device) -> bool:
+def _is_on(value: object, device: torch.device) -> bool:
     return isinstance(value, torch.Tensor) and value.device == device and value.numel() == 1

@@ -20,7 +20,7 @@ import torch
 
 from steadygrad.torch.distributed.sharded import whole
 from steadygrad.torch.internals import sites
-from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
 
 
@@ -63,7 +63,7 @@ class LossMeter(threading.local):
         if isinstance(loss, torch.Tensor):
             self._scaled = (weakref.ref(loss), scale.detach().clone())
 
-    def saw(self, tensors: Sequence[torch.Tensor], weights: Sequence[Any] | None) -> None:
+    def saw(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> None:
         """Add what one backward starts from.
 
         Args:
@@ -97,7 +97,7 @@ class LossMeter(threading.local):
             self._sum = self._sum + total
 
     @property
-    def so_far(self) -> Any:
+    def so_far(self) -> object:
         """The sum since the last step; None where no loss was seen."""
         return self._sum
 
@@ -127,7 +127,7 @@ def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:
     return on_device if scale is None else on_device / scale
 
 
-def _of_subclass(tensor: torch.Tensor, scale: Any) -> Any:
+def _of_subclass(tensor: torch.Tensor, scale: object) -> Any:
     """A loss that is a DTensor, or a tensor of some other kind; NaN where it cannot be read."""
     try:
         value = float(whole(tensor.detach()))
@@ -147,7 +147,7 @@ def _make(patches: PatchSet) -> None:
 _hearing = PatchSet(_make)
 
 
-def hear(hearer: object) -> Callable[[], Any]:
+def hear(hearer: object) -> Callable[[], object]:
     """Begin to hear losses, until `forget` or until the hearer is gone.
 
     Args:
@@ -161,7 +161,7 @@ def hear(hearer: object) -> Callable[[], Any]:
     return _meter.of_step
 
 
-def so_far() -> Any:
+def so_far() -> object:
     """The loss since the last step, as `LossMeter.so_far`; the sum goes on."""
     return _meter.so_far
 
@@ -171,7 +171,7 @@ def forget(hearer: object) -> None:
     _hearing.release(hearer)
 
 
-def _backward(arguments: tuple[Any, ...]) -> Visit | None:
+def _backward(arguments: Arguments) -> Visit | None:
     if not _hearing.holders or sites.inside_backward():
         return None
     roots, weights = arguments[0], arguments[1]
@@ -183,10 +183,10 @@ def _backward(arguments: tuple[Any, ...]) -> Visit | None:
 class _Scaled(Visit):
     """One `GradScaler.scale`."""
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> object:
         _meter.scaled(result, self.arguments[0]._scale)
         return result
 
 
-def _scale(arguments: tuple[Any, ...]) -> Visit | None:
+def _scale(arguments: Arguments) -> Visit | None:
     return _Scaled(arguments) if _hearing.holders and arguments[0].is_enabled() else None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from steadygrad.policies.in_numpy import scalar
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
 
@@ -65,7 +66,7 @@ class Parcel:
             max_abs=max_abs,
             nonfinite=nonfinite.astype(np.int64),
             zeros=zeros.astype(np.int64),
-            total_norm=np.float64(fields["norm"]),
+            total_norm=scalar(fields["norm"]),
             own=own,
         )
         return replace(self.record, **fields), stats
@@ -118,7 +119,7 @@ class Outbox:
             yield (*parcel.opened(), parcel.present)
 
 
-def _start_copy(packed: torch.Tensor) -> tuple[torch.Tensor, Any]:
+def _start_copy(packed: torch.Tensor) -> tuple[torch.Tensor, object]:
     if packed.device.type != "cuda":
         return packed.cpu(), None
     buffer = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)

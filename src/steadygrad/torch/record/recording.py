@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from steadygrad.live.session import open_writer
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.items import StepItem
+from steadygrad.runlog.run import Floats
 from steadygrad.stats import GradientStats
 from steadygrad.torch.record.sampling import Sampler
 
@@ -78,7 +79,8 @@ class Recorder:
         """
         ids = self._ids if present is None else self._ids[present]
         figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
-        self.writer.hand_over(StepItem(record, record.time, ids, *figures))
+        of_numpy = cast("tuple[Floats, Floats, Floats, Floats]", figures)
+        self.writer.hand_over(StepItem(record, record.time, ids, *of_numpy))
         if params:
             self.sample(record.step, params)
 

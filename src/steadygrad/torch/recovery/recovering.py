@@ -239,7 +239,7 @@ class Recovering:
     # -- what the above are made of ----------------------------------------------------------
 
     def _reading(
-        self, optimizer: torch.optim.Optimizer, step: int, loss: Any, norm: float, scaled: bool
+        self, optimizer: torch.optim.Optimizer, step: int, loss: object, norm: float, scaled: bool
     ) -> Reading:
         value = _number(loss)
         finite = math.isfinite(norm)

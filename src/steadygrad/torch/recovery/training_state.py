@@ -77,7 +77,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def portable(
     optimizer: torch.optim.Optimizer, names: Sequence[str], params: Sequence[torch.Tensor]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Weights and optimizer state by name, copied to host memory."""
     weights = {name: p.detach().cpu().clone() for name, p in zip(names, params, strict=True)}
     return {"weights": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
@@ -107,7 +107,7 @@ def load_portable(
     return []
 
 
-def packed(content: Mapping[str, Any]) -> bytes:
+def packed(content: Mapping[str, object]) -> bytes:
     """As bytes."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
@@ -116,5 +116,7 @@ def packed(content: Mapping[str, Any]) -> bytes:
 
 def unpacked(content: bytes) -> dict[str, Any]:
     """What `packed` was given; no code in it is run."""
-    loaded: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    loaded: dict[str, object] = torch.load(
+        io.BytesIO(content), map_location="cpu", weights_only=True
+    )
     return loaded

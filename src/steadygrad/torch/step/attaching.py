@@ -25,7 +25,7 @@ def attach(
     clip: Clip = "norm:1.0",
     model: torch.nn.Module | None = None,
     on_nonfinite: str | None = None,
-    run: Any = None,
+    run: object = None,
     *,
     find_nan: bool = False,
     names: Names | None = None,
@@ -102,7 +102,7 @@ def attach_unheard(
     clip: Clip = "norm:1.0",
     model: torch.nn.Module | None = None,
     on_nonfinite: str | None = None,
-    run: Any = None,
+    run: object = None,
     names: Names | None = None,
     optimizer_index: int = 0,
     process_group: Groups = None,
@@ -138,7 +138,7 @@ def _warn_of_idle_groups(clip: Clip, steady: Steady, model: torch.nn.Module | No
         warn_user(sentence, NoGradientsWarning)
 
 
-def _require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+def _require_optimizer(optimizer: object) -> torch.optim.Optimizer:
     inner = scaler.unwrap(optimizer)
     if not isinstance(inner, torch.optim.Optimizer):
         raise AttachError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -184,7 +184,8 @@ def is_broken(stats: GradientStats) -> Any:
 
     The second cannot be clipped: there is no coefficient. It counts as the first.
     """
-    return stats.nonfinite.any() | ~namespace(stats.norms).isfinite(stats.total_norm)
+    broken = cast("torch.Tensor", stats.nonfinite).any()
+    return broken | ~namespace(stats.norms).isfinite(stats.total_norm)
 
 
 def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:

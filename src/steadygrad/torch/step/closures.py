@@ -62,7 +62,7 @@ class Host(Protocol):
 
 
 def with_acting_closure(
-    host: Host, step: StepInFlight, args: tuple[Any, ...], kwargs: dict[str, Any]
+    host: Host, step: StepInFlight, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> Arguments:
     """The arguments for a step whose closure acts on the gradients that it makes.
 
@@ -82,7 +82,7 @@ def with_acting_closure(
     if host.clipper.may_stop and not last_read:
         step.snapshot = Snapshot(host.optimizer)
 
-    def evaluate(*inner_args: Any, **inner_kwargs: Any) -> Any:
+    def evaluate(*inner_args: object, **inner_kwargs: object) -> object:
         if step.skip:  # nothing of this step will remain: the script computes no more for it
             return step.closure_value
         host.evaluation_begins()
@@ -100,7 +100,7 @@ def with_acting_closure(
     return _replaced(args, kwargs, _dressed_as(closure, evaluate))
 
 
-def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Closure | None:
+def closure_of(args: tuple[object, ...], kwargs: dict[str, object]) -> Closure | None:
     """The closure among a step's arguments; None for none.
 
     Example:
@@ -111,7 +111,7 @@ def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Closure | None:
     return candidate if callable(candidate) else None
 
 
-def _act(host: Host, step: StepInFlight, value: Any) -> None:
+def _act(host: Host, step: StepInFlight, value: object) -> None:
     try:
         outcome = host.process()
     except NonFiniteError:
@@ -149,7 +149,7 @@ def _dressed_as(closure: Closure, evaluate: Closure) -> Closure:
     return functools.update_wrapper(evaluate, closure)
 
 
-def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], closure: Closure) -> Arguments:
+def _replaced(args: tuple[object, ...], kwargs: dict[str, object], closure: Closure) -> Arguments:
     if "closure" in kwargs:
         return args, {**kwargs, "closure": closure}
     return (args[0], closure, *args[2:]), kwargs

@@ -77,7 +77,7 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
     optimizer.__dict__.pop("__getstate__", None)
 
 
-def _before_any_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
     if _trials and threading.get_ident() in _trials and not is_stand_in(optimizer):
         raise StepOfAnother
     if optimizer.__dict__.pop(MARK, False):

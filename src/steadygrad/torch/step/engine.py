@@ -74,7 +74,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         policy: Policy,
         on_nonfinite: str,
-        run: Any,
+        run: object,
         names: Names | None,
         index: int,
         process_group: Groups = None,
@@ -136,7 +136,7 @@ class Engine:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    def begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         """A step begins: act on its gradients, or have its closure do so.
 
         Args:
@@ -157,7 +157,7 @@ class Engine:
             self.fault(error)
             return None
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
         step = self.step = StepInFlight()
         if self.origins.wanted:
@@ -275,7 +275,7 @@ class Engine:
         scale_each_once(local(batch.grads), shrunk)
         return outcome._replace(applied=applied._replace(coef=coef * shrunk, clipped=True))
 
-    def _record(self, outcome: Outcome, loss: Any, sample: bool = True) -> None:
+    def _record(self, outcome: Outcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
         started = time.perf_counter()
         self.stats = outcome.stats
@@ -288,7 +288,7 @@ class Engine:
         self.seconds += time.perf_counter() - started
         self.journal.spent(self.seconds)
 
-    def _scale(self, grads: Sequence[torch.Tensor], coef: Any) -> None:
+    def _scale(self, grads: Sequence[torch.Tensor], coef: object) -> None:
         optimizer = self.optimizer
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if not (fused and self._folding.scale(optimizer, grads, coef)):
@@ -366,7 +366,7 @@ class Engine:
         """Notice that an inner optimizer steps alone: then nothing here ever acts."""
         engine = weakref.ref(self)
 
-        def stepped(inner: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        def stepped(inner: torch.optim.Optimizer, args: object, kwargs: object) -> None:
             own = engine()
             if own is not None and own.step is None and not is_stand_in(inner):
                 own._warn_of_lone_step(inner)
@@ -385,11 +385,13 @@ class Engine:
 
     # -- what others tell --------------------------------------------------------------------
 
-    def tell_loss(self, value: Any) -> None:
+    def tell_loss(self, value: object) -> None:
         """A loss whose gradients the next step applies; several are summed."""
         self._losses.tell(value)
 
-    def hear_losses(self, since_last_step: Callable[[], Any], so_far: Callable[[], Any]) -> None:
+    def hear_losses(
+        self, since_last_step: Callable[[], object], so_far: Callable[[], object]
+    ) -> None:
         """Ask the first for the loss of a step of which nobody told one; the second looks at it."""
         self._losses.heard, self._losses.heard_so_far = since_last_step, so_far
 
@@ -477,19 +479,19 @@ class StepLosses:
     """
 
     def __init__(self) -> None:
-        self.heard: Callable[[], Any] = _nothing_heard
-        self.heard_so_far: Callable[[], Any] = _nothing_heard
+        self.heard: Callable[[], object] = _nothing_heard
+        self.heard_so_far: Callable[[], object] = _nothing_heard
         self._told: Any = None
 
-    def tell(self, value: Any) -> None:
+    def tell(self, value: object) -> None:
         """Add a loss."""
         self._told = value if self._told is None else self._told + value
 
-    def so_far(self) -> Any:
+    def so_far(self) -> object:
         """What is known of the loss of the step under way."""
         return self.heard_so_far() if self._told is None else self._told
 
-    def take(self, of_closure: Any) -> Any:
+    def take(self, of_closure: object) -> object:
         """What was told, else what the closure gave, else what was heard; the next step begins."""
         told, self._told = self._told, None
         heard = self.heard()  # asked for in any case: it then begins to sum anew
@@ -505,7 +507,7 @@ def _nothing_heard() -> None:
     return None
 
 
-def _carried_scale(optimizer: torch.optim.Optimizer) -> Any:
+def _carried_scale(optimizer: torch.optim.Optimizer) -> object:
     """The loss scale that a GradScaler leaves to a fused optimizer to divide by."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         return getattr(optimizer, "grad_scale", None)

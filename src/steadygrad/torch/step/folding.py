@@ -32,7 +32,7 @@ class Folding:
     """
 
     def __init__(self) -> None:
-        self.handed: list[tuple[torch.optim.Optimizer, str, Any]] = []
+        self.handed: list[tuple[torch.optim.Optimizer, str, object]] = []
 
     def scale(
         self, optimizer: torch.optim.Optimizer, grads: Sequence[torch.Tensor], coef: Any

@@ -58,7 +58,7 @@ class Steady(Handle):
         optimizer: torch.optim.Optimizer,
         policy: Policy,
         on_nonfinite: str,
-        run: Any,
+        run: object,
         names: Names | None,
         optimizer_index: int,
         process_group: Groups = None,
@@ -144,7 +144,7 @@ class Steady(Handle):
     def _last(self) -> StepRecord | None:
         return self._engine.journal.last
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Everything that a resumed training needs: tensors, strings and numbers only.
 
         Returns:
@@ -200,7 +200,7 @@ class Steady(Handle):
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def observe_loss(self, value: Any) -> None:
+    def observe_loss(self, value: object) -> None:
         """Tell a loss whose gradients the next step applies; several are summed.
 
         Args:
@@ -358,7 +358,7 @@ class Steady(Handle):
     # -- hooks -------------------------------------------------------------------------------
 
     def _before(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> Arguments | None:
         engine = self._engine
         if not engine.is_of(optimizer):  # a shadow
@@ -368,7 +368,7 @@ class Steady(Handle):
             return None
         return engine.begin(args, kwargs)
 
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         if self._engine.is_of(optimizer):
             self._engine.end()
 
@@ -378,7 +378,7 @@ def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
     return f"missing here {gone[:3]}, not saved {new[:3]}" if gone or new else "their order differs"
 
 
-_WRAPPER: Any = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
+_WRAPPER: object = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
 """Code of the function that torch puts around every `step` to call hooks."""
 
 

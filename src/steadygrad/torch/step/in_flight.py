@@ -33,7 +33,7 @@ class StepInFlight:
 
     depth: int = 1
     outcome: Outcome | None = None
-    closure_value: Any = None
+    closure_value: object = None
     evaluations: int = 0
     with_closure: bool = False
     skip: bool = False

@@ -11,9 +11,11 @@ import functools
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+
+Original = TypeVar("Original")
 
 HOOKS = frozenset(
     {
@@ -98,14 +100,14 @@ class Rebuilding:
     def __init__(
         self,
         tensor: Callable[[torch.Tensor], torch.Tensor],
-        groups: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
-        state: Callable[[dict[Any, Any]], dict[Any, Any]],
-        bare_step: Callable[..., Any],
+        groups: Callable[[list[dict[str, object]]], list[dict[str, object]]],
+        state: Callable[[dict[object, object]], dict[object, object]],
+        bare_step: Callable[..., object],
     ) -> None:
         self._tensor, self._groups, self._state = tensor, groups, state
         self._bare_step = bare_step
         self._built: dict[int, Any] = {}
-        self._originals: list[Any] = []  # an id names nothing once its object is gone
+        self._originals: list[object] = []  # an id names nothing once its object is gone
 
     def optimizer(self, original: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The second optimizer; it shares nothing that was replaced."""
@@ -128,12 +130,12 @@ class Rebuilding:
         second.__dict__["step"] = functools.partial(self._bare_step, second)
         return second
 
-    def _once(self, original: Any, build: Callable[[Any], Any]) -> Any:
+    def _once(self, original: Original, build: Callable[[Original], Original]) -> Original:
         if id(original) not in self._built:
             self._note(original, build(original))
-        return self._built[id(original)]
+        return cast("Original", self._built[id(original)])
 
-    def _note(self, original: Any, second: Any) -> None:
+    def _note(self, original: object, second: object) -> None:
         self._built[id(original)] = second
         self._originals.append(original)
 
@@ -175,17 +177,17 @@ class Rebuilding:
         return value
 
 
-def without_parameters(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_parameters(groups: list[dict[str, object]]) -> list[dict[str, object]]:
     """The same groups, empty."""
     return [{**group, "params": []} for group in groups]
 
 
-def no_state(state: dict[Any, Any]) -> dict[Any, Any]:
+def no_state(state: dict[object, object]) -> dict[object, object]:
     """The state of an optimizer that has not stepped yet."""
     return defaultdict(dict)
 
 
-def _search(holder: Any, seen: dict[int, Any], depth: int) -> None:
+def _search(holder: object, seen: dict[int, object], depth: int) -> None:
     for each in _parts(holder):
         if id(each) in seen or depth > _DEEPEST:
             continue
@@ -197,13 +199,13 @@ def _search(holder: Any, seen: dict[int, Any], depth: int) -> None:
             _search(each, seen, depth + 1)
 
 
-def _search_finds(holder: Any) -> bool:
+def _search_finds(holder: object) -> bool:
     seen: dict[int, Any] = {}
     _search(holder, seen, 0)
     return any(isinstance(each, torch.optim.Optimizer) for each in seen.values())
 
 
-def _parts(holder: Any) -> Iterable[Any]:
+def _parts(holder: object) -> Iterable[object]:
     """What an object holds, as far as an optimizer may be among it."""
     if isinstance(holder, dict):
         return [each for key, each in holder.items() if key not in _NO_OPTIMIZER]

@@ -101,7 +101,7 @@ def _owners(model: torch.nn.Module) -> set[int]:
 
 
 def _watch(owners: set[int], order: dict[int, int]) -> RemovableHandle | None:
-    def note(module: torch.nn.Module, args: Any) -> None:
+    def note(module: torch.nn.Module, args: object) -> None:
         if id(module) in owners:
             order.setdefault(id(module), len(order))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -92,7 +91,7 @@ def _names_in(pattern: str, optimizer: torch.optim.Optimizer, names: Sequence[st
     return "|".join(map(escaped, inside))
 
 
-def _is_called(group: dict[str, Any], wanted: str) -> bool:
+def _is_called(group: dict[str, object], wanted: str) -> bool:
     named = any(group.get(key) == wanted for key in OF_A_GROUP)
     return named or any(group.get(key) is True for key in (wanted, f"use_{wanted}"))
 

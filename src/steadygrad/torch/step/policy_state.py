@@ -133,12 +133,12 @@ class Memory:
         )
 
 
-def _fresh(policy: Policy, names: tuple[str, ...], like: Any) -> State:
+def _fresh(policy: Policy, names: tuple[str, ...], like: object) -> State:
     xp = namespace(like)
     return policy.init(xp, names, xp.float64, xp.int64)
 
 
-def _on_device_of(like: Any) -> AbstractContextManager[Any]:
+def _on_device_of(like: Any) -> AbstractContextManager[object]:
     """What a policy creates while it decides is created beside the figures."""
     elsewhere = isinstance(like, torch.Tensor) and like.device.type != "cpu"
     return torch.device(like.device) if elsewhere else nullcontext()
@@ -152,7 +152,7 @@ def _grown(fresh: Any, old: Any, per_tensor: bool) -> Any:
     return grown
 
 
-def _moved(value: Any, like: Any) -> Any:
+def _moved(value: object, like: object) -> Any:
     """An array where the figures are: NumPy, or a tensor on their device."""
     if isinstance(like, torch.Tensor):
         return torch.as_tensor(value, device=like.device)

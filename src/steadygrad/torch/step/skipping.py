@@ -135,7 +135,7 @@ def stock_skipping(optimizer: torch.optim.Optimizer) -> Skipping | None:
     return STOCK if module.startswith(("torch.optim.", "torch.distributed.optim.")) else None
 
 
-def raw_step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+def raw_step(optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) -> object:
     """Run the class's `step` without the hooks that stand on it."""
     step: Any = type(optimizer).step
     if getattr(step, "hooked", False):  # torch's mark on the wrapper that calls hooks

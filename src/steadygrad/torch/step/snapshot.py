@@ -84,7 +84,7 @@ class Snapshot:
             for optimizer, attributes in self._optimizers
         )
 
-    def _save(self, value: Any) -> Any:
+    def _save(self, value: object) -> Any:
         if isinstance(value, _PLAIN):
             return value
         known = self._saved.get(id(value))
@@ -105,7 +105,7 @@ class Snapshot:
         return limited and value.numel() > self._largest
 
 
-def same_bits(left: Any, right: Any) -> bool:
+def same_bits(left: object, right: object) -> bool:
     """Compare nested containers of tensors and plain values; NaN equals NaN.
 
     Example:
@@ -127,7 +127,7 @@ def same_bits(left: Any, right: Any) -> bool:
     return bool(left == right or (left != left and right != right))
 
 
-def _content(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _content(value: object, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """A copy of what an object holds; empty for a container; None for what is not known here."""
     if isinstance(value, torch.Tensor):
         return copy(value.detach())
@@ -140,11 +140,11 @@ def _content(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return [] if isinstance(value, (list, tuple, deque)) else None
 
 
-def _written(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _written(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     return {key: value for key, value in vars(optimizer).items() if key not in HOOKS}
 
 
-def _put_back(saved: Any, done: set[int]) -> Any:
+def _put_back(saved: object, done: set[int]) -> Any:
     if not isinstance(saved, _Saved):
         return saved
     original, content = saved
@@ -176,7 +176,7 @@ def _put_back(saved: Any, done: set[int]) -> Any:
     return original
 
 
-def _is_as_saved(value: Any, saved: Any) -> bool:
+def _is_as_saved(value: object, saved: object) -> bool:
     if not isinstance(saved, _Saved):
         plain = isinstance(value, _PLAIN) and isinstance(saved, _PLAIN)
         return same_bits(value, saved) if plain else value is saved

@@ -76,7 +76,7 @@ class ParameterTable:
         self.names = tuple(info.name for info in infos)
         self.sizes = tuple(p.numel() for p in self.params)
 
-    def batch(self, scale: Any, state: Any) -> Batch:
+    def batch(self, scale: object, state: object) -> Batch:
         """The gradients that are there now.
 
         Args:

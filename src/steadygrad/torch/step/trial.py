@@ -136,7 +136,7 @@ class _Trial:
             self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
         return True
 
-    def _runs(self, step: Callable[[], Any]) -> bool:
+    def _runs(self, step: Callable[[], object]) -> bool:
         try:
             step()
         except StepOfAnother:
@@ -158,17 +158,17 @@ def _skip(optimizer: torch.optim.Optimizer, way: SkipWay) -> None:
 def _copy(optimizer: torch.optim.Optimizer, most: int | None) -> torch.optim.Optimizer:
     """The optimizer and its inner ones over copies of their parameters, with empty state."""
     copies = {id(p): _clone(p) for p in _smallest_parameters(optimizer, most)}
-    groups_built: dict[int, dict[str, Any]] = {}
-    states: dict[int, dict[Any, Any]] = {}
+    groups_built: dict[int, dict[str, object]] = {}
+    states: dict[int, dict[object, object]] = {}
 
-    def groups(originals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def groups(originals: list[dict[str, object]]) -> list[dict[str, object]]:
         return [groups_built.setdefault(id(group), group_of(group)) for group in originals]
 
-    def group_of(group: dict[str, Any]) -> dict[str, Any]:
+    def group_of(group: dict[str, Any]) -> dict[str, object]:
         params = [copies[id(p)] for p in group["params"] if id(p) in copies]
         return {**group, "params": params, **_rate(group)}
 
-    def state(original: dict[Any, Any]) -> dict[Any, Any]:
+    def state(original: dict[object, object]) -> dict[Any, Any]:
         return states.setdefault(id(original), defaultdict(dict))
 
     def tensor(original: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _copy(optimizer: torch.optim.Optimizer, most: int | None) -> torch.optim.Opt
     return Rebuilding(tensor, groups, state, raw_step).optimizer(optimizer)
 
 
-def _rate(group: dict[str, Any]) -> dict[str, Any]:
+def _rate(group: dict[str, object]) -> dict[str, object]:
     """A learning rate at which a step can be seen: a warm-up may begin at 0."""
     return {"lr": 0.1} if isinstance(group.get("lr"), (int, float)) else {}
 
