@@ -68,7 +68,7 @@ class RankLog:
         busy = self._pace.busy()
         spent, self._busy = busy - self._busy, busy
         if board.wants(record.step):
-            own = (record.norm, record.nonfinite) if stats.own is None else stats.own.tolist()
+            own = (record.norm, record.nonfinite) if stats.own is None else map(float, stats.own)
             row = RankRow(
                 rank=board.rank,
                 step=record.step,
