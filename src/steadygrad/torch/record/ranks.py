@@ -68,7 +68,11 @@ class RankLog:
         busy = self._pace.busy()
         spent, self._busy = busy - self._busy, busy
         if board.wants(record.step):
-            own = (record.norm, record.nonfinite) if stats.own is None else tuple(map(float, stats.own))
+            own = (
+                (record.norm, record.nonfinite)
+                if stats.own is None
+                else tuple(map(float, stats.own))
+            )
             row = RankRow(
                 rank=board.rank,
                 step=record.step,
