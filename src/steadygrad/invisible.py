@@ -29,3 +29,15 @@ def invisible(function: Function) -> Function:
     plain = cast("FunctionType", function)
     plain.__code__ = plain.__code__.replace(co_filename=INVISIBLE)
     return function
+
+
+def leave_no_frame(error: BaseException) -> None:
+    """Take the function that catches ``error`` off its traceback; a bare ``raise`` must follow.
+
+    Python 3.10 keeps the frame.
+
+    Args:
+        error: what a function called by the catching one has raised.
+    """
+    trace = error.__traceback__
+    error.__traceback__ = None if trace is None else trace.tb_next

@@ -74,6 +74,16 @@ nn.utils.clip_grad_norm_((p for p in []), 1.0)
 nn.utils.clip_grad_norm(model.parameters(), 1.0)
 """,
     "a step raises": "opt.param_groups[0]['lr'] = 'a'\nstep()",
+    "a closure raises and is caught": """
+def closure():
+    opt.zero_grad()
+    raise RuntimeError("in closure")
+try:
+    opt.step(closure)
+except RuntimeError:
+    traceback.print_exc()
+print(step())
+""",
     "a scaler raises": "torch.amp.GradScaler('cpu').step(opt)",
     "a chain of exceptions": """
 try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import jax
 import numpy as np
 
+from steadygrad.invisible import leave_no_frame
 from steadygrad.launch.jax_script.internals import Trace, is_batched, is_differentiated, is_traced
 
 if TYPE_CHECKING:
@@ -92,6 +93,9 @@ class Losses:
                 self._nesting.inside = True
                 try:
                     value, gradients = function(*args, **kwargs)
+                except BaseException as error:
+                    leave_no_frame(error)
+                    raise
                 finally:
                     self._nesting.inside = False
                 loss = cast("tuple[PyTree, PyTree]", value)[0] if has_aux else value
@@ -121,7 +125,11 @@ class Losses:
             def gradient(*args: object, **kwargs: object) -> PyTree:
                 if not self.wanted:
                     return plain(*args, **kwargs)
-                value, gradients = function(*args, **kwargs)
+                try:
+                    value, gradients = function(*args, **kwargs)
+                except BaseException as error:
+                    leave_no_frame(error)
+                    raise
                 if has_aux:
                     return gradients, cast("tuple[PyTree, PyTree]", value)[1]
                 return gradients

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from steadygrad.errors import NonFiniteError
+from steadygrad.invisible import leave_no_frame
 from steadygrad.torch.step.clipper import Clipper, Outcome
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.skipping import (
@@ -86,7 +87,11 @@ def with_acting_closure(
         if step.skip:  # nothing of this step will remain: the script computes no more for it
             return step.closure_value
         host.evaluation_begins()
-        value = closure(*inner_args, **inner_kwargs)
+        try:
+            value = closure(*inner_args, **inner_kwargs)
+        except BaseException as error:
+            leave_no_frame(error)
+            raise
         try:
             with torch.no_grad():
                 host.evaluation_ends(first=step.evaluations == 0)
