@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad.calibration.advice import label
 from steadygrad.calibration.recommending import calibrate
@@ -61,7 +61,7 @@ def show(
     return str(printable("\n".join(lines)))
 
 
-def _each(run: Run | str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+def _each(run: Run | str | os.PathLike[str]) -> dict[str, list[dict[str, object]]]:
     """What is recommended for each optimizer, where the run has several."""
     from steadygrad.runlog import as_run
 
@@ -70,7 +70,7 @@ def _each(run: Run | str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:
     return {"optimizers": [_of(opened, n) for n in numbers]} if len(numbers) > 1 else {}
 
 
-def _of(run: Run, number: int) -> dict[str, Any]:
+def _of(run: Run, number: int) -> dict[str, object]:
     try:
         return calibrate(run, optimizer=number).to_dict()
     except CalibrationError as error:

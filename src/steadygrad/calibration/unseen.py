@@ -8,7 +8,7 @@ gradients that were clamped end at the same magnitude in several tensors at once
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,8 @@ def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip |
     return _found(run, rows[both], rows, level, by_value=True)
 
 
-def _found(run: Run, at: Any, usable: Any, level: float, *, by_value: bool) -> UnseenClip:
+def _found(
+    run: Run, at: NDArray[np.intp], usable: NDArray[np.intp], level: float, *, by_value: bool
+) -> UnseenClip:
     steps = tuple(int(step) for step in run.steps["step"][at[:50]])
     return UnseenClip(level, by_value, at.size / usable.size, steps)

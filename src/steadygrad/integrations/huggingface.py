@@ -92,7 +92,11 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
             self.steady.load_state_dict(_from_json(saved["_saved"]))
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         if self.steady is not None and self.steady.steps:
             self._share = self._rate.add(self.steady.last)
@@ -103,7 +107,7 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if self.steady is None or not self.steady.steps or logs is None or "loss" not in logs:
             return
@@ -115,7 +119,11 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         state.log_history[-1].update(extra)  # the Trainer filed a copy before it called us
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         self._give_back(args)
         if self.steady is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +57,11 @@ class Recorder(Handle):
         info: dict[str, object] | None = None,
     ) -> None:
         self._run, self._params, self._facts = run, params, info or {}
-        self._waiting: list[tuple[list[ClipState], Any, Any]] = []
+        self._waiting: list[Figures] = []
         self._begin(params)
         hand_over_late_steps(self, Recorder.hand_over)
 
-    def _begin(self, params: Any) -> None:
+    def _begin(self, params: object) -> None:
         self.writer = open_writer(self._run)
         self.writer.update_info(
             framework="jax",
@@ -70,7 +70,7 @@ class Recorder(Handle):
             observed_by="record",
             **self._facts,
         )
-        self._ids: dict[int, np.ndarray[Any, Any]] = {}
+        self._ids: dict[int, NDArray[np.int64]] = {}
         self._weights = WeightSamples(params)
         self._numbers: dict[str, int] = {}
         self._entered: dict[int, int] = {}
@@ -128,7 +128,7 @@ class Recorder(Handle):
             return False
         return any(int(s.step) < self._entered.get(n, 0) for n, s in enumerate(states))
 
-    def _write_step(self, number: int, state: ClipState, loss: Any, lr: Any) -> None:
+    def _write_step(self, number: int, state: ClipState, loss: object, lr: object) -> None:
         ids = self._ids_of(number, state)
         shape = state.leaf_norms.shape
         unknown = np.full(shape, np.nan)

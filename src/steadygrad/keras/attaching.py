@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -100,7 +100,13 @@ class Steady(Handle):
 
     how_to_record = "GradientMonitor(run='run.db') or attach(optimizer, ..., run='run.db')"
 
-    def __init__(self, optimizer: Any, outer: Any, model: Any, run: Any) -> None:
+    def __init__(
+        self,
+        optimizer: keras.Optimizer,
+        outer: keras.Optimizer | None,
+        model: keras.Model | None,
+        run: str | os.PathLike[str] | RunWriter | None,
+    ) -> None:
         self.optimizer = optimizer
         self._outer = outer
         self._model = model

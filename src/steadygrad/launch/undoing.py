@@ -6,13 +6,12 @@ A script that is observed ends with its process, and nothing has to be put back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 _MISSING = object()
 _undo: list[Callable[[], None]] = []
 
 
-def replace(owner: Any, name: str, value: Any) -> None:
+def replace(owner: object, name: str, value: object) -> None:
     """Set an attribute of a class or module, which `undo_all` takes back.
 
     Args:

@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad.live.shell import Shell
 from steadygrad.notebook.cards import MOST_POINTS, Card
 from steadygrad.runlog.hidden import HiddenThread, stay_hidden
-from steadygrad.runlog.items import Head, StepItem
+from steadygrad.runlog.items import Head, Item, StepItem
 from steadygrad.runlog.records import StepRecord
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LiveCard:
         except RuntimeError:  # the system allows no further thread: no card
             self._stop.set()
 
-    def feed(self, items: list[Any]) -> None:
+    def feed(self, items: list[Item]) -> None:
         """Steps were taken."""
         if not self._stop.is_set():
             self._figures.add([item.record for item in items if isinstance(item, StepItem)])

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from steadygrad.live.card import LiveCard
 from steadygrad.live.shell import shell_of_a_notebook, shell_of_ipython
@@ -29,10 +29,12 @@ _open: weakref.WeakSet[RunWriter] = weakref.WeakSet()
 _cards: weakref.WeakKeyDictionary[RunWriter, LiveCard] = weakref.WeakKeyDictionary()
 """The live card of each."""
 
+Holder = TypeVar("Holder")
+
 _late: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 """What holds steps back until the next one, and how it is made to hand them over."""
 
-_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+_watched: weakref.WeakSet[object] = weakref.WeakSet()
 """IPython's shells that tell us how their cells begin and end."""
 
 
@@ -69,7 +71,7 @@ def next_free(path: Path) -> Path:
 
 def open_writer(
     run: str | os.PathLike[str] | RunWriter,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, object] | None = None,
     force: bool = False,
 ) -> RunWriter:
     """The writer for a ``run=`` argument.
@@ -137,7 +139,7 @@ def close_card(writer: RunWriter, error: str) -> None:
         card.cell_ends(error)
 
 
-def hand_over_late_steps(holder: Any, hand_over: Callable[[Any], None]) -> None:
+def hand_over_late_steps(holder: Holder, hand_over: Callable[[Holder], None]) -> None:
     """Have a cell's end call ``hand_over(holder)``: what it was given last waits for the next step.
 
     Args:
@@ -147,12 +149,12 @@ def hand_over_late_steps(holder: Any, hand_over: Callable[[Any], None]) -> None:
     _late[holder] = hand_over
 
 
-def _note_the_start(info: Any) -> None:
+def _note_the_start(info: object) -> None:
     for card in list(_cards.values()):
         card.cell_begins()
 
 
-def _note_the_end(result: Any) -> None:
+def _note_the_end(result: object) -> None:
     error = getattr(result, "error_in_exec", None)
     for holder, hand_over in list(_late.items()):
         with contextlib.suppress(Exception):  # told where the holder is used next

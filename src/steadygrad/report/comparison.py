@@ -55,7 +55,7 @@ class Entry(NamedTuple):
         return ends_error(self.view.loss)
 
 
-def comparison(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def comparison(runs: Sequence[Run], told: Sequence[dict[str, object]]) -> dict[str, Any]:
     """Lay runs side by side, each optimizer of them by itself.
 
     Args:

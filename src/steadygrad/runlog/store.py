@@ -195,7 +195,7 @@ class Store:
         except sqlite3.Error:
             return
 
-    def add_note(self, facts: dict[str, Any]) -> bool:
+    def add_note(self, facts: dict[str, object]) -> bool:
         """Add facts to a file that was abandoned, if the disk has room for a few hundred bytes.
 
         A batch that found no room leaves what it had written already: the note stands there.

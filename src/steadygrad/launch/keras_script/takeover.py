@@ -144,7 +144,7 @@ class Takeover:
         for optimizer, name, value in self._own:
             setattr(optimizer, name, value)
 
-    def _replace_own_clipping(self, optimizer: Any) -> None:
+    def _replace_own_clipping(self, optimizer: object) -> None:
         for name in SPECS:
             value = getattr(optimizer, name, None)
             if value:

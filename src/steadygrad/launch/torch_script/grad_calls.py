@@ -97,5 +97,5 @@ def _is_leaf(tensor: Any) -> bool:
     return plain and tensor.is_leaf and tensor.requires_grad and not tensor.is_meta
 
 
-def _is_plain(tensor: Any) -> bool:
+def _is_plain(tensor: object) -> bool:
     return type(tensor) is torch.Tensor and not sites.is_traced(tensor)

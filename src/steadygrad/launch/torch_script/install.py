@@ -163,7 +163,7 @@ class Patches:
         self._thread.inside = True
         return _Backward(arguments, observer, self._thread)
 
-    def _grad(self, arguments: tuple[Any, ...]) -> Visit | None:
+    def _grad(self, arguments: tuple[object, ...]) -> Visit | None:
         if sites.inside_backward():
             return None
         observer = self.observer()
@@ -212,7 +212,7 @@ class Patches:
         if site.exists:
             self.set.add(site.listen(self._deepspeed_steps))
 
-    def _deepspeed_steps(self, arguments: tuple[Any, ...]) -> None:
+    def _deepspeed_steps(self, arguments: tuple[object, ...]) -> None:
         self._session.guarded("DeepSpeed is not observed", self._name_deepspeed, arguments[0])
 
     def _name_deepspeed(self, engine: Any) -> None:
@@ -290,11 +290,11 @@ class _Backward(Visit):
 class _Grad(Visit):
     """One `torch.autograd.grad` of the script."""
 
-    def __init__(self, arguments: tuple[Any, ...], observer: TorchObserver) -> None:
+    def __init__(self, arguments: tuple[object, ...], observer: TorchObserver) -> None:
         super().__init__(arguments)
         self._observer = observer
 
-    def returns(self, result: Any) -> Any:
+    def returns(self, result: object) -> Any:
         outputs, inputs, weights = self.arguments[:3]
         self._observer.after_grad(outputs, inputs, weights, result)
         return result

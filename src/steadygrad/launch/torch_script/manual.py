@@ -108,7 +108,7 @@ class ManualLoop:
         )
 
     def differentiated(
-        self, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], loss: Any
+        self, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], loss: object
     ) -> None:
         """`torch.autograd.grad` has returned gradients of leaves that no optimizer holds."""
         pending, summed = self._pending, False

@@ -107,7 +107,7 @@ class TorchObserver:
                 if self._finder is not None and self._updates_by_hand():
                     self._seek_origin(self._finder)
 
-    def after_grad(self, outputs: Any, inputs: Any, weights: Any, results: Any) -> None:
+    def after_grad(self, outputs: object, inputs: object, weights: object, results: object) -> None:
         """The script has called `torch.autograd.grad`."""
         with self._timed:
             pairs = weights_of(inputs, results)
@@ -146,7 +146,7 @@ class TorchObserver:
             # of several, the script alone knows how it adds them up
             self.losses.take(call.loss if len(calls) == 1 else Heard(math.nan, call.loss.scale))
 
-    def _look_around(self, tensors: Sequence[Any]) -> None:
+    def _look_around(self, tensors: Sequence[object]) -> None:
         """Learn the forward order, and whether weights are updated by hand."""
         self._walks += 1
         census = self._attachments.counted()

@@ -130,7 +130,7 @@ class Board:
             self._read[segment] = end
             yield from (RankRow(*row) for row in _ROW.iter_unpack(data[begin:end]))
 
-    def post(self, kind: str, data: Mapping[str, Any], step: int | None) -> None:
+    def post(self, kind: str, data: Mapping[str, object], step: int | None) -> None:
         """Hand an event to rank 0, which writes it; a store that is gone takes it nowhere."""
         line = json.dumps([kind, {**data, "rank": self.rank}, step]) + "\n"
         try:

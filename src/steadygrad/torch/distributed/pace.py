@@ -72,7 +72,7 @@ class _Backward(Visit):
         _pace.go_on()
 
 
-def _backward(arguments: tuple[Any, ...]) -> Visit | None:
+def _backward(arguments: tuple[object, ...]) -> Visit | None:
     if sites.inside_backward():
         return None
     _pace.pause()

@@ -134,7 +134,7 @@ class Journal:
             self._empty()
         self._deliver(record_of(*facts), outcome.stats, present)
 
-    def write_event(self, kind: str, data: dict[str, Any], step: int | None) -> None:
+    def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""
         if self._recorder is not None:
             self._recorder.writer.write_event(kind, data, step)

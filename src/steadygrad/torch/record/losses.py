@@ -72,7 +72,7 @@ class LossMeter(threading.local):
         """
         self.take(self.heard(tensors, weights))
 
-    def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[Any] | None) -> Heard:
+    def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> Heard:
         """What `saw` would add, not added yet."""
         scale: Any = None
         total: Any = None

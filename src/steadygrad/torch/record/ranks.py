@@ -89,7 +89,7 @@ class RankLog:
         if board.due(record.step):
             self._exchange(board)
 
-    def post(self, kind: str, data: Mapping[str, Any], step: int | None) -> None:
+    def post(self, kind: str, data: Mapping[str, object], step: int | None) -> None:
         """Hand an event to the first rank, which has the run file."""
         if self._board is not None and self._board.rank:
             self._board.post(kind, data, step)

@@ -38,7 +38,7 @@ class Recorder:
         owned: the file is closed with the recorder.
     """
 
-    def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, Any]) -> None:
+    def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, object]) -> None:
         self.owned = isinstance(run, (str, os.PathLike))
         self.writer: Any = open_writer(run, facts)
         if not self.owned:

@@ -139,7 +139,7 @@ class Rebuilding:
         self._built[id(original)] = second
         self._originals.append(original)
 
-    def _value(self, value: Any, depth: int) -> Any:
+    def _value(self, value: object, depth: int) -> Any:
         if isinstance(value, torch.Tensor):
             return self._once(value, self._tensor)
         if isinstance(value, torch.optim.Optimizer):
