@@ -164,10 +164,17 @@ for t in range(6):
     norms.append(oracle(g)); losses.append(float(loss))
 SEEN["equinox"] = {"norms": norms, "losses": losses, "digest": hashlib.sha256(b"".join(
     np.asarray(v).tobytes() for v in jax.tree.leaves(eqx.filter(model, eqx.is_array)))).hexdigest()}
+# a clip whose result is thrown away
+def thrown(params, state, x, y):
+    (loss, _), g = vg(params, x, y)
+    first.update(g, first.init(params))
+    u, state = second.update(g, state, params)
+    return optax.apply_updates(params, u), state, loss, g
+train("thrown", second, thrown)
 print(json.dumps(SEEN))
 """
 
-FIXED = {"eager": 0.02, "scan": np.inf}
+FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf}
 """Thresholds of the trainings whose clip is not that of the others."""
 
 
@@ -251,6 +258,35 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
     assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()
+
+
+def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any) -> None:
+    plain, _, run = seen
+    names = list(plain)
+    calls = {name: [] for name in names}
+    for event in run.events:
+        if event.kind == "script_clip":
+            calls[names[event.data["optimizer"]]].append(event.data)
+    assert calls["scan"] == []
+    for name in ("donated", "apart", "finite", "micro", "train_state", "shard_map"):
+        steps = steps_of(run, name, plain)
+        assert [call["call"] for call in calls[name]] == ["optax.clip_by_global_norm"] * len(
+            steps["norm"]
+        ), name
+        for key, column in (("max_norm", "threshold"), ("norm", "norm"), ("coef", "coef")):
+            got = [call[key] for call in calls[name]]
+            np.testing.assert_array_equal(got, steps[column], err_msg=name)
+    (eager,) = {(call["call"], call["by_value"]) for call in calls["eager"]}
+    assert eager == ("optax.clip", True)
+    thrown = {call["discarded"] for call in calls["thrown"]}
+    assert thrown == {True}
+    assert not any(call["discarded"] for call in calls["apart"])
+    assert {c["count"] for c in run.info["clip_calls"] if c["discarded"]} == {6}
+    at, deviations = run.samples("weight_std")
+    first = [i for i, t in enumerate(run.tensors) if t.optimizer == 0 and t.name == "w1"]
+    want = np.std(np.random.default_rng(1).standard_normal((8, 16)) * 0.4)
+    assert at[0] == 0
+    np.testing.assert_allclose(deviations[0, first], want, rtol=1e-5)
 
 
 CLIPPED = """

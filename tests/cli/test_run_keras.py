@@ -139,6 +139,42 @@ def test_a_train_step_of_ones_own_is_observed_and_unchanged(trained: Any) -> Non
     assert steps[np.isfinite(deviations[:, -1])].tolist() == [0, 1, 2, 4, 8]
 
 
+BY_TORCH = """
+import os
+os.environ["KERAS_BACKEND"] = "torch"
+import keras, torch
+
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+optimizer = keras.optimizers.SGD(1e-3)
+x = torch.randn(64, 4)
+for _ in range(5):
+    model.zero_grad()
+    loss = ((model(x) - 10 * x[:, :1]) ** 2).mean()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    weights = model.trainable_weights
+    with torch.no_grad():
+        optimizer.apply([weight.value.grad for weight in weights], weights)
+    print(float(loss), float(norm), float(sum(w.value.sum() for w in weights)))
+"""
+
+
+def test_a_clip_by_torch_before_a_step_of_keras_is_seen(bench: Any) -> None:
+    bench.write("train.py", BY_TORCH)
+    plain, observed = bench.both("train.py")
+    assert plain.returncode == 0, plain.stderr
+    assert observed.stdout == plain.stdout
+    run = steadygrad.open_run(bench.run_file())
+    said = np.array([line.split() for line in plain.stdout.splitlines()], float)
+    np.testing.assert_allclose(run.steps.loss, said[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(run.steps.norm, said[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(run.steps.coef, 0.5 / said[:, 1], rtol=1e-5)
+    assert run.steps.threshold.tolist() == [0.5] * 5
+    (calls,) = run.info["clip_calls"]
+    assert (calls["count"], calls["before_backward"], calls["per_micro_batch"]) == (5, False, False)
+
+
 CLIPPED = """
 import os, sys
 os.environ["KERAS_BACKEND"] = sys.argv[1]

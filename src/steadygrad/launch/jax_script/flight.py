@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from steadygrad.jax.transform import ClipState, GuardState
 from steadygrad.launch.jax_script.internals import Made, Trace
+from steadygrad.launch.placements import Placement
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -31,6 +32,9 @@ LIMITS = {
 """optax's clips, and what their threshold is called; AGC has none on a norm."""
 
 BY_NORM = "clip_by_global_norm"
+
+PER_TENSOR = ("clip_by_block_rms", "adaptive_grad_clip")
+"""Those by which each tensor, or each unit, has a bound of its own."""
 
 ALONE = {*LIMITS, "ema", "identity", "zero_nans", "centralize", "add_noise", ""}
 """Transformations that are no optimizer where nothing else is inside of them."""
@@ -56,6 +60,7 @@ class Flight:
         left: the leaves as the script's clips have left them so far.
         threshold: the least that a clip has in force; inf without one.
         clips: names of the clips that acted.
+        placed: where those stand, and one whose result was not used.
         makers: names of the functions that made the transformations inside.
         own: state of steadygrad's own clip inside, once it has acted.
         acting: whether our policy has clipped, and the script's clips are left out.
@@ -66,6 +71,7 @@ class Flight:
     left: list[jax.Array] = field(init=False)
     threshold: ArrayLike = math.inf
     clips: list[str] = field(default_factory=list)
+    placed: list[Placement] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     own: ClipState | None = None
     acting: bool = False
@@ -102,10 +108,15 @@ class Flight:
     def continues(self, before: Flight, leaves: Sequence[jax.Array]) -> bool:
         """Whether these leaves are what a clip that was called by itself has left.
 
-        Then the gradients are those that it was handed.
+        Then the gradients are those that it was handed. Where they are what went into that clip
+        instead, its result was thrown away.
         """
-        if [id(leaf) for leaf in leaves] != [id(leaf) for leaf in before.left]:
+        handed = [id(leaf) for leaf in leaves]
+        if handed != [id(leaf) for leaf in before.left]:
+            if handed == [id(leaf) for leaf in before.gradients]:
+                self.placed = [replace(placement, discarded=True) for placement in before.placed]
             return False
+        self.placed = list(before.placed)
         self.gradients, self.left = before.gradients, list(leaves)
         self.threshold, self.clips = before.threshold, list(before.clips)
         return True
@@ -118,12 +129,24 @@ class Flight:
         """A clip has acted on the gradients."""
         if not self.hands_gradients(before):
             return
+        limit = made.values.get(LIMITS.get(made.maker, ""), math.inf)
+        self.placed.append(
+            Placement(
+                function=f"{made.module.partition('.')[0]}.{made.maker}",
+                tensors=len(before),
+                passed=len(before),
+                of_tensors=len(self.gradients),
+                by_value=made.maker == "clip",
+                per_tensor=made.maker in PER_TENSOR,
+                depth=len(self.clips),
+                max_norm=limit if isinstance(limit, (int, float)) else math.nan,
+            )
+        )
         self.clips.append(made.maker)
         for old, leaf in zip(before, after, strict=True):
             place = self._places[id(old)]
             self._places[id(leaf)] = place
             self.left[place] = leaf
-        limit = made.values.get(LIMITS.get(made.maker, ""), math.inf)
         if self.trace.reaches(limit):
             fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
             self.threshold = min(limit, self.threshold) if fixed else limit

@@ -11,7 +11,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
@@ -40,7 +40,8 @@ from steadygrad.launch.jax_script.internals import (
 )
 from steadygrad.launch.jax_script.losses import Losses
 from steadygrad.launch.jax_script.rows import OUTCOME, eager_row_of, packed, row_of
-from steadygrad.launch.jax_script.track import Book, Track
+from steadygrad.launch.jax_script.track import Arrival, Book, Track
+from steadygrad.launch.jax_script.weights import Start, weights_of
 from steadygrad.policies.choice import Choice, resolve
 from steadygrad.policies.stepping import Stepped
 from steadygrad.runlog.records import TensorInfo
@@ -88,7 +89,7 @@ class JaxObserver:
         self._book = Book(session, losses)
         self._tracks: list[Track] = []
         self._latest: dict[Structure, Track] = {}
-        self._begun: dict[tuple[tuple[str, tuple[int, ...]], ...], Owner] = {}
+        self._begun: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Owner, Start | None]] = {}
         self._here = _Here()
         self._choice = self._wanted()
 
@@ -114,6 +115,7 @@ class JaxObserver:
         """Wait for what is still on its way; the run file is closed next."""
         if self._tracks:
             jax.effects_barrier()
+            self._book.finish()
 
     # -- what the patches of optax call --------------------------------------------------------
 
@@ -121,7 +123,8 @@ class JaxObserver:
         """The state of an optimizer is made: a training begins."""
         owner.initialised = True
         names, leaves, _ = floating_leaves(params)
-        self._begun[tuple((n, tuple(x.shape)) for n, x in zip(names, leaves, strict=True))] = owner
+        key = tuple((n, tuple(x.shape)) for n, x in zip(names, leaves, strict=True))
+        self._begun[key] = owner, weights_of(leaves)
         if owner.tracks:
             jax.effects_barrier()  # the last steps of the training before
         for track in owner.tracks.values():
@@ -239,9 +242,9 @@ class JaxObserver:
             left = [lax.stop_gradient(leaf) for leaf in flight.left]
         if any(is_traced(leaf) for leaf in leaves):
             row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
-            self._send(track, row, fixed)
         else:
-            self._send(track, eager_row_of(leaves, left, head, clips), fixed)
+            row = eager_row_of(leaves, left, head, clips)
+        self._send(track, row, Arrival(fixed, placed=tuple(flight.placed)))
 
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """What is known beside the gradients: on the device, and on the host alone."""
@@ -255,14 +258,13 @@ class JaxObserver:
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
 
-    def _send(self, track: Track, row: jax.Array, fixed: Mapping[str, float]) -> None:
+    def _send(self, track: Track, row: jax.Array, known: Arrival) -> None:
         if is_traced(row):
             whole = math.prod(axis_sizes().values())
-            devices = min(whole, jax.local_device_count())
-            arrive = functools.partial(track.arrive, fixed=fixed, devices=devices)
-            jax.debug.callback(arrive, row)
+            known = known._replace(devices=min(whole, jax.local_device_count()))
+            jax.debug.callback(functools.partial(track.arrive, known=known), row)
         else:
-            track.arrive(row, fixed)  # at once, while the losses of the next step are not here
+            track.arrive(row, known)  # at once, while the losses of the next step are not here
 
     def _track(
         self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[jax.Array]
@@ -277,6 +279,8 @@ class JaxObserver:
             track = Track(self._book, kind, [TensorInfo(*each) for each in structure])
             self._tracks.append(track)
             self._session.writer()  # here, in the script's own thread
+        if begun is not None:
+            track.start = begun[1]
         owner.tracks[structure] = self._latest[structure] = track
         return track
 
@@ -341,7 +345,7 @@ class JaxObserver:
         with wide():
             head.update({name: getattr(step.done, name) for name in OUTCOME})
             row = packed(head, step.done.stats)
-        self._send(step.track, row, fixed)
+        self._send(step.track, row, Arrival(fixed))
 
 
 class Clipped(NamedTuple):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses
+from steadygrad.launch.placements import Placement
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
     from steadygrad.launch.contracts import RunContext
+    from steadygrad.runlog import RunWriter
 
 HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
 """What comes before the figures of the tensors; ``steps`` is 0 for a micro-batch, ``told`` 1
@@ -45,6 +49,7 @@ class Book:
     def __init__(self, session: RunContext, losses: Losses) -> None:
         self.session, self.losses = session, losses
         self.kinds: list[dict[str, object]] = []
+        self.calls = CallBook()
         self.lock = threading.RLock()
 
     def enter(self, kind: str) -> int:
@@ -59,6 +64,26 @@ class Book:
             )
         return len(self.kinds) - 1
 
+    def finish(self) -> None:
+        """Write the counts of clip calls."""
+        summary, writer = self.calls.summary(), self.session.writer()
+        if summary and writer is not None:
+            writer.update_info(clip_calls=summary)
+
+
+class Arrival(NamedTuple):
+    """What the host knows of a row when its step is traced.
+
+    Attributes:
+        fixed: figures in place of the row's.
+        devices: how many of this process tell a row at each step.
+        placed: the script's clip calls.
+    """
+
+    fixed: Mapping[str, float] = NOTHING
+    devices: int = 1
+    placed: tuple[Placement, ...] = ()
+
 
 class Track:
     """One optimizer's steps.
@@ -67,12 +92,18 @@ class Track:
         book: the run file.
         kind: the optimizer's name.
         infos: its tensors, in the order of a row's figures.
+
+    Attributes:
+        steps: how many have been taken.
+        start: norms and standard deviations of the weights before the first; None where unknown.
+        memory: that of a policy of ours, or None.
     """
 
     def __init__(self, book: Book, kind: str, infos: list[TensorInfo]) -> None:
         self.steps = 0
         self.kind = kind
         self.memory: HostMemory | None = None
+        self.start: tuple[Figures, Figures] | None = None
         self._book, self._infos = book, infos
         self._index = -1
         self._ids: npt.NDArray[np.int64] | None = None
@@ -85,31 +116,28 @@ class Track:
         if self._part:
             self._index, self._ids, self._part = -1, None, 0
 
-    def arrive(
-        self, bits: ArrayLike, fixed: Mapping[str, float] = NOTHING, devices: int = 1
-    ) -> None:
+    def arrive(self, bits: ArrayLike, known: Arrival) -> None:
         """A row has come to the host; called from a thread of JAX, which no error may reach.
 
         Args:
             bits: the row, float64 as pairs of uint32.
-            fixed: figures that the host knew already, in place of the row's.
-            devices: how many of this process tell a row at each step.
+            known: what the host knows beside it.
         """
         began = time.perf_counter()
         try:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
-            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **fixed}
+            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **known.fixed}
             with self._book.lock:
-                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), -1), devices)
+                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), -1), known)
         except Exception as error:
             self._book.session.trouble("a JAX step is not recorded", error)
         self._book.session.overhead += time.perf_counter() - began
 
-    def _sort(self, head: Head, figures: Figures, devices: int) -> None:
+    def _sort(self, head: Head, figures: Figures, known: Arrival) -> None:
         """Take a row, once all devices of a `pmap` or `shard_map` have told theirs."""
         queue = self._queues.setdefault(int(head["device"]), deque())
         queue.append((head, figures))
-        if len(self._queues) < devices or not all(self._queues.values()):
+        if len(self._queues) < known.devices or not all(self._queues.values()):
             return
         rows = [self._queues[device].popleft() for device in sorted(self._queues)]
         norms = np.array([head["norm"] for head, _ in rows])
@@ -119,15 +147,15 @@ class Track:
                 "is called; those of the first device are on record"
             )
         losses = [head["loss"] for head, _ in rows]
-        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1])
+        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], known.placed)
 
-    def _take(self, head: Head, figures: Figures) -> None:
+    def _take(self, head: Head, figures: Figures, placed: Sequence[Placement]) -> None:
         if head["told"]:
             self._micro.append(head["loss"])
         if head["steps"]:
-            self._write(head, figures)
+            self._write(head, figures, placed)
 
-    def _write(self, head: Head, figures: Figures) -> None:
+    def _write(self, head: Head, figures: Figures, placed: Sequence[Placement]) -> None:
         arrived = self._book.losses.since()
         step, self._part = self._part, self._part + 1
         self.steps += 1
@@ -156,3 +184,32 @@ class Track:
             loss_told=bool(head["told"]) or loss == loss,
         )
         writer.write_step(record, self._ids, *figures)
+        for placement in placed:
+            self._write_call(writer, placement, step, len(placed), head)
+        self._write_start(writer, step)
+
+    def _write_call(
+        self, writer: RunWriter, placement: Placement, step: int, calls: int, head: Head
+    ) -> None:
+        """One clip call of the script; the norm before it is known where it is the first."""
+        limit = placement.max_norm
+        if limit != limit and placement.depth == calls - 1 == 0:  # known to the device alone
+            limit = head["threshold"]
+        known = placement.depth == 0 and placement.tensors == placement.of_tensors
+        alone = known and calls == 1 and not placement.discarded
+        figures = {
+            "max_norm": limit,
+            "norm": head["norm"] if known else math.nan,
+            "coef": head["coef"] if alone else math.nan,
+        }
+        if self._book.calls.enter(placement.place(limit, 1), step, self._index, limit):
+            event = placement.event(step, self._index, 1, figures)
+            writer.write_event("script_clip", event, step)
+
+    def _write_start(self, writer: RunWriter, step: int) -> None:
+        """What the weights were before the first step, where the script told them by `init`."""
+        start, self.start = self.start, None
+        if start is not None and step == 0 and self._ids is not None:
+            norms, deviations = start
+            writer.write_sample("weight_norm", 0, self._ids, norms)
+            writer.write_sample("weight_std", 0, self._ids, deviations)

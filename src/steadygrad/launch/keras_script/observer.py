@@ -264,6 +264,7 @@ class KerasObserver:
             optimizer, [variables[i] for i in present], list(present), list(present.values())
         )
         clipped, place = self._script_clips(track, given)
+        by_torch = self._clips_by_torch(track, given)
         applied, kind = self._averaged(given, variables)
         if clipped is not None and kind is None:
             before = self._divided(clipped.before, clipped.scale)
@@ -273,6 +274,9 @@ class KerasObserver:
 
         def body() -> Array:
             with self.backend.engine.scope():
+                if by_torch is not None:
+                    stats, outcome = by_torch
+                    return self.body(track, stats, given.places, outcome)
                 return self._body_of(track, given, before, applied, clipped)
 
         width = body_width(len(track.infos))
@@ -304,6 +308,19 @@ class KerasObserver:
         depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
         places = [] if own is None else [own.placement(len(given.places), depth)]
         return clipped, self.tensorflow.placements(track, given.gradients, clipped, places)
+
+    def _clips_by_torch(
+        self, track: Track, given: StepGiven
+    ) -> tuple[GradientStats, list[float]] | None:
+        """What torch's own clip functions did to the gradients of a step, on torch."""
+        optimizer = given.optimizer
+        summed = optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps
+        if self.backend_name != "torch" or self._scalers or summed or own_clip(optimizer):
+            return None
+        names = tuple(track.infos[i].name for i in given.places)
+        seen: tuple[GradientStats, list[float]] | None
+        seen = self.side.clipped(track, given.variables, names)  # type: ignore[attr-defined]
+        return seen
 
     def _body_of(
         self,

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad.launch.track import CALL, MOST_CALLS, Track
+from steadygrad.policies.stepping import CLIP, NONE
+from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -44,6 +46,20 @@ class TorchSide:
                 heard = observer.kept_elsewhere([cast(_HasValue, v).value for v in variables])
         return self.number(heard if value is None else value)
 
+    def clipped(
+        self, track: Track, variables: Sequence[object], names: tuple[str, ...]
+    ) -> tuple[GradientStats, list[float]] | None:
+        """Figures before the script's clip calls, and what they left; None where none was made."""
+        parameters = [cast(_HasValue, v).value for v in variables]
+        for observer in self._session.observers:
+            if hasattr(observer, "clipped_elsewhere"):
+                left = observer.clipped_elsewhere(parameters, names, track.steps, track.index)
+                if left is not None:
+                    coef, cosine, clipped = left.applied
+                    action = CLIP if bool(clipped) else NONE
+                    return left.stats, [float(x) for x in (left.threshold, coef, cosine, action)]
+        return None
+
     def head(self, batch: Sequence[float], calls: Sequence[float]) -> Floats:
         """The first numbers of a row."""
         return np.array([*map(float, batch), *[math.nan] * (MOST_CALLS * len(CALL))])
@@ -58,7 +74,7 @@ class TorchSide:
         """The rest of a row."""
         rows = np.full((len(leaves), tensors), math.nan)
         for row, figure in zip(rows, leaves, strict=True):
-            row[list(places)] = figure.detach().cpu().numpy()
+            row[list(places)] = torch.as_tensor(figure).detach().cpu().numpy()
         return np.concatenate([[float(x) for x in step], rows.ravel()])
 
     def when(self, kind: object, body: Callable[[], Floats], width: int) -> Floats:

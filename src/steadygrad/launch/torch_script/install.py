@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.torch_script.clips import Unscaling
     from steadygrad.launch.torch_script.observer import TorchObserver
+    from steadygrad.torch.step.observing import Outcome
 
 
 class Patches:
@@ -116,6 +117,15 @@ class Patches:
         """Keras has stepped on these, and its own observer keeps that step; returns its loss."""
         observer = self.observer()
         return float("nan") if observer is None else observer.kept_elsewhere(parameters)
+
+    def clipped_elsewhere(
+        self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
+    ) -> Outcome | None:
+        """What the script's clip calls did to gradients that another optimizer is given."""
+        observer = self.observer()
+        if observer is None:
+            return None
+        return observer.clipped_elsewhere(parameters, names, step, number)
 
     # -- what torch's functions tell -----------------------------------------------------------
 

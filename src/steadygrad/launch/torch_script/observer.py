@@ -31,7 +31,7 @@ from steadygrad.launch.torch_script.grad_calls import GradCalls, Pairs, weights_
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.loop_facts import LoopFacts
 from steadygrad.launch.torch_script.manual import ManualLoop
-from steadygrad.launch.torch_script.observed import ObservingClipper
+from steadygrad.launch.torch_script.observed import ObservingClipper, summed_up
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.origin import EVENT
 from steadygrad.torch.distributed.ownership import is_flat
@@ -41,7 +41,7 @@ from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.record.recording import Recorder
-from steadygrad.torch.step.observing import Clipper, Steady
+from steadygrad.torch.step.observing import Clipper, Outcome, Steady
 
 MOST_WALKS = 16
 
@@ -252,6 +252,32 @@ class TorchObserver:
         loss = self.losses.of_step()
         return math.nan if loss is None else float(loss)
 
+    def clipped_elsewhere(
+        self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
+    ) -> Outcome | None:
+        """The script's clip calls before the step of an optimizer that is none of torch's.
+
+        Args:
+            parameters: what it is about to move.
+            names: theirs.
+            step: the step's number.
+            number: that optimizer's.
+
+        Returns:
+            The figures before those calls and what they left; None where there were none.
+        """
+        with self._timed:
+            held = [p for p in parameters if p.grad is not None]
+            reading = self.log.reading_of(held) if len(held) == len(parameters) else None
+            calls = self.log.stepped(parameters)
+            self._write_calls(calls, step, len(held), number)
+            if reading is None or not calls:
+                return None
+            grads = [grad for p in held if (grad := p.grad) is not None]
+            sizes = tuple(p.numel() for p in held)
+            return summed_up(reading, Batch(grads, held, names, sizes))
+        return None
+
     def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
         self._loop.before_step(optimizer, self._attachments.counted())
         writer = self.context.writer() if self._loop.changed else None
@@ -440,6 +466,10 @@ class TorchObserver:
                 self._write_calls([call], self.steps, 0, self._attachments.number_of(call.ids))
             self._attachments.deliver()
         self.context.overhead += self.overhead
+        if self._elsewhere and self._book.summary():
+            elsewhere = self.context.writer()
+            if elsewhere is not None:
+                elsewhere.update_info(clip_calls=self._book.summary())
         writer = self.context.writer() if self.steps else None
         if writer is not None:
             writer.update_info(clip_calls=self._book.summary(), loop=self._loop.as_json())
