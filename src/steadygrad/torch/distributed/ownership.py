@@ -75,7 +75,10 @@ def spread_of_some(
         A spread of all parameters that any rank may have gradients of, and the places of these
         among them; None for all.
     """
-    if FSDP1 not in sys.modules or any_sharded(params) or not any(map(is_flat, params)):
+    # to ask each parameter takes as long as to read a small one: first what rules all of them out
+    if FSDP1 not in sys.modules or not torch.distributed.is_initialized():
+        return NOWHERE, None
+    if any_sharded(params) or not any(map(is_flat, params)):
         return NOWHERE, None
     key = tuple(map(id, params))
     if key not in _spreads:

@@ -1,0 +1,76 @@
+"""Every optimizer of torch.optim, in every form that runs here, is observed bit for bit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+Observe = Callable[..., Any]
+
+FORMS = ("foreach", "fused", "capturable", "differentiable", "amsgrad", "maximize", "nesterov")
+KINDS = [
+    kind
+    for kind in vars(torch.optim).values()
+    if inspect.isclass(kind)
+    and issubclass(kind, torch.optim.Optimizer)
+    and kind not in (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+]
+
+
+def forms_of(kind: type[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    takes = inspect.signature(kind).parameters
+    named = [{form: True} for form in FORMS if form in takes]
+    for form in named:
+        if "nesterov" in form:
+            form.update(momentum=0.9)
+    return [{}, *named]
+
+
+def trained(kind: Callable[..., torch.optim.Optimizer], form: dict[str, Any]) -> list[torch.Tensor]:
+    """Weights after three steps, clipped by the script; one step where they are part of a graph."""
+    torch.manual_seed(0)
+    # Muon takes matrices alone
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    weights: list[torch.Tensor] = list(net.parameters())
+    if form.get("differentiable"):
+        weights = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.retain_grad()
+    optimizer = kind(weights, lr=0.05, **form)
+    x = torch.randn(16, 4)
+    for _ in range(1 if form.get("differentiable") else 3):
+        optimizer.zero_grad()
+        (3 * torch.tanh(x @ weights[0].T) @ weights[1].T - 1).pow(2).mean().backward()
+        torch.nn.utils.clip_grad_norm_(weights, 0.5)
+        optimizer.step()
+    states = [s for state in optimizer.state.values() for s in state.values()]
+    tensors = [state.detach().clone() for state in states if isinstance(state, torch.Tensor)]
+    return [*(weight.detach().clone() for weight in weights), *tensors]
+
+
+def tried_plainly(kind: Any, form: dict[str, Any]) -> list[torch.Tensor] | None:
+    try:
+        return trained(kind, form)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        assert form.keys() & {"capturable", "fused", "differentiable"}, form  # not on a CPU
+        return None
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_form_of_an_optimizer_is_observed_bit_for_bit(observe: Observe, kind: Any) -> None:
+    tried = {str(form): tried_plainly(kind, form) for form in forms_of(kind)}
+    plain = {form: tensors for form, tensors in tried.items() if tensors is not None}
+    seen = observe()
+    for form in forms_of(kind):
+        if str(form) in plain:
+            for ours, theirs in zip(trained(kind, form), plain[str(form)], strict=True):
+                assert torch.equal(ours, theirs), form
+    run = seen.run()
+    assert len(run.info["optimizers"]) == len(plain)
+    assert (run.steps.threshold == 0.5).all()
+    assert (run.steps.coef < 1).any()
