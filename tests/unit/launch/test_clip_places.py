@@ -43,6 +43,21 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def at_two_weights(self) -> None:
+        """As SAM does: up the slope, and the gradient there."""
+        self.loss().backward()
+        clip(self.net.parameters(), 0.5)
+        ups = [0.05 * p.grad for p in self.net.parameters() if p.grad is not None]
+        with torch.no_grad():
+            torch._foreach_add_(list(self.net.parameters()), ups)
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        clip(self.net.parameters(), 0.5)
+        with torch.no_grad():
+            torch._foreach_sub_(list(self.net.parameters()), ups)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     def before_backward(self) -> None:
         self.optimizer.zero_grad()
         clip(self.net.parameters(), 0.5)
@@ -143,7 +158,7 @@ def test_a_misplaced_clip_is_told_and_no_other(observe: Observe, place: str) -> 
     assert sum(kind["count"] for kind in run.info["clip_calls"]) >= STEPS - 1
 
 
-@pytest.mark.parametrize("place", ["right", "after_unscale"])
+@pytest.mark.parametrize("place", ["right", "after_unscale", "at_two_weights"])
 def test_a_well_placed_clip_is_not_told_of(observe: Observe, place: str) -> None:
     run = observed(observe, place)
     assert misplaced(run) == set()

@@ -41,6 +41,7 @@ def event_of(call: ClipCall, step: int, of_params: int, optimizer: int) -> dict[
         "backward_since_step": call.backward_since_step,
         "backward_since_clip": call.backward_since_clip,
         "repeated": call.repeated,
+        "renewals": call.renewals,
         "after_step": call.after_step,
         "unscaled": call.scale is None,
         "by_value": call.by_value,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad.launch.torch_script.clocks import Clock, Clocks
+from steadygrad.launch.torch_script.clocks import Clock, Clocks, Mark
 from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
 from steadygrad.torch.distributed.sharded import inner_products, read_whole, whole
 
@@ -39,6 +39,7 @@ class ClipCall:
         backward_since_step: backward passes between the last step of these parameters and here.
         backward_since_clip: backward passes since the last clip call on them.
         repeated: earlier clip calls on them since that step.
+        renewals: how often before it the step's gradients were made anew after a clip call.
         after_step: no backward since a step: the gradients are of the step before, or gone.
         scale: the loss scale that the gradients carried, or None.
         norm: total norm before the call.
@@ -54,6 +55,7 @@ class ClipCall:
     backward_since_step: int = 0
     backward_since_clip: int = 0
     repeated: int = 0
+    renewals: int = 0
     after_step: bool = False
     scale: Any = None
     norm: Any = math.nan
@@ -129,7 +131,7 @@ class ClipLog:
             with_grad=len(held),
             on_gradients=bool(owners) and not held and not any(p.requires_grad for p in owners),
         )
-        self._place(call, ids)
+        self._place(call, ids, held)
         call.parts = self._parts(held, norm_type)
         call.scale = self._scale_of(owners)
         if call.by_value:
@@ -222,7 +224,7 @@ class ClipLog:
         self._drop(own)
         by_hand = self.alone(parameters)
         for clock in (*self._clocks.of(ids), self._any):
-            clock.step, clock.stepped, clock.clips = now, True, 0
+            clock.stepped_at(now)
         if not self.waiting:
             return []
         calls = [call for call in self.waiting if call.concerns(own)]
@@ -243,16 +245,23 @@ class ClipLog:
         for reading in self._readings:
             reading.forget(own)
 
-    def _place(self, call: ClipCall, ids: Sequence[int]) -> None:
+    def _place(self, call: ClipCall, ids: Sequence[int], held: Sequence[torch.Tensor]) -> None:
         now = self._backwards()
         clocks = self._clocks.of(ids) if call.of_parameters else [self._any]
         first = clocks[0]
-        call.backward_since_step = now - first.step
+        if first.mark is not None and first.mark.is_gone and now > first.clip:
+            for clock in clocks:  # SAM: the gradients of the clip before were for other weights
+                clock.clips, clock.renewals = 0, clock.renewals + 1
+            call.backward_since_step = now - first.clip
+        else:
+            call.backward_since_step = now - first.step
+        call.renewals = first.renewals
         call.backward_since_clip = now - max(first.clip, first.step)
         call.repeated = first.clips
         call.after_step = first.stepped and now == first.step
+        mark = Mark.of(held[0]) if held else None
         for clock in clocks:
-            clock.clip, clock.clips = now, clock.clips + 1
+            clock.clipped_at(now, mark)
 
     def _parts(self, held: list[torch.Tensor], norm_type: float) -> list[Part]:
         """The readings of these gradients; what no earlier call has read is read now."""

@@ -6,8 +6,35 @@ one clock and not one for each of its parameters.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+
+class Mark(NamedTuple):
+    """A weight and its gradient at a clip call, held weakly."""
+
+    weight: weakref.ref[torch.Tensor]
+    gradient: weakref.ref[torch.Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, weight: torch.Tensor) -> Mark | None:
+        """Mark a weight; None where it has no gradient."""
+        if weight.grad is None:
+            return None
+        return cls(weakref.ref(weight), weakref.ref(weight.grad), weight._version)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the gradient is another one now, or of other weights."""
+        weight = self.weight()
+        if weight is None:
+            return False
+        return weight._version != self.version or self.gradient() is not weight.grad
 
 
 @dataclass
@@ -18,7 +45,10 @@ class Clock:
         step: backward passes before their last step.
         stepped: whether there was one.
         clip: backward passes before the last clip call on them; -1 for none.
-        clips: clip calls since that step.
+        clips: clip calls since that step, on the gradients at hand.
+        renewals: how often since that step the gradients were made anew after a clip call, as SAM
+            does at other weights.
+        mark: what stood there at the last clip call; None before one.
         members: parameters that share it.
     """
 
@@ -26,7 +56,17 @@ class Clock:
     stepped: bool = False
     clip: int = -1
     clips: int = 0
+    renewals: int = 0
+    mark: Mark | None = None
     members: int = 0
+
+    def stepped_at(self, now: int) -> None:
+        """Their optimizer has stepped."""
+        self.step, self.stepped, self.clips, self.renewals, self.mark = now, True, 0, 0, None
+
+    def clipped_at(self, now: int, mark: Mark | None) -> None:
+        """A clip call is made on them."""
+        self.clip, self.clips, self.mark = now, self.clips + 1, mark
 
 
 class Clocks:

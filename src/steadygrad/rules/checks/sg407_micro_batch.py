@@ -18,7 +18,11 @@ _ORDER = (
 
 def _each(group: list[Call]) -> bool:
     """Whether the calls of a step are parted by backward passes."""
-    return len({figure(c, "backward_since_step", 1) for c in group}) > 1
+    last = max(figure(c, "renewals", 0) for c in group)
+    mine = [
+        c for c in group if figure(c, "renewals", 0) == last
+    ]  # SAM's others are other gradients
+    return len({figure(c, "backward_since_step", 1) for c in mine}) > 1
 
 
 def check(view: View) -> Iterator[Finding]:

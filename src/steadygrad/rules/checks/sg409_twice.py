@@ -13,6 +13,10 @@ from steadygrad.rules.finding import Finding
 
 def _twice(group: list[Call]) -> bool:
     """Whether two calls of a step, with no backward between them, overlap."""
+    last = max(figure(c, "renewals", 0) for c in group)
+    group = [
+        c for c in group if figure(c, "renewals", 0) == last
+    ]  # SAM's others are other gradients
     whole = max(figure(c, "of_params", 0) for c in group)
     same = len({figure(c, "backward_since_step", 1) for c in group}) == 1
     overlap = sum(figure(c, "params", 0) for c in group) > whole > 0
