@@ -2,7 +2,8 @@
 
 Every call of the first steps becomes an event, later ones are sampled, and calls that
 stand otherwise than all before always are: a call a step would otherwise outweigh
-the steps in the run file. The counts in the run's ``clip_calls`` are exact.
+the steps in the run file. Of calls for one tensor, of which a step has many, an eighth as
+many do. The counts in the run's ``clip_calls`` are exact.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import SupportsFloat, TypedDict
 
 ALL_BEFORE = 64
 EVERY = 16
+FOR_ONE = 8
 
 Place = Mapping[str, float | str]
 """What tells a well-placed call from a misplaced one."""
@@ -34,7 +36,14 @@ class CallBook:
     def __init__(self) -> None:
         self._counts: dict[tuple[object, ...], Count] = {}
 
-    def enter(self, place: Place, step: int, optimizer: int, max_norm: SupportsFloat) -> bool:
+    def enter(
+        self,
+        place: Place,
+        step: int,
+        optimizer: int,
+        max_norm: SupportsFloat,
+        for_one: bool = False,
+    ) -> bool:
         """Count a call.
 
         Args:
@@ -42,6 +51,7 @@ class CallBook:
             step: number of the optimizer step that follows it.
             optimizer: that optimizer's number.
             max_norm: the call's threshold.
+            for_one: it is for one tensor of several, so that a step may have many.
 
         Returns:
             Whether this one is to become an event.
@@ -58,7 +68,8 @@ class CallBook:
             }
         entry["count"] += 1
         entry["last_step"] = step
-        return entry["count"] == 1 or step < ALL_BEFORE or step % EVERY == 0
+        rarer = FOR_ONE if for_one else 1
+        return entry["count"] == 1 or step < ALL_BEFORE // rarer or step % (EVERY * rarer) == 0
 
     def summary(self) -> list[Count]:
         """Every way in which calls stood, with counts, the most frequent first."""

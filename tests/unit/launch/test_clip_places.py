@@ -124,6 +124,13 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def one_by_one(self) -> None:
+        self.loss().backward()
+        for parameter in self.net.parameters():
+            clip(parameter, 1e-3)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
 
 PLACES = {
     "before_backward": "SG404",
@@ -166,6 +173,16 @@ def test_a_well_placed_clip_is_not_told_of(observe: Observe, place: str) -> None
     calls = STEPS * (2 if place == "at_two_weights" else 1)
     assert (kind["count"], kind["first_step"], kind["last_step"]) == (calls, 0, STEPS - 1)
     assert (run.steps.threshold == 0.5).all()
+
+
+def test_a_clip_of_each_parameter_by_itself_is_no_over_clipping(observe: Observe) -> None:
+    run = observed(observe, "one_by_one")
+    assert (run.steps.coef < 1).all()
+    assert misplaced(run) == set()
+    assert "SG401" not in {finding.id for finding in steadygrad.diagnose(run)}
+    assert {kind["count"] for kind in run.info["clip_calls"]} == {STEPS * len(run.tensors)}
+    written = [event.step for event in run.events if event.kind == "script_clip"]
+    assert written == [step for step in range(8) for _ in run.tensors]
 
 
 def test_a_clip_of_scaled_gradients_is_recorded_unscaled(observe: Observe) -> None:

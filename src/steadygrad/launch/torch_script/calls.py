@@ -13,6 +13,7 @@ def place_of(call: ClipCall, of_params: int) -> dict[str, Any]:
     """What tells a well-placed call from a misplaced one."""
     return {
         "by_value": call.by_value,
+        "per_tensor": is_for_one(call, of_params),
         "norm_type": _norm_type(call.norm_type),
         "unlimited": number(call.max_norm) == math.inf,
         "before_backward": call.backward_since_step == 0,
@@ -45,8 +46,14 @@ def event_of(call: ClipCall, step: int, of_params: int, optimizer: int) -> dict[
         "after_step": call.after_step,
         "unscaled": call.scale is None,
         "by_value": call.by_value,
+        "per_tensor": is_for_one(call, of_params),
         "on_gradients": call.on_gradients,
     }
+
+
+def is_for_one(call: ClipCall, of_params: int) -> bool:
+    """Whether it is for one parameter of several, as in a loop over them."""
+    return len(call.ids) == 1 < of_params
 
 
 def _norm_type(p: float) -> float | str:

@@ -23,7 +23,7 @@ from steadygrad.errors import NonFiniteError
 from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.attachments import Attachments, parameters_of
-from steadygrad.launch.torch_script.calls import event_of, place_of
+from steadygrad.launch.torch_script.calls import event_of, is_for_one, place_of
 from steadygrad.launch.torch_script.clipcall import Call
 from steadygrad.launch.torch_script.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.launch.torch_script.facts import facts
@@ -334,7 +334,9 @@ class TorchObserver:
         writer = self.context.writer()
         for call in calls:
             place = place_of(call, of_params)
-            if self._book.enter(place, step, number, call.max_norm) and writer is not None:
+            for_one = is_for_one(call, of_params)
+            entered = self._book.enter(place, step, number, call.max_norm, for_one)
+            if entered and writer is not None:
                 event = event_of(call, step, of_params, number)
                 writer.write_event("script_clip", event, step)
 
