@@ -222,7 +222,7 @@ class ClipLog:
         ids = list(map(id, parameters))
         own = set(ids)
         self._drop(own)
-        by_hand = self.alone(parameters)
+        by_hand = bool(self.waiting) and self.alone(parameters)
         for clock in (*self._clocks.of(ids), self._any):
             clock.stepped_at(now)
         if not self.waiting:
