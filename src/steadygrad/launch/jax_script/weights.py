@@ -7,7 +7,7 @@ cost as much as the gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ Start: TypeAlias = tuple[Floats, Floats]
 """Norms and standard deviations of all tensors."""
 
 
-def weights_of(leaves: Sequence[Any]) -> Start | None:
+def weights_of(leaves: Sequence[jax.Array]) -> Start | None:
     """Read weights on the host.
 
     Args:
@@ -42,8 +42,8 @@ def weights_of(leaves: Sequence[Any]) -> Start | None:
     return figures[:, 0], figures[:, 1]
 
 
-def _figures(leaf: Any) -> tuple[float, float]:
-    here = all(device.platform == "cpu" for device in leaf.devices()) if _is_jax(leaf) else True
+def _figures(leaf: jax.Array) -> tuple[float, float]:
+    here = not isinstance(leaf, jax.Array) or all(d.platform == "cpu" for d in leaf.devices())
     if leaf.size == 0 or (not here and leaf.size > MOST_ELSEWHERE):
         return np.nan, np.nan
     flat = np.asarray(leaf).ravel()
@@ -51,7 +51,3 @@ def _figures(leaf: Any) -> tuple[float, float]:
     norm, deviation = float(np.linalg.norm(wide)), float(np.std(wide[:: stride(wide.size)]))
     # NaN means "not measured" in the file: what is not finite is written as inf
     return (norm if norm == norm else np.inf), deviation
-
-
-def _is_jax(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array)

@@ -276,7 +276,7 @@ class KerasObserver:
             with self.backend.engine.scope():
                 if by_torch is not None:
                     stats, outcome = by_torch
-                    return self.body(track, stats, given.places, outcome)
+                    return self.body(track, stats, given.places, cast("list[Array]", outcome))
                 return self._body_of(track, given, before, applied, clipped)
 
         width = body_width(len(track.infos))
