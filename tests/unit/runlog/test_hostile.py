@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from steadygrad.cli import group
 from steadygrad.errors import RunFileError, SteadyGradError
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, decoding, open_run, reader
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, decoding, open_run, reader, schema
 from steadygrad.runlog.encode import DamagedError, inflate, unpack, unpack_sparse
 from steadygrad.runlog.newest import newest_run
 from steadygrad.runlog.origin import Origin, Range
@@ -62,6 +62,7 @@ def make(path: Path, steps: int = 120) -> Path:
                 writer.write_sample("weight_norm", step, ids, norms)
         clip = {"optimizer": 0, "max_norm": "inf", "coef": 0.5, "norm": 2.0, "after_step": False}
         writer.write_event("script_clip", clip, 3)
+        writer.write_event("gap", {"steps": 3, "first_step": 7, "last_step": 9}, 7)
         origin = Origin(steps - 5, "loss", "log", inputs=(Range("input 0", (2,), "float32", 0, 1),))
         writer.write_event("nan_origin", origin.as_json(), steps - 5)
     return path
@@ -161,6 +162,10 @@ def wrong_values(every: int = 1) -> dict[str, Callable[[Path], Path]]:
         "shape": ("UPDATE tensors SET shape = ? WHERE id = 2",),
         "event": ("UPDATE events SET data = ? WHERE kind = 'script_clip'",),
         "origin": ("UPDATE events SET data = ? WHERE kind = 'nan_origin'",),
+        "gap": (
+            "UPDATE events SET data = json_set(data, '$.steps', json(?)) "
+            "WHERE kind = 'gap' AND json_valid(?1)",
+        ),
     }
     for field in ORIGIN_FIELDS:
         places[f"origin {field}"] = (
@@ -181,7 +186,7 @@ def wrong_values(every: int = 1) -> dict[str, Callable[[Path], Path]]:
 
 FACTS = (
     *("framework", "policy", "frozen", "clip_calls", "optimizers", "versions", "command", "exit"),
-    *("loop", "lint", "models", "kernel", "device"),
+    *("loop", "lint", "models", "kernel", "device", "recording_stopped"),
     *("started", "ended", "overhead_seconds", "wall_seconds", "landmarks", "python", "platform"),
 )
 ORIGIN_FIELDS = ("step", "phase", "operation", "inputs", "rows", "line", "file", "tensors", "batch")
@@ -246,6 +251,14 @@ TABLES = {
     "events in bytes": ("UPDATE events SET kind = x'ff', data = x'ff'",),
     "events far away": ("UPDATE events SET step = -9223372036854775808, time = 1e308",),
 }
+
+for _table in (words[2] for words in map(str.split, schema.TABLES) if words[1] == "TABLE"):
+    _others = (
+        f"DROP TABLE {_table}",
+        f"CREATE TABLE {_table} (x)",
+        f"INSERT INTO {_table} VALUES (1)",
+    )
+    TABLES |= {f"no table {_table}": _others[:1], f"another table {_table}": _others}
 
 
 def _setter(statements: tuple[str, ...], value: str) -> Callable[[Path], Path]:
