@@ -9,6 +9,7 @@
 #   make test-torch      the tests of one framework in an environment that has only that one;
 #                        also test-keras, test-tensorflow, test-jax, test-core (none at all)
 #   make test-oldest     the oldest versions that pyproject.toml promises
+#   make sanitize        the kernel's tests under the address and undefined-behaviour sanitizers
 #   make fuzz    thousands of damaged run files; FUZZ_ROUNDS=100 for half an hour
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ OLDEST ?= tests/unit/test_text.py tests/unit/policies tests/unit/tensorflow test
 export OMP_NUM_THREADS ?= 1
 
 FRAMEWORKS := torch keras tensorflow jax core
-.PHONY: demo test lint bench corpus docs wheels coverage test-oldest fuzz clean $(FRAMEWORKS:%=test-%)
+.PHONY: demo test lint bench corpus docs wheels coverage test-oldest sanitize fuzz clean $(FRAMEWORKS:%=test-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/steadygrad demo
@@ -53,6 +54,14 @@ fuzz: $(VENV)/.dev
 	for round in $$(seq $(FUZZ_ROUNDS)); do \
 	  STEADYGRAD_FUZZ=3000 STEADYGRAD_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -x --timeout 3600 \
 	    tests/unit/runlog/test_hostile.py || exit 1; done
+
+# The core is built again under the sanitizers, tried, and built back.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(VENV)/.dev
+	CFLAGS="$(SANITIZERS) -g -O1" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext --inplace --force
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 1800 tests/unit/kernels/test_native.py tests/conformance/test_kernel_forms.py; \
+	  status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force && exit $$status
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
