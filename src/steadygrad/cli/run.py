@@ -46,8 +46,23 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
 )
 @click.option(
     "--alert",
+    "alerts",
     metavar="terminal|URL",
-    help="Tell of errors while the script runs: on standard error, and to a webhook at URL.",
+    multiple=True,
+    help="Tell of errors while the script runs: on standard error, and to a webhook or service at "
+    "URL. Repeatable.",
+)
+@click.option(
+    "--alert-on",
+    type=click.Choice(["error", "warning"]),
+    default="error",
+    show_default=True,
+    help="The least severity that --alert tells of.",
+)
+@click.option(
+    "--stop-on",
+    type=click.Choice(["error", "warning"]),
+    help="End the script at a finding at least as grave; the run file says why.",
 )
 @click.option(
     "--record-arguments",
@@ -66,7 +81,9 @@ def command(
     find_nan: bool,
     seed: int | None,
     logs: tuple[str, ...],
-    alert: str | None,
+    alerts: tuple[str, ...],
+    alert_on: str,
+    stop_on: str | None,
     record_arguments: bool,
     quiet: bool,
     force: bool,
@@ -102,7 +119,9 @@ def command(
         on_nonfinite=on_nonfinite,
         find_nan=find_nan,
         seed=seed,
-        logs=_sinks(logs, alert),
+        logs=(*logs, *_alerts(logs, alerts)),
+        alert_on=alert_on,
+        stop_on=stop_on,
         folder=os.getcwd(),
         record_arguments=record_arguments,
         quiet=quiet,
@@ -146,9 +165,10 @@ def _output(out: str | None, force: bool) -> str:
     return path
 
 
-def _sinks(logs: tuple[str, ...], alert: str | None) -> tuple[str, ...]:
-    if not logs and alert is None:
-        return ()
+def _alerts(logs: tuple[str, ...], alerts: tuple[str, ...]) -> list[str]:
+    """Specs of the alerts asked for, after a look at all that a spec can be wrong in."""
+    if not logs and not alerts:
+        return []
     from steadygrad.sinks.addresses import check_address
     from steadygrad.sinks.opening import read_spec
 
@@ -156,16 +176,16 @@ def _sinks(logs: tuple[str, ...], alert: str | None) -> tuple[str, ...]:
         kind, target, _ = read_spec(spec)
         if kind == "alerts" and target:
             check_address(target)
-    if alert is None:
-        return logs
-    if alert != "terminal":
-        try:
-            check_address(alert)
-        except UsageError as error:
-            raise click.UsageError(
-                f"--alert takes the word terminal, or the http(s) address of a webhook: {error}"
-            ) from error
-    return (*logs, "alerts" if alert == "terminal" else f"alerts:{alert}")
+    for alert in alerts:
+        if alert != "terminal":
+            try:
+                check_address(alert)
+            except UsageError as error:
+                raise click.UsageError(
+                    "--alert takes the word terminal, the http(s) address of a webhook, or the "
+                    f"address of a service: {error}"
+                ) from error
+    return ["alerts" if alert == "terminal" else f"alerts:{alert}" for alert in alerts]
 
 
 def _no_script(script: str) -> str:

@@ -93,6 +93,7 @@ class Recorder(Handle):
 
         Raises:
             UsageError: no `ClipState` in the state.
+            TrainingStopped: an alert asked for it.
         """
         states = clip_states(opt_state)
         if not states:
@@ -109,6 +110,7 @@ class Recorder(Handle):
         self._waiting.append(figures)
         if len(self._waiting) > 1:
             self._write(self._waiting.pop(0))
+        self.writer.stop_if_asked()
 
     def _write(self, figures: Figures) -> None:
         states, (loss, lr), weights = jax.tree.map(np.asarray, figures)

@@ -222,6 +222,7 @@ class Steady(Handle):
 
         Raises:
             NonFiniteError: ``on_nonfinite="raise"``, and a step was dropped.
+            TrainingStopped: an alert asked for it.
         """
         if self.writer is None or not self.hook.variables:
             self.check()
@@ -237,6 +238,7 @@ class Steady(Handle):
         self._sample(self.writer, self._recorded)
         self.writer.overhead_seconds += time.perf_counter() - began
         self.check()
+        self.writer.stop_if_asked()
         return True
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:

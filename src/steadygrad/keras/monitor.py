@@ -10,7 +10,7 @@ import keras
 from steadygrad.errors import UsageError
 from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import hook_of
-from steadygrad.runlog import RunWriter
+from steadygrad.runlog import RunWriter, TrainingStopped
 
 
 class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
@@ -82,8 +82,11 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.jax_state_sync()
         logs = {} if logs is None else logs
         mean = float(logs.get("loss", math.nan))
-        if self.steady.record(self._loss(batch + 1, mean)):
-            self._mean = (batch + 1, mean)
+        try:
+            if self.steady.record(self._loss(batch + 1, mean)):
+                self._mean = (batch + 1, mean)
+        except TrainingStopped:
+            self.model.stop_training = True  # as Keras' own callbacks do
         last = self.steady.last
         if math.isfinite(last.norm):  # one NaN would stay in the progress bar's average
             self._norms.append(last.norm)

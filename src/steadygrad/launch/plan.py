@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Plan:
         find_nan: say where the first NaN or inf came from (PyTorch).
         seed: what shifts the script's random seeds; None leaves them alone.
         logs: specs of the loggers that every step is sent to, alerts among them.
+        alert_on: the least severity that alerts tell of.
+        stop_on: the least severity that ends the script; None never does.
         folder: what relative paths in `logs` start from; the script may change its own.
         record_arguments: write the script's arguments as they are, secrets among them.
         quiet: no last words.
@@ -37,7 +39,9 @@ class Plan:
     on_nonfinite: str | None = None
     find_nan: bool = False
     seed: int | None = None
-    logs: tuple[str, ...] = ()
+    logs: tuple[str, ...] = field(default=(), repr=False)  # webhooks' addresses are secrets
+    alert_on: str = "error"
+    stop_on: str | None = None
     folder: str = ""
     record_arguments: bool = False
     quiet: bool = False

@@ -158,7 +158,7 @@ class Session:
         )
         self.path = path
         writer.leave_by(self._conclude)
-        if self.plan.logs:
+        if self.plan.logs or self.plan.stop_on:
             from steadygrad.launch.loggers import add_loggers
 
             add_loggers(writer, self.plan, rank or started_as)
@@ -247,7 +247,7 @@ class Session:
         self.overhead += writer.overhead_seconds
         writer.update_info(
             lint=self._places(),
-            exit=self.exit,
+            exit="stopped" if writer.stop_reason else self.exit,
             ended=time.time(),
             wall_seconds=self.seconds,
             overhead_seconds=self.overhead,

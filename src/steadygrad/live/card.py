@@ -35,6 +35,8 @@ class LiveCard:
         shell: of the notebook.
     """
 
+    speaks = False
+
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
         self._name = ""

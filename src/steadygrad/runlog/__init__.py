@@ -3,6 +3,7 @@
 from steadygrad.runlog.reader import as_run, open_run
 from steadygrad.runlog.records import ACTIONS, STEP_DTYPE, StepRecord, TensorInfo
 from steadygrad.runlog.run import Event, Run
+from steadygrad.runlog.stopping import TrainingStopped
 from steadygrad.runlog.writer import RunWriter
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "RunWriter",
     "StepRecord",
     "TensorInfo",
+    "TrainingStopped",
     "as_run",
     "open_run",
 ]

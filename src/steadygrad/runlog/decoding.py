@@ -212,7 +212,8 @@ _GROUP = _table_of(
 
 INFO: dict[str, Field] = {
     **dict.fromkeys(
-        ("framework", "policy", "script", "observed_by", "on_nonfinite", "process"), _word
+        ("framework", "policy", "script", "observed_by", "on_nonfinite", "process", "stopped_by"),
+        _word,
     ),
     **dict.fromkeys(
         ("overhead_seconds", "wall_seconds", "started", "ended", "rank", "ranks", "restart"), _real

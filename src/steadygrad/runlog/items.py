@@ -92,6 +92,7 @@ class Head:
         tensors: the tensors known so far, in the order of their numbers.
         write_event: as `RunWriter.write_event`.
         leave: ends the recording, sinks included, as the end of the process does.
+        stop: as `RunWriter.ask_to_stop`; None for a run that is over.
     """
 
     path: Path | None
@@ -99,13 +100,19 @@ class Head:
     tensors: tuple[TensorInfo, ...]
     write_event: Callable[[str, Mapping[str, object], int | None], None]
     leave: Callable[[], None] | None = None
+    stop: Callable[[str, int | None], None] | None = None
 
 
 class Tap(Protocol):
     """What `RunWriter.add_sink` takes: it hears everything, in the thread that writes.
 
     None of these may raise, or take longer than it takes to queue.
+
+    Attributes:
+        speaks: it may write events, and so ends before those that hear them.
     """
+
+    speaks: bool
 
     def begin(self, head: Head) -> None:
         """Called once, before anything is fed."""

@@ -42,6 +42,7 @@ from steadygrad.runlog.pump import Pump
 from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
 from steadygrad.runlog.shortfall import GAP, STOPPED
+from steadygrad.runlog.stopping import TrainingStopped
 from steadygrad.runlog.store import Store, is_being_written, remove_side_files
 from steadygrad.runlog.thinning import LANDMARKS
 
@@ -227,6 +228,31 @@ class RunWriter:
         self._recorder.info_given.update(values)
         self._put(InfoItem(values), 1000)
 
+    @property
+    def stop_reason(self) -> str:
+        """Why the training is to end; empty as long as nobody has asked for it."""
+        return self._recorder.stop_reason
+
+    def ask_to_stop(self, reason: str, step: int | None = None) -> None:
+        """Have the training end after the step under way, and say so in the file.
+
+        Handles raise `TrainingStopped`; trainers' callbacks end the training as the trainer does.
+
+        Args:
+            reason: what was found.
+            step: where, if at a step.
+        """
+        self._recorder.ask_to_stop(reason, step)
+
+    def stop_if_asked(self) -> None:
+        """Called between two steps, in the thread that trains.
+
+        Raises:
+            TrainingStopped: somebody has asked for it.
+        """
+        if self._recorder.stop_reason:
+            raise TrainingStopped(self._recorder.stop_reason)
+
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until all that was handed over is committed.
 
@@ -279,6 +305,7 @@ class _Recorder:
     def __init__(self, path: Path, force: bool) -> None:
         self.path = path
         self.overhead = 0.0
+        self.stop_reason = ""
         self.leave: Callable[[], None] = self.close
         self.info_given: dict[str, object] = {}
         self._tensors: list[TensorInfo] = []
@@ -361,7 +388,18 @@ class _Recorder:
 
         path = None if self.store is None else self.path
         tensors = tuple(self._tensors)
-        return Head(path, cast("RunInfo", dict(self.info_given)), tensors, write_event, self.leave)
+        info = cast("RunInfo", dict(self.info_given))
+        return Head(path, info, tensors, write_event, self.leave, self.ask_to_stop)
+
+    def ask_to_stop(self, reason: str, step: int | None) -> None:
+        """As `RunWriter.ask_to_stop`; the first reason stays."""
+        if self.stop_reason:
+            return
+        facts = {"exit": "stopped", "stopped_by": reason}
+        self.info_given.update(facts)
+        self.pump.put(InfoItem(facts), 1000)
+        self.pump.put(EventItem("stop", {"reason": reason}, step, time.time()), 1000)
+        self.stop_reason = reason
 
     def _take_gap(self) -> list[Item]:
         count, missed = self._missed_count, self._missed
@@ -387,8 +425,11 @@ class _Recorder:
     def _finish(self) -> None:
         # sinks first: an alert may still want a line in the record
         deadline = time.monotonic() + SINK_SECONDS
-        for tap in self._taps:
+        for place, tap in enumerate(sorted(self._taps, key=lambda tap: not tap.speaks)):
             tap.finish(max(0.1, deadline - time.monotonic()))
+            if place == 0 and self._late:
+                for other in self._taps:
+                    other.feed(list(self._late))
         facts = self._running_facts()
         store, self.store = self.store, None
         ended = {} if "ended" in self.info_given else {"ended": time.time()}

@@ -79,6 +79,21 @@ class Sample:
     values: tuple[tuple[str, float], ...]
 
 
+@dataclass(frozen=True)
+class AlertText:
+    """An alert in words.
+
+    Attributes:
+        severity: ``error`` or ``warning``.
+        title: one sentence.
+        text: its evidence and its fix.
+    """
+
+    severity: str
+    title: str
+    text: str
+
+
 class Sink(ABC):
     """Somewhere steps go besides the run file.
 
@@ -96,6 +111,8 @@ class Sink(ABC):
     suffix = ""
     """What a file or folder it writes is called by default; empty where it writes none."""
     default_tensors = 10
+    speaks = False
+    """It writes events into the run, which the other sinks hear."""
 
     def __init__(self, target: str = "", *, tensors: int | None = None) -> None:
         self.target = target
@@ -105,6 +122,7 @@ class Sink(ABC):
         self._known: list[TensorInfo] = []
         self._pump: Pump[object] | None = None
         self._lost = 0
+        self._is_live = False
         self._leave: Callable[[], None] | None = None
 
     @abstractmethod
@@ -124,6 +142,23 @@ class Sink(ABC):
 
     def event(self, event: Event) -> None:  # noqa: B027
         """Take something that happened once."""
+
+    def told_alert(self, event: Event) -> AlertText | None:
+        """An alert of a training that goes on, for loggers that pass such on.
+
+        Args:
+            event: whatever was written into the run.
+
+        Returns:
+            The alert in words; None for other events, and for those of a run that is over.
+        """
+        if event.kind != "alert" or not self._is_live:
+            return None
+        data = event.data
+        where = "" if event.step is None else f" at step {event.step}"
+        title = f"steadygrad {data.get('id')}{where}: {data.get('title')}"
+        text = "\n".join([*data.get("evidence", [])[:1], *data.get("fixes", [])[:1]])
+        return AlertText(str(data.get("severity")), title, text)
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -198,6 +233,7 @@ class Sink(ABC):
     def _take_other(self, item: object) -> None:
         if isinstance(item, Head):
             self._known = list(item.tensors)
+            self._is_live = item.stop is not None
             self.open(item)
             if item.leave is not None:
                 # what a library registers in `open` for the exit would run before our own

@@ -202,7 +202,8 @@ def test_every_kind_can_be_named() -> None:
 def test_every_sink_takes_the_same_options(kind: str) -> None:
     target = "https://hooks.example.com/x" if kind == "alerts" else "some where"
     sink = open_sink(f"{kind}:{target},tensors=3")
-    assert (sink.kind, sink.target, sink.tensors) == (kind, target, 3)
+    shown = "" if kind == "alerts" else target  # an address is a secret
+    assert (sink.kind, sink.target, sink.tensors) == (kind, shown, 3)
     assert kind == "alerts" or str(sink) == f"{kind}:{target}"
     assert "hooks" not in str(sink)  # an address is a secret
     assert str(open_sink(kind)) == kind

@@ -158,6 +158,14 @@ class KerasObserver:
             watch = self._watches[model] = WeightWatch(self, model)
         model.train_function = watch.around(model.train_function)
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether an alert asked for the training's end."""
+        if self._session.plan.stop_on is None:
+            return False
+        writer = self._session.writer()
+        return writer is not None and bool(writer.stop_reason)
+
     def is_compiled_without_us(self, model: keras.Model) -> bool:
         """Whether a model of an earlier cell may have a training step that tells nothing."""
         return bool(self._session.plan.cell) and model not in self._watches

@@ -76,6 +76,8 @@ class WeightWatch:
             self._observer.guarded("weights are not sampled", self._before, given)
             found = function(*given)
             self._observer.guarded("weights are not sampled", self._after, found)
+            if self._observer.is_asked_to_stop:
+                self._model.stop_training = True  # as Keras' own callbacks do
             return found
 
         train_function.steadygrad_watches = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Alerts: the rules applied to a run while it goes on; a finding of severity error is told once.
+"""Alerts: the rules applied to a run while it goes on; what they find is told once.
 
 The rules read the run file, as `steadygrad diagnose` does, so that an alert says what the
 report will say. They run in this sink's thread, soon after a step with a non-finite gradient
@@ -8,48 +8,52 @@ run gets.
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from steadygrad.rules import Finding, diagnose
-from steadygrad.runlog.hidden import HiddenThread
+from steadygrad.errors import UsageError
+from steadygrad.rules import SEVERITIES, Finding, diagnose
 from steadygrad.runlog.items import Head
 from steadygrad.runlog.notice import warn
-from steadygrad.sinks.addresses import check_address
+from steadygrad.runlog.stopping import interrupt
+from steadygrad.sinks.addresses import CHOICES, check_address
 from steadygrad.sinks.base import Batch, Sink
+from steadygrad.sinks.delivery import Address, Post
 from steadygrad.text import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from http.client import HTTPMessage
-    from typing import IO
 
 EVERY_SECONDS = 5.0
 BROKEN_SECONDS = 0.5
 REST = 20.0
 """Times as long as a diagnosis took until the next: 5 % of a core at most."""
-WEBHOOK_SECONDS = 5.0
-DELIVERY_SECONDS = 10.0
-"""How long one alert may take, whatever its server does: each byte has `WEBHOOK_SECONDS` alone."""
+
+
+STOP = "stop"
+"""What a function returns that wants the training to end."""
+GRACE_SECONDS = 5.0
+"""How long a training may go on that was asked to end, until it is interrupted."""
 
 
 class Alerts(Sink):
-    """Tells of findings of severity error as they appear, in the terminal and the record.
+    """Tells of findings as they appear, in the terminal and the record; may end the training.
 
     Args:
-        target: an ``http(s)`` address that each finding is posted to as JSON; may be empty.
+        target: an ``http(s)`` address that each finding is posted to as JSON, or an address of
+            Apprise's such as ``slack://...`` (`steadygrad[alerts]`), or several; may be empty.
         tensors: has no effect here; every sink takes it.
-        call: called with each `Finding`, in a thread of its own.
+        call: called with each `Finding`, in a thread of its own; where it returns ``"stop"``, the
+            training ends after the step under way.
         every: seconds between two looks at the run.
         quiet: say nothing on standard error.
+        on: the least severity that is told: ``error`` or ``warning``.
+        stop_on: end the training at a finding at least as grave; None never does.
+
+    Raises:
+        UsageError: an address or a severity that cannot be.
+        MissingExtraError: an address of Apprise's, which is not installed.
 
     Example:
         >>> seen = []
@@ -59,21 +63,28 @@ class Alerts(Sink):
     """
 
     kind = "alerts"
+    speaks = True
 
     def __init__(
         self,
-        target: str = "",
+        target: str | Sequence[str] = "",
         *,
         tensors: int | None = None,
         call: Callable[[Finding], object] | None = None,
         every: float = EVERY_SECONDS,
         quiet: bool = False,
+        on: str = "error",
+        stop_on: str | None = None,
     ) -> None:
-        super().__init__(target, tensors=tensors)
-        if target:
-            check_address(target)
+        super().__init__(tensors=tensors)
+        addresses = [target] if isinstance(target, str) else target
+        for address in filter(None, addresses):
+            check_address(address)
+        self._posts = [Post(Address(address)) for address in addresses if address]
         self._call, self._every, self._quiet = call, every, quiet
-        self._posting: HiddenThread | None = None
+        self._severities = _at_least(on)
+        self._stops = () if stop_on is None else _at_least(stop_on)
+        self._stopping: tuple[str, float] | None = None
         self._told: set[tuple[str, int]] = set()
         self._broken = False
         self._next_look = 0.0
@@ -95,8 +106,16 @@ class Alerts(Sink):
     def take(self, items: Sequence[object]) -> None:
         """Handle a batch, which may be empty, then look at the run where it is time."""
         super().take(items)
-        if self._steps_since and time.monotonic() >= self._next_look:
+        if self._steps_since and self._stopping is not None:
+            self._insist(*self._stopping)
+        elif self._steps_since and time.monotonic() >= self._next_look:
             self._look()
+
+    def _insist(self, reason: str, since: float) -> None:
+        """Interrupt a training that was asked to end, and takes steps yet."""
+        if time.monotonic() > since + GRACE_SECONDS:
+            self._stopping = reason, math.inf
+            interrupt(reason)
 
     def close(self) -> None:
         """Look a last time."""
@@ -109,7 +128,8 @@ class Alerts(Sink):
         if self._head.path is not None:
             for finding in diagnose(self._head.path):
                 key = finding.id, finding.optimizer
-                if finding.severity == "error" and key not in self._told:
+                grave = finding.severity in (*self._severities, *self._stops)
+                if grave and key not in self._told:
                     self._told.add(key)
                     self._tell(finding)
         spent = time.monotonic() - began
@@ -120,48 +140,35 @@ class Alerts(Sink):
         self._head.write_event("alert", finding.to_dict(), step)
         if not self._quiet:
             print(in_words(finding), file=sys.stderr, flush=True)
-        if self._call is not None:
-            _deliver(self._call, finding)
-        if self.target:
-            self._post(finding)
+        answer = None if self._call is None else _deliver(self._call, finding)
+        for post in self._posts:
+            post.send(finding)
+        if finding.severity in self._stops or answer == STOP:
+            self._ask_to_stop(finding)
+
+    def _ask_to_stop(self, finding: Finding) -> None:
+        where = f" at step {finding.steps[0]}" if finding.steps else ""
+        reason = f"{finding.id}{where}: {finding.title}"
+        if self._head.stop is not None and self._stopping is None:
+            self._stopping = reason, time.monotonic()
+            self._head.stop(reason, finding.steps[0] if finding.steps else None)
 
     def __str__(self) -> str:
         return self.kind  # the address is a secret
 
-    def _post(self, finding: Finding) -> None:
-        if self._posting is not None and self._posting.alive:
-            warn(f"an alert ({finding.id}) was not sent: the webhook still holds the one before")
-            return
-        failures: list[str] = []
 
-        def deliver() -> None:
-            try:
-                post(self.target, finding.to_dict())
-            except Exception as error:  # whatever a network raises; messages may hold the address
-                failures.append(_why(error))
-
-        self._posting = HiddenThread(deliver, deaf=False)
-        if not self._posting.join(DELIVERY_SECONDS):
-            failures.append(f"the webhook has not answered within {DELIVERY_SECONDS:.0f} s")
-        if failures:
-            warn(f"an alert ({finding.id}) did not arrive: {failures[0]}")
+def _at_least(severity: str) -> tuple[str, ...]:
+    if severity not in CHOICES:
+        raise UsageError(f"a severity is one of {', '.join(CHOICES)}; got {severity!r}")
+    return SEVERITIES[: SEVERITIES.index(severity) + 1]
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the webhook answered HTTP {error.code}"
-    if isinstance(error, TimeoutError):
-        return "the webhook is too slow"
-    reason = getattr(error, "reason", None)
-    told = reason.strerror if isinstance(reason, OSError) and reason.strerror else ""
-    return f"{type(error).__name__}{f': {told}' if told else ''}"
-
-
-def _deliver(way: Callable[[Finding], object], finding: Finding) -> None:
+def _deliver(way: Callable[[Finding], object], finding: Finding) -> object:
     try:
-        way(finding)
-    except Exception as error:  # whatever a user's function raises
-        warn(f"an alert ({finding.id}) did not arrive: {error} ({type(error).__name__})")
+        return way(finding)
+    except Exception as error:  # a user's function, whose message may hold an address of theirs
+        warn(f"an alert ({finding.id}) did not arrive: your function raised {type(error).__name__}")
+        return None
 
 
 def in_words(finding: Finding) -> str:
@@ -184,43 +191,6 @@ def in_words(finding: Finding) -> str:
         code = finding.fixes[0].strip().splitlines()
         lines += ["  fix:", *(f"    {line}" for line in code)]
     return str(printable("\n".join([*lines, f"  more: {finding.explain}"])))
-
-
-def post(address: str, data: Mapping[str, object]) -> None:
-    """Post JSON to a webhook; the answer's body is not read.
-
-    Raises:
-        OSError: it cannot be reached, or answers with an error, or with a redirect to elsewhere.
-        UsageError: not an http address.
-    """
-    check_address(address)
-    text = f"{data.get('id')}: {data.get('title')}"  # what chat services show
-    body = json.dumps({"text": text, **data}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(_SamePlace)
-    with opener.open(request, timeout=WEBHOOK_SECONDS):
-        pass
-
-
-class _SamePlace(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect that keeps scheme, host, port and method, and no other."""
-
-    max_redirections = 3
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """The request to send next, or None: the redirect is then an error."""
-        before, after = urlsplit(req.full_url), urlsplit(newurl)
-        if code not in (307, 308) or (before.scheme, before.netloc) != (after.scheme, after.netloc):
-            return None
-        return urllib.request.Request(newurl, req.data, dict(req.header_items()))
 
 
 SINK = Alerts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import needed_for
+from steadygrad.runlog import Event
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import ScalarSink
 
@@ -32,6 +33,14 @@ class Trackio(ScalarSink):
     def scalars(self, values: dict[str, float], step: int, time: float) -> None:
         """One row."""
         self._run.log(values, step=step)
+
+    def event(self, event: Event) -> None:
+        """Pass an alert on to those whom Trackio tells of alerts."""
+        told = self.told_alert(event)
+        if told is not None:
+            level = _trackio().AlertLevel
+            grave = told.severity == "error"
+            self._run.alert(told.title, told.text, level=level.ERROR if grave else level.WARN)
 
     def close(self) -> None:
         """Finish the run."""

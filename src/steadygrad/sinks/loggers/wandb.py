@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import needed_for
+from steadygrad.runlog import Event
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.scalars import ScalarSink
 
@@ -44,6 +45,14 @@ class WeightsAndBiases(ScalarSink):
     def scalars(self, values: dict[str, float], step: int, time: float) -> None:
         """One row of history."""
         self._run.log(values | {STEP: step})
+
+    def event(self, event: Event) -> None:
+        """Pass an alert on to those whom W&B tells of alerts."""
+        told = self.told_alert(event)
+        if told is not None:
+            level = _wandb().AlertLevel
+            grave = told.severity == "error"
+            self._run.alert(told.title, told.text, level=level.ERROR if grave else level.WARN)
 
     def close(self) -> None:
         """Finish the run."""

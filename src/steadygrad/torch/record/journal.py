@@ -84,6 +84,15 @@ class Journal:
         if self._recorder is not None:
             self._recorder.writer.flush()
 
+    def stop_if_asked(self) -> None:
+        """Between two steps: end the training where an alert asked for it.
+
+        Raises:
+            TrainingStopped: one did.
+        """
+        if self._recorder is not None:
+            self._recorder.writer.stop_if_asked()
+
     def announce(self, infos: tuple[TensorInfo, ...]) -> None:
         """Name the parameters; again when they change."""
         if self.announced is not infos and self._recorder is not None:

@@ -371,6 +371,8 @@ class Steady(Handle):
     def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         if self._engine.is_of(optimizer):
             self._engine.end()
+            if self._engine.step is None:
+                self._engine.journal.stop_if_asked()
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import pickle
 import socket
 import threading
+import time
+import traceback
 import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from apprise.decorators import notify
 from click.testing import CliRunner
 
 from steadygrad.cli import group
 from steadygrad.errors import RecordingWarning, UsageError
+from steadygrad.launch.plan import Plan
 from steadygrad.rules import Finding, diagnose
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
-from steadygrad.sinks import record
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, TrainingStopped, open_run
+from steadygrad.sinks import delivery, record
+from steadygrad.sinks.addresses import apprise_of
 from steadygrad.sinks.listeners import alerts
 from steadygrad.sinks.listeners.alerts import Alerts
+from steadygrad.sinks.loggers import trackio as trackio_sink
+from steadygrad.sinks.loggers import wandb as wandb_sink
+from steadygrad.sinks.replaying import replay
+from steadygrad.torch import attach
 
 
 def train(out: RunWriter, steps: int, broken_at: int | None) -> None:
@@ -89,7 +103,7 @@ def test_a_call_that_raises_costs_a_warning_and_no_later_alert(tmp_path: Path) -
     def call(finding: Finding) -> None:
         raise RuntimeError("pager is off")
 
-    told = pytest.warns(RecordingWarning, match="did not arrive: pager is off")
+    told = pytest.warns(RecordingWarning, match="did not arrive: your function raised RuntimeError")
     with told, record(tmp_path / "run.db", Alerts(call=call, every=0.05, quiet=True)) as out:
         train(out, 40, broken_at=30)
     run = open_run(tmp_path / "run.db")
@@ -149,7 +163,8 @@ def test_a_webhook_that_fails_costs_a_warning(server: HTTPServer, tmp_path: Path
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("file:///etc/S3CRET", "begins with http"),
+        ("file:///etc/S3CRET", "Apprise cannot read"),
+        ("slack://S3CRET", "Apprise cannot read"),
         ("S3CRET", "begins with http"),
         ("http://", "names no host"),
         ("https:///S3CRET", "names no host"),
@@ -175,7 +190,7 @@ def test_the_address_is_in_no_warning_and_no_name() -> None:
     sink = Alerts("http://127.0.0.1:9/S3CRET?token=S3CRET", quiet=True)
     assert str(sink) == "alerts"
     with pytest.warns(RecordingWarning, match="did not arrive: URLError") as told:
-        sink._post(Finding("SG101", "NaN", "error", 1.0))
+        sink._posts[0].send(Finding("SG101", "NaN", "error", 1.0))
     assert "S3CRET" not in str(told[0].message)
 
 
@@ -231,7 +246,7 @@ def test_a_redirect_is_followed_to_the_same_place_only(
     with raw_server(answer) as (root, asked):
         here.append(root)
         with pytest.raises(urllib.error.HTTPError):
-            alerts.post(f"{root}/a", {"id": "SG101"})
+            delivery.post(f"{root}/a", {"id": "SG101"})
         assert 1 <= len(asked) <= requests
         assert all(words.startswith(b"POST ") for words in asked)
 
@@ -243,17 +258,17 @@ def test_a_server_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         while not over.wait(0.02):  # each byte comes soon, the whole never
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    monkeypatch.setattr(alerts, "DELIVERY_SECONDS", 0.3)
+    monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 0.3)
     finding = Finding("SG101", "NaN", "error", 1.0)
     with raw_server(drip) as (root, asked):
         sink = Alerts(f"{root}/a", quiet=True)
         with pytest.warns(RecordingWarning, match="has not answered within"):
-            sink._post(finding)
+            sink._posts[0].send(finding)
         with pytest.warns(RecordingWarning, match="still holds the one before"):
-            sink._post(finding)
+            sink._posts[0].send(finding)
         over.set()
-        assert sink._posting is not None
-        assert sink._posting.join(10)
+        assert sink._posts[0]._thread is not None
+        assert sink._posts[0]._thread.join(10)
     assert len(asked) == 1
 
 
@@ -262,7 +277,7 @@ def test_a_server_that_speaks_no_http_costs_a_warning(said: bytes) -> None:
     with raw_server(lambda connection: connection.sendall(said)) as (root, _):
         sink = Alerts(f"{root}/S3CRET", quiet=True)
         with pytest.warns(RecordingWarning, match="did not arrive") as told:
-            sink._post(Finding("SG101", "NaN", "error", 1.0))
+            sink._posts[0].send(Finding("SG101", "NaN", "error", 1.0))
     assert "S3CRET" not in str(told[0].message)
 
 
@@ -284,3 +299,159 @@ def test_looking_rests_in_proportion_to_its_cost(
     sink.take([])
     assert clock[0] == 16.0
     assert sink._next_look == 16.0 + 200.0
+
+
+# -- by choice, through services, and to an end ----------------------------------------------------
+
+
+class Rules:
+    """What `diagnose` gives in these tests: one warning, then one error."""
+
+    warning = Finding("SG202", "Spikes.", "warning", 0.9, steps=(3,))
+    error = Finding("SG101", "NaN in fc.", "error", 0.9, steps=(7,), fixes=("x = 1",))
+
+    @classmethod
+    def both(cls, path: Path) -> list[Finding]:
+        return [cls.error, cls.warning, Finding("SG402", "Never.", "info", 0.9)]
+
+
+@pytest.fixture
+def rules(monkeypatch: pytest.MonkeyPatch) -> type[Rules]:
+    monkeypatch.setattr(alerts, "diagnose", Rules.both)
+    return Rules
+
+
+@pytest.mark.parametrize(("on", "ids"), [("error", ["SG101"]), ("warning", ["SG101", "SG202"])])
+def test_warnings_are_told_by_choice(
+    tmp_path: Path, rules: type[Rules], on: str, ids: list[str]
+) -> None:
+    seen: list[Finding] = []
+    with record(tmp_path / "run.db", Alerts(call=seen.append, quiet=True, on=on)) as out:
+        train(out, 2, broken_at=None)
+    assert [f.id for f in seen] == ids
+    with pytest.raises(UsageError, match="one of error, warning"):
+        Alerts(on="info")
+
+
+def torch_training(out: RunWriter) -> None:
+    """Goes on and on."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with attach(optimizer, "none", run=out):
+        while True:
+            weight.grad = torch.ones(2)
+            optimizer.step()
+            time.sleep(0.001)
+
+
+def training_by_hand(out: RunWriter) -> None:
+    """Goes on, and never comes by anything of ours but `write_step`."""
+    while True:
+        train(out, 1, broken_at=None)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"stop_on": "error"}, {"call": lambda finding: "stop"}], ids=["severity", "function"]
+)
+def test_a_training_is_ended_between_two_steps_and_says_why(
+    tmp_path: Path, rules: type[Rules], asked: dict[str, Any]
+) -> None:
+    with record(tmp_path / "run.db", Alerts(quiet=True, every=0.01, **asked)) as out:
+        stopped = pytest.raises(TrainingStopped, match=r"SG101 at step 7: NaN in fc\.")
+        with stopped:
+            torch_training(out)
+    run = open_run(tmp_path / "run.db")
+    assert len(run) > 0
+    assert run.info["exit"] == "stopped"
+    assert run.info["stopped_by"] == "SG101 at step 7: NaN in fc."
+    assert [(e.step, e.data) for e in run.events if e.kind == "stop"] == [
+        (7, {"reason": "SG101 at step 7: NaN in fc."})
+    ]
+
+
+def test_a_training_that_does_not_come_by_is_interrupted(
+    tmp_path: Path, rules: type[Rules], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "GRACE_SECONDS", 0.2)
+    out = record(tmp_path / "run.db", Alerts(quiet=True, every=0.01, stop_on="error"))
+    with pytest.raises(TrainingStopped, match=r"SG101 at step 7: NaN in fc\."):
+        training_by_hand(out)
+    out.close()
+    assert open_run(tmp_path / "run.db").info["exit"] == "stopped"
+
+
+def test_wandb_and_trackio_pass_alerts_on_while_a_training_goes_on(
+    tmp_path: Path, rules: type[Rules], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their own `alert` is called with its level; an export of the run afterwards alerts nobody."""
+    levels = SimpleNamespace(ERROR="error!", WARN="warn!")
+    for module in (wandb_sink, trackio_sink):
+        told: list[tuple[str, str, str]] = []
+
+        def alert(
+            title: str, text: str, *, level: str, told: list[tuple[str, str, str]] = told
+        ) -> None:
+            told.append((title, text, level))
+
+        own = SimpleNamespace(
+            alert=alert, log=lambda *_, **__: None, finish=list, define_metric=lambda *_, **__: None
+        )
+        library = SimpleNamespace(
+            AlertLevel=levels, run=None, init=lambda own=own, **_: own, Settings=lambda **_: None
+        )
+        monkeypatch.setattr(module, f"_{module.SINK.kind}", lambda library=library: library)
+        path = tmp_path / f"{module.SINK.kind}.db"
+        with record(path, module.SINK("p"), Alerts(quiet=True, on="warning")) as out:
+            train(out, 2, broken_at=None)
+        assert told == [
+            ("steadygrad SG101 at step 7: NaN in fc.", "x = 1", "error!"),
+            ("steadygrad SG202 at step 3: Spikes.", "", "warn!"),
+        ]
+        replay(path, module.SINK("p"))
+        assert len(told) == 2
+
+
+SECRET = "S3CRET-t0ken"
+
+
+def test_a_service_of_apprise_is_told_and_its_address_stands_nowhere(
+    tmp_path: Path,
+    rules: type[Rules],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Run file and its side files, logs, output, `repr`, pickles, the plan, JSON of the run."""
+    got: list[tuple[str, str, str]] = []
+    apprise_of("json://localhost")  # its services are loaded once, without their warnings
+
+    @notify(on="steadytest")
+    def deliver(body: str, title: str, notify_type: str, *_: Any, **kwargs: Any) -> bool:
+        logging.getLogger("apprise").warning("no answer from %s", SECRET)
+        logging.getLogger("urllib3.connectionpool").debug("POST /%s", SECRET)
+        got.append((body, title, str(notify_type)))
+        return len(got) != 2  # the second is refused
+
+    caplog.set_level(logging.DEBUG)
+    spec = f"steadytest://{SECRET}@host/{SECRET}"
+    sink = Alerts(spec, on="warning")
+    refused = pytest.warns(RecordingWarning, match="did not arrive: the service did not take it")
+    with refused as warned, record(tmp_path / "run.db", sink) as out:
+        train(out, 2, broken_at=None)
+    assert [title for _, title, _ in got] == [
+        "SG101 at step 7: NaN in fc.",
+        "SG202 at step 3: Spikes.",
+    ]
+    assert "x = 1" in got[0][0]
+    plan = Plan("train.py", logs=(f"alerts:{spec}",))
+    run = open_run(tmp_path / "run.db")
+    shown = [
+        repr(sink), str(sink), repr(vars(sink)), repr(sink._posts[0]._address), repr(plan),
+        repr(pickle.dumps(sink._posts[0]._address)), caplog.text, *map(str, capfd.readouterr()),
+        *(str(w.message) for w in warned), json.dumps(run.info), repr(run.events),
+    ]  # fmt: skip
+    shown += [file.read_bytes().decode("latin-1") for file in tmp_path.iterdir()]
+    assert [text for text in shown if SECRET in text] == []
+    with pytest.raises(UsageError) as wrong:
+        Alerts(f"nosuchservice://{SECRET}")
+    assert SECRET not in "".join(traceback.format_exception(wrong.value))
