@@ -15,7 +15,7 @@ from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.live.handle import Handle
-from steadygrad.live.session import open_writer
+from steadygrad.live.session import is_interactive, open_writer, say_detached
 from steadygrad.policies.choice import Clip, resolve
 from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
@@ -74,7 +74,12 @@ def attach(
     """
     outer, inner = unwrap(optimizer)
     _refuse_conflicts(inner)
-    if classes.hook_of(inner) is not None:
+    if classes.hook_of(inner) is not None and is_interactive():
+        classes.remove(inner)  # a cell was run again
+        if outer is not None:
+            classes.stop_telling(outer)
+        say_detached(type(inner).__name__)
+    elif classes.hook_of(inner) is not None:
         raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
     choice = resolve(clip, on_nonfinite, type(inner).__name__)
     _refuse_traced(inner, model)

@@ -43,6 +43,15 @@ def is_interactive() -> bool:
     return shell_of_ipython() is not None or hasattr(sys, "ps1")
 
 
+def say_detached(kind: str) -> None:
+    """Say that an optimizer's earlier handle was detached, since a cell attaches to it again.
+
+    Args:
+        kind: the optimizer's class.
+    """
+    print(printable(f"steadygrad: this {kind} was attached already; that handle is detached"))
+
+
 def is_restart() -> bool:
     """Whether torchrun started this process again after one of the job had failed."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")

@@ -128,6 +128,33 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
     }
 
 
+def sketch(run: Run, name: str) -> dict[str, Any]:
+    """What of `summarise` needs no rules: figures and curves, and a verdict that says so.
+
+    Args:
+        run: the run.
+        name: what to call it.
+
+    Returns:
+        The same keys; nothing in it is a judgement.
+    """
+    of_each = rows_of_each(run)
+    waiting = "The rules are being applied to this run; this page follows by itself."
+    return {
+        "name": name,
+        "verdict": {"level": "empty", "word": "Not judged yet", "sentence": waiting},
+        "recommendation": {**_recommendation(run, []), "reason": waiting},
+        "figures": key_figures(run),
+        "stability": None,
+        "findings": [],
+        "optimizers": [{"number": number, "name": name_of(run, number)} for number in of_each],
+        "series": [series(rows, View(run, number).acts) for number, rows in of_each.items()],
+        "thresholds": [],
+        "heatmap": None,
+        "info": plain(run.info),
+    }
+
+
 def _recommendation(run: Run, pictures: Sequence[dict[str, Any]]) -> dict[str, object]:
     """The threshold to use, with its reason; of the optimizer with the most usable steps."""
     usable = [p for p in pictures if "refused" not in p]

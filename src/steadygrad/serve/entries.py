@@ -18,10 +18,10 @@ from steadygrad.report import verdict
 from steadygrad.report.numbers import short
 from steadygrad.rules import Finding
 from steadygrad.runlog import Run, open_run
+from steadygrad.runlog.state import SILENT_SECONDS
 from steadygrad.text import printable
 
 SPARK_POINTS = 60
-STALLED_SECONDS = 30.0
 MOST_TEXT = 300
 MOST_SECONDS = 1e11
 """Since 1970; NaN and what is beyond is no moment."""
@@ -37,7 +37,8 @@ class Entry:
     Attributes:
         key: names the file in addresses; says nothing of its path.
         name: the file's name.
-        state: ``reading``, ``running``, ``silent``, ``ended``, ``failed`` or ``unreadable``.
+        state: ``reading``, ``running``, ``silent``, ``ended``, ``stopped``, ``failed`` or
+            ``unreadable``.
         policy: the clipping policy, as recorded.
         steps: steps recorded.
         started: seconds since the Unix epoch; None where unknown.
@@ -130,10 +131,12 @@ def _shown(text: object) -> str:
 def _state(run: Run) -> str:
     ending = run.info.get("exit", "ok" if "ended" in run.info else None)
     if ending is not None and "ended" in run.info:
+        if ending == "stopped":  # by an alert
+            return "stopped"
         return "ended" if ending in ("ok", 0, "0") else "failed"
     last = float(run.steps["time"][-1]) if len(run) else run.info.get("started")
     silent = time.time() - last if _is_moment(last) else math.inf
-    return "running" if silent < STALLED_SECONDS else "silent"
+    return "running" if silent < SILENT_SECONDS else "silent"
 
 
 def _spark(norms: NDArray[np.float64]) -> tuple[float | None, ...]:

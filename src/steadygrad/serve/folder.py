@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from steadygrad.errors import RunFileError
-from steadygrad.report.summary import joined, summarise
+from steadygrad.report.summary import joined, sketch, summarise
 from steadygrad.rules import diagnose
 from steadygrad.runlog import Run
 from steadygrad.runlog.newest import is_run
@@ -26,6 +26,8 @@ REST = 4.0
 """Times as long as a run took to judge, until it is judged again: a fifth of a core."""
 MOST_REPORTS = 8
 MOST_ALERTS = 50
+JUDGEMENTS = ("verdict", "recommendation", "stability", "findings", "thresholds")
+"""What of a report comes of the rules."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,11 @@ class Folder:
             return {"version": self.version, "runs": runs, "keys": keys, "alerts": alerts}
 
     def stamps(self, keys: tuple[str, ...]) -> tuple[Stamp, ...]:
-        """What changes when one of these runs does."""
+        """What changes when one of these runs does, or has been judged."""
         with self._lock:
-            paths = [self._rows[key].path for key in keys if key in self._rows]
-        return tuple(map(stamp_of, paths))
+            rows = [self._rows[key] for key in keys if key in self._rows]
+        ready = [self._reports.get(row.entry.key) for row in rows]
+        return (*(stamp_of(row.path) for row in rows), *(() if r is None else r[0] for r in ready))
 
     def report(self, keys: tuple[str, ...]) -> dict[str, Any]:
         """A report of one run or several side by side.
@@ -135,7 +138,7 @@ class Folder:
             row = self._rows.get(key)
             if row is None:
                 raise RunFileError("there is no such run here: it may have been moved or removed")
-            run, summary = self._summary(row)
+            run, summary = self._sketch(row) if len(keys) == 1 else self._summary(row)
             runs.append(run)
             told.append(summary)
         notes = [
@@ -143,9 +146,23 @@ class Folder:
             "some of them, its curves and figures of all; its tensors are shown by: "
             "steadygrad report"
             for run, summary in zip(runs, told, strict=True)
-            if len(run) > LONG
+            if len(run) > LONG and summary["stability"] is not None
         ]
         return joined(runs, told, notes=notes)
+
+    def _sketch(self, row: _Row) -> tuple[Run, dict[str, Any]]:
+        """`_summary`; of a long run that is not judged yet, what can be drawn at once."""
+        stamp, ready = stamp_of(row.path), self._reports.get(row.entry.key)
+        if ready is not None and ready[0] == stamp:
+            return ready[1:]
+        entry, run = read(row.path)
+        if run is None or len(run) <= LONG:
+            return self._summary(row)
+        drawn = sketch(run, Path(entry.name).stem)
+        if ready is None:
+            return run, drawn
+        judged = {key: ready[2][key] for key in JUDGEMENTS}  # of the steps so far, a moment ago
+        return run, {**drawn, **judged}
 
     def _summary(self, row: _Row) -> tuple[Run, dict[str, Any]]:
         path, key = row.path, row.entry.key

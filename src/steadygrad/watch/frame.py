@@ -17,6 +17,7 @@ from steadygrad.recovery.episodes import counted, episodes
 from steadygrad.recovery.undone import stretches
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.terminal import STYLES
+from steadygrad.runlog.state import SILENT_SECONDS
 from steadygrad.text import printable
 from steadygrad.watch.snapshot import Curve, Snapshot, TensorRow
 from steadygrad.watch.spark import spark
@@ -28,8 +29,6 @@ MOST_FINDINGS = 3
 RATE_STEPS = 100
 MOST_ACTS = 1000
 """Acts among which the last ones are joined: a frame costs the same however many there were."""
-STALLED_SECONDS = 60.0
-"""Without a step for this long, the run is said to be still."""
 
 
 class Frame:
@@ -74,7 +73,7 @@ class Frame:
         if "ended" in info:
             return f"ended ({printable(str(info.get('exit', 'ok')))})"
         silent = self.now - self.snapshot.last_time
-        if silent > STALLED_SECONDS:
+        if silent > SILENT_SECONDS:
             return f"no step for {duration(silent)}"
         return "recording"
 

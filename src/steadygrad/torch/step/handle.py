@@ -18,6 +18,7 @@ import torch
 
 from steadygrad.errors import AttachError, UsageError
 from steadygrad.live.handle import Handle
+from steadygrad.live.session import is_interactive, say_detached
 from steadygrad.policies import Policy
 from steadygrad.recovery.batches import RESUME
 from steadygrad.recovery.events import RecoveryEvent
@@ -63,7 +64,11 @@ class Steady(Handle):
         optimizer_index: int,
         process_group: Groups = None,
     ) -> None:
-        if getattr(optimizer, scaler.HANDLE, None) is not None:
+        attached = getattr(optimizer, scaler.HANDLE, None)
+        if attached is not None and is_interactive():
+            attached.detach()  # a cell was run again
+            say_detached(type(optimizer).__name__)
+        elif attached is not None:
             raise AttachError(
                 f"this {type(optimizer).__name__} is attached already; call detach() on the handle "
                 "that attach returned, or give both policies in one attach as {pattern: spec}"
