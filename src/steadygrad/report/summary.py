@@ -128,7 +128,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
     }
 
 
-def sketch(run: Run, name: str) -> dict[str, Any]:
+def sketch(run: Run, name: str) -> dict[str, object]:
     """What of `summarise` needs no rules: figures and curves, and a verdict that says so.
 
     Args:

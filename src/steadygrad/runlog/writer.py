@@ -395,7 +395,7 @@ class _Recorder:
         """As `RunWriter.ask_to_stop`; the first reason stays."""
         if self.stop_reason:
             return
-        facts = {"exit": "stopped", "stopped_by": reason}
+        facts: dict[str, object] = {"exit": "stopped", "stopped_by": reason}
         self.info_given.update(facts)
         self.pump.put(InfoItem(facts), 1000)
         self.pump.put(EventItem("stop", {"reason": reason}, step, time.time()), 1000)
