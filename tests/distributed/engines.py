@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,8 @@ CLIPS: dict[str, tuple[str, ...]] = {
     "experts": (NORM, PER_TENSOR),
 }
 """The policies that each engine is run with."""
+MANY = ("fsdp2", "hsdp", "fsdp2 x tp", "pipeline", "experts")
+"""Engines that are also run with `NORM` as if the ranks were too many to gather from each."""
 
 
 class Net(nn.Module):
@@ -328,6 +331,9 @@ def main(rank: int, path: str) -> None:
                     results[f"{name}|{clip}"] = train(engine, clip)
                 except UsageError as error:
                     results[f"{name}|{clip}"] = {"refused": str(error)}
+        if name in MANY:
+            with mock.patch.object(exchange, "MOST_GATHERED", 0):
+                results[f"{name}|many"] = train(engine, NORM)
     with open(path, "w") as file:
         json.dump(results, file)
     dist.barrier()

@@ -44,6 +44,12 @@ def whole_norms(_rank):
     ]
 
 
+def of_many(function, rank):
+    """The same as where the ranks are too many to gather from each."""
+    with mock.patch.object(exchange, "MOST_GATHERED", 0):
+        return function(rank)
+
+
 def partial_sums(rank):
     """The norm of a gradient whose sum over the ranks is pending, and clipping it."""
     mesh = init_device_mesh("cpu", (2,))
@@ -183,6 +189,9 @@ def main(rank, path):
         "whole_norms": whole_norms(rank),
         "partial_sums": partial_sums(rank),
         "broken_shards": broken_shards(rank),
+        "whole_norms of many": of_many(whole_norms, rank),
+        "partial_sums of many": of_many(partial_sums, rank),
+        "broken_shards of many": of_many(broken_shards, rank),
     }
     for clip in ("norm:0.1", "value:0.01", "agc:0.01"):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)

@@ -53,6 +53,18 @@ def test_norm_and_decision_are_those_of_the_whole_on_every_rank(four_ranks, name
         assert calls == [COLLECTIVES.get(name, 1)] * engines.STEPS
 
 
+@pytest.mark.parametrize("name", engines.MANY)
+def test_ranks_too_many_to_gather_from_come_to_the_same(four_ranks, name):
+    few, many = four_ranks[f"{name}|{engines.NORM}"], four_ranks[f"{name}|many"]
+    for one, other in zip(few, many, strict=True):
+        assert all(repr(rank["records"]) == repr(many[0]["records"]) for rank in many)
+        for ours, theirs in zip(one["weights"], other["weights"], strict=True):
+            assert ours == pytest.approx(theirs, rel=0, abs=2**-22)
+        for ours, theirs in zip(one["records"], other["records"], strict=True):
+            assert theirs[0] == pytest.approx(ours[0], rel=1e-14, nan_ok=True)
+            assert (ours[2], theirs[3]) == (theirs[2], 0)  # the same decision, no gather
+
+
 def train_alone(clip):
     model = engines.net()
     optimizer = engines.make_optimizer(model.parameters())

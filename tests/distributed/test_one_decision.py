@@ -16,9 +16,10 @@ ranks = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(ranks)
 
 
+@pytest.mark.parametrize("ways", ["", " of many"])
 @pytest.mark.parametrize("p", ranks.NORM_TYPES)
-def test_the_norm_of_shards_is_the_norm_of_the_whole(two_ranks, p):
-    first, second = two_ranks["whole_norms"]
+def test_the_norm_of_shards_is_the_norm_of_the_whole(two_ranks, p, ways):
+    first, second = two_ranks["whole_norms" + ways]
     assert first == second  # to the bit
     found = first[ranks.NORM_TYPES.index(p)]
     assert found[0] == pytest.approx(sg.get_total_norm(ranks.gradients(), p).item(), rel=1e-14)
@@ -26,14 +27,16 @@ def test_the_norm_of_shards_is_the_norm_of_the_whole(two_ranks, p):
     assert found[1:] == pytest.approx(expected, rel=1e-14)
 
 
-def test_pending_sums_are_carried_out_before_they_are_measured(two_ranks):
-    for norm, *left in two_ranks["partial_sums"]:
+@pytest.mark.parametrize("ways", ["", " of many"])
+def test_pending_sums_are_carried_out_before_they_are_measured(two_ranks, ways):
+    for norm, *left in two_ranks["partial_sums" + ways]:
         assert norm == 5.0
         assert left == pytest.approx([0.6, 0.8, 3.0, 3.5])  # the parts would give 2.5 for 3.5
 
 
-def test_counts_are_summed_over_the_shards(two_ranks):
-    for norm, largest, nonfinite, zeros in two_ranks["broken_shards"]:
+@pytest.mark.parametrize("ways", ["", " of many"])
+def test_counts_are_summed_over_the_shards(two_ranks, ways):
+    for norm, largest, nonfinite, zeros in two_ranks["broken_shards" + ways]:
         assert math.isnan(norm)
         assert (largest, nonfinite, zeros) == (1.0, 2, 1)
 

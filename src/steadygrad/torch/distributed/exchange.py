@@ -1,7 +1,8 @@
 """Figures of whole tensors from those of each rank's pieces: one collective a mesh.
 
 Every rank sends the figures of all its tensors and receives those of all ranks, and joins them in
-the same order, so that all come to the same bits and to the same decision. Finiteness is told
+the same order, so that all come to the same bits and to the same decision. Many ranks add up
+instead (`reducing`). Finiteness is told
 afterwards: what is broken on one rank is broken for all.
 """
 
@@ -20,10 +21,13 @@ from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.runlog.sampled import due
 from steadygrad.stats import combine_norms, combine_pieces
 from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout
+from steadygrad.torch.distributed.reducing import reduced, summed
 from steadygrad.torch.internals.warn import warn_user
 
 CHECK_EVERY = 64
 """Exchanges between two comparisons of what ranks should hold alike."""
+MOST_GATHERED = 64
+"""Ranks up to which one gather is quicker than two sums; see `reducing`."""
 _GATHER: Any = getattr(
     torch.distributed,
     "all_gather_single",
@@ -62,6 +66,13 @@ def joined(figures: Read, layout: Layout, norm_type: float, tell: Tell = warn_of
     elsewhere: Any = 0
     for exchange in layout.exchanges:
         mine = _columns(xp, rows, exchange, norm_type)
+        if len(exchange.ranks) > MOST_GATHERED:
+            whole = reduced(xp, mine, exchange, norm_type)
+            rows[:, exchange.places.of(rows)] = whole[:, : len(exchange.places)]
+            if len(exchange.apart):
+                apart.append(whole[0, -1])
+                elsewhere = elsewhere + whole[2, -1] - mine[2, -1]
+            continue
         gathered = _all_gather(mine, exchange)  # [ranks, 4, columns]
         if len(exchange.places):
             rows[:, exchange.places.of(rows)] = _whole(xp, gathered, exchange, norm_type)
@@ -85,6 +96,9 @@ def summed_over_pieces(values: torch.Tensor, layout: Layout) -> torch.Tensor:
     values = values.clone()
     for exchange in layout.exchanges:
         columns = values[exchange.places.of(values)]
+        if len(exchange.ranks) > MOST_GATHERED:
+            values[exchange.places.of(values)] = summed(torch_namespace, columns, exchange)
+            continue
         gathered = _all_gather(columns[None], exchange)[:, 0]
         for split in exchange.splits:
             where = split.columns.of(gathered)

@@ -90,6 +90,11 @@ class Index:
     def __len__(self) -> int:
         return len(self._host)
 
+    @property
+    def places(self) -> list[int]:
+        """The places, in order."""
+        return [int(place) for place in self._host]
+
     def of(self, like: object) -> Any:
         """What to index an array with that lives where this one does."""
         if self._all:
@@ -133,6 +138,15 @@ class Exchange:
     places: Index
     splits: tuple[Split, ...]
     apart: Index
+
+    @functools.cached_property
+    def counted(self) -> Index:
+        """Columns in which this rank's piece counts: no other rank's copy of it does."""
+        row = self.ranks.index(torch.distributed.get_rank())
+        count = len(self.places) + bool(len(self.apart))
+        own = [split for split in self.splits if row in split.owners.places]
+        columns = [column for split in own for column in split.columns.places]
+        return Index(sorted([*columns, *range(len(self.places), count)]), count)
 
 
 @dataclass(eq=False)
