@@ -66,11 +66,11 @@ def gathered(link: Link, ranks: int, sent: float) -> Cost:
 
 
 def reduced(link: Link, ranks: int, sent: float) -> Cost:
-    """One all-reduce of ``sent`` bytes: a tree or a ring, whichever is quicker."""
+    """One all-reduce of ``sent`` bytes: doubling or a ring, whichever is quicker."""
     rounds = math.ceil(math.log2(ranks))
-    tree = 2 * rounds * (link.alpha + sent * link.beta)
+    doubling = rounds * (link.alpha + sent * link.beta)
     ring = 2 * (ranks - 1) * (link.alpha + sent / ranks * link.beta)
-    return Cost(1, 2 * sent, min(tree, ring))
+    return Cost(1, 2 * sent, min(doubling, ring))
 
 
 def at_scale(ranks: int, tensors: int, link: Link = CLUSTER) -> dict[str, Cost]:
