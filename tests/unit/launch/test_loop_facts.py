@@ -14,6 +14,7 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.loop_facts import LoopFacts
+from steadygrad.launch.torch_script.reduction import summed_of
 
 STEPS = 12
 
@@ -341,3 +342,26 @@ def test_attention_and_plain_losses_are_no_double_softmax() -> None:
     assert logits_of([with_logits(x.sigmoid(), (x > 0).float())]) == {
         "loss": "bce_with_logits", "before": "sigmoid",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("before", ["softmax", "sigmoid", "logits"])
+def test_what_is_no_logarithm_before_nll_loss(before: str) -> None:
+    layer, x, y = nn.Linear(4, 3), torch.randn(6, 4), torch.tensor([0, 1, 2] * 2)
+    values = {"softmax": layer(x).softmax(1), "sigmoid": layer(x).sigmoid(), "logits": layer(x)}
+    loss = nn.functional.nll_loss(values[before], y)
+    assert logits_of([loss]) == {"loss": "nll_loss", "before": before}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_loss_that_is_summed_up(reduction: str) -> None:
+    x, y = torch.randn(16, 3, requires_grad=True), torch.rand(16, 3)
+    for loss_of in (
+        nn.functional.mse_loss,
+        nn.functional.binary_cross_entropy_with_logits,
+        lambda a, b, reduction: getattr((a - b).abs(), reduction)(),
+    ):
+        loss = loss_of(x, y, reduction=reduction)
+        assert summed_of([loss]) == (48 if reduction == "sum" else 0)
+        assert summed_of([loss + x.mean() ** 2]) == (48 if reduction == "sum" else 0)
+        assert summed_of([loss / 16]) == 0
+    assert summed_of([x[0].sum()]) == 0  # three terms are no batch

@@ -1,4 +1,4 @@
-"""Does a probability enter a loss that wants logits? The autograd graph says so exactly."""
+"""Does a loss get what it takes, logits or log-probabilities? Its graph says so exactly."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ _SHAPES = (
 """Backward functions of operations that leave values as they are."""
 _LOSSES = {"LogSoftmax": "cross_entropy", "BinaryCrossEntropyWithLogits": "bce_with_logits"}
 _MAKERS = {"Softmax": "softmax", "Sigmoid": "sigmoid", "LogSoftmax": "log_softmax"}
+_NLL = ("NllLoss", "NllLoss2D")
+_NO_LOGARITHMS = {
+    "Softmax": "softmax", "Sigmoid": "sigmoid",
+    **dict.fromkeys(("Addmm", "Mm", "Convolution", "Linear"), "logits"),
+}  # fmt: skip
+"""What `nll_loss` is no loss of: it takes the logarithms of probabilities."""
 
 
 def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
@@ -27,7 +33,7 @@ def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
         roots: the tensors on which backward is called.
 
     Returns:
-        ``{"loss": ..., "before": ...}``, or None where the loss gets logits, or wants none.
+        ``{"loss": ..., "before": ...}``, or None where the loss gets what it wants.
 
     Example:
         >>> x, y = torch.zeros(2, 3, requires_grad=True), torch.tensor([0, 2])
@@ -40,14 +46,24 @@ def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
     seen: set[Any] = set(waiting)
     while waiting and len(seen) < MOST_NODES:
         node = waiting.popleft()
-        loss = _LOSSES.get(_operation(node))
-        maker = _MAKERS.get(_operation(_values_of(node))) if loss else None
-        if loss and maker:
-            return {"loss": loss, "before": maker}
+        mistake = _mistake(node)
+        if mistake is not None:
+            return mistake
         following = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(following)
         waiting.extend(following)
     return None
+
+
+def _mistake(node: Any) -> dict[str, str] | None:
+    """What a node applies to values that are not meant for it; None where all is well."""
+    operation = _operation(node)
+    if operation in _NLL:
+        before = _NO_LOGARITHMS.get(_operation(_values_of(node)))
+        return {"loss": "nll_loss", "before": before} if before else None
+    loss = _LOSSES.get(operation)
+    before = _MAKERS.get(_operation(_values_of(node))) if loss else None
+    return {"loss": loss, "before": before} if loss and before else None
 
 
 def _values_of(node: Any) -> object:

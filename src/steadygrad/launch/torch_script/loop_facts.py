@@ -20,6 +20,7 @@ from steadygrad.launch.torch_script.chains import chains_of
 from steadygrad.launch.torch_script.elements import elements_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.ownership import Ownership
+from steadygrad.launch.torch_script.reduction import summed_of
 
 MOST_STEPS = 16
 LOOK_AT = 3
@@ -140,6 +141,7 @@ class LoopFacts:
         self._probes: dict[int, Probe] = {}
         self._graphs = 0
         self._logits: dict[str, str] | None = None
+        self._summed = 0
         self._ownership = Ownership()
         self._chains: list[set[int]] = []
         self._names: dict[int, str] = {}
@@ -162,6 +164,7 @@ class LoopFacts:
         if self._graphs < MOST_GRAPHS:
             self._graphs += 1
             self._logits = self._logits or logits_of(tensors)
+            self._summed = max(self._summed, summed_of(tensors))
             if census is not None:
                 self._note_chains(chains_of(tensors, census.part_of))
         probes = [probe for probe in self._probes.values() if probe.looks and probe.steps]
@@ -204,6 +207,7 @@ class LoopFacts:
         return {
             "optimizers": [probe.as_json() for probe in self._probes.values()],
             "logits": self._logits,
+            "summed": self._summed,
             "chains": self._chains_by_name(),
             **self._ownership.as_json(),
         }

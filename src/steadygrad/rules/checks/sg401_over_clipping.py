@@ -16,6 +16,12 @@ from steadygrad.rules.evidence.view import View, median, number, percent
 from steadygrad.rules.finding import Finding
 
 HARD = 0.5
+FAR = 0.05
+"""Median coefficient from which a threshold is not so far off that it can only be a mistake."""
+LEARNS = 0.3
+"""Share of the first loss that a run must have shed for its clipping to be what holds it."""
+STRIDE = 2.0
+"""By how much to raise the threshold of a run that learns."""
 NORMALISED = (
     "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
     "sophia", "adan", "novograd", "prodigy",
@@ -74,8 +80,26 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
             "the loss is summed where it was meant to be averaged, so norms are too large",
             "the learning rate was tuned together with the threshold and now depends on it",
         ],
-        fixes=[clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"],
+        fixes=[_fix(view, threshold, better, typical)],
         figures={"clip_rate": rate, "median_coef": typical, "threshold": threshold},
+    )
+
+
+def _learns(view: View) -> bool:
+    """Whether the loss falls: what is clipped away is then not what the run lacks."""
+    trend = view.loss_trend
+    return trend.known and not trend.signed and trend.fall > LEARNS and not trend.diverged
+
+
+def _fix(view: View, threshold: float, better: float, typical: float) -> str:
+    if typical < FAR or _normalised(view) or not _learns(view):
+        return clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"
+    next_one = clip_code(view, f"norm:{number(STRIDE * threshold)}")
+    return (
+        f"{next_one}  # by small strides: the run learns as it is\n"
+        f"# at this lr, {better:g} (over the ordinary norms) makes steps up to "
+        f"{number(better / threshold)} times as long,\n"
+        "# and lets through all that is held back now; compare the two before you keep one"
     )
 
 

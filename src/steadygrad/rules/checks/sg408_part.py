@@ -32,8 +32,8 @@ def check(view: View) -> Iterator[Finding]:
     yield finding(
         view,
         "SG408",
-        "warning",
-        0.9,
+        "error" if _suffers(view) else "warning",
+        0.95,
         f"Only {percent(covered)} of the optimizer's parameters are clipped.",
         evidence=[
             f"The call reaches {number(figure(last, 'params', 0))} of "
@@ -49,6 +49,12 @@ def check(view: View) -> Iterator[Finding]:
         fixes=fixes(view, last),
         figures={"covered": covered},
     )
+
+
+def _suffers(view: View) -> bool:
+    """Whether something went wrong that whole clipping is there to prevent."""
+    trend = view.loss_trend
+    return bool(view.broken.any() or len(view.spikes) or trend.diverged or trend.blew_up)
 
 
 RULE = Rule("SG408", "clipping part of the parameters", check)

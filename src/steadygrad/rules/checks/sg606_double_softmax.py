@@ -1,4 +1,4 @@
-"""SG606: a probability where a loss wants logits."""
+"""SG606: a loss that gets probabilities for logits, or anything else for log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ _WHAT = {
     "sigmoid": "outputs between 0 and 1 leave no output certain, and flatten the gradient",
     "log_softmax": "applied twice it gives what it gives once, so this costs time and no more",
 }
+_GETS = {
+    "softmax": "the output of softmax",
+    "sigmoid": "the output of sigmoid",
+    "logits": "a layer's own output",
+}
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -23,7 +28,40 @@ def check(view: View) -> Iterator[Finding]:
     if found is None:
         return
     loss, before = found
-    yield finding(
+    yield _no_logarithms(view, before) if loss == "nll_loss" else _twice(view, loss, before)
+
+
+def _no_logarithms(view: View, before: str) -> Finding:
+    return finding(
+        view,
+        "SG606",
+        "error",
+        0.97,
+        f"nll_loss takes log-probabilities, and gets {before}.",
+        evidence=[
+            f"In the graph of the loss, the input of nll_loss is {_GETS[before]}, with nothing but "
+            "changes of shape between them. It is then the output itself, negative, and no "
+            "likelihood.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["nll_loss was taken for cross_entropy, or softmax for log_softmax"],
+        fixes=[
+            code(
+                view,
+                torch="loss = torch.nn.functional.cross_entropy(logits, labels)  # in its place\n"
+                "# or end the model in log_softmax",
+                keras="keras.losses.SparseCategoricalCrossentropy(from_logits=True)",
+                jax="loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)",
+            )
+        ],
+        figures={},
+    )
+
+
+def _twice(view: View, loss: str, before: str) -> Finding:
+    return finding(
         view,
         "SG606",
         "info" if before == "log_softmax" else "error",

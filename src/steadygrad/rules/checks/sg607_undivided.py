@@ -1,4 +1,4 @@
-"""SG607: gradients of several backward passes summed where their mean may be meant."""
+"""SG607: gradients of many passes, or of a whole batch, summed where their mean may be meant."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.loop import FEW, loop_of
+from steadygrad.rules.evidence.loop import FEW, Loop, loop_of, summed_of
 from steadygrad.rules.evidence.view import View, median, number
 from steadygrad.rules.finding import Finding
 
@@ -16,9 +16,44 @@ MANY = 4
 
 def check(view: View) -> Iterator[Finding]:
     loop = loop_of(view)
-    if loop.passes < MANY or loop.judged < FEW or loop.undivided < 0.9 * loop.judged:
-        return
-    yield finding(
+    if loop.passes >= MANY and loop.judged >= FEW and loop.undivided >= 0.9 * loop.judged:
+        yield _many_passes(view, loop)
+    elif summed_of(view):
+        yield _summed(view, summed_of(view))
+
+
+def _summed(view: View, elements: int) -> Finding:
+    return finding(
+        view,
+        "SG607",
+        "info",
+        0.8,
+        f"The loss is a sum over {elements} elements, and nothing divides it.",
+        evidence=[
+            f"The first losses end in a sum of {elements} elements: norms (median "
+            f"{number(median(view.norm[view.usable]))}) and the steps of plain SGD grow with the "
+            "batch, and so must every threshold.",
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=[
+            'reduction="sum" or .sum() where a mean is meant',
+            "a sum is meant, and the rate was chosen with it: then all is well",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="loss = loss / len(batch)  # or reduction='mean'",
+                keras='keras.losses.MeanSquaredError(reduction="sum_over_batch_size")',
+                jax="loss = jnp.mean(losses)",
+            )
+        ],
+        figures={"elements": elements},
+    )
+
+
+def _many_passes(view: View, loop: Loop) -> Finding:
+    return finding(
         view,
         "SG607",
         "info",

@@ -91,6 +91,11 @@ def logits_of(view: View) -> tuple[str, str] | None:
     return found["loss"], found["before"]
 
 
+def summed_of(view: View) -> int:
+    """Elements that the losses sum up and nothing divides by; told of the first optimizer."""
+    return int(_facts(view).get("summed") or 0) * (view.optimizer == view.first_optimizer)
+
+
 def optimizer_class(view: View) -> str:
     """The class of this optimizer in lower case; empty where unknown."""
     return str(optimizer_facts(view).get("class", "")).lower()

@@ -34,6 +34,17 @@ def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimize
     assert "lr=" not in found.fixes[0]  # a rate that keeps the steps as short keeps the fault
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_the_threshold_of_a_run_that_learns_is_raised_by_small_strides(make, learns):
+    m = make()
+    m.clip(1.0)  # a median coefficient of 0.29
+    if not learns:
+        m.loss[:] = 2.0
+    (found,) = m.findings
+    assert ('clip="norm:2"' in found.fixes[0]) == learns
+    assert ("the run learns as it is" in found.fixes[0]) == learns
+
+
 def test_a_bound_on_elements_is_not_held_against_the_norm(make):
     m = make()
     m.columns["threshold"] = np.full(m.steps, 100.0)
@@ -197,7 +208,10 @@ def test_once_per_micro_batch(make):
 def test_part_of_the_parameters(make):
     m = make()
     calls(m, params=4)
-    assert m.ids == ["SG408"]
+    assert [(f.id, f.severity) for f in m.findings] == [("SG408", "warning")]
+    m.norms[60] *= 50  # what the whole of it would have held back
+    first = m.findings[0]
+    assert (first.id, first.severity) == ("SG408", "error")
 
 
 def test_parts_that_make_a_whole(make):

@@ -10,7 +10,7 @@ from steadygrad.runlog import TensorInfo
 
 def loop(m, **facts):
     own = {"index": 0, "judged": 15, "held": 0, "emptied": 0, "passes": 1, "undivided": 0}
-    top = {key: facts.pop(key) for key in ("logits", "loose", "stale") if key in facts}
+    top = {key: facts.pop(key) for key in ("logits", "loose", "stale", "summed") if key in facts}
     m.info["loop"] = {"optimizers": [{**own, **facts}], **top}
 
 
@@ -118,6 +118,23 @@ def test_many_passes_undivided_are_information(make):
     assert m.ids == []
     loop(m, passes=2, undivided=15)  # two terms of a loss
     assert m.ids == []
+
+
+def test_a_loss_that_is_one_sum_is_information(make):
+    m = make()
+    loop(m, summed=64)
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG607", "info")
+    assert "64 elements" in found.title
+
+
+def test_what_is_no_logarithm_before_nll_loss_is_an_error(make):
+    m = make()
+    loop(m, logits={"loss": "nll_loss", "before": "softmax"})
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG606", "error")
+    assert "log-probabilities" in found.title
+    assert "cross_entropy" in found.fixes[0]
 
 
 def half(m, dtype):
