@@ -18,7 +18,7 @@ from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.origin import EVENT as ORIGIN
 from steadygrad.runlog.origin import Origin
-from steadygrad.runlog.records import NAN_LOSS, TensorInfo
+from steadygrad.runlog.records import NAN_LOSS, THROUGH_TIME, TensorInfo
 from steadygrad.runlog.run import Event
 from steadygrad.runlog.shortfall import GAP, STOPPED
 from steadygrad.runlog.thinning import LANDMARKS
@@ -231,6 +231,7 @@ INFO: dict[str, Field] = {
         stale=_list_of(_GROUP),
         logits=_whole(_table_of(loss=_word, before=_word), "loss", "before"),
         chains=_list_of(_list_of(_word)),
+        summed=_whole_number,
     ),
     "lint": _list_of(_table_of(path=_word, line=_whole_number, id=_word)),
     "models": _list_of(_word),
@@ -265,6 +266,12 @@ EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
     GAP: {"steps": _whole_number},
     "ranks": dict.fromkeys(RANK_COLUMNS, _list_of(_number)),
+    THROUGH_TIME: {
+        "tensor": _whole_number,
+        "length": _whole_number,
+        "positions": _list_of(_whole_number),
+        "norms": _list_of(_number),
+    },
     "script_clip": dict.fromkeys(
         (
             "max_norm",

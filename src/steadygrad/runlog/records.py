@@ -15,6 +15,9 @@ ACTIONS = ("none", "clip", "skip")
 NAN_LOSS = "nan_loss"
 """Kind of the event that says: from this step on, a NaN loss is a loss that was NaN."""
 
+THROUGH_TIME = "through_time"
+"""Kind of the event that holds the gradient at each time step of a recurrent layer."""
+
 STEP_DTYPE = np.dtype(
     [
         ("step", np.int64),

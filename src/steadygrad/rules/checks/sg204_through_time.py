@@ -9,17 +9,39 @@ import numpy as np
 from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
+from steadygrad.rules.evidence.through_time import Measured, measured, sentence
 from steadygrad.rules.evidence.view import View, is_cell, median, number, order_agreement, percent
 from steadygrad.rules.finding import Finding
 
 GATED = ("LSTM", "GRU")
 """Cells whose gates, not their recurrent matrix alone, carry the gradient."""
 
+GROWN = 100.0
+"""Factor over all time steps from which a gradient explodes on its way back."""
+
 
 def check(view: View) -> Iterator[Finding]:
+    samples = {column: _largest(view, seen) for column, seen in measured(view).items()}
+    radii = _by_radius(view)
+    yield from (_finding(view, *told, samples.get(told[0])) for told in radii)
+    for column, sample in samples.items():
+        large = sample.growth > max(GROWN, 10 * sample.length)  # a loss at every step adds up
+        if large and column not in {told[0] for told in radii} and _explodes(view, True):
+            yield _measured(view, column, sample)
+
+
+def _largest(view: View, seen: list[Measured]) -> Measured:
+    """The sample that grows most, of those before the run broke where there is one."""
+    limit = view.step[view.first_broken] if view.broken.any() else np.inf
+    return max([s for s in seen if s.step <= limit] or seen[:1], key=lambda s: s.growth)
+
+
+def _by_radius(view: View) -> list[tuple[int, float, int, float]]:
+    """Columns of plain matrices that are too large: with radius, time steps and first radius."""
+    told = []
     steps, radii = view.sample("spectral_radius")
     if not len(steps):
-        return
+        return []
     radii = np.where(np.isfinite(radii), radii, 0.0)
     for column in np.flatnonzero((radii > 1).any(axis=0)):
         if any(cell in view.tensors[column].module for cell in GATED):
@@ -33,7 +55,8 @@ def check(view: View) -> Iterator[Finding]:
             and length * np.log(max(radius, 1e-9)) > np.log(100)
             and _explodes(view, cell)
         ):
-            yield _finding(view, int(column), radius, length, float(radii[0, column]))
+            told.append((int(column), radius, length, float(radii[0, column])))
+    return told
 
 
 def _length(view: View, column: int) -> int:
@@ -62,7 +85,45 @@ def _explodes(view: View, cell: bool) -> bool:
     return heavy or (risen and order_agreement(norms) > 0.3) or median(norms) > 100
 
 
-def _finding(view: View, column: int, radius: float, length: int, first: float) -> Finding:
+def _measured(view: View, column: int, sample: Measured) -> Finding:
+    name = view.tensors[column].name
+    return finding(
+        view,
+        "SG204",
+        "error",
+        0.9,
+        f"Gradients explode through time: on its way back through {sample.length} time steps of "
+        f"{name} the gradient grows {number(sample.growth)} times.",
+        evidence=[
+            sentence(sample),
+            f"Gradient norms: median {number(median(view.norm[view.usable]))}; "
+            f"{percent(float(view.broken.mean()))} of the steps are not finite.",
+        ],
+        steps=[sample.step],
+        tensors=[name],
+        causes=["recurrent weights that grew or began too large", "sequences that are too long"],
+        fixes=hold_norm(
+            view,
+            code(
+                view,
+                torch=f"torch.nn.init.orthogonal_(model.{name})\n"
+                "# or shorter pieces: state = state.detach() between them",
+                keras='keras.layers.LSTM(n, recurrent_initializer="orthogonal")',
+                jax="nn.OptimizedLSTMCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+            ),
+        ),
+        figures={"growth": sample.growth, "length": sample.length, "half_life": sample.half_life},
+    )
+
+
+def _finding(
+    view: View,
+    column: int,
+    radius: float,
+    length: int,
+    first: float,
+    sample: Measured | None = None,
+) -> Finding:
     name = view.tensors[column].name
     power = length * np.log10(radius)
     grown = number(radius**length) if power < 300 else f"1e{power:.0f}"
@@ -78,6 +139,7 @@ def _finding(view: View, column: int, radius: float, length: int, first: float) 
         evidence=[
             f"Spectral radius: {number(first)} at the first sample, at most {number(radius)}.",
             f"{number(radius)} to the power {length} is {grown}.",
+            *([sentence(sample)] if sample else []),
             f"Gradient norms: median {number(median(norms))}, highest {number(top)}; "
             f"{percent(float(view.broken.mean()))} of the steps are not finite.",
         ],

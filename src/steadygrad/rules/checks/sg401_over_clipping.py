@@ -8,11 +8,11 @@ import numpy as np
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
-from steadygrad.rules.advice import clip_code, recommended
+from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, calls, figure, share
 from steadygrad.rules.evidence.loop import optimizer_class
-from steadygrad.rules.evidence.view import View, median, number, percent
+from steadygrad.rules.evidence.view import View, is_cell, median, number, percent
 from steadygrad.rules.finding import Finding
 
 HARD = 0.5
@@ -20,8 +20,8 @@ FAR = 0.05
 """Median coefficient from which a threshold is not so far off that it can only be a mistake."""
 LEARNS = 0.3
 """Share of the first loss that a run must have shed for its clipping to be what holds it."""
-STRIDE = 2.0
-"""By how much to raise the threshold of a run that learns."""
+WIDE = 1.05
+"""Spectral radius at the start from which a recurrent matrix is what makes the norms."""
 NORMALISED = (
     "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
     "sophia", "adan", "novograd", "prodigy",
@@ -80,7 +80,7 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
             "the loss is summed where it was meant to be averaged, so norms are too large",
             "the learning rate was tuned together with the threshold and now depends on it",
         ],
-        fixes=[_fix(view, threshold, better, typical)],
+        fixes=_fixes(view, threshold, better, typical),
         figures={"clip_rate": rate, "median_coef": typical, "threshold": threshold},
     )
 
@@ -91,16 +91,33 @@ def _learns(view: View) -> bool:
     return trend.known and not trend.signed and trend.fall > LEARNS and not trend.diverged
 
 
-def _fix(view: View, threshold: float, better: float, typical: float) -> str:
+def _fixes(view: View, threshold: float, better: float, typical: float) -> list[str]:
     if typical < FAR or _normalised(view) or not _learns(view):
-        return clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"
-    next_one = clip_code(view, f"norm:{number(STRIDE * threshold)}")
-    return (
-        f"{next_one}  # by small strides: the run learns as it is\n"
-        f"# at this lr, {better:g} (over the ordinary norms) makes steps up to "
-        f"{number(better / threshold)} times as long,\n"
-        "# and lets through all that is held back now; compare the two before you keep one"
-    )
+        return [clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"]
+    return [
+        *_at_the_source(view),
+        "# the run learns as it is, with steps of lr * threshold: a higher threshold makes them\n"
+        "# longer, and lets through what is held back now. Let both run before you keep one:\n"
+        f"#   steadygrad compare --clip norm:{threshold:g} --clip norm:{2 * threshold:g} script.py",
+    ]
+
+
+def _at_the_source(view: View) -> list[str]:
+    """Where a recurrent matrix makes the norms that are clipped: the matrix, not the threshold."""
+    _, radii = view.sample("spectral_radius")
+    if not len(radii):
+        return []
+    return [
+        code(
+            view,
+            torch=f"torch.nn.init.orthogonal_(model.{view.tensors[column].name})"
+            f"  # at the start; its spectral radius is {number(float(radius))}",
+            keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
+            jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+        )
+        for column, radius in enumerate(radii[0])
+        if radius > WIDE and is_cell(view.tensors[column])
+    ]
 
 
 def _normalised(view: View) -> bool:

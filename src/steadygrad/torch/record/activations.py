@@ -21,6 +21,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.torch.record.through_time import ThroughTime
+
 CALLS = 8
 """Calls of one module in a forward pass of which the activations are read."""
 ELEMENTS = 1 << 13
@@ -42,14 +44,17 @@ class Watch:
 
     Attributes:
         seconds: spent in them, which no caller's clock sees.
+        through_time: the recurrent layers that were seen.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.through_time = ThroughTime()
         self._handles: list[RemovableHandle] = []
         self._clear()
 
     def _clear(self) -> None:
+        self.through_time.clear()
         self._figures: dict[str, dict[int, Any]] = {
             "activation_zero": {},
             "activation_saturated": {},
@@ -106,6 +111,7 @@ class Watch:
         if isinstance(module, _ACTIVATIONS):
             self._note(output)
             return
+        self.through_time.saw(module, args, output)
         matrix = _matrix(module)
         if matrix is None:
             return

@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad import kernels
+from steadygrad.runlog.records import THROUGH_TIME
 from steadygrad.runlog.sampled import Floats, WeightFigures, due, next_due, spectral_radius, stride
 from steadygrad.torch.record.activations import Watch
+from steadygrad.torch.record.through_time import POSITIONS
 
 
 class Sampler:
@@ -132,6 +134,7 @@ class Sampler:
         self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
     ) -> None:
         self._recurrent(step, params, ids)
+        self._through_time(step, params, ids)
         for name, table in self._watch.figures().items():
             found = [(i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table]
             if found:
@@ -148,6 +151,22 @@ class Sampler:
             known = np.array([i for i, _, _ in rows])
             self._write("spectral_radius", step, known, [_radius(p) for _, p, _ in rows])
             self._write("recurrent_steps", step, known, [n for _, _, n in rows])
+
+    def _through_time(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
+        """The gradient at each time step of the recurrent layers, as an event of each."""
+        numbers = {id(p): int(i) for p, i in zip(params, ids, strict=True)}
+        for matrix, norms in self._watch.through_time.profiles():
+            if id(matrix) in numbers and np.isfinite(norms).all():
+                places = np.unique(np.linspace(0, len(norms) - 1, POSITIONS).astype(int)).tolist()
+                data = {
+                    "tensor": numbers[id(matrix)],
+                    "length": len(norms),
+                    "positions": places,
+                    "norms": [float(f"{norms[place]:.4g}") for place in places],
+                }
+                self._writer.write_event(THROUGH_TIME, data, step)
 
     def _finish_update(self) -> None:
         """The update of the last sampled step, over the size of the weights."""

@@ -35,14 +35,24 @@ def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimize
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_the_threshold_of_a_run_that_learns_is_raised_by_small_strides(make, learns):
+def test_the_threshold_of_a_run_that_learns_is_not_raised_unseen(make, learns):
     m = make()
     m.clip(1.0)  # a median coefficient of 0.29
     if not learns:
         m.loss[:] = 2.0
     (found,) = m.findings
-    assert ('clip="norm:2"' in found.fixes[0]) == learns
-    assert ("the run learns as it is" in found.fixes[0]) == learns
+    assert ('clip="norm:' in found.fixes[0]) == (not learns)
+    assert ("steadygrad compare --clip norm:1 --clip norm:2" in found.fixes[0]) == learns
+
+
+def test_norms_that_a_recurrent_matrix_makes_are_mended_there(make):
+    m = make()
+    m.clip(1.0)
+    m.tensors[0] = type(m.tensors[0])("rnn.weight_hh_l0", (16, 16), "float32", "RNN", 0)
+    m.sample("spectral_radius", {"rnn.weight_hh_l0": 1.1})
+    assert "orthogonal_(model.rnn.weight_hh_l0)" in m.findings[0].fixes[0]
+    m.sample("spectral_radius", {"rnn.weight_hh_l0": 0.9})
+    assert "orthogonal_" not in m.findings[0].fixes[0]
 
 
 def test_a_bound_on_elements_is_not_held_against_the_norm(make):

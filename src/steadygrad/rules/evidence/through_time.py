@@ -1,0 +1,85 @@
+"""The gradient at each time step of a recurrent layer, as measured at the sampled steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from steadygrad.rules.evidence.view import Array, View, median, number
+from steadygrad.runlog.records import THROUGH_TIME
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One sample of one recurrent matrix.
+
+    Attributes:
+        step: the optimizer step.
+        length: time steps of the sequences.
+        positions: the time steps that were measured, ascending.
+        norms: norm of dLoss/d(state) at each of them.
+    """
+
+    step: int
+    length: int
+    positions: Array
+    norms: Array
+
+    @property
+    def reach(self) -> float:
+        """The first eighth's share of the largest norm: what is left of it on its way back."""
+        return median(self._first) / float(self.norms.max())
+
+    @property
+    def growth(self) -> float:
+        """The first eighth's norm over that of the last time step that gets any."""
+        return median(self._first) / float(self.norms[self.norms > 0][-1])
+
+    @property
+    def half_life(self) -> float:
+        """Time steps in which the norm halves, or doubles, on its way back; inf for neither."""
+        ratio = self.growth
+        rate = abs(math.log(ratio)) / max(1, self.length - 1) if ratio > 0 else math.inf
+        return math.log(2) / rate if rate else math.inf
+
+    @property
+    def _first(self) -> Array:
+        return self.norms[: max(1, len(self.norms) // 8)]
+
+
+def measured(view: View) -> dict[int, list[Measured]]:
+    """Samples of each recurrent matrix of this optimizer, by its column in the view.
+
+    Args:
+        view: the run.
+
+    Returns:
+        In order of steps; only samples in which some time step gets a gradient.
+    """
+    columns = {int(tensor): column for column, tensor in enumerate(view.order)}
+    samples: dict[int, list[Measured]] = {}
+    for event in view.run.events:
+        column = columns.get(event.data.get("tensor", -1)) if event.kind == THROUGH_TIME else None
+        if column is None:
+            continue
+        places, norms = (np.array(event.data.get(key) or (), float) for key in _LISTS)
+        if len(places) == len(norms) > 2 and np.isfinite(norms).all() and norms.max() > 0:
+            length = int(event.data.get("length", 0))
+            samples.setdefault(column, []).append(Measured(event.step or 0, length, places, norms))
+    return samples
+
+
+_LISTS = ("positions", "norms")
+
+
+def sentence(sample: Measured) -> str:
+    """What one sample shows, for evidence."""
+    first, last = sample.norms[0], sample.norms[sample.norms > 0][-1]
+    verb = "doubles" if sample.growth > 1 else "halves"
+    return (
+        f"Measured at step {sample.step}: the norm of dLoss/d(state) is {number(float(last))} at "
+        f"the last time step and {number(float(first))} at the first of {sample.length}; on "
+        f"its way back it {verb} every {number(sample.half_life)} time steps."
+    )
