@@ -28,11 +28,49 @@ UNMOVED = 1e-3
 def check(view: View) -> Iterator[Finding]:
     if not view.enough:
         return
+    if _never(view):
+        yield _zero(view)
+        return
     since = _gone_since(view)
     if since is not None and _unfinished(view, since):
         yield _gone(view, since)
     elif view.loss_trend.stalled and view.travel < UNMOVED and _has_gradients(view):
         yield _too_small(view)
+
+
+def _never(view: View) -> bool:
+    """Whether the rate is 0 at every step, and no weight was seen to move all the same."""
+    return bool((view.lr == 0).all()) and not view.travel > 0
+
+
+def _zero(view: View) -> Finding:
+    return finding(
+        view,
+        "SG605",
+        "error",
+        0.97,
+        f"The learning rate is 0 at all {len(view)} steps: nothing is trained.",
+        evidence=["It is recorded before every step.", view.loss_sentence],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=[
+            "a warm-up whose factor stays at 0: an integer division, or a scheduler that is never "
+            "stepped",
+            "a warm-up that is longer than the run",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="scheduler = torch.optim.lr_scheduler.LambdaLR(\n"
+                "    optimizer, lambda step: min(1.0, (step + 1) / warmup))  # /, not //\n"
+                "scheduler.step()  # after every optimizer.step()",
+                keras="keras.optimizers.schedules.CosineDecay(\n"
+                "    0.0, decay_steps=steps, warmup_target=lr, warmup_steps=warmup)",
+                jax="optax.warmup_cosine_decay_schedule(0.0, lr, warmup, steps)",
+            )
+        ],
+        figures={"lr": 0.0},
+    )
 
 
 def _has_gradients(view: View) -> bool:

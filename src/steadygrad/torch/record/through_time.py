@@ -225,7 +225,7 @@ def _noted(module: torch.nn.RNNBase, args: Any, output: torch.Tensor, last: Any)
     def into_outputs(grad: torch.Tensor) -> None:
         seen.into_outputs = rows(grad, True)[..., :width]
 
-    output.register_hook(into_outputs)
+    output.register_hook(into_outputs)  # type: ignore[no-untyped-call]
     for name, value in zip("hc", last if lstm else (last,), strict=False):
         if value.requires_grad:
             value.register_hook(_keeper(seen, name, lambda g: rows(g, False)[forward]))

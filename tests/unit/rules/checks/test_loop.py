@@ -91,6 +91,20 @@ def test_a_decay_that_is_over_in_time_is_none(make, kind):
     assert m.ids == []
 
 
+def test_a_rate_of_0_throughout(make):
+    m = make()
+    m.columns["lr"] = np.zeros(m.steps)
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG605", "error")
+    assert "0 at all 120 steps" in found.title
+    weights = {t.name: 1e-3 for t in m.tensors if t.name.endswith("weight")}
+    m.sample("update_ratio", weights)  # the rate of one group, and others move
+    assert m.ids == []
+    m.samples.clear()
+    m.columns["lr"][0] = 1e-3
+    assert m.ids == []
+
+
 def test_a_rate_that_moves_nothing(make):
     m = make()
     m.loss[:] = 2.0

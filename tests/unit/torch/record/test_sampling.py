@@ -22,9 +22,13 @@ class Notes:
     def __init__(self):
         self.samples = {}
         self.info = {}
+        self.events = []
 
     def write_sample(self, name, step, ids, values):
         self.samples[name, step] = dict(zip(np.asarray(ids).tolist(), values, strict=True))
+
+    def write_event(self, kind, data, step=None):
+        self.events.append((kind, step, data))
 
     def update_info(self, **facts):
         self.info.update(facts)

@@ -84,7 +84,7 @@ def trained(path: Any, observed: bool) -> list[torch.Tensor]:
     with torch.no_grad():
         layer.bias_hh_l0[8:16] = -4.0  # the update gate lets nothing stay
     model = nn.ModuleList([layer, head])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     steady = attach(optimizer, clip="none", model=model, run=path) if observed else None
     for _ in range(60):
         inputs = torch.randn(32, 40, 1)
