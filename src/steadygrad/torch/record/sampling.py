@@ -28,7 +28,8 @@ class Sampler:
     """Measures one optimizer's weights, updates and activations on a schedule.
 
     Args:
-        writer: an open `RunWriter`, or anything with `write_sample`, `write_event` and `update_info`.
+        writer: an open `RunWriter`, or anything with its `write_sample`, `write_event` and
+            `update_info`.
         every: steps between samples, once the first ones are taken.
 
     Attributes:
