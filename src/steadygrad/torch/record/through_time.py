@@ -8,7 +8,7 @@ script's graph, its patches or its random numbers is touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +164,7 @@ class ThroughTime:
         """Forget what was seen."""
         self._passes = {}
 
-    def saw(self, module: torch.nn.Module, args: Any, result: Any) -> None:
+    def saw(self, module: torch.nn.Module, args: Sequence[object], result: object) -> None:
         """A layer ran.
 
         Args:
@@ -175,9 +175,10 @@ class ThroughTime:
         """
         if not isinstance(module, torch.nn.RNNBase) or id(module) in self._passes:
             return
-        if len(self._passes) >= MOST_LAYERS or not _measurable(module, args, result):
+        if len(self._passes) >= MOST_LAYERS or not isinstance(result, tuple) or not args:
             return
-        self._passes[id(module)] = _noted(module, args, *result)
+        if _measurable(module, args[0], result[0]):
+            self._passes[id(module)] = _noted(module, args, *result)
 
     def profiles(self) -> Iterator[tuple[torch.Tensor, list[float]]]:
         """Each recurrent matrix and the norm at each time step, of passes that backward reached."""
@@ -187,17 +188,17 @@ class ThroughTime:
                 yield seen.matrix, [float(v) for v in norms.tolist()]
 
 
-def _measurable(module: torch.nn.RNNBase, args: Any, result: Any) -> bool:
-    if not args or not isinstance(args[0], torch.Tensor) or not isinstance(result[0], torch.Tensor):
+def _measurable(module: torch.nn.RNNBase, inputs: object, output: object) -> bool:
+    if not isinstance(inputs, torch.Tensor) or not isinstance(output, torch.Tensor):
         return False  # packed sequences are of different lengths
     plain = module.mode.startswith("RNN") or module.num_layers == 1
-    time_first = not module.batch_first or args[0].dim() == 2
-    length = result[0].shape[0 if time_first else 1]
-    grows = result[0].requires_grad and not getattr(module, "proj_size", 0)
+    time_first = not module.batch_first or inputs.dim() == 2
+    length = output.shape[0 if time_first else 1]
+    grows = output.requires_grad and not getattr(module, "proj_size", 0)
     return bool(plain and grows and 2 < length <= MOST_STEPS)
 
 
-def _noted(module: torch.nn.RNNBase, args: Any, output: torch.Tensor, last: Any) -> Pass:
+def _noted(module: torch.nn.RNNBase, args: Sequence[Any], output: torch.Tensor, last: Any) -> Pass:
     width, top = module.hidden_size, module.num_layers - 1
     forward = top * (2 if module.bidirectional else 1)  # place of this layer in h_n
 
@@ -232,7 +233,9 @@ def _noted(module: torch.nn.RNNBase, args: Any, output: torch.Tensor, last: Any)
     return seen
 
 
-def _keeper(seen: Pass, name: str, part: Any) -> Any:
+def _keeper(
+    seen: Pass, name: str, part: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], None]:
     def keep(grad: torch.Tensor) -> None:
         seen.into_last[name] = part(grad)
 
