@@ -85,7 +85,7 @@ def test_updates_by_hand_are_steps(observe: Observe) -> None:
     weights = list(net.parameters())
     for _ in range(6):
         (loss,) = losses_of(net)
-        grads = torch.autograd.grad(loss, weights)
+        grads = torch.autograd.grad(loss, net.parameters())  # a generator, read once
         norms.append(norm_of(grads))
         losses.append(float(loss.detach()))
         with torch.no_grad():

@@ -89,12 +89,18 @@ def weights_of(inputs: Any, results: Any) -> Pairs:
         pairs = [(leaf, results.get(key)) for key, leaf in inputs.items()]
     else:
         pairs = list(zip(sites.listed(inputs), results, strict=False))
-    return [(leaf, gradient) for leaf, gradient in pairs if _is_leaf(leaf) and _is_plain(gradient)]
+    return [
+        (leaf, gradient) for leaf, gradient in pairs if _is_leaf(leaf) and _is_its(gradient, leaf)
+    ]
 
 
 def _is_leaf(tensor: Any) -> bool:
     plain = _is_plain(tensor) or type(tensor) is torch.nn.Parameter
     return plain and tensor.is_leaf and tensor.requires_grad and not tensor.is_meta
+
+
+def _is_its(gradient: Any, leaf: torch.Tensor) -> bool:
+    return _is_plain(gradient) and gradient.shape == leaf.shape  # not so for a batch of them
 
 
 def _is_plain(tensor: object) -> bool:

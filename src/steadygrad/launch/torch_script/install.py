@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import types
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,7 +178,11 @@ class Patches:
         if sites.inside_backward():
             return None
         observer = self.observer()
-        return None if observer is None else _Grad(arguments, observer)
+        if observer is None:
+            return None
+        # a generator, such as model.parameters(), may be read only once
+        once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])
+        return _Grad((*once, *arguments[2:]), observer)
 
     def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """The hook before every optimizer's step."""
