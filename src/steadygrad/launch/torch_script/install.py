@@ -178,7 +178,8 @@ class Patches:
         if sites.inside_backward():
             return None
         observer = self.observer()
-        if observer is None:
+        # derivatives by inputs (PINNs, penalties), of which a step may have several
+        if observer is None or (observer.steps and type(arguments[1]) is torch.Tensor):
             return None
         # a generator, such as model.parameters(), may be read only once
         once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])
