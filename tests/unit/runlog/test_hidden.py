@@ -83,6 +83,7 @@ def test_a_script_that_joins_all_threads_ends_and_loses_no_step(tmp_path: Path) 
 
 
 def test_so_does_one_that_is_observed_and_recorded_by_attach(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     attach = (
         "import steadygrad.torch as sg\n"
         f"sg.attach(optimizer, clip='norm:1.0', run={str(tmp_path / 'attach.db')!r})\n"
