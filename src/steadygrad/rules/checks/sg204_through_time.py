@@ -21,13 +21,14 @@ GROWN = 100.0
 
 
 def check(view: View) -> Iterator[Finding]:
-    samples = {column: _largest(view, seen) for column, seen in measured(view).items()}
+    seen = measured(view)
+    samples = {column: _largest(view, several) for column, several in seen.items()}
     radii = _by_radius(view)
     yield from (_finding(view, *told, samples.get(told[0])) for told in radii)
     for column, sample in samples.items():
         large = sample.growth > max(GROWN, 10 * sample.length)  # a loss at every step adds up
         if large and column not in {told[0] for told in radii} and _explodes(view, True):
-            yield _measured(view, column, sample)
+            yield _measured(view, column, sample, seen[column][0])
 
 
 def _largest(view: View, seen: list[Measured]) -> Measured:
@@ -85,13 +86,13 @@ def _explodes(view: View, cell: bool) -> bool:
     return heavy or (risen and order_agreement(norms) > 0.3) or median(norms) > 100
 
 
-def _measured(view: View, column: int, sample: Measured) -> Finding:
+def _measured(view: View, column: int, sample: Measured, first: Measured) -> Finding:
     name = view.tensors[column].name
     return finding(
         view,
         "SG204",
         "error",
-        0.9,
+        0.9 if first.growth > GROWN else 0.8,  # what made it grow may be the better answer
         f"Gradients explode through time: on its way back through {sample.length} time steps of "
         f"{name} the gradient grows {number(sample.growth)} times.",
         evidence=[

@@ -41,7 +41,8 @@ class Measured:
     def half_life(self) -> float:
         """Time steps in which the norm halves, or doubles, on its way back; inf for neither."""
         ratio = self.growth
-        rate = abs(math.log(ratio)) / max(1, self.length - 1) if ratio > 0 else math.inf
+        between = self.positions[self.norms > 0][-1] - median(self.positions[: len(self._first)])
+        rate = abs(math.log(ratio)) / max(1.0, between) if ratio > 0 else math.inf
         return math.log(2) / rate if rate else math.inf
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from steadygrad.runlog import Event
+
 
 def test_growth_that_stays(make):
     m = make()
@@ -197,3 +199,20 @@ def test_a_score_without_a_floor_is_to_be_bounded_before_its_rate_is_lowered(mak
     (found,) = (f for f in m.findings if f.id == "SG201")
     assert "unbounded critic" in found.causes[0]
     assert "spectral_norm" in found.fixes[0]
+
+
+@pytest.mark.parametrize("at_first", [1.0, 1e5])
+def test_an_lstm_whose_gradient_was_measured_to_explode_through_time(make, at_first):
+    m = make()
+    m.tensors[0] = type(m.tensors[0])("lstm.weight_hh_l0", (16, 16), "float32", "LSTM", 0)
+    m.norms[60] *= 300
+    for step, growth in ((0, at_first), (32, 1e5)):
+        norms = np.geomspace(growth, 1, 40).tolist()
+        data = {"tensor": 0, "length": 40, "positions": list(range(40)), "norms": norms}
+        m.events.append(Event(step, 0.0, "through_time", data))
+    first = m.findings[0]
+    assert (first.id, first.tensors) == ("SG204", ("lstm.weight_hh_l0",))
+    assert first.confidence == (0.9 if at_first > 1 else 0.8)
+    assert "it doubles every 2.35 time steps" in first.evidence[0]
+    m.events.clear()
+    assert "SG204" not in m.ids
