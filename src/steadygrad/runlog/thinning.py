@@ -20,15 +20,16 @@ LANDMARKS = "landmarks"
 """Fact of a run file: rows that a reader of some steps must not miss."""
 
 
-def thinned(run: Run) -> Run:
+def thinned(run: Run, stretches: int = STRETCHES) -> Run:
     """The run itself where it is short; else some of its steps.
 
-    Those are the first and the last `END`, `STRETCHES` evenly spread stretches of `STRETCH`
-    between, and the steps around the first with a NaN or inf and around the largest norm,
-    which the recording has noted.
+    Those are the first and the last `END`, evenly spread stretches of `STRETCH` between, and the
+    steps around the first with a NaN or inf and around the largest norm, which the recording has
+    noted.
 
     Args:
         run: any run.
+        stretches: how many between; each costs a look at the file.
 
     Returns:
         A run of fewer steps; what is not a step's (facts, events, samples) is all there.
@@ -40,11 +41,11 @@ def thinned(run: Run) -> Run:
     """
     if len(run) <= LONG:
         return run
-    return Run(_Some(run, _rows(len(run), run.info.get(LANDMARKS))))
+    return Run(_Some(run, _rows(len(run), run.info.get(LANDMARKS), stretches)))
 
 
-def _rows(count: int, landmarks: object) -> NDArray[np.int64]:
-    starts = np.linspace(END, count - END - STRETCH, STRETCHES).astype(np.int64)
+def _rows(count: int, landmarks: object, stretches: int) -> NDArray[np.int64]:
+    starts = np.linspace(END, count - END - STRETCH, stretches).astype(np.int64)
     middle = (starts[:, None] + np.arange(STRETCH)).ravel()
     noted = landmarks.values() if isinstance(landmarks, dict) else ()
     places = [place for place in noted if isinstance(place, int) and 0 <= place < count]

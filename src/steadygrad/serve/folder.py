@@ -6,6 +6,7 @@ are running before the rest. Whatever a file holds, it costs its own row and no 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -16,9 +17,9 @@ from typing import Any
 from steadygrad.errors import RunFileError
 from steadygrad.report.summary import joined, sketch, summarise
 from steadygrad.rules import diagnose
-from steadygrad.runlog import Run
+from steadygrad.runlog import Run, open_run
 from steadygrad.runlog.newest import is_run
-from steadygrad.runlog.thinning import LONG
+from steadygrad.runlog.thinning import LONG, thinned
 from steadygrad.serve.entries import MOST_TEXT, Entry, Stamp, judged, key_of, read, stamp_of, unread
 
 LOOK_SECONDS = 0.5
@@ -26,6 +27,8 @@ REST = 4.0
 """Times as long as a run took to judge, until it is judged again: a fifth of a core."""
 MOST_REPORTS = 8
 MOST_ALERTS = 50
+SKETCHED = 10
+"""Stretches of a long run that are drawn before it is judged."""
 JUDGEMENTS = ("verdict", "recommendation", "stability", "findings", "thresholds")
 """What of a report comes of the rules."""
 
@@ -63,6 +66,7 @@ class _Row:
         next_read: not to be read again before then, in seconds of the monotonic clock.
         judged: of the contents that were judged; None before.
         next_judged: as `next_read`.
+        drawn: what can be shown of a long run before it is judged, and of which contents.
     """
 
     path: Path
@@ -72,6 +76,7 @@ class _Row:
     next_read: float = 0.0
     judged: Stamp | None = None
     next_judged: float = 0.0
+    drawn: tuple[Stamp, Run, dict[str, Any]] | None = None
 
 
 class Folder:
@@ -148,6 +153,12 @@ class Folder:
             for run, summary in zip(runs, told, strict=True)
             if len(run) > LONG and summary["stability"] is not None
         ]
+        notes += [
+            f"{summary['name']} has {len(run):,} steps. Curves and figures are of some of them, "
+            "until the rules have been applied."
+            for run, summary in zip(runs, told, strict=True)
+            if summary["stability"] is None
+        ]
         return joined(runs, told, notes=notes)
 
     def _sketch(self, row: _Row) -> tuple[Run, dict[str, Any]]:
@@ -155,14 +166,20 @@ class Folder:
         stamp, ready = stamp_of(row.path), self._reports.get(row.entry.key)
         if ready is not None and ready[0] == stamp:
             return ready[1:]
-        entry, run = read(row.path)
-        if run is None or len(run) <= LONG:
+        if row.entry.steps <= LONG:
             return self._summary(row)
-        drawn = sketch(run, Path(entry.name).stem)
+        drawn = row.drawn
+        if drawn is None or drawn[0] != stamp:
+            drawn = row.drawn = self._draw(row, stamp)
         if ready is None:
-            return run, drawn
+            return drawn[1:]
         judged = {key: ready[2][key] for key in JUDGEMENTS}  # of the steps so far, a moment ago
-        return run, {**drawn, **judged}
+        return drawn[1], {**drawn[2], **judged}
+
+    @staticmethod
+    def _draw(row: _Row, stamp: Stamp) -> tuple[Stamp, Run, dict[str, Any]]:
+        run = open_run(row.path)
+        return stamp, run, sketch(thinned(run, SKETCHED), Path(row.entry.name).stem)
 
     def _summary(self, row: _Row) -> tuple[Run, dict[str, Any]]:
         path, key = row.path, row.entry.key
@@ -221,6 +238,9 @@ class Folder:
         if entry.state != "unreadable":
             entry = replace(entry, level=before.level, word=before.word, sentence=before.sentence)
         row.stamp = stamp
+        if entry.steps > LONG and row.drawn is None:
+            with contextlib.suppress(Exception):  # a made file: told to whoever opens it
+                row.drawn = self._draw(row, stamp)
         self._show(row, entry)
 
     def _show(self, row: _Row, entry: Entry) -> None:
