@@ -37,14 +37,16 @@ STEPS, BROKEN = 2, 1
 NORM, PER_TENSOR, ELEMENTWISE, ADAPTIVE = "norm:0.1", "tensor-norm:0.05", "agc:0.01", "zclip"
 EVERY = (NORM, "norm:0.02,p=inf", PER_TENSOR, ELEMENTWISE, ADAPTIVE)
 CLIPS: dict[str, tuple[str, ...]] = {
-    "ddp": (NORM,),
+    "ddp": EVERY,
+    "ddp, frozen and tied": (NORM,),
     "ddp bfloat16": (NORM,),
     "fsdp2": EVERY,
     "fsdp2 mixed": (NORM,),
     "fsdp2 bfloat16": (NORM,),
     "fsdp2 offload": (NORM,),
-    "hsdp": (NORM, ADAPTIVE),
-    "tp": (NORM, ELEMENTWISE),
+    "fsdp2, frozen and tied": (NORM,),
+    "hsdp": EVERY,
+    "tp": EVERY,
     "fsdp2 x tp": EVERY,
     "hsdp x tp": (NORM,),
     "zero": (NORM, ADAPTIVE),
@@ -60,7 +62,7 @@ MANY = ("fsdp2", "hsdp", "fsdp2 x tp", "pipeline", "experts")
 
 
 class Net(nn.Module):
-    """Two blocks, so that it can be cut into stages; one weight is frozen, the bias shared."""
+    """Two blocks, so that it can be cut into stages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,6 +78,13 @@ def net(dtype: torch.dtype = torch.float32) -> Net:
     """The same one everywhere."""
     torch.manual_seed(3)
     return Net().to(dtype)
+
+
+def tied(model: Net) -> Net:
+    """One weight frozen, one bias shared by two layers."""
+    model.up.bias.requires_grad_(False)
+    model.norm.bias = model.down.bias
+    return model
 
 
 def data(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +167,13 @@ def engines(rank: int) -> dict[str, Engine]:
     return {
         "ddp": Engine(simple(DistributedDataParallel), everyone),
         "ddp bfloat16": Engine(simple(DistributedDataParallel, dtype=torch.bfloat16), everyone),
+        "ddp, frozen and tied": Engine(
+            simple(lambda m: DistributedDataParallel(tied(m))), everyone
+        ),
         "fsdp2": Engine(simple(sharded(flat)), everyone),
+        "fsdp2, frozen and tied": Engine(
+            simple(lambda m: fully_shard(tied(m), mesh=flat)), everyone
+        ),
         "fsdp2 mixed": Engine(simple(sharded(flat, mp_policy=mixed)), everyone),
         "fsdp2 bfloat16": Engine(simple(sharded(flat), dtype=torch.bfloat16), everyone),
         "fsdp2 offload": Engine(

@@ -25,8 +25,37 @@ WHOLE = ("ddp", "fsdp2", "fsdp2 offload", "hsdp", "tp", "fsdp2 x tp", "hsdp x tp
 """Engines that end with whole float32 weights of `Net`."""
 APART = ("pipeline", "pipeline found", "experts")
 """Engines whose ranks hold other tensors each."""
-COLLECTIVES = {"ddp": 0, "ddp bfloat16": 0, "zero": 0}
+COLLECTIVES = {"ddp": 0, "ddp bfloat16": 0, "ddp, frozen and tied": 0, "zero": 0}
+PRECISION = {
+    "ddp bfloat16": "bfloat16",
+    "fsdp2 bfloat16": "bfloat16",
+    "fsdp2 mixed": "bfloat16 parameters, float32 reduction",
+}
 CASES = [(name, clip) for name, clips in engines.CLIPS.items() for clip in clips]
+
+
+def table():
+    """Every engine x policy, as docs/scale.md has it."""
+    heads = ("engine", *(f"`{clip}`" for clip in engines.EVERY), "precision", "collectives")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, clips in engines.CLIPS.items():
+        refused = name.startswith("fsdp1")
+        cells = [
+            ""
+            if clip not in clips
+            else "refused"
+            if refused and clip == engines.ELEMENTWISE
+            else "✓"
+            for clip in engines.EVERY
+        ]
+        rest = PRECISION.get(name, "float32"), str(COLLECTIVES.get(name, 1))
+        lines.append(f"| {' | '.join((name, *cells, *rest))} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_the_docs_is_what_is_tested():
+    page = Path(__file__).parents[2] / "docs" / "scale.md"
+    assert table() in page.read_text(encoding="utf-8"), table()
 
 
 @pytest.mark.parametrize(("name", "clip"), CASES)
