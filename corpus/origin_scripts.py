@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from steadygrad import open_run
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
+from steadygrad.vocabulary import NAN_ORIGIN
 
 SCRIPTS: dict[str, Callable[[], None]] = {}
 
@@ -44,7 +45,7 @@ def run(name: str) -> tuple[Origin | None, int]:
         words = ["-m", "steadygrad", "run", "--find-nan", "--out", "run.db", path.name]
         subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, check=False)
         events = open_run(Path(folder, "run.db")).events
-    origins = [Origin.from_json(event.data) for event in events if event.kind == EVENT]
+    origins = [Origin.from_json(event.data) for event in events if event.kind == NAN_ORIGIN]
     (line,) = marked
     return (origins[0] if origins else None), line
 

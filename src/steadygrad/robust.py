@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.stats import MAD_TO_SIGMA
+
 Floats = NDArray[np.float64]
 
-MAD_TO_SIGMA = 1.4826
-"""A normal distribution's deviation over its median absolute deviation."""
 ENOUGH = 8
 """Values below which a statistic says nothing."""
 TOGETHER = 4096

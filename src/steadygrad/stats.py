@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from steadygrad.typing import Array, Namespace
 
+MAD_TO_SIGMA = 1.4826
+"""A median absolute deviation times this is the standard deviation of a normal distribution."""
+
 
 @dataclass(frozen=True)
 class GradientStats:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from steadygrad import diagnose, open_run
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
+from steadygrad.vocabulary import NAN_ORIGIN
 
 SCRIPT = """
 import numpy as np
@@ -33,7 +34,7 @@ def test_the_line_is_named_and_the_script_left_alone(bench):
     found = bench.steadygrad("run", "--find-nan", "--out", "run.db", "train.py")
     assert (found.stdout, found.returncode) == (plain.stdout, 0)
     run = open_run(bench.run_file())
-    events = [event for event in run.events if event.kind == EVENT]
+    events = [event for event in run.events if event.kind == NAN_ORIGIN]
     assert [event.step for event in events] == [5]
     origin = Origin.from_json(events[0].data)
     assert (origin.operation, origin.line, origin.rows) == ("torch.log", LINE, (3,))

@@ -1,4 +1,4 @@
-"""A method and a rule that are one new file each are found everywhere: no list is edited.
+"""A method, a rule and a logger that are one new file each are found everywhere: no list is edited.
 
 The package is copied, files are added to the copy, and other processes use it.
 """
@@ -57,6 +57,33 @@ def check(view):
 RULE = Rule("SG499", "an everyday matter", check)
 '''
 
+LOGGER = '''
+"""A logger from elsewhere."""
+
+from pathlib import Path
+
+from steadygrad.sinks.base import Sink
+
+
+class Counting(Sink):
+    """Counts steps."""
+
+    kind = "counting"
+    suffix = ".count"
+
+    def open(self, head):
+        self.steps = 0
+
+    def write(self, batch):
+        self.steps += len(batch.steps)
+
+    def close(self):
+        Path(self.target).write_text(str(self.steps))
+
+
+SINK = Counting
+'''
+
 DIAGNOSE = """
 import sys
 import numpy as np
@@ -80,7 +107,7 @@ for policy in ("halving", "norm:1.0"):
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package, and a method and a rule of our own in it."""
+    """A folder with a copy of the package, and a method, a rule and a logger of our own in it."""
     folder = tmp_path_factory.mktemp("extended")
     package = folder / "steadygrad"
     shutil.copytree(
@@ -88,6 +115,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (package / "policies/methods/halving.py").write_text(METHOD)
     (package / "rules/checks/sg499_everyday.py").write_text(RULE)
+    (package / "sinks/loggers/counting.py").write_text(LOGGER)
     (package / "rules/pages/SG499.md").write_text("# SG499: an everyday matter\n\nIt is.\n")
     return folder
 
@@ -110,6 +138,9 @@ def test_a_new_method_and_a_new_rule_act(extended: Path) -> None:
     method, fixed = (set(line.split()[1:]) for line in done.stdout.splitlines())
     assert "SG499" in method & fixed
     assert "SG401" in fixed - method  # the method says that it clips every step by design
+    done = python(extended, "-m", "steadygrad", "export", "norm.db", "--to", "counting")
+    assert done.returncode == 0, done.stderr
+    assert (extended / "norm.count").read_text() == "80"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +149,7 @@ def test_a_new_method_and_a_new_rule_act(extended: Path) -> None:
         (("explain",), "SG499  an everyday matter"),
         (("explain", "SG499"), "It is."),
         (("run", "--clip", "no-such-method", "x.py"), "halving"),
+        (("export", "x.db", "--to", "no-such-format"), "counting"),
     ],
 )
 def test_the_command_line_knows_them(extended: Path, words: tuple[str, ...], found: str) -> None:
@@ -127,5 +159,7 @@ def test_the_command_line_knows_them(extended: Path, words: tuple[str, ...], fou
 
 def test_what_was_added_is_not_here() -> None:
     from steadygrad.policies import REGISTRY
+    from steadygrad.sinks.opening import formats
 
     assert "halving" not in REGISTRY
+    assert "counting" not in formats()

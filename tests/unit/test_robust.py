@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from steadygrad import robust
+from steadygrad.stats import MAD_TO_SIGMA
 
 
 def spikes_one_by_one(norms: Any, ratio: float, deviations: float, window: int) -> list[int]:
@@ -18,7 +19,7 @@ def spikes_one_by_one(norms: Any, ratio: float, deviations: float, window: int) 
     places = []
     for place in range(robust.ENOUGH, len(logs)):
         near = np.r_[logs[max(0, place - window) : place], logs[place + 1 : place + 1 + window]]
-        sigma = robust.MAD_TO_SIGMA * np.median(np.abs(near - np.median(near)))
+        sigma = MAD_TO_SIGMA * np.median(np.abs(near - np.median(near)))
         away = logs[place] - np.median(near)
         over_all = logs[place] > max(usual, np.median(logs) + math.log(ratio))
         if (

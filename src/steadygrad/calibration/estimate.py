@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.robust import MAD_TO_SIGMA, Floats, upper_sigma
+from steadygrad.robust import Floats, upper_sigma
+from steadygrad.stats import MAD_TO_SIGMA
 
 SIGMAS = 3.0
 """The threshold stands so many robust deviations over the median ..."""

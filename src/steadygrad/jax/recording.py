@@ -23,8 +23,9 @@ from steadygrad.jax.weights import Figures as WeightFigures
 from steadygrad.jax.weights import WeightSamples
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import hand_over_late_steps, is_interactive, open_writer
-from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.vocabulary import ACTIONS
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike

@@ -17,9 +17,10 @@ from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, open_writer, say_detached
 from steadygrad.policies.choice import Clip, resolve
-from steadygrad.runlog import ACTIONS, RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.stats import GradientStats
+from steadygrad.vocabulary import ACTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -26,6 +26,7 @@ from steadygrad.policies.choice import Choice, skips_by_itself
 from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
+from steadygrad.vocabulary import FIGURES, OnNonfinite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from steadygrad.typing import Array
 
-FIGURES = (
+NUMBERS = (
     "step",
     "norm",
     "threshold",
@@ -49,8 +50,6 @@ FIGURES = (
 """What the variable ``figures`` holds; ``step`` counts those taken so far, ``broken`` those
 skipped for what was not finite (a `LossScaleOptimizer`'s own not counted)."""
 
-LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
-"""The rows of the variable ``tensors``."""
 
 WAITS, STEPS, DROPPED = 0, 1, 2
 """What a micro-batch is: one that is added up, the last of a window, one left out of it."""
@@ -83,7 +82,7 @@ class Hook:
         average: clipped gradients of the window that is being closed.
     """
 
-    def __init__(self, policy: Policy, on_nonfinite: str) -> None:
+    def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
         self.only_observes = Choice(policy, on_nonfinite).only_observes
         self.raises = on_nonfinite == "raise"
@@ -117,11 +116,11 @@ class Hook:
         ]
         self._places = {self._key(v): place for place, v in enumerate(kept)}
         count = len(kept)
-        first = np.zeros(len(FIGURES))
-        first[FIGURES.index("threshold")] = np.inf
-        first[[FIGURES.index("coef"), FIGURES.index("cosine")]] = 1.0
+        first = np.zeros(len(NUMBERS))
+        first[NUMBERS.index("threshold")] = np.inf
+        first[[NUMBERS.index("coef"), NUMBERS.index("cosine")]] = 1.0
         self.figures = self._variable("figures", first)
-        self.tensors = self._variable("tensors", np.full((len(LEAVES), count), np.nan))
+        self.tensors = self._variable("tensors", np.full((len(FIGURES), count), np.nan))
         memory = self.policy.init(NUMPY, self.names, np.float64, np.int64)
         self._memory = {key: self._variable(key, np.asarray(memory[key])) for key in sorted(memory)}
         self.variables = [self.figures, self.tensors, *self._memory.values()]
@@ -350,7 +349,7 @@ class Hook:
                 ],
                 self.backend.float_dtype,
             )
-            rows = [getattr(done.stats, name) for name in LEAVES]
+            rows = [getattr(done.stats, name) for name in FIGURES]
             table = self._table(rows, variables)
             kinds = {k: self.backend.value(v).dtype for k, v in self._memory.items()}
             after = {k: xp.astype(done.state[k], kinds[k]) for k in self._memory}
@@ -392,9 +391,9 @@ class Hook:
     def seen(self) -> dict[str, float]:
         """The figures, on the host."""
         if not self.variables:
-            return {**dict.fromkeys(FIGURES, 0.0), "coef": 1.0, "cosine": 1.0}
+            return {**dict.fromkeys(NUMBERS, 0.0), "coef": 1.0, "cosine": 1.0}
         values = engines.to_numpy(self.figures).astype(np.float64).tolist()
-        return dict(zip(FIGURES, values, strict=True))
+        return dict(zip(NUMBERS, values, strict=True))
 
     def stats(self) -> GradientStats | None:
         """Per-tensor figures of the last step, on the host; None before the first."""
@@ -402,7 +401,7 @@ class Hook:
         if seen["step"] == 0:
             return None
         table = engines.to_numpy(self.tensors).astype(np.float64)
-        rows = dict(zip(LEAVES, table, strict=True))
+        rows = dict(zip(FIGURES, table, strict=True))
         bad, zeros = (np.nan_to_num(rows[k]).astype(np.int64) for k in ("nonfinite", "zeros"))
         sizes = tuple(int(np.prod(shape)) for shape, _ in self.shapes)
         norm, p = scalar(seen["norm"]), self.policy.norm_type

@@ -24,7 +24,7 @@ from steadygrad.launch.session import Session
 from steadygrad.launch.undoing import undo_all
 from steadygrad.live.session import close_card, follow
 from steadygrad.live.shell import Shell, name_of_source
-from steadygrad.policies.choice import ON_NONFINITE
+from steadygrad.vocabulary import ON_NONFINITE
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter

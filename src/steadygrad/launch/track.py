@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.placements import Placement
-from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.vocabulary import ACTIONS, FIGURES, SCRIPT_CLIP
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -32,7 +33,6 @@ CALL = ("max_norm", "norm", "coef")
 MOST_CALLS = 4
 """So many clip calls a step have figures."""
 STEP = ("norm", "threshold", "coef", "cosine", "action")
-LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
 WAITS, STEPS, DROPPED = 0, 1, 2
 """What a micro-batch is: one that is added up, the last of a window, one left out of it."""
 
@@ -41,7 +41,7 @@ HEAD_WIDTH = len(BATCH) + MOST_CALLS * len(CALL)
 
 def body_width(tensors: int) -> int:
     """Numbers in a row after its head: the step's, and those of each tensor."""
-    return len(STEP) + len(LEAVES) * tensors
+    return len(STEP) + len(FIGURES) * tensors
 
 
 class Ring(Protocol):
@@ -190,8 +190,8 @@ class Track:
             self.ids = np.asarray(writer.add_tensors(self.infos), np.int64)
         numbers = dict(zip(STEP, body[: len(STEP)].tolist(), strict=True))
         action = ACTIONS[int(numbers["action"])]
-        figures = body[len(STEP) :].reshape(len(LEAVES), len(self.infos))
-        bad = int(np.nan_to_num(figures[LEAVES.index("nonfinite")]).sum())
+        figures = body[len(STEP) :].reshape(len(FIGURES), len(self.infos))
+        bad = int(np.nan_to_num(figures[FIGURES.index("nonfinite")]).sum())
         record = StepRecord(
             step=step,
             time=time.time(),
@@ -206,7 +206,7 @@ class Track:
             coef=numbers["coef"],
             cosine=numbers["cosine"],
         )
-        there = ~np.isnan(figures[LEAVES.index("zeros")])
+        there = ~np.isnan(figures[FIGURES.index("zeros")])
         writer.write_step(record, self.ids[there], *figures[:, there])
 
     def _write_calls(self, step: int, outcome: Sequence[float]) -> None:
@@ -232,7 +232,7 @@ class Track:
         writer = self.writer
         if self._book.enter(place, step, self.index, figures["max_norm"]) and writer is not None:
             event = placement.event(step, self.index, batch, figures)
-            writer.write_event("script_clip", event, step)
+            writer.write_event(SCRIPT_CLIP, event, step)
 
 
 class Tracks:

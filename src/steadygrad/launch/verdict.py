@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from steadygrad import extensions
 from steadygrad.errors import CalibrationError, SteadyGradError
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.thinning import thinned
 from steadygrad.text import printable
+from steadygrad.vocabulary import NAN_ORIGIN
 
 if TYPE_CHECKING:
     from steadygrad.calibration import Calibration
@@ -92,7 +93,7 @@ def _explained(run: Run, session: EndedRun) -> list[str]:
     told = verdict(run, findings)
     lines = _wrapped(told.sentence, "", "  ")
     for event in run.events:
-        if event.kind == EVENT:
+        if event.kind == NAN_ORIGIN:
             origin = Origin.from_json(event.data)
             lines += _wrapped(f"NaN origin: {origin}", "  ", "    ")
     for finding in findings[:MOST_FINDINGS]:

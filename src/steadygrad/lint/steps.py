@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from steadygrad.lint.diagnostic import Fix
 from steadygrad.lint.events import Event, Kind
 from steadygrad.lint.module import Module
+from steadygrad.lint.rewriting import move
 from steadygrad.lint.traces import Trace, Turn, turns
+
+Nearest = Callable[..., Event | None]
+"""`before` or `after`."""
 
 Faulty = Callable[[Trace, int], bool | None]
 """(trace, place of the event) -> whether it is at fault; None where the trace can't tell."""
@@ -76,3 +81,28 @@ def holds(events: tuple[Event, ...], *kinds: Kind) -> bool:
 def clips(events: tuple[Event, ...], subject: str) -> bool:
     """Whether some events hold a clip of a model, or one of whom nobody can tell."""
     return any(e.kind is Kind.CLIP and e.subject in (subject, "") for e in events)
+
+
+def steps_of(turn: Turn, event: Event, nearest: Nearest) -> Iterator[Event]:
+    """The step that is nearest to an event, in every way through the loop that has both.
+
+    Args:
+        turn: of the loop.
+        event: in it.
+        nearest: `before` or `after`.
+    """
+    for trace in turn.traces:
+        nodes = [e.node for e in trace.events]
+        step = nearest(trace, nodes.index(event.node), Kind.STEP) if event.node in nodes else None
+        if step is not None:
+            yield step
+
+
+def move_to_step(module: Module, turn: Turn, event: Event, nearest: Nearest) -> Fix | None:
+    """The fix that moves a clip to just before the nearest step; None where it cannot be moved."""
+    statement = module.statement(event.node)
+    for step in steps_of(turn, event, nearest):
+        target = module.statement(step.node)
+        if statement is not None and target is not None:
+            return move(module, statement, target, "move the clip to just before step()")
+    return None

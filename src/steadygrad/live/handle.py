@@ -124,7 +124,7 @@ def _last_of(run: Run | None) -> StepRecord | None:
     if run is None or not len(run):
         return None
     row = run.step_rows(slice(-1, None))[0]
-    return StepRecord(int(row["step"]), norm=float(row["norm"]), action=str(row["action"]))
+    return StepRecord(int(row["step"]), norm=float(row["norm"]), action=row["action"].item())
 
 
 def _with_the_run(run: Run, figures: Sequence[tuple[str, str]]) -> Card:

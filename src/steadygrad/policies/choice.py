@@ -15,12 +15,10 @@ from steadygrad.policies.groups import Groups
 from steadygrad.policies.methods.none import NoClip
 from steadygrad.policies.specs import parse
 from steadygrad.stats import GradientStats
+from steadygrad.vocabulary import ON_NONFINITE, OnNonfinite
 
 Clip = str | Policy | Mapping[str, "str | Policy"]
 """How a user says what to clip: a spec, a policy, or ``{name pattern: either}``."""
-
-ON_NONFINITE = ("skip", "raise", "zero", "propagate")
-"""What can be done with gradients that hold NaN or inf."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Choice:
     """
 
     policy: Policy
-    on_nonfinite: str
+    on_nonfinite: OnNonfinite
 
     @property
     def only_observes(self) -> bool:
@@ -71,7 +69,7 @@ def resolve(clip: Clip, on_nonfinite: str | None = None, optimizer: str = "") ->
     """
     policy = policy_of(clip).for_optimizer(optimizer)
     if on_nonfinite is None:
-        on_nonfinite = "propagate" if isinstance(policy, NoClip) else "skip"
+        return Choice(policy, "propagate" if isinstance(policy, NoClip) else "skip")
     if on_nonfinite not in ON_NONFINITE:
         raise UsageError(
             f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"

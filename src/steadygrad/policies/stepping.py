@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 from steadygrad.policies.base import Policy, State
 from steadygrad.policies.groups import Groups
 from steadygrad.stats import GradientStats, combine_norms
+from steadygrad.vocabulary import OnNonfinite
 
 if TYPE_CHECKING:
     from steadygrad.typing import Array, Namespace
 
 NONE, CLIP, SKIP = 0, 1, 2
-"""Codes of `steadygrad.runlog.records.ACTIONS`."""
+"""Codes of `steadygrad.vocabulary.ACTIONS`."""
 
 
 class Engine(Protocol):
@@ -116,7 +117,7 @@ def measure(
 def step(
     engine: Engine,
     policy: Policy,
-    on_nonfinite: str,
+    on_nonfinite: OnNonfinite,
     state: State,
     leaves: Sequence[Array],
     names: tuple[str, ...],

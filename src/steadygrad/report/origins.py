@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from steadygrad.report.numbers import plain
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
+from steadygrad.vocabulary import NAN_ORIGIN
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -29,7 +30,7 @@ def with_origins(findings: Iterable[dict[str, object]], run: Run) -> list[dict[s
         The same findings. An origin holds ``place``, ``source``, ``facts`` (pairs of a word and
         what there is to say) and ``told`` (the lines of evidence that it takes the place of).
     """
-    origins = [Origin.from_json(event.data) for event in run.events if event.kind == EVENT]
+    origins = [Origin.from_json(event.data) for event in run.events if event.kind == NAN_ORIGIN]
     shown = [origin for origin in origins if origin.replayed]
     return [{**finding, "origin": _card(finding, shown)} for finding in findings]
 

@@ -16,12 +16,12 @@ from typing import cast
 
 from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.info import RunInfo
-from steadygrad.runlog.origin import EVENT as ORIGIN
 from steadygrad.runlog.origin import Origin
-from steadygrad.runlog.records import NAN_LOSS, THROUGH_TIME, TensorInfo
+from steadygrad.runlog.records import TensorInfo
 from steadygrad.runlog.run import Event
-from steadygrad.runlog.shortfall import GAP, STOPPED
+from steadygrad.runlog.shortfall import STOPPED
 from steadygrad.runlog.thinning import LANDMARKS
+from steadygrad.vocabulary import GAP, NAN_LOSS, NAN_ORIGIN, RANKS, SCRIPT_CLIP, THROUGH_TIME
 
 INT64 = 2**63
 MOST_AXES = 64
@@ -118,7 +118,7 @@ def event(row: tuple[object, ...]) -> Event | None:
 
 def _typed(told: Event) -> Event | None:
     data = _fitting(told.data, EVERY_EVENT | EVENTS.get(told.kind, {}))
-    if told.kind == ORIGIN:
+    if told.kind == NAN_ORIGIN:
         try:
             Origin.from_json(data)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
@@ -265,14 +265,14 @@ EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_numb
 EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
     GAP: {"steps": _whole_number},
-    "ranks": dict.fromkeys(RANK_COLUMNS, _list_of(_number)),
+    RANKS: dict.fromkeys(RANK_COLUMNS, _list_of(_number)),
     THROUGH_TIME: {
         "tensor": _whole_number,
         "length": _whole_number,
         "positions": _list_of(_whole_number),
         "norms": _list_of(_number),
     },
-    "script_clip": dict.fromkeys(
+    SCRIPT_CLIP: dict.fromkeys(
         (
             "max_norm",
             "norm_type",

@@ -19,7 +19,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.runlog.records import ACTIONS, STEP_DTYPE
+from steadygrad.runlog.records import STEP_DTYPE
+from steadygrad.vocabulary import ACTIONS
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.uint16]

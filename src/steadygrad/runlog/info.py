@@ -48,6 +48,7 @@ class LoopFacts(TypedDict, total=False):
     stale: list[GroupFacts]
     logits: LogitsFacts | None
     chains: list[list[str]]
+    summed: int
 
 
 class LintFact(TypedDict):

@@ -14,13 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steadygrad.text import place
-
-EVENT = "nan_origin"
-"""Kind of the event that holds an origin."""
-
-PHASES = ("forward", "loss", "backward", "input", "weights", "after", "unknown")
-"""Inside a module, between modules and `backward`, in a backward function, in data that entered,
-in parameters or buffers, between `backward` and the step, and not found."""
+from steadygrad.vocabulary import Phase
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Origin:
 
     Attributes:
         step: number of the optimizer's step.
-        phase: one of `PHASES`.
+        phase: the part of the step.
         operation: the function, or the backward function; empty where not found.
         module: path of the module that ran it; empty outside modules.
         module_type: that module's class.
@@ -87,7 +81,7 @@ class Origin:
     """
 
     step: int
-    phase: str
+    phase: Phase
     operation: str = ""
     module: str = ""
     module_type: str = ""
@@ -123,7 +117,7 @@ class Origin:
             >>> Origin.from_json(origin.as_json()) == origin
             True
         """
-        words = {f.name for f in dataclasses.fields(cls) if f.type == "str"}
+        words = {f.name for f in dataclasses.fields(cls) if f.type in ("str", "Phase")}
         numbers = {f.name for f in dataclasses.fields(cls) if f.type == "int"}
         fields: dict[str, Any] = {key: str(data[key]) for key in words & data.keys()}
         fields |= {key: int(data[key]) for key in numbers & data.keys()}

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from steadygrad.vocabulary import Action
+
 NAN = math.nan
 
-ACTIONS = ("none", "clip", "skip")
-"""What was done with a step's gradients; their order is their code in the file."""
-
-NAN_LOSS = "nan_loss"
-"""Kind of the event that says: from this step on, a NaN loss is a loss that was NaN."""
-
-THROUGH_TIME = "through_time"
-"""Kind of the event that holds the gradient at each time step of a recurrent layer."""
 
 STEP_DTYPE = np.dtype(
     [
@@ -64,7 +58,7 @@ class StepRecord:
     norm: float = NAN
     threshold: float = math.inf
     coef: float = 1.0
-    action: str = "none"
+    action: Action = "none"
     lr: float = NAN
     loss_scale: float = 1.0
     nonfinite: int = 0

@@ -22,12 +22,11 @@ from steadygrad.notebook.cards import Card
 from steadygrad.runlog.encode import Rows
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
+from steadygrad.vocabulary import FIGURES, Figure
 
 Floats = NDArray[np.float64]
 Steps = np.recarray[tuple[int], np.dtype[np.void]]
 """Rows of `STEP_DTYPE`, whose columns are attributes."""
-
-FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ class Source(Protocol):
     def steps(self, first: int, last: int) -> Rows:
         """Rows ``first`` up to ``last`` of `STEP_DTYPE`."""
 
-    def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
+    def figures(
+        self, figure: Figure, rows: NDArray[np.int64], tensors: NDArray[np.int64]
+    ) -> Floats:
         """One of `FIGURES` for ascending rows and some tensors, NaN where not measured."""
 
     def sample_names(self) -> list[str]:
@@ -261,7 +262,7 @@ class _Arrays:
         self,
         table: Rows,
         tensors: list[TensorInfo],
-        figures: dict[str, Floats],
+        figures: Mapping[Figure, Floats],
         info: RunInfo,
         events: list[Event],
         samples: dict[str, tuple[NDArray[np.int64], Floats]],
@@ -274,7 +275,9 @@ class _Arrays:
     def steps(self, first: int, last: int) -> Rows:
         return self._table[first:last]
 
-    def figures(self, figure: str, rows: NDArray[np.int64], tensors: NDArray[np.int64]) -> Floats:
+    def figures(
+        self, figure: Figure, rows: NDArray[np.int64], tensors: NDArray[np.int64]
+    ) -> Floats:
         return self._figures[figure][np.ix_(rows, tensors)]
 
     def sample_names(self) -> list[str]:

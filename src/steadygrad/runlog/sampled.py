@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.vocabulary import Sample
+
 Floats = NDArray[np.float64]
 Parts = NDArray[np.inexact]
 
@@ -20,7 +22,7 @@ Ids = NDArray[np.int64]
 class SampleWriter(Protocol):
     """Where figures go: a `RunWriter`."""
 
-    def write_sample(self, name: str, step: int, tensor_ids: Ids, values: Floats) -> None:
+    def write_sample(self, name: Sample, step: int, tensor_ids: Ids, values: Floats) -> None:
         """Record one figure a tensor."""
 
 

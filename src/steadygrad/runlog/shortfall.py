@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-GAP = "gap"
+from steadygrad.vocabulary import GAP
+
 STOPPED = "recording_stopped"
 LONGEST_REASON = 200
 

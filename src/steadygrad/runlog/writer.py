@@ -39,12 +39,13 @@ from steadygrad.runlog.items import (
 )
 from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump
-from steadygrad.runlog.records import NAN_LOSS, StepRecord, TensorInfo
+from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
-from steadygrad.runlog.shortfall import GAP, STOPPED
+from steadygrad.runlog.shortfall import STOPPED
 from steadygrad.runlog.stopping import TrainingStopped
 from steadygrad.runlog.store import Store, is_being_written, remove_side_files
 from steadygrad.runlog.thinning import LANDMARKS
+from steadygrad.vocabulary import GAP, NAN_LOSS
 
 COMMIT_SECONDS = 0.2
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk

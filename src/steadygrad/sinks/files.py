@@ -13,11 +13,10 @@ from steadygrad.runlog import STEP_DTYPE
 from steadygrad.runlog.items import Head
 from steadygrad.sinks.base import Batch, Sink
 from steadygrad.sinks.scalars import TENSOR_NAMES
+from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 
 
 @overload

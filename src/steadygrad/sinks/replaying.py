@@ -13,9 +13,9 @@ import numpy as np
 
 from steadygrad.runlog import Run, as_run
 from steadygrad.runlog.items import Head
-from steadygrad.runlog.run import FIGURES
 from steadygrad.sinks.base import Batch, Sample, Sink
 from steadygrad.sinks.opening import open_sink
+from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,9 @@ import pytest
 from steadygrad.report import build
 from steadygrad.report.page import render
 from steadygrad.runlog import Run
-from steadygrad.runlog.origin import EVENT, Origin, Range
+from steadygrad.runlog.origin import Origin, Range
 from steadygrad.runlog.run import Event
+from steadygrad.vocabulary import NAN_ORIGIN
 
 ORIGIN = Origin(
     300,
@@ -35,7 +36,7 @@ ORIGIN = Origin(
 @pytest.fixture
 def told(a_run: Callable[..., Run]) -> dict[str, Any]:
     run = a_run(nan_from=300)
-    run.events.append(Event(300, 0.0, EVENT, {**ORIGIN.as_json(), "optimizer": 0}))
+    run.events.append(Event(300, 0.0, NAN_ORIGIN, {**ORIGIN.as_json(), "optimizer": 0}))
     return build([run])
 
 
@@ -65,7 +66,7 @@ def test_the_page_says_it_once_and_as_text(told: dict[str, Any]) -> None:
 def test_what_was_not_found_stays_a_sentence(a_run: Callable[..., Run]) -> None:
     lost = Origin(300, "unknown", tensors=("layer0.weight",), why_not="it ran compiled")
     run = a_run(nan_from=300)
-    run.events.append(Event(300, 0.0, EVENT, {**lost.as_json(), "optimizer": 0}))
+    run.events.append(Event(300, 0.0, NAN_ORIGIN, {**lost.as_json(), "optimizer": 0}))
     finding = build([run])["runs"][0]["findings"][0]
     assert finding["origin"] is None
     assert "it ran compiled" in " ".join(finding["evidence"])
@@ -87,6 +88,6 @@ def test_what_was_not_found_stays_a_sentence(a_run: Callable[..., Run]) -> None:
 )
 def test_every_phase_has_its_words(origin: Origin, made: str, a_run: Callable[..., Run]) -> None:
     run = a_run(nan_from=300)
-    run.events.append(Event(3, 0.0, EVENT, {**origin.as_json(), "optimizer": 0}))
+    run.events.append(Event(3, 0.0, NAN_ORIGIN, {**origin.as_json(), "optimizer": 0}))
     finding = build([run])["runs"][0]["findings"][0]
     assert list(finding["origin"]["facts"][0]) == ["made by", made]

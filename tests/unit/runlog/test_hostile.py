@@ -21,7 +21,7 @@ from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, decoding, open_
 from steadygrad.runlog.encode import DamagedError, inflate, unpack, unpack_sparse
 from steadygrad.runlog.newest import newest_run
 from steadygrad.runlog.origin import Origin, Range
-from steadygrad.runlog.run import FIGURES
+from steadygrad.vocabulary import FIGURES
 
 FLIPS = int(os.environ.get("STEADYGRAD_FUZZ", "0")) or 90
 EVERY = 1 if "STEADYGRAD_FUZZ" in os.environ else 4

@@ -23,8 +23,8 @@ from steadygrad.runlog import (
     encode,
     open_run,
 )
-from steadygrad.runlog.run import FIGURES
 from steadygrad.runlog.schema import APPLICATION_ID
+from steadygrad.vocabulary import FIGURES
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -17,7 +17,8 @@ from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses
 from steadygrad.launch.placements import Placement
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.records import ACTIONS, StepRecord, TensorInfo
+from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.vocabulary import ACTIONS, FIGURES
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
 """What comes before the figures of the tensors; ``steps`` is 0 for a micro-batch, ``told`` 1
 where the row holds its own loss."""
-LEAVES = ("norms", "max_abs", "nonfinite", "zeros")
 APART = 1e-4
 """Relative difference between devices from which their norms are not one norm."""
 
@@ -128,7 +128,7 @@ class Track:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
             head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **known.fixed}
             with self._book.lock:
-                self._sort(head, row[len(HEAD) :].reshape(len(LEAVES), -1), known)
+                self._sort(head, row[len(HEAD) :].reshape(len(FIGURES), -1), known)
         except Exception as error:
             self._book.session.trouble("a JAX step is not recorded", error)
         self._book.session.overhead += time.perf_counter() - began
@@ -179,7 +179,7 @@ class Track:
             cosine=head["cosine"],
             action=ACTIONS[int(head["action"])],
             lr=head["lr"],
-            nonfinite=int(figures[LEAVES.index("nonfinite")].sum()),
+            nonfinite=int(figures[FIGURES.index("nonfinite")].sum()),
             optimizer=self._index,
             loss_told=bool(head["told"]) or loss == loss,
         )

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, cast
 from steadygrad.keras.internals import index_of, iterations, members, trainable_variables
 from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
 from steadygrad.launch.keras_script.side import Side
-from steadygrad.launch.track import HEAD_WIDTH, LEAVES, STEPS, WAITS, Track, Tracks, body_width
+from steadygrad.launch.track import HEAD_WIDTH, STEPS, WAITS, Track, Tracks, body_width
 from steadygrad.policies.stepping import Stepped, measure, step
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
+from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -444,8 +445,8 @@ class KerasObserver:
     def body(
         self, track: Track, stats: GradientStats, places: Sequence[int], outcome: Sequence[Array]
     ) -> Array:
-        """The figures of a step, in the order of `STEP` and `LEAVES`."""
-        figures = [getattr(stats, name) for name in LEAVES]
+        """The figures of a step, in the order of `STEP` and `FIGURES`."""
+        figures = [getattr(stats, name) for name in FIGURES]
         return self.side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
 
     def tell(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, SupportsFloat, cast
+from typing import TYPE_CHECKING, Protocol, SupportsFloat, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,14 @@ Floats = NDArray[np.float64]
 
 class _HasValue(Protocol):
     value: torch.Tensor
+
+
+@runtime_checkable
+class HearsBackward(Protocol):
+    """An observer that hears the losses of torch's `backward`."""
+
+    def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
+        """The loss since these parameters' last step; NaN where none was heard."""
 
 
 class TorchSide:
@@ -42,7 +50,7 @@ class TorchSide:
         """What was scaled, or what the torch observer saw backward called on."""
         heard = math.nan
         for observer in self._session.observers:
-            if hasattr(observer, "kept_elsewhere"):
+            if isinstance(observer, HearsBackward):
                 heard = observer.kept_elsewhere([cast(_HasValue, v).value for v in variables])
         return self.number(heard if value is None else value)
 

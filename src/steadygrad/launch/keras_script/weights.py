@@ -40,6 +40,10 @@ class TracksByOptimizer(Protocol):
     def on_jax(self) -> bool:
         """Whether training passes its state around."""
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether the training should end after this call."""
+
     def tracks_of(self, optimizer: keras.Optimizer) -> list[Track]:
         """The steps of an optimizer, or of its members."""
 

@@ -18,7 +18,7 @@ from steadygrad.launch.placements import Placement
 from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide
-from steadygrad.launch.track import HEAD_WIDTH, LEAVES, STEPS, Track, Tracks, body_width
+from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
 from steadygrad.policies import Policy
 from steadygrad.policies.stepping import CLIP, NONE, measure
 from steadygrad.runlog.facts import versions_of
@@ -26,6 +26,7 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
 from steadygrad.tensorflow.shadow import unread
+from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -199,7 +200,7 @@ class TensorFlowObserver:
         number = self.side.number
         batch = [self.side.loss(self.take_loss(), (), stats.total_norm), number(rate_of(optimizer))]
         batch += [number(1.0), number(STEPS), number(place)]
-        figures = [getattr(stats, name) for name in LEAVES]
+        figures = [getattr(stats, name) for name in FIGURES]
         step = [stats.total_norm, *step_figures(clipped, stats)]
         head = self.side.head(batch, [] if clipped is None else clipped.figures())
         return self.side.joined(head, self.side.body(step, figures, places, len(track.infos)))

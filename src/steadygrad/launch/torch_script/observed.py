@@ -23,6 +23,7 @@ from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
 from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip, is_broken
+from steadygrad.vocabulary import OnNonfinite
 
 
 class ObservingClipper(Clipper):
@@ -36,7 +37,7 @@ class ObservingClipper(Clipper):
 
     def __init__(
         self,
-        on_nonfinite: str,
+        on_nonfinite: OnNonfinite,
         reading_of: Callable[[Sequence[torch.Tensor]], Reading | None],
         stepping: Callable[[int, Batch], None],
     ) -> None:

@@ -33,7 +33,6 @@ from steadygrad.launch.torch_script.loop_facts import LoopFacts
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper, summed_up
 from steadygrad.policies.choice import resolve
-from steadygrad.runlog.origin import EVENT
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.internals import scaler, sites
@@ -42,6 +41,7 @@ from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.record.recording import Recorder
 from steadygrad.torch.step.observing import Clipper, Outcome, Steady
+from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
 MOST_WALKS = 16
 
@@ -338,7 +338,7 @@ class TorchObserver:
             entered = self._book.enter(place, step, number, call.max_norm, for_one)
             if entered and writer is not None:
                 event = event_of(call, step, of_params, number)
-                writer.write_event("script_clip", event, step)
+                writer.write_event(SCRIPT_CLIP, event, step)
 
     def _write_facts(self) -> None:
         writer = self.context.writer()
@@ -418,7 +418,7 @@ class TorchObserver:
             writer = self.context.writer()
             if origin is not None and writer is not None:
                 data = {**origin.as_json(), "optimizer": self._manual.index}
-                writer.write_event(EVENT, data, origin.step)
+                writer.write_event(NAN_ORIGIN, data, origin.step)
         finder.stepped()
 
     # -- loops without an optimizer ------------------------------------------------------------

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
-from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind, only_reads
+from steadygrad.lint.diagnostic import Diagnostic, Severity
+from steadygrad.lint.events import Kind, only_reads
 from steadygrad.lint.module import Module
-from steadygrad.lint.rewriting import move
-from steadygrad.lint.steps import after, clips, events_at_fault, holds, since, until
-from steadygrad.lint.traces import Trace, Turn
+from steadygrad.lint.steps import after, clips, events_at_fault, holds, move_to_step, since, until
+from steadygrad.lint.traces import Trace
 
 
 def _faulty(trace: Trace, place: int) -> bool | None:
@@ -34,20 +33,8 @@ def find(module: Module) -> Iterator[Diagnostic]:
                 Severity.ERROR,
                 "Gradients are clipped before backward(): what the optimizer applies is never "
                 "clipped. Move the call between backward() and step().",
-                _fix(module, turn, event),
+                move_to_step(module, turn, event, after),
             )
-
-
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
-    statement = module.statement(event.node)
-    for trace in turn.traces:
-        nodes = [e.node for e in trace.events]
-        if event.node in nodes and statement is not None:
-            step = after(trace, nodes.index(event.node), Kind.STEP)
-            target = module.statement(step.node) if step else None
-            if target is not None:
-                return move(module, statement, target, "move the clip to just before step()")
-    return None
 
 
 CHECK = Check(

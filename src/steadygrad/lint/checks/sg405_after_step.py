@@ -6,13 +6,12 @@ import ast
 from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
-from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind, only_reads
+from steadygrad.lint.diagnostic import Diagnostic, Severity
+from steadygrad.lint.events import Kind, only_reads
 from steadygrad.lint.module import Module, dotted, tail
-from steadygrad.lint.rewriting import move
-from steadygrad.lint.steps import before, clips, events_at_fault, holds, since, until
+from steadygrad.lint.steps import before, clips, events_at_fault, holds, move_to_step, since, until
 from steadygrad.lint.tf import TF_CLIPS, applied_names, clipped_name
-from steadygrad.lint.traces import Trace, Turn
+from steadygrad.lint.traces import Trace
 
 
 def _faulty(trace: Trace, place: int) -> bool | None:
@@ -44,21 +43,9 @@ def find(module: Module) -> Iterator[Diagnostic]:
                 Severity.ERROR,
                 "Gradients are clipped after step(): the weights have moved already. Move the "
                 "call between backward() and step().",
-                _fix(module, turn, event),
+                move_to_step(module, turn, event, before),
             )
     yield from _tensorflow(module)
-
-
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
-    statement = module.statement(event.node)
-    for trace in turn.traces:
-        nodes = [e.node for e in trace.events]
-        if event.node in nodes and statement is not None:
-            step = before(trace, nodes.index(event.node), Kind.STEP)
-            target = module.statement(step.node) if step else None
-            if target is not None:
-                return move(module, statement, target, "move the clip to just before step()")
-    return None
 
 
 def _tensorflow(module: Module) -> Iterator[Diagnostic]:

@@ -9,7 +9,7 @@ from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.events import Event, Kind
 from steadygrad.lint.module import Module, dotted
 from steadygrad.lint.rewriting import insert
-from steadygrad.lint.steps import after, events_at_fault, holds, since
+from steadygrad.lint.steps import after, events_at_fault, holds, since, steps_of
 from steadygrad.lint.traces import Trace, Turn
 
 
@@ -40,14 +40,9 @@ def find(module: Module) -> Iterator[Diagnostic]:
 
 def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
     statement = module.statement(event.node)
-    for trace in turn.traces:
-        nodes = [e.node for e in trace.events]
-        if event.node not in nodes or statement is None:
-            continue
-        step = after(trace, nodes.index(event.node), Kind.STEP)
-        call = step.node if step else None
-        scaler = dotted(call.func.value) if call is not None else ""  # type: ignore[union-attr]
-        if step and scaler and not (step.through or event.through):
+    for step in steps_of(turn, event, after):
+        scaler = dotted(step.node.func.value)  # type: ignore[union-attr]
+        if statement is not None and scaler and not (step.through or event.through):
             line = f"{scaler}.unscale_({step.subject})"
             return insert(module, line, statement, f"insert {line} above the clip")
     return None

@@ -10,7 +10,7 @@ from steadygrad.errors import SpecError
 from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, coefficient, require_positive
 from steadygrad.policies.checks import require_count
-from steadygrad.stats import GradientStats
+from steadygrad.stats import MAD_TO_SIGMA, GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.typing import DType, Namespace
@@ -94,7 +94,7 @@ class Auto(Policy):
         usable = xp.isfinite(norm) & (norm > 0)
         log = memory.log_of(xp, norm, usable)
         level, upper = memory.quantiles(xp, ring, count, 0.5, 0.75)
-        sigma = 1.4826 * (upper - level)
+        sigma = MAD_TO_SIGMA * (upper - level)
         none = level * 0  # cheaper than `clip` and `full_like` in eager NumPy
         reach = xp.maximum(self.sigmas * sigma, none + math.log(self.nearest))
         reach = xp.minimum(reach, none + math.log(self.farthest))

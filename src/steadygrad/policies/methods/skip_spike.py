@@ -10,7 +10,7 @@ from steadygrad.policies import history as memory
 from steadygrad.policies.base import Decision, Policy, State, require_positive
 from steadygrad.policies.checks import require_choice, require_count
 from steadygrad.policies.wide import cast
-from steadygrad.stats import GradientStats
+from steadygrad.stats import MAD_TO_SIGMA, GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.typing import Array, DType, Namespace
@@ -102,7 +102,7 @@ class SkipSpike(Policy):
         apart = xp.where(ring > memory.LOWEST, xp.abs(ring - middle), ring * 0 - 1.0)
         (mad,) = memory.quantiles(xp, apart, count, 0.5)
         least = math.log(self.factor) + mad * 0
-        return middle + xp.maximum(self.sigmas * 1.4826 * mad, least)
+        return middle + xp.maximum(self.sigmas * MAD_TO_SIGMA * mad, least)
 
     def _sigma(self, xp: Namespace, ring: Array, count: Array) -> Array:
         """The same by mean and sample deviation, in units of the largest norm remembered."""

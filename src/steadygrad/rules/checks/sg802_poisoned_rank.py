@@ -11,7 +11,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.ranks import RankTable, named, rank_table
 from steadygrad.rules.evidence.view import Array, View, percent
 from steadygrad.rules.finding import Finding
-from steadygrad.runlog.origin import EVENT
+from steadygrad.vocabulary import NAN_ORIGIN
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -73,7 +73,9 @@ def _finding(view: View, table: RankTable, broken: Array, some: Array, what: str
 
 def _origins(view: View, ranks: Array) -> list[str]:
     """What these ranks found of where it came from."""
-    data = [event.data for event in view.events(EVENT) if event.data.get("rank") in ranks.tolist()]
+    data = [
+        event.data for event in view.events(NAN_ORIGIN) if event.data.get("rank") in ranks.tolist()
+    ]
     rows = [each for each in data if each.get("phase") == "input" and each.get("rows")]
     return [
         f"Rank {each['rank']} found it in its inputs, in rows "

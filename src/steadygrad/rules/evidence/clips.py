@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from steadygrad.rules.evidence.view import View
+from steadygrad.vocabulary import SCRIPT_CLIP
 
 Call = Mapping[str, Any]
 MOST = 0.6
@@ -19,7 +20,7 @@ MOST = 0.6
 
 def calls(view: View) -> list[Call]:
     """The calls that concern this optimizer, each with its ``step``, oldest first."""
-    return [{**e.data, "step": _step(e.step, e.data)} for e in view.events("script_clip")]
+    return [{**e.data, "step": _step(e.step, e.data)} for e in view.events(SCRIPT_CLIP)]
 
 
 def _step(step: int | None, data: Mapping[str, Any]) -> int:

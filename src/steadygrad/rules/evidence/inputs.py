@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steadygrad.rules.evidence.view import View
+from steadygrad.vocabulary import Sample
 
 UNIT = 3.0
 """Up to this many times unit size, inputs count as normalised."""
@@ -60,7 +61,7 @@ def input_size(view: View) -> float:
     return math.nan if found is None else found.size
 
 
-def _by_step(view: View, name: str, column: int) -> dict[int, float]:
+def _by_step(view: View, name: Sample, column: int) -> dict[int, float]:
     steps, table = view.sample(name)
     pairs = zip(steps.tolist(), table[:, column].tolist(), strict=True)
     return {step: value for step, value in pairs if math.isfinite(value)}

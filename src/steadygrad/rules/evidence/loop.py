@@ -93,7 +93,8 @@ def logits_of(view: View) -> tuple[str, str] | None:
 
 def summed_of(view: View) -> int:
     """Elements that the losses sum up and nothing divides by; told of the first optimizer."""
-    return int(_facts(view).get("summed") or 0) * (view.optimizer == view.first_optimizer)
+    summed: int = _facts(view).get("summed") or 0
+    return summed * (view.optimizer == view.first_optimizer)
 
 
 def optimizer_class(view: View) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from steadygrad.rules.evidence.view import View
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
+from steadygrad.vocabulary import NAN_ORIGIN
 
 HUGE = 1e30
 """A logit beyond which the loss itself overflows."""
@@ -51,7 +52,7 @@ _NEGATIVE = (
 
 def origin_of(view: View) -> Origin | None:
     """The first origin that was found for this optimizer."""
-    found = view.events(EVENT)
+    found = view.events(NAN_ORIGIN)
     origins = [Origin.from_json(event.data) for event in found]
     return next((o for o in origins if o.replayed), origins[0] if origins else None)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from steadygrad.rules.evidence.view import Array, View
+from steadygrad.vocabulary import RANKS
 
-EVENT = "ranks"
 _FIGURES = ("loss", "loss_known", "nonfinite", "seconds", "busy")
 
 
@@ -68,7 +68,7 @@ def rank_table(view: View) -> RankTable | None:
 
 def _rows(view: View) -> Iterator[Mapping[str, float]]:
     names = ("step", "rank", *_FIGURES)
-    for event in view.events(EVENT):
+    for event in view.events(RANKS):
         columns: list[Sequence[Any]] = [event.data.get(name, ()) for name in names]
         if len(set(map(len, columns))) != 1:  # of an older version, or damaged
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steadygrad.rules.evidence.view import Array, View, median, number
-from steadygrad.runlog.records import THROUGH_TIME
+from steadygrad.vocabulary import THROUGH_TIME
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from steadygrad.robust import running_median as running_median
 from steadygrad.robust import spikes as spikes
 from steadygrad.robust import spread as spread
 from steadygrad.runlog.info import RunInfo
-from steadygrad.runlog.records import NAN_LOSS
+from steadygrad.vocabulary import NAN_LOSS, Sample
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Event, Run, TensorInfo
@@ -277,7 +277,7 @@ class View:
         flags = [len(t.shape) >= 2 and not is_embedding(t) for t in self.tensors]
         return np.flatnonzero(flags)
 
-    def sample(self, name: str) -> tuple[Array, Array]:
+    def sample(self, name: Sample) -> tuple[Array, Array]:
         """A figure sampled on a schedule: steps and ``[samples, tensors]``, columns as `order`."""
         steps, values = self.run.samples(name)
         if not len(steps) or not len(self.order):

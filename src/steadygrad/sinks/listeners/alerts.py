@@ -24,6 +24,7 @@ from steadygrad.sinks.addresses import CHOICES, check_address
 from steadygrad.sinks.base import Batch, Sink
 from steadygrad.sinks.delivery import Address, Post
 from steadygrad.text import printable
+from steadygrad.vocabulary import ALERT
 
 EVERY_SECONDS = 5.0
 BROKEN_SECONDS = 0.5
@@ -137,7 +138,7 @@ class Alerts(Sink):
 
     def _tell(self, finding: Finding) -> None:
         step = finding.steps[0] if finding.steps else None
-        self._head.write_event("alert", finding.to_dict(), step)
+        self._head.write_event(ALERT, finding.to_dict(), step)
         if not self._quiet:
             print(in_words(finding), file=sys.stderr, flush=True)
         answer = None if self._call is None else _deliver(self._call, finding)

@@ -15,6 +15,7 @@ from steadygrad.torch.origin.entries import Entry, Held, parts_of
 from steadygrad.torch.origin.places import Place, line_of
 from steadygrad.torch.origin.probe import Event, Look, Note
 from steadygrad.torch.origin.replay import Replay, Story
+from steadygrad.vocabulary import Phase
 
 MOST_ROWS = 8
 MOST_INPUTS = 4
@@ -80,7 +81,7 @@ def first_cause(note: Note) -> Note:
 
 
 def _of_forward(case: Case, story: Story, note: Note, batch: int) -> Origin:
-    phase = note.outside or ("forward" if note.module[1] else "loss")
+    phase: Phase = note.outside or ("forward" if note.module[1] else "loss")
     if case.scaled and note is story.forward and _scales(note):
         phase = "scale"  # the finite loss, multiplied by its scale: the scaler's business
     inputs = _ranges(note.inputs)
@@ -111,7 +112,7 @@ def _scales(note: Note) -> bool:
 def _origin(
     case: Case,
     note: Note | None,
-    phase: str,
+    phase: Phase,
     operation: str,
     kind: str,
     inputs: tuple[Range, ...],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -67,7 +67,7 @@ class Note:
     causes: list[Note] = field(default_factory=list)
     kind: str = ""
     result: Look | None = None
-    outside: str = ""
+    outside: Literal["weights", "input", ""] = ""
 
 
 @dataclass(eq=False)

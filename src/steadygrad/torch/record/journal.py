@@ -23,6 +23,7 @@ from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import Recorder, facts_of
 from steadygrad.torch.step.clipper import Outcome
+from steadygrad.vocabulary import Action, OnNonfinite
 
 
 class Journal:
@@ -45,7 +46,7 @@ class Journal:
         self,
         optimizer: torch.optim.Optimizer,
         policy: str,
-        on_nonfinite: str,
+        on_nonfinite: OnNonfinite,
         run: Any,
         index: int,
     ) -> None:
@@ -271,7 +272,7 @@ def begun_record(
         key: number(value) for key, value in figures.items() if key not in there
     }
     clipped, skipped = here.pop("clipped", 0.0), here.pop("skip", 0.0)
-    action = "skip" if skipped else "clip" if clipped else "none"
+    action: Action = "skip" if skipped else "clip" if clipped else "none"
     told = loss is not None
     return StepRecord(
         step, time.time(), action=action, optimizer=optimizer, loss_told=told, **here

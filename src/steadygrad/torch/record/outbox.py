@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from steadygrad.policies.in_numpy import scalar
 from steadygrad.runlog.records import StepRecord
 from steadygrad.stats import GradientStats
+from steadygrad.vocabulary import FIGURES
 
-FIGURES = ("norms", "max_abs", "nonfinite", "zeros")
 MOST = 256
 """Steps under way before one is waited for, so that a slow device cannot fill the host."""
 

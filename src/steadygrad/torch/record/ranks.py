@@ -19,6 +19,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import Board, RankRow, board_of, disagreement, is_job
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.distributed.pace import measure_pace
+from steadygrad.vocabulary import RANKS
 
 PATIENCE = 5.0
 """Most seconds that the first rank waits, at the end, for rows of the other ranks."""
@@ -130,7 +131,7 @@ class RankLog:
         if rows and self._write_event is not None:
             columns = zip(RankRow._fields, zip(*rows, strict=True), strict=True)
             data = {key: list(column) for key, column in columns}
-            self._write_event("ranks", {**data, "optimizer": self._index}, None)
+            self._write_event(RANKS, {**data, "optimizer": self._index}, None)
         for kind, data, step in board.posts():
             if self._write_event is not None:
                 self._write_event(kind, data, step)

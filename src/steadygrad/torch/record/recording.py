@@ -21,6 +21,7 @@ from steadygrad.runlog.items import StepItem
 from steadygrad.runlog.run import Floats
 from steadygrad.stats import GradientStats
 from steadygrad.torch.record.sampling import Sampler
+from steadygrad.vocabulary import OnNonfinite
 
 UNSEEDED = 67280421310721
 """What `torch.initial_seed` gives where no seed was set."""
@@ -127,7 +128,7 @@ class Recorder:
 
 
 def facts_of(
-    optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: str, index: int = 0
+    optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: OnNonfinite, index: int = 0
 ) -> dict[str, Any]:
     """What a new run file says about a torch training."""
     params = optimizer.param_groups[0]["params"]

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad import kernels
-from steadygrad.runlog.records import THROUGH_TIME
 from steadygrad.runlog.sampled import Floats, WeightFigures, due, next_due, spectral_radius, stride
 from steadygrad.torch.record.activations import Watch
 from steadygrad.torch.record.through_time import POSITIONS
+from steadygrad.vocabulary import THROUGH_TIME
 
 
 class Sampler:

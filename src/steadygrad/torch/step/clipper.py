@@ -27,6 +27,7 @@ from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import UNTOUCHED, Applied, compare, unit_of
 from steadygrad.torch.gradients.values import scale_each_once
 from steadygrad.torch.step.policy_state import Memory
+from steadygrad.vocabulary import OnNonfinite
 
 Scale = Callable[[Sequence[torch.Tensor], Any], None]
 """Multiplies gradients by one coefficient: in place, or inside the optimizer's step."""
@@ -68,7 +69,7 @@ class Clipper:
         may_stop: whether a step may end in nothing: skipped, or by an error.
     """
 
-    def __init__(self, policy: Policy, on_nonfinite: str) -> None:
+    def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
         self.on_nonfinite = on_nonfinite
         self.memory = Memory(policy)

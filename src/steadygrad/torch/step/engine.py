@@ -39,6 +39,7 @@ from steadygrad.torch.step.patterns import by_parameter_groups
 from steadygrad.torch.step.skipping import Skipping, stock_skipping
 from steadygrad.torch.step.table import ParameterTable
 from steadygrad.torch.step.trial import skipping_of
+from steadygrad.vocabulary import OnNonfinite
 
 
 class Engine:
@@ -73,7 +74,7 @@ class Engine:
         self,
         optimizer: torch.optim.Optimizer,
         policy: Policy,
-        on_nonfinite: str,
+        on_nonfinite: OnNonfinite,
         run: object,
         names: Names | None,
         index: int,

@@ -39,6 +39,7 @@ from steadygrad.torch.step.closures import Arguments
 from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of
 from steadygrad.torch.step.naming import Names
+from steadygrad.vocabulary import OnNonfinite
 
 Batch = TypeVar("Batch")
 
@@ -58,7 +59,7 @@ class Steady(Handle):
         self,
         optimizer: torch.optim.Optimizer,
         policy: Policy,
-        on_nonfinite: str,
+        on_nonfinite: OnNonfinite,
         run: object,
         names: Names | None,
         optimizer_index: int,

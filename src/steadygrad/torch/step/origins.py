@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from steadygrad.errors import NaNOriginWarning
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
 from steadygrad.stats import GradientStats
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.step.table import ParameterTable
+from steadygrad.vocabulary import NAN_ORIGIN
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
 
@@ -102,7 +103,7 @@ class OriginSearch:
         )
         if origin is not None:
             self.last = origin
-            write_event(EVENT, {**origin.as_json(), "optimizer": self._index}, origin.step)
+            write_event(NAN_ORIGIN, {**origin.as_json(), "optimizer": self._index}, origin.step)
             if not self._quiet and not raises:
                 warn_user(str(origin), NaNOriginWarning)
         return origin

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steadygrad.runlog import Event
-from steadygrad.runlog.records import NAN_LOSS
+from steadygrad.vocabulary import NAN_LOSS
 
 
 def test_a_sudden_nan_is_an_operation(make):

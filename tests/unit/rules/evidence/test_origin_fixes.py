@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.view import View
 from steadygrad.runlog import Event, Run
-from steadygrad.runlog.origin import EVENT, Origin, Range
+from steadygrad.runlog.origin import Origin, Range
+from steadygrad.vocabulary import NAN_ORIGIN
 
 INF = float("inf")
 
@@ -26,7 +27,7 @@ def fix(operation: str, *inputs: torch.Tensor, phase: str = "forward", **rest: A
         ranges.append(Range(f"input {place}", tuple(tensor.shape), "float32", *ends, bad))
     origin = Origin(3, phase, operation, inputs=tuple(ranges), replayed=True, **rest)
     run = Run.from_arrays(
-        steps={"norm": [1.0] * 9}, events=[Event(3, 0.0, EVENT, origin.as_json())]
+        steps={"norm": [1.0] * 9}, events=[Event(3, 0.0, NAN_ORIGIN, origin.as_json())]
     )
     (told,) = origins.fixes(View(run, 0))
     return told

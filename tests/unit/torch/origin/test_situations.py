@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 import steadygrad.torch as sg
 from steadygrad.errors import NaNOriginWarning, NonFiniteError
 from steadygrad.runlog import open_run
-from steadygrad.runlog.origin import EVENT, Origin
+from steadygrad.runlog.origin import Origin
+from steadygrad.vocabulary import NAN_ORIGIN
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_the_run_file_holds_the_answer(tmp_path: Any) -> None:
     with steady:
         model(torch.zeros(2, 3) * model.lin.weight.detach()[0, 0] - 1e9).sum().backward()
         optimizer.step()
-    events = [e for e in open_run(tmp_path / "run.db").events if e.kind == EVENT]
+    events = [e for e in open_run(tmp_path / "run.db").events if e.kind == NAN_ORIGIN]
     assert [Origin.from_json(e.data) for e in events] == [steady.origin]
     assert events[0].step == 0
 

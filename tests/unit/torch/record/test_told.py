@@ -11,7 +11,7 @@ import torch
 import steadygrad
 import steadygrad.torch as sg
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.records import NAN_LOSS
+from steadygrad.vocabulary import NAN_LOSS
 
 
 def train(writer: Any, steps: int, loss_of: Any, tell: bool = True) -> None:
