@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.view import View
@@ -14,6 +12,8 @@ from steadygrad.runlog import Event, Run
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.vocabulary import NAN_ORIGIN
 
+torch = pytest.importorskip("torch")  # `make test-core` has none
+F = torch.nn.functional
 INF = float("inf")
 
 
