@@ -11,6 +11,8 @@ KIND = "recovery"
 SKIP, LEAVE_OUT, ROLLBACK = "skip", "leave out", "rollback"
 ACCEPT, STOP, RESTORE = "accept", "stop", "restore"
 SHRINK, LOWER_RATE = "shrink", "lower rate"
+PERSISTENT, TRANSIENT, UNKNOWN = "persistent", "transient", "unknown"
+"""What a replay says of a NaN or inf."""
 ACTS: Mapping[str, str] = {
     SKIP: "the step was dropped whole",
     LEAVE_OUT: "the step was dropped because its batch is in the window after a rollback",

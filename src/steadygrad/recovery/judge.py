@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from steadygrad.recovery import events
@@ -17,6 +18,8 @@ SETTLE = 200
 """Steps after a rollback within which another one goes further back, and slower."""
 SAME_WEIGHTS = 4
 """Spikes on freshly restored weights after which they are taken for the data's new level."""
+PATIENCE = 16
+"""Struck steps in a row that are dropped where the weights have moved no more than usual."""
 MOST_SKIPS = 100
 """Steps in a row that a ladder without a rollback drops before it gives up."""
 
@@ -62,6 +65,11 @@ class Verdict(NamedTuple):
 
 
 SOUND = Verdict(Act.NONE)
+Displaced = Callable[[], bool | None]
+
+
+def _unknown() -> None:
+    return None
 
 
 class Judge:
@@ -92,8 +100,14 @@ class Judge:
         self._shrink_until = -1
         self._slow_until = -1
 
-    def judge(self, reading: Reading) -> Verdict:
-        """What to do with this step; call it once a step, in order."""
+    def judge(self, reading: Reading, displaced: Displaced = _unknown) -> Verdict:
+        """What to do with this step; call it once a step, in order.
+
+        Args:
+            reading: what the step shows.
+            displaced: tells whether the weights have moved further than usual since the last
+                snapshot, or None where that is not known; asked where it decides.
+        """
         if self.leave_out > 0:
             self.leave_out -= 1
             return Verdict(Act.LEAVE_OUT)
@@ -101,7 +115,7 @@ class Judge:
         if not trigger:
             return self._sound(reading)
         self._in_a_row.append(reading)
-        verdict = self._struck(reading, trigger)
+        verdict = self._struck(reading, trigger, displaced)
         if verdict.act is not Act.ROLLBACK:
             return verdict
         if self.rollbacks >= self.ladder.rollback:
@@ -139,19 +153,31 @@ class Judge:
             slow_until=self._slow_until if slow else -1,
         )
 
-    def _struck(self, reading: Reading, trigger: str) -> Verdict:
+    def _struck(self, reading: Reading, trigger: str, displaced: Displaced) -> Verdict:
         times = len(self._in_a_row)
         self._shrink_until = reading.step + self.ladder.shrink
+        if not self.ladder.rollback:
+            return self._struck_for_good(trigger, times)
+        if trigger == WEIGHTS:
+            return Verdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
+        if trigger == DIVERGED:
+            return self._back(reading.step, max(self.ladder.back, 2 * LASTING), trigger)
+        moved = displaced() if self.ladder.skip else None
+        if moved:  # since the snapshot, which is sound therefore
+            return Verdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
         if self._pristine:
             return self._struck_on_restored(trigger, times)
-        lost = trigger in (WEIGHTS, DIVERGED)
-        if not lost and (times <= self.ladder.skip or not self.ladder.rollback):
-            if times > MOST_SKIPS and trigger in NONFINITE:
-                return Verdict(Act.STOP, trigger, reason=f"{times} steps in a row are struck")
-            if times > MOST_SKIPS:
-                return self._accepted(trigger)
+        if times <= (self.ladder.skip if moved is None else max(self.ladder.skip, PATIENCE)):
             return Verdict(Act.SKIP, trigger)
-        return Verdict(Act.ROLLBACK, trigger, until=self._latest(reading.step, trigger))
+        return self._back(reading.step, self.ladder.back, trigger)
+
+    def _struck_for_good(self, trigger: str, times: int) -> Verdict:
+        """A ladder without a rollback can but drop the step."""
+        if times <= MOST_SKIPS:
+            return Verdict(Act.SKIP, trigger)
+        if trigger in NONFINITE:
+            return Verdict(Act.STOP, trigger, reason=f"{times} steps in a row are struck")
+        return self._accepted(trigger)
 
     def _struck_on_restored(self, trigger: str, times: int) -> Verdict:
         """The weights are those of a good snapshot, so what strikes is in the data."""
@@ -167,8 +193,9 @@ class Judge:
         self._pristine = False
         return Verdict(Act.ACCEPT, trigger)
 
-    def _latest(self, step: int, trigger: str) -> int:
-        latest = step - max(self.ladder.back, 2 * LASTING if trigger == DIVERGED else 0)
+    def _back(self, step: int, steps: int, trigger: str) -> Verdict:
+        """Back so many steps; soon after another rollback, further than that one."""
+        latest = step - steps
         if self._restored is not None and step - self._restored_at <= SETTLE:
             latest = min(latest, self._restored - 1)
-        return latest
+        return Verdict(Act.ROLLBACK, trigger, until=latest)

@@ -17,6 +17,8 @@ Content = TypeVar("Content")
 SHARE = 0.01
 """Most of a step's time that snapshots may take."""
 LEAST_STRIDE, MOST_STRIDE = 10, 2000
+GROWTH = 4
+"""Most factor from one stride to the next: a first snapshot's cost is a poor measure."""
 
 
 class Held(NamedTuple, Generic[Content]):
@@ -100,14 +102,15 @@ class Pace:
         True
         >>> for _ in range(8):
         ...     pace.stepped(0.1)
-        >>> pace.taken(0, 0.05)
-        >>> pace.stride, pace.due(49), pace.due(50)
-        (50, False, True)
+        >>> pace.taken(0, 0.03)
+        >>> pace.stride, pace.due(29), pace.due(30)
+        (30, False, True)
     """
 
     def __init__(self, stride: int) -> None:
         self._fixed = stride > 0
         self._seconds: deque[float] = deque(maxlen=32)
+        self._costs: deque[float] = deque(maxlen=5)
         self.stride = stride or LEAST_STRIDE
         self._next = 0
 
@@ -121,9 +124,12 @@ class Pace:
 
     def taken(self, step: int, cost: float) -> None:
         """A snapshot was taken before this step, at that cost in seconds."""
+        self._costs.append(cost)
         if not self._fixed and self._seconds:
-            wanted = cost / (SHARE * max(statistics.median(self._seconds), 1e-9))
-            self.stride = min(max(math.ceil(wanted - 1e-9), LEAST_STRIDE), MOST_STRIDE)
+            usual = statistics.median_low(self._costs)
+            wanted = usual / (SHARE * max(statistics.median(self._seconds), 1e-9))
+            most = min(GROWTH * self.stride, MOST_STRIDE)
+            self.stride = min(max(math.ceil(wanted - 1e-9), LEAST_STRIDE), most)
         self._next = step + self.stride
 
     def agree(self, step: int, stride: int) -> None:

@@ -105,5 +105,8 @@ def test_the_pace_follows_the_cost() -> None:
     pace = Pace(0)
     for _ in range(5):
         pace.stepped(0.01)
-    pace.taken(0, 0.02)
-    assert pace.stride == 200
+    strides = []
+    for step in range(6):
+        pace.taken(step, 0.02)
+        strides.append(pace.stride)
+    assert strides == [40, 160, 200, 200, 200, 200]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from steadygrad.recovery.events import PERSISTENT, TRANSIENT, UNKNOWN
 from steadygrad.recovery.triggers import Reading
 
 
@@ -53,3 +54,9 @@ def largest(value: int, device: torch.device) -> int:
 def smallest(value: int, device: torch.device) -> int:
     """The smallest of the ranks' values."""
     return -largest(-value, device)
+
+
+def common_nature(nature: str, device: torch.device) -> str:
+    """What all ranks together say of a NaN: one that sees it again decides."""
+    order = (TRANSIENT, UNKNOWN, PERSISTENT)
+    return order[largest(order.index(nature), device)]

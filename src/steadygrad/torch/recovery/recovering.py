@@ -18,17 +18,27 @@ import torch
 
 from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.recovery.batches import FILE, LeftOut
-from steadygrad.recovery.events import KIND, LOWER_RATE, RESTORE, SHRINK, RecoveryEvent
+from steadygrad.recovery.events import (
+    KIND,
+    LOWER_RATE,
+    PERSISTENT,
+    RESTORE,
+    SHRINK,
+    TRANSIENT,
+    RecoveryEvent,
+)
 from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.ring import Held, Pace, Ring
-from steadygrad.recovery.triggers import Reading
+from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
 from steadygrad.torch.distributed.board import is_job
 from steadygrad.torch.distributed.layout import any_sharded
 from steadygrad.torch.internals.warn import warn_user
-from steadygrad.torch.recovery.agreement import agreed, largest, smallest
+from steadygrad.torch.recovery.again import StepAgain
+from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
 from steadygrad.torch.recovery.buffers import Buffers, modules_of
+from steadygrad.torch.recovery.displacement import Displacement
 from steadygrad.torch.recovery.generators import Generators, generators, set_generators
 from steadygrad.torch.recovery.partners import Partners
 from steadygrad.torch.recovery.training_state import (
@@ -88,6 +98,9 @@ class Recovering:
             size = sum(p.numel() * p.element_size() for p in params)
             self._ring.require_room(size * (1 + STATES))
         self._pace = Pace(ladder.stride)
+        self.again = StepAgain(optimizer)
+        self._displacement = Displacement()
+        self._doubts = 0
         self._buffers = Buffers(modules_of(model, params))
         self._memory, self._write_event, self._index = memory, write_event, index
         self._folder = _own_folder(ladder.folder, params)
@@ -107,6 +120,7 @@ class Recovering:
     def before_closure(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """A step with a closure begins: the optimizer may move weights before it evaluates it."""
         if self._judge.ladder.rollback and self._pace.due(step):
+            self._find_partners(optimizer)
             self._candidate = step, self._capture(optimizer)
 
     def judge(
@@ -132,14 +146,15 @@ class Recovering:
             RecoveryError: the ladder has nothing left; weights are those of the last good step.
         """
         reading = self._reading(optimizer, step, loss, float(norm), scaled)
-        verdict = self._verdict = self._judge.judge(reading)
+        verdict = self._verdict = self._judge.judge(
+            reading, lambda: self._displaced(optimizer, step)
+        )
+        nature = self._nature(optimizer, verdict)
         if verdict.act is Act.STOP or verdict.act is Act.ROLLBACK:
-            self._go_back(optimizer, step, verdict)
+            self._go_back(optimizer, step, verdict, nature)
         elif verdict.trigger or verdict.act is Act.LEAVE_OUT:
-            self._note(
-                RecoveryEvent(step, verdict.act.value, verdict.trigger, optimizer=self._index)
-            )
-            if verdict.drops:
+            self._note(self._event(step, verdict.act, verdict.trigger, nature=nature))
+            if verdict.drops and nature != TRANSIENT:
                 batch = self.left_out.current(step)
                 self.left_out.add(batch, batch)
         elif not dropped and math.isfinite(reading.norm):
@@ -171,7 +186,11 @@ class Recovering:
         self._generators = generators() if due else None
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for what is being written; look at no further step."""
+        self.again.end()
+        self._wait()
+
+    def _wait(self) -> None:
         if self._writing is not None:
             self._writing.join()
 
@@ -255,13 +274,15 @@ class Recovering:
     def _vouch(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The step is sound, and so are the weights that it was computed with."""
         ladder = self._judge.ladder
-        if not ladder.rollback or not self._pace.due(step):
+        if not ladder.rollback or not self._pace.due(step) or self._is_doubtful(optimizer, step):
             return
+        self._find_partners(optimizer)
         started = time.perf_counter()
         taken = self._candidate
         state = self._capture(optimizer) if taken is None else taken[1]
         tensors = [*_parameters(optimizer), *state_tensors(optimizer), *state.buffers]
         if all_finite(tensors):
+            self._learn_move(optimizer, step)
             self._ring.add(step, state, state.weights.size)
             if self._folder is not None:
                 self._write(optimizer, step, state)
@@ -270,10 +291,36 @@ class Recovering:
         if is_job() and not ladder.stride:
             self._pace.agree(step, largest(self._pace.stride, _parameters(optimizer)[0].device))
 
-    def _capture(self, optimizer: torch.optim.Optimizer) -> TrainingState:
+    def _is_doubtful(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
+        """Weights that have just jumped are good only once more steps have been sound."""
+        doubtful = self._doubts < LASTING and self._displaced(optimizer, step) is True
+        self._doubts = self._doubts + 1 if doubtful else 0
+        return doubtful
+
+    def _find_partners(self, optimizer: torch.optim.Optimizer) -> None:
         if self._searches:
             self._searches -= 1
             self.partners.find(optimizer)
+
+    def _learn_move(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        last = self._ring.newest(step)
+        if last is not None:
+            weights = last.content.weights
+            self._displacement.learn(weights, _parameters(optimizer), step - last.step)
+
+    def _displaced(self, optimizer: torch.optim.Optimizer, step: int) -> bool | None:
+        """Whether weights have moved further than usual since the last snapshot, on any rank."""
+        last = self._ring.newest(step)
+        if last is None:
+            return None
+        params, weights = _parameters(optimizer), last.content.weights
+        unusual = self._displacement.is_unusual(weights, params, step - last.step)
+        if is_job():
+            code = largest(-1 if unusual is None else int(unusual), params[0].device)
+            return None if code < 0 else bool(code)
+        return unusual
+
+    def _capture(self, optimizer: torch.optim.Optimizer) -> TrainingState:
         return TrainingState(
             Snapshot(optimizer, copy=in_host_memory),
             self._buffers.copies(),
@@ -290,12 +337,21 @@ class Recovering:
         self._buffers.note()
         self._memory.load(state.policy)
 
-    def _go_back(self, optimizer: torch.optim.Optimizer, step: int, verdict: Verdict) -> None:
+    def _nature(self, optimizer: torch.optim.Optimizer, verdict: Verdict) -> str:
+        """Whether a NaN comes back when the step is run again; empty where there is none."""
+        if verdict.trigger not in NONFINITE:
+            return ""
+        nature = PERSISTENT if verdict.trigger == WEIGHTS else self.again.nature()
+        return common_nature(nature, _parameters(optimizer)[0].device) if is_job() else nature
+
+    def _go_back(
+        self, optimizer: torch.optim.Optimizer, step: int, verdict: Verdict, nature: str
+    ) -> None:
         snapshot = self._ring.newest(verdict.until)
         stops = verdict.act is Act.STOP or snapshot is None
         to = None if snapshot is None else snapshot.step
         act = Act.STOP if stops else Act.ROLLBACK
-        self._note(RecoveryEvent(step, act.value, verdict.trigger, to, optimizer=self._index))
+        self._note(self._event(step, act, verdict.trigger, to, nature))
         if not stops and snapshot is not None:
             self._rollback = snapshot, verdict.trigger
             return
@@ -312,7 +368,7 @@ class Recovering:
     def _rolled_back(self, step: int, snapshot: Held[TrainingState], trigger: str) -> None:
         self._ring.drop_after(snapshot.step)
         if self._folder is not None:
-            self.close()
+            self._wait()
             drop_after(self._folder, snapshot.step)
         self._judge.rolled_back(step, snapshot.step)
         heeded = self.left_out.heeded
@@ -351,6 +407,11 @@ class Recovering:
         if step > self._under_way.get(act, -1) and until >= step:
             self._note(RecoveryEvent(step, act, until=until, optimizer=self._index))
             self._under_way[act] = until
+
+    def _event(
+        self, step: int, act: Act, trigger: str, to_step: int | None = None, nature: str = ""
+    ) -> RecoveryEvent:
+        return RecoveryEvent(step, act.value, trigger, to_step, None, nature, self._index)
 
     def _note(self, act: RecoveryEvent) -> None:
         self.acts.append(act)

@@ -161,8 +161,7 @@ class Engine:
     def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
         step = self.step = StepInFlight()
-        if self.origins.wanted:
-            self.origins.rest()
+        self._listens(False)
         if (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None:
             step.with_closure = True
             if not self._ignores_closure:
@@ -195,8 +194,20 @@ class Engine:
         self.abandon()
         if self.recovery is not None:
             self.recovery.step_ends(self.optimizer, self.steps - 1)
+        self._stepped()
+
+    def _listens(self, listens: bool) -> None:
+        """Whether what the training computes now is noted, to be run again."""
+        if self.origins.wanted:
+            self.origins.begin() if listens else self.origins.rest()
+        if self.recovery is not None:
+            self.recovery.again.begin() if listens else self.recovery.again.rest()
+
+    def _stepped(self) -> None:
         if self.origins.wanted:
             self.origins.stepped()
+        if self.recovery is not None:
+            self.recovery.again.stepped()
 
     def survive(
         self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
@@ -302,11 +313,11 @@ class Engine:
 
     def evaluation_begins(self) -> None:
         """The closure is about to run."""
-        self.origins.begin()
+        self._listens(True)
 
     def evaluation_ends(self, first: bool) -> None:
         """The closure has run, and nothing was done with its gradients yet."""
-        self.origins.rest()
+        self._listens(False)
         if first:
             self.journal.sample_activations(self.steps, self._table.params)
 
@@ -414,9 +425,9 @@ class Engine:
             self._seek_origin(stats)
             self._judge_overflow(stats)
             self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
-            self.origins.stepped()
             if self.recovery is not None:
                 self.recovery.step_ends(self.optimizer, self.steps - 1)
+            self._stepped()
         self._loss_scale = None
 
     def _judge_overflow(self, stats: GradientStats) -> None:

@@ -70,6 +70,12 @@ class Snapshot:
                 for key, saved in attributes.items():
                     optimizer.__dict__[key] = _put_back(saved, done)
 
+    def copy_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """What a tensor held; None where it was not saved."""
+        saved = self._saved.get(id(tensor))
+        content = None if saved is None else saved.content
+        return content if isinstance(content, torch.Tensor) else None
+
     @property
     def size(self) -> int:
         """Bytes of the copies of tensors."""

@@ -142,6 +142,29 @@ def test_a_struck_training_heals(
     assert events_of(steadygrad.open_run(run).events) == told
 
 
+@pytest.mark.parametrize(
+    ("fault", "nature"), [("data", "persistent"), ("gradient", "transient"), ("by hand", "unknown")]
+)
+def test_a_replay_tells_a_transient_fault_from_one_that_comes_back(fault: str, nature: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    steady = sg.attach(optimizer, clip="none", recover="skip:2")
+    for step in range(3):
+        optimizer.zero_grad()
+        inputs = torch.full((3,), torch.nan if (fault, step) == ("data", 1) else 1.0)
+        (weight * inputs).square().sum().backward()
+        assert weight.grad is not None
+        if fault == "gradient" and step == 1:
+            weight.grad[0] = torch.nan  # as a bad device or link would
+        if fault == "by hand" and step == 1:
+            optimizer.step()
+            weight.grad = torch.full((3,), torch.nan)  # of which no backward pass tells
+        optimizer.step()
+    assert [each.nature for each in steady.recoveries] == [nature]
+    assert bool(weight.isfinite().all())
+    steady.detach()
+
+
 def test_the_same_training_is_lost_without_recovery() -> None:
     training = Training("AdamW", None)
     training.train(0, STEPS, broken_weight)
