@@ -139,6 +139,28 @@ def origin(rank, wrap, talks=False, run=None):
     return seen
 
 
+def recovery(rank, wrap):
+    """A NaN in rank 1's data at step 5, and one in rank 1's weights at step 8."""
+    model = wrap(net())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    recover = "skip:2+rollback:2+snapshots:stride=2"
+    with sg.attach(optimizer, clip="none", recover=recover) as steady:
+        for step in range(12):
+            x, y = (part[rank * 4 : rank * 4 + 4].clone() for part in batch())
+            if rank == 1 and step == 5:
+                x[0, 0] = math.nan
+            if rank == 1 and step == 8:
+                weight = next(model.parameters()).detach()
+                local = weight.to_local() if isinstance(weight, DTensor) else weight
+                local[0, 0] = math.nan
+            optimizer.zero_grad()
+            ((model(x) - y) ** 2).mean().backward()
+            optimizer.step()
+        acts = [str(act) for act in steady.recoveries]
+    weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return {"acts": acts, "weights": [w.detach().flatten().tolist() for w in weights]}
+
+
 def unsaid_experts(rank, run):
     """Plain gradients that differ by rank, and nobody said that they may: what is warned of."""
     model = net()
@@ -197,6 +219,8 @@ def main(rank, path):
         results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
         results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
     results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
+    results["recovery ddp"] = recovery(rank, DistributedDataParallel)
+    results["recovery fsdp2"] = recovery(rank, fsdp2)
     results["rows"] = events_of(rank, path.replace(".json", ".db"), "ranks")
     found = path.replace(".json", "-nan.db")
     results["origin ddp"] = origin(rank, DistributedDataParallel, run=found)

@@ -76,6 +76,17 @@ def test_one_collective_a_step_where_tensors_are_sharded_and_none_where_not(two_
     assert [rank["collectives"] for rank in two_ranks["ddp norm:0.1"]] == [0, 0]
 
 
+@pytest.mark.parametrize(("wrap", "nature"), [("ddp", "persistent"), ("fsdp2", "unknown")])
+def test_all_ranks_skip_and_roll_back_together(two_ranks, wrap, nature):
+    first, second = two_ranks[f"recovery {wrap}"]
+    assert first == second
+    assert first["acts"] == [
+        f"step 5: loss not finite, {nature}: skip",
+        "step 8: weights not finite, persistent: rollback to step 6",
+    ]
+    assert all(math.isfinite(each) for weight in first["weights"] for each in weight)
+
+
 def test_ranks_that_clip_by_different_norms_are_told_without_a_collective(two_ranks):
     first, second = two_ranks["experts"]
     assert second == []

@@ -38,6 +38,12 @@ from steadygrad.launch.plan import Plan, fresh, rank_of
     help="Shift the script's random seeds; the same N gives the same run. Default: as written.",
 )
 @click.option(
+    "--resume",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="RUN.db",
+    help="Hand SCRIPT the snapshots of that run, for its own steady.restore(). PyTorch only.",
+)
+@click.option(
     "--log",
     "logs",
     multiple=True,
@@ -80,6 +86,7 @@ def command(
     on_nonfinite: str | None,
     find_nan: bool,
     seed: int | None,
+    resume: str | None,
     logs: tuple[str, ...],
     alerts: tuple[str, ...],
     alert_on: str,
@@ -110,6 +117,10 @@ def command(
         )
     if not as_module and not os.path.isfile(script):
         raise click.UsageError(_no_script(script))
+    if resume is not None:
+        from steadygrad.launch.resuming import hand_over
+
+        hand_over(resume)
     plan = Plan(
         target=script,
         arguments=(*_from_launcher(), *arguments),
@@ -119,6 +130,7 @@ def command(
         on_nonfinite=on_nonfinite,
         find_nan=find_nan,
         seed=seed,
+        resumes=resume is not None,
         logs=(*logs, *_alerts(logs, alerts)),
         alert_on=alert_on,
         stop_on=stop_on,

@@ -19,6 +19,7 @@ class Plan:
         on_nonfinite: as `attach` has it; None is its default.
         find_nan: say where the first NaN or inf came from (PyTorch).
         seed: what shifts the script's random seeds; None leaves them alone.
+        resumes: the script was handed the snapshots of an earlier run.
         logs: specs of the loggers that every step is sent to, alerts among them.
         alert_on: the least severity that alerts tell of.
         stop_on: the least severity that ends the script; None never does.
@@ -39,6 +40,7 @@ class Plan:
     on_nonfinite: str | None = None
     find_nan: bool = False
     seed: int | None = None
+    resumes: bool = False
     logs: tuple[str, ...] = field(default=(), repr=False)  # webhooks' addresses are secrets
     alert_on: str = "error"
     stop_on: str | None = None

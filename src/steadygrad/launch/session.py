@@ -238,10 +238,19 @@ class Session:
                 self.mention("--find-nan works on PyTorch only, and this script does not use it")
             if self._told_by_first_rank and self.exit != "ok":
                 tell_end(self.exit)
+            if self.plan.resumes:
+                self._tell_of_resuming()
             if self._writer is not None:
                 self._close(self._writer)
         except Exception as error:
             self.trouble("the end of the run is not recorded", error)
+
+    def _tell_of_resuming(self) -> None:
+        from steadygrad.launch.resuming import trouble_at_the_end
+
+        trouble = trouble_at_the_end()
+        if trouble:
+            self.mention(trouble)
 
     def _close(self, writer: RunWriter) -> None:
         self.overhead += writer.overhead_seconds

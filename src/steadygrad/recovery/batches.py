@@ -12,8 +12,6 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 
 FILE = "skip_batches.json"
-RESUME = "STEADYGRAD_RESUME"
-"""Environment variable: the folder of snapshots that `steadygrad run --resume` goes on from."""
 
 
 class LeftOut:

@@ -99,6 +99,7 @@ class Judge:
         self._pristine = False
         self._shrink_until = -1
         self._slow_until = -1
+        self._lowered = 0
 
     def judge(self, reading: Reading, displaced: Displaced = _unknown) -> Verdict:
         """What to do with this step; call it once a step, in order.
@@ -126,6 +127,7 @@ class Judge:
     def rolled_back(self, now: int, to: int) -> None:
         """The training is back at a snapshot, from the step `now`."""
         again = now - self._restored_at <= SETTLE
+        self._lowered = self._lowered + 1 if again else 0
         if again and self.ladder.lower_lr < 1.0:
             self._slow_until = now + self.ladder.lr_steps
         self.rollbacks += 1
@@ -148,7 +150,7 @@ class Judge:
         return Verdict(
             Act.NONE,
             cap=self._watch.usual_norm if shrinks else math.inf,
-            lr_factor=self.ladder.lower_lr if slow else 1.0,
+            lr_factor=self.ladder.lower_lr**self._lowered if slow else 1.0,
             capped_until=self._shrink_until if shrinks else -1,
             slow_until=self._slow_until if slow else -1,
         )

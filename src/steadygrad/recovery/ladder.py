@@ -28,7 +28,8 @@ class Ladder:
         rollback: how often the training may go back to a snapshot; 0 for never.
         back: a rollback goes back at least this many steps.
         leave_out: batches that are left out after a rollback.
-        lower_lr: factor on the learning rate after a second rollback in short time; 1 for none.
+        lower_lr: factor on the learning rate after a second rollback in short time, once more
+            for each further one; 1 for none.
         lr_steps: for how many steps.
         rule: what a spike is: ``robust`` (medians) or ``olmo`` (mean and standard deviation).
         window: sound steps that a step is compared with.

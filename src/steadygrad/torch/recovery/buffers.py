@@ -8,9 +8,11 @@ what a BatchNorm writes. Large ones are copied where their version has changed.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+
+from steadygrad.torch.distributed.sharded import local
 
 SMALL = 65536
 """Elements of a buffer that is copied after every step."""
@@ -36,6 +38,8 @@ class Buffers:
         self._copies: list[torch.Tensor | None] = [None] * len(self._places)
         self._versions = [-1] * len(self._places)
         self.note()
+        # an attention mask holds -inf all its life
+        self._meant = [copy is not None and not all_finite([copy]) for copy in self._copies]
 
     def note(self) -> None:
         """Copy them as they are now."""
@@ -53,6 +57,11 @@ class Buffers:
         """What was noted last, to keep."""
         return [None if copy is None else copy.clone() for copy in self._copies]
 
+    def are_sound(self, copies: Sequence[torch.Tensor | None]) -> bool:
+        """Whether none has a NaN or inf that was finite when the training began."""
+        paired = zip(copies, self._meant, strict=True)
+        return all_finite(copy for copy, meant in paired if not meant)
+
     def put_back(self, copies: Sequence[torch.Tensor | None] | None = None) -> None:
         """Write copies into the buffers.
 
@@ -65,6 +74,12 @@ class Buffers:
                 buffer = module._buffers.get(name)
                 if buffer is not None and copy is not None and buffer.shape == copy.shape:
                     buffer.copy_(copy)
+
+
+def all_finite(tensors: Iterable[torch.Tensor | None]) -> bool:
+    """Whether no element of any of them is NaN or inf."""
+    present = [t.detach() for t in tensors if t is not None and t.dtype.is_floating_point]
+    return all(bool(torch.isfinite(part).all()) for part in local(present))
 
 
 def modules_of(

@@ -71,9 +71,11 @@ def move(before: Snapshot, params: Sequence[torch.Tensor]) -> Move:
     squares, largest = 0.0, 0.0
     for parameter in params:
         copy = before.copy_of(parameter)
-        if copy is None or copy.numel() == 0 or copy.is_complex():
+        if copy is None or copy.is_complex():
             continue
         here, there = local([parameter.detach(), copy])
+        if there.numel() == 0:  # a rank may hold nothing of a tensor
+            continue
         change = (here.to(there.device) - there).float().abs_()
         most = float(change.max())
         largest = max(largest, most) if most == most else math.inf

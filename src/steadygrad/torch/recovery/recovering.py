@@ -30,6 +30,7 @@ from steadygrad.recovery.events import (
 from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict
 from steadygrad.recovery.ladder import Ladder, half_of_memory
+from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Held, Pace, Ring
 from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
 from steadygrad.torch.distributed.board import is_job
@@ -37,13 +38,12 @@ from steadygrad.torch.distributed.layout import any_sharded
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
-from steadygrad.torch.recovery.buffers import Buffers, modules_of
+from steadygrad.torch.recovery.buffers import Buffers, all_finite, modules_of
 from steadygrad.torch.recovery.displacement import Displacement
 from steadygrad.torch.recovery.generators import Generators, generators, set_generators
 from steadygrad.torch.recovery.partners import Partners
 from steadygrad.torch.recovery.training_state import (
     TrainingState,
-    all_finite,
     in_host_memory,
     load_portable,
     packed,
@@ -105,6 +105,15 @@ class Recovering:
         self._memory, self._write_event, self._index = memory, write_event, index
         self._folder = _own_folder(ladder.folder, params)
         self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
+        write_event(
+            LADDER,
+            {
+                "ladder": ladder.spec(),
+                "folder": str(self._folder.parent) if self._folder else "",
+                "optimizer": index,
+            },
+            None,
+        )
         self._candidate: tuple[int, TrainingState] | None = None
         self._generators: Generators | None = None
         self._rollback: tuple[Held[TrainingState], str] | None = None
@@ -280,8 +289,8 @@ class Recovering:
         started = time.perf_counter()
         taken = self._candidate
         state = self._capture(optimizer) if taken is None else taken[1]
-        tensors = [*_parameters(optimizer), *state_tensors(optimizer), *state.buffers]
-        if all_finite(tensors):
+        tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
+        if all_finite(tensors) and self._buffers.are_sound(state.buffers):
             self._learn_move(optimizer, step)
             self._ring.add(step, state, state.weights.size)
             if self._folder is not None:

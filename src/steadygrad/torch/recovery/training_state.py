@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from steadygrad.torch.distributed.sharded import local
 from steadygrad.torch.recovery.generators import Generators
 from steadygrad.torch.step.snapshot import Snapshot
 
@@ -56,12 +55,6 @@ def restore_weights(optimizer: torch.optim.Optimizer, weights: Snapshot) -> None
     for key in _HANDED:
         vars(optimizer).pop(key, None)
     vars(optimizer).update(handed)
-
-
-def all_finite(tensors: Iterable[torch.Tensor | None]) -> bool:
-    """Whether no element of any of them is NaN or inf."""
-    present = [t.detach() for t in tensors if t is not None and t.dtype.is_floating_point]
-    return all(bool(torch.isfinite(part).all()) for part in local(present))
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

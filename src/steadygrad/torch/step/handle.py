@@ -20,9 +20,9 @@ from steadygrad.errors import AttachError, UsageError
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, say_detached
 from steadygrad.policies import Policy
-from steadygrad.recovery.batches import RESUME
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder
+from steadygrad.recovery.resuming import take
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
 from steadygrad.runlog.writer import RunWriter
@@ -298,8 +298,9 @@ class Steady(Handle):
             UsageError: no folder is known, the snapshot is of other weights, or ``recover=`` was
                 not asked for.
         """
-        place = os.environ.get(RESUME) if folder is None else os.fspath(folder)
-        self._engine.steps = self._recovery.restore(self.optimizer, place or None)
+        recovery = self._recovery
+        place = take(self._engine.index) if folder is None else os.fspath(folder)
+        self._engine.steps = recovery.restore(self.optimizer, place)
         return self._engine.steps
 
     @overload
