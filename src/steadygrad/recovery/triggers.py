@@ -162,9 +162,7 @@ class Watch:
             return float(losses.mean() + sigma * losses.std(ddof=1))
         middle = robust.median(losses)
         undone = 0.5 * max(abs(middle), robust.median(self._first) - middle)
-        shown = losses[max(0, ENOUGH - self._accepted + losses.size) :]  # not how the run began
-        highest = float(shown.max()) if shown.size >= ENOUGH else float(losses.max())
-        limit = max(middle + max(sigma * robust.spread(losses), undone), highest)
+        limit = max(middle + max(sigma * robust.spread(losses), undone), float(losses.max()))
         if losses.min() <= 0:
             return limit
         logs = np.log(losses)  # losses of one sign scatter by a factor: their far tail is no spike
