@@ -395,7 +395,7 @@ CASES = (
     ),
     Case(
         "restart-unseen",
-        "transformer on symbols, AdamW: the same; its loss cannot rise far",
+        "transformer on symbols, AdamW: restarted without state or warm-up, rate x 30",
         language(Attention, AdamW, 2e-3),
         restart(30.0),
     ),
