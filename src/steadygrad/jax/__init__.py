@@ -16,12 +16,14 @@ from steadygrad.jax.dropins import (
     measure,
 )
 from steadygrad.jax.recording import Recorder, clip_states, record
+from steadygrad.jax.recovery import Recovery
 from steadygrad.jax.transform import ClipState, GuardState, clip, guard
 
 __all__ = [
     "ClipState",
     "GuardState",
     "Recorder",
+    "Recovery",
     "adaptive_grad_clip",
     "clip",
     "clip_by_block_rms",

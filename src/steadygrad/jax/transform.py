@@ -24,6 +24,7 @@ from steadygrad.jax._x64 import wide, widen
 from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
+from steadygrad.policies.gated import GATES, LIMIT, LOSS_LIMIT, RATE, Gated
 from steadygrad.policies.groups import Groups
 from steadygrad.policies.stepping import Stepped, step
 
@@ -129,6 +130,7 @@ def guard(
     on_nonfinite: str | None = None,
     axis_name: Axes = None,
     details: bool = False,
+    recover: object = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip in front of an optimizer, and drop a non-finite step whole.
 
@@ -142,13 +144,15 @@ def guard(
         on_nonfinite: as for `clip`.
         axis_name: as for `clip`.
         details: as for `clip`.
+        recover: the `Recovery` whose limits this guard is to heed; None for none. With it, give
+            ``update`` the loss, as ``value=loss``, and steps whose loss spikes are dropped too.
 
     Returns:
         A transformation whose state is a `GuardState`.
 
     Raises:
         SpecError: a spec that cannot be read.
-        UsageError: an option that does not exist.
+        UsageError: an option that does not exist, or that does not go with another.
 
     Example:
         >>> import jax.numpy as jnp, optax, steadygrad.jax as sg
@@ -158,7 +162,20 @@ def guard(
         >>> updates["w"], int(state.clip.action), int(state.inner[0].count)
         (Array([0., 0.], dtype=float32), 2, 0)
     """
-    clipper = _Clipper(clip, on_nonfinite, axis_name, details)
+    heeds = recover is not None
+    if heeds and on_nonfinite not in (None, "skip"):
+        raise UsageError(
+            f"recover= does not go with on_nonfinite={on_nonfinite!r}: it decides itself what is "
+            "done with NaN and inf"
+        )
+    if isinstance(recover, (str, bool)):
+        raise UsageError(
+            f"recover must be a Recovery, got {recover!r}; type recovery = steadygrad.jax.Recovery("
+            f"{recover if isinstance(recover, str) else 'auto'!r}), recover=recovery, and call "
+            "recovery.after_step(params, opt_state, loss) after each step"
+        )
+    on_nonfinite = "skip" if heeds else on_nonfinite
+    clipper = _Clipper(clip, on_nonfinite, axis_name, details, gated=heeds)
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> GuardState:
@@ -167,7 +184,10 @@ def guard(
     def update(
         updates: PyTree, state: GuardState, params: PyTree = None, **extra: object
     ) -> tuple[PyTree, GuardState]:
-        clipped, after, skip = clipper.run(updates, state.clip, params, state.inner)
+        before = gate_loss(state.clip, extra.get("value")) if heeds else state.clip
+        clipped, after, skip = clipper.run(updates, before, params, state.inner)
+        if heeds:
+            after = keep_gates(after, state.clip)
         if skip is None:
             new, moved = wrapped.update(clipped, state.inner, params, **extra)
             return new, GuardState(after, moved)
@@ -177,9 +197,37 @@ def guard(
             return moved
 
         new, moved = dropped_where(skip, go, clipped, state.inner)
+        if heeds:
+            new = slowed(new, state.clip.policy[RATE])
         return new, GuardState(after, moved)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def gate_loss(state: ClipState, loss: Any) -> ClipState:
+    """A state whose limit drops every step where the loss is over its own, or not finite."""
+    if loss is None:
+        return state
+    limit, highest = state.policy[LIMIT], state.policy[LOSS_LIMIT]
+    struck = jnp.logical_not(jnp.isfinite(loss)) | (loss > highest)
+    closed = jnp.where(jnp.squeeze(struck), jnp.full_like(limit, -1.0), limit)
+    return state._replace(policy={**state.policy, LIMIT: closed})
+
+
+def keep_gates(state: ClipState, before: ClipState) -> ClipState:
+    """A state with the limits of the one before: only the host sets them."""
+    gates = {key: before.policy[key] for key in GATES}
+    return state._replace(policy={**state.policy, **gates})
+
+
+def slowed(updates: Any, rate: Any) -> Any:
+    """Updates times a rate; exactly themselves at 1."""
+
+    def of(leaf: Any) -> Any:
+        inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        return jnp.where(rate < 1.0, leaf * rate.astype(leaf.dtype), leaf) if inexact else leaf
+
+    return jax.tree.map(of, updates)
 
 
 def dropped_where(
@@ -247,9 +295,11 @@ class _Clipper:
         axis_name: Axes,
         details: bool,
         blank: bool = False,
+        gated: bool = False,
     ) -> None:
         choice = _traceable(spec, on_nonfinite)
-        self.policy, self.on_nonfinite = choice.policy, choice.on_nonfinite
+        self.policy: Policy = Gated(choice.policy) if gated else choice.policy
+        self.on_nonfinite = choice.on_nonfinite
         self.may_skip = choice.may_skip
         self.axis_name = axis_name
         self.details = details

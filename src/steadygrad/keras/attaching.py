@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from steadygrad.errors import AttachError
+from steadygrad.errors import AttachError, SteadyGradWarning, UsageError
 from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
+from steadygrad.keras.recovering import KerasRecovery
 from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, open_writer, say_detached
 from steadygrad.policies.choice import Clip, resolve
+from steadygrad.policies.gated import Gated
+from steadygrad.policies.stepping import SKIP
+from steadygrad.recovery.compiled import NO_FOLDER, Figures
+from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.notice import warn
 from steadygrad.stats import GradientStats
 from steadygrad.vocabulary import ACTIONS
 
@@ -37,6 +44,7 @@ def attach(
     model: keras.Model | None = None,
     on_nonfinite: str | None = None,
     run: str | os.PathLike[str] | RunWriter | None = None,
+    recover: str | Ladder | None = None,
 ) -> Steady:
     """Clip and watch gradients inside a Keras optimizer, on any backend.
 
@@ -55,6 +63,10 @@ def attach(
             `GradientMonitor` after the batch, `Steady.record`, `Steady.check`.
         run: a path for a new run file or an open `RunWriter`; `GradientMonitor` fills it in
             `fit`, `Steady.record` in a loop of your own.
+        recover: what to do when a training is struck: ``"auto"``, ``"palm"``, rungs such as
+            ``"skip:2+rollback:4"``, or a `steadygrad.recovery.Ladder`; None for nothing. It acts
+            where steps are recorded, through `GradientMonitor` or `Steady.record`, with or without
+            a run file, and needs ``model``.
 
     Returns:
         A handle.
@@ -62,7 +74,7 @@ def attach(
     Raises:
         AttachError: no Keras optimizer, attached already, it clips by itself, or it has
             trained and no ``model`` is given.
-        UsageError: an option that does not exist.
+        UsageError: an option that does not exist, or that does not go with another.
 
     Example:
         >>> import keras
@@ -74,6 +86,7 @@ def attach(
         (5.0, 'clip')
     """
     outer, inner = unwrap(optimizer)
+    ladder = None if recover is None else _ladder(recover, model, on_nonfinite)
     _refuse_conflicts(inner)
     if classes.hook_of(inner) is not None and is_interactive():
         classes.remove(inner)  # a cell was run again
@@ -82,13 +95,31 @@ def attach(
         say_detached(type(inner).__name__)
     elif classes.hook_of(inner) is not None:
         raise AttachError("this optimizer is attached already; detach its first handle, or keep it")
-    choice = resolve(clip, on_nonfinite, type(inner).__name__)
+    choice = resolve(clip, on_nonfinite if ladder is None else "skip", type(inner).__name__)
     _refuse_traced(inner, model)
-    classes.install(inner, Hook(choice.policy, choice.on_nonfinite))
+    policy = choice.policy if ladder is None else Gated(choice.policy)
+    classes.install(inner, Hook(policy, choice.on_nonfinite))
     if outer is not None:
         classes.tell(outer)
     _retrace(model)
-    return Steady(inner, outer, model, run)
+    steady = Steady(inner, outer, model, run)
+    if ladder is not None:
+        steady.recover(ladder, model)
+    return steady
+
+
+def _ladder(recover: str | Ladder, model: keras.Model | None, on_nonfinite: str | None) -> Ladder:
+    if model is None:
+        raise UsageError("recover= puts the model's variables back: type attach(..., model=model)")
+    if on_nonfinite not in (None, "skip"):
+        raise UsageError(
+            f"recover= does not go with on_nonfinite={on_nonfinite!r}: it decides itself what is "
+            "done with NaN and inf"
+        )
+    ladder = parse_ladder(recover)
+    if ladder.folder:
+        raise UsageError(NO_FOLDER.format(ladder.folder))
+    return ladder
 
 
 class Steady(Handle):
@@ -124,6 +155,7 @@ class Steady(Handle):
         self._sampler: Sampler | None = None
         self._start: dict[int, NDArray[np.generic]] = {}
         self._recorded = 0
+        self._recovery: KerasRecovery | None = None
         if run is not None:
             self.write_to(run)
 
@@ -217,35 +249,79 @@ class Steady(Handle):
         """
         self.hook.check()
 
-    def record(self, loss: float = float("nan")) -> bool:
+    def record(self, loss: float | None = None) -> bool:
         """Write the last step into the run file; a step that is written already is left out.
 
+        With ``recover=`` it is judged as well, with or without a run file.
+
         Args:
-            loss: this step's.
+            loss: this step's; None where it is not known.
 
         Returns:
-            Whether there was a step to write.
+            Whether there was a step to write or to judge.
 
         Raises:
             NonFiniteError: ``on_nonfinite="raise"``, and a step was dropped.
             TrainingStopped: an alert asked for it.
+            RecoveryError: recovery has nothing left to do; weights are those of the last good step.
         """
-        if self.writer is None or not self.hook.variables:
+        idle = self.writer is None and self._recovery is None
+        if idle or not self.hook.variables:
             self.check()
             return False
         last = self.last
         if last.step < self._recorded:
             return False
-        began = time.perf_counter()
         self._recorded = last.step + 1
-        rows = to_numpy(self.hook.tensors).astype(np.float64)
-        full = StepRecord(**{**vars(last), "loss": float(loss)})
-        self.writer.write_step(full, self._tensor_ids(self.writer), *rows)
-        self._sample(self.writer, self._recorded)
-        self.writer.overhead_seconds += time.perf_counter() - began
+        if self.writer is not None:
+            self._write(self.writer, last, float("nan") if loss is None else float(loss))
+        if self._recovery is not None:
+            value, known = float(loss or 0.0), loss is not None
+            dropped, scaled = last.action == ACTIONS[SKIP], last.loss_scale != 1.0
+            figures = Figures(last.step, value, last.norm, dropped, scaled, known)
+            self._recovery.after_step(figures)
         self.check()
-        self.writer.stop_if_asked()
+        if self.writer is not None:
+            self.writer.stop_if_asked()
         return True
+
+    def _write(self, run: RunWriter, last: StepRecord, loss: float) -> None:
+        began = time.perf_counter()
+        rows = to_numpy(self.hook.tensors).astype(np.float64)
+        run.write_step(StepRecord(**{**vars(last), "loss": loss}), self._tensor_ids(run), *rows)
+        self._sample(run, self._recorded)
+        run.overhead_seconds += time.perf_counter() - began
+
+    # -- recovery ----------------------------------------------------------------------------
+
+    def recover(self, ladder: Ladder, model: keras.Model) -> None:
+        """Judge every step from now on; what `attach` does for ``recover=``.
+
+        Args:
+            ladder: what may be done.
+            model: the compiled model.
+        """
+        self._recovery = KerasRecovery(ladder, model, self.optimizer, self.hook, self._write_event)
+
+    def _write_event(
+        self, kind: str, data: Mapping[str, str | int | None], step: int | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.write_event(kind, data, step)
+
+    @property
+    def recoveries(self) -> list[RecoveryEvent]:
+        """What recovery did so far, in order; empty without ``recover=``."""
+        return [] if self._recovery is None else list(self._recovery.acts)
+
+    def averaged_loss(self) -> float | None:
+        """With ``recover=``: the loss since the last step, from Keras' own average in `fit`."""
+        return None if self._recovery is None else self._recovery.training.loss()
+
+    def begin_epoch(self) -> None:
+        """Keras begins its averages anew; `GradientMonitor` calls it."""
+        if self._recovery is not None:
+            self._recovery.training.begin_epoch()
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """The policy's memory and the counters, as NumPy arrays; a saved model holds them too."""
@@ -277,12 +353,22 @@ class Steady(Handle):
     def detach(self) -> None:
         """Make the optimizer a plain one again, and close the run file opened here."""
         if classes.hook_of(self.optimizer) is not None:
+            self._warn_of_idle_recovery()
             classes.remove(self.optimizer)
             if self._outer is not None:
                 classes.stop_telling(self._outer)
             _retrace(self._model)
         if self._owned and self.writer is not None:
             self.writer.close()
+
+    def _warn_of_idle_recovery(self) -> None:
+        idle = self._recovery is not None and not self._recovery.judged
+        if idle and self.hook.seen()["step"]:
+            warn(
+                "recover= judged no step, for none was recorded: type model.fit(..., callbacks="
+                "[GradientMonitor(steady)]), or steady.record(loss) in a loop of your own",
+                SteadyGradWarning,
+            )
 
     def __enter__(self) -> Steady:
         return self

@@ -17,6 +17,7 @@ import keras
 
 from steadygrad.keras.hook import Hook, name_scope
 from steadygrad.policies.choice import resolve
+from steadygrad.policies.gated import Gated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -139,6 +140,7 @@ class _Attached:
                 "clip": hook.policy.spec(),
                 "on_nonfinite": "raise" if hook.raises else hook.on_nonfinite,
                 "to_load": "import steadygrad.keras first",
+                **({"gated": True} if hook.gated else {}),
             },
         }
 
@@ -151,7 +153,8 @@ class _Attached:
         extra = {} if custom_objects is None else {"custom_objects": custom_objects}
         optimizer = _public(cls.plain).from_config(config, **extra)
         choice = resolve(ours["clip"], ours["on_nonfinite"], type(optimizer).__name__)
-        install(optimizer, Hook(choice.policy, choice.on_nonfinite))
+        policy = Gated(choice.policy) if ours.get("gated") else choice.policy
+        install(optimizer, Hook(policy, choice.on_nonfinite))
         return optimizer
 
 

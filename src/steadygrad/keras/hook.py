@@ -23,6 +23,7 @@ from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
+from steadygrad.policies.gated import GATES, Gated
 from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
@@ -387,6 +388,24 @@ class Hook:
     def reloaded(self) -> None:
         """The variables hold another run's figures now."""
         self._told = self._broken()
+        self.set_gates({})
+
+    @property
+    def gated(self) -> bool:
+        """Whether limits can be set from the host."""
+        return isinstance(self.policy, Gated)
+
+    @property
+    def own_variables(self) -> list[Any]:
+        """What tells of steps, and the limits: of no training's state, and never put back."""
+        gates = [self._memory[key] for key in GATES if key in self._memory]
+        return [self.figures, self.tensors, *gates] if self.variables else []
+
+    def set_gates(self, limits: Mapping[str, float]) -> None:
+        """Set limits that the next step heeds, and open the others."""
+        for key, usual in GATES.items():
+            if self.gated and key in self._memory:
+                self._memory[key].assign(limits.get(key, usual))
 
     def seen(self) -> dict[str, float]:
         """The figures, on the host."""

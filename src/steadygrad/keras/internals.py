@@ -40,6 +40,17 @@ def iterations(optimizer: keras.Optimizer) -> keras.Variable:
     return optimizer._iterations
 
 
+def loss_tracker(model: keras.Model) -> keras.Metric | None:
+    """The metric that averages a compiled model's loss over an epoch; None where there is none."""
+    return getattr(model, "_loss_tracker", None)
+
+
+def own_rate(optimizer: keras.Optimizer) -> keras.Variable | None:
+    """The variable that holds an optimizer's learning rate; None where a schedule gives it."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return rate if hasattr(rate, "assign") else None
+
+
 def members(optimizer: keras.Optimizer) -> Sequence[keras.Optimizer]:
     """The optimizers inside of a `MultiOptimizer`."""
     return list(getattr(optimizer, "_inner_optimizers", []))

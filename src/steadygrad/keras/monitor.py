@@ -75,6 +75,8 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._norms = []
         self._mean = (0, 0.0)
+        assert self.steady is not None
+        self.steady.begin_epoch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
@@ -82,8 +84,11 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.jax_state_sync()
         logs = {} if logs is None else logs
         mean = float(logs.get("loss", math.nan))
+        loss = self.steady.averaged_loss()
+        if loss is None and "loss" in logs:
+            loss = self._loss(batch + 1, mean)
         try:
-            if self.steady.record(self._loss(batch + 1, mean)):
+            if self.steady.record(loss):
                 self._mean = (batch + 1, mean)
         except TrainingStopped:
             self.model.stop_training = True  # as Keras' own callbacks do

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from steadygrad.policies.base import Policy, State
+from steadygrad.policies.gated import Gated
 from steadygrad.policies.groups import Groups
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.vocabulary import OnNonfinite
@@ -143,7 +144,8 @@ def step(
         What came of it.
     """
     xp = engine.xp
-    full = full or policy.elementwise or isinstance(policy, Groups)
+    plain = policy.inner if isinstance(policy, Gated) else policy
+    full = full or policy.elementwise or isinstance(plain, Groups)
     stats = usable = measure(engine, leaves, names, policy.norm_type, full)
     nonfinite = xp.sum(stats.nonfinite)
     if on_nonfinite == "zero":

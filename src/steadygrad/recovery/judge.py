@@ -72,6 +72,25 @@ def _unknown() -> None:
     return None
 
 
+class Ahead(NamedTuple):
+    """What will hold for a step that has not begun, for trainings whose steps are compiled.
+
+    Attributes:
+        loss_limit: loss over which the step is to be dropped.
+        norm_limit: norm over which it is to be dropped; below 0 for any.
+        cap: largest norm that may be applied.
+        lr_factor: what the learning rate is multiplied by.
+    """
+
+    loss_limit: float = math.inf
+    norm_limit: float = math.inf
+    cap: float = math.inf
+    lr_factor: float = 1.0
+
+
+OPEN = Ahead()
+
+
 class Judge:
     """Decides step by step, as a `Ladder` says.
 
@@ -123,6 +142,16 @@ class Judge:
             times = f"{self.rollbacks} rollbacks" if self.rollbacks else "no rollback"
             return verdict._replace(act=Act.STOP, reason=f"the budget of {times} is spent")
         return verdict
+
+    def ahead(self, step: int) -> Ahead:
+        """What will hold for a step, as far as it is known before it."""
+        if self.leave_out > 0:
+            return OPEN._replace(norm_limit=-1.0)
+        return Ahead(
+            *self._watch.limits(step),
+            self._watch.usual_norm if step <= self._shrink_until else math.inf,
+            self.ladder.lower_lr if step <= self._slow_until else 1.0,
+        )
 
     def rolled_back(self, now: int, to: int) -> None:
         """The training is back at a snapshot, from the step `now`."""

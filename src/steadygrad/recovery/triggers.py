@@ -23,6 +23,8 @@ ENOUGH = 24
 """Accepted steps before which nothing is called a spike."""
 REFRESH = 8
 """Accepted steps after which limits are computed anew."""
+MOST_LOG = 700.0
+"""A logarithm whose exponential a float still holds."""
 RATIO = 10.0
 """Least factor of a spiking norm over the median before it."""
 MOST_LEVELS = 512
@@ -106,6 +108,11 @@ class Watch:
         self._recent.append((reading.loss, log))
         return DIVERGED if self._diverges() else ""
 
+    def limits(self, step: int) -> tuple[float, float]:
+        """Loss and norm over which this step will be a spike; inf where nothing is known yet."""
+        loss, log = map(max, zip(self._limits, self._habit(step), strict=True))
+        return loss, math.exp(log) if log < MOST_LOG else math.inf
+
     def accept(self, reading: Reading) -> None:
         """The step is sound, and is applied."""
         log = _log(reading.norm)
@@ -166,7 +173,9 @@ class Watch:
         if losses.min() <= 0:
             return limit
         logs = np.log(losses)  # losses of one sign scatter by a factor: their far tail is no spike
-        return max(limit, math.exp(min(robust.median(logs) + sigma * robust.spread(logs), 700.0)))
+        return max(
+            limit, math.exp(min(robust.median(logs) + sigma * robust.spread(logs), MOST_LOG))
+        )
 
     def _norm_limit(self, logs: robust.Floats) -> float:
         sigma = self._ladder.sigma

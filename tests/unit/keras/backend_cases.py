@@ -154,6 +154,93 @@ def observing_leaves_scaled_gradients_alone():
 
 
 @case()
+def recovery_heals_and_changes_nothing_else():
+    faults = {35: "weight", 43: "spike"}
+
+    def trained(recover, fault=False, path=None):
+        keras.utils.set_random_seed(0)
+        layers = [
+            keras.layers.Dense(5),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.1),
+        ]
+        model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(1)])
+        optimizer = keras.optimizers.Adam(0.01)
+        model.compile(optimizer=optimizer, loss="mse")
+        more = {"recover": recover} if recover else {}
+        steady = sg.attach(optimizer, "norm:5.0", model=model, run=path, **more)
+        x, y = data(80)
+        x[20 * fault, 0] = np.nan if fault else x[20 * fault, 0]  # batch 1 of each epoch
+        kernel, last = model.layers[0].kernel, model.layers[-1].kernel
+
+        class Faults(keras.callbacks.Callback):
+            steps = 0
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
+                kind = faults.get(self.steps) if fault else None
+                if kind == "weight":
+                    kernel.assign(keras.ops.convert_to_numpy(kernel) * np.nan)
+                elif kind:
+                    last.assign(last * 1e4)
+
+        monitor = sg.GradientMonitor(steady)
+        history = model.fit(
+            x, y, batch_size=16, epochs=10, verbose=0, shuffle=False, callbacks=[monitor, Faults()]
+        )
+        recoveries, losses = steady.recoveries, history.history["loss"]
+        config = optimizer.get_config()["steadygrad"]
+        if recover and not fault:
+            steady.hook.set_gates({"recovery_limit": -1.0})
+            file = tempfile.mkdtemp() + "/m.keras"
+            model.save(file)
+            loaded = keras.models.load_model(file).optimizer
+            gate = [v for v in loaded.variables if "recovery_limit" in v.path]
+            assert config["gated"]
+            assert [float(keras.ops.convert_to_numpy(v.value)) for v in gate] == [np.inf]
+        steady.detach()
+        return weights(model), recoveries, losses
+
+    plain, _, losses = trained(None)
+    guarded, none, same = trained("auto+snapshots:stride=7")
+    assert none == []
+    assert equal(plain, guarded)
+    assert losses == same
+    path = tempfile.mkdtemp() + "/run.db"
+    healed, told, losses = trained("auto+snapshots:stride=7", fault=True, path=path)
+    assert all(np.isfinite(w).all() for w in healed)
+    assert np.isfinite(losses).all()
+    acts = {act.step: (act.act, act.trigger) for act in told}
+    assert [acts[step] for step in (1, 6, 11, 16, 21, 26, 31)] == [("skip", "loss not finite")] * 7
+    assert acts[35] == ("rollback", "weights not finite")
+    assert next(act for act in told if act.step == 35).to_step < 35
+    assert acts[43] == ("skip", "norm spike")
+    assert any(act.act == "rollback" and act.step > 43 for act in told)
+    events = [e for e in steadygrad.open_run(path).events if e.kind == "recovery"]
+    assert [e.step for e in events] == [act.step for act in told]
+    assert "SG206" in {f.id for f in steadygrad.diagnose(path)}
+
+
+@case()
+def recovery_of_what_cannot_be_is_refused():
+    optimizer = keras.optimizers.SGD(0.1)
+    expect(UsageError, "model=model", lambda: sg.attach(optimizer, recover="auto"))
+    model = model_of(optimizer)
+    for words, more in (
+        ("on_nonfinite", {"on_nonfinite": "zero"}),
+        ("folder", {"recover": "auto+snapshots:somewhere"}),
+    ):
+        options = {"model": model, "recover": "auto", **more}
+        expect(UsageError, words, lambda options=options: sg.attach(optimizer, **options))
+    steady = sg.attach(optimizer, model=model, recover="auto")
+    model.fit(*data(), verbose=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        steady.detach()
+    assert any("judged no step" in str(w.message) for w in told)
+
+
+@case()
 def a_bad_batch_is_skipped_whole():
     x, y = data()
     optimizer = keras.optimizers.AdamW(0.05, use_ema=True)

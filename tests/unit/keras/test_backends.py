@@ -27,6 +27,8 @@ COMMON = [
     "multi_optimizer_is_clipped_as_one",
     "observing_is_bit_identical",
     "other_policies",
+    "recovery_heals_and_changes_nothing_else",
+    "recovery_of_what_cannot_be_is_refused",
     "raising_names_the_tensors_and_leaves_the_weights",
     "run_clips_many_optimizers_and_windows",
     "rules_on_weights_speak_of_an_observed_run",

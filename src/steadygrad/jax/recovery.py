@@ -1,0 +1,241 @@
+"""Recovery of a JAX training: a host-side helper between two steps of any jitted loop.
+
+Compiled code cannot judge by medians of what came before, nor hold snapshots in host memory. So
+the helper is given what a step has made, and gives back what the next one is to begin with: the
+same trees, save where a step was dropped, a limit is new, or the training goes back.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steadygrad.errors import UsageError
+from steadygrad.jax.recording import Recorder, clip_states
+from steadygrad.jax.transform import ClipState
+from steadygrad.policies.gated import CAP, GATES, LIMIT, LOSS_LIMIT, RATE
+from steadygrad.policies.stepping import SKIP
+from steadygrad.recovery.compiled import CompiledRecovery, Figures
+from steadygrad.recovery.events import RecoveryEvent
+from steadygrad.recovery.judge import Ahead
+from steadygrad.recovery.ladder import Ladder, parse_ladder
+from steadygrad.runlog import RunWriter
+from steadygrad.runlog.interactive import open_writer
+
+Tree = TypeVar("Tree")
+
+
+class Content(NamedTuple):
+    """One snapshot: trees of arrays on the host."""
+
+    params: Any
+    opt_state: Any
+
+
+class _Training:
+    """The trees that a step has made, and that the next one is to begin with."""
+
+    def __init__(self) -> None:
+        self.params: Any = None
+        self.opt_state: Any = None
+
+    def capture(self) -> tuple[Content, int]:
+        content = jax.tree.map(_on_host, Content(self.params, self.opt_state))
+        return content, sum(leaf.nbytes for leaf in jax.tree.leaves(content))
+
+    def holds_only_finite(self, content: Content) -> bool:
+        trained = (
+            content.params,
+            jax.tree.map(_without_figures, content.opt_state, is_leaf=_is_clip),
+        )
+        return all(map(_is_finite, jax.tree.leaves(trained)))
+
+    def weights_are_finite(self) -> bool:
+        return all(_is_finite(_on_host(leaf)) for leaf in jax.tree.leaves(self.params))
+
+    def put_back(self, content: Content) -> None:
+        now = clip_states(self.opt_state)[0]
+        self.params = jax.tree.map(_in_place_of, content.params, self.params)
+        state = jax.tree.map(_in_place_of, content.opt_state, self.opt_state)
+        # the count of steps goes on, and limits are those of now
+        gates = {key: now.policy[key] for key in GATES}
+        self.opt_state = _with_clip(
+            state, lambda clip: now._replace(policy={**clip.policy, **gates})
+        )
+
+    def note_forward(self) -> None:
+        """Whatever a forward pass writes is a tree that the script itself hands on."""
+
+    def undo_forward(self) -> None:
+        """As above: the script keeps or drops it, by the action in the state."""
+
+
+class Recovery:
+    """Judges each step of a loop of your own, and goes back where one is struck.
+
+    Figures are read on the host after each step, so that each waits for the one before.
+
+    Args:
+        recover: ``"auto"``, ``"palm"``, rungs such as ``"skip:2+rollback:4"``, or a
+            `steadygrad.recovery.Ladder`.
+        run: a `Recorder`, a `RunWriter` or a path for a new run file, which takes what was done;
+            None for none.
+
+    Raises:
+        SpecError: a spec that cannot be read.
+        UsageError: the ladder names a folder.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, steadygrad.jax as sg
+        >>> recovery = sg.Recovery("auto")
+        >>> tx = sg.guard(optax.sgd(0.1), recover=recovery)
+        >>> params = {"w": jnp.zeros(2)}
+        >>> state = tx.init(params)
+        >>> for step in range(3):
+        ...     grads = {"w": jnp.array([jnp.nan if step == 1 else 1.0, 0.0])}
+        ...     updates, state = tx.update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        ...     params, state = recovery.after_step(params, state)
+        >>> [str(act) for act in recovery.acts], [round(float(x), 2) for x in params["w"]]
+        (['step 1: gradients not finite: skip'], [-0.2, 0.0])
+    """
+
+    def __init__(
+        self,
+        recover: str | Ladder = "auto",
+        *,
+        run: Recorder | RunWriter | str | os.PathLike[str] | None = None,
+    ) -> None:
+        if run is None:
+            self._writer: RunWriter | None = None
+        else:
+            self._writer = run.writer if isinstance(run, Recorder) else open_writer(run)
+        self._training = _Training()
+        self._recovery = CompiledRecovery(parse_ladder(recover), self._training, self._write_event)
+        self._judged = 0
+        self._ahead = Ahead()
+
+    @property
+    def acts(self) -> list[RecoveryEvent]:
+        """What was done so far, in order."""
+        return list(self._recovery.acts)
+
+    def after_step(self, params: Tree, opt_state: Any, loss: Any = None) -> tuple[Tree, Any]:
+        """A step is over: what the next one is to begin with.
+
+        Call it outside of `jit`, after each update. A second call without a step in between, as
+        while `optax.MultiSteps` adds up, changes nothing.
+
+        Args:
+            params: the parameters that the step has made, in any tree; moving averages or a
+                random key that are to go back with them may stand in it too.
+            opt_state: the optimizer's state, which holds one `guard` made with ``recover=``.
+            loss: the step's, 0-d; None where it is not known.
+
+        Returns:
+            Parameters and state.
+
+        Raises:
+            RecoveryError: the ladder has nothing left. `params` and `opt_state` of the last good
+                step stand in `last_good`.
+            UsageError: no such guard in the state, or the snapshots do not fit the memory budget.
+        """
+        clip = _gated_state(opt_state)
+        count = int(clip.step)
+        if count <= self._judged:
+            return params, opt_state
+        self._judged = count
+        training = self._training
+        training.params, training.opt_state = params, opt_state
+        value = 0.0 if loss is None else float(loss)
+        dropped = int(clip.action) == SKIP
+        figures = Figures(count - 1, value, float(clip.norm), dropped, False, loss is not None)
+        ahead = self._recovery.after_step(figures)
+        if ahead != self._ahead or ahead.norm_limit < 0:
+            self._ahead = ahead
+            training.opt_state = _with_gates(training.opt_state, ahead)
+        kept: Tree = training.params
+        return kept, training.opt_state
+
+    @property
+    def last_good(self) -> tuple[Any, Any]:
+        """Parameters and state as they were after the last call, also one that raised."""
+        return self._training.params, self._training.opt_state
+
+    def _write_event(self, kind: str, data: Any, step: int | None) -> None:
+        if self._writer is not None:
+            self._writer.write_event(kind, data, step)
+
+
+def _is_clip(node: Any) -> bool:
+    return isinstance(node, ClipState)
+
+
+def _gated_state(opt_state: Any) -> ClipState:
+    states = [state for state in clip_states(opt_state) if LIMIT in state.policy]
+    if len(states) != 1:
+        raise UsageError(
+            f"after_step needs a state with one guard that heeds it, and found {len(states)}; type "
+            "tx = steadygrad.jax.guard(optax.adam(...), recover=recovery)"
+        )
+    return states[0]
+
+
+def _with_clip(opt_state: Any, change: Any) -> Any:
+    def changed(node: Any) -> Any:
+        return change(node) if _is_clip(node) and LIMIT in node.policy else node
+
+    return jax.tree.map(changed, opt_state, is_leaf=_is_clip)
+
+
+def _with_gates(opt_state: Any, ahead: Ahead) -> Any:
+    limits = {
+        LIMIT: _rounded_up(ahead.norm_limit),
+        LOSS_LIMIT: _rounded_up(ahead.loss_limit),
+        CAP: ahead.cap,
+        RATE: ahead.lr_factor,
+    }
+
+    def opened(clip: ClipState) -> ClipState:
+        new = {key: _like(value, clip.policy[key]) for key, value in limits.items()}
+        return clip._replace(policy={**clip.policy, **new})
+
+    return _with_clip(opt_state, opened)
+
+
+def _rounded_up(limit: float) -> float:
+    """A float32 over a limit: what the step drops the judge calls a spike too."""
+    wide = np.float32(min(limit, float(np.finfo(np.float32).max))) if limit < np.inf else limit
+    return float(np.nextafter(wide, np.float32(np.inf))) if limit > 0 else limit
+
+
+def _like(value: float, old: Any) -> Any:
+    return jax.device_put(np.asarray(value, old.dtype), old.sharding)
+
+
+def _on_host(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf  # a key of its own type: immutable, and a few bytes
+    return np.array(leaf)
+
+
+def _in_place_of(saved: Any, now: Any) -> Any:
+    if isinstance(saved, np.ndarray) and isinstance(now, jax.Array):
+        return jax.device_put(saved.copy(), now.sharding)  # a CPU may use the very memory
+    return saved
+
+
+def _without_figures(node: Any) -> Any:
+    return () if _is_clip(node) else node
+
+
+def _is_finite(leaf: Any) -> bool:
+    kind = getattr(leaf, "dtype", np.dtype(float))
+    if jnp.issubdtype(kind, jax.dtypes.prng_key) or not jnp.issubdtype(kind, jnp.inexact):
+        return True
+    wide = np.complex128 if jnp.issubdtype(kind, jnp.complexfloating) else np.float64
+    return bool(np.isfinite(np.asarray(leaf).astype(wide)).all())
