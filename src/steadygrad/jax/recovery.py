@@ -87,7 +87,7 @@ class Recovery:
 
     Raises:
         SpecError: a spec that cannot be read.
-        UsageError: the ladder names a folder.
+        UsageError: the ladder names a folder, or the training has several processes.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, steadygrad.jax as sg
@@ -110,6 +110,10 @@ class Recovery:
         *,
         run: Recorder | RunWriter | str | os.PathLike[str] | None = None,
     ) -> None:
+        if jax.process_count() > 1:
+            raise UsageError(
+                "Recovery serves a training of one process: snapshots are whole arrays in its memory"
+            )
         if run is None:
             self._writer: RunWriter | None = None
         else:
@@ -214,7 +218,14 @@ def _rounded_up(limit: float) -> float:
 
 
 def _like(value: float, old: Any) -> Any:
-    return jax.device_put(np.asarray(value, old.dtype), old.sharding)
+    return _placed(np.asarray(value, old.dtype), old)
+
+
+def _placed(value: np.ndarray[Any, Any], like: Any) -> Any:
+    """An array where another one is; uncommitted as that is, or a step would be compiled anew."""
+    if getattr(like, "committed", True):
+        return jax.device_put(value, like.sharding)
+    return jnp.asarray(value)
 
 
 def _on_host(leaf: Any) -> Any:
@@ -225,7 +236,7 @@ def _on_host(leaf: Any) -> Any:
 
 def _in_place_of(saved: Any, now: Any) -> Any:
     if isinstance(saved, np.ndarray) and isinstance(now, jax.Array):
-        return jax.device_put(saved.copy(), now.sharding)  # a CPU may use the very memory
+        return _placed(saved.copy(), now)  # a CPU may use the very memory
     return saved
 
 
