@@ -8,7 +8,8 @@ same trees, save where a step was dropped, a limit is new, or the training goes 
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.jax.recording import Recorder, clip_states
 from steadygrad.jax.transform import ClipState
+from steadygrad.live.session import open_writer
 from steadygrad.policies.gated import CAP, GATES, LIMIT, LOSS_LIMIT, RATE
 from steadygrad.policies.stepping import SKIP
 from steadygrad.recovery.compiled import CompiledRecovery, Figures
@@ -24,7 +26,12 @@ from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.judge import Ahead
 from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.runlog import RunWriter
-from steadygrad.runlog.interactive import open_writer
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import PyTree
 
 Tree = TypeVar("Tree")
 
@@ -32,16 +39,16 @@ Tree = TypeVar("Tree")
 class Content(NamedTuple):
     """One snapshot: trees of arrays on the host."""
 
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
 
 
 class _Training:
     """The trees that a step has made, and that the next one is to begin with."""
 
     def __init__(self) -> None:
-        self.params: Any = None
-        self.opt_state: Any = None
+        self.params: PyTree = None
+        self.opt_state: PyTree = None
 
     def capture(self) -> tuple[Content, int]:
         content = jax.tree.map(_on_host, Content(self.params, self.opt_state))
@@ -112,7 +119,7 @@ class Recovery:
     ) -> None:
         if jax.process_count() > 1:
             raise UsageError(
-                "Recovery serves a training of one process: snapshots are whole arrays in its memory"
+                "Recovery serves a training of one process: a snapshot is of whole arrays"
             )
         if run is None:
             self._writer: RunWriter | None = None
@@ -128,7 +135,9 @@ class Recovery:
         """What was done so far, in order."""
         return list(self._recovery.acts)
 
-    def after_step(self, params: Tree, opt_state: Any, loss: Any = None) -> tuple[Tree, Any]:
+    def after_step(
+        self, params: Tree, opt_state: PyTree, loss: ArrayLike | None = None
+    ) -> tuple[Tree, PyTree]:
         """A step is over: what the next one is to begin with.
 
         Call it outside of `jit`, after each update. A second call without a step in between, as
@@ -166,20 +175,22 @@ class Recovery:
         return kept, training.opt_state
 
     @property
-    def last_good(self) -> tuple[Any, Any]:
+    def last_good(self) -> tuple[PyTree, PyTree]:
         """Parameters and state as they were after the last call, also one that raised."""
         return self._training.params, self._training.opt_state
 
-    def _write_event(self, kind: str, data: Any, step: int | None) -> None:
+    def _write_event(
+        self, kind: str, data: Mapping[str, str | int | None], step: int | None
+    ) -> None:
         if self._writer is not None:
             self._writer.write_event(kind, data, step)
 
 
-def _is_clip(node: Any) -> bool:
+def _is_clip(node: object) -> bool:
     return isinstance(node, ClipState)
 
 
-def _gated_state(opt_state: Any) -> ClipState:
+def _gated_state(opt_state: PyTree) -> ClipState:
     states = [state for state in clip_states(opt_state) if LIMIT in state.policy]
     if len(states) != 1:
         raise UsageError(
@@ -189,14 +200,15 @@ def _gated_state(opt_state: Any) -> ClipState:
     return states[0]
 
 
-def _with_clip(opt_state: Any, change: Any) -> Any:
-    def changed(node: Any) -> Any:
-        return change(node) if _is_clip(node) and LIMIT in node.policy else node
+def _with_clip(opt_state: PyTree, change: Callable[[ClipState], ClipState]) -> PyTree:
+    def changed(node: object) -> object:
+        gated = isinstance(node, ClipState) and LIMIT in node.policy
+        return change(node) if isinstance(node, ClipState) and gated else node
 
     return jax.tree.map(changed, opt_state, is_leaf=_is_clip)
 
 
-def _with_gates(opt_state: Any, ahead: Ahead) -> Any:
+def _with_gates(opt_state: PyTree, ahead: Ahead) -> PyTree:
     limits = {
         LIMIT: _rounded_up(ahead.norm_limit),
         LOSS_LIMIT: _rounded_up(ahead.loss_limit),
@@ -217,34 +229,34 @@ def _rounded_up(limit: float) -> float:
     return float(np.nextafter(wide, np.float32(np.inf))) if limit > 0 else limit
 
 
-def _like(value: float, old: Any) -> Any:
+def _like(value: float, old: jax.Array) -> jax.Array:
     return _placed(np.asarray(value, old.dtype), old)
 
 
-def _placed(value: np.ndarray[Any, Any], like: Any) -> Any:
+def _placed(value: NDArray[np.generic], like: jax.Array) -> jax.Array:
     """An array where another one is; uncommitted as that is, or a step would be compiled anew."""
     if getattr(like, "committed", True):
         return jax.device_put(value, like.sharding)
     return jnp.asarray(value)
 
 
-def _on_host(leaf: Any) -> Any:
+def _on_host(leaf: jax.Array) -> jax.Array | NDArray[np.generic]:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf  # a key of its own type: immutable, and a few bytes
     return np.array(leaf)
 
 
-def _in_place_of(saved: Any, now: Any) -> Any:
+def _in_place_of(saved: object, now: object) -> object:
     if isinstance(saved, np.ndarray) and isinstance(now, jax.Array):
         return _placed(saved.copy(), now)  # a CPU may use the very memory
     return saved
 
 
-def _without_figures(node: Any) -> Any:
+def _without_figures(node: object) -> object:
     return () if _is_clip(node) else node
 
 
-def _is_finite(leaf: Any) -> bool:
+def _is_finite(leaf: jax.Array | NDArray[np.generic]) -> bool:
     kind = getattr(leaf, "dtype", np.dtype(float))
     if jnp.issubdtype(kind, jax.dtypes.prng_key) or not jnp.issubdtype(kind, jnp.inexact):
         return True

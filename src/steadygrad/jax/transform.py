@@ -184,7 +184,7 @@ def guard(
     def update(
         updates: PyTree, state: GuardState, params: PyTree = None, **extra: object
     ) -> tuple[PyTree, GuardState]:
-        before = gate_loss(state.clip, extra.get("value")) if heeds else state.clip
+        before = gate_loss(state.clip, _loss_in(extra)) if heeds else state.clip
         clipped, after, skip = clipper.run(updates, before, params, state.inner)
         if heeds:
             after = keep_gates(after, state.clip)
@@ -204,7 +204,13 @@ def guard(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def gate_loss(state: ClipState, loss: Any) -> ClipState:
+def _loss_in(extra: Mapping[str, object]) -> ArrayLike | None:
+    """What optax calls ``value``: the loss."""
+    loss: ArrayLike | None = extra.get("value")
+    return loss
+
+
+def gate_loss(state: ClipState, loss: ArrayLike | None) -> ClipState:
     """A state whose limit drops every step where the loss is over its own, or not finite."""
     if loss is None:
         return state
@@ -220,10 +226,10 @@ def keep_gates(state: ClipState, before: ClipState) -> ClipState:
     return state._replace(policy={**state.policy, **gates})
 
 
-def slowed(updates: Any, rate: Any) -> Any:
+def slowed(updates: PyTree, rate: jax.Array) -> PyTree:
     """Updates times a rate; exactly themselves at 1."""
 
-    def of(leaf: Any) -> Any:
+    def of(leaf: jax.Array) -> jax.Array:
         inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         return jnp.where(rate < 1.0, leaf * rate.astype(leaf.dtype), leaf) if inexact else leaf
 

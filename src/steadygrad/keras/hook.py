@@ -396,7 +396,7 @@ class Hook:
         return isinstance(self.policy, Gated)
 
     @property
-    def own_variables(self) -> list[Any]:
+    def own_variables(self) -> list[keras.Variable]:
         """What tells of steps, and the limits: of no training's state, and never put back."""
         gates = [self._memory[key] for key in GATES if key in self._memory]
         return [self.figures, self.tensors, *gates] if self.variables else []

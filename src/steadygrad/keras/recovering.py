@@ -5,7 +5,8 @@ It acts between two steps, from `Steady.record`, which `GradientMonitor` calls a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import numpy as np
@@ -21,6 +22,11 @@ from steadygrad.recovery.judge import OPEN, Ahead
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.runlog.notice import warn
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from steadygrad.typing import Array
+
 Loss = tuple[float, float]
 """Sum of the losses since the epoch began, and their weight."""
 
@@ -28,8 +34,8 @@ Loss = tuple[float, float]
 class Content(NamedTuple):
     """One snapshot: variables and their values, on the host."""
 
-    variables: list[Any]
-    values: list[np.ndarray[Any, Any]]
+    variables: list[keras.Variable]
+    values: list[NDArray[np.generic]]
 
 
 class KerasTraining:
@@ -41,10 +47,10 @@ class KerasTraining:
         hook: what stands inside it.
     """
 
-    def __init__(self, model: Any, optimizer: Any, hook: Hook) -> None:
+    def __init__(self, model: keras.Model, optimizer: keras.Optimizer, hook: Hook) -> None:
         self._model, self._optimizer, self._hook = model, optimizer, hook
-        self._forward: list[tuple[Any, Any]] = []
-        self._loss: list[tuple[Any, Any]] = []
+        self._forward: list[tuple[keras.Variable, Array]] = []
+        self._loss: list[tuple[keras.Variable, NDArray[np.generic]]] = []
         self._seen: Loss = (0.0, 0.0)
         self._policy: set[int] = set()  # a policy's memory may begin with inf
 
@@ -92,7 +98,7 @@ class KerasTraining:
         weight = count - counted
         return (total - before) / weight if weight > 0 else None
 
-    def _variables(self) -> list[Any]:
+    def _variables(self) -> list[keras.Variable]:
         """All that is trained, once each: weights, averages, generators, slots, scale, policy."""
         outer = getattr(self._model, "optimizer", None)
         held = [
@@ -105,14 +111,14 @@ class KerasTraining:
         return list({id(v): v for v in held if id(v) not in own}.values())
 
 
-def _put_back(kept: list[tuple[Any, Any]]) -> None:
+def _put_back(kept: Sequence[tuple[keras.Variable, Array | NDArray[np.generic]]]) -> None:
     """Assign copies: JAX donates what a variable holds to the next step."""
     for variable, value in kept:
-        host = isinstance(value, np.ndarray)
-        variable.assign(value.copy() if host else keras.ops.copy(value))
+        copied = value.copy() if isinstance(value, np.ndarray) else keras.ops.copy(value)
+        variable.assign(copied)
 
 
-def _is_finite(value: np.ndarray[Any, Any]) -> bool:
+def _is_finite(value: NDArray[np.generic]) -> bool:
     if not np.issubdtype(value.dtype, np.integer) and value.dtype != bool:
         return bool(np.isfinite(value.astype(np.float64)).all())
     return True
@@ -130,7 +136,12 @@ class KerasRecovery:
     """
 
     def __init__(
-        self, ladder: Ladder, model: Any, optimizer: Any, hook: Hook, write_event: WriteEvent
+        self,
+        ladder: Ladder,
+        model: keras.Model,
+        optimizer: keras.Optimizer,
+        hook: Hook,
+        write_event: WriteEvent,
     ) -> None:
         self.training = KerasTraining(model, optimizer, hook)
         self._recovery = CompiledRecovery(ladder, self.training, write_event)
