@@ -289,7 +289,7 @@
       if (cells.length) rows.push({ name: kind[0], tint: colour(kind[1]), marks: cells.map(function (c) { return laneMark(c, kind[0]); }) });
     });
     var acts = run.series.reduce(function (all, s) { return all.concat(s.recovery.acts); }, []);
-    if (acts.length) rows.push({ name: "recovery", tint: colour("accent"), marks: acts.map(actMark) });
+    if (acts.length) rows.push({ name: narrow.matches ? "rescue" : "recovery", tint: colour("accent"), marks: acts.map(actMark) });
     run.findings.forEach(function (f, i) {
       if (!f.steps.length) return;
       var stride = Math.ceil(f.steps.length / 400);
