@@ -22,7 +22,9 @@ def elements_of(tensor: object) -> torch.Tensor | None:
     """
     if not isinstance(tensor, torch.Tensor) or type(tensor) not in _PLAIN:
         return None
-    if tensor.is_sparse or tensor.is_meta or not tensor.numel():
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return None
+    if not tensor.untyped_storage().size():  # FSDP1 frees it between passes
         return None
     flat = tensor.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // MOST)][:MOST].clone()

@@ -81,7 +81,7 @@ class Ownership:
     def _moved(self, leaf: torch.Tensor) -> bool:
         first, now = self._firsts.get(id(leaf)), elements_of(leaf)
         if first is None or now is None:
-            return False
+            return first is not None  # its elements are gone: FSDP1 takes them away, and so owns it
         return first.shape != now.shape or not torch.equal(first.to(now), now)
 
 
