@@ -6,6 +6,7 @@ import os
 import time
 
 import click
+from click.core import ParameterSource
 
 from steadygrad.cli import Handover
 from steadygrad.errors import UsageError
@@ -149,13 +150,15 @@ def _options_typed() -> list[str]:
     context = click.get_current_context()
     words: list[str] = []
     for option in context.command.params:
-        if not isinstance(option, click.Option) or option.name in (None, "as_module"):
+        name = str(option.name)
+        by_hand = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not isinstance(option, click.Option) or name == "as_module" or not by_hand:
             continue
-        value = context.params[str(option.name)]
+        value = context.params[name]
         for each in value if isinstance(value, tuple) else [value]:
             if each is True:
                 words.append(option.opts[-1])
-            elif each not in (None, False):
+            else:
                 words += [option.opts[-1], str(each)]
     return words
 
