@@ -7,6 +7,7 @@ same trees, save where a step was dropped, a limit is new, or the training goes 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -164,7 +165,7 @@ class Recovery:
         self._judged = count
         training = self._training
         training.params, training.opt_state = params, opt_state
-        value = 0.0 if loss is None else float(loss)
+        value = math.nan if loss is None else float(loss)
         dropped = int(clip.action) == SKIP
         figures = Figures(count - 1, value, float(clip.norm), dropped, False, loss is not None)
         ahead = self._recovery.after_step(figures)

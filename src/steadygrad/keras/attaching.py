@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import TYPE_CHECKING
@@ -276,7 +277,7 @@ class Steady(Handle):
         if self.writer is not None:
             self._write(self.writer, last, float("nan") if loss is None else float(loss))
         if self._recovery is not None:
-            value, known = float(loss or 0.0), loss is not None
+            value, known = math.nan if loss is None else float(loss), loss is not None
             dropped, scaled = last.action == ACTIONS[SKIP], last.loss_scale != 1.0
             figures = Figures(last.step, value, last.norm, dropped, scaled, known)
             self._recovery.after_step(figures)

@@ -107,6 +107,7 @@ class KerasTraining:
             *getattr(outer, "variables", []),
         ]
         own = {id(variable) for variable in self._hook.own_variables}
+        own.add(id(own_rate(self._optimizer)))  # the script's and recovery's, at every step
         self._policy = {id(variable) for variable in self._hook.variables}
         return list({id(v): v for v in held if id(v) not in own}.values())
 
@@ -170,26 +171,24 @@ class KerasRecovery:
 
     def _set_rate(self, ahead: Ahead) -> None:
         """Lower the rate, or give back what was lowered unless the script has set another."""
-        if (ahead.lr_factor < 1.0) == (self._rates is not None):
+        if ahead.lr_factor == self._ahead.lr_factor:
             return
         rate = own_rate(self._optimizer)
         if rate is None:
-            if self._ahead.lr_factor != ahead.lr_factor < 1.0:
+            if ahead.lr_factor < 1.0:
                 warn(
                     "recover: a schedule gives this optimizer's learning rate, so it is not "
                     "lowered; leave lower_lr out to say so",
                     SteadyGradWarning,
                 )
             return
-        now = float(to_numpy(rate))
-        if self._rates is None:
-            self._rates = now, float(np.float32(now * ahead.lr_factor))
-            rate.assign(self._rates[1])
-            return
-        usual, lowered = self._rates
-        self._rates = None
-        if now == lowered:
-            rate.assign(usual)
+        now, lowers = float(to_numpy(rate)), ahead.lr_factor < 1.0
+        usual, lowered = self._rates or (now, now)
+        if now != lowered:  # the script has set another
+            usual = now
+        wanted = float(np.float32(usual * ahead.lr_factor)) if lowers else usual
+        self._rates = (usual, wanted) if lowers else None
+        rate.assign(wanted)
 
 
 def _rounded_up(limit: float) -> float:

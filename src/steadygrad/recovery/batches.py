@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from steadygrad.errors import SteadyGradWarning
+from steadygrad.runlog.notice import warn
+
 Batch = TypeVar("Batch")
 
 FILE = "skip_batches.json"
@@ -76,10 +79,13 @@ class LeftOut:
         if self._path is None:
             return
         content = json.dumps({"batches": self.numbers()})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(content)
-        os.replace(partial, self._path)
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")  # all ranks write the same list
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(content)
+            os.replace(partial, self._path)
+        except OSError as error:  # a full disk must not end a training
+            warn(f"{self._path} was not written: {error}", SteadyGradWarning)
 
 
 def _read(path: Path) -> set[int]:

@@ -200,7 +200,7 @@ class CompiledRecovery(Generic[Content]):
         """Set what holds for the next step, and copy what it begins with where that is due."""
         before, self._ahead = self._ahead, self._judge.ahead(step)
         if self._ahead.lr_factor < before.lr_factor:
-            self._note(step, LOWER_RATE, until=step - 1 + self.ladder.lr_steps)
+            self._note(step, LOWER_RATE, until=self._ahead.slow_until)
         self._candidate = None
         if verdict.act is Act.NONE and self.ladder.rollback and self._pace.due(step):
             began = time.perf_counter()

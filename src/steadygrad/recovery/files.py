@@ -15,7 +15,8 @@ _NAME = re.compile(r"step-(\d+)\.snapshot")
 def write_snapshot(folder: Path, step: int, content: bytes, keep: int) -> Path:
     """Write one snapshot; earlier ones over `keep` go.
 
-    A process killed in the middle leaves the earlier ones as they were.
+    A process killed in the middle leaves the earlier ones as they were. Those of later steps are of
+    a run that was not gone on with: they are set aside, as ``*.unused``, once.
 
     Args:
         folder: made where it is missing.
@@ -35,6 +36,7 @@ def write_snapshot(folder: Path, step: int, content: bytes, keep: int) -> Path:
         file.write(MAGIC + hashlib.sha256(content).digest() + content)
         file.flush()
         os.fsync(file.fileno())
+    _set_aside_after(folder, step)
     os.replace(partial, path)
     for old in _snapshots(folder)[:-keep]:
         old.unlink(missing_ok=True)
@@ -63,6 +65,14 @@ def drop_after(folder: Path, step: int) -> None:
     for path in _snapshots(folder):
         if _step(path) > step:
             path.unlink(missing_ok=True)
+
+
+def _set_aside_after(folder: Path, step: int) -> None:
+    later = [path for path in _snapshots(folder) if _step(path) > step]
+    for old in folder.glob("*.unused") if later else ():
+        old.unlink(missing_ok=True)
+    for path in later:
+        os.replace(path, path.with_suffix(".unused"))
 
 
 def _snapshots(folder: Path) -> list[Path]:

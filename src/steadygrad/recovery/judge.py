@@ -80,12 +80,14 @@ class Ahead(NamedTuple):
         norm_limit: norm over which it is to be dropped; below 0 for any.
         cap: largest norm that may be applied.
         lr_factor: what the learning rate is multiplied by.
+        slow_until: the last step of the lower rate.
     """
 
     loss_limit: float = math.inf
     norm_limit: float = math.inf
     cap: float = math.inf
     lr_factor: float = 1.0
+    slow_until: int = -1
 
 
 OPEN = Ahead()
@@ -150,7 +152,8 @@ class Judge:
         return Ahead(
             *self._watch.limits(step),
             self._watch.usual_norm if step <= self._shrink_until else math.inf,
-            self.ladder.lower_lr if step <= self._slow_until else 1.0,
+            self.ladder.lower_lr**self._lowered if step <= self._slow_until else 1.0,
+            self._slow_until if step <= self._slow_until else -1,
         )
 
     def rolled_back(self, now: int, to: int) -> None:

@@ -140,7 +140,8 @@ class Watch:
 
     def was_lone(self, reading: Reading) -> None:
         """A spike came alone: the steps after it were sound without anything being undone."""
-        self._lone.append((reading.step, reading.loss, _log(reading.norm)))
+        if reading.loss_finite and reading.gradients_finite:  # NaN and inf are no size of a spike
+            self._lone.append((reading.step, reading.loss, _log(reading.norm)))
 
     def forget(self) -> None:
         """What comes from now on is compared with nothing before it."""
@@ -189,6 +190,8 @@ class Watch:
     def _diverges(self) -> bool:
         """Whether loss and norm have lain far over where they began, for a while."""
         if len(self._recent) < LASTING or self._accepted < self._ladder.window // 2:
+            return False
+        if not self._levels:  # no gradient was ever over 0
             return False
         losses, logs = (np.array(column) for column in zip(*self._recent, strict=True))
         start = robust.median(self._first)

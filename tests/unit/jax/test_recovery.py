@@ -149,6 +149,17 @@ def test_a_spike_of_the_loss_alone_is_dropped_too() -> None:
     assert [(a.step, a.act, a.trigger) for a in recovery.acts] == [(40, "skip", "loss spike")]
 
 
+def test_a_loss_that_is_told_now_and_then_is_no_spike() -> None:
+    recovery = sg.Recovery()
+    tx, move = descent(0.01, False)
+    params = jnp.ones(3)
+    state = tx.init(params)
+    for step in range(60):
+        params, state = move(params, state, jnp.full(3, 0.1), 2.3)
+        params, state = recovery.after_step(params, state, 2.3 if step == 50 else None)
+    assert recovery.acts == []
+
+
 def test_a_loss_that_the_step_is_not_told_is_let_pass_and_then_gone_back_from() -> None:
     recovery = sg.Recovery("skip:2+rollback:4+snapshots:stride=5")
     tx, move = descent(0.01, False)

@@ -222,6 +222,26 @@ def recovery_heals_and_changes_nothing_else():
 
 
 @case()
+def recovery_lowers_the_rate_and_gives_it_back():
+    optimizer = keras.optimizers.SGD(0.5)
+    model = model_of(optimizer)
+    recovery = sg.attach(optimizer, model=model, recover="auto")._recovery
+    model.train_on_batch(*data())
+    before, _ = recovery.training.capture()
+    rates = []
+    for factor in (0.5, 0.25, 1.0, 0.5):
+        ahead = recovery._ahead._replace(lr_factor=factor)
+        recovery._set_rate(ahead)
+        recovery._ahead = ahead
+        recovery.training.put_back(before)  # a rollback while the rate is lower leaves it so
+        rates.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+    assert rates == [0.25, 0.125, 0.5, 0.25]
+    optimizer.learning_rate = 0.75  # the script's own word is the last
+    recovery._set_rate(ahead._replace(lr_factor=1.0))
+    assert float(keras.ops.convert_to_numpy(optimizer.learning_rate)) == 0.75
+
+
+@case()
 def recovery_of_what_cannot_be_is_refused():
     optimizer = keras.optimizers.SGD(0.1)
     expect(UsageError, "model=model", lambda: sg.attach(optimizer, recover="auto"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from steadygrad.errors import SteadyGradWarning
 from steadygrad.recovery.batches import LeftOut
 from steadygrad.recovery.files import read_newest, write_snapshot
 
@@ -44,6 +45,23 @@ def test_a_kill_loses_at_most_the_one_being_written(tmp_path: Path, delay: float
     assert newest is not None
     assert newest[0] >= last
     assert newest[1] == bytes([newest[0] % 251]) * 4_000_000
+
+
+def test_a_run_that_begins_anew_sets_aside_what_an_earlier_one_wrote(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        write_snapshot(tmp_path, step, b"old", 3)
+    for step in (10, 20):
+        write_snapshot(tmp_path, step, b"new", 3)
+        assert read_newest(tmp_path) == (step, b"new")
+    assert len(list(tmp_path.glob("*.unused"))) == 3
+
+
+def test_a_list_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    left_out = LeftOut(tmp_path / "file" / "skip_batches.json")
+    with pytest.warns(SteadyGradWarning, match="was not written"):
+        left_out.add(2, 3)
+    assert left_out.numbers() == [2, 3]
 
 
 def test_batches_left_out_outlive_the_process(tmp_path: Path) -> None:

@@ -96,6 +96,29 @@ def test_healthy_curves_are_left_alone() -> None:
             assert judge.judge(Reading(step, loss, norm)).act is Act.NONE, (seed, step)
 
 
+@pytest.mark.parametrize(("loss", "norm"), [(2.0, 0.0), (math.nan, 1.0), (math.nan, 0.0)])
+def test_steps_without_a_gradient_or_a_known_loss_are_sound(loss: float, norm: float) -> None:
+    judge = Judge(parse_ladder("auto"))
+    assert {judge.judge(Reading(step, loss, norm)).act for step in range(150)} == {Act.NONE}
+
+
+def test_broken_batches_are_no_habit_of_spikes() -> None:
+    judge = settled()
+    for step in range(100, 110, 2):
+        judge.judge(Reading(step, math.inf, 1.0, loss_finite=False))
+        judge.judge(Reading(step + 1, 2.0, 1.0))
+    assert judge.judge(Reading(110, 40.0, 1.0)).act is Act.SKIP
+
+
+def test_each_further_rollback_lowers_the_rate_of_a_compiled_step_once_more() -> None:
+    judge = settled("rollback:8+lower_lr:0.5,steps=50")
+    factors = []
+    for step in (100, 110, 120):
+        judge.rolled_back(step, step - 5)
+        factors.append((judge.ahead(step + 1).lr_factor, judge.ahead(step + 1).slow_until))
+    assert factors == [(1.0, -1), (0.5, 160), (0.25, 170)]
+
+
 def test_a_ring_refuses_what_does_not_fit() -> None:
     with pytest.raises(UsageError, match="keep=1"):
         Ring[str](3, 100).require_room(50)

@@ -39,7 +39,9 @@ def check(view: View) -> Iterator[Finding]:
     step = float(np.median(table.seconds[rows]))
     often = float(np.mean(busy[:, slowest] > others))
     if step > 0 and wait > max(SHARE * step, SECONDS) and often >= MOSTLY:
-        yield _finding(view, table, slowest, wait, step, often, others)
+        yield _finding(
+            view, table, slowest, wait, step, often, float(np.median(busy[:, slowest])), others
+        )
 
 
 def _finding(
@@ -49,6 +51,7 @@ def _finding(
     wait: float,
     step: float,
     often: float,
+    busy: float,
     others: np.typing.NDArray[np.float64],
 ) -> Finding:
     rank, share = int(table.ranks[slowest]), min(wait / step, 1.0)
@@ -60,7 +63,7 @@ def _finding(
         f"Rank {rank} holds the others up: {percent(share)} of a step is spent waiting for it.",
         evidence=[
             f"Outside backward passes and collectives rank {rank} is busy "
-            f"{number(1000 * (wait + float(np.median(others))))} ms a step (median), the other "
+            f"{number(1000 * busy)} ms a step (median), the other "
             f"{len(table.ranks) - 1} {number(1000 * float(np.median(others)))} ms; a step takes "
             f"{number(1000 * step)} ms on all.",
             f"It is slower than the others in {percent(often)} of the steps that were told.",

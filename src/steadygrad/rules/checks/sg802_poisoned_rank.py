@@ -45,7 +45,7 @@ def _finding(view: View, table: RankTable, broken: Array, some: Array, what: str
         f"{len(table.ranks) - len(ranks)} are.",
         evidence=[
             f"Steps: {', '.join(map(str, steps[:8]))}{' ...' if len(steps) > 8 else ''} "
-            f"({percent(len(steps) / len(table.steps))} of those that all ranks told of).",
+            f"({percent(len(steps) / table.complete.sum())} of those that all ranks told of).",
             *_origins(view, ranks),
             "These steps were skipped on all ranks."
             if held_back

@@ -10,7 +10,6 @@ and `GradScaler.scale` tell of their calls, and one meter serves all handles.
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -82,7 +81,8 @@ class LossMeter(threading.local):
             of_this = self._scale_of(tensor)
             scale = scale if of_this is None else of_this
             value = _value(tensor, weights[index] if weights else None, of_this)
-            total = value if total is None else total + value
+            if value is not None:
+                total = value if total is None else total + value
         return Heard(total, scale)
 
     def take(self, heard: Heard) -> None:
@@ -128,12 +128,12 @@ def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:
 
 
 def _of_subclass(tensor: torch.Tensor, scale: object) -> Any:
-    """A loss that is a DTensor, or a tensor of some other kind; NaN where it cannot be read."""
+    """A loss that is a DTensor, or a tensor of some other kind; None where it cannot be read."""
     try:
         value = float(whole(tensor.detach()))
         return value if scale is None else value / float(whole(scale))
     except Exception:  # whatever kind it is, the backward pass goes on
-        return math.nan
+        return None
 
 
 _meter = LossMeter()

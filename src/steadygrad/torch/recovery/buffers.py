@@ -11,6 +11,7 @@ import gc
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from steadygrad.torch.distributed.sharded import local
 
@@ -44,14 +45,14 @@ class Buffers:
     def note(self) -> None:
         """Copy them as they are now."""
         for index, (module, name) in enumerate(self._places):
-            buffer, copy = module._buffers.get(name), self._copies[index]
+            buffer, copy = _buffer(module, name), self._copies[index]
             if buffer is None:
                 self._copies[index] = None
             elif copy is None or copy.shape != buffer.shape or copy.device != buffer.device:
                 self._copies[index] = buffer.detach().clone()
-            elif buffer.numel() <= SMALL or buffer._version != self._versions[index]:
+            elif buffer.numel() <= SMALL or _version(buffer) != self._versions[index]:
                 copy.copy_(buffer.detach())
-            self._versions[index] = -1 if buffer is None else buffer._version
+            self._versions[index] = -1 if buffer is None else _version(buffer)
 
     def copies(self) -> list[torch.Tensor | None]:
         """What was noted last, to keep."""
@@ -71,15 +72,43 @@ class Buffers:
         chosen = self._copies if copies is None else copies
         with torch.no_grad():
             for (module, name), copy in zip(self._places, chosen, strict=True):
-                buffer = module._buffers.get(name)
+                buffer = _buffer(module, name)
                 if buffer is not None and copy is not None and buffer.shape == copy.shape:
-                    buffer.copy_(copy)
+                    _write(buffer, copy)
+
+
+def _buffer(module: torch.nn.Module, name: str) -> torch.Tensor | None:
+    """A buffer; None where it is not there, or has no shape yet."""
+    buffer = module._buffers.get(name)
+    return None if buffer is None or is_lazy(buffer) else buffer
+
+
+def _version(buffer: torch.Tensor) -> int:
+    return -2 if buffer.is_inference() else buffer._version
+
+
+def _write(buffer: torch.Tensor, copy: torch.Tensor) -> None:
+    strides = buffer.stride() if buffer.layout is torch.strided else ()
+    if 0 in strides and buffer.numel() > 1:  # elements that share memory: torch writes none
+        return
+    with torch.inference_mode(buffer.is_inference()):
+        buffer.copy_(copy)
 
 
 def all_finite(tensors: Iterable[torch.Tensor | None]) -> bool:
     """Whether no element of any of them is NaN or inf."""
-    present = [t.detach() for t in tensors if t is not None and t.dtype.is_floating_point]
-    return all(bool(torch.isfinite(part).all()) for part in local(present))
+    inexact = [t for t in tensors if t is not None and (t.is_floating_point() or t.is_complex())]
+    return all(_is_finite(part) for part in local([t.detach() for t in inexact]))
+
+
+def _is_finite(part: torch.Tensor) -> bool:
+    if part.is_meta:
+        return True
+    if part.layout is not torch.strided:
+        part = part.to_sparse().coalesce().values()
+    if part.is_floating_point() and part.element_size() == 1:  # no arithmetic is there for float8
+        part = part.float()
+    return bool(torch.isfinite(part).all())
 
 
 def modules_of(

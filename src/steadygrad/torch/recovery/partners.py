@@ -57,7 +57,7 @@ class Partners:
         """Find the schedulers of an optimizer, and the loss scaler where there is but one."""
         known = {id(each) for each in self.named.values()}
         live = [e for e in _instances(LRScheduler, torch.amp.GradScaler) if id(e) not in known]
-        schedulers = [e for e in live if isinstance(e, LRScheduler) and e.optimizer is optimizer]
+        schedulers = [e for e in live if isinstance(e, LRScheduler) and _optimizer(e) is optimizer]
         scalers = [e for e in live if isinstance(e, torch.amp.GradScaler) and e.is_enabled()]
         for each in sorted(schedulers, key=_settings):
             self.named[f"scheduler {len(self._schedulers())}"] = each
@@ -81,6 +81,10 @@ class Partners:
 
     def _schedulers(self) -> list[str]:
         return [name for name in self.named if name.startswith("scheduler ")]
+
+
+def _optimizer(scheduler: LRScheduler) -> object:
+    return getattr(scheduler, "optimizer", None)  # a class of one's own may have none
 
 
 def _settings(scheduler: LRScheduler) -> tuple[str, str]:

@@ -103,7 +103,7 @@ class Recovering:
         self._doubts = 0
         self._buffers = Buffers(modules_of(model, params))
         self._memory, self._write_event, self._index = memory, write_event, index
-        self._folder = _own_folder(ladder.folder, params)
+        self._folder = _own_folder(ladder.folder, params, index)
         self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
         write_event(
             LADDER,
@@ -219,7 +219,7 @@ class Recovering:
             UsageError: no folder is known, or what was saved is of other weights.
         """
         params = _parameters(optimizer)
-        place = self._folder if folder is None else _own_folder(folder, params)
+        place = self._folder if folder is None else _own_folder(folder, params, self._index)
         if place is None:
             raise UsageError(
                 "restore: no folder is known; type attach(..., recover='auto+snapshots:FOLDER')"
@@ -271,12 +271,17 @@ class Recovering:
     ) -> Reading:
         value = _number(loss)
         finite = math.isfinite(norm)
-        loss_finite = loss is None or math.isfinite(value)
+        loss_finite = value is None or math.isfinite(value)
         weights = True
         if not (finite and loss_finite):
             weights = all_finite(_parameters(optimizer))
         reading = Reading(
-            step, value, norm if finite else math.nan, loss_finite, finite or scaled, weights
+            step,
+            math.nan if value is None else value,
+            norm if finite else math.nan,
+            loss_finite,
+            finite or scaled,
+            weights,
         )
         return agreed(reading, _parameters(optimizer)[0].device) if is_job() else reading
 
@@ -290,7 +295,10 @@ class Recovering:
         taken = self._candidate
         state = self._capture(optimizer) if taken is None else taken[1]
         tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
-        if all_finite(tensors) and self._buffers.are_sound(state.buffers):
+        sound = all_finite(tensors) and self._buffers.are_sound(state.buffers)
+        if is_job():  # a snapshot that one rank lacks is none
+            sound = bool(smallest(int(sound), tensors[0].device))
+        if sound:
             self._learn_move(optimizer, step)
             self._ring.add(step, state, state.weights.size)
             if self._folder is not None:
@@ -435,8 +443,8 @@ def _places(params: Sequence[torch.Tensor]) -> list[str]:
     return [f"parameter {index}" for index in range(len(params))]
 
 
-def _own_folder(folder: str, params: Sequence[torch.Tensor]) -> Path | None:
-    """This rank's part of a folder; None where none was named."""
+def _own_folder(folder: str, params: Sequence[torch.Tensor], index: int) -> Path | None:
+    """This rank's and optimizer's part of a folder; None where none was named."""
     if not folder:
         return None
     if any_sharded(params):
@@ -445,7 +453,8 @@ def _own_folder(folder: str, params: Sequence[torch.Tensor]) -> Path | None:
             "folder out, and save with torch.distributed.checkpoint"
         )
     whole = Path(folder).absolute()
-    return whole / f"rank-{torch.distributed.get_rank() if is_job() else 0}"
+    rank = f"rank-{torch.distributed.get_rank() if is_job() else 0}"
+    return whole / (f"{rank}-optimizer-{index}" if index else rank)
 
 
 def _put_learning_rates(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
@@ -454,8 +463,9 @@ def _put_learning_rates(optimizer: torch.optim.Optimizer, saved: dict[str, Any])
         group.update({key: value for key, value in old.items() if key != "params"})
 
 
-def _number(loss: Any) -> float:
+def _number(loss: Any) -> float | None:
+    """A loss; None where it is not known, or is no single number."""
     try:
-        return math.nan if loss is None else float(loss)
+        return None if loss is None else float(loss)
     except (TypeError, ValueError, RuntimeError):
-        return math.nan
+        return None

@@ -16,6 +16,7 @@ from steadygrad.errors import RecoveryError, UsageError
 from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
 from steadygrad.recovery import events_of
 from steadygrad.recovery.resuming import RESUME
+from steadygrad.torch.recovery.buffers import Buffers, all_finite
 
 STEPS = 60
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
@@ -257,3 +258,60 @@ def test_a_run_without_snapshots_cannot_be_resumed(tmp_path: Path) -> None:
     training.end()
     with pytest.raises(UsageError, match="no snapshots on disk"):
         hand_over(str(tmp_path / "run.db"))
+
+
+def _inference() -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.zeros(3, device="meta"),
+        lambda: torch.zeros(1).expand(3),
+        torch.nn.parameter.UninitializedBuffer,
+        _inference,
+    ],
+)
+def test_any_kind_of_buffer_is_put_up_with(make: Callable[[], torch.Tensor]) -> None:
+    module = torch.nn.Module()
+    module.register_buffer("odd", make())
+    buffers = Buffers([module])
+    buffers.note()
+    assert buffers.are_sound(buffers.copies())
+    buffers.put_back()
+
+
+def test_complex_weights_with_nan_are_not_finite() -> None:
+    assert all_finite([torch.zeros(2, dtype=torch.complex64)])
+    assert not all_finite([torch.full((2,), torch.nan, dtype=torch.complex64)])
+
+
+def test_a_loss_that_is_no_single_number_is_not_taken_for_nan() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with sg.attach(optimizer, clip="none", recover="auto") as steady:
+        steady.observe_loss(torch.ones(3))
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        assert steady.recoveries == []
+    torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
+
+
+def test_optimizers_of_one_run_keep_their_snapshots_apart(tmp_path: Path) -> None:
+    weights = [torch.nn.Parameter(torch.full((2 + n,), float(n))) for n in (0, 1)]
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
+    spec = f"auto+snapshots:{tmp_path},stride=1"
+    handles = [
+        sg.attach(optimizer, recover=spec, optimizer_index=n)
+        for n, optimizer in enumerate(optimizers)
+    ]
+    for optimizer, weight in zip(optimizers, weights, strict=True):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    for handle in handles:
+        handle.detach()
+    assert sorted(path.name for path in tmp_path.glob("rank-*")) == ["rank-0", "rank-0-optimizer-1"]
