@@ -68,6 +68,7 @@ class CellSession(Session):
         try:
             self._conclude()
         finally:
+            self._gave_up = True  # what the cell has made of JAX opens no run file later
             self.guarded("a library is not as it was", undo_all)
 
     def words(self) -> Words:

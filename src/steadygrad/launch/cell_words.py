@@ -49,7 +49,7 @@ def _cards(session: EndedRun) -> list[Card]:
     run = thinned(whole)
     findings = diagnose(run)
     told = verdict(run, findings)
-    cards = [_summary(run, told.level, told.sentence)]
+    cards = [_summary(whole, told.level, told.sentence)]
     cards += [finding.card for finding in findings[:MOST_FINDINGS]]
     name = os.path.basename(session.path)
     closing = [

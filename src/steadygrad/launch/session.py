@@ -233,7 +233,7 @@ class Session:
         self.seconds = time.perf_counter() - self.clock
         try:
             for observer in self.observers:
-                observer.finish()
+                self.guarded("the last steps are not recorded", observer.finish)
             if self.plan.find_nan and "torch" not in self.frameworks:
                 self.mention("--find-nan works on PyTorch only, and this script does not use it")
             if self._told_by_first_rank and self.exit != "ok":

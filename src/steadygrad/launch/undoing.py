@@ -51,6 +51,14 @@ def note(undo: Callable[[], None]) -> None:
 
 
 def undo_all() -> None:
-    """Take back what was changed, the last change first."""
-    while _undo:
-        _undo.pop()()
+    """Take back what was changed, the last change first.
+
+    Raises:
+        Exception: a change could not be taken back; all others were.
+    """
+    try:
+        while _undo:
+            _undo.pop()()
+    finally:
+        if _undo:
+            undo_all()

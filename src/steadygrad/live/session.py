@@ -23,8 +23,9 @@ from steadygrad.text import printable
 if TYPE_CHECKING:  # a training need not pay for what judges it
     from steadygrad.report.headline import Verdict
 
-_open: weakref.WeakSet[RunWriter] = weakref.WeakSet()
-"""Writers that cells of this session opened, as long as something holds them."""
+_open: weakref.WeakKeyDictionary[RunWriter, int] = weakref.WeakKeyDictionary()
+"""Writers that cells of this session opened, as long as something holds them, and their steps
+before the cell that runs now."""
 
 _cards: weakref.WeakKeyDictionary[RunWriter, LiveCard] = weakref.WeakKeyDictionary()
 """The live card of each."""
@@ -124,7 +125,7 @@ def follow(writer: RunWriter) -> None:
     shell = shell_of_ipython()
     if shell is None or writer in _open:
         return
-    _open.add(writer)
+    _open[writer] = 0
     if shell not in _watched:
         _watched.add(shell)
         shell.events.register("pre_run_cell", _note_the_start)
@@ -169,13 +170,23 @@ def _note_the_end(result: object) -> None:
         with contextlib.suppress(Exception):  # told where the holder is used next
             hand_over(holder)
     for writer in list(_open):
-        if error is not None and writer.recording:
-            writer.update_info(exit=type(error).__name__)
         writer.flush(timeout=1.0)
+        _note_exit(writer, error)
         card = _cards.get(writer)
         if card is not None:
             judge = partial(_judged, writer.path)
             card.cell_ends("" if error is None else type(error).__name__, judge)
+
+
+def _note_exit(writer: RunWriter, error: BaseException | None) -> None:
+    """Have the file say how the last cell ended that trained; other cells are none of its."""
+    before, _open[writer] = _open[writer], writer.steps
+    trains = writer.steps != before or not before  # one without a step yet may have failed to
+    if not trains or not writer.recording or writer.stop_reason:
+        return
+    if error is not None or "exit" in writer.info:
+        writer.update_info(exit="ok" if error is None else type(error).__name__)
+        writer.flush(timeout=1.0)
 
 
 def _judged(path: Path) -> Verdict:
@@ -184,5 +195,5 @@ def _judged(path: Path) -> Verdict:
     from steadygrad.runlog import open_run
     from steadygrad.runlog.thinning import thinned
 
-    run = thinned(open_run(path))
-    return verdict(run, diagnose(run))
+    run = open_run(path)
+    return verdict(run, diagnose(thinned(run)))

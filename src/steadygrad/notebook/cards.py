@@ -124,7 +124,7 @@ def curve(values: Sequence[float], threshold: float | None, colour: str) -> str:
         else:
             path.append(f"{pen}{i * step:.1f} {y(value):.1f}")
             pen = "L"
-    if threshold and low <= math.log10(threshold) <= high:
+    if threshold is not None and threshold > 0 and low <= math.log10(threshold) <= high:
         at = y(math.log10(threshold))
         drawing.append(
             f'<line x1="0" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}" stroke="currentColor" '

@@ -230,6 +230,11 @@ class RunWriter:
         self._put(InfoItem(values), 1000)
 
     @property
+    def steps(self) -> int:
+        """Steps so far, as far as the thread has come: all of them after `flush`."""
+        return self._recorder.steps_seen
+
+    @property
     def stop_reason(self) -> str:
         """Why the training is to end; empty as long as nobody has asked for it."""
         return self._recorder.stop_reason
@@ -314,7 +319,7 @@ class _Recorder:
         self._late: list[EventItem] = []
         self._missed: list[StepRecord] = []
         self._missed_count = 0
-        self._steps_seen = 0
+        self.steps_seen = 0
         self._stopped: tuple[Store, str] | None = None
         self._began = self._checkpointed = time.monotonic()
         self.store = self._create(force)
@@ -338,14 +343,14 @@ class _Recorder:
 
     def missed(self, record: StepRecord) -> None:
         """Count a step that found no room in the queue."""
-        self._steps_seen += 1
+        self.steps_seen += 1
         if self.pump.usable:
             self._missed_count += 1
             self._missed = [*self._missed[:1], record]
 
     def _consume(self, batch: list[Handed]) -> None:
         items = _for_file(batch) + self._take_gap()
-        self._steps_seen += sum(isinstance(item, StepItem) for item in items)
+        self.steps_seen += sum(isinstance(item, StepItem) for item in items)
         try:
             self._raise_first(batch)
             self._record(items)
@@ -457,7 +462,7 @@ class _Recorder:
         if self._stopped is None:
             return
         store, reason = self._stopped
-        counts = {"recorded": store.committed_rows, "steps": self._steps_seen, "reason": reason}
+        counts = {"recorded": store.committed_rows, "steps": self.steps_seen, "reason": reason}
         store.add_note({**facts, STOPPED: counts})
 
     def _warn(self, error: BaseException) -> None:

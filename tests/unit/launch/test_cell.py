@@ -113,6 +113,29 @@ def test_the_source_is_read_too_and_lines_are_the_cells(tmp_path: Path) -> None:
     assert run.info["lint"] == [{"id": "SG410", "path": CELL, "line": 3}]
 
 
+def test_what_a_cell_made_of_jax_opens_no_file_once_it_is_over(tmp_path: Path) -> None:
+    session = CellSession(Plan("", cell=CELL, out=str(tmp_path / "run.db")), "")
+    session.start()
+    tx, params = optax.sgd(0.1), {"w": jnp.ones(2)}
+    session.finish()
+    tx.update(params, tx.init(params), params)
+    assert session.troubles == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_that_cannot_be_taken_back_does_not_keep_the_others() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    library = type("Library", (), {"name": "theirs"})
+    undoing.replace(library, "name", "ours")
+    undoing.note(fail)
+    undoing.note(fail)
+    with pytest.raises(ZeroDivisionError):
+        undoing.undo_all()
+    assert vars(library)["name"] == "theirs"
+
+
 def test_what_somebody_has_replaced_since_is_left() -> None:
     class Library:
         name = "theirs"

@@ -147,3 +147,18 @@ def test_transforms_are_left_alone(observe: Observe) -> None:
     seen.session._conclude()
     assert seen.session.troubles == []
     assert seen.patches.steps == 0
+
+
+def test_two_calls_for_the_same_weights_whose_gradients_both_live(observe: Observe) -> None:
+    """A step along the sum of two gradients, which the script holds: neither is compared."""
+    seen, net = observe(), model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for _ in range(3):
+        weights = list(net.parameters())
+        first, second = (torch.autograd.grad(loss, weights) for loss in losses_of(net, 2))
+        for weight, one, other in zip(weights, first, second, strict=True):
+            weight.grad = one + other
+        optimizer.step()
+    run = seen.run()
+    assert len(run) == 3
+    assert not run.info.get("troubles")

@@ -23,7 +23,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Leaves, and the gradient of each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # to compare two would compare their gradients
 class GradCall:
     """One call for weights that an optimizer holds.
 

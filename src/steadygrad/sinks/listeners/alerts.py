@@ -90,6 +90,7 @@ class Alerts(Sink):
         self._broken = False
         self._next_look = 0.0
         self._steps_since = 0
+        self._newest = -math.inf
 
     def open(self, head: Head) -> None:
         """Learn where the run file is."""
@@ -99,6 +100,7 @@ class Alerts(Sink):
     def write(self, batch: Batch) -> None:
         """Note that there are new steps, and look soon if one of them is broken."""
         self._steps_since += len(batch.steps)
+        self._newest = float(batch.steps["time"][-1])
         broken = (batch.steps["nonfinite"] > 0) | ~np.isfinite(batch.steps["norm"])
         if broken.any() and not self._broken:
             self._broken = True
@@ -107,14 +109,14 @@ class Alerts(Sink):
     def take(self, items: Sequence[object]) -> None:
         """Handle a batch, which may be empty, then look at the run where it is time."""
         super().take(items)
-        if self._steps_since and self._stopping is not None:
+        if self._stopping is not None:
             self._insist(*self._stopping)
         elif self._steps_since and time.monotonic() >= self._next_look:
             self._look()
 
     def _insist(self, reason: str, since: float) -> None:
-        """Interrupt a training that was asked to end, and takes steps yet."""
-        if time.monotonic() > since + GRACE_SECONDS:
+        """Interrupt a training that takes steps yet, and not one that is saving its model."""
+        if self._newest > since + GRACE_SECONDS:
             self._stopping = reason, math.inf
             interrupt(reason)
 
@@ -151,7 +153,7 @@ class Alerts(Sink):
         where = f" at step {finding.steps[0]}" if finding.steps else ""
         reason = f"{finding.id}{where}: {finding.title}"
         if self._head.stop is not None and self._stopping is None:
-            self._stopping = reason, time.monotonic()
+            self._stopping = reason, time.time()
             self._head.stop(reason, finding.steps[0] if finding.steps else None)
 
     def __str__(self) -> str:

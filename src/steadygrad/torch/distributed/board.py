@@ -7,6 +7,7 @@ compares the norms: ranks that clip by different ones train different models.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -89,22 +90,22 @@ class Board:
         self._waiting: dict[int, list[bytes]] = {}
         self._sent = 0.0
         self._read: dict[int, int] = {}
-        self._oldest = 0
+        self._oldest = self._newest = 0
         self._posts_read = 0
         self._post_bytes = 0
 
     def tell(self, row: RankRow) -> None:
         """Keep a row until it is sent."""
         self._waiting.setdefault(row.step // SEGMENT, []).append(_ROW.pack(*row))
-        self._oldest = max(self._oldest, row.step // SEGMENT - 1)
+        self._newest = max(self._newest, row.step // SEGMENT)
 
     def wants(self, step: int) -> bool:
         """Whether a step is told: all of them, but of many ranks only some."""
         return self.ranks <= MOST_RANKS or first_ones(step)
 
     def due(self, step: int) -> bool:
-        """Whether it is time for a message."""
-        return first_ones(step) or time.monotonic() - self._sent >= SECONDS
+        """Whether it is time for a message; at the latest where the next segment begins."""
+        return first_ones(step) or step % SEGMENT == 0 or time.monotonic() - self._sent >= SECONDS
 
     def send(self) -> None:
         """Send what is kept; a store that is gone takes it nowhere."""
@@ -117,17 +118,25 @@ class Board:
         self._waiting.clear()
 
     def arrived(self) -> Iterator[RankRow]:
-        """Rows that came since the last call, of any rank; asks the store, waits for nobody."""
-        for segment in (self._oldest, self._oldest + 1):
+        """Rows that came since the last call, of any rank; asks the store, waits for nobody.
+
+        What lies two segments back, all ranks have sent: it is read a last time, and deleted.
+        """
+        for segment in range(self._oldest, self._newest + 2):
+            key, over = self._key(segment), segment < self._newest - 1
             try:
-                key = self._key(segment)
                 data = self.store.get(key) if self.store.check([key]) else b""
             except Exception:
                 self.lost = True
                 return
-            begin = self._read.get(segment, 0)
+            begin = self._read.pop(segment, 0)
             end = len(data) - len(data) % _ROW.size
-            self._read[segment] = end
+            if over:
+                self._oldest = segment + 1
+                with contextlib.suppress(Exception):  # not every store can
+                    self.store.delete_key(key)
+            else:
+                self._read[segment] = end
             yield from (RankRow(*row) for row in _ROW.iter_unpack(data[begin:end]))
 
     def post(self, kind: str, data: Mapping[str, object], step: int | None) -> None:
@@ -173,7 +182,7 @@ class Board:
 
 
 def first_ones(step: int) -> bool:
-    """Steps 0, 1, 2, 4, 8, ... and every 64th."""
+    """Steps 0, 1, 2, 4, 8, ..., every 64th, and later every 256th."""
     return due(step, SEGMENT)
 
 

@@ -29,6 +29,7 @@ from steadygrad.errors import RecordingWarning, UsageError
 from steadygrad.launch.plan import Plan
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, TrainingStopped, open_run
+from steadygrad.runlog.items import Head, StepItem
 from steadygrad.sinks import delivery, record
 from steadygrad.sinks.addresses import apprise_of
 from steadygrad.sinks.listeners import alerts
@@ -379,6 +380,37 @@ def test_a_training_that_does_not_come_by_is_interrupted(
         training_by_hand(out)
     out.close()
     assert open_run(tmp_path / "run.db").info["exit"] == "stopped"
+
+
+def test_one_that_has_ended_is_left_alone_while_it_saves_its_model(
+    tmp_path: Path, rules: type[Rules], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted: list[str] = []
+    asked: list[str] = []
+    monkeypatch.setattr(alerts, "interrupt", interrupted.append)
+
+    def took_a_step(when: float) -> StepItem:
+        one = np.ones(1)
+        record = StepRecord(0, norm=1.0, time=when)
+        return StepItem(record, when, np.zeros(1, np.int64), one, one, 0 * one, 0 * one)
+
+    def stop(reason: str, step: int | None) -> None:
+        asked.append(reason)
+
+    sink = Alerts(quiet=True, every=0.0, stop_on="error")
+    tensors = (TensorInfo("w", (1,)),)
+    head = Head(tmp_path / "run.db", {}, tensors, lambda *_: None, None, stop)
+    now = time.time()
+    sink.take([head, took_a_step(now)])
+    sink.take([took_a_step(now)])  # the one that was under way
+    monkeypatch.setattr(time, "time", lambda: now + 1000)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1000)
+    sink.take([])
+    assert len(asked) == 1
+    assert interrupted == []
+    sink.take([took_a_step(now + 1000)])
+    sink.take([took_a_step(now + 2000)])
+    assert interrupted == asked  # once
 
 
 def test_wandb_and_trackio_pass_alerts_on_while_a_training_goes_on(
