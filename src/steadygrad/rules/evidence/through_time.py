@@ -57,13 +57,16 @@ def measured(view: View) -> dict[int, list[Measured]]:
         view: the run.
 
     Returns:
-        In order of steps; only samples in which some time step gets a gradient.
+        In order of steps; only samples in which some time step gets a gradient, and none of steps
+        that a rollback took back.
     """
     columns = {int(tensor): column for column, tensor in enumerate(view.order)}
     samples: dict[int, list[Measured]] = {}
-    for event in view.run.events:
-        column = columns.get(event.data.get("tensor", -1)) if event.kind == THROUGH_TIME else None
-        if column is None:
+    events = [event for event in view.run.events if event.kind == THROUGH_TIME]
+    gone = view.taken_back(np.array([event.step or 0 for event in events], np.int64))
+    for event, taken_back in zip(events, gone, strict=True):
+        column = columns.get(event.data.get("tensor", -1))
+        if column is None or taken_back:
             continue
         places, norms = (np.array(event.data.get(key) or (), float) for key in _LISTS)
         if len(places) == len(norms) > 2 and np.isfinite(norms).all() and norms.max() > 0:

@@ -243,6 +243,8 @@ class Recovering:
             missing.append("random generators")
         else:
             set_generators(saved["generators"])
+            if saved["generators"]["numpy"] is None:
+                missing.append("NumPy's random generator, which is not its own")
             self._generators = saved["generators"]
         drop_after(place, found[0])
         if missing:
@@ -400,7 +402,7 @@ class Recovering:
         if self._writing is not None and self._writing.is_alive():
             return
         params = _parameters(optimizer)
-        content = portable(optimizer, _places(params), params) | {
+        content = portable(optimizer, _places(params), params, state.weights) | {
             "buffers": state.buffers,
             "partners": state.partners,
             "policy": state.policy,

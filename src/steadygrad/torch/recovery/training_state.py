@@ -69,11 +69,27 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def portable(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], params: Sequence[torch.Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    params: Sequence[torch.Tensor],
+    snapshot: Snapshot,
 ) -> dict[str, object]:
-    """Weights and optimizer state by name, copied to host memory."""
-    weights = {name: p.detach().cpu().clone() for name, p in zip(names, params, strict=True)}
-    return {"weights": weights, "optimizer": copy.deepcopy(optimizer.state_dict())}
+    """Weights and optimizer state by name, in host memory: the copies of a snapshot themselves."""
+    weights = {name: _as_copied(p, snapshot) for name, p in zip(names, params, strict=True)}
+    return {"weights": weights, "optimizer": _as_copied(optimizer.state_dict(), snapshot)}
+
+
+def _as_copied(value: object, snapshot: Snapshot) -> object:
+    if isinstance(value, torch.Tensor):
+        content = snapshot.copy_of(value)
+        return value.detach().cpu().clone() if content is None else content
+    if isinstance(value, dict):
+        return {key: _as_copied(each, snapshot) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_as_copied(each, snapshot) for each in value]
+    if type(value) is tuple:
+        return tuple(_as_copied(each, snapshot) for each in value)
+    return copy.deepcopy(value)
 
 
 def load_portable(

@@ -17,6 +17,9 @@ from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
 from steadygrad.recovery import events_of
 from steadygrad.recovery.resuming import RESUME
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
+from steadygrad.torch.recovery.generators import generators, set_generators
+from steadygrad.torch.recovery.training_state import load_portable, packed, portable, unpacked
+from steadygrad.torch.step.snapshot import Snapshot
 
 STEPS = 60
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
@@ -299,6 +302,36 @@ def test_a_loss_that_is_no_single_number_is_not_taken_for_nan() -> None:
         optimizer.step()
         assert steady.recoveries == []
     torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
+
+
+def test_what_is_written_is_the_snapshot_not_what_the_weights_are_by_then() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.5, momentum=0.9)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    snapshot = Snapshot(optimizer)
+    optimizer.step()  # as SAM does, before its closure is evaluated
+    optimizer.zero_grad()
+    saved = portable(optimizer, ["w"], [weight], snapshot)
+    optimizer.param_groups[0]["lr"] = 7.0
+    assert load_portable(optimizer, ["w"], [weight], unpacked(packed(saved))) == []
+    assert weight.tolist() == [0.5, 0.5]
+    assert optimizer.state[weight]["momentum_buffer"].tolist() == [1.0, 1.0]
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_generator_of_another_kind_in_numpys_place_is_left_alone() -> None:
+    own = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(0))
+    try:
+        states = generators()
+        set_generators(states)
+    finally:
+        np.random.set_bit_generator(own)
+    assert states["numpy"] is None
+    first, drawn = generators(), np.random.rand()
+    set_generators(first)
+    assert np.random.rand() == drawn
 
 
 def test_optimizers_of_one_run_keep_their_snapshots_apart(tmp_path: Path) -> None:
