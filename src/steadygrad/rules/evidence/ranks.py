@@ -12,7 +12,9 @@ import numpy as np
 from steadygrad.rules.evidence.view import Array, View
 from steadygrad.vocabulary import RANKS
 
-_FIGURES = ("loss", "loss_known", "nonfinite", "seconds", "busy")
+_FIGURES = ("loss", "loss_known", "nonfinite", "seconds", "busy", "norm", "own_norm")
+PIECE = 1e-6
+"""Share of a norm by which it differs from that of all ranks only where others hold some of it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class RankTable:
         nonfinite: NaN and inf elements in what the rank holds.
         seconds: since its last step.
         busy: of these, what the rank spent by itself.
+        norm: of the gradients as a whole.
+        own_norm: of what the rank holds of them.
     """
 
     steps: Array
@@ -36,6 +40,14 @@ class RankTable:
     nonfinite: Array
     seconds: Array
     busy: Array
+    norm: Array
+    own_norm: Array
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether a rank holds a part of the summed gradients, and not gradients of its own."""
+        finite = np.isfinite(self.norm) & np.isfinite(self.own_norm)
+        return bool((np.abs(self.norm - self.own_norm)[finite] > PIECE * self.norm[finite]).any())
 
     @property
     def complete(self) -> Array:

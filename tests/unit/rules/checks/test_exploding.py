@@ -214,5 +214,8 @@ def test_an_lstm_whose_gradient_was_measured_to_explode_through_time(make, at_fi
     assert (first.id, first.tensors) == ("SG204", ("lstm.weight_hh_l0",))
     assert first.confidence == (0.9 if at_first > 1 else 0.8)
     assert "it doubles every 2.35 time steps" in first.evidence[0]
+    back = {"act": "rollback", "to_step": 30, "optimizer": 0}  # the sample of step 32 is undone
+    m.events.append(Event(40, 0.0, "recovery", back))
+    assert ("SG204" in m.ids) == (at_first > 1)
     m.events.clear()
     assert "SG204" not in m.ids

@@ -21,6 +21,8 @@ def told(m, **figures):
         "loss_known": np.ones(shape),
         "nonfinite": np.zeros(shape),
         "seconds": np.full(shape, 0.1),
+        "norm": np.ones(shape),
+        "own_norm": np.ones(shape),
         "busy": 0.02 * np.exp(rng.normal(0, 0.4, shape)),  # loaders are uneven everywhere
         **figures,
     }
@@ -96,6 +98,14 @@ def test_gradients_that_are_a_ranks_own_tell_it_too(make):
     (found,) = of_ranks(m)
     assert "Rank 1 alone" in found.title
     assert found.steps == (10, 20)
+
+
+def test_who_holds_a_piece_of_summed_gradients_has_not_brought_what_is_in_it(make):
+    m = make(steps=STEPS)
+    nonfinite = np.zeros((STEPS, RANKS))
+    nonfinite[[10, 20], 1] = 2
+    told(m, nonfinite=nonfinite, own_norm=np.full((STEPS, RANKS), 0.5))
+    assert of_ranks(m) == []
 
 
 @pytest.mark.parametrize("kind", ["all at once", "nobody told a loss", "damaged"])
