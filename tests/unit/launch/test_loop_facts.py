@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from steadygrad.launch.torch_script import attachments, census
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.logits import logits_of
@@ -365,3 +366,34 @@ def test_a_loss_that_is_summed_up(reduction: str) -> None:
         assert summed_of([loss + x.mean() ** 2]) == (48 if reduction == "sum" else 0)
         assert summed_of([loss / 16]) == 0
     assert summed_of([x[0].sum()]) == 0  # three terms are no batch
+
+
+def test_an_optimizer_a_task_is_not_looked_for_each_time(
+    observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As meta-learning makes them: each look asks the garbage collector for all that lives."""
+    looks: list[int] = []
+    original = census.alive
+
+    def alive(*classes: type) -> list[Any]:
+        looks.append(1)
+        return original(*classes)
+
+    monkeypatch.setattr(census, "alive", alive)
+    monkeypatch.setattr(census, "FREE_LOOKS", 4)
+    monkeypatch.setattr(census, "REST", 1e9)
+    monkeypatch.setattr(attachments, "ALL_BEFORE", 4)
+    seen, tasks = observe(), 20
+    for _ in range(tasks):
+        net = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    run = seen.run()
+    assert len(looks) == 4
+    assert len(run) == 3 * tasks
+    assert len(run.info["optimizers"]) == tasks
+    assert run.info["loop"]["loose"] == run.info["loop"]["stale"] == []
+    assert not seen.session.troubles

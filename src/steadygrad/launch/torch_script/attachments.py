@@ -26,6 +26,8 @@ from steadygrad.torch.step.observing import (
 
 Parameters = list[torch.Tensor]
 _NONE: Mapping[str, float] = {}
+ALL_BEFORE = 64
+"""So many optimizers are put on record one by one, more of them so many at a time."""
 
 
 class Attachments:
@@ -192,10 +194,15 @@ class Attachments:
             settings: numbers of it that explain a step.
         """
         self._classes.append({"class": kind, "index": len(self._classes), **settings})
+        number = len(self._classes) - 1
+        if number < ALL_BEFORE or number % ALL_BEFORE == 0:
+            self._tell_classes()
+        return number
+
+    def _tell_classes(self) -> None:
         writer = self._context.writer()
         if writer is not None:
             writer.update_info(optimizers=self._classes)
-        return len(self._classes) - 1
 
     def names(self, parameters: Parameters) -> dict[int, Any]:
         """Describe parameters that no optimizer holds."""
@@ -205,6 +212,8 @@ class Attachments:
         """The script is over: what is still under way of its steps, on a device or a rank."""
         for optimizer in self:
             getattr(optimizer, scaler.HANDLE).flush()
+        if len(self._classes) > ALL_BEFORE:
+            self._tell_classes()
         finish_ranks()
 
     def abandon(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import sys
+import time
 import weakref
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,10 @@ import torch
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.internals.alive import alive
 from steadygrad.torch.step.observing import describe
+
+FREE_LOOKS = 32
+REST = 50.0
+"""Times as long as a look took until the next, once the free ones are used up: 2 % at most."""
 
 _WRAPPINGS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -48,10 +53,25 @@ class Census:
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._places: dict[int, list[Place]] = {}
         self._order: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._looks, self._next_look = 0, 0.0
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look again, for models and optimizers that were made since."""
+    def refresh(self) -> bool:
+        """Look again, for models and optimizers that were made since.
+
+        Returns:
+            Whether it was done: a script that makes an optimizer a task, as meta-learning does,
+            must not spend its time here.
+        """
+        began = time.perf_counter()
+        if self._looks >= FREE_LOOKS and began < self._next_look:
+            return False
+        self._look()
+        now = time.perf_counter()
+        self._looks, self._next_look = self._looks + 1, now + REST * (now - began)
+        return True
+
+    def _look(self) -> None:
         modules: list[torch.nn.Module] = []
         self._optimizers = []
         for thing in alive(torch.nn.Module, torch.optim.Optimizer):

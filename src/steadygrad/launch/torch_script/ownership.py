@@ -42,10 +42,11 @@ class Ownership:
 
     def settle(self, optimizer: torch.optim.Optimizer, index: int, census: Census) -> None:
         """Describe what was seen of one optimizer, while its model is alive."""
-        census.refresh()
+        graded = self._graded.pop(id(optimizer), set())
+        if not census.refresh():  # who is new may hold what seems to be nobody's
+            return
         loose = self._living(census)
         parameters = _parameters(optimizer)
-        graded = self._graded.pop(id(optimizer), set())
         reached = {id(r) for p in [*loose, *parameters] if _reached(p, graded, loose)
                    for r in census.roots(p)}  # fmt: skip
         stale = [
