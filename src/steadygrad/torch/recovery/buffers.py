@@ -48,7 +48,7 @@ class Buffers:
             buffer, copy = _buffer(module, name), self._copies[index]
             if buffer is None:
                 self._copies[index] = None
-            elif copy is None or copy.shape != buffer.shape or copy.device != buffer.device:
+            elif copy is None or _kind(copy) != _kind(buffer):
                 self._copies[index] = buffer.detach().clone()
             elif buffer.numel() <= SMALL or _version(buffer) != self._versions[index]:
                 copy.copy_(buffer.detach())
@@ -81,6 +81,10 @@ def _buffer(module: torch.nn.Module, name: str) -> torch.Tensor | None:
     """A buffer; None where it is not there, or has no shape yet."""
     buffer = module._buffers.get(name)
     return None if buffer is None or is_lazy(buffer) else buffer
+
+
+def _kind(buffer: torch.Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return buffer.shape, buffer.dtype, buffer.device
 
 
 def _version(buffer: torch.Tensor) -> int:

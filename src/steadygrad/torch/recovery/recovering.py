@@ -33,6 +33,7 @@ from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Held, Pace, Ring
 from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
+from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
 from steadygrad.torch.distributed.layout import any_sharded
 from steadygrad.torch.internals.warn import warn_user
@@ -292,15 +293,11 @@ class Recovering:
         ladder = self._judge.ladder
         if not ladder.rollback or not self._pace.due(step) or self._is_doubtful(optimizer, step):
             return
-        self._find_partners(optimizer)
         started = time.perf_counter()
-        taken = self._candidate
-        state = self._capture(optimizer) if taken is None else taken[1]
-        tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
-        sound = all_finite(tensors) and self._buffers.are_sound(state.buffers)
-        if is_job():  # a snapshot that one rank lacks is none
-            sound = bool(smallest(int(sound), tensors[0].device))
-        if sound:
+        state = self._sound_state(optimizer)
+        if is_job() and not smallest(int(state is not None), _parameters(optimizer)[0].device):
+            state = None  # a snapshot that one rank lacks is none
+        if state is not None:
             self._learn_move(optimizer, step)
             self._ring.add(step, state, state.weights.size)
             if self._folder is not None:
@@ -309,6 +306,19 @@ class Recovering:
         self._pace.taken(step, self._cost)
         if is_job() and not ladder.stride:
             self._pace.agree(step, largest(self._pace.stride, _parameters(optimizer)[0].device))
+
+    def _sound_state(self, optimizer: torch.optim.Optimizer) -> TrainingState | None:
+        """What the step began with; None where that is not sound, or cannot be copied."""
+        taken = self._candidate
+        try:
+            self._find_partners(optimizer)
+            state = self._capture(optimizer) if taken is None else taken[1]
+            tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
+            sound = all_finite(tensors) and self._buffers.are_sound(state.buffers)
+        except Exception as error:  # no memory, a scheduler that cannot be copied: training goes on
+            warn(f"recover: no snapshot was taken: {error!r}", SteadyGradWarning)
+            return None
+        return state if sound else None
 
     def _is_doubtful(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
         """Weights that have just jumped are good only once more steps have been sound."""
@@ -402,7 +412,12 @@ class Recovering:
         if self._writing is not None and self._writing.is_alive():
             return
         params = _parameters(optimizer)
-        content = portable(optimizer, _places(params), params, state.weights) | {
+        try:
+            content = portable(optimizer, _places(params), params, state.weights)
+        except Exception as error:  # a state that cannot be copied: training goes on
+            warn(f"recover: no snapshot was written: {error!r}", SteadyGradWarning)
+            return
+        content |= {
             "buffers": state.buffers,
             "partners": state.partners,
             "policy": state.policy,

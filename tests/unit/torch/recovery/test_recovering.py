@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 import steadygrad
 import steadygrad.torch as sg
-from steadygrad.errors import RecoveryError, UsageError
+from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
 from steadygrad.recovery import events_of
 from steadygrad.recovery.resuming import RESUME
@@ -332,6 +333,24 @@ def test_a_generator_of_another_kind_in_numpys_place_is_left_alone() -> None:
     first, drawn = generators(), np.random.rand()
     set_generators(first)
     assert np.random.rand() == drawn
+
+
+class LockedSchedule(torch.optim.lr_scheduler.LambdaLR):
+    def state_dict(self) -> dict[str, object]:
+        return {"lock": threading.Lock()}
+
+
+def test_a_state_that_cannot_be_copied_ends_no_training() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    schedule = LockedSchedule(optimizer, lambda _: 1.0)
+    with sg.attach(optimizer, clip="none", recover="auto") as steady:
+        weight.grad = torch.ones(2)
+        with pytest.warns(SteadyGradWarning, match="no snapshot was taken"):
+            optimizer.step()
+        schedule.step()
+        assert steady.recoveries == []
+    torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
 
 
 def test_optimizers_of_one_run_keep_their_snapshots_apart(tmp_path: Path) -> None:
