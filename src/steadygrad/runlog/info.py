@@ -69,7 +69,8 @@ class RunInfo(TypedDict, total=False):
         command: the command line, without what may be secret.
         started: seconds since the Unix epoch.
         ended: likewise; missing while the run is written, or where it was killed.
-        exit: ``ok``, a code, or the name of the exception that ended the script.
+        exit: ``ok``, a code, the name of the exception that ended the script, or ``stopped``.
+        stopped_by: what was found where an alert ended it.
         wall_seconds: from the start of recording to its end.
         overhead_seconds: what recording cost the training's thread.
         kernel: which form of the C core is installed.
@@ -83,7 +84,10 @@ class RunInfo(TypedDict, total=False):
         script: the path of the script, or the module.
         process: which of several processes of a script this is.
         rank: the process's number in a distributed training.
-        observed_by: ``run``, ``attach``, ``record`` or the trainer's callback.
+        ranks: how many processes that has.
+        restart: how often its launcher started it anew.
+        ranks_ended: how the script ended on other ranks.
+        observed_by: ``run``, ``cell``, ``attach``, ``record`` or the trainer's callback.
         policy: the spec of the clipping method.
         on_nonfinite: what was done with non-finite steps.
         optimizers: one entry each.
@@ -96,6 +100,7 @@ class RunInfo(TypedDict, total=False):
         troubles: what could not be observed.
         sampling_ended: why no more samples were taken.
         landmarks: rows that a short view of the run must show.
+        recording_stopped: how many steps are on record where a disk ended that, and why.
     """
 
     steadygrad: str
@@ -105,6 +110,7 @@ class RunInfo(TypedDict, total=False):
     started: float
     ended: float
     exit: str | int
+    stopped_by: str
     wall_seconds: float
     overhead_seconds: float
     kernel: str
@@ -118,6 +124,9 @@ class RunInfo(TypedDict, total=False):
     script: str
     process: str
     rank: int
+    ranks: int
+    restart: int
+    ranks_ended: list[str]
     observed_by: str
     policy: str
     on_nonfinite: str
@@ -131,3 +140,4 @@ class RunInfo(TypedDict, total=False):
     troubles: list[str]
     sampling_ended: str
     landmarks: dict[str, object]
+    recording_stopped: dict[str, object]
