@@ -78,6 +78,8 @@ def _patch_apply(
         if takeover is not None and takeover.clip(self):
             return self.apply(grads, trainable_variables)
         grads = list(grads)
+        if trainable_variables is not None:  # a generator, as Keras takes it, is read once
+            trainable_variables = list(trainable_variables)
         observer.before_apply(self, grads, trainable_variables)
         with observer.at_work():
             return original(self, grads, trainable_variables)
