@@ -278,7 +278,7 @@ class Steady(Handle):
             self._write(self.writer, last, float("nan") if loss is None else float(loss))
         if self._recovery is not None:
             value, known = math.nan if loss is None else float(loss), loss is not None
-            dropped, scaled = last.action == ACTIONS[SKIP], last.loss_scale != 1.0
+            dropped, scaled = last.action == ACTIONS[SKIP], self._outer is not None
             figures = Figures(last.step, value, last.norm, dropped, scaled, known)
             self._recovery.after_step(figures)
         self.check()

@@ -242,6 +242,18 @@ def recovery_lowers_the_rate_and_gives_it_back():
 
 
 @case()
+def recovery_leaves_overflows_to_a_scaler_alone():
+    optimizer = keras.optimizers.SGD(0.5, loss_scale_factor=8.0)  # which looks after nothing
+    model = model_of(optimizer)
+    steady = sg.attach(optimizer, model=model, recover="auto")
+    trained = model.trainable_variables
+    optimizer.build(trained)
+    optimizer.apply([keras.ops.full(v.shape, np.nan) for v in trained], trained)
+    steady.record(1.0)
+    assert [str(a) for a in steady.recoveries] == ["step 0: gradients not finite: skip"]
+
+
+@case()
 def recovery_of_what_cannot_be_is_refused():
     optimizer = keras.optimizers.SGD(0.1)
     expect(UsageError, "model=model", lambda: sg.attach(optimizer, recover="auto"))

@@ -28,6 +28,7 @@ COMMON = [
     "observing_is_bit_identical",
     "other_policies",
     "recovery_heals_and_changes_nothing_else",
+    "recovery_leaves_overflows_to_a_scaler_alone",
     "recovery_lowers_the_rate_and_gives_it_back",
     "recovery_of_what_cannot_be_is_refused",
     "raising_names_the_tensors_and_leaves_the_weights",
