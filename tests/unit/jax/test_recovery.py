@@ -150,7 +150,7 @@ def test_a_spike_of_the_loss_alone_is_dropped_too() -> None:
 
 
 def test_a_loss_that_is_told_now_and_then_is_no_spike() -> None:
-    recovery = sg.Recovery()
+    recovery = sg.Recovery("rollback:4+snapshots:stride=5")
     tx, move = descent(0.01, False)
     params = jnp.ones(3)
     state = tx.init(params)
