@@ -108,7 +108,7 @@ def test_steps_go_to_loggers_and_a_nan_is_told_at_once(bench: Any, hook: Any) ->
     [
         (["--log", "tensorbord:logs"], "no sink 'tensorbord': choose one of alerts, csv"),
         (["--log", "csv:a.csv,tensors=x"], "tensors= takes a number of steps"),
-        (["--alert", "pager"], "--alert takes the word terminal, or the http(s) address"),
+        (["--alert", "pager"], "--alert takes the word terminal, the http(s) address of a webhook"),
     ],
 )
 def test_a_mistake_is_told_before_the_script_starts(

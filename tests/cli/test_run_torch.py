@@ -225,32 +225,6 @@ def test_after_a_fork_and_os_exit_both_run_files_are_whole(bench: Any, same: Sam
     assert [len(steadygrad.open_run(file).steps) for file in files] == [6, 6]
 
 
-RANKS = """
-import os, sys, torch
-torch.manual_seed(0)
-net = torch.nn.Linear(2, 1)
-optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-for _ in range(int(os.environ["RANK"]) + 3):
-    net(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-"""
-
-
-def test_under_torchrun_each_rank_has_a_file_and_the_first_one_speaks(bench: Any) -> None:
-    import sys
-
-    bench.write("ranks.py", RANKS)
-    program = str(Path(sys.executable).with_name("steadygrad"))
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = bench.python(*launcher, "--no-python", program, "run", "--out", "run.db", "ranks.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("steadygrad: ") == 1
-    for rank in (0, 1):
-        run = steadygrad.open_run(bench.run_file(f"run-rank{rank}.db"))
-        assert len(run.steps) == rank + 3
-        assert run.info["rank"] == rank
-
-
 def test_a_run_file_that_cannot_be_written_does_not_stop_the_script(bench: Any) -> None:
     bench.write("diverges.py", DIVERGES)
     bench.write("a_file", "")

@@ -109,7 +109,7 @@ def test_a_comparison_shows_foreign_text(
 ) -> None:
     """What a script printed last stands in the lines of troubles; its name in the page's path."""
     outcomes = [Outcome(f"[b]{HOSTILE}", s, f"exit 1: {HOSTILE}", 0, float("nan")) for s in (0, 1)]
-    monkeypatch.setattr(comparing, "run_grid", lambda *_, **__: judge(outcomes, [HOSTILE]))
+    monkeypatch.setattr(comparing, "run_grid", lambda *_, **__: [judge(outcomes, [HOSTILE])])
     monkeypatch.setattr(comparing, "write_page", lambda *_: tmp_path / HOSTILE / "compare.html")
     comparing.compare(Grid(__file__, (), ("none",), 2, tmp_path))
     said = capsys.readouterr().out

@@ -10,6 +10,8 @@ from steadygrad.errors import SteadyGradError
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _DEMOS = os.path.join(_PACKAGE, "demos") + os.sep
 _LIBRARIES = (os.path.dirname(os.__file__) + os.sep, "<")
+_OF_NO_STATEMENT = (SteadyGradError, OSError, SyntaxError, RecursionError, MemoryError)
+"""Meant by us, of the system, of the script's text, or raised in whatever frame is the last one."""
 NOT_OF_THE_SCRIPT = (
     "steadygrad: this error was raised by steadygrad's own code, not by the script. Please report "
     "it with the traceback; the script runs without steadygrad run."
@@ -29,10 +31,11 @@ def raised_by_us(error: BaseException) -> bool:
         error: what was raised.
 
     Returns:
-        False for errors that are meant (`SteadyGradError`, of the system), and for what
-        functions in the place of a framework's say of their arguments.
+        False for errors that are meant (`SteadyGradError`), of the system, of a script that does
+        not parse or recurses without end, and for what functions in the place of a framework's
+        say of their arguments.
     """
-    if not isinstance(error, Exception) or isinstance(error, (SteadyGradError, OSError)):
+    if not isinstance(error, Exception) or isinstance(error, _OF_NO_STATEMENT):
         return False
     entries = _entries(error)
     if not entries or not is_ours(entries[-1]):

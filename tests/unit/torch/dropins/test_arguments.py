@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -133,12 +134,19 @@ class _FlatShard(torch.nn.Parameter):
     _fsdp_flattened = True
 
 
-def test_pieces_of_fsdp1_whose_module_is_gone_are_refused():
+def test_pieces_of_fsdp1_whose_module_is_gone_are_refused(monkeypatch):
     import torch.distributed.fsdp  # without it nothing can be sharded so
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # a process group takes it
 
     weight = _FlatShard(torch.zeros(2))
     weight.grad = torch.ones(2)
-    with pytest.raises(UsageError, match=r"FSDP1.*Keep the module.*fully_shard"):
-        sg.clip_grad_norm_([weight], 1.0)
-    with pytest.raises(UsageError, match=r"FSDP1.*Keep the module.*fully_shard"):
-        sg.attach(torch.optim.SGD([weight], lr=0.1), clip="norm:1.0")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(UsageError, match=r"FSDP1.*Keep the module.*fully_shard"):
+            sg.clip_grad_norm_([weight], 1.0)
+        with pytest.raises(UsageError, match=r"FSDP1.*Keep the module.*fully_shard"):
+            sg.attach(torch.optim.SGD([weight], lr=0.1), clip="norm:1.0")
+    finally:
+        torch.distributed.destroy_process_group()
