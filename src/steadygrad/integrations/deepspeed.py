@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from steadygrad.errors import AttachError
 from steadygrad.runlog import RunWriter
@@ -25,7 +26,6 @@ from steadygrad.torch import measure
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from deepspeed import DeepSpeedEngine
 
 __all__ = ["Observer", "observe"]

@@ -221,7 +221,7 @@ def recovery_heals_and_changes_nothing_else():
     assert "SG206" in {f.id for f in steadygrad.diagnose(path)}
 
 
-@case()
+@case("torch")
 def recovery_lowers_the_rate_and_gives_it_back():
     optimizer = keras.optimizers.SGD(0.5)
     model = model_of(optimizer)
@@ -241,7 +241,7 @@ def recovery_lowers_the_rate_and_gives_it_back():
     assert float(keras.ops.convert_to_numpy(optimizer.learning_rate)) == 0.75
 
 
-@case()
+@case("torch")
 def recovery_leaves_overflows_to_a_scaler_alone():
     optimizer = keras.optimizers.SGD(0.5, loss_scale_factor=8.0)  # which looks after nothing
     model = model_of(optimizer)
@@ -999,7 +999,7 @@ def recurrent(gain):
     return [keras.Input((24, 2)), cell, keras.layers.Dense(1, kernel_initializer=near_zero)]
 
 
-@case()
+@case("torch")
 def rules_on_weights_speak_of_an_observed_run():
     adam, sgd = keras.optimizers.Adam, keras.optimizers.SGD
 

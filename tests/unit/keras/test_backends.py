@@ -28,12 +28,9 @@ COMMON = [
     "observing_is_bit_identical",
     "other_policies",
     "recovery_heals_and_changes_nothing_else",
-    "recovery_leaves_overflows_to_a_scaler_alone",
-    "recovery_lowers_the_rate_and_gives_it_back",
     "recovery_of_what_cannot_be_is_refused",
     "raising_names_the_tensors_and_leaves_the_weights",
     "run_clips_many_optimizers_and_windows",
-    "rules_on_weights_speak_of_an_observed_run",
     "run_counts_real_steps_and_changes_nothing",
     "run_records_broken_steps",
     "run_records_what_keras_clips_by_itself",
@@ -45,7 +42,13 @@ COMMON = [
 ]
 ALONE = {
     "jax": ["jit_and_no_jit_agree", "run_hears_losses_of_its_own_trace"],
-    "torch": ["loss_scale_optimizer_in_a_loop"],
+    # what is decided on the host, the same on all: where it compiles fastest
+    "torch": [
+        "loss_scale_optimizer_in_a_loop",
+        "recovery_leaves_overflows_to_a_scaler_alone",
+        "recovery_lowers_the_rate_and_gives_it_back",
+        "rules_on_weights_speak_of_an_observed_run",
+    ],
     "tensorflow": [
         "a_train_step_of_ones_own",
         "drop_ins_inside_a_scaled_tape",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
 from steadygrad.launch.torch_script.install import Patches, install
+from steadygrad.launch.undoing import undo_all
 from steadygrad.runlog import Run, open_run
 
 
@@ -43,9 +45,11 @@ def observe(tmp_path: Path) -> Iterator[Callable[..., Observation]]:
         made.append(Observation(session, patches))
         return made[-1]
 
+    # every new optimizer looks through the living objects: those of other tests are left out
+    gc.collect()
+    gc.freeze()
     yield start
+    gc.unfreeze()
     for observation in made:
         observation.session._conclude()
-        if observation.patches._observer is not None:
-            observation.patches._observer.abandon()
-        observation.patches.set.release(observation.patches)
+    undo_all()

@@ -83,7 +83,8 @@ def test_an_error_of_ours_shows_our_frames_and_is_not_called_the_scripts() -> No
 
 
 def test_errors_that_are_meant_are_the_scripts() -> None:
+    before = sys.excepthook
     assert NOT_OF_THE_SCRIPT not in shown(INSIDE, "raise refused('type this')")
     assert NOT_OF_THE_SCRIPT not in shown(STANDING_IN, "raise TypeError('no tensors')")
     assert NOT_OF_THE_SCRIPT not in shown(INSIDE, "raise RecursionError('too deep')")
-    assert sys.excepthook is sys.__excepthook__
+    assert sys.excepthook is before

@@ -210,16 +210,21 @@ class Attachments:
 
     def deliver(self) -> None:
         """The script is over: what is still under way of its steps, on a device or a rank."""
-        for optimizer in self:
-            getattr(optimizer, scaler.HANDLE).flush()
+        for handle in self._handles():
+            handle.flush()
         if len(self._classes) > ALL_BEFORE:
             self._tell_classes()
         finish_ranks()
 
     def abandon(self) -> None:
         """Let go of what was attached for a run file that is another process's, or closed next."""
-        for optimizer in self:
-            getattr(optimizer, scaler.HANDLE).detach()
+        for handle in self._handles():
+            handle.detach()
+
+    def _handles(self) -> list[Steady]:
+        """Of the optimizers whose handle the script, or another run, has not taken away."""
+        handles = (getattr(optimizer, scaler.HANDLE, None) for optimizer in self)
+        return [handle for handle in handles if handle is not None]
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> Parameters:
