@@ -22,7 +22,7 @@ from steadygrad.jax.transform import ClipState
 from steadygrad.live.session import open_writer
 from steadygrad.policies.gated import CAP, GATES, LIMIT, LOSS_LIMIT, RATE
 from steadygrad.policies.stepping import SKIP
-from steadygrad.recovery.compiled import CompiledRecovery, Figures
+from steadygrad.recovery.compiled import CompiledRecovery, Figures, is_finite, rounded_up
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.judge import Ahead
 from steadygrad.recovery.ladder import Ladder, parse_ladder
@@ -211,8 +211,8 @@ def _with_clip(opt_state: PyTree, change: Callable[[ClipState], ClipState]) -> P
 
 def _with_gates(opt_state: PyTree, ahead: Ahead) -> PyTree:
     limits = {
-        LIMIT: _rounded_up(ahead.norm_limit),
-        LOSS_LIMIT: _rounded_up(ahead.loss_limit),
+        LIMIT: rounded_up(ahead.norm_limit),
+        LOSS_LIMIT: rounded_up(ahead.loss_limit),
         CAP: ahead.cap,
         RATE: ahead.lr_factor,
     }
@@ -222,12 +222,6 @@ def _with_gates(opt_state: PyTree, ahead: Ahead) -> PyTree:
         return clip._replace(policy={**clip.policy, **new})
 
     return _with_clip(opt_state, opened)
-
-
-def _rounded_up(limit: float) -> float:
-    """A float32 over a limit: what the step drops the judge calls a spike too."""
-    wide = np.float32(min(limit, float(np.finfo(np.float32).max))) if limit < np.inf else limit
-    return float(np.nextafter(wide, np.float32(np.inf))) if limit > 0 else limit
 
 
 def _like(value: float, old: jax.Array) -> jax.Array:
@@ -258,8 +252,5 @@ def _without_figures(node: object) -> object:
 
 
 def _is_finite(leaf: jax.Array | NDArray[np.generic]) -> bool:
-    kind = getattr(leaf, "dtype", np.dtype(float))
-    if jnp.issubdtype(kind, jax.dtypes.prng_key) or not jnp.issubdtype(kind, jnp.inexact):
-        return True
-    wide = np.complex128 if jnp.issubdtype(kind, jnp.complexfloating) else np.float64
-    return bool(np.isfinite(np.asarray(leaf).astype(wide)).all())
+    kind = getattr(leaf, "dtype", np.dtype(float))  # a random key is no inexact kind either
+    return not jnp.issubdtype(kind, jnp.inexact) or is_finite(np.asarray(leaf))

@@ -16,7 +16,13 @@ from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.internals import loss_tracker, own_rate
 from steadygrad.policies.gated import CAP, LIMIT
-from steadygrad.recovery.compiled import CompiledRecovery, Figures, WriteEvent
+from steadygrad.recovery.compiled import (
+    CompiledRecovery,
+    Figures,
+    WriteEvent,
+    is_finite,
+    rounded_up,
+)
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.judge import OPEN, Ahead
 from steadygrad.recovery.ladder import Ladder
@@ -62,10 +68,10 @@ class KerasTraining:
     def holds_only_finite(self, content: Content) -> bool:
         trained = {id(v) for v in content.variables} - self._policy
         pairs = zip(content.variables, content.values, strict=True)
-        return all(_is_finite(value) for variable, value in pairs if id(variable) in trained)
+        return all(is_finite(value) for variable, value in pairs if id(variable) in trained)
 
     def weights_are_finite(self) -> bool:
-        return all(_is_finite(to_numpy(v)) for v in self._model.trainable_variables)
+        return all(is_finite(to_numpy(v)) for v in self._model.trainable_variables)
 
     def put_back(self, content: Content) -> None:
         _put_back(list(zip(content.variables, content.values, strict=True)))
@@ -119,12 +125,6 @@ def _put_back(kept: Sequence[tuple[keras.Variable, Array | NDArray[np.generic]]]
         variable.assign(copied)
 
 
-def _is_finite(value: NDArray[np.generic]) -> bool:
-    if not np.issubdtype(value.dtype, np.integer) and value.dtype != bool:
-        return bool(np.isfinite(value.astype(np.float64)).all())
-    return True
-
-
 class KerasRecovery:
     """Judges the steps of one Keras optimizer.
 
@@ -165,7 +165,7 @@ class KerasRecovery:
         self.judged += 1
         ahead = self._recovery.after_step(figures)
         if (ahead.norm_limit, ahead.cap) != (self._ahead.norm_limit, self._ahead.cap):
-            self._hook.set_gates({LIMIT: _rounded_up(ahead.norm_limit), CAP: ahead.cap})
+            self._hook.set_gates({LIMIT: rounded_up(ahead.norm_limit), CAP: ahead.cap})
         self._set_rate(ahead)
         self._ahead = ahead
 
@@ -189,8 +189,3 @@ class KerasRecovery:
         wanted = float(np.float32(usual * ahead.lr_factor)) if lowers else usual
         self._rates = (usual, wanted) if lowers else None
         rate.assign(wanted)
-
-
-def _rounded_up(limit: float) -> float:
-    """A float32 over a limit: what the step drops the judge calls a spike too."""
-    return float(np.nextafter(np.float32(limit), np.float32(np.inf))) if limit > 0 else limit

@@ -11,14 +11,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from steadygrad.errors import RecoveryError, UsageError
+import numpy as np
+
+from steadygrad.errors import UsageError
 from steadygrad.recovery.events import KIND, LOWER_RATE, SHRINK, RecoveryEvent
-from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, Verdict
+from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, Verdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.ring import Held, Pace, Ring
 from steadygrad.recovery.triggers import Reading
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NO_FOLDER = (
     "recover: snapshots are written to a folder ({}) with PyTorch alone; leave it out, and save "
@@ -100,7 +105,6 @@ class CompiledRecovery(Generic[Content]):
         self._restored: Held[Content] | None = None
         self._ahead = OPEN
         self._shrunk_until = -1
-        self._ended, self._cost = math.nan, 0.0
 
     @property
     def ladder(self) -> Ladder:
@@ -128,7 +132,7 @@ class CompiledRecovery(Generic[Content]):
         else:
             self._sound(figures, verdict)
         self._look_ahead(figures.step + 1, verdict)
-        self._keep_time()
+        self._pace.step_ends(time.perf_counter())
         return self._ahead
 
     def _reading(self, figures: Figures) -> Reading:
@@ -172,20 +176,10 @@ class CompiledRecovery(Generic[Content]):
             self._training.put_back(snapshot.content)
             self._ring.drop_after(snapshot.step)
         if stops or snapshot is None:
-            self._give_up(step, verdict, to)
-            return
+            raise given_up(step, verdict, to)
         self._restored = snapshot
         self._judge.rolled_back(step, snapshot.step)
         self._pace.agree(step, self._pace.stride)
-
-    def _give_up(self, step: int, verdict: Verdict, to: int | None) -> None:
-        last = "there is no good snapshot" if to is None else f"the last good step is {to}"
-        back = "" if to is None else ", whose weights are back in place"
-        reason = verdict.reason or "nothing can be gone back to"
-        raise RecoveryError(
-            f"step {step}: {verdict.trigger}: {reason}; {last}{back}. Lower the learning rate, "
-            "clip harder, or look for what struck with: steadygrad diagnose RUN.db"
-        )
 
     def _vouch(self, step: int) -> None:
         """The step is sound, and so are the weights that it was computed with."""
@@ -205,14 +199,7 @@ class CompiledRecovery(Generic[Content]):
         if verdict.act is Act.NONE and self.ladder.rollback and self._pace.due(step):
             began = time.perf_counter()
             self._candidate = (step, *self._training.capture())
-            self._cost = time.perf_counter() - began
-            self._pace.taken(step, self._cost)
-
-    def _keep_time(self) -> None:
-        now = time.perf_counter()
-        if not math.isnan(self._ended):
-            self._pace.stepped(max(now - self._ended - self._cost, 0.0))
-        self._ended, self._cost = now, 0.0
+            self._pace.taken(step, time.perf_counter() - began)
 
     def _note(
         self,
@@ -225,3 +212,30 @@ class CompiledRecovery(Generic[Content]):
         event = RecoveryEvent(step, act, trigger, to, until, "", self._index)
         self.acts.append(event)
         self._write_event(KIND, event.as_json(), step)
+
+
+def rounded_up(limit: float) -> float:
+    """A float32 over a limit: what the compiled step drops, the judge calls a spike too.
+
+    Example:
+        >>> rounded_up(0.1) > 0.1, rounded_up(-1.0), rounded_up(1e300)
+        (True, -1.0, inf)
+    """
+    if limit <= 0:
+        return limit
+    with np.errstate(over="ignore"):  # beyond float32 there is no limit
+        return float(np.nextafter(np.float32(limit), np.float32(np.inf)))
+
+
+def is_finite(values: NDArray[np.generic]) -> bool:
+    """Whether an array of any kind, bfloat16 too, holds no NaN and no inf.
+
+    Example:
+        >>> is_finite(np.arange(3)), is_finite(np.array([0j, complex(0.0, np.inf)]))
+        (True, False)
+    """
+    if values.dtype.kind in "iub":
+        return True
+    # NumPy's own test does not know the kinds of ml_dtypes
+    wide = np.complex128 if values.dtype.kind == "c" else np.float64
+    return bool(np.isfinite(values.astype(wide)).all())

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from steadygrad.errors import RecoveryError
 from steadygrad.recovery import events
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, Watch
@@ -65,6 +66,25 @@ class Verdict(NamedTuple):
 
 
 SOUND = Verdict(Act.NONE)
+
+
+def given_up(step: int, verdict: Verdict, to: int | None) -> RecoveryError:
+    """The error that ends a training.
+
+    Args:
+        step: the one that was struck.
+        verdict: says by what, and why nothing is left to do.
+        to: the last good step, whose weights are back in place; None for none.
+    """
+    last = "there is no good snapshot" if to is None else f"the last good step is {to}"
+    back = "" if to is None else ", whose weights are back in place"
+    reason = verdict.reason or "nothing can be gone back to"
+    return RecoveryError(
+        f"step {step}: {verdict.trigger}: {reason}; {last}{back}. Lower the learning rate, "
+        "clip harder, or look for what struck with: steadygrad diagnose RUN.db"
+    )
+
+
 Displaced = Callable[[], bool | None]
 
 

@@ -113,6 +113,7 @@ class Pace:
         self._costs: deque[float] = deque(maxlen=5)
         self.stride = stride or LEAST_STRIDE
         self._next = 0
+        self._ended, self._cost = math.nan, 0.0
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is to be taken before this step."""
@@ -122,8 +123,15 @@ class Pace:
         """A step took so long, snapshots apart."""
         self._seconds.append(seconds)
 
+    def step_ends(self, now: float) -> None:
+        """A step is over; tell the clock at the end of each, in seconds."""
+        if not math.isnan(self._ended):
+            self.stepped(max(now - self._ended - self._cost, 0.0))
+        self._ended, self._cost = now, 0.0
+
     def taken(self, step: int, cost: float) -> None:
         """A snapshot was taken before this step, at that cost in seconds."""
+        self._cost = cost
         self._costs.append(cost)
         if not self._fixed and self._seconds:
             usual = statistics.median_low(self._costs)

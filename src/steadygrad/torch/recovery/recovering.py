@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
+from steadygrad.errors import SteadyGradWarning, UsageError
 from steadygrad.recovery.batches import FILE, LeftOut
 from steadygrad.recovery.events import (
     KIND,
@@ -28,7 +28,7 @@ from steadygrad.recovery.events import (
     RecoveryEvent,
 )
 from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
-from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict
+from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Held, Pace, Ring
@@ -121,8 +121,6 @@ class Recovering:
         self._verdict = SOUND
         self._under_way: dict[str, int] = {}
         self._searches = 2  # a scheduler may be made after the first step
-        self._ended = math.nan
-        self._cost = 0.0
         self._writing: threading.Thread | None = None
 
     # -- one step ----------------------------------------------------------------------------
@@ -188,10 +186,7 @@ class Recovering:
         if rollback is not None:
             self._restore(optimizer, rollback[0].content)
             self._rolled_back(step, rollback[0], rollback[1])
-        now = time.perf_counter()
-        if not math.isnan(self._ended):
-            self._pace.stepped(max(now - self._ended - self._cost, 0.0))
-        self._ended, self._cost = now, 0.0
+        self._pace.step_ends(time.perf_counter())
         due = self._judge.ladder.rollback and self._pace.due(step + 1)
         self._generators = generators() if due else None
 
@@ -302,8 +297,7 @@ class Recovering:
             self._ring.add(step, state, state.weights.size)
             if self._folder is not None:
                 self._write(optimizer, step, state)
-        self._cost = time.perf_counter() - started
-        self._pace.taken(step, self._cost)
+        self._pace.taken(step, time.perf_counter() - started)
         if is_job() and not ladder.stride:
             self._pace.agree(step, largest(self._pace.stride, _parameters(optimizer)[0].device))
 
@@ -386,13 +380,7 @@ class Recovering:
             return
         if snapshot is not None:
             self._restore(optimizer, snapshot.content)
-        last = "there is no good snapshot" if to is None else f"the last good step is {to}"
-        back = "" if to is None else ", whose weights are back in place"
-        reason = verdict.reason or "nothing can be gone back to"
-        raise RecoveryError(
-            f"step {step}: {verdict.trigger}: {reason}; {last}{back}. Lower the learning rate, "
-            "clip harder, or look for what struck with: steadygrad diagnose RUN.db"
-        )
+        raise given_up(step, verdict, to)
 
     def _rolled_back(self, step: int, snapshot: Held[TrainingState], trigger: str) -> None:
         self._ring.drop_after(snapshot.step)
