@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import click
 from click.core import ParameterSource
@@ -11,7 +10,7 @@ from click.core import ParameterSource
 from steadygrad.cli import Handover
 from steadygrad.errors import UsageError
 from steadygrad.launch.launchers import command_behind_launcher
-from steadygrad.launch.plan import Plan, fresh, rank_of
+from steadygrad.launch.plan import Plan, default_output, rank_of
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -171,7 +170,7 @@ def _from_launcher() -> tuple[str, ...]:
 
 def _output(out: str | None, force: bool) -> str:
     if out is None:
-        return fresh(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))
+        return default_output()
     path = os.path.abspath(out)
     if os.path.exists(path) and not force and rank_of(os.environ) is None:
         raise click.UsageError(

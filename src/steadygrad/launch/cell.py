@@ -12,18 +12,18 @@ import ast
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from steadygrad.errors import SteadyGradError
 from steadygrad.launch.cell_words import Words, words_of
 from steadygrad.launch.in_the_source import places_in_cell
-from steadygrad.launch.plan import Plan, fresh
+from steadygrad.launch.plan import Plan, default_output
 from steadygrad.launch.session import Session
 from steadygrad.launch.undoing import undo_all
 from steadygrad.live.session import close_card, follow
 from steadygrad.live.shell import Shell, name_of_source
+from steadygrad.paths import next_free
 from steadygrad.vocabulary import ON_NONFINITE
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def observe(shell: Shell, line: str, cell: str) -> Any:
     plan = Plan(
         target=name,
         cell=name,
-        out=_output(asked.out),
+        out=default_output() if asked.out is None else next_free(os.path.abspath(asked.out)),
         clip=asked.clip,
         on_nonfinite=asked.on_nonfinite,
         find_nan=asked.find_nan,
@@ -146,12 +146,6 @@ def _conclude(shell: Shell, session: CellSession) -> None:
             )
     except Exception as error:  # a fault of ours is said, and is none of the cell's
         session._last_resort(error)
-
-
-def _output(out: str | None) -> str:
-    if out is None:
-        return fresh(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))
-    return fresh(os.path.abspath(out))
 
 
 def _number_of_cell(shell: Shell) -> int:

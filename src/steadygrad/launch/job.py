@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from types import ModuleType
 from typing import Any
+
+from steadygrad.elastic import restarts
 
 
 def rank_in_job() -> int | None:
@@ -28,9 +29,8 @@ def facts_of_job() -> dict[str, Any]:
     distributed = _initialized()
     if distributed is not None and distributed.get_world_size() > 1:
         facts["ranks"] = distributed.get_world_size()
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    if restart.isdigit() and int(restart):
-        facts["restart"] = int(restart)
+    if restarts():
+        facts["restart"] = restarts()
     return facts
 
 

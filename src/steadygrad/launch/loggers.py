@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from steadygrad.launch.plan import Plan, with_suffix
+from steadygrad.launch.plan import Plan
+from steadygrad.paths import with_suffix
 from steadygrad.runlog import RunWriter
 from steadygrad.sinks import Sink, open_sink
 from steadygrad.sinks.opening import read_spec

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
+
+from steadygrad.paths import next_free
 
 
 @dataclass(frozen=True)
@@ -81,21 +84,6 @@ def rank_of(environment: dict[str, str] | os._Environ[str]) -> int | None:
     return int(rank) if rank.isdigit() and world.isdigit() and int(world) > 1 else None
 
 
-def with_suffix(path: str, suffix: str) -> str:
-    """The path with ``-suffix`` before its extension.
-
-    Example:
-        >>> with_suffix("/tmp/run.db", "rank1")
-        '/tmp/run-rank1.db'
-    """
-    stem, extension = os.path.splitext(path)
-    return f"{stem}-{suffix}{extension}"
-
-
-def fresh(path: str) -> str:
-    """The path, or the first of ``-2``, ``-3``... of it that does not exist."""
-    number, candidate = 1, path
-    while os.path.exists(candidate):
-        number += 1
-        candidate = with_suffix(path, str(number))
-    return candidate
+def default_output() -> str:
+    """The run file of a run that names none: of this second, and of nobody else."""
+    return next_free(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))

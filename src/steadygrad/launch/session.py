@@ -22,9 +22,10 @@ from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
 from steadygrad.launch.jax_script.install import JaxScript
 from steadygrad.launch.job import ends_told, facts_of_job, rank_in_job, tell_end
-from steadygrad.launch.plan import Plan, fresh, rank_of, with_suffix
+from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
+from steadygrad.paths import next_free, with_suffix
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Session:
             wanted = with_suffix(wanted, self.plan.process)
         elif rank is None and started_as:  # ranks that do not train together
             wanted = with_suffix(wanted, f"rank{started_as}")
-        path = wanted if self.plan.force else fresh(wanted)
+        path = wanted if self.plan.force else next_free(wanted)
         writer = RunWriter(
             path,
             info=self._first_facts(),

@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from steadygrad.elastic import restarts
 from steadygrad.live.card import LiveCard
 from steadygrad.live.shell import shell_of_a_notebook, shell_of_ipython
+from steadygrad.paths import next_free
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.text import printable
 
@@ -53,32 +55,6 @@ def say_detached(kind: str) -> None:
     print(printable(f"steadygrad: this {kind} was attached already; that handle is detached"))
 
 
-def is_restart() -> bool:
-    """Whether torchrun started this process again after one of the job had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
-
-
-def next_free(path: Path) -> Path:
-    """The path itself, or with the lowest number from 2 on that no file has.
-
-    Args:
-        path: what was asked for.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> (folder / "run.db").touch()
-        >>> next_free(folder / "run.db").name
-        'run-2.db'
-    """
-    number = 1
-    free = path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return free
-
-
 def open_writer(
     run: str | os.PathLike[str] | RunWriter,
     info: Mapping[str, object] | None = None,
@@ -102,12 +78,12 @@ def open_writer(
     if not isinstance(run, (str, os.PathLike)):
         follow(run)
         return run
-    if is_restart():
-        return RunWriter(next_free(Path(run).absolute()), info=info)
+    if restarts():
+        return RunWriter(next_free(os.path.abspath(run)), info=info)
     if not is_interactive():
         return RunWriter(run, info=info, force=force)
     asked = Path(run).absolute()
-    path = asked if force else next_free(asked)
+    path = asked if force else Path(next_free(str(asked)))
     if path != asked:
         words = f"steadygrad: {asked.name} exists; this run is recorded in {path.name}"
         print(printable(words))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import struct
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steadygrad.elastic import restarts
 from steadygrad.runlog.sampled import due
 from steadygrad.torch.distributed.exchange import TOLERANCE
 
@@ -177,8 +177,7 @@ class Board:
             return True
 
     def _key(self, part: int | str) -> str:
-        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return f"steadygrad/{restart}/{self.name}/{part}"
+        return f"steadygrad/{restarts()}/{self.name}/{part}"
 
 
 def first_ones(step: int) -> bool:

@@ -1,0 +1,36 @@
+"""Names of files that stand beside one another."""
+
+from __future__ import annotations
+
+import os
+
+
+def with_suffix(path: str, suffix: str) -> str:
+    """The path with ``-suffix`` before its extension.
+
+    Example:
+        >>> with_suffix("/tmp/run.db", "rank1")
+        '/tmp/run-rank1.db'
+    """
+    stem, extension = os.path.splitext(path)
+    return f"{stem}-{suffix}{extension}"
+
+
+def next_free(path: str) -> str:
+    """The path, or the first of ``-2``, ``-3``... of it that does not exist.
+
+    Args:
+        path: what was asked for.
+
+    Example:
+        >>> import tempfile
+        >>> asked = os.path.join(tempfile.mkdtemp(), "run.db")
+        >>> open(asked, "w").close()
+        >>> os.path.basename(next_free(asked))
+        'run-2.db'
+    """
+    number, free = 1, path
+    while os.path.exists(free):
+        number += 1
+        free = with_suffix(path, str(number))
+    return free
