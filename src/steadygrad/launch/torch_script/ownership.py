@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.elements import elements_of
+from steadygrad.torch.internals.alive import alive
 
 LISTED = 8
 """How many names are kept."""
@@ -152,8 +152,8 @@ def _containers(parameters: list[torch.Tensor], census: Census) -> dict[int, str
         for root in census.roots(p):
             wanted.setdefault(id(root), []).append(p)
     found: dict[int, str] = {}
-    for module in gc.get_objects():
-        if not issubclass(type(module), torch.nn.Module) or id(module) in owners:
+    for module in alive(torch.nn.Module):
+        if id(module) in owners:
             continue
         for key, value in list(vars(module).items()):
             if key in ("_parameters", "_modules", "_buffers"):

@@ -18,8 +18,8 @@ def check(view: View) -> Iterator[Finding]:
     loop = loop_of(view)
     if loop.passes >= MANY and loop.judged >= FEW and loop.undivided >= 0.9 * loop.judged:
         yield _many_passes(view, loop)
-    elif summed_of(view):
-        yield _summed(view, summed_of(view))
+    elif elements := summed_of(view):
+        yield _summed(view, elements)
 
 
 def _summed(view: View, elements: int) -> Finding:

@@ -7,13 +7,13 @@ what a BatchNorm writes. Large ones are copied where their version has changed.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from steadygrad.torch.distributed.sharded import local
+from steadygrad.torch.internals.alive import alive
 
 SMALL = 65536
 """Elements of a buffer that is copied after every step."""
@@ -127,5 +127,9 @@ def modules_of(
     if model is not None:
         return list(model.modules())
     own = {id(parameter) for parameter in parameters}
-    everything = (o for o in gc.get_objects() if issubclass(type(o), torch.nn.Module))
-    return [m for m in everything if any(id(p) in own for p in m._parameters.values())]
+    return [
+        module
+        for module in alive(torch.nn.Module)
+        # one that is being made has none yet
+        if any(id(p) in own for p in getattr(module, "_parameters", {}).values())
+    ]
