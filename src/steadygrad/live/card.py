@@ -102,15 +102,15 @@ class LiveCard:
 
     def _try_to_draw(self, state: str, judge: Callable[[], Verdict] | None = None) -> None:
         try:
-            self._draw(state, None if judge is None else judge())
+            self._draw(state, judge)
         except Exception:  # whatever a page's publisher raises: the training goes on without a card
             self._stop.set()
 
-    def _draw(self, state: str, verdict: Verdict | None) -> None:
+    def _draw(self, state: str, judge: Callable[[], Verdict] | None) -> None:
         self._drawn = self._figures.steps
         card = self._figures.as_card(f"{state}: {self._name}" if self._name else state)
-        if verdict is not None:
-            card = replace(card, level=verdict.level, sentences=(verdict.sentence,))
+        if judge is not None:
+            card = _judged(card, judge)
         update = bool(self._display)
         if not update:
             self._display = f"steadygrad-{id(self):x}-{self._shell.execution_count}"
@@ -194,6 +194,16 @@ class Figures:
         level = "info" if broken is None else "error"
         norms = tuple(self._norms)
         return Card(title, level, tuple(figures), norms, threshold, sentences)
+
+
+def _judged(card: Card, judge: Callable[[], Verdict]) -> Card:
+    """The card with its verdict, or why there is none: a cell that is over is not left training."""
+    try:
+        verdict = judge()
+    except Exception as error:
+        without = f"No verdict could be made of the run ({type(error).__name__})."
+        return replace(card, sentences=(*card.sentences, without))
+    return replace(card, level=verdict.level, sentences=(verdict.sentence,))
 
 
 def _worse(a: float, b: float) -> float:

@@ -33,7 +33,7 @@ def render(report: dict[str, Any], *, live: str = "") -> str:
 
     Args:
         report: as `build` makes it.
-        live: what the page listens for when it is served; empty for a page that stands alone.
+        live: what a served page asks to hear of, as a query; empty for a page that stands alone.
 
     Returns:
         The whole page.

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -45,7 +46,7 @@ def application(folder: Folder, token: str = "") -> Guard:
     async def report(request: Request) -> Response:
         keys = _keys(request)
         try:
-            page = await run_in_threadpool(lambda: render(folder.report(keys), live=",".join(keys)))
+            page = await run_in_threadpool(_page, folder, keys)
         except RunFileError as error:
             return PlainTextResponse(str(error), 404)
         except Exception as error:  # a made file may break a rule: this answer ends, not the server
@@ -54,8 +55,8 @@ def application(folder: Folder, token: str = "") -> Guard:
         return HTMLResponse(page)
 
     async def events(request: Request) -> Response:
-        keys = _keys(request)
-        news = _of_runs(folder, keys) if keys else _of_list(folder)
+        keys, mark = _keys(request), request.query_params.get("mark")
+        news = _of_runs(folder, keys, mark) if keys else _of_list(folder)
         return StreamingResponse(_events(request, news), media_type="text/event-stream")
 
     routes = [
@@ -65,6 +66,11 @@ def application(folder: Folder, token: str = "") -> Guard:
         Route("/assets/{name}", _send_asset),
     ]
     return Guard(Starlette(routes=routes, lifespan=watching), token)
+
+
+def _page(folder: Folder, keys: tuple[str, ...]) -> str:
+    report, mark = folder.report(keys)
+    return render(report, live=urlencode({"runs": ",".join(keys), "mark": mark}))
 
 
 def _keys(request: Request) -> tuple[str, ...]:
@@ -86,12 +92,13 @@ def _of_list(folder: Folder) -> Callable[[], object]:
     return news
 
 
-def _of_runs(folder: Folder, keys: tuple[str, ...]) -> Callable[[], object]:
-    seen = folder.stamps(keys)
+def _of_runs(folder: Folder, keys: tuple[str, ...], mark: str | None) -> Callable[[], object]:
+    """News since the contents that a page shows; what changed before it listened is news too."""
+    seen = mark or folder.mark(keys)
 
     def news() -> object:
         nonlocal seen
-        now = folder.stamps(keys)
+        now = folder.mark(keys)
         changed, seen = now != seen, now
         return {"changed": True} if changed else None
 

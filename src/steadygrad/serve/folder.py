@@ -7,12 +7,13 @@ are running before the rest. Whatever a file holds, it costs its own row and no 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from steadygrad.errors import RunFileError
 from steadygrad.report.summary import joined, sketch, summarise
@@ -54,6 +55,22 @@ class Alert:
     step: int | None
 
 
+class Drawing(NamedTuple):
+    """A run as a report draws it.
+
+    Attributes:
+        stamp: of the contents that were read.
+        run: the run.
+        summary: of it, as `report.summary` makes it.
+        judged: of the contents that the rules were applied to; empty before.
+    """
+
+    stamp: Stamp
+    run: Run
+    summary: dict[str, Any]
+    judged: Stamp = ()
+
+
 @dataclass
 class _Row:
     """A run file of the folder, and what was last done with it.
@@ -66,7 +83,7 @@ class _Row:
         next_read: not to be read again before then, in seconds of the monotonic clock.
         judged: of the contents that were judged; None before.
         next_judged: as `next_read`.
-        drawn: what can be shown of a long run before it is judged, and of which contents.
+        drawn: what can be shown of a long run before it is judged.
     """
 
     path: Path
@@ -76,7 +93,7 @@ class _Row:
     next_read: float = 0.0
     judged: Stamp | None = None
     next_judged: float = 0.0
-    drawn: tuple[Stamp, Run, dict[str, Any]] | None = None
+    drawn: Drawing | None = None
 
 
 class Folder:
@@ -93,9 +110,9 @@ class Folder:
         self._reading = threading.Lock()
         self._stop = threading.Event()
         self._rows: dict[str, _Row] = {}
-        self._alerted: set[tuple[str, str]] = set()  # a file gone for a moment is not told of twice
+        self._alerted: set[tuple[object, ...]] = set()  # a file gone for a moment stays in it
         self._alerts: list[Alert] = []
-        self._reports: OrderedDict[str, tuple[Stamp, Run, dict[str, object]]] = OrderedDict()
+        self._reports: OrderedDict[str, Drawing] = OrderedDict()
         self._thread = threading.Thread(target=self._watch, name="steadygrad-serve", daemon=True)
 
     def start(self) -> None:
@@ -122,81 +139,89 @@ class Folder:
             keys = list(self._rows)
             return {"version": self.version, "runs": runs, "keys": keys, "alerts": alerts}
 
-    def stamps(self, keys: tuple[str, ...]) -> tuple[Stamp, ...]:
-        """What changes when one of these runs does, or has been judged."""
+    def mark(self, keys: tuple[str, ...]) -> str:
+        """What changes when one of these runs does, or has been judged; as `report` gives it."""
         with self._lock:
             rows = [self._rows[key] for key in keys if key in self._rows]
-        ready = [self._reports.get(row.entry.key) for row in rows]
-        return (*(stamp_of(row.path) for row in rows), *(() if r is None else r[0] for r in ready))
+        judged = [self._judged_of(row) for row in rows]
+        return _mark([(stamp_of(row.path), stamp) for row, stamp in zip(rows, judged, strict=True)])
 
-    def report(self, keys: tuple[str, ...]) -> dict[str, Any]:
+    def _judged_of(self, row: _Row) -> Stamp:
+        """Of a short run the rules are a part of drawing it."""
+        ready = self._reports.get(row.entry.key) if row.entry.steps > LONG else None
+        return () if ready is None else ready.judged
+
+    def report(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         """A report of one run or several side by side.
 
         Args:
             keys: as the entries have them.
 
+        Returns:
+            The report, and the `mark` of the contents that it shows.
+
         Raises:
             RunFileError: no such run, or none that can be read.
         """
-        runs, told = [], []
+        drawings = []
         for key in keys:
             row = self._rows.get(key)
             if row is None:
                 raise RunFileError("there is no such run here: it may have been moved or removed")
-            run, summary = self._sketch(row) if len(keys) == 1 else self._summary(row)
-            runs.append(run)
-            told.append(summary)
+            drawings.append(self._sketch(row) if len(keys) == 1 else self._summary(row))
+        runs, summaries = [d.run for d in drawings], [d.summary for d in drawings]
         notes = [
             f"{summary['name']} has {len(run):,} steps. Its findings and threshold are of "
             "some of them, its curves and figures of all; its tensors are shown by: "
             "steadygrad report"
-            for run, summary in zip(runs, told, strict=True)
+            for run, summary in zip(runs, summaries, strict=True)
             if len(run) > LONG and summary["stability"] is not None
         ]
         notes += [
             f"{summary['name']} has {len(run):,} steps. Curves and figures are of some of them, "
             "until the rules have been applied."
-            for run, summary in zip(runs, told, strict=True)
+            for run, summary in zip(runs, summaries, strict=True)
             if summary["stability"] is None
         ]
-        return joined(runs, told, notes=notes)
+        shown = [(d.stamp, d.judged if len(d.run) > LONG else ()) for d in drawings]
+        return joined(runs, summaries, notes=notes), _mark(shown)
 
-    def _sketch(self, row: _Row) -> tuple[Run, dict[str, Any]]:
+    def _sketch(self, row: _Row) -> Drawing:
         """`_summary`; of a long run that is not judged yet, what can be drawn at once."""
         stamp, ready = stamp_of(row.path), self._reports.get(row.entry.key)
-        if ready is not None and ready[0] == stamp:
-            return ready[1:]
+        if ready is not None and ready.stamp == stamp:
+            return ready
         if row.entry.steps <= LONG:
             return self._summary(row)
         drawn = row.drawn
-        if drawn is None or drawn[0] != stamp:
+        if drawn is None or drawn.stamp != stamp:
             drawn = row.drawn = self._draw(row, stamp)
         if ready is None:
-            return drawn[1:]
-        judged = {key: ready[2][key] for key in JUDGEMENTS}  # of the steps so far, a moment ago
-        return drawn[1], {**drawn[2], **judged}
+            return drawn
+        judgements = {key: ready.summary[key] for key in JUDGEMENTS}  # of a moment ago
+        return Drawing(stamp, drawn.run, {**drawn.summary, **judgements}, ready.judged)
 
     @staticmethod
-    def _draw(row: _Row, stamp: Stamp) -> tuple[Stamp, Run, dict[str, Any]]:
+    def _draw(row: _Row, stamp: Stamp) -> Drawing:
         run = open_run(row.path)
-        return stamp, run, sketch(thinned(run, SKETCHED), Path(row.entry.name).stem)
+        return Drawing(stamp, run, sketch(thinned(run, SKETCHED), Path(row.entry.name).stem))
 
-    def _summary(self, row: _Row) -> tuple[Run, dict[str, Any]]:
+    def _summary(self, row: _Row) -> Drawing:
         path, key = row.path, row.entry.key
         with self._reading:  # what the watching thread makes is not made twice
             stamp = stamp_of(path)
             ready = self._reports.get(key)
-            if ready is not None and ready[0] == stamp:
+            if ready is not None and ready.stamp == stamp:
                 self._reports.move_to_end(key)
-                return ready[1:]
+                return ready
             entry, run = read(path)
             if run is None:
                 raise RunFileError(entry.sentence)
             summary = summarise(run, Path(entry.name).stem, quick=True)
-            self._reports[key] = stamp, run, summary
+            ready = self._reports[key] = Drawing(stamp, run, summary, stamp)
             while len(self._reports) > MOST_REPORTS:
                 self._reports.popitem(last=False)
-        return run, summary
+        return ready
 
     def _watch(self) -> None:
         while not self._stop.is_set():
@@ -235,7 +260,10 @@ class Folder:
         entry, _ = read(row.path)
         now = time.monotonic()
         row.next_read = now + max(LOOK_SECONDS, REST * (now - began))
-        if entry.state != "unreadable":
+        if entry.started != before.started and before.started is not None:
+            self._reports.pop(before.key, None)  # another run, under the name of an earlier one
+            row.drawn = None
+        elif entry.state != "unreadable":
             entry = replace(entry, level=before.level, word=before.word, sentence=before.sentence)
         row.stamp = stamp
         if entry.steps > LONG and row.drawn is None:
@@ -276,7 +304,7 @@ class Folder:
 
     def _with_verdict(self, row: _Row, entry: Entry, run: Run) -> Entry:
         if len(run) > LONG:  # its report is slow to make: ready when somebody asks for it
-            _, summary = self._summary(row)
+            summary = self._summary(row).summary
             self._note(entry, summary["findings"])
             return replace(entry, **summary["verdict"])
         findings = diagnose(run)
@@ -285,9 +313,14 @@ class Folder:
 
     def _note(self, entry: Entry, findings: list[dict[str, Any]]) -> None:
         """Tell of what is new in a run that goes on."""
-        grave = [f for f in findings if f["severity"] in ("error", "warning")]
-        fresh = [f for f in grave if (entry.key, f["id"]) not in self._alerted]
-        self._alerted |= {(entry.key, f["id"]) for f in grave}
+        run = entry.key, entry.started  # a later run may bear the name of an earlier one
+        grave = {
+            (*run, f["optimizer"], f["id"], f["severity"]): f
+            for f in findings
+            if f["severity"] in ("error", "warning")
+        }
+        fresh = [f for told, f in grave.items() if told not in self._alerted]
+        self._alerted |= set(grave)
         if entry.state != "running" or not fresh:
             return
         with self._lock:
@@ -301,3 +334,7 @@ class Folder:
 
 def _urgency(row: _Row) -> tuple[bool, bool, float]:
     return row.entry.state != "running", row.judged is not None, -(row.entry.started or 0.0)
+
+
+def _mark(shown: list[tuple[Stamp, Stamp]]) -> str:
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]

@@ -40,7 +40,7 @@
       if (again) { again = false; setTimeout(renew, 300); }
     });
   }
-  var stream = new EventSource("/events?runs=" + encodeURIComponent(status.dataset.runs));
+  var stream = new EventSource("/events?" + status.dataset.asks);
   stream.onopen = function () { status.textContent = "live"; };
   stream.onerror = function () { status.textContent = "not connected"; };
   stream.onmessage = renew;

@@ -79,6 +79,18 @@ def test_every_cell_that_trains_has_a_card_of_its_own(tmp_path: Path) -> None:
     assert VERDICT.sentence in page.sent[2][2]
 
 
+def test_a_cell_whose_run_cannot_be_judged_is_not_left_training(tmp_path: Path) -> None:
+    page = Page()
+    with RunWriter(tmp_path / "run.db") as writer:
+        card = LiveCard(page.shell)
+        writer.add_sink(card)
+        train(writer, 0, 5)
+        wait_for(lambda: len(page.sent) == 1)
+        card.cell_ends("", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    assert page.sent[-1][2].splitlines()[0] == "Trained: run.db"
+    assert "No verdict could be made of the run (ZeroDivisionError)." in page.sent[-1][2]
+
+
 def test_a_page_that_fails_ends_the_card_alone(tmp_path: Path) -> None:
     page = Page(raises=True)
     with RunWriter(tmp_path / "run.db") as writer:

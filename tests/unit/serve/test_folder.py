@@ -1,4 +1,4 @@
-"""A folder's runs: what is drawn of a long one before its rules have been applied."""
+"""A folder's runs: what is drawn of a long one before it is judged, what is told, and when."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, thinning
 from steadygrad.serve import folder as folders
+from steadygrad.serve.app import _of_runs
 from steadygrad.serve.folder import Folder
 
 
@@ -28,13 +29,57 @@ def test_a_long_run_is_drawn_before_it_is_judged(
     (key,) = folder._rows
     row = folder._rows[key]
     folder._read(row)
-    first, before = folder.report((key,)), folder.stamps((key,))
+    first, before = folder.report((key,))[0], folder.mark((key,))
     assert first["runs"][0]["verdict"]["word"] == "Not judged yet"
     assert first["runs"][0]["findings"] == []
     assert first["runs"][0]["series"][0]
     assert "until the rules have been applied" in first["notes"][0]
     folder._judge(row)
-    assert folder.stamps((key,)) != before  # so the page asks again
-    told = folder.report((key,))["runs"][0]
+    assert folder.mark((key,)) != before  # so the page asks again
+    told = folder.report((key,))[0]["runs"][0]
     assert told["verdict"]["word"] == row.entry.word != "Not judged yet"
     assert told["thresholds"]
+
+
+def broken(path: Path, steps: int, *, force: bool = False) -> RunWriter:
+    """A run that goes on, NaN from its first step."""
+    writer = RunWriter(path, force=force)
+    ids = writer.add_tensors([TensorInfo("w", (2,))])
+    nan = float("nan")
+    for step in range(steps):
+        writer.write_step(StepRecord(step, norm=nan, nonfinite=2), ids, [nan], [0], [2], [0])
+    writer.flush()
+    return writer
+
+
+def test_a_second_run_under_the_name_of_an_earlier_one_is_told_of_too(tmp_path: Path) -> None:
+    folder, path = Folder(tmp_path), tmp_path / "run.db"
+    told: list[list[str]] = []
+    for again in (False, True):
+        writer = broken(path, 5, force=again)
+        folder._list()
+        (row,) = folder._rows.values()
+        row.next_read = 0.0
+        folder._read(row)
+        assert row.entry.sentence == ""  # nothing is said of it that was of the one before
+        for _ in range(2):  # looking again tells nothing again
+            folder._judge(row)
+        told.append([alert["id"] for alert in folder.changes(-1)["alerts"]])
+        writer.close()
+    assert told[0]
+    assert told[1] == 2 * told[0]
+
+
+def test_what_is_written_before_the_page_listens_is_news(tmp_path: Path) -> None:
+    folder, writer = Folder(tmp_path), broken(tmp_path / "run.db", 5)
+    folder._list()
+    (key,) = folder._rows
+    folder._read(folder._rows[key])
+    _, mark = folder.report((key,))
+    assert _of_runs(folder, (key,), mark)() is None
+    writer.write_step(StepRecord(5, norm=1.0), [], [], [], [], [])
+    writer.flush()
+    news = _of_runs(folder, (key,), mark)
+    assert news() == {"changed": True}
+    assert news() is None
+    writer.close()

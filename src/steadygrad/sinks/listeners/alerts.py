@@ -86,7 +86,7 @@ class Alerts(Sink):
         self._severities = _at_least(on)
         self._stops = () if stop_on is None else _at_least(stop_on)
         self._stopping: tuple[str, float] | None = None
-        self._told: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, int, str]] = set()
         self._broken = False
         self._next_look = 0.0
         self._steps_since = 0
@@ -130,7 +130,7 @@ class Alerts(Sink):
         self._steps_since = 0
         if self._head.path is not None:
             for finding in diagnose(self._head.path):
-                key = finding.id, finding.optimizer
+                key = finding.id, finding.optimizer, finding.severity  # a warning may grow graver
                 grave = finding.severity in (*self._severities, *self._stops)
                 if grave and key not in self._told:
                     self._told.add(key)

@@ -334,6 +334,25 @@ def test_warnings_are_told_by_choice(
         Alerts(on="info")
 
 
+def test_a_warning_that_grows_graver_is_told_again_and_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warning = Finding("SG201", "It grows.", "warning", 0.9, steps=(3,))
+    error = Finding("SG201", "It has grown.", "error", 0.9, steps=(3,))
+    looks = iter([[warning], [warning], [error]])
+    monkeypatch.setattr(alerts, "diagnose", lambda path: next(looks))
+    seen: list[Finding] = []
+    reasons: list[str] = []
+    sink = Alerts(call=seen.append, quiet=True, on="warning", stop_on="error")
+    tensors = (TensorInfo("w", (1,)),)
+    stop = lambda reason, step: reasons.append(reason)  # noqa: E731
+    sink.open(Head(tmp_path / "run.db", {}, tensors, lambda *_: None, None, stop))
+    for _ in range(3):
+        sink._look()
+    assert seen == [warning, error]
+    assert reasons == ["SG201 at step 3: It has grown."]
+
+
 def torch_training(out: RunWriter) -> None:
     """Goes on and on."""
     weight = torch.nn.Parameter(torch.ones(2))
