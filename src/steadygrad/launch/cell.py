@@ -166,7 +166,9 @@ def _compiled(shell: Any, text: str, number: int) -> Callable[[], Any]:
         SyntaxError: it is no Python.
     """
     __tracebackhide__ = True
-    python = shell.transform_cell(text)
+    below = text.partition("\n")[2].lstrip()
+    # a magic below ours is one only where it comes first; it counts the lines below it itself
+    python = shell.transform_cell(below if below.startswith("%%") else text)
     file = shell.compile.cache(python, number, raw_code=text)
     tree = shell.transform_ast(ast.parse(python, file))
     last = None
