@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 
@@ -582,6 +583,51 @@ def the_monitor_fills_logs_and_run_file():
     fresh.build(model.trainable_variables)
     other.load_state_dict(state)
     assert other.last.step == 11
+
+
+@case()
+def an_alert_ends_a_training():
+    """In `fit`, observed or with the monitor, and in a loop of one's own; the file says why."""
+    from steadygrad.launch.cell import CellSession
+    from steadygrad.launch.plan import Plan
+    from steadygrad.runlog import TrainingStopped
+    from steadygrad.sinks import record
+    from steadygrad.sinks.listeners import alerts
+
+    alerts.BROKEN_SECONDS = 0.05
+    x, y = data()
+    y[0] = np.nan
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            time.sleep(0.02)
+
+    def fitted(*callbacks):
+        model = model_of(keras.optimizers.SGD(0.01))
+        callbacks = [*callbacks, Slow()]
+        model.fit(x, y, epochs=100_000, batch_size=8, verbose=0, callbacks=callbacks)
+        assert model.stop_training
+
+    with tempfile.TemporaryDirectory() as folder:
+        with record(folder + "/fit.db", alerts.Alerts(quiet=True, stop_on="error")) as run:
+            fitted(sg.GradientMonitor(run=run))
+        session = CellSession(Plan("x", cell="In[1]", out=folder + "/cell.db", stop_on="error"), "")
+        session.start()
+        fitted()
+        session.finish()
+        assert session.troubles == [], session.troubles
+        stop = alerts.Alerts(quiet=True, call=lambda finding: "stop")
+        with record(folder + "/loop.db", stop) as run:
+            steady, weight = pair(keras.optimizers.SGD(0.1), "none", run=run)
+            with contextlib.suppress(TrainingStopped):
+                while True:
+                    steady.optimizer.apply([tensor([np.nan, 1.0])], [weight])
+                    steady.record()
+                    time.sleep(0.02)
+        for name in ("fit", "cell", "loop"):
+            info = steadygrad.open_run(f"{folder}/{name}.db").info
+            assert info["exit"] == "stopped", (name, info.get("exit"))
+            assert info["stopped_by"].startswith("SG1"), info
 
 
 @case()

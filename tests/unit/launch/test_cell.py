@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import steadygrad
 from steadygrad.launch import undoing
 from steadygrad.launch.cell import CellSession
 from steadygrad.launch.plan import Plan
-from steadygrad.runlog import Run
+from steadygrad.runlog import Run, TrainingStopped
+from steadygrad.sinks.listeners import alerts
 
 CELL = "Cell In[3]"
 
@@ -111,6 +113,25 @@ def test_the_source_is_read_too_and_lines_are_the_cells(tmp_path: Path) -> None:
 
     _, run = observed(train, tmp_path, text)
     assert run.info["lint"] == [{"id": "SG410", "path": CELL, "line": 3}]
+
+
+def test_an_alert_ends_a_training_in_jax_that_never_comes_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Observed, with optax alone, nobody can raise between two steps: it is interrupted."""
+    monkeypatch.setattr(alerts, "BROKEN_SECONDS", 0.05)
+    monkeypatch.setattr(alerts, "GRACE_SECONDS", 0.2)
+
+    def train() -> None:
+        tx, params = optax.sgd(0.1), {"w": jnp.full(2, jnp.nan)}
+        state = tx.init(params)
+        while True:
+            _, state = tx.update(params, state, params)
+            time.sleep(0.01)
+
+    with pytest.raises(TrainingStopped, match="SG1"):
+        observed(train, tmp_path, stop_on="error")
+    assert steadygrad.open_run(tmp_path / "run.db").info["exit"] == "stopped"
 
 
 def test_what_a_cell_made_of_jax_opens_no_file_once_it_is_over(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from apprise.decorators import notify
 from click.testing import CliRunner
 
+import steadygrad.jax as sj
 from steadygrad.cli import group
 from steadygrad.errors import RecordingWarning, UsageError
 from steadygrad.launch.plan import Plan
@@ -364,6 +367,16 @@ def torch_training(out: RunWriter) -> None:
             time.sleep(0.001)
 
 
+def jax_training(out: RunWriter) -> None:
+    """As `torch_training`."""
+    tx, params = sj.guard(optax.sgd(0.1), "none"), {"w": jnp.ones(2)}
+    state, recorder = tx.init(params), sj.Recorder(out)
+    while True:
+        _, state = tx.update(params, state, params)
+        recorder.record(state)
+        time.sleep(0.001)
+
+
 def training_by_hand(out: RunWriter) -> None:
     """Goes on, and never comes by anything of ours but `write_step`."""
     while True:
@@ -371,16 +384,20 @@ def training_by_hand(out: RunWriter) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.parametrize("training", [torch_training, jax_training])
 @pytest.mark.parametrize(
     "asked", [{"stop_on": "error"}, {"call": lambda finding: "stop"}], ids=["severity", "function"]
 )
 def test_a_training_is_ended_between_two_steps_and_says_why(
-    tmp_path: Path, rules: type[Rules], asked: dict[str, Any]
+    tmp_path: Path,
+    rules: type[Rules],
+    asked: dict[str, Any],
+    training: Callable[[RunWriter], None],
 ) -> None:
     with record(tmp_path / "run.db", Alerts(quiet=True, every=0.01, **asked)) as out:
         stopped = pytest.raises(TrainingStopped, match=r"SG101 at step 7: NaN in fc\.")
         with stopped:
-            torch_training(out)
+            training(out)
     run = open_run(tmp_path / "run.db")
     assert len(run) > 0
     assert run.info["exit"] == "stopped"
