@@ -53,7 +53,7 @@ FUZZ_ROUNDS ?= 1
 fuzz: $(VENV)/.dev
 	for round in $$(seq $(FUZZ_ROUNDS)); do \
 	  STEADYGRAD_FUZZ=3000 STEADYGRAD_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -q -x --timeout 3600 \
-	    tests/unit/runlog/test_hostile.py || exit 1; done
+	    tests/unit/runlog/test_hostile.py tests/unit/runlog/test_decoding.py || exit 1; done
 
 # The core is built again under the sanitizers, tried, and built back.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined

@@ -24,6 +24,8 @@ from steadygrad.runlog.thinning import LANDMARKS
 from steadygrad.vocabulary import GAP, NAN_LOSS, NAN_ORIGIN, RANKS, SCRIPT_CLIP, THROUGH_TIME
 
 INT64 = 2**63
+MOST_WHOLE = 2**53
+"""Largest whole number of a fact; readers take them through float64."""
 MOST_AXES = 64
 MOST_JSON = 8 << 20
 """Characters of one JSON text."""
@@ -156,11 +158,18 @@ def _a(*kinds: type) -> Field:
     return check
 
 
-def _list_of(field: Field) -> Field:
+def _list_of(field: Field, *, gaps: bool = False) -> Field:
+    """A list; with gaps, null stands for an entry that is not known."""
+
     def check(value: object) -> object:
-        if value is not None and not isinstance(value, list):
+        if value is None:
+            return None
+        if not isinstance(value, list):
             raise TypeError
-        return None if value is None else [field(entry) for entry in value]
+        entries = [field(entry) for entry in value]
+        if not gaps and any(entry is None for entry in entries):
+            raise TypeError
+        return entries
 
     return check
 
@@ -184,7 +193,7 @@ _word = _a(str)
 
 
 def _whole_number(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= INT64:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_WHOLE:
         raise TypeError
     return value
 
@@ -265,12 +274,13 @@ EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_numb
 EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
     GAP: {"steps": _whole_number},
-    RANKS: dict.fromkeys(RANK_COLUMNS, _list_of(_number)),
+    RANKS: dict.fromkeys(RANK_COLUMNS, _list_of(_number, gaps=True))
+    | dict.fromkeys(("rank", "step"), _list_of(_whole_number)),
     THROUGH_TIME: {
         "tensor": _whole_number,
         "length": _whole_number,
         "positions": _list_of(_whole_number),
-        "norms": _list_of(_number),
+        "norms": _list_of(_number, gaps=True),
     },
     SCRIPT_CLIP: dict.fromkeys(
         (
