@@ -82,7 +82,7 @@ EVENTS: dict[str, dict[str, Any]] = {
     SCRIPT_CLIP: CLIP | COUNTS,
     NAN_LOSS: {"optimizer": 0, "step": 5},
     GAP: {"steps": 3, "first_step": 7, "last_step": 9},
-    RANKS: dict.fromkeys(decoding.RANK_COLUMNS, TWO),
+    RANKS: dict.fromkeys(decoding.RANK_COLUMNS, TWO) | {"rank": [0, 1], "step": [5, 5]},
     THROUGH_TIME: {"tensor": 0, "length": 2, "positions": [0, 1], "norms": TWO},
     NAN_ORIGIN: Origin(
         5,
