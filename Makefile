@@ -84,9 +84,9 @@ test-torch: SUITE = tests/unit/torch tests/unit/kernels
 test-keras: SUITE = tests/unit/keras
 test-tensorflow: SUITE = tests/unit/tensorflow
 test-jax: SUITE = tests/unit/jax
-$(FRAMEWORKS:%=test-%): test-%: $(VENV)/bin/python
+$(FRAMEWORKS:%=test-%): test-%:
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[$(filter-out core,$*)]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.$(if $(filter-out core,$*),[$*])' pytest pytest-timeout pytest-xdist hypothesis
 	.venv-$*/bin/python -m pytest -n $(WORKERS) $(SUITE)
 
 test-oldest:
