@@ -7,6 +7,7 @@ public package, from docstrings. mkdocs calls `on_files` (see `hooks` in mkdocs.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 GUIDE_BOOST = 4
+ROOMS = ("rules", "lint")
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]+`|\]\([^)\n]+\)", re.DOTALL | re.MULTILINE)
+_ID = re.compile(r"(?<![\w\[])SG\d{3}\b")
 PACKAGE = Path(__file__).parents[1] / "src" / "steadygrad"
 
 
@@ -27,15 +31,39 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let the guide come first in a search: who looks for a word wants it explained."""
-    if page.file.src_uri.startswith("guide/"):
+    room, _, name = page.file.src_uri.partition("/")
+    if room == "guide":
         page.meta.setdefault("search", {})["boost"] = GUIDE_BOOST
-    return markdown
+    return linked(markdown, room, name) if room in ROOMS else markdown
+
+
+def linked(markdown: str, room: str, name: str) -> str:
+    """A page of a rule or check, where the ids of others lead to their pages.
+
+    Example:
+        >>> linked("# SG201\\nNot SG202, nor SG201; `explain SG202`.", "rules", "SG201.md")
+        '# SG201\\nNot [SG202](SG202.md), nor SG201; `explain SG202`.'
+    """
+    rooms = {path.stem: room for room in ROOMS for path in _sources(room)}
+
+    def link(match: re.Match[str]) -> str:
+        at = rooms.get(match[0])
+        if at is None or f"{match[0]}.md" == name:
+            return match[0]
+        return f"[{match[0]}]({'' if at == room else f'../{at}/'}{match[0]}.md)"
+
+    end = markdown.index("\n")  # of the heading
+    parts = [markdown[:end]]
+    for code in _CODE.finditer(markdown, end):
+        parts += [_ID.sub(link, markdown[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _ID.sub(link, markdown[end:])])
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """Address and Markdown of every made page."""
-    for room in ("rules", "lint"):
-        sources = sorted((PACKAGE / room / "pages").glob("*.md"))
+    for room in ROOMS:
+        sources = _sources(room)
         for source in sources:
             yield f"{room}/{source.name}", source.read_text(encoding="utf-8")
         if sources:
@@ -53,6 +81,10 @@ def pages() -> Iterator[tuple[str, str]]:
     for name, exported in packages.items():
         yield f"reference/{name}.md", _package(name, exported)
     yield "reference/index.md", _links("Reference", sorted(packages))
+
+
+def _sources(room: str) -> list[Path]:
+    return sorted((PACKAGE / room / "pages").glob("*.md"))
 
 
 def _index(room: str, sources: list[Path]) -> str:
