@@ -224,11 +224,12 @@ def job_board() -> Board | None:
     )
 
 
-def disagreement(rows: list[RankRow]) -> str:
+def disagreement(rows: list[RankRow], in_backward: bool = False) -> str:
     """A sentence on ranks that clipped the same step by different norms; empty for none.
 
     Args:
         rows: of several ranks and steps.
+        in_backward: the optimizer steps inside the backward pass.
 
     Example:
         >>> disagreement([RankRow(r, 3, 4.0 + r, 4, 0, 0, 1, 1, True) for r in (0, 1)])[:60]
@@ -240,11 +241,21 @@ def disagreement(rows: list[RankRow]) -> str:
         apart = abs(row.norm - other.norm)
         broken = math.isfinite(row.norm) != math.isfinite(other.norm)  # one skips, one does not
         if row.rank != other.rank and (broken or apart > TOLERANCE * max(row.norm, other.norm)):
-            return (
+            difference = (
                 f"step {row.step}: rank {other.rank} has a gradient norm of {other.norm:.6g} and "
                 f"rank {row.rank} one of {row.norm:.6g}: if they train one model, each clips by "
-                "its own norm and the copies drift apart. Average gradients over the ranks before "
-                "the step (DDP does); or, where ranks have parameters of their own (experts, "
-                "pipeline stages), type attach(..., process_group={'experts.*': group})"
+                "its own norm and the copies drift apart. "
             )
+            return difference + (_IN_BACKWARD if in_backward else _WHAT_TO_DO)
     return ""
+
+
+_WHAT_TO_DO = (
+    "Average gradients over the ranks before the step (DDP does); or, where ranks have parameters "
+    "of their own (experts, pipeline stages), type attach(..., process_group={'experts.*': group})"
+)
+_IN_BACKWARD = (
+    "This optimizer steps inside backward(), before DistributedDataParallel has averaged the "
+    "gradients: call step() after backward(), or shard with torch.distributed.fsdp.fully_shard, "
+    "which reduces first"
+)

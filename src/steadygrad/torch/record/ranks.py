@@ -19,6 +19,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import Board, RankRow, board_of, disagreement, is_job
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.distributed.pace import measure_pace
+from steadygrad.torch.internals.sites import inside_backward
 from steadygrad.vocabulary import RANKS
 
 PATIENCE = 5.0
@@ -54,6 +55,7 @@ class RankLog:
         self._last_told = -1
         self._arrived: dict[int, int] = {}
         self._differs = False
+        self._in_backward = False
         self._unmatched: list[RankRow] = []
         self._process = os.getpid()
         if not _unfinished:
@@ -65,6 +67,7 @@ class RankLog:
         board = self._board
         if board is None or self._pace is None:
             return
+        self._in_backward = inside_backward()
         seconds, self._before = record.time - self._before, record.time
         busy = self._pace.busy()
         spent, self._busy = busy - self._busy, busy
@@ -135,7 +138,8 @@ class RankLog:
         for kind, data, step in board.posts():
             if self._write_event is not None:
                 self._write_event(kind, data, step)
-        sentence = "" if self._differs else disagreement([*self._unmatched, *rows])
+        rows_of_steps = [*self._unmatched, *rows]
+        sentence = "" if self._differs else disagreement(rows_of_steps, self._in_backward)
         self._unmatched = rows[-4 * board.ranks :]
         if sentence:
             self._differs = True

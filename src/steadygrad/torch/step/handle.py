@@ -30,6 +30,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.internals.state_makers import only_makes_state
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
@@ -369,6 +370,8 @@ class Steady(Handle):
     ) -> Arguments | None:
         engine = self._engine
         if not engine.is_of(optimizer):  # a shadow
+            return None
+        if not optimizer.state and only_makes_state():
             return None
         if engine.step is not None and _steps_running(optimizer, 2):
             engine.step.depth += 1

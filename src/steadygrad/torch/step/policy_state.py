@@ -92,8 +92,13 @@ class Memory:
         return np.errstate(all="ignore")  # a norm may be inf, and inf - inf is right to be NaN
 
     def export(self) -> dict[str, torch.Tensor]:
-        """Copies of the arrays as torch tensors on the CPU, which any checkpoint holds."""
-        return {k: torch.as_tensor(v).detach().cpu().clone() for k, v in (self.state or {}).items()}
+        """Copies of the arrays as torch tensors on the CPU, which any checkpoint holds.
+
+        Before the first step they are those that it begins with: a checkpoint that is read in
+        place (`torch.distributed.checkpoint`) reads nothing that is not there yet.
+        """
+        state = self.state or _fresh(self.policy, self.names, np.zeros(0))
+        return {key: torch.as_tensor(value).detach().cpu().clone() for key, value in state.items()}
 
     def load(self, saved: dict[str, Any]) -> None:
         """Take over what `export` gave.

@@ -8,7 +8,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from steadygrad.torch.distributed import board
-from steadygrad.torch.distributed.board import SEGMENT, Board, RankRow
+from steadygrad.torch.distributed.board import SEGMENT, Board, RankRow, disagreement
 
 STEPS = 1500
 
@@ -41,3 +41,9 @@ def test_all_rows_arrive_and_those_that_were_read_are_deleted(
     assert sorted(rows) == [(rank, step) for rank in (0, 1) for step in range(STEPS)]
     assert most - before <= 3 < STEPS // SEGMENT
     assert not boards[0].lost
+
+
+def test_an_optimizer_that_steps_inside_backward_is_told_so() -> None:
+    rows = [RankRow(rank, 0, 1.0 + rank, 1.0, 0.0, 0, 0.1, 0.1, True) for rank in (0, 1)]
+    assert "Average gradients over the ranks" in disagreement(rows)
+    assert "call step() after backward()" in disagreement(rows, in_backward=True)

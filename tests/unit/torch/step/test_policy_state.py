@@ -6,6 +6,8 @@ import io
 
 import pytest
 import torch
+import torch.distributed.checkpoint as checkpoints
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import steadygrad.torch as sg
 from steadygrad.errors import SteadyGradWarning, UsageError
@@ -137,3 +139,27 @@ def test_rearranged_parameters_start_anew_with_a_warning(training):
         SteadyGradWarning, match=r"rearranged, so what the policy adagc.*starts anew"
     ):
         t.optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_distributed_checkpoint_is_read_in_place_before_the_first_step(training, tmp_path):
+    t = training(sgd)
+    with sg.attach(t.optimizer, clip="zclip", model=t.model) as saved:
+        for step in range(3):
+            t.step(1.0 + step)
+        checkpoints.save({"steady": saved}, checkpoint_id=tmp_path, no_dist=True)
+    t = training(sgd)
+    with sg.attach(t.optimizer, clip="zclip", model=t.model) as steady:
+        checkpoints.load({"steady": steady}, checkpoint_id=tmp_path, no_dist=True)
+        assert steady.state_dict() == saved.state_dict()
+        assert steady.state_dict()["state"]["count"] == 3
+
+
+def test_a_step_that_only_makes_an_optimizers_state_is_none(training):
+    t = training(sgd)
+    with sg.attach(t.optimizer, clip="zclip", model=t.model) as steady:
+        get_optimizer_state_dict(t.model, t.optimizer)
+        assert t.optimizer.state  # torch has stepped with gradients of zeros
+        assert (steady.steps, steady.state_dict()["state"]["count"]) == (0, 0)
+        t.step(1.0)
+        assert (steady.steps, steady.state_dict()["state"]["count"]) == (1, 1)
