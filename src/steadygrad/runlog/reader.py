@@ -34,7 +34,13 @@ from steadygrad.runlog.encode import DamagedError, Rows
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.runlog.run import Event, Floats, Run
-from steadygrad.runlog.schema import SCHEMA_VERSION, SQLITE_MAGIC, TABLES, is_run_file
+from steadygrad.runlog.schema import (
+    SCHEMA_VERSION,
+    SQLITE_MAGIC,
+    chunks_table,
+    is_run_file,
+    tables_of,
+)
 from steadygrad.runlog.store import SIDE_FILES
 
 OPEN_TRIES = 5
@@ -120,7 +126,7 @@ class _File:
             chunks = _Chunks(connection, len(self._columns))
             for start in chunks.of(np.array([first, last - 1]), between=True):
                 rows, data = connection.execute(
-                    "SELECT rows, data FROM steps WHERE first_row = ?", (start,)
+                    f"SELECT rows, data FROM {chunks.table} WHERE first_row = ?", (start,)
                 ).fetchone()
                 chunk = encode.decode_steps(data, rows, self._columns)
                 low, high = max(first, start), min(last, start + rows)
@@ -177,12 +183,13 @@ class _Chunks:
     """Where the chunks of steps begin and end; they must follow each other without a gap."""
 
     def __init__(self, connection: sqlite3.Connection, columns: int) -> None:
-        table = connection.execute(
-            "SELECT first_row, rows, length(data) FROM steps ORDER BY first_row"
+        self.table = chunks_table(_version(connection))
+        listed = connection.execute(
+            f"SELECT first_row, rows, length(data) FROM {self.table} ORDER BY first_row"
         ).fetchall()
-        if not all(type(number) is int for row in table for number in row):
+        if not all(type(number) is int for row in listed for number in row):
             raise DamagedError("the table of steps holds something else than numbers")
-        chunks = np.array(table, np.float64).reshape(-1, 3)  # of which no sum overflows
+        chunks = np.array(listed, np.float64).reshape(-1, 3)  # of which no sum overflows
         first, rows, packed = chunks.T
         self._ends = np.cumsum(rows)
         whole = (
@@ -442,7 +449,7 @@ def _check_tables(connection: sqlite3.Connection) -> None:
     written = dict(
         connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall()
     )
-    for statement in TABLES:
+    for statement in tables_of(_version(connection)):
         name = statement.split()[2]
         if not statement.startswith("CREATE TABLE"):
             continue
@@ -453,6 +460,12 @@ def _check_tables(connection: sqlite3.Connection) -> None:
             )
         if written[name] != statement:
             raise DamagedError(f"its table {name} is not as steadygrad makes it")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """The file's format; in a journal it may be newer than what the header says."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _info(connection: sqlite3.Connection) -> RunInfo:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from steadygrad.runlog.encode import encode_block, encode_steps, pack
+from steadygrad.runlog.encode import Rows, encode_block, encode_steps, pack
 from steadygrad.runlog.filesystem import journal_mode
 from steadygrad.runlog.items import (
     EventItem,
@@ -36,7 +36,13 @@ from steadygrad.runlog.items import (
     stacked,
 )
 from steadygrad.runlog.records import STEP_DTYPE
-from steadygrad.runlog.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES
+from steadygrad.runlog.schema import (
+    ADD_PLAIN_STEP,
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    TABLES,
+    chunks_table,
+)
 
 FRESH_LEVEL, CHUNK_LEVEL = 1, 6
 MAX_CHUNK_ROWS = 256
@@ -47,6 +53,7 @@ BUSY_SECONDS = 300.0  # meanwhile steps wait in the queue, then are counted as m
 LEAVE_SECONDS = 1.0  # how long the end waits for readers, which are short
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
+_CHUNKS = chunks_table(SCHEMA_VERSION)
 _COLUMNS = tuple(STEP_DTYPE.names or ())
 _record_values = attrgetter(*_COLUMNS)
 
@@ -220,6 +227,7 @@ class Store:
         return True
 
     def _append(self, steps: list[StepItem]) -> None:
+        self._connection.executemany(ADD_PLAIN_STEP, _table_of(steps).tolist())
         self._fresh.extend(steps)
         if len(self._fresh) < self._chunk_rows:
             self._write_chunk(self._rows, steps, FRESH_LEVEL)
@@ -238,7 +246,7 @@ class Store:
                 self.landmarks["largest_norm"] = row
 
     def _join_fresh(self, everything: bool = False) -> None:
-        for table in ("steps", "figures"):
+        for table in (_CHUNKS, "figures"):
             self._connection.execute(
                 f"DELETE FROM {table} WHERE first_row >= ?", (self._chunk_start,)
             )
@@ -256,13 +264,9 @@ class Store:
         return max(8, min(MAX_CHUNK_ROWS, MAX_CHUNK_BYTES // row_bytes))
 
     def _write_chunk(self, first_row: int, steps: Sequence[StepItem], level: int) -> None:
-        table = np.array([_record_values(item.record) for item in steps], STEP_DTYPE)
-        unknown = np.isnan(table["time"])
-        if unknown.any():
-            table["time"][unknown] = np.array([item.time for item in steps])[unknown]
         self._connection.execute(
-            "INSERT INTO steps VALUES (?, ?, ?)",
-            (first_row, len(steps), encode_steps(table, level)),
+            f"INSERT INTO {_CHUNKS} VALUES (?, ?, ?)",
+            (first_row, len(steps), encode_steps(_table_of(steps), level)),
         )
         for ids, places in _by_layout(steps).items():
             self._write_figures(first_row, ids, places, [steps[place] for place in places], level)
@@ -353,6 +357,15 @@ _WRITERS: dict[type, Callable[[Store, Any], None]] = {
     EventItem: Store._write_event,
     InfoItem: Store._write_info,
 }
+
+
+def _table_of(steps: Sequence[StepItem]) -> Rows:
+    """Rows of `STEP_DTYPE`; a step without a time has the one at which it was handed over."""
+    table = np.array([_record_values(item.record) for item in steps], STEP_DTYPE)
+    unknown = np.isnan(table["time"])
+    if unknown.any():
+        table["time"][unknown] = np.array([item.time for item in steps])[unknown]
+    return table
 
 
 def _by_layout(steps: Sequence[StepItem]) -> dict[bytes, list[int]]:

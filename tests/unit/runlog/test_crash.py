@@ -115,7 +115,7 @@ connection.execute("PRAGMA journal_mode = TRUNCATE")
 connection.execute("PRAGMA cache_size = 1")  # pages reach the disk before the commit
 connection.execute("BEGIN")
 for number in range(1000):
-    connection.execute("INSERT INTO steps VALUES (?, 1, ?)", (10_000 + number, b"x" * 2000))
+    connection.execute("INSERT INTO step_chunks VALUES (?, 1, ?)", (10_000 + number, b"x" * 2000))
 os._exit(0)
 """
 

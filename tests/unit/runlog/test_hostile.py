@@ -198,8 +198,8 @@ ENDLESS = (
 ESCAPE = "[bold]\x1b[2J\u202e<script>"
 """A terminal's command, a mark that turns the direction of reading, and two kinds of markup."""
 TABLES = {
-    "a view without end": ("DROP TABLE steps", f"CREATE VIEW steps AS {ENDLESS}"),
-    "another table": ("DROP TABLE steps", "CREATE TABLE steps (first_row, rows, data)"),
+    "a view without end": ("DROP TABLE step_chunks", f"CREATE VIEW step_chunks AS {ENDLESS}"),
+    "another table": ("DROP TABLE step_chunks", "CREATE TABLE step_chunks (first_row, rows, data)"),
     "a generated column": (
         "DROP TABLE info",
         "CREATE TABLE info (key TEXT, value TEXT AS (hex(zeroblob(100000000))))",
@@ -216,14 +216,14 @@ TABLES = {
         """INSERT OR REPLACE INTO info VALUES ('optimizers', '[5, {"class": 5, "lr": []}]')""",
     ),
     "no info": ("DROP TABLE info",),
-    "huge rows": ("UPDATE steps SET rows = 9000000000000000",),
-    "a huge first row": ("UPDATE steps SET first_row = first_row + 9000000000000000000",),
-    "negative rows": ("UPDATE steps SET rows = -1",),
-    "rows as text": ("UPDATE steps SET rows = 'x'",),
-    "data as text": ("UPDATE steps SET data = 'x'",),
-    "no data": ("UPDATE steps SET data = x''",),
-    "data of zeros": ("UPDATE steps SET data = zeroblob(5000)",),
-    "a chunk less": ("DELETE FROM steps WHERE first_row = 0",),
+    "huge rows": ("UPDATE step_chunks SET rows = 9000000000000000",),
+    "a huge first row": ("UPDATE step_chunks SET first_row = first_row + 9000000000000000000",),
+    "negative rows": ("UPDATE step_chunks SET rows = -1",),
+    "rows as text": ("UPDATE step_chunks SET rows = 'x'",),
+    "data as text": ("UPDATE step_chunks SET data = 'x'",),
+    "no data": ("UPDATE step_chunks SET data = x''",),
+    "data of zeros": ("UPDATE step_chunks SET data = zeroblob(5000)",),
+    "a chunk less": ("DELETE FROM step_chunks WHERE first_row = 0",),
     "columns twice": ("UPDATE step_columns SET name = 'norm'",),
     "columns as bytes": ("UPDATE step_columns SET name = x'ff'",),
     "no columns": ("DELETE FROM step_columns",),
@@ -327,8 +327,8 @@ def test_values_of_other_types_and_sizes(part: int, content: bytes, tmp_path: Pa
     ("statement", "message"),
     [
         ("DROP TABLE info", "table info is missing.*before the first step"),
-        ("UPDATE steps SET rows = 9000000000000000", "number 0 is not whole"),
-        ("UPDATE steps SET first_row = first_row + 7", "number 0 is not whole"),
+        ("UPDATE step_chunks SET rows = 9000000000000000", "number 0 is not whole"),
+        ("UPDATE step_chunks SET first_row = first_row + 7", "number 0 is not whole"),
         ("DELETE FROM tensors WHERE id = 3", "tensor 3 is missing"),
         ("UPDATE tensors SET shape = '[1' || hex(zeroblob(9000)) || ']'", "a number of 18001 d"),
         ("UPDATE layouts SET tensor_ids = x'ffffffffffffff7f'", "names some that are not there"),
@@ -347,7 +347,7 @@ def test_the_sentence_says_what_is_wrong(
 def test_a_view_in_the_place_of_a_table_is_never_asked(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.db").write_bytes(content)
     wrong_values()["a view without end"](tmp_path / "run.db")
-    with pytest.raises(RunFileError, match="its table steps is missing"):
+    with pytest.raises(RunFileError, match="its table step_chunks is missing"):
         open_run(tmp_path / "run.db")
 
 
@@ -365,7 +365,7 @@ def test_a_bomb_is_not_unpacked(content: bytes, tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(300 << 20), 9)
     (tmp_path / "run.db").write_bytes(content)
     with sqlite3.connect(tmp_path / "run.db") as connection:
-        connection.execute("UPDATE steps SET data = ?", (bomb,))
+        connection.execute("UPDATE step_chunks SET data = ?", (bomb,))
         connection.execute("UPDATE figures SET norms = ?, nonfinite = ?", (bomb, bomb))
         connection.execute('UPDATE samples SET "values" = ?', (bomb,))
     connection.close()

@@ -363,7 +363,7 @@ def test_fresh_chunks_are_joined(tmp_path: Path) -> None:
             if step % 20 == 0:
                 out.flush()
     with sqlite3.connect(path) as connection:
-        chunks = connection.execute("SELECT first_row, rows FROM steps").fetchall()
+        chunks = connection.execute("SELECT first_row, rows FROM step_chunks").fetchall()
     connection.close()
     assert len(chunks) <= 3
     np.testing.assert_array_equal(open_run(path).steps.norm, np.arange(1.0, 301.0))
@@ -390,7 +390,7 @@ def test_a_reader_that_holds_the_lock_delays_but_does_not_end_the_recording(
     with RunWriter(tmp_path / "run.db") as out:
         reader = sqlite3.connect(tmp_path / "run.db", isolation_level=None)
         reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM steps").fetchone()
+        reader.execute("SELECT count(*) FROM step_chunks").fetchone()
         one_step(out, 0, [])
         assert not out.flush(timeout=1.5)
         reader.execute("COMMIT")
@@ -406,7 +406,7 @@ def test_a_reader_inside_at_the_end_does_not_spoil_the_file(tmp_path: Path, stay
     out.flush()
     reader = sqlite3.connect(tmp_path / "run.db", isolation_level=None, check_same_thread=False)
     reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM steps").fetchone()
+    reader.execute("SELECT count(*) FROM step_chunks").fetchone()
     leaving = threading.Timer(0.2, reader.close)
     if not stays:
         leaving.start()

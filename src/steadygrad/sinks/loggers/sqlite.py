@@ -1,7 +1,8 @@
 """SQLite: plain tables, which sqlite3, DuckDB and pandas read without steadygrad.
 
-A run file keeps its steps compressed, which no view can undo. Here a step is a row. SQLite has
-no NaN: it stands as NULL, and ``nonfinite`` counts the elements that were NaN or inf.
+The table of steps is the one that every run file of format 2 has; here tensors may stand beside
+it. SQLite has no NaN: it stands as NULL, and ``nonfinite`` counts the elements that were NaN or
+inf.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from steadygrad.runlog import STEP_DTYPE
 from steadygrad.runlog.items import Head
+from steadygrad.runlog.schema import ADD_PLAIN_STEP, PLAIN_STEPS
 from steadygrad.sinks.base import Batch, Sink, tensor_figures
 from steadygrad.sinks.files import create
-
-_KINDS = {"f": "REAL", "i": "INTEGER", "U": "TEXT"}
 
 
 class Sqlite(Sink):
@@ -31,9 +30,7 @@ class Sqlite(Sink):
         path = Path(self.target or f"steps{self.suffix}")
         create(path, text=False).close()
         self._connection = sqlite3.connect(path)
-        names = STEP_DTYPE.names or ()
-        columns = ", ".join(f"{name} {_KINDS[STEP_DTYPE[name].kind]}" for name in names)
-        self._connection.execute(f"CREATE TABLE steps ({columns})")
+        self._connection.execute(PLAIN_STEPS)
         self._connection.execute(
             "CREATE TABLE tensors (step INTEGER, optimizer INTEGER, tensor TEXT, norm REAL, "
             "max_abs REAL, nonfinite REAL, zeros REAL)"
@@ -42,9 +39,7 @@ class Sqlite(Sink):
 
     def write(self, batch: Batch) -> None:
         """A row a step, and one a tensor where that is due."""
-        marks = ", ".join("?" * len(STEP_DTYPE.names or ()))
-        rows = np.asarray(batch.steps).tolist()
-        self._connection.executemany(f"INSERT INTO steps VALUES ({marks})", rows)
+        self._connection.executemany(ADD_PLAIN_STEP, np.asarray(batch.steps).tolist())
         for row, step in enumerate(batch.steps):
             if self.wants_tensors(int(step["step"])):
                 self._connection.executemany(
