@@ -22,8 +22,9 @@ from training import run_case
 
 import steadygrad
 from steadygrad import rules
+from steadygrad.robust import columns_median
 from steadygrad.rules import Finding
-from steadygrad.rules.evidence.view import View, columns_median
+from steadygrad.rules.evidence.view import View
 
 WIDTH, HEIGHT = 60, 9
 HEADING = "## A real run"

@@ -175,3 +175,20 @@ def running_median(values: Floats, window: int) -> Floats:
     view = np.lib.stride_tricks.sliding_window_view(values, window)
     head = [median(values[: i + 1]) for i in range(window - 1)]
     return np.concatenate([head, np.median(view, axis=1)])
+
+
+def order_agreement(values: Floats | Sequence[float]) -> float:
+    """Kendall's tau of the finite values against their place: 1 rising, -1 falling.
+
+    Example:
+        >>> order_agreement([1.0, 2.0, 3.0]), order_agreement([3.0, 2.0, 1.0])
+        (1.0, -1.0)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    array = array[np.isfinite(array)]
+    if len(array) > 200:
+        array = array[np.linspace(0, len(array) - 1, 200).astype(np.int64)]
+    if len(array) < 2:
+        return math.nan
+    upper = np.triu_indices(len(array), 1)
+    return float(np.sign(array[None, :] - array[:, None])[upper].mean())

@@ -13,7 +13,8 @@ from steadygrad.calibration.unseen import unseen_clip
 from steadygrad.report.numbers import figure
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules import NOTHING
-from steadygrad.rules.evidence.view import LossTrend, View
+from steadygrad.rules.evidence.losses import LossTrend
+from steadygrad.rules.evidence.view import View
 from steadygrad.runlog.shortfall import shortfall
 
 if TYPE_CHECKING:

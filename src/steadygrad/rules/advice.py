@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import View, median, number
+from steadygrad.robust import median
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 
 ABSURD = 1e6
 """A norm that is no guide to any threshold; so is its inverse."""

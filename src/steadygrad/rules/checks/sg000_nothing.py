@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from steadygrad.robust import ENOUGH
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import ENOUGH, View
+from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
-from steadygrad.rules.evidence.view import View, median, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 _CAUSES = (

@@ -10,7 +10,8 @@ from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import Break, first_break, tell
 from steadygrad.rules.evidence.dead import nothing_at_all
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 LARGEST = 65504.0

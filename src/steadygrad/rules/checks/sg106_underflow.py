@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.dead import nothing_at_all
-from steadygrad.rules.evidence.view import Array, View, columns_median, number, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 NORMAL = 6.1e-5

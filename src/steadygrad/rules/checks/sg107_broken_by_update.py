@@ -10,8 +10,9 @@ from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.loop import optimizer_class, optimizer_facts
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.weights import Broken, broken_weights
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 SMALLEST_HALF = 5.96e-8

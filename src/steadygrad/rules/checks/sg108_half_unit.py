@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median, median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import Array, View, columns_median, median, number, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 HALF_UNIT = {"bfloat16": 2.0**-9, "float16": 2.0**-12}

@@ -6,16 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import blocks, median, order_agreement, running_median
 from steadygrad.rules.advice import code, hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import (
-    View,
-    blocks,
-    median,
-    number,
-    order_agreement,
-    running_median,
-)
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 GROWN = 10.0

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 GROWN = 100.0

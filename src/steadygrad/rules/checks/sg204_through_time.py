@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median, order_agreement
 from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
+from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.through_time import Measured, measured, sentence
-from steadygrad.rules.evidence.view import View, is_cell, median, number, order_agreement, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 GATED = ("LSTM", "GRU")

@@ -6,18 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median, median
 from steadygrad.rules.advice import clip_code, code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import UNIT, input_size
-from steadygrad.rules.evidence.view import (
-    Array,
-    View,
-    columns_median,
-    median,
-    number,
-    owner_names,
-    percent,
-)
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.tensors import owner_names
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 SHARE = 0.9
@@ -38,7 +34,7 @@ _INPUTS = "inputs that are not normalised"
 
 
 def check(view: View) -> Iterator[Finding]:
-    owners = owner_names(view)
+    owners = owner_names(view.tensors)
     if not view.enough or len(set(owners)) < 3 or not _hurts(view):
         return
     found = [*_by_share(view, owners), *_by_pace(view)]

@@ -12,7 +12,8 @@ from steadygrad.rules.advice import clip_code, code, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.stability import of_view
-from steadygrad.rules.evidence.view import View, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import percent
 from steadygrad.rules.finding import Finding
 
 MOST = 8

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles, wrecked
-from steadygrad.rules.evidence.view import LossTrend, View, number, percent
+from steadygrad.rules.evidence.losses import LossTrend
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 SHRUNK = 300.0

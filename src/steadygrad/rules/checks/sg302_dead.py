@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.dead import never_lived
 from steadygrad.rules.evidence.depth import biases, profiles
-from steadygrad.rules.evidence.view import Array, View, columns_median, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import percent
 from steadygrad.rules.finding import Finding
 
 DEAD = 0.7

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import View, columns_median, number, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 FLAT = 0.6

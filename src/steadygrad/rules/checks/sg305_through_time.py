@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import columns_median, median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.through_time import Measured, measured, sentence
-from steadygrad.rules.evidence.view import View, columns_median, is_cell, median, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 LOST = float(np.finfo(np.float32).eps)

@@ -8,11 +8,14 @@ import numpy as np
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
+from steadygrad.robust import median
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, calls, figure, share
 from steadygrad.rules.evidence.loop import optimizer_class
-from steadygrad.rules.evidence.view import View, is_cell, median, number, percent
+from steadygrad.rules.evidence.tensors import is_cell
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 HARD = 0.5

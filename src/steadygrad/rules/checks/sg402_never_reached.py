@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import calls
-from steadygrad.rules.evidence.view import View, median, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 FAR = 20.0

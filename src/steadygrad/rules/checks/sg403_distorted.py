@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import clip_code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import calls, figure
-from steadygrad.rules.evidence.view import Array, View, median, number, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 TURNED = 0.9

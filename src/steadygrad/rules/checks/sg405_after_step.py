@@ -15,7 +15,8 @@ from steadygrad.rules.evidence.clips import (
     unfilled,
 )
 from steadygrad.rules.evidence.placed import fixes
-from steadygrad.rules.evidence.view import View, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import percent
 from steadygrad.rules.finding import Finding
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure
 from steadygrad.rules.evidence.placed import fixes
-from steadygrad.rules.evidence.view import View, number, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 

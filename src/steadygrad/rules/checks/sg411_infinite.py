@@ -9,7 +9,8 @@ import numpy as np
 from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, at, calls, figure, share
-from steadygrad.rules.evidence.view import View, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import percent
 from steadygrad.rules.finding import Finding
 
 HUGE = 1e12

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from steadygrad.calibration.unseen import unseen_clip
 from steadygrad.rules.advice import clip_code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 

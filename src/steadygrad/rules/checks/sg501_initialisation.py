@@ -10,7 +10,9 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import fan_in
-from steadygrad.rules.evidence.view import Array, View, number
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 LARGE = 2.8

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import code, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
-from steadygrad.rules.evidence.view import Array, View, median, number
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 HIGH = 0.1

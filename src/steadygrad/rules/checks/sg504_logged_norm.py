@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median, spread
 from steadygrad.rules.advice import clip_code, code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import Call, calls, figure
-from steadygrad.rules.evidence.view import View, median, number, spread
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 

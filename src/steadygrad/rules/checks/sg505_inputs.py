@@ -8,7 +8,8 @@ from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.checks.sg501_initialisation import normalised
 from steadygrad.rules.evidence.inputs import Entrance, entrance
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 LARGE = 30.0

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import ENOUGH
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import FEW, loop_of, stale_of
-from steadygrad.rules.evidence.view import ENOUGH, View
+from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
 
 ALWAYS = 0.9

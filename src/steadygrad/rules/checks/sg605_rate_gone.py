@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import ENOUGH, columns_median, median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.view import ENOUGH, View, columns_median, median, number, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 TINY = 1e-2

@@ -9,7 +9,8 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.ranks import RankTable, rank_table
-from steadygrad.rules.evidence.view import View, number, percent
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 WARM = 3

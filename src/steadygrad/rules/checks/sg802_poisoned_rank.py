@@ -9,7 +9,9 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.ranks import RankTable, named, rank_table
-from steadygrad.rules.evidence.view import Array, View, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import percent
 from steadygrad.rules.finding import Finding
 from steadygrad.vocabulary import NAN_ORIGIN
 

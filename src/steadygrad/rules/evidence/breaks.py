@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import Array, View, median, number, percent
+from steadygrad.robust import median
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 
 HUGE, FEW = 1e6, 4
 """A norm that no training begins with, and the first steps, at which it is looked for."""

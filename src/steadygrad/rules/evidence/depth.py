@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import (
-    Array,
-    View,
-    columns_median,
-    median,
-    order_agreement,
-    parts,
-)
+from steadygrad.robust import columns_median, median, order_agreement
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.tensors import parts
+from steadygrad.rules.evidence.view import View
 
 WORSE = 10.0
 """Factor by which the first layers' share of the gradient falls in a model that is wrecked."""

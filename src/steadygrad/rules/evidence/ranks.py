@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import Array, View
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
 from steadygrad.vocabulary import RANKS
 
 _FIGURES = ("loss", "loss_known", "nonfinite", "seconds", "busy", "norm", "own_norm")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.evidence.view import Array, View, median, number
+from steadygrad.robust import median
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.vocabulary import THROUGH_TIME
 
 

@@ -1,0 +1,110 @@
+"""Steps: one optimizer's steps of a run, with broken and skipped ones told apart.
+
+What is read through them keeps the same things out of every window: steps with a NaN or inf,
+steps that were skipped, other optimizers' steps, and those that a rollback took back.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from steadygrad.recovery.events import RecoveryEvent, events_of
+from steadygrad.recovery.undone import undone
+from steadygrad.robust import ENOUGH, spikes
+from steadygrad.runlog.info import RunInfo
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Event, Run
+
+Array = npt.NDArray[Any]
+
+
+class Steps:
+    """One optimizer's steps, with broken and skipped ones told apart.
+
+    Args:
+        run: the run, as `steadygrad.open_run` gives it.
+        optimizer: number of the optimizer.
+
+    Attributes:
+        acts: what recovery did with it.
+        undone: how many of its steps were taken back, and are not among those seen here.
+    """
+
+    def __init__(self, run: Run, optimizer: int) -> None:
+        self.run = run
+        self.optimizer = optimizer
+        self.acts: list[RecoveryEvent] = [
+            act for act in events_of(run.events) if act.optimizer == optimizer
+        ]
+        every: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
+        gone = self.taken_back(run.steps["step"][every])
+        self.undone = int(gone.sum())
+        self.rows: Array = every[~gone]
+        numbers = np.unique(run.steps["optimizer"])
+        self.several = len(numbers) > 1
+        self.first_optimizer = int(numbers[0]) if len(numbers) else 0
+        steps = run.steps[self.rows]
+        self.step: Array = np.asarray(steps["step"], dtype=np.int64)
+        self.loss: Array = np.asarray(steps["loss"], dtype=np.float64)
+        self.norm: Array = np.asarray(steps["norm"], dtype=np.float64)
+        self.threshold: Array = np.asarray(steps["threshold"], dtype=np.float64)
+        self.coef: Array = np.asarray(steps["coef"], dtype=np.float64)
+        self.lr: Array = np.asarray(steps["lr"], dtype=np.float64)
+        self.loss_scale: Array = np.asarray(steps["loss_scale"], dtype=np.float64)
+        self.cosine: Array = np.asarray(steps["cosine"], dtype=np.float64)
+        self.skipped: Array = np.asarray(steps["action"] == "skip")
+        self.broken: Array = (np.asarray(steps["nonfinite"]) > 0) | ~np.isfinite(self.norm)
+        self.usable: Array = ~self.broken & ~self.skipped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def taken_back(self, steps: Array) -> Array:
+        """Which of these step numbers a rollback took back."""
+        return undone(np.asarray(steps, dtype=np.int64), self.acts)
+
+    @property
+    def info(self) -> RunInfo:
+        """What the run file says of the run as a whole."""
+        return self.run.info
+
+    @property
+    def framework(self) -> str:
+        """``torch``, ``keras``, ``tensorflow`` or ``jax``; torch where unknown."""
+        return str(self.info.get("framework") or "torch")
+
+    @cached_property
+    def enough(self) -> bool:
+        """Whether there are usable steps enough for a statistic."""
+        return int(self.usable.sum()) >= ENOUGH
+
+    def events(self, kind: str) -> list[Event]:
+        """The run's events of one kind that concern this optimizer."""
+        found = (e for e in self.run.events if e.kind == kind)
+        return [e for e in found if int(e.data.get("optimizer", self.optimizer)) == self.optimizer]
+
+    @cached_property
+    def first_broken(self) -> int:
+        """Index of the first step with a NaN or inf; ask only where `broken` has one."""
+        return int(np.flatnonzero(self.broken)[0])
+
+    @cached_property
+    def amp(self) -> bool:
+        """Whether a loss scale was at work, so that single overflows are its normal search."""
+        scales = self.loss_scale[np.isfinite(self.loss_scale)]
+        return bool((scales != 1).any()) or bool(self.info.get("amp"))
+
+    @cached_property
+    def spikes(self) -> Array:
+        """Places of the spikes among the usable steps."""
+        return spikes(self.norm[self.usable], losses=self.loss[self.usable])
+
+    @cached_property
+    def lost(self) -> bool:
+        """Whether gradients with a NaN or inf reached the weights: what follows is their mark."""
+        return bool((self.broken & ~self.skipped).any())
