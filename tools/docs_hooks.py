@@ -101,10 +101,15 @@ def _links(title: str, names: list[str]) -> str:
 
 
 def _policies(path: Path) -> list[str]:
+    """The classes that say by what word a spec names them: it makes them methods."""
     classes = [
         n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)
     ]
-    return [n.name for n in classes if any(ast.unparse(base) == "Policy" for base in n.bases)]
+    return [n.name for n in classes if any(_sets_name(statement) for statement in n.body)]
+
+
+def _sets_name(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == "name"
 
 
 def _packages() -> Iterator[tuple[str, list[str]]]:

@@ -214,6 +214,12 @@ def coefficient(xp: Namespace, norm: Array, max_norm: Number) -> Array:
     return xp.where(over, max_norm / xp.where(over, norm, one), one)
 
 
+def no_threshold(xp: Namespace, stats: GradientStats) -> Decision:
+    """What an elementwise method decides that knows no threshold on the norm: inf, and 1."""
+    one = xp.ones_like(stats.total_norm)
+    return Decision(one * float("inf"), one)
+
+
 def full_like(xp: Namespace, norm: Array, value: float) -> Array:
     """``value`` in the shape, dtype and place of ``norm``."""
     if isinstance(norm, float):  # as in `coefficient`

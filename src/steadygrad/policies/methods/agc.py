@@ -7,7 +7,14 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
 from steadygrad.errors import UsageError
-from steadygrad.policies.base import Decision, Policy, State, constant, require_positive
+from steadygrad.policies.base import (
+    Decision,
+    Policy,
+    State,
+    constant,
+    no_threshold,
+    require_positive,
+)
 from steadygrad.policies.checks import require_choice
 from steadygrad.policies.methods.none import NoClip
 from steadygrad.policies.wide import same_dtype, wide
@@ -82,8 +89,7 @@ class AGC(Policy):
         return NoClip() if self._exempts(name) else self
 
     def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        one = xp.ones_like(stats.total_norm)
-        return state, Decision(one * float("inf"), one)
+        return state, no_threshold(xp, stats)
 
     def touches(self, xp: Namespace, stats: GradientStats) -> Array:
         governed = constant(xp, [not self._exempts(n) for n in stats.names], stats.norms)

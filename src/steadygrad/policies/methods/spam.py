@@ -6,17 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from steadygrad.policies.base import Decision, Policy, State, require_positive
+from steadygrad.policies.base import require_positive
 from steadygrad.policies.checks import require_count
+from steadygrad.policies.second_moment import BySecondMoment
 from steadygrad.policies.wide import same_dtype, wide
-from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.typing import Array, Namespace, Number
 
 
 @dataclass(frozen=True)
-class SPAM(Policy):
+class SPAM(BySecondMoment):
     """Lower the elements whose square exceeds ``theta`` times their second moment.
 
     Where ``g^2 > theta * v``: ``g = sign(g) * sqrt(theta * v)``, with v the optimizer's
@@ -58,22 +58,6 @@ class SPAM(Policy):
     @property
     def usual_clip_rate(self) -> float:
         return 1.0
-
-    @property
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"second_moment", "step"})
-
-    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        one = xp.ones_like(stats.total_norm)
-        return state, Decision(one * float("inf"), one)
-
-    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
-        moving: Array = stats.max_abs > 0
-        return moving
 
     def transform(
         self,

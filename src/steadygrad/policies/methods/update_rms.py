@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from steadygrad.policies.base import Decision, Policy, State, require_positive
+from steadygrad.policies.base import require_positive
 from steadygrad.policies.checks import require_share
+from steadygrad.policies.second_moment import BySecondMoment
 from steadygrad.policies.wide import same_dtype, wide
-from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
     from steadygrad.typing import Array, Namespace, Number
 
 
 @dataclass(frozen=True)
-class UpdateRMSClip(Policy):
+class UpdateRMSClip(BySecondMoment):
     """Divide a tensor's gradient by ``max(1, RMS / limit)`` of the update it would make.
 
     ``RMS = sqrt(mean(g^2 / max(u, eps^2)))`` with u the bias-corrected second moment that
@@ -55,22 +55,6 @@ class UpdateRMSClip(Policy):
     def __post_init__(self) -> None:
         require_positive(self, "limit", "eps")
         require_share(self, "beta2")
-
-    @property
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"second_moment", "step"})
-
-    def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
-        one = xp.ones_like(stats.total_norm)
-        return state, Decision(one * float("inf"), one)
-
-    def touches(self, xp: Namespace, stats: GradientStats) -> Array:
-        moving: Array = stats.max_abs > 0
-        return moving
 
     def transform(
         self,
