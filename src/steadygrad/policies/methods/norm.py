@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from steadygrad.policies.base import (
-    Decision,
-    Policy,
-    State,
-    coefficient,
-    full_like,
-    require_norm_type,
-    require_positive,
-)
+from steadygrad.policies.base import Decision, State, coefficient, full_like
+from steadygrad.policies.fixed_norm import ByFixedNorm
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
@@ -21,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClipNorm(Policy):
+class ClipNorm(ByFixedNorm):
     """Scale all gradients by ``min(1, max_norm / total_norm)``: the direction is kept.
 
     Args:
@@ -42,16 +35,6 @@ class ClipNorm(Policy):
 
     name: ClassVar[str] = "norm"
     examples: ClassVar[tuple[str, ...]] = ("norm:1.0", "norm:0.7,p=inf")
-    max_norm: float
-    p: float = field(default=2.0)
-
-    def __post_init__(self) -> None:
-        require_positive(self, "max_norm")
-        require_norm_type(self, self.p)
-
-    @property
-    def norm_type(self) -> float:
-        return self.p
 
     def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         coef = coefficient(xp, stats.total_norm, self.max_norm)

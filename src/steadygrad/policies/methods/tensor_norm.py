@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from steadygrad.policies.base import (
-    Decision,
-    Policy,
-    State,
-    coefficient,
-    require_norm_type,
-    require_positive,
-)
+from steadygrad.policies.base import Decision, State, coefficient
+from steadygrad.policies.fixed_norm import ByFixedNorm
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
@@ -20,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClipTensorNorm(Policy):
+class ClipTensorNorm(ByFixedNorm):
     """Scale each tensor's gradient by ``min(1, max_norm / norm)`` of that tensor alone.
 
     Keeps the direction within a tensor, not between tensors. Keras calls it `clipnorm`.
@@ -39,20 +33,10 @@ class ClipTensorNorm(Policy):
 
     name: ClassVar[str] = "tensor-norm"
     examples: ClassVar[tuple[str, ...]] = ("tensor-norm:0.5",)
-    max_norm: float
-    p: float = 2.0
-
-    def __post_init__(self) -> None:
-        require_positive(self, "max_norm")
-        require_norm_type(self, self.p)
 
     @property
     def usual_clip_rate(self) -> float:
         return 1.0
-
-    @property
-    def norm_type(self) -> float:
-        return self.p
 
     def decide(self, xp: Namespace, state: State, stats: GradientStats) -> tuple[State, Decision]:
         coef = coefficient(xp, stats.norms, self.max_norm)
