@@ -7,12 +7,12 @@ and be silent on the second.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from corpus import mutations
 from steadygrad.lint import CHECKS, lint_text, selected
 from steadygrad.lint.rewriting import apply
 from steadygrad.rules import REGISTRY, diagnose
@@ -72,13 +72,6 @@ ACCUMULATED = (
         "        optimizer.zero_grad()\n",
     )
 )
-
-_path = Path(__file__).parents[1] / "corpus" / "mutations.py"
-_spec = importlib.util.spec_from_file_location("mutations", _path)
-assert _spec is not None
-assert _spec.loader is not None
-mutations = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mutations)
 
 
 def mutant(check: str) -> str | None:

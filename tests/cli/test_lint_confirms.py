@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,9 @@ import pytest
 from steadygrad.lint import CHECKS, lint_text
 from steadygrad.rules import diagnose
 
-_path = Path(__file__).parents[2] / "corpus" / "mutations.py"
-_spec = importlib.util.spec_from_file_location("mutations", _path)
-assert _spec is not None
-assert _spec.loader is not None
-mutations = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mutations)
+sys.path.append(str(Path(__file__).parents[2] / "corpus"))
+
+import mutations
 
 SCRIPT = """\
 import torch

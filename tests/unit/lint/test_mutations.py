@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,9 @@ ROOT = Path(__file__).parents[3]
 SOUND = sorted(Path(__file__).with_name("sound").glob("*.py"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
-_spec = importlib.util.spec_from_file_location("mutations", ROOT / "corpus" / "mutations.py")
-assert _spec is not None
-assert _spec.loader is not None
-mutations = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(mutations)
+sys.path.append(str(ROOT / "corpus"))
+
+import mutations  # noqa: E402
 
 
 def ids(text: str) -> list[str]:
