@@ -5,8 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from steadygrad.launch.clip_calls import Place
+from steadygrad.launch.clip_calls import CallBook, Place
+from steadygrad.vocabulary import SCRIPT_CLIP
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import RunWriter
+
+
+class Turn(NamedTuple):
+    """When a clip call came.
+
+    Attributes:
+        step: number of the optimizer step that follows it.
+        optimizer: that optimizer's number.
+        batch: number of the micro-batch, from 1.
+    """
+
+    step: int
+    optimizer: int
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,22 @@ class Placement:
             "on_gradients": False,
             "discarded": self.discarded,
         }
+
+    def enter(
+        self, book: CallBook, writer: RunWriter | None, turn: Turn, figures: Mapping[str, float]
+    ) -> None:
+        """Count the call, and write it where the book wants it as an event.
+
+        Args:
+            book: counts clip calls.
+            writer: the run file's; None where there is none.
+            turn: when it came.
+            figures: ``max_norm``, ``norm`` before the call and ``coef``.
+        """
+        limit = figures["max_norm"]
+        told = book.enter(self.place(limit, turn.batch), turn.step, turn.optimizer, limit)
+        if told and writer is not None:
+            writer.write_event(SCRIPT_CLIP, self.event(*turn, figures), turn.step)
 
 
 Event = dict[str, float | str]

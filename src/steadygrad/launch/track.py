@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.launch.clip_calls import CallBook
-from steadygrad.launch.placements import Placement
+from steadygrad.launch.placements import Placement, Turn
 from steadygrad.runlog.records import StepRecord, TensorInfo
-from steadygrad.vocabulary import ACTIONS, FIGURES, SCRIPT_CLIP
+from steadygrad.vocabulary import ACTIONS, FIGURES
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
@@ -223,16 +223,8 @@ class Track:
                 figures = dict(zip(CALL, row, strict=True))
                 # a call behind a step stands before the next one
                 behind = placement.late and place in self._traced
-                self._write_call(placement, step + behind, batch, figures)
-
-    def _write_call(
-        self, placement: Placement, step: int, batch: int, figures: dict[str, float]
-    ) -> None:
-        place = placement.place(figures["max_norm"], batch)
-        writer = self.writer
-        if self._book.enter(place, step, self.index, figures["max_norm"]) and writer is not None:
-            event = placement.event(step, self.index, batch, figures)
-            writer.write_event(SCRIPT_CLIP, event, step)
+                turn = Turn(step + behind, self.index, batch)
+                placement.enter(self._book, self.writer, turn, figures)
 
 
 class Tracks:

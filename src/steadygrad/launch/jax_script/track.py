@@ -15,7 +15,7 @@ import numpy.typing as npt
 from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses
-from steadygrad.launch.placements import Placement
+from steadygrad.launch.placements import Placement, Turn
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import ACTIONS, FIGURES
@@ -202,9 +202,7 @@ class Track:
             "norm": head["norm"] if known else math.nan,
             "coef": head["coef"] if alone else math.nan,
         }
-        if self._book.calls.enter(placement.place(limit, 1), step, self._index, limit):
-            event = placement.event(step, self._index, 1, figures)
-            writer.write_event("script_clip", event, step)
+        placement.enter(self._book.calls, writer, Turn(step, self._index), figures)
 
     def _write_start(self, writer: RunWriter, step: int) -> None:
         """What the weights were before the first step, where the script told them by `init`."""
