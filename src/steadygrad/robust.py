@@ -1,7 +1,8 @@
 """Statistics that a few outliers do not move: medians, spreads about them, and spikes.
 
-One definition of each, for rules, calibration and reports. Every function takes time and
-memory in proportion to what it is given.
+One definition of each, for rules, calibration and reports. What calibration clips is no spike of
+this kind: `steadygrad.calibration.estimate.above_level`. Every function takes time and memory in
+proportion to what it is given.
 """
 
 from __future__ import annotations

@@ -59,12 +59,16 @@ def baseline(x: Floats) -> Floats:
     return np.interp(np.arange(x.size), centres, medians)
 
 
-def spikes(x: Floats) -> tuple[NDArray[np.intp], Floats]:
-    """Places of the outlying steps and their log height over the local level."""
+def above_level(x: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """Places of the steps that a threshold is there for, and their log height over their level.
+
+    Twice the level is enough for that. `steadygrad.robust.spikes` asks for ten times: it looks
+    for steps that harm a training.
+    """
     height = x - baseline(x)
     sigma = upper_sigma(height, float(np.median(height)))
-    found = np.flatnonzero(height > min(max(SPIKE_SIGMAS * sigma, SPIKE_LEAST), SPIKE_SURE))
-    return found, height[found]
+    places = np.flatnonzero(height > min(max(SPIKE_SIGMAS * sigma, SPIKE_LEAST), SPIKE_SURE))
+    return places, height[places]
 
 
 def divergence(x: Floats) -> int | None:

@@ -182,7 +182,7 @@ def _conclude(
     rise = estimate.loss_rise(rows["loss"])
     failed = back is not None or rise is not None
     threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
-    places, heights = estimate.spikes(stable)
+    places, heights = estimate.above_level(stable)
     found = tuple(
         Spike(int(steps[i]), float(norms[i]), float(np.exp(h)))
         for i, h in zip(places, heights, strict=True)
