@@ -10,6 +10,7 @@ outside (a `jax.tree.map` over the state) would truncate float64 with a warning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +27,7 @@ from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
 from steadygrad.policies.gated import GATES, LIMIT, LOSS_LIMIT, RATE, Gated
 from steadygrad.policies.groups import Groups
-from steadygrad.policies.stepping import Stepped, step
+from steadygrad.policies.stepping import StepGradients, Stepped, step
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -304,8 +305,8 @@ class _Clipper:
         gated: bool = False,
     ) -> None:
         choice = _traceable(spec, on_nonfinite)
-        self.policy: Policy = Gated(choice.policy) if gated else choice.policy
-        self.on_nonfinite = choice.on_nonfinite
+        self.choice = replace(choice, policy=Gated(choice.policy)) if gated else choice
+        self.policy = self.choice.policy
         self.may_skip = choice.may_skip
         self.axis_name = axis_name
         self.details = details
@@ -372,17 +373,8 @@ class _Clipper:
             beside = self._beside(params, inner, updates)
             memory = {k: self._widened(v) for k, v in state.policy.items()}
             engine = JaxEngine(_splits(self.axis_name, names, leaves))
-            done = step(
-                engine,
-                self.policy,
-                self.on_nonfinite,
-                memory,
-                leaves,
-                names,
-                beside,
-                self.details,
-                self.blank,
-            )
+            given = StepGradients(leaves, names, beside)
+            done = step(engine, self.choice, memory, given, self.details, self.blank)
             skip = engine.held(done.skip)
             return rebuild(done.leaves), self.after(state, done), skip
 

@@ -25,7 +25,7 @@ from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
 from steadygrad.policies.gated import GATES, Gated
 from steadygrad.policies.in_numpy import NUMPY, scalar
-from steadygrad.policies.stepping import CLIP, SKIP, Stepped, measure, step
+from steadygrad.policies.stepping import CLIP, SKIP, StepGradients, Stepped, measure, step
 from steadygrad.stats import GradientStats, describe_nonfinite
 from steadygrad.vocabulary import FIGURES, OnNonfinite
 
@@ -295,9 +295,8 @@ class Hook:
         names = tuple(self.names[self._place_of(v)] for v in variables)
         memory = {key: self._wide(v) for key, v in self._memory.items()}
         beside = self._beside(optimizer, variables)
-        return step(
-            engine, self.policy, self.on_nonfinite, memory, leaves, names, beside, full=True
-        )
+        choice = Choice(self.policy, self.on_nonfinite)
+        return step(engine, choice, memory, StepGradients(leaves, names, beside), full=True)
 
     def _wide(self, variable: keras.Variable) -> Array:
         value = self.backend.value(variable)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from steadygrad.policies.base import Policy, State
+from steadygrad.policies.base import Decision, Policy, State
+from steadygrad.policies.choice import Choice
 from steadygrad.policies.gated import Gated
 from steadygrad.policies.groups import Groups
 from steadygrad.stats import GradientStats, combine_norms
@@ -60,6 +61,21 @@ class Engine(Protocol):
 
     def size(self, leaf: Array) -> int:
         """Number of elements, as the trace knows it."""
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """What one step brings.
+
+    Attributes:
+        leaves: the gradients.
+        names: one name a leaf.
+        beside: what `transform` reads (`Policy.needs`), one entry a leaf.
+    """
+
+    leaves: Sequence[Array]
+    names: tuple[str, ...]
+    beside: Mapping[str, Sequence[Array | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,12 +133,9 @@ def measure(
 
 def step(
     engine: Engine,
-    policy: Policy,
-    on_nonfinite: OnNonfinite,
+    choice: Choice,
     state: State,
-    leaves: Sequence[Array],
-    names: tuple[str, ...],
-    beside: Mapping[str, Sequence[Array | None]],
+    given: StepGradients,
     full: bool = False,
     blank: bool = False,
 ) -> Stepped:
@@ -130,12 +143,9 @@ def step(
 
     Args:
         engine: the array library.
-        policy: decides; its state is in float64.
-        on_nonfinite: ``skip``, ``zero`` or ``propagate``.
-        state: the policy's.
-        leaves: the gradients.
-        names: one name a leaf.
-        beside: what `transform` reads (`Policy.needs`), one entry a leaf.
+        choice: what to do with them; ``on_nonfinite`` is not ``raise``.
+        state: the policy's, in float64.
+        given: the gradients.
         full: also read extremes and zeros.
         blank: hand on zeros where the step is skipped; for an engine whose `scaled` gives
             zeros for 0, whatever a leaf holds.
@@ -143,61 +153,99 @@ def step(
     Returns:
         What came of it.
     """
-    xp = engine.xp
-    plain = policy.inner if isinstance(policy, Gated) else policy
-    full = full or policy.elementwise or isinstance(plain, Groups)
-    stats = usable = measure(engine, leaves, names, policy.norm_type, full)
+    xp, policy = engine.xp, choice.policy
+    full = full or _reads_extremes(policy)
+    stats = usable = measure(engine, given.leaves, given.names, policy.norm_type, full)
     nonfinite = xp.sum(stats.nonfinite)
-    if on_nonfinite == "zero":
-        leaves = [engine.cleaned(leaf) for leaf in leaves]
-        usable = measure(engine, leaves, names, policy.norm_type, full)
+    if choice.on_nonfinite == "zero":
+        given = replace(given, leaves=[engine.cleaned(leaf) for leaf in given.leaves])
+        usable = measure(engine, given.leaves, given.names, policy.norm_type, full)
     after, decision = policy.decide(xp, state, usable)
-    # a norm beyond float64 cannot be clipped: it counts as broken, though its elements are finite
-    beyond = xp.logical_not(xp.isfinite(usable.total_norm))
-    broken = xp.logical_or(nonfinite > 0, beyond)
-    skip = broken & (nonfinite < 0) if decision.skip is False else xp.asarray(decision.skip)
-    if on_nonfinite == "skip":
-        skip = xp.logical_or(skip, broken)
+    broken, skip = _skips(xp, choice.on_nonfinite, decision, usable, nonfinite)
+    if choice.on_nonfinite == "skip":
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
-    elif on_nonfinite == "zero":
-        skip = xp.logical_or(skip, beyond)
-    coefs = decision.coef * xp.ones_like(usable.norms)
-    single = not policy.elementwise and len(xp.asarray(decision.coef).shape) == 0
-    by = decision.coef if single else coefs
-    kept = engine.scaled(
-        leaves, engine.held(xp.where(skip, xp.zeros_like(by), by) if blank else by)
-    )
-    if policy.elementwise:
-        kept, coef, cosine, clipped = _elementwise(engine, policy, leaves, kept, usable, beside)
-    elif single:
-        coef, cosine, clipped = decision.coef, xp.ones_like(decision.coef), decision.coef < 1.0
-    else:
-        ratios = usable.norms / unit_of(xp, usable.norms)
-        left = coefs * ratios
-        coef, cosine, clipped = compare(xp, usable, left, left * ratios, xp.any(coefs < 1.0))
+    left = _act(engine, policy, decision, usable, given, skip if blank else None)
     one = xp.ones_like(stats.total_norm)
-    action = xp.where(skip, SKIP, xp.where(clipped, CLIP, NONE))
+    action = xp.where(skip, SKIP, xp.where(left.clipped, CLIP, NONE))
     return Stepped(
-        leaves=kept,
+        leaves=left.leaves,
         state=after,
         stats=stats,
         threshold=decision.threshold * one,
-        coef=xp.where(skip, one, coef),
-        cosine=xp.where(skip, one, cosine),
+        coef=xp.where(skip, one, left.coef),
+        cosine=xp.where(skip, one, left.cosine),
         action=action,
         skip=skip,
         nonfinite=nonfinite,
     )
 
 
+def _reads_extremes(policy: Policy) -> bool:
+    plain = policy.inner if isinstance(policy, Gated) else policy
+    return policy.elementwise or isinstance(plain, Groups)
+
+
+def _skips(
+    xp: Namespace,
+    on_nonfinite: OnNonfinite,
+    decision: Decision,
+    usable: GradientStats,
+    nonfinite: Array,
+) -> tuple[Array, Array]:
+    """Whether a step is broken, and whether it is dropped; 0-d.
+
+    A norm beyond float64 cannot be clipped: it counts as broken, though its elements are finite.
+    """
+    beyond = xp.logical_not(xp.isfinite(usable.total_norm))
+    broken = xp.logical_or(nonfinite > 0, beyond)
+    skip = broken & (nonfinite < 0) if decision.skip is False else xp.asarray(decision.skip)
+    if on_nonfinite == "skip":
+        skip = xp.logical_or(skip, broken)
+    elif on_nonfinite == "zero":
+        skip = xp.logical_or(skip, beyond)
+    return broken, skip
+
+
+class _Left(NamedTuple):
+    """What is left of the gradients: the leaves, and how they compare with those before."""
+
+    leaves: list[Array]
+    coef: Array
+    cosine: Array
+    clipped: Array
+
+
+def _act(
+    engine: Engine,
+    policy: Policy,
+    decision: Decision,
+    usable: GradientStats,
+    given: StepGradients,
+    blank: Array | None,
+) -> _Left:
+    """Do what was decided; where ``blank``, leave zeros."""
+    xp, coef = engine.xp, decision.coef
+    single = not policy.elementwise and len(xp.asarray(coef).shape) == 0
+    by = coefs = coef if single else coef * xp.ones_like(usable.norms)
+    if blank is not None:
+        by = xp.where(blank, xp.zeros_like(by), by)
+    leaves = engine.scaled(given.leaves, engine.held(by))
+    if policy.elementwise:
+        return _elementwise(engine, policy, given, leaves, usable)
+    if single:
+        return _Left(leaves, coef, xp.ones_like(coef), coef < 1.0)
+    ratios = usable.norms / unit_of(xp, usable.norms)
+    left = coefs * ratios
+    return _Left(leaves, *compare(xp, usable, left, left * ratios, xp.any(coefs < 1.0)))
+
+
 def _elementwise(
     engine: Engine,
     policy: Policy,
-    before: Sequence[Array],
+    given: StepGradients,
     scaled: Sequence[Array],
     stats: GradientStats,
-    beside: Mapping[str, Sequence[Array | None]],
-) -> tuple[list[Array], Array, Array, Array]:
+) -> _Left:
     """Transform the leaves that an elementwise policy governs, and compare with before."""
     xp = engine.xp
     kept, dots, changes = [], [], []
@@ -205,15 +253,14 @@ def _elementwise(
     for index, (leaf, name) in enumerate(zip(scaled, stats.names, strict=True)):
         own = policy.for_tensor(name)
         if own.elementwise:
-            leaf = _transform(engine, own, leaf, {n: beside[n][index] for n in own.needs})
+            leaf = _transform(engine, own, leaf, {n: given.beside[n][index] for n in own.needs})
         kept.append(leaf)
-        was, now = engine.widen(before[index]), engine.widen(leaf)
+        was, now = engine.widen(given.leaves[index]), engine.widen(leaf)
         dots.append(xp.sum((was / unit) * (now / unit)))
         changes.append(xp.any(was != now))
     after, _ = engine.norms(kept, stats.norm_type)
     clipped = xp.any(xp.stack(changes))
-    compared = compare(xp, stats, after / unit, xp.stack(dots), clipped)
-    return kept, *compared
+    return _Left(kept, *compare(xp, stats, after / unit, xp.stack(dots), clipped))
 
 
 def _transform(

@@ -25,7 +25,7 @@ from steadygrad.jax.transform import second_moments
 from steadygrad.policies.base import Decision, Policy, State
 from steadygrad.policies.choice import Choice
 from steadygrad.policies.in_numpy import NUMPY, scalar
-from steadygrad.policies.stepping import Stepped, step
+from steadygrad.policies.stepping import StepGradients, Stepped, step
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ def clip_by(
     leaves = [lax.stop_gradient(leaf) for leaf in leaves]
     policy = HostDecided(memory, counts) if _remembers(choice.policy) else choice.policy
     with wide():
-        beside = _beside(policy, args, len(leaves))
-        engine = JaxEngine()
-        done = step(engine, policy, choice.on_nonfinite, {}, leaves, names, beside, full=True)
+        given = StepGradients(leaves, names, _beside(policy, args, len(leaves)))
+        acting = Choice(policy, choice.on_nonfinite)
+        done = step(JaxEngine(), acting, {}, given, full=True)
     return done, rebuild(done.leaves)
 
 

@@ -23,7 +23,8 @@ from steadygrad.keras.internals import index_of, iterations, members, trainable_
 from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
 from steadygrad.launch.keras_script.side import Side
 from steadygrad.launch.track import HEAD_WIDTH, STEPS, WAITS, Track, Tracks, body_width
-from steadygrad.policies.stepping import Stepped, measure, step
+from steadygrad.policies.choice import Choice
+from steadygrad.policies.stepping import StepGradients, Stepped, measure, step
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
@@ -344,7 +345,8 @@ class KerasObserver:
         names = tuple(track.infos[i].name for i in given.places)
         leaves = [self.backend.leaf(gradient) for gradient in before]
         if clipped is None and own is not None:
-            done = step(self.backend.engine, own.policy, "propagate", {}, leaves, names, {}, True)
+            choice, gradients = Choice(own.policy, "propagate"), StepGradients(leaves, names)
+            done = step(self.backend.engine, choice, {}, gradients, full=True)
             stats = done.stats
             outcome = [done.threshold, done.coef, done.cosine, done.action]
         else:

@@ -17,7 +17,8 @@ from steadygrad.launch.placements import Placement
 from steadygrad.launch.tensorflow_script.clips import ClipCall, Link
 from steadygrad.launch.track import CALL, MOST_CALLS
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import compare, step, unit_of
+from steadygrad.policies.choice import Choice
+from steadygrad.policies.stepping import StepGradients, compare, step, unit_of
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as xp
 from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
@@ -114,7 +115,8 @@ class Clipped:
         threshold = tf.reduce_min(tf.stack([limit_of(g.call) / scale for g in self.groups]))
         after = [leaf / scale for leaf in self._replayed[0]]
         if then is not None:
-            done = step(TensorFlowEngine(), then, "propagate", {}, after, stats.names, {})
+            given = StepGradients(after, stats.names)
+            done = step(TensorFlowEngine(), Choice(then, "propagate"), {}, given)
             threshold, after = tf.minimum(threshold, done.threshold) * one, done.leaves
         elif self._is_one_factor:
             coef = self._replayed[1][0][2]
