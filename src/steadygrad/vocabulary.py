@@ -41,6 +41,34 @@ Phase: TypeAlias = Literal["forward", "loss", "backward", "input", "weights", "s
 """Where a NaN or inf was made: inside a module, between modules and `backward`, in a backward
 function, in data that entered, in parameters or buffers, by the loss scale; or not found."""
 
+RecoveryAct: TypeAlias = Literal[
+    "skip",
+    "leave out",
+    "rollback",
+    "accept",
+    "stop",
+    "restore",
+    "shrink",
+    "lower rate",
+]
+"""What recovery did; `steadygrad.recovery.events.ACTS` says what each means."""
+
+Trigger: TypeAlias = Literal[
+    "loss not finite",
+    "gradients not finite",
+    "weights not finite",
+    "norm spike",
+    "loss spike",
+    "sustained divergence",
+]
+"""What struck a step, so that recovery acted."""
+
+Nature: TypeAlias = Literal["persistent", "transient", "unknown"]
+"""What a replay says of a NaN or inf: made again, not made again, or it could not be replayed."""
+
+RECOVERY: Final = "recovery"
+"""Kind of the event that holds a `RecoveryEvent`."""
+
 NAN_LOSS: Final = "nan_loss"
 """Kind of the event that says: from this step on, a NaN loss is a loss that was NaN."""
 

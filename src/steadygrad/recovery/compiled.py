@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from steadygrad.errors import UsageError
-from steadygrad.recovery.events import KIND, LOWER_RATE, SHRINK, RecoveryEvent
+from steadygrad.recovery.events import LOWER_RATE, SHRINK, RecoveryEvent
 from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, Verdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.ring import Held, Pace, Ring
 from steadygrad.recovery.triggers import Reading
+from steadygrad.vocabulary import RECOVERY
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -211,7 +212,7 @@ class CompiledRecovery(Generic[Content]):
     ) -> None:
         event = RecoveryEvent(step, act, trigger, to, until, "", self._index)
         self.acts.append(event)
-        self._write_event(KIND, event.as_json(), step)
+        self._write_event(RECOVERY, event.as_json(), step)
 
 
 def rounded_up(limit: float) -> float:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-KIND = "recovery"
-"""Kind of the event."""
-SKIP, LEAVE_OUT, ROLLBACK = "skip", "leave out", "rollback"
-ACCEPT, STOP, RESTORE = "accept", "stop", "restore"
-SHRINK, LOWER_RATE = "shrink", "lower rate"
-PERSISTENT, TRANSIENT, UNKNOWN = "persistent", "transient", "unknown"
+from steadygrad.vocabulary import RECOVERY, RecoveryAct
+
+SKIP: Final = "skip"
+LEAVE_OUT: Final = "leave out"
+ROLLBACK: Final = "rollback"
+ACCEPT: Final = "accept"
+STOP: Final = "stop"
+RESTORE: Final = "restore"
+SHRINK: Final = "shrink"
+LOWER_RATE: Final = "lower rate"
+PERSISTENT: Final = "persistent"
+TRANSIENT: Final = "transient"
+UNKNOWN: Final = "unknown"
 """What a replay says of a NaN or inf."""
-ACTS: Mapping[str, str] = {
+ACTS: Mapping[RecoveryAct, str] = {
     SKIP: "the step was dropped whole",
     LEAVE_OUT: "the step was dropped because its batch is in the window after a rollback",
     ROLLBACK: "the training went back to a snapshot once the step was over",
@@ -106,5 +113,5 @@ def events_of(events: Iterable[Event]) -> list[RecoveryEvent]:
     return [
         RecoveryEvent.from_json(event.step or 0, event.data)
         for event in events
-        if event.kind == KIND
+        if event.kind == RECOVERY
     ]

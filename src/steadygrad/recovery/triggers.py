@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
 from steadygrad import robust
 from steadygrad.recovery.ladder import Ladder
+from steadygrad.vocabulary import Trigger
 
 FIRST = 8
 """Losses at the start whose median is the level a training began at."""
@@ -34,9 +35,13 @@ LASTING = 16
 HABIT, HABIT_STEPS = 4, 512
 """So many lone spikes in so many steps are part of a training: only larger ones count then."""
 
-LOSS, GRADIENTS, WEIGHTS = "loss not finite", "gradients not finite", "weights not finite"
-NORM_SPIKE, LOSS_SPIKE, DIVERGED = "norm spike", "loss spike", "sustained divergence"
-NONFINITE = (LOSS, GRADIENTS, WEIGHTS)
+LOSS: Final = "loss not finite"
+GRADIENTS: Final = "gradients not finite"
+WEIGHTS: Final = "weights not finite"
+NORM_SPIKE: Final = "norm spike"
+LOSS_SPIKE: Final = "loss spike"
+DIVERGED: Final = "sustained divergence"
+NONFINITE: tuple[Trigger, ...] = (LOSS, GRADIENTS, WEIGHTS)
 
 
 class Reading(NamedTuple):
@@ -90,7 +95,7 @@ class Watch:
         """Median of the accepted norms; inf before there are enough."""
         return math.exp(robust.median(list(self._logs))) if len(self._logs) >= ENOUGH else math.inf
 
-    def trigger(self, reading: Reading) -> str:
+    def trigger(self, reading: Reading) -> Trigger | Literal[""]:
         """What strikes this step; empty for nothing."""
         if not reading.weights_finite:
             return WEIGHTS

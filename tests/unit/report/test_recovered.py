@@ -10,11 +10,11 @@ from rich.console import Console
 
 import steadygrad
 from steadygrad.recovery import RecoveryEvent
-from steadygrad.recovery.events import KIND
 from steadygrad.report import build
 from steadygrad.report.page import render
 from steadygrad.report.terminal import view
 from steadygrad.runlog import Event, Run, RunWriter, StepRecord
+from steadygrad.vocabulary import RECOVERY
 from steadygrad.watch.frame import Frame
 from steadygrad.watch.snapshot import take
 
@@ -22,7 +22,7 @@ STEPS, TO, STRUCK = 300, 180, 205
 
 
 def act(step: int, name: str, **rest: object) -> Event:
-    return Event(step, 0.0, KIND, dict(RecoveryEvent(step, name, **rest).as_json()))
+    return Event(step, 0.0, RECOVERY, dict(RecoveryEvent(step, name, **rest).as_json()))
 
 
 def columns() -> dict[str, np.ndarray]:
@@ -108,7 +108,9 @@ def test_watch_says_it(tmp_path: object) -> None:
     with RunWriter(path) as out:
         for step in range(40):
             out.write_step(StepRecord(step, loss=1.0, norm=1.0), [], *np.zeros((4, 0)))
-        out.write_event(KIND, dict(RecoveryEvent(30, "rollback", "loss spike", 20).as_json()), 30)
+        out.write_event(
+            RECOVERY, dict(RecoveryEvent(30, "rollback", "loss spike", 20).as_json()), 30
+        )
     console = Console(width=110, height=24, file=io.StringIO(), force_terminal=True)
     console.print(Frame(take(path)))
     lines = console.file.getvalue().splitlines()

@@ -16,6 +16,7 @@ from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.entries import Entry
 from steadygrad.torch.origin.replay import Impossible, Replay
 from steadygrad.torch.origin.tape import Tape
+from steadygrad.vocabulary import Nature
 
 MOST_BACKWARDS = 64
 """Backward passes of one step that are replayed."""
@@ -52,7 +53,7 @@ class StepAgain:
         """Keep no more."""
         patches.forget(self)
 
-    def nature(self) -> str:
+    def nature(self) -> Nature:
         """Run the step once more; call it before the optimizer moves the weights."""
         backwards = self._tape.backwards_of(self._optimizer())
         if not 0 < len(backwards) <= MOST_BACKWARDS:
@@ -60,7 +61,7 @@ class StepAgain:
         return _nature(self._tape, backwards)
 
 
-def _nature(tape: Tape, backwards: list[Entry]) -> str:
+def _nature(tape: Tape, backwards: list[Entry]) -> Nature:
     armed, tape.armed = tape.armed, False
     was_on = tape.take_off()
     unknown = False

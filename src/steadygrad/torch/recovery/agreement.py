@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from steadygrad.recovery.events import PERSISTENT, TRANSIENT, UNKNOWN
 from steadygrad.recovery.triggers import Reading
+from steadygrad.vocabulary import Nature
 
 
 def agreed(reading: Reading, device: torch.device) -> Reading:
@@ -56,7 +57,7 @@ def smallest(value: int, device: torch.device) -> int:
     return -largest(-value, device)
 
 
-def common_nature(nature: str, device: torch.device) -> str:
+def common_nature(nature: Nature, device: torch.device) -> Nature:
     """What all ranks together say of a NaN: one that sees it again decides."""
-    order = (TRANSIENT, UNKNOWN, PERSISTENT)
+    order: tuple[Nature, ...] = (TRANSIENT, UNKNOWN, PERSISTENT)
     return order[largest(order.index(nature), device)]

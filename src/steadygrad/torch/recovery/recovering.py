@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from steadygrad.errors import SteadyGradWarning, UsageError
 from steadygrad.recovery.batches import FILE, LeftOut
 from steadygrad.recovery.events import (
-    KIND,
     LOWER_RATE,
     PERSISTENT,
     RESTORE,
@@ -55,6 +54,7 @@ from steadygrad.torch.recovery.training_state import (
 )
 from steadygrad.torch.step.policy_state import Memory
 from steadygrad.torch.step.snapshot import Snapshot
+from steadygrad.vocabulary import RECOVERY, Nature
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
 STATES = 2
@@ -360,7 +360,7 @@ class Recovering:
         self._buffers.note()
         self._memory.load(state.policy)
 
-    def _nature(self, optimizer: torch.optim.Optimizer, verdict: Verdict) -> str:
+    def _nature(self, optimizer: torch.optim.Optimizer, verdict: Verdict) -> Nature | Literal[""]:
         """Whether a NaN comes back when the step is run again; empty where there is none."""
         if verdict.trigger not in NONFINITE:
             return ""
@@ -437,7 +437,7 @@ class Recovering:
 
     def _note(self, act: RecoveryEvent) -> None:
         self.acts.append(act)
-        self._write_event(KIND, dict(act.as_json()), act.step)
+        self._write_event(RECOVERY, dict(act.as_json()), act.step)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -9,9 +9,9 @@ import pytest
 
 import steadygrad
 from steadygrad.recovery import RecoveryEvent
-from steadygrad.recovery.events import KIND
 from steadygrad.rules.evidence.stability import spiking
 from steadygrad.runlog import Event, Run
+from steadygrad.vocabulary import RECOVERY
 
 STEPS = 400
 
@@ -58,7 +58,7 @@ def run_of(events: list[Event] | None = None, **columns: object) -> Run:
 
 
 def act(step: int, name: str, to: int | None = None) -> Event:
-    return Event(step, 0.0, KIND, dict(RecoveryEvent(step, name, "loss spike", to).as_json()))
+    return Event(step, 0.0, RECOVERY, dict(RecoveryEvent(step, name, "loss spike", to).as_json()))
 
 
 def test_a_quiet_run_scores_nothing_and_a_short_one_is_not_scored() -> None:
