@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from steadygrad.report.key_figures import clip_rate, ends, ends_error, unstable
+from steadygrad.report.model import ComparedRow, Comparison, RunData
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules.evidence.stability import of_view
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
         return ends_error(self.view.loss)
 
 
-def comparison(runs: Sequence[Run], told: Sequence[dict[str, object]]) -> dict[str, Any]:
+def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> Comparison:
     """Lay runs side by side, each optimizer of them by itself.
 
     Args:
@@ -69,7 +70,7 @@ def comparison(runs: Sequence[Run], told: Sequence[dict[str, object]]) -> dict[s
     entries = _entries(runs, told)
     cells = [_cells(entry, extras) for entry in entries]
     shown = [c for c in cells[0] if c not in RARE or any(row[c] != "0" for row in cells)]
-    rows = [
+    rows: list[ComparedRow] = [
         {
             "name": f"{entry.name}, {entry.optimizer}" if entry.optimizer else entry.name,
             "level": entry.level,
@@ -80,12 +81,16 @@ def comparison(runs: Sequence[Run], told: Sequence[dict[str, object]]) -> dict[s
     return {"sentence": _sentence(entries, told), "columns": shown, "rows": rows}
 
 
-def _entries(runs: Sequence[Run], told: Sequence[dict[str, Any]]) -> list[Entry]:
+def _entries(runs: Sequence[Run], told: Sequence[RunData]) -> list[Entry]:
     of_each = [rows_of_each(run) or {0: run.steps} for run in runs]
     single = all(len(rows) == 1 for rows in of_each)
     entries = []
     for run, said, parts in zip(runs, told, of_each, strict=True):
-        thresholds = {p["optimizer"]: p.get("threshold") for p in said["thresholds"]}
+        thresholds = {
+            picture["optimizer"]: picture["threshold"]
+            for picture in said["thresholds"]
+            if "refused" not in picture
+        }
         for number, rows in parts.items():
             optimizer = "" if single else name_of(run, number)
             level, threshold = said["verdict"]["level"], thresholds.get(number)
@@ -135,7 +140,7 @@ def _direction(rows: Any) -> str:
     return f"{float(known.mean()):.2f}" if known.mean() < 0.9995 else "1"
 
 
-def _sentence(entries: Sequence[Entry], told: Sequence[dict[str, Any]]) -> str:
+def _sentence(entries: Sequence[Entry], told: Sequence[RunData]) -> str:
     """Which runs end lowest, for each optimizer by itself."""
     parts = []
     for optimizer in dict.fromkeys(entry.optimizer for entry in entries):

@@ -18,6 +18,16 @@ from numpy.typing import NDArray
 from steadygrad.recovery.episodes import episodes
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.undone import stretches
+from steadygrad.report.model import (
+    Curve,
+    Lane,
+    Mark,
+    NormCurve,
+    Recovered,
+    Series,
+    StretchData,
+    Trend,
+)
 from steadygrad.report.numbers import short
 
 Floats = NDArray[np.float64]
@@ -61,9 +71,7 @@ def keep(values: Floats, buckets: int = BUCKETS) -> NDArray[np.int64]:
     return chosen[chosen < n]
 
 
-def trend(
-    steps: NDArray[np.int64], values: Floats, points: int = TREND_POINTS
-) -> dict[str, object]:
+def trend(steps: NDArray[np.int64], values: Floats, points: int = TREND_POINTS) -> Trend:
     """The level of a series: the median of each of ``points`` stretches.
 
     Args:
@@ -87,7 +95,7 @@ def trend(
     return {"step": at, "value": short(np.array(level))}
 
 
-def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[dict[str, object]]:
+def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[Mark]:
     """What a line cannot show: NaN, inf and, on a log axis, values of 0; joined, never dropped.
 
     Args:
@@ -103,7 +111,7 @@ def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[di
     if log:
         kinds["zero"] = values == 0
     reach = max(1, len(values) // LANE_SLOTS)
-    marks = []
+    marks: list[Mark] = []
     for kind, where in kinds.items():
         places = np.flatnonzero(where)
         for inside in np.split(places, np.flatnonzero(np.diff(places) > reach) + 1):
@@ -113,7 +121,7 @@ def off_scale(steps: NDArray[np.int64], values: Floats, *, log: bool) -> list[di
     return marks
 
 
-def lanes(rows: Any) -> list[dict[str, int]]:
+def lanes(rows: Any) -> list[Lane]:
     """Where steps were clipped or skipped: one entry a stretch of steps that holds any.
 
     Args:
@@ -124,13 +132,13 @@ def lanes(rows: Any) -> list[dict[str, int]]:
     """
     n = len(rows)
     edges = np.linspace(0, n, min(LANE_SLOTS, n) + 1).astype(int)
-    found = []
+    busy: list[Lane] = []
     for a, b in itertools.pairwise(edges.tolist()):
         clipped = int((rows["action"][a:b] == "clip").sum())
         skipped = int((rows["action"][a:b] == "skip").sum())
         if clipped or skipped:
             first, last = int(rows["step"][a]), int(rows["step"][b - 1])
-            found.append(
+            busy.append(
                 {
                     "first": first,
                     "last": last,
@@ -139,10 +147,10 @@ def lanes(rows: Any) -> list[dict[str, int]]:
                     "skipped": skipped,
                 }
             )
-    return found
+    return busy
 
 
-def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, object]:
+def recovered(acts: Sequence[RecoveryEvent]) -> Recovered:
     """What recovery did, ready to draw.
 
     Args:
@@ -156,8 +164,11 @@ def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, object]:
         >>> recovered([RecoveryEvent(9, "rollback", "loss spike", 5)])["undone"]
         [{'first': 5, 'last': 9}]
     """
+    undone: list[StretchData] = [
+        {"first": stretch.first, "last": stretch.last} for stretch in stretches(acts)
+    ]
     return {
-        "undone": [stretch._asdict() for stretch in stretches(acts)][-MOST_EPISODES:],
+        "undone": undone[-MOST_EPISODES:],
         "acts": [
             {"first": each.first, "last": each.last, "act": each.act, "text": str(each)}
             for each in episodes(acts)[-MOST_EPISODES:]
@@ -165,7 +176,7 @@ def recovered(acts: Sequence[RecoveryEvent]) -> dict[str, object]:
     }
 
 
-def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> dict[str, object]:
+def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> Series:
     """One optimizer's loss and norm, ready to draw.
 
     Args:
@@ -180,9 +191,11 @@ def series(rows: Any, acts: Sequence[RecoveryEvent] = ()) -> dict[str, object]:
     loss, norm = np.asarray(rows["loss"]), np.asarray(rows["norm"])
     recorded = loss if np.isfinite(loss).any() or np.isinf(loss).any() else loss[:0]
     drawn = _line(steps[: len(recorded)], recorded, log=False)
-    curve = _line(steps, norm, log=True)
-    curve["threshold"] = short(np.asarray(rows["threshold"])[keep(norm)])
-    curve["threshold_of_norm"] = _threshold_is_of_norm(rows)
+    curve: NormCurve = {
+        **_line(steps, norm, log=True),
+        "threshold": short(np.asarray(rows["threshold"])[keep(norm)]),
+        "threshold_of_norm": _threshold_is_of_norm(rows),
+    }
     cosine = np.asarray(rows["cosine"])
     turned = _line(steps, cosine, log=False) if (cosine < 0.9995).any() else None
     return {
@@ -209,7 +222,7 @@ def _threshold_is_of_norm(rows: Any) -> bool:
     )
 
 
-def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> dict[str, object]:
+def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> Curve:
     kept = keep(values)
     shown = np.where(values > 0, values, np.nan) if log else values
     return {

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.report.model import HeatMap, TensorData
+
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
@@ -26,7 +28,7 @@ def order(run: Run) -> list[int]:
     return [i for _, i in sorted(place)]
 
 
-def heatmap(run: Run) -> dict[str, object] | None:
+def heatmap(run: Run) -> HeatMap | None:
     """The picture of per-tensor norms.
 
     Args:
@@ -60,7 +62,7 @@ def heatmap(run: Run) -> dict[str, object] | None:
     }
 
 
-def _described(run: Run, index: int) -> dict[str, object]:
+def _described(run: Run, index: int) -> TensorData:
     tensor = run.tensors[index]
     return {
         "name": tensor.name,

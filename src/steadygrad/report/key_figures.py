@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.report.model import KeyFigure
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.optimizers import rows_of_each
 from steadygrad.robust import spread
@@ -70,7 +71,7 @@ def overhead(info: dict[str, object]) -> tuple[float, float]:
     return spent, spent / whole
 
 
-def key_figures(run: Run) -> list[dict[str, str]]:
+def key_figures(run: Run) -> list[KeyFigure]:
     """Label, value and note of each figure, as text.
 
     Args:
@@ -103,7 +104,7 @@ def key_figures(run: Run) -> list[dict[str, str]]:
     return [_item(label + which, *_side_by_side(columns, label)) for label in labels]
 
 
-def _item(label: str, value: str, note: str) -> dict[str, str]:
+def _item(label: str, value: str, note: str) -> KeyFigure:
     return {"label": label, "value": value, "note": note}
 
 

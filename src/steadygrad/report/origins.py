@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from steadygrad.report.model import FindingData, OriginData
 from steadygrad.report.numbers import plain
 from steadygrad.runlog.origin import Origin
 from steadygrad.vocabulary import NAN_ORIGIN
 
 if TYPE_CHECKING:
+    from steadygrad.rules import Finding
     from steadygrad.runlog import Run
 
 _WHEN = {
@@ -19,26 +21,31 @@ _WHEN = {
 }
 
 
-def with_origins(findings: Iterable[dict[str, object]], run: Run) -> list[dict[str, Any]]:
+def with_origins(findings: Iterable[Finding], run: Run) -> list[FindingData]:
     """Findings, each with the ``origin`` that its evidence tells of; None for most.
 
     Args:
-        findings: as JSON objects.
+        findings: what the rules say.
         run: the run that they are of.
 
     Returns:
-        The same findings. An origin holds ``place``, ``source``, ``facts`` (pairs of a word and
-        what there is to say) and ``told`` (the lines of evidence that it takes the place of).
+        The same findings as JSON objects.
     """
     origins = [Origin.from_json(event.data) for event in run.events if event.kind == NAN_ORIGIN]
     shown = [origin for origin in origins if origin.replayed]
-    return [{**finding, "origin": _card(finding, shown)} for finding in findings]
+    return [_shown(finding, shown) for finding in findings]
 
 
-def _card(finding: dict[str, Any], origins: list[Origin]) -> dict[str, object] | None:
+def _shown(finding: Finding, origins: list[Origin]) -> FindingData:
+    told: FindingData = plain(finding.to_dict())
+    told["origin"] = _card(finding, origins)
+    return told
+
+
+def _card(finding: Finding, origins: list[Origin]) -> OriginData | None:
     for origin in origins:
         told = origin.sentences()
-        if told[0] in finding["evidence"]:
+        if told[0] in finding.evidence:
             said = {"place": origin.place, "source": origin.source, "told": told}
             return plain({**said, "facts": list(_facts(origin))})  # type: ignore[no-any-return]
     return None

@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad import extensions
 from steadygrad.report.key_figures import overhead
+from steadygrad.report.model import ReportData, RunData
 from steadygrad.report.numbers import duration, figure
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def render(report: dict[str, Any], *, live: str = "") -> str:
+def render(report: ReportData, *, live: str = "") -> str:
     """Lay a report out as HTML.
 
     Args:
@@ -43,7 +44,7 @@ def render(report: dict[str, Any], *, live: str = "") -> str:
     runs = [{**run, "facts": facts(run)} for run in report["runs"]]
     return _template().render(
         live=live,
-        report={**report, "runs": runs, "overhead": overhead_sentence(runs)},
+        report={**report, "runs": runs, "overhead": overhead_sentence(report["runs"])},
         data=Markup(script_json(report)),
         css=Markup(asset("page.css")),
         **({} if live else _embedded()),
@@ -83,7 +84,7 @@ def script_json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def content_policy(scripts: Any) -> str:
+def content_policy(scripts: Iterable[str]) -> str:
     """A content security policy: these scripts, inline styles, drawn images; nothing else."""
     hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
     allowed = " ".join(f"'sha256-{h}'" for h in hashes)
@@ -93,7 +94,7 @@ def content_policy(scripts: Any) -> str:
     )
 
 
-def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(run: RunData) -> list[tuple[str, str]]:
     """What is known of how a run was made, label and text, unknown ones left out."""
     info = run["info"]
     command, versions = info.get("command"), info.get("versions")
@@ -117,7 +118,7 @@ def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in known.items() if value not in (None, "")]
 
 
-def overhead_sentence(runs: Sequence[dict[str, Any]]) -> str:
+def overhead_sentence(runs: Sequence[RunData]) -> str:
     """What recording itself cost; empty where that is not known."""
     parts = []
     for run in runs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from steadygrad._version import __version__
 from steadygrad.errors import UsageError
@@ -17,6 +17,7 @@ from steadygrad.report.curves import series
 from steadygrad.report.headline import verdict
 from steadygrad.report.heatmap import heatmap
 from steadygrad.report.key_figures import key_figures
+from steadygrad.report.model import Picture, Recommendation, Refused, ReportData, RunData
 from steadygrad.report.numbers import plain
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.report.origins import with_origins
@@ -32,7 +33,7 @@ FORMAT = 1
 
 def build(
     runs: Sequence[Run | str | os.PathLike[str]], *, title: str = "", notes: Sequence[str] = ()
-) -> dict[str, object]:
+) -> ReportData:
     """Everything a report says about one run or several.
 
     Args:
@@ -67,11 +68,11 @@ def build(
 
 def joined(
     runs: Sequence[Run],
-    told: Sequence[dict[str, Any]],
+    told: Sequence[RunData],
     *,
     title: str = "",
     notes: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> ReportData:
     """The report over runs that were summarised.
 
     Args:
@@ -93,7 +94,7 @@ def joined(
     }
 
 
-def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
+def summarise(run: Run, name: str, *, quick: bool = False) -> RunData:
     """One run: verdict, recommendation, figures, findings, curves, thresholds, heat map.
 
     Args:
@@ -119,7 +120,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
         "recommendation": _recommendation(run, pictures),
         "figures": key_figures(run),
         "stability": stability(run).to_dict(),
-        "findings": with_origins([plain(f.to_dict()) for f in findings], run),
+        "findings": with_origins(findings, run),
         "optimizers": [{"number": number, "name": name_of(run, number)} for number in of_each],
         "series": [series(rows, View(run, number).acts) for number, rows in of_each.items()],
         "thresholds": pictures,
@@ -128,7 +129,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> dict[str, object]:
     }
 
 
-def sketch(run: Run, name: str) -> dict[str, object]:
+def sketch(run: Run, name: str) -> RunData:
     """What of `summarise` needs no rules: figures and curves, and a verdict that says so.
 
     Args:
@@ -155,19 +156,44 @@ def sketch(run: Run, name: str) -> dict[str, object]:
     }
 
 
-def _recommendation(run: Run, pictures: Sequence[dict[str, Any]]) -> dict[str, object]:
+def with_judgement(drawn: RunData, judged: RunData) -> RunData:
+    """What was drawn of a run, and what the rules said of it before.
+
+    Args:
+        drawn: as `sketch` gives it.
+        judged: as `summarise` gave it.
+    """
+    return {
+        **drawn,
+        "verdict": judged["verdict"],
+        "recommendation": judged["recommendation"],
+        "stability": judged["stability"],
+        "findings": judged["findings"],
+        "thresholds": judged["thresholds"],
+    }
+
+
+def _recommendation(run: Run, pictures: Sequence[Picture | Refused]) -> Recommendation:
     """The threshold to use, with its reason; of the optimizer with the most usable steps."""
-    usable = [p for p in pictures if "refused" not in p]
+    usable = [picture for picture in pictures if "threshold" in picture]
     if not usable:
-        reason = pictures[0]["refused"] if pictures else "no step was recorded"
+        refused = [picture["refused"] for picture in pictures if "threshold" not in picture]
+        reason = refused[0] if refused else "no step was recorded"
         return {"threshold": None, "spec": None, "needed": None, "reason": reason, "more": []}
     best = max(usable, key=lambda p: p["steps"])
     first, *more = best["advice"]
-    keys = ("threshold", "spec", "needed", "optimizer", "label", "value", "typed")
-    told = {**{key: best[key] for key in keys}, "reason": first, "more": more}
-    if len(pictures) > 1:
-        told["label"] = f"{name_of(run, best['optimizer'])}: {best['label']}"
-    return told
+    owner = f"{name_of(run, best['optimizer'])}: " if len(pictures) > 1 else ""
+    return {
+        "threshold": best["threshold"],
+        "spec": best["spec"],
+        "needed": best["needed"],
+        "optimizer": best["optimizer"],
+        "label": f"{owner}{best['label']}",
+        "value": best["value"],
+        "typed": best["typed"],
+        "reason": first,
+        "more": more,
+    }
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from steadygrad.report.model import (
+    Comparison,
+    Curve,
+    FindingData,
+    KeyFigure,
+    Recommendation,
+    Recovered,
+    ReportData,
+    RunData,
+    StretchData,
+)
 from steadygrad.report.numbers import figure
 from steadygrad.report.page import facts, overhead_sentence
 from steadygrad.text import printable
@@ -25,7 +35,7 @@ CHART_ROWS = 5
 LEFT = 11
 
 
-def view(report: dict[str, Any]) -> RenderableType:
+def view(report: ReportData) -> RenderableType:
     """Lay a report out for a terminal.
 
     Args:
@@ -62,14 +72,14 @@ class Chart:
     def __init__(
         self,
         title: str,
-        curve: dict[str, object],
+        curve: Curve,
         *,
         log: bool,
         threshold: float | None = None,
-        recovery: dict[str, Any] | None = None,
+        recovery: Recovered | None = None,
     ) -> None:
         self.title, self.curve, self.log, self.threshold = title, curve, log, threshold
-        self.undone = (recovery or {}).get("undone", [])
+        self.undone = recovery["undone"] if recovery else []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(10, min(options.max_width, 100) - LEFT - 1)
@@ -113,7 +123,7 @@ class Chart:
         return figure(10.0**height if self.log else height)
 
 
-def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list[bool]]:
+def columns(curve: Curve, width: int) -> tuple[list[float | None], list[bool]]:
     """The largest value of each column of a chart, and which columns hold NaN or inf.
 
     Example:
@@ -138,9 +148,7 @@ def columns(curve: dict[str, Any], width: int) -> tuple[list[float | None], list
     return tops, broken
 
 
-def covered(
-    stretches: Sequence[dict[str, int]], curve: dict[str, object], width: int
-) -> list[bool]:
+def covered(stretches: Sequence[StretchData], curve: Curve, width: int) -> list[bool]:
     """Which columns of a chart hold a step of these stretches.
 
     Example:
@@ -155,12 +163,12 @@ def covered(
     return columns
 
 
-def _column_of(curve: dict[str, Any], width: int) -> Callable[[float], int]:
+def _column_of(curve: Curve, width: int) -> Callable[[float], int]:
     first, last = curve["step"][0], curve["step"][-1]
     return lambda step: min(width - 1, int((step - first) * width / (last - first + 1)))
 
 
-def _run(run: dict[str, Any], *, named: bool) -> list[RenderableType]:
+def _run(run: RunData, *, named: bool) -> list[RenderableType]:
     told = run["verdict"]
     head = Text.assemble((f"{run['name']}: " if named else "", "bold"))
     head.append(f"{told['word']}. ", STYLES.get(told["level"], "bold"))
@@ -175,7 +183,7 @@ def _run(run: dict[str, Any], *, named: bool) -> list[RenderableType]:
     return parts
 
 
-def _recommendation(rec: dict[str, Any]) -> list[RenderableType]:
+def _recommendation(rec: Recommendation) -> list[RenderableType]:
     if rec["threshold"] is None:
         return [Text.assemble(("No threshold yet: ", "bold"), rec["reason"])]
     return [
@@ -184,7 +192,7 @@ def _recommendation(rec: dict[str, Any]) -> list[RenderableType]:
     ]
 
 
-def _figures(figures: Sequence[dict[str, str]]) -> Table:
+def _figures(figures: Sequence[KeyFigure]) -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_row(*(Text(item["label"], "dim") for item in figures))
     table.add_row(*(Text(item["value"], "bold") for item in figures))
@@ -192,7 +200,7 @@ def _figures(figures: Sequence[dict[str, str]]) -> Table:
     return table
 
 
-def _charts(run: dict[str, Any]) -> list[RenderableType]:
+def _charts(run: RunData) -> list[RenderableType]:
     parts: list[RenderableType] = []
     several = len(run["series"]) > 1
     for series, optimizer in zip(run["series"], run["optimizers"], strict=True):
@@ -214,7 +222,7 @@ def _charts(run: dict[str, Any]) -> list[RenderableType]:
     return parts
 
 
-def _finding(finding: dict[str, Any]) -> RenderableType:
+def _finding(finding: FindingData) -> RenderableType:
     style = STYLES[finding["severity"]]
     head = Text.assemble((f"{finding['severity']} {finding['id']}", style), "  ")
     head.append(finding["title"], "bold")
@@ -226,7 +234,7 @@ def _finding(finding: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _comparison(compared: dict[str, Any]) -> Table:
+def _comparison(compared: Comparison) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("Run")
     for column in compared["columns"]:

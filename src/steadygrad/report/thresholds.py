@@ -9,6 +9,7 @@ import numpy as np
 from steadygrad.calibration import Calibration, calibrate
 from steadygrad.calibration.advice import label, typed
 from steadygrad.errors import CalibrationError
+from steadygrad.report.model import Histogram, Picture, Refused
 from steadygrad.report.numbers import plain, short
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ BINS = 64
 MOST_DECADES_ABOVE = 2.0
 
 
-def thresholds(run: Run, optimizer: int) -> dict[str, object]:
+def thresholds(run: Run, optimizer: int) -> Picture | Refused:
     """Calibrate one optimizer's steps and draw up the picture.
 
     Args:
@@ -36,7 +37,7 @@ def thresholds(run: Run, optimizer: int) -> dict[str, object]:
     except CalibrationError as error:
         return {"refused": str(error), "optimizer": optimizer}
     rows = run.steps[run.steps["optimizer"] == optimizer]
-    data: dict[str, Any] = plain(found.to_dict())
+    data: Picture = plain(found.to_dict())
     data["label"], data["value"] = label(found)
     data["typed"] = typed(found.spec, run.info)
     data["curve"] = [short(np.array(pair)) for pair in found.curve]
@@ -44,7 +45,7 @@ def thresholds(run: Run, optimizer: int) -> dict[str, object]:
     return data
 
 
-def _histogram(rows: Any, found: Calibration) -> dict[str, object]:
+def _histogram(rows: Any, found: Calibration) -> Histogram:
     usable = rows[np.isfinite(rows["norm"]) & (rows["norm"] > 0)]
     logs = np.log10(usable["norm"])
     threshold = float(np.log10(found.threshold))

@@ -11,12 +11,14 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from steadygrad.errors import RunFileError
-from steadygrad.report.summary import joined, sketch, summarise
+from steadygrad.report.model import ReportData, RunData
+from steadygrad.report.summary import joined, sketch, summarise, with_judgement
 from steadygrad.rules import diagnose
 from steadygrad.runlog import Run, open_run
 from steadygrad.runlog.newest import is_run
@@ -30,8 +32,6 @@ MOST_REPORTS = 8
 MOST_ALERTS = 50
 SKETCHED = 10
 """Stretches of a long run that are drawn before it is judged."""
-JUDGEMENTS = ("verdict", "recommendation", "stability", "findings", "thresholds")
-"""What of a report comes of the rules."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Drawing(NamedTuple):
 
     stamp: Stamp
     run: Run
-    summary: dict[str, Any]
+    summary: RunData
     judged: Stamp = ()
 
 
@@ -151,7 +151,7 @@ class Folder:
         ready = self._reports.get(row.entry.key) if row.entry.steps > LONG else None
         return () if ready is None else ready.judged
 
-    def report(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    def report(self, keys: tuple[str, ...]) -> tuple[ReportData, str]:
         """A report of one run or several side by side.
 
         Args:
@@ -198,8 +198,8 @@ class Folder:
             drawn = row.drawn = self._draw(row, stamp)
         if ready is None:
             return drawn
-        judgements = {key: ready.summary[key] for key in JUDGEMENTS}  # of a moment ago
-        return Drawing(stamp, drawn.run, {**drawn.summary, **judgements}, ready.judged)
+        summary = with_judgement(drawn.summary, ready.summary)  # of a moment ago
+        return Drawing(stamp, drawn.run, summary, ready.judged)
 
     @staticmethod
     def _draw(row: _Row, stamp: Stamp) -> Drawing:
@@ -311,7 +311,7 @@ class Folder:
         self._note(entry, [finding.to_dict() for finding in findings])
         return judged(entry, run, findings)
 
-    def _note(self, entry: Entry, findings: list[dict[str, Any]]) -> None:
+    def _note(self, entry: Entry, findings: Sequence[Mapping[str, Any]]) -> None:
         """Tell of what is new in a run that goes on."""
         run = entry.key, entry.started  # a later run may bear the name of an earlier one
         grave = {
