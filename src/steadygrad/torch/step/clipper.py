@@ -174,10 +174,11 @@ class Clipper:
             return Applied(coef=coef, cosine=1.0, clipped=coef < 1.0)
         if coef.ndim:
             scale_each_once(local(batch.grads), coef)
-        if self.policy.elementwise:
-            return apply_transform(self.policy, batch, stats, coef)
-        ratios = stats.norms / unit_of(stats)
-        return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
+        with np.errstate(all="ignore"):  # a norm may be inf, and inf / inf is right to be NaN
+            if self.policy.elementwise:
+                return apply_transform(self.policy, batch, stats, coef)
+            ratios = stats.norms / unit_of(stats)
+            return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
 
 
 def is_broken(stats: GradientStats) -> Any:
