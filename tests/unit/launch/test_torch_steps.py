@@ -413,6 +413,49 @@ def test_after_an_overflow_the_dropped_steps_clip_call_is_over(observe: Observe)
     assert all(call["unscaled"] for call in calls)
 
 
+def test_a_step_that_the_script_drops_by_hand_takes_its_losses_and_clip_call_along(
+    observe: Observe,
+) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    losses: list[float] = []
+    for step in range(6):
+        optimizer.zero_grad(set_to_none=False)  # the tensors stay: nothing but the norm tells
+        loss = net(data()).pow(2).mean()
+        loss.backward()
+        if step == 3:
+            net[0].bias.grad.fill_(math.nan)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+        if norm.isfinite():
+            optimizer.step()
+            losses.append(loss.item())
+    run = seen.run()
+    assert run.steps.loss.tolist() == losses
+    calls = [event.data for event in run.events if event.kind == "script_clip"]
+    assert [(c["step"], c["repeated"], c["backward_since_step"], c["renewals"]) for c in calls] == [
+        (0, 0, 1, 0), (1, 0, 1, 0), (2, 0, 1, 0), (3, 0, 1, 0), (3, 0, 1, 1), (4, 0, 1, 0)
+    ]  # fmt: skip
+
+
+def test_numpy_that_raises_ends_nothing_and_nothing_is_warned_of(observe: Observe) -> None:
+    seen = observe()
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with np.errstate(all="raise"):
+        for step in range(5):
+            optimizer.zero_grad()
+            scaler.scale(net(data()).pow(2).mean()).backward()
+            if step in (1, 2):
+                net[0].bias.grad.fill_((math.inf, math.nan)[step - 1])
+            torch.nn.utils.clip_grad_norm_(list(net.parameters())[:2], 0.5)  # inf times 0
+            scaler.step(optimizer)
+            scaler.update()
+    steps = seen.run().steps
+    assert steps.action.tolist() == ["clip", "skip", "skip", "clip", "clip"]
+
+
 def test_threads_that_train_together_share_a_file_and_nothing_else(observe: Observe) -> None:
     import threading
 

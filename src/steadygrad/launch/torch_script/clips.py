@@ -62,6 +62,7 @@ class ClipCall:
     coef: Any = 1.0
     parts: list[Part] = field(default_factory=list)
     before: list[list[torch.Tensor | None]] = field(default_factory=list)
+    clocks: list[Clock] = field(default_factory=list)
 
     @property
     def of_parameters(self) -> bool:
@@ -160,7 +161,9 @@ class ClipLog:
             reading.mark(grads, where)
             if call.by_value or not uneven:
                 reading.threshold = call.max_norm
-        call.parts, call.before = [], []
+        for clock in call.clocks if _is_broken(call.norm) else ():
+            clock.broken = True
+        call.parts, call.before, call.clocks = [], [], []
         self.waiting.append(call)
         del self.waiting[:-MOST_WAITING]
 
@@ -249,7 +252,7 @@ class ClipLog:
         now = self._backwards()
         clocks = self._clocks.of(ids) if call.of_parameters else [self._any]
         first = clocks[0]
-        if first.mark is not None and first.mark.is_gone and now > first.clip:
+        if first.is_renewed and now > first.clip:
             for clock in clocks:  # SAM: the gradients of the clip before were for other weights
                 clock.clips, clock.renewals = 0, clock.renewals + 1
             call.backward_since_step = now - first.clip
@@ -259,6 +262,7 @@ class ClipLog:
         call.backward_since_clip = now - max(first.clip, first.step)
         call.repeated = first.clips
         call.after_step = first.stepped and now == first.step
+        call.clocks = clocks
         mark = Mark.of(held[0]) if held else None
         for clock in clocks:
             clock.clipped_at(now, mark)
@@ -289,6 +293,13 @@ class ClipLog:
         rows = {each: (r, i) for r in self._readings for i, each in enumerate(r.ids)}
         found = ((p, rows.get(id(p))) for p in parameters)
         return {id(p): row for p, row in found if row is not None and row[0].holds_one(row[1], p)}
+
+
+def _is_broken(norm: object) -> bool:
+    """Whether a norm is known not to be finite; one on a device is not waited for."""
+    if isinstance(norm, torch.Tensor) and (norm.device.type != "cpu" or norm.numel() != 1):
+        return False
+    return isinstance(norm, (float, torch.Tensor)) and not math.isfinite(norm)
 
 
 def _only_tensors(given: Sequence[Any]) -> list[torch.Tensor]:

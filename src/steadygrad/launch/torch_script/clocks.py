@@ -49,6 +49,7 @@ class Clock:
         renewals: how often since that step the gradients were made anew after a clip call, as SAM
             does at other weights.
         mark: what stood there at the last clip call; None before one.
+        broken: whether that call found a norm that is not finite, which no later pass makes finite.
         members: parameters that share it.
     """
 
@@ -58,7 +59,13 @@ class Clock:
     clips: int = 0
     renewals: int = 0
     mark: Mark | None = None
+    broken: bool = False
     members: int = 0
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether gradients are other ones than at the last clip call, as far as can be known."""
+        return self.mark is not None and (self.broken or self.mark.is_gone)
 
     def stepped_at(self, now: int) -> None:
         """Their optimizer has stepped."""
@@ -66,7 +73,7 @@ class Clock:
 
     def clipped_at(self, now: int, mark: Mark | None) -> None:
         """A clip call is made on them."""
-        self.clip, self.clips, self.mark = now, self.clips + 1, mark
+        self.clip, self.clips, self.mark, self.broken = now, self.clips + 1, mark, False
 
 
 class Clocks:

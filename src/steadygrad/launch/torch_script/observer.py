@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -372,6 +373,7 @@ class TorchObserver:
             if call.note is not None:
                 given = call.kind == "given norm"
                 self.log.after(call.note, call.total_norm if given else result)
+                self.losses.clipped_at(call.note.norm)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
         """A clip call that is replaced: act here where no optimizer step follows."""
@@ -501,14 +503,22 @@ class _Clock:
     def __init__(self, observer: TorchObserver) -> None:
         self._observer = weakref.proxy(observer)
         self._lock = threading.RLock()
-        self._started: list[float] = []
+        self._entered: list[tuple[float, np.errstate]] = []
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._started.append(time.perf_counter())
+        self._entered.append((time.perf_counter(), np.errstate(all="ignore")))
+        self._entered[-1][1].__enter__()  # a script may have NumPy raise
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        self._observer.overhead += time.perf_counter() - self._started.pop()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        started, errors = self._entered.pop()
+        errors.__exit__(kind, error, trace)
+        self._observer.overhead += time.perf_counter() - started
         self._lock.release()
         if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
             return False  # the latter is what --on-nonfinite raise asks for

@@ -10,6 +10,7 @@ and `GradScaler.scale` tell of their calls, and one meter serves all handles.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ class LossMeter(threading.local):
         self.scale: Any = None
         self._sum: Any = None
         self._fresh = False
+        self._clip_norm: object = None
         self._scaled: tuple[weakref.ref[torch.Tensor], Any] | None = None
 
     def scaled(self, loss: Any, scale: Any) -> None:
@@ -91,10 +93,28 @@ class LossMeter(threading.local):
         total, self.scale = heard
         if total is None:
             return
+        if self._fresh and self._clip_norm is not None:
+            self._leave_out_dropped(self._clip_norm)
         if not self._fresh:
             self._sum, self._fresh = total, True
         else:
             self._sum = self._sum + total
+
+    def clipped_at(self, norm: object) -> None:
+        """The gradients of the losses so far were clipped at this norm.
+
+        Where it is not finite and another backward pass follows, the script has dropped that step,
+        and with it those losses.
+        """
+        self._clip_norm = norm
+
+    def _leave_out_dropped(self, norm: object) -> None:
+        self._clip_norm = None
+        if isinstance(norm, torch.Tensor) and norm.device.type != "cpu":
+            if isinstance(self._sum, torch.Tensor):
+                self._sum = torch.where(norm.isfinite(), self._sum, 0.0)
+        elif isinstance(norm, (float, torch.Tensor)):
+            self._fresh = math.isfinite(norm)
 
     @property
     def so_far(self) -> object:
@@ -106,7 +126,7 @@ class LossMeter(threading.local):
 
         Several optimizers that step after the same backward passes get the same sum.
         """
-        self._fresh = False
+        self._fresh, self._clip_norm = False, None
         return self._sum
 
     def _scale_of(self, tensor: torch.Tensor) -> Any:

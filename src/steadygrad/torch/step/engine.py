@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
@@ -189,12 +190,12 @@ class Engine:
         try:
             if step.with_closure:
                 self._end_closure(step)
+            self.abandon()
+            if self.recovery is not None:
+                self.recovery.step_ends(self.optimizer, self.steps - 1)
+            self._stepped()
         except Exception as error:
             self.fault(error)
-        self.abandon()
-        if self.recovery is not None:
-            self.recovery.step_ends(self.optimizer, self.steps - 1)
-        self._stepped()
 
     def _listens(self, listens: bool) -> None:
         """Whether what the training computes now is noted, to be run again."""
@@ -231,6 +232,7 @@ class Engine:
         if step is not None and (step.put_back or step.snapshot or step.rates):
             step.finish()
 
+    @np.errstate(all="ignore")  # figures may be inf, and a training may have NumPy raise
     def process(self, fold: bool = False) -> Outcome:
         """Measure the gradients that are there, decide and act.
 
@@ -419,16 +421,24 @@ class Engine:
 
     def scaler_leaves(self) -> None:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
-        if self.steps == self._steps_before_scaler:
-            batch = self._gather()
-            stats = self.clipper.measure(batch)
-            self._seek_origin(stats)
-            self._judge_overflow(stats)
-            self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
-            if self.recovery is not None:
-                self.recovery.step_ends(self.optimizer, self.steps - 1)
-            self._stepped()
-        self._loss_scale = None
+        try:
+            if self.steps == self._steps_before_scaler:
+                self._overflowed()
+        except Exception as error:
+            self.fault(error)
+        finally:
+            self._loss_scale = None
+
+    @np.errstate(all="ignore")
+    def _overflowed(self) -> None:
+        batch = self._gather()
+        stats = self.clipper.measure(batch)
+        self._seek_origin(stats)
+        self._judge_overflow(stats)
+        self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
+        if self.recovery is not None:
+            self.recovery.step_ends(self.optimizer, self.steps - 1)
+        self._stepped()
 
     def _judge_overflow(self, stats: GradientStats) -> None:
         if self.recovery is not None:
