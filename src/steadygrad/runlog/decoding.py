@@ -233,12 +233,18 @@ INFO: dict[str, Field] = {
     "troubles": _list_of(_word),
     "ranks_ended": _list_of(_word),
     "clip_calls": _list_of(_a(dict)),
-    "optimizers": _list_of(_table_of(**{"index": _whole_number, "class": _word})),
+    "optimizers": _list_of(
+        _table_of(**{"index": _whole_number, "class": _word, "eps": _real, "weight_decay": _real})
+    ),
     "loop": _table_of(
         optimizers=_list_of(_table_of(**dict.fromkeys(_COUNTS, _whole_number))),
         loose=_list_of(_GROUP),
         stale=_list_of(_GROUP),
         logits=_whole(_table_of(loss=_word, before=_word), "loss", "before"),
+        targets=_whole(
+            _table_of(loss=_word, lowest=_number, highest=_number), "loss", "lowest", "highest"
+        ),
+        broadcast=_list_of(_whole_number),
         chains=_list_of(_list_of(_word)),
         summed=_whole_number,
     ),

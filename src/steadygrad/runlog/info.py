@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-OptimizerFacts = TypedDict("OptimizerFacts", {"class": str, "index": int}, total=False)
-"""One optimizer: its class's name, and its number within the run."""
+OptimizerFacts = TypedDict(
+    "OptimizerFacts",
+    {"class": str, "index": int, "eps": float, "weight_decay": float},
+    total=False,
+)
+"""One optimizer: its class's name, its number within the run, and settings that explain a step."""
 
 
 class LoopCounts(TypedDict, total=False):
@@ -40,6 +44,14 @@ class LogitsFacts(TypedDict):
     before: str
 
 
+class TargetFacts(TypedDict):
+    """A loss whose targets are outside of the range that it takes, and theirs."""
+
+    loss: str
+    lowest: float
+    highest: float
+
+
 class LoopFacts(TypedDict, total=False):
     """What the first steps showed of a script's loop."""
 
@@ -47,6 +59,8 @@ class LoopFacts(TypedDict, total=False):
     loose: list[GroupFacts]
     stale: list[GroupFacts]
     logits: LogitsFacts | None
+    targets: TargetFacts | None
+    broadcast: list[int]
     chains: list[list[str]]
     summed: int
 

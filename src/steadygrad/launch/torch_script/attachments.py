@@ -17,6 +17,7 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.record.ranks import finish_ranks
+from steadygrad.torch.record.recording import settings_of
 from steadygrad.torch.step.observing import (
     Steady,
     attach_unheard,
@@ -143,7 +144,7 @@ class Attachments:
         plan, census, parameters = self._context.plan, self.counted(), parameters_of(optimizer)
         if not all(census.knows(p) for p in parameters):
             census.refresh()
-        number = self.new_number(type(optimizer).__name__, _settings(optimizer))
+        number = self.new_number(type(optimizer).__name__, settings_of(optimizer))
         infos = census.names(parameters, self._names_taken)
         self.tensor_names.update((key, info.name) for key, info in infos.items())
         steady = self._handle(optimizer, infos, number)
@@ -230,9 +231,3 @@ class Attachments:
 def parameters_of(optimizer: torch.optim.Optimizer) -> Parameters:
     """An optimizer's parameters, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The numbers of its first group that explain a step: the ``eps`` that float16 may not hold."""
-    group = optimizer.param_groups[0]
-    return {key: float(group[key]) for key in ("eps",) if isinstance(group.get(key), float)}

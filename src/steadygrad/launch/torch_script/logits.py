@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,27 +42,34 @@ def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
         >>> logits_of([torch.nn.functional.cross_entropy(x, y)]) is None
         True
     """
+    return next(filter(None, map(_mistake, nodes_of(roots))), None)
+
+
+def nodes_of(roots: Iterable[torch.Tensor], most: int = MOST_NODES) -> Iterator[Any]:
+    """The backward functions of a graph, the nearest to the loss first.
+
+    Args:
+        roots: the tensors on which backward is called.
+        most: how many to look at.
+    """
     waiting = deque(root.grad_fn for root in roots if root.grad_fn is not None)
     seen: set[Any] = set(waiting)
-    while waiting and len(seen) < MOST_NODES:
-        node = waiting.popleft()
-        mistake = _mistake(node)
-        if mistake is not None:
-            return mistake
+    while waiting and len(seen) < most:
+        node: Any = waiting.popleft()
+        yield node
         following = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(following)
         waiting.extend(following)
-    return None
 
 
 def _mistake(node: Any) -> dict[str, str] | None:
     """What a node applies to values that are not meant for it; None where all is well."""
-    operation = _operation(node)
+    operation = operation_of(node)
     if operation in _NLL:
-        before = _NO_LOGARITHMS.get(_operation(_values_of(node)))
+        before = _NO_LOGARITHMS.get(operation_of(_values_of(node)))
         return {"loss": "nll_loss", "before": before} if before else None
     loss = _LOSSES.get(operation)
-    before = _MAKERS.get(_operation(_values_of(node))) if loss else None
+    before = _MAKERS.get(operation_of(_values_of(node))) if loss else None
     return {"loss": loss, "before": before} if loss and before else None
 
 
@@ -70,10 +77,10 @@ def _values_of(node: Any) -> object:
     """The node that made the values of this one's first input."""
     while True:
         node = node.next_functions[0][0] if node.next_functions else None
-        if node is None or _operation(node) not in _SHAPES:
+        if node is None or operation_of(node) not in _SHAPES:
             return node
 
 
-def _operation(node: Any) -> str:
+def operation_of(node: Any) -> str:
     """A backward function's operation, without its suffix and number."""
     return "" if node is None else str(node.name()).partition("Backward")[0].lstrip("_")

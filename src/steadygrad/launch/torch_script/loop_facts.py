@@ -12,15 +12,18 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from steadygrad.launch.torch_script.broadcast import broadcast_of
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.chains import chains_of
 from steadygrad.launch.torch_script.elements import elements_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.ownership import Ownership
 from steadygrad.launch.torch_script.reduction import summed_of
+from steadygrad.launch.torch_script.targets import targets_of
 
 MOST_STEPS = 16
 LOOK_AT = 3
@@ -141,6 +144,8 @@ class LoopFacts:
         self._probes: dict[int, Probe] = {}
         self._graphs = 0
         self._logits: dict[str, str] | None = None
+        self._targets: dict[str, Any] | None = None
+        self._broadcast: list[int] = []
         self._summed = 0
         self._ownership = Ownership()
         self._chains: list[set[int]] = []
@@ -164,6 +169,8 @@ class LoopFacts:
         if self._graphs < MOST_GRAPHS:
             self._graphs += 1
             self._logits = self._logits or logits_of(tensors)
+            self._targets = self._targets or targets_of(tensors)
+            self._broadcast = self._broadcast or broadcast_of(tensors)
             self._summed = max(self._summed, summed_of(tensors))
             if census is not None:
                 self._note_chains(chains_of(tensors, census.part_of))
@@ -207,6 +214,8 @@ class LoopFacts:
         return {
             "optimizers": [probe.as_json() for probe in self._probes.values()],
             "logits": self._logits,
+            "targets": self._targets,
+            "broadcast": self._broadcast,
             "summed": self._summed,
             "chains": self._chains_by_name(),
             **self._ownership.as_json(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.robust import median
+from steadygrad.robust import ENOUGH, median, spread
 from steadygrad.rules.advice import clip_code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.steps import Array
@@ -38,7 +38,18 @@ def _held(view: View, index: Array, places: Array) -> str:
     first = np.setdiff1d(np.arange(max(1, len(norms) // 20)), places)
     if len(first) and norms[places].max() <= norms[first].max():
         return "the first steps were as large, and the run went on from them"
+    if len(index) == 1 and _unnoticed(view, int(index[0])):
+        return "the loss shows nothing of it"
     return ""
+
+
+def _unnoticed(view: View, place: int) -> bool:
+    """Whether the loss stood among those before it, at the spike and in the steps after."""
+    before, after = view.loss[max(0, place - 16) : place], view.loss[place + 1 : place + 17]
+    if len(after) < ENOUGH or not np.isfinite([*before, view.loss[place], *after]).all():
+        return False
+    usual = median(before) + spread(before)
+    return bool(view.loss[place] <= before.max() and median(after) <= usual)
 
 
 def _ruined(view: View, index: Array) -> bool:

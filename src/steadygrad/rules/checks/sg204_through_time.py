@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.robust import median, order_agreement
+from steadygrad.robust import ENOUGH, median, order_agreement
 from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
@@ -29,8 +29,9 @@ def check(view: View) -> Iterator[Finding]:
     radii = _by_radius(view)
     yield from (_finding(view, *told, samples.get(told[0])) for told in radii)
     for column, sample in samples.items():
-        large = sample.growth > max(GROWN, 10 * sample.length)  # a loss at every step adds up
-        if large and column not in {told[0] for told in radii} and _explodes(view, True):
+        if column in {told[0] for told in radii} or not _grows(sample):
+            continue
+        if _always(seen[column]) or _explodes(view, True):
             yield _measured(view, column, sample, seen[column][0])
 
 
@@ -38,6 +39,16 @@ def _largest(view: View, seen: list[Measured]) -> Measured:
     """The sample that grows most, of those before the run broke where there is one."""
     limit = view.step[view.first_broken] if view.broken.any() else np.inf
     return max([s for s in seen if s.step <= limit] or seen[:1], key=lambda s: s.growth)
+
+
+def _grows(sample: Measured) -> bool:
+    """Beyond what a loss at every time step adds up to."""
+    return sample.growth > max(GROWN, 10 * sample.length)
+
+
+def _always(seen: list[Measured]) -> bool:
+    """Whether it grows so from first to last: then it is a fact, however the loss does."""
+    return len(seen) >= ENOUGH // 2 and sum(map(_grows, seen)) > 0.75 * len(seen)
 
 
 def _by_radius(view: View) -> list[tuple[int, float, int, float]]:

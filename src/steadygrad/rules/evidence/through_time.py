@@ -37,14 +37,20 @@ class Measured:
 
     @property
     def growth(self) -> float:
-        """The first eighth's norm over that of the last time step that gets any."""
-        return median(self._first) / float(self.norms[self.norms > 0][-1])
+        """The first eighth's norm over that of the last eighth of the time steps that get any.
+
+        One last step that the loss hardly reads would else make a growth of the others.
+        """
+        alive = self.norms[self.norms > 0]
+        return median(self._first) / median(alive[-max(1, len(alive) // 8) :])
 
     @property
     def half_life(self) -> float:
         """Time steps in which the norm halves, or doubles, on its way back; inf for neither."""
         ratio = self.growth
-        between = self.positions[self.norms > 0][-1] - median(self.positions[: len(self._first)])
+        alive = self.positions[self.norms > 0]
+        last = median(alive[-max(1, len(alive) // 8) :])
+        between = last - median(self.positions[: len(self._first)])
         rate = abs(math.log(ratio)) / max(1.0, between) if ratio > 0 else math.inf
         return math.log(2) / rate if rate else math.inf
 

@@ -127,6 +127,16 @@ class Recorder:
             self.writer.close()
 
 
+def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The numbers of its first group that explain a step, of those that are plain numbers.
+
+    ``eps``, which float16 may not hold, and ``weight_decay``.
+    """
+    group = optimizer.param_groups[0]
+    plain = {key: group.get(key) for key in ("eps", "weight_decay")}
+    return {key: float(value) for key, value in plain.items() if type(value) in (int, float)}
+
+
 def facts_of(
     optimizer: torch.optim.Optimizer, policy: str, on_nonfinite: OnNonfinite, index: int = 0
 ) -> dict[str, Any]:
@@ -140,6 +150,8 @@ def facts_of(
         "policy": policy,
         "on_nonfinite": on_nonfinite,
         "observed_by": "attach",
-        "optimizers": [{"class": type(optimizer).__name__, "index": index}],
+        "optimizers": [
+            {"class": type(optimizer).__name__, "index": index, **settings_of(optimizer)}
+        ],
     }
     return facts if seed == UNSEEDED else {**facts, "seed": seed}

@@ -1,0 +1,58 @@
+"""Are a loss's targets what it takes? What its graph has saved of them says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from steadygrad.launch.torch_script.logits import nodes_of, operation_of
+
+_OF_0_TO_1 = {
+    "BinaryCrossEntropyWithLogits": "bce_with_logits",
+    "BinaryCrossEntropy": "binary_cross_entropy",
+}
+"""Losses that have no lower bound where a target leaves the range from 0 to 1."""
+SLACK = 1e-3
+"""How far rounding may carry a target out of it."""
+
+
+def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
+    """The range of targets that are outside of what their loss takes.
+
+    The device is waited for, where there is such a loss.
+
+    Args:
+        roots: the tensors on which backward is called.
+
+    Returns:
+        ``{"loss": ..., "lowest": ..., "highest": ...}``, or None where all is well or unknown.
+
+    Example:
+        >>> x, y = torch.zeros(3, requires_grad=True), torch.tensor([0.0, 255.0, 0.0])
+        >>> targets_of([torch.nn.functional.binary_cross_entropy_with_logits(x, y)])
+        {'loss': 'bce_with_logits', 'lowest': 0.0, 'highest': 255.0}
+    """
+    for node in nodes_of(roots):
+        loss = _OF_0_TO_1.get(operation_of(node))
+        target = _saved(node) if loss else None
+        if target is None or not target.numel():
+            continue
+        lowest, highest = (float(v) for v in target.aminmax())
+        if lowest < -SLACK or highest > 1 + SLACK:
+            return {"loss": loss, "lowest": lowest, "highest": highest}
+    return None
+
+
+def _saved(node: Any) -> torch.Tensor | None:
+    """The target that a node keeps; None where to read it would call a hook of the script's."""
+    raw = getattr(node, "_raw_saved_target", None)
+    if getattr(raw, "unpack_hook", raw) is not None:
+        return None
+    try:
+        target = node._saved_target
+    except RuntimeError:  # changed in place, or freed by an earlier backward
+        return None
+    plain = isinstance(target, torch.Tensor) and type(target) is torch.Tensor
+    return target if plain and not target.is_meta else None
