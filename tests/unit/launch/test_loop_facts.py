@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 
 from steadygrad.launch.torch_script import attachments, census
+from steadygrad.launch.torch_script.broadcast import broadcast_of
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.loop_facts import LoopFacts
 from steadygrad.launch.torch_script.reduction import summed_of
+from steadygrad.launch.torch_script.targets import targets_of
 
 STEPS = 12
 
@@ -397,3 +400,35 @@ def test_an_optimizer_a_task_is_not_looked_for_each_time(
     assert len(run.info["optimizers"]) == tasks
     assert run.info["loop"]["loose"] == run.info["loop"]["stale"] == []
     assert not seen.session.troubles
+
+
+def test_shapes_that_broadcast_are_seen_in_losses_and_in_differences() -> None:
+    outputs, y = nn.Linear(3, 1)(torch.randn(6, 3)), torch.randn(6)
+    flat, F = outputs.squeeze(1), nn.functional
+    losses: list[Callable[..., torch.Tensor]] = [
+        F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss,
+        lambda a, b: ((a - b) ** 2).mean(), lambda a, b: (b - a).abs().sum() / 6,
+        lambda a, b: ((a - b).square() + 0.1).sqrt().mean() + a.mean(),
+    ]  # fmt: skip
+    for loss in losses:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own word of it, in three of these
+            assert broadcast_of([loss(outputs, y)]) == [6, 1]
+            assert broadcast_of([loss(flat, y[:, None])]) == [6]
+        assert broadcast_of([loss(flat, y)]) == broadcast_of([loss(outputs, y[:, None])]) == []
+    pairs = [flat[:, None] - y, outputs - outputs.T, outputs - torch.randn(4), flat - flat.mean()]
+    assert [broadcast_of([(p**2).mean()]) for p in pairs] == [[]] * 4
+
+
+def test_targets_are_read_and_hooks_of_the_script_are_not_called() -> None:
+    x, called = torch.zeros(4, requires_grad=True), []
+    loss = nn.functional.binary_cross_entropy_with_logits
+    for target in (torch.ones(4), torch.full((4,), 1.0005), torch.tensor([0.0, 1, 0.3, 0])):
+        assert targets_of([loss(x, target)]) is None
+    signs = torch.tensor([-1.0, 1, 1, -1])
+    told = {"loss": "bce_with_logits", "lowest": -1.0, "highest": 1.0}
+    assert targets_of([2 * loss(x, signs) + x.sum()]) == told
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: called.append(t) or t):
+        hidden = loss(x, torch.full((4,), 255.0))
+    assert targets_of([hidden]) is None
+    assert called == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steadygrad.rules.evidence.view import View
-from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts
+from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts, TargetFacts
 
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
@@ -89,6 +89,18 @@ def logits_of(view: View) -> tuple[str, str] | None:
     if not found or view.optimizer != view.first_optimizer:
         return None
     return found["loss"], found["before"]
+
+
+def targets_of(view: View) -> TargetFacts | None:
+    """Targets that their loss does not take; told of the first optimizer."""
+    found = _facts(view).get("targets")
+    return found if found and view.optimizer == view.first_optimizer else None
+
+
+def broadcast_of(view: View) -> list[int]:
+    """The shape of outputs that the loss compares with all targets; empty where it does not."""
+    shape = _facts(view).get("broadcast") or []
+    return shape if view.optimizer == view.first_optimizer else []
 
 
 def summed_of(view: View) -> int:

@@ -10,7 +10,8 @@ from steadygrad.runlog import TensorInfo
 
 def loop(m, **facts):
     own = {"index": 0, "judged": 15, "held": 0, "emptied": 0, "passes": 1, "undivided": 0}
-    top = {key: facts.pop(key) for key in ("logits", "loose", "stale", "summed") if key in facts}
+    several = ("logits", "loose", "stale", "summed", "targets", "broadcast")
+    top = {key: facts.pop(key) for key in several if key in facts}
     m.info["loop"] = {"optimizers": [{**own, **facts}], **top}
 
 
@@ -210,3 +211,45 @@ def test_updates_that_are_rounded_away(make):
     half(m, "bfloat16")
     m.loss = np.linspace(2.0, 0.2, m.steps)  # enough of it arrives
     assert m.ids == []
+
+
+def test_outputs_that_are_compared_with_all_targets(make):
+    m = make()
+    loop(m, broadcast=[32, 1])
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG608", "error")
+    assert "(32, 1) against (32,)" in found.title
+    loop(m, broadcast=[32])
+    assert "(32,) against (32, 1)" in m.findings[0].title
+    loop(m, broadcast=[])
+    assert m.ids == []
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "line"), [(0, 255, "target / 255"), (-1, 1, "(target - (-1)) / 2")]
+)
+def test_targets_out_of_range(make, lowest, highest, line):
+    m = make()
+    loop(m, targets={"loss": "bce_with_logits", "lowest": lowest, "highest": highest})
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG609", "error")
+    assert line in found.fixes[0]
+
+
+@pytest.mark.parametrize("kind", ["known", "unknown", "none", "learns", "one stays", "grows again"])
+def test_weights_that_decay_to_nothing(make, kind):
+    m = make()
+    m.loss[:] = 2.3
+    sizes = np.geomspace(1, 1e-4, 8)
+    if kind == "grows again":
+        sizes[1::2] *= 30
+    table = np.repeat(sizes[:, None], len(m.tensors), axis=1)
+    if kind == "one stays":
+        table[:, 2] = 1.0
+    m.samples["weight_norm"] = ([0, 1, 2, 4, 8, 16, 32, 64], table)
+    if kind != "unknown":
+        decay = 0.0 if kind == "none" else 3.0
+        m.info["optimizers"] = [{"class": "Adam", "index": 0, "weight_decay": decay}]
+    if kind == "learns":
+        m.loss = np.linspace(2.3, 0.3, m.steps)
+    assert ("SG506" in m.ids) == (kind in ("known", "unknown")), m.ids
