@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import optimizer_class, optimizer_facts
-from steadygrad.rules.evidence.view import View, median, number, percent
+from steadygrad.rules.evidence.steps import Array
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
 
 LEFT = 0.2
@@ -32,7 +35,7 @@ def check(view: View) -> Iterator[Finding]:
     yield _finding(view, median(left[-1]), decay, int(steps[-1]))
 
 
-def _falls(left: np.ndarray) -> bool:
+def _falls(left: Array) -> bool:
     """Whether the matrices shrink from sample to sample, all of them, until little is left."""
     falling = np.diff(left, axis=0) < 0
     return bool((falling | (left[1:] < LEFT)).mean() > 0.9)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import targets_of
-from steadygrad.rules.evidence.view import View, number
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
 

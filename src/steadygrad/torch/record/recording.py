@@ -133,8 +133,12 @@ def settings_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     ``eps``, which float16 may not hold, and ``weight_decay``.
     """
     group = optimizer.param_groups[0]
-    plain = {key: group.get(key) for key in ("eps", "weight_decay")}
-    return {key: float(value) for key, value in plain.items() if type(value) in (int, float)}
+    settings = {key: group.get(key) for key in ("eps", "weight_decay")}
+    return {
+        key: float(value)
+        for key, value in settings.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def facts_of(
