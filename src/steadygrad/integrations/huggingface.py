@@ -47,6 +47,7 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
 
     Raises:
         UsageError: an argument is wrong (when training begins).
+        AttachError: the optimizer is layer-wise (then, too).
 
     Example:
         >>> callback = SteadyGradCallback(clip="norm:1.0")
@@ -80,13 +81,18 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._take_over(args)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         if self.run is not None and state.is_world_process_zero:
             self._writer = RunWriter(run_path(self.run, state.global_step))
-        self.steady = attach(
-            optimizer, self.clip, model=model, on_nonfinite=self.on_nonfinite, run=self._writer
-        )
+        try:
+            self.steady = attach(
+                optimizer, self.clip, model=model, on_nonfinite=self.on_nonfinite, run=self._writer
+            )
+        except Exception:
+            if self._writer is not None:
+                self._writer.close()
+            raise
+        self._take_over(args)
         saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {})
         if saved.get("_saved"):
             self.steady.load_state_dict(_from_json(saved["_saved"]))

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 import steadygrad
 import steadygrad.torch as sg
+from steadygrad.errors import AttachError
 from steadygrad.integrations.huggingface import SteadyGradCallback
 
 # pin_memory and the like are the Trainer's own affair on a machine without a GPU
@@ -57,6 +58,23 @@ def test_clips_in_place_of_max_grad_norm(tmp_path, make_model, samples) -> None:
     assert np.allclose(run.steps.coef * run.steps.norm, 0.05, rtol=1e-12)
     assert np.isfinite(run.steps.loss).all()
     assert {t.name for t in run.tensors} == {n for n, _ in ours.named_parameters()}
+
+
+def test_a_layer_wise_optimizer_is_refused_and_nothing_is_taken_over(
+    tmp_path, make_model, samples, caplog
+) -> None:
+    model = make_model()
+    outer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    outer.optimizer_dict = {p: torch.optim.SGD([p], lr=0.01) for p in model.parameters()}
+    callback = SteadyGradCallback(clip="norm:0.05", run=tmp_path / "run.db")
+    trainer = trainer_of(tmp_path, model, samples, [callback], max_steps=1)
+    trainer.optimizer = outer
+    clip_before = torch.nn.utils.clip_grad_norm_
+    with pytest.raises(AttachError, match=r"moves no weight itself.*galore_adamw"):
+        trainer.train()
+    assert trainer.args.max_grad_norm == 1.0
+    assert torch.nn.utils.clip_grad_norm_ is clip_before
+    assert "in force" not in caplog.text
 
 
 def test_logs_norms_before_clipping_and_the_clip_rate(tmp_path, make_model, samples) -> None:

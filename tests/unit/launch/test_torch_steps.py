@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import steadygrad
 from steadygrad.errors import NonFiniteError
 from steadygrad.launch.torch_script.census import Census
 
@@ -454,6 +455,32 @@ def test_numpy_that_raises_ends_nothing_and_nothing_is_warned_of(observe: Observ
             scaler.update()
     steps = seen.run().steps
     assert steps.action.tolist() == ["clip", "skip", "skip", "clip", "clip"]
+
+
+@pytest.mark.parametrize("wish", [None, "norm:0.5"])
+def test_a_layer_wise_optimizer_is_the_optimizers_inside_of_it(
+    observe: Observe, wish: str | None
+) -> None:
+    seen = observe(clip=wish)
+    net = model()
+    inner = {p: torch.optim.SGD([p], lr=0.01) for p in net.parameters()}
+
+    def step(parameter: torch.Tensor) -> None:
+        inner[parameter].step()
+        inner[parameter].zero_grad()
+
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    outer = torch.optim.SGD([torch.zeros(1)], lr=0.01)  # as Hugging Face's Trainer has it
+    outer.optimizer_dict = inner
+    for _ in range(10):
+        net(data()).pow(2).mean().backward()
+        outer.step()  # warns of nothing, under --clip too
+        outer.zero_grad()
+    run = seen.run()
+    assert len(run.info["optimizers"]) == len(inner)
+    assert len(run.steps) == 10 * len(inner)
+    assert "SG602" not in {finding.id for finding in steadygrad.diagnose(run)}
 
 
 def test_threads_that_train_together_share_a_file_and_nothing_else(observe: Observe) -> None:

@@ -21,6 +21,7 @@ from steadygrad.torch.record.recording import settings_of
 from steadygrad.torch.step.observing import (
     Steady,
     attach_unheard,
+    is_facade,
     is_stand_in,
     unmark_copies,
 )
@@ -75,6 +76,9 @@ class Attachments:
         One that could not be attached to is let alone, too: to ask again at every step is dear.
         """
         if optimizer in self._refused:
+            return True
+        if optimizer not in self._attached and is_facade(optimizer):
+            self._refused.add(optimizer)  # those inside of it are met when they step
             return True
         if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
             return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)

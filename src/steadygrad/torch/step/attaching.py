@@ -16,6 +16,7 @@ from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.handle import Steady
+from steadygrad.torch.step.inner import inner_optimizers, is_facade
 from steadygrad.torch.step.naming import ModelNames, Names
 from steadygrad.torch.step.patterns import idle_patterns
 
@@ -63,7 +64,7 @@ def attach(
     Raises:
         SpecError: the clip spec cannot be read.
         UsageError: another argument is wrong.
-        AttachError: not an optimizer, or one that is attached already.
+        AttachError: not an optimizer, attached already, or one that moves nothing itself.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -144,6 +145,14 @@ def _require_optimizer(optimizer: object) -> torch.optim.Optimizer:
         raise AttachError(
             f"attach needs a torch optimizer, got {type(optimizer).__name__}; "
             "type steadygrad.torch.attach(optimizer, clip='norm:1.0')"
+        )
+    if is_facade(inner):
+        raise AttachError(
+            f"this {type(inner).__name__} moves no weight itself: {len(inner_optimizers(inner))} "
+            "optimizers that it holds step during backward(), each before the other gradients are "
+            "there, so no norm of them all can be clipped. Attach to each of those (each tensor is "
+            "then clipped by its own norm), or take the optimizer that is not layer-wise, such as "
+            "optim='galore_adamw' in a Trainer"
         )
     return inner
 

@@ -105,6 +105,7 @@ class Engine:
         self._silent = False
         self._ignores_closure = False
         self._tell_fault: Callable[[Exception], None] | None = None
+        self._tell_user: Callable[[str], None] = _warn_of_gradients
         self._inner_hooks = self._watch_inner(optimizer)
 
     @property
@@ -214,7 +215,7 @@ class Engine:
         self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
     ) -> None:
         """From now on, let no fault or warning of ours into the training: it goes on as it is."""
-        self._tell_fault = tell
+        self._tell_fault, self._tell_user = tell, tell_difference
         self._table.tell = self.journal.tell = tell_difference
 
     def fault(self, error: Exception) -> None:
@@ -232,7 +233,6 @@ class Engine:
         if step is not None and (step.put_back or step.snapshot or step.rates):
             step.finish()
 
-    @np.errstate(all="ignore")  # figures may be inf, and a training may have NumPy raise
     def process(self, fold: bool = False) -> Outcome:
         """Measure the gradients that are there, decide and act.
 
@@ -242,6 +242,10 @@ class Engine:
         Raises:
             NonFiniteError: gradients are not finite and that is to raise.
         """
+        with np.errstate(all="ignore"):  # figures may be inf, and a training may have NumPy raise
+            return self._process(fold)
+
+    def _process(self, fold: bool) -> Outcome:
         started = time.perf_counter()
         batch = self._gather()
         ways = (self._scale, self._skip) if fold else ()
@@ -374,7 +378,7 @@ class Engine:
     def _warn(self, message: str) -> None:
         if not self._silent:
             self._silent = True
-            warn_user(message, NoGradientsWarning)
+            self._tell_user(message)
 
     def _watch_inner(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
         """Notice that an inner optimizer steps alone: then nothing here ever acts."""
@@ -390,11 +394,12 @@ class Engine:
 
     def _warn_of_lone_step(self, inner: torch.optim.Optimizer) -> None:
         outer = type(self.optimizer).__name__
-        place = next((f".{k}" for k, v in vars(self.optimizer).items() if v is inner), "'s inner")
+        held_as = next((f".{k}" for k, v in vars(self.optimizer).items() if v is inner), None)
+        what = "each of the optimizers inside" if held_as is None else f"optimizer{held_as}"
         self._warn(
             f"the {type(inner).__name__} inside this {outer} has stepped and the {outer}'s own "
             "step() was not called, so nothing is clipped or recorded. Type steadygrad.torch."
-            f"attach(optimizer{place}, ...), without attaching to the {outer}"
+            f"attach({what}, ...), without attaching to the {outer}"
         )
 
     # -- what others tell --------------------------------------------------------------------
@@ -423,13 +428,13 @@ class Engine:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
         try:
             if self.steps == self._steps_before_scaler:
-                self._overflowed()
+                with np.errstate(all="ignore"):
+                    self._overflowed()
         except Exception as error:
             self.fault(error)
         finally:
             self._loss_scale = None
 
-    @np.errstate(all="ignore")
     def _overflowed(self) -> None:
         batch = self._gather()
         stats = self.clipper.measure(batch)
@@ -523,6 +528,10 @@ class StepLosses:
 
 def _skipping(optimizer: torch.optim.Optimizer, clipper: Clipper) -> Skipping | None:
     return skipping_of(optimizer) if clipper.may_skip else stock_skipping(optimizer)
+
+
+def _warn_of_gradients(message: str) -> None:
+    warn_user(message, NoGradientsWarning)
 
 
 def _nothing_heard() -> None:

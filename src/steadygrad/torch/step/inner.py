@@ -67,6 +67,22 @@ def inner_optimizers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optim
     return [each for each in seen.values() if isinstance(each, torch.optim.Optimizer)][1:]
 
 
+def is_facade(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it moves nothing itself: a layer-wise one, whose inner ones step in `backward`.
+
+    Example:
+        >>> weight = torch.zeros(1, requires_grad=True)
+        >>> outer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        >>> is_facade(outer)
+        False
+        >>> outer.optimizer_dict = {weight: torch.optim.SGD([weight], lr=1.0)}
+        >>> is_facade(outer)
+        True
+    """
+    own = (p for group in optimizer.param_groups for p in group["params"])
+    return not any(p.requires_grad for p in own) and bool(inner_optimizers(optimizer))
+
+
 def holds_parameters_of(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
     """Whether a step of the inner optimizer is a part of the outer one's.
 

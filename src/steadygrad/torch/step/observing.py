@@ -6,7 +6,7 @@ from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip, is_broken
 from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import is_stand_in
+from steadygrad.torch.step.inner import is_facade, is_stand_in
 from steadygrad.torch.step.naming import describe
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "attach_unheard",
     "describe",
     "is_broken",
+    "is_facade",
     "is_stand_in",
     "unmark_copies",
 ]
