@@ -49,8 +49,9 @@
       name.append(link);
     }
     if (run.spark.length) curve.append(spark(run));
-    var verdict = make("td");
-    verdict.append(make("b", run.word ? run.word + ". " : "", run.level), run.sentence || "not judged yet");
+    var verdict = make("td"), said = run.sentence || "not judged yet";
+    var begins = said.indexOf(run.word) === 0; // "Steady over 300 steps" is said once
+    verdict.append(make("b", begins ? run.word : run.word + ". ", run.level), begins ? said.slice(run.word.length) : said);
     tr.append(first, name, make("td", run.state, run.state), make("td", run.policy), make("td", run.steps.toLocaleString("en")), curve, verdict);
     return tr;
   }
