@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from steadygrad.notebook.cards import Card
+import numpy as np
+
+from steadygrad.notebook.cards import Card, Histogram
+
+BINS = 30
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,24 @@ class Calibration:
         )
         level = "ok" if self.stationary else "warning"
         title = f"Threshold {self.threshold:.3g} ({self.spec})"
-        return Card(title, level, figures, sentences=self.advice)
+        return Card(
+            title,
+            level,
+            figures,
+            threshold=self.threshold,
+            sentences=self.advice,
+            histogram=self.histogram,
+        )
+
+    @property
+    def histogram(self) -> Histogram:
+        """How often norms of each size came, up to the peak or the threshold."""
+        thresholds, rates = np.array(self.curve).T
+        edges = np.geomspace(thresholds[0], 1.05 * max(self.peak, self.threshold), BINS + 1)
+        places = np.searchsorted(thresholds, edges * (1 + 1e-12), side="right") - 1
+        over = np.where(edges > thresholds[-1], 0.0, rates[np.maximum(places, 0)])
+        shares = tuple(float(share) for share in -np.diff(over))
+        return Histogram(float(edges[0]), float(edges[-1]), shares)
 
     def to_dict(self) -> dict[str, object]:
         """The same as JSON holds it: numbers, strings, lists; an infinite p is ``"inf"``."""

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadygrad.compare.measuring import Outcome
+from steadygrad.notebook.cards import Card
+from steadygrad.report.numbers import figure
 
 Floats = NDArray[np.float64]
 
@@ -83,6 +85,17 @@ class Comparison:
     alike: bool
     optimizer: str = ""
 
+    def _repr_html_(self) -> str:
+        return self.card.as_html()
+
+    @property
+    def card(self) -> Card:
+        """The comparison as a notebook shows it: what it shows in a sentence, a line a policy."""
+        level = "warning" if any(row.diverged for row in self.rows) else "ok"
+        figures = (("seeds", str(self.seeds)), ("policies", str(len(self.rows))))
+        title = f"{self.optimizer}: {self.sentence}" if self.optimizer else self.sentence
+        return Card(title, level, figures, sentences=tuple(map(_in_words, self.rows)))
+
     def to_dict(self) -> dict[str, object]:
         """The same as strict JSON holds it; numbers that are not finite become None."""
         return {
@@ -92,6 +105,13 @@ class Comparison:
             "alike": self.alike,
             "policies": [_row(row) for row in self.rows],
         }
+
+
+def _in_words(row: Row) -> str:
+    diverged = f"{row.diverged} of {len(row.outcomes)} diverged" if row.diverged else ""
+    loss = f"final loss {figure(row.final_loss)}" if math.isfinite(row.final_loss) else ""
+    spread = f"seeds' spread {figure(row.spread)}" if math.isfinite(row.spread) else ""
+    return f"{row.spec}: {', '.join(filter(None, (loss, spread, row.standing, diverged)))}"
 
 
 def judge_each(outcomes: Sequence[Outcome], command: Sequence[str]) -> list[Comparison]:

@@ -26,6 +26,21 @@ MOST_POINTS = 160
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How often values fell into bins that are equally wide on the log scale.
+
+    Attributes:
+        low: where the first bin begins, above 0.
+        high: where the last bin ends.
+        shares: of each bin, 0 to 1.
+    """
+
+    low: float
+    high: float
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Card:
     """What stands on a card; all text is plain and escaped when it is drawn.
 
@@ -34,7 +49,8 @@ class Card:
         level: ``error``, ``warning``, ``info`` or ``ok``; the colour of the edge.
         figures: (name, value) pairs, shown side by side.
         curve: values over time, drawn on a logarithmic scale; NaN and inf become crosses.
-        threshold: a line across the curve; None for none.
+        threshold: a line across the curve or the histogram; None for none.
+        histogram: drawn below the curve; None for none.
         sentences: shown below.
         code: shown as code at the end; empty for none.
     """
@@ -46,6 +62,7 @@ class Card:
     threshold: float | None = None
     sentences: tuple[str, ...] = ()
     code: str = ""
+    histogram: Histogram | None = None
 
     def as_html(self) -> str:
         """The card as a fragment of HTML, for ``_repr_html_``.
@@ -65,6 +82,8 @@ class Card:
             parts.append(f'<div style="opacity:.85">{shown}</div>')
         if self.curve:
             parts.append(curve(self.curve, self.threshold, colour))
+        if self.histogram is not None:
+            parts.append(bars(self.histogram, self.threshold, colour))
         parts += [f"<div>{_escaped(sentence)}</div>" for sentence in self.sentences]
         if self.code:
             parts.append(
@@ -135,6 +154,39 @@ def curve(values: Sequence[float], threshold: float | None, colour: str) -> str:
         'preserveAspectRatio="none" role="img" aria-label="gradient norm over steps">'
         f'<path d="{" ".join(path)}" fill="none" stroke="currentColor" stroke-width="1.2" '
         f'vector-effect="non-scaling-stroke"/>{"".join(drawing)}</svg>'
+    )
+
+
+def bars(histogram: Histogram, threshold: float | None, colour: str) -> str:
+    """A histogram as inline SVG, with its ends in words below.
+
+    Args:
+        histogram: what is drawn.
+        threshold: drawn as a dashed line where it lies within the range.
+        colour: of that line.
+    """
+    width = _WIDTH / len(histogram.shares)
+    highest = max(histogram.shares) or 1.0
+    drawing = [
+        f'<rect x="{place * width:.1f}" y="{_HEIGHT - share / highest * (_HEIGHT - 4):.1f}" '
+        f'width="{0.85 * width:.1f}" height="{share / highest * (_HEIGHT - 4):.1f}" '
+        'fill="currentColor" opacity=".6"/>'
+        for place, share in enumerate(histogram.shares)
+        if share > 0
+    ]
+    words = f"norms from {histogram.low:.3g} to {histogram.high:.3g}, log scale"
+    if threshold is not None and histogram.low <= threshold <= histogram.high:
+        span = math.log(histogram.high / histogram.low)
+        at = _WIDTH * math.log(threshold / histogram.low) / span
+        drawing.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{_HEIGHT}" stroke="{colour}" '
+            'stroke-width="2" stroke-dasharray="4 3" vector-effect="non-scaling-stroke"/>'
+        )
+        words += "; the line is the threshold"
+    return (
+        f'<svg viewBox="-2 0 {_WIDTH + 4} {_HEIGHT}" width="100%" height="{_HEIGHT}" '
+        f'preserveAspectRatio="none" role="img" aria-label="histogram of the {words}">'
+        f'{"".join(drawing)}</svg><div style="opacity:.7;font-size:12px">{words}</div>'
     )
 
 
