@@ -167,12 +167,12 @@ def bars(histogram: Histogram, threshold: float | None, colour: str) -> str:
     """
     width = _WIDTH / len(histogram.shares)
     highest = max(histogram.shares) or 1.0
+    heights = [max(2.0, share / highest * (_HEIGHT - 4)) for share in histogram.shares]
     drawing = [
-        f'<rect x="{place * width:.1f}" y="{_HEIGHT - share / highest * (_HEIGHT - 4):.1f}" '
-        f'width="{0.85 * width:.1f}" height="{share / highest * (_HEIGHT - 4):.1f}" '
-        'fill="currentColor" opacity=".6"/>'
-        for place, share in enumerate(histogram.shares)
-        if share > 0
+        f'<rect x="{place * width:.1f}" y="{_HEIGHT - height:.1f}" width="{0.85 * width:.1f}" '
+        f'height="{height:.1f}" fill="currentColor" opacity=".6"/>'
+        for place, height in enumerate(heights)
+        if histogram.shares[place] > 0
     ]
     words = f"norms from {histogram.low:.3g} to {histogram.high:.3g}, log scale"
     if threshold is not None and histogram.low <= threshold <= histogram.high:
