@@ -8,7 +8,7 @@ Triton is imported for the first tensor on a GPU, not before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,40 @@ from steadygrad.kernels import native, reference
 from steadygrad.kernels.reference import Read
 
 
-def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
-    """Measure; see `steadygrad.kernels.read`."""
+class Form(Protocol):
+    """What a module must offer to be a form of the kernel."""
+
+    def read(self, tensors: Sequence[torch.Tensor], norm_type: float) -> Read: ...
+
+    def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None: ...
+
+
+_FORMS: dict[str, Form] = {"reference": reference, **native.FORMS}
+
+
+def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str = "auto") -> Read:
+    """Measure each tensor; nothing is written.
+
+    Args:
+        tensors: floating-point or complex tensors of any layout, on any devices.
+        norm_type: p of the norms, >= 0.5 or inf; not checked here.
+        form: ``"auto"`` or the name of one form.
+
+    Returns:
+        The figures, one element a tensor: NumPy arrays where every tensor is on the
+        CPU, else torch tensors on the first device that is not.
+
+    Raises:
+        KernelError: the form asked for by name cannot serve these tensors.
+
+    Example:
+        >>> import torch
+        >>> figures = read([torch.tensor([3.0, 4.0]), torch.tensor([0.0, float("inf")])])
+        >>> figures.norms.tolist(), figures.nonfinite.tolist(), figures.zeros.tolist()
+        ([5.0, inf], [0, 1], [0, 1])
+    """
+    if form != "auto":
+        return _pick(form).read(tensors, norm_type)
     sparse = _Sparse.met and _any_sparse(tensors)
     if native.AVAILABLE and not sparse:
         figures, refused = native.try_read(list(tensors), norm_type)
@@ -34,8 +66,30 @@ def read(tensors: Sequence[torch.Tensor], norm_type: float) -> Read:
     return _read_stored(tensors, norm_type) if sparse else _read_each(tensors, norm_type)
 
 
-def scale_(tensors: Sequence[torch.Tensor], coefs: object) -> None:
-    """Multiply; see `steadygrad.kernels.scale_`."""
+def scale_(tensors: Sequence[torch.Tensor], coefs: object, *, form: str = "auto") -> None:
+    """Multiply each tensor in place: the product in float64, rounded once in its dtype.
+
+    A tensor whose coefficient is 1 is not written (on a device: keeps its bits).
+
+    Args:
+        tensors: floating-point or complex tensors of any layout that can be written.
+        coefs: one coefficient for all (a number or 0-d) or one a tensor: NumPy, or a
+            torch tensor, which is not read on the host where it lives on a device.
+        form: ``"auto"`` or the name of one form.
+
+    Raises:
+        KernelError: the form asked for by name cannot serve these tensors.
+
+    Example:
+        >>> import torch
+        >>> grad = torch.tensor([3.0, 4.0])
+        >>> scale_([grad], 0.5)
+        >>> grad
+        tensor([1.5000, 2.0000])
+    """
+    if form != "auto":
+        _pick(form).scale_(tensors, coefs)
+        return
     if isinstance(coefs, torch.Tensor) and coefs.device.type != "cpu":
         _scale_device(tensors, coefs)
         return
@@ -49,6 +103,15 @@ def scale_(tensors: Sequence[torch.Tensor], coefs: object) -> None:
         coef = each[index : index + 1]
         if not native.AVAILABLE or native.try_scale([tensors[index]], coef) != native.ALL_SERVED:
             reference.scale_([tensors[index]], coef)
+
+
+def _pick(form: str) -> Form:
+    if form == "triton":
+        return cast("Form", require_triton())
+    if form not in _FORMS:
+        names = ("auto", *_FORMS, "triton")
+        raise KernelError(f"no kernel form {form!r}; there are: {', '.join(names)}")
+    return _FORMS[form]
 
 
 def triton_form() -> Any:
