@@ -26,9 +26,8 @@ import steadygrad.torch as sg
 from benchmarks.steps import Lstm, Transformer
 from steadygrad.kernels import native
 from steadygrad.torch.gradients import measuring
-from steadygrad.torch.record import recording
+from steadygrad.torch.record import journal, recording
 from steadygrad.torch.step import clipper, engine, table
-from steadygrad.torch.step import policy_state as memory
 
 PARTS: dict[str, tuple[Any, str]] = {
     "follow the optimizer's groups": (table.ParameterTable, "refresh"),
@@ -36,12 +35,12 @@ PARTS: dict[str, tuple[Any, str]] = {
     "call the kernel": (native, "try_read"),
     "measure, without the kernel": (measuring, "read_whole"),
     "statistics": (clipper.Clipper, "measure"),
-    "decide": (memory.Memory, "decide"),
+    "decide": (clipper.Memory, "decide"),
     "act": (clipper.Clipper, "act"),
     "sample weights and activations": (recording.Recorder, "sample"),
-    "hand over to the writer": (recording.Recorder, "write"),
+    "hand over to the writer": (journal, "hand_over"),
     "finish the record": (engine.Engine, "_record"),
-    "the rest of a step": (engine.Engine, "begin"),
+    "the rest of a step": (engine.Engine, "before"),
 }
 
 

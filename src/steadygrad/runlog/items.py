@@ -35,11 +35,6 @@ class StepItem(NamedTuple):
     nonfinite: NDArray[np.float64]
     zeros: NDArray[np.float64]
 
-    @property
-    def nbytes(self) -> int:
-        """About what it takes in memory."""
-        return 1000 + 64 * len(self.tensor_ids)
-
 
 def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:
     """One figure of steps over the same tensors, ``[steps, tensors]``.

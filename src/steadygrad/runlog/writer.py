@@ -38,7 +38,7 @@ from steadygrad.runlog.items import (
     TensorsItem,
 )
 from steadygrad.runlog.notice import warn
-from steadygrad.runlog.pump import Pump
+from steadygrad.runlog.pump import Pump, bytes_of_step
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
 from steadygrad.runlog.shortfall import STOPPED
@@ -182,7 +182,7 @@ class RunWriter:
         record = item.record
         if record.loss_told and record.loss != record.loss:
             self._note_nan_loss(record)
-        if not self._pump.put(item, item.nbytes):
+        if not self._pump.put(item, bytes_of_step(len(item.tensor_ids))):
             self._recorder.missed(item.record)
 
     def _note_nan_loss(self, record: StepRecord) -> None:

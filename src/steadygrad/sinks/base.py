@@ -23,7 +23,7 @@ from steadygrad.errors import UsageError
 from steadygrad.runlog import STEP_DTYPE, Event, TensorInfo
 from steadygrad.runlog.items import EventItem, Head, SampleItem, StepItem, TensorsItem, stacked
 from steadygrad.runlog.notice import warn
-from steadygrad.runlog.pump import Pump
+from steadygrad.runlog.pump import Pump, bytes_of_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -193,7 +193,7 @@ class Sink(ABC):
         if pump is None or not pump.usable:
             return
         for item in items:
-            size = item.nbytes if isinstance(item, StepItem) else 1000
+            size = bytes_of_step(len(item.tensor_ids)) if isinstance(item, StepItem) else 1000
             if not pump.put(item, size):
                 self._lost += 1
 

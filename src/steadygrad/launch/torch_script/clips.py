@@ -18,7 +18,8 @@ import torch
 
 from steadygrad.launch.torch_script.clocks import Clock, Clocks, Mark
 from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
-from steadygrad.torch.distributed.sharded import inner_products, read_whole, whole
+from steadygrad.torch.gradients.measuring import inner_products, read_whole
+from steadygrad.torch.gradients.pieces import whole
 
 _GRAD = attrgetter("grad")
 

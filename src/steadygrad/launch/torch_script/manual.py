@@ -21,7 +21,7 @@ from steadygrad.launch.torch_script.observed import summed_up
 from steadygrad.launch.torch_script.readings import Reading, read
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
-from steadygrad.torch.record.journal import record_of
+from steadygrad.torch.record.journal import hand_over, record_of
 from steadygrad.torch.record.recording import Recorder
 from steadygrad.torch.step.observing import Clipper, Outcome
 
@@ -213,7 +213,8 @@ class ManualLoop:
                 self._open.add_tensors(infos)
                 self._announced = ids
             record = record_of(self.steps, outcome, loss, math.nan, optimizer=self.index)
-            self._open.write(record, outcome.stats, None, leaves)
+            hand_over(self._open, record, outcome.stats, None)
+            self._open.sample(self.steps, leaves)
         self.steps += 1
 
 

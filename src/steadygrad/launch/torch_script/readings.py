@@ -17,8 +17,7 @@ import torch
 
 from steadygrad.kernels import Read
 from steadygrad.torch.distributed.ownership import spread_of_some
-from steadygrad.torch.distributed.sharded import read_whole
-from steadygrad.torch.gradients.measuring import unscaled
+from steadygrad.torch.gradients.measuring import read_whole, unscaled
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
 _TOUCHED = -2

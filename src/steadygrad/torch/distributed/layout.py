@@ -8,7 +8,6 @@ holds them, which is the same one for every rank: all come to the same bits.
 from __future__ import annotations
 
 import functools
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad.errors import UsageError
+from steadygrad.torch.gradients.pieces import dtensor_class
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
 
 Ranks = NDArray[np.int64]
 """Global ranks, shaped as a mesh."""
@@ -203,24 +202,6 @@ _layouts: _Cache = OrderedDict()
 def _trim(cache: _Cache) -> None:
     while len(cache) > _MOST_LAYOUTS:
         cache.popitem(last=False)
-
-
-def dtensor_class() -> type[DTensor] | None:
-    """The class DTensor; None where nothing has imported it."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return None if module is None else module.DTensor
-
-
-def any_sharded(tensors: Iterable[object]) -> bool:
-    """True where one of them is a DTensor; looks at types, which are few, not at tensors."""
-    kind = dtensor_class()
-    return kind is not None and any(issubclass(each, kind) for each in set(map(type, tensors)))
-
-
-def is_sharded(tensor: object) -> bool:
-    """True for a DTensor; does not import torch's distributed part."""
-    kind = dtensor_class()
-    return kind is not None and isinstance(tensor, kind)
 
 
 def _specs(tensors: Sequence[object]) -> list[Any]:

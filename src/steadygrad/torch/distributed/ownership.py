@@ -19,7 +19,8 @@ from steadygrad.errors import UsageError
 from steadygrad.policies import Policy
 from steadygrad.policies.groups import Groups as PolicyGroups
 from steadygrad.torch.distributed.exchange import Tell
-from steadygrad.torch.distributed.layout import NOWHERE, Spread, any_sharded
+from steadygrad.torch.distributed.layout import NOWHERE, Spread
+from steadygrad.torch.gradients.pieces import any_sharded
 from steadygrad.torch.internals.alive import alive
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import torch
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.policies.base import coefficient
-from steadygrad.torch.distributed import sharded
-from steadygrad.torch.distributed.layout import NOWHERE, Spread, is_sharded
+from steadygrad.torch.distributed.layout import NOWHERE, Spread
 from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.dropins.arguments import (
     Tensors,
@@ -25,8 +24,8 @@ from steadygrad.torch.dropins.arguments import (
     require_threshold,
     tensors_of,
 )
-from steadygrad.torch.gradients.measuring import namespace, total_of
-from steadygrad.torch.gradients.values import scale_each_once
+from steadygrad.torch.gradients.measuring import namespace, read_whole, total_of
+from steadygrad.torch.gradients.pieces import is_sharded, local, scale_each_once
 from steadygrad.torch.internals.eager import eager
 
 
@@ -159,7 +158,7 @@ def _total(
     spread: Spread = NOWHERE,
     present: list[int] | None = None,
 ) -> Any:
-    figures = sharded.read_whole(grads, p, spread, present)
+    figures = read_whole(grads, p, spread, present)
     norm = total_of(figures.norms, p) if figures.total is None else figures.total
     if error_if_nonfinite and not math.isfinite(norm):
         raise NonFiniteError(
@@ -172,4 +171,4 @@ def _total(
 def _scale(grads: Sequence[torch.Tensor], max_norm: float, norm: Any) -> None:
     coef = coefficient(namespace(norm), norm, max_norm)
     if isinstance(coef, torch.Tensor) or coef < 1.0:
-        scale_each_once(sharded.local(grads), coef)
+        scale_each_once(local(grads), coef)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from steadygrad import kernels
-from steadygrad.torch.distributed import sharded
-from steadygrad.torch.distributed.layout import any_sharded
 from steadygrad.torch.dropins.arguments import Tensors, parameters_of, require_threshold
-from steadygrad.torch.gradients.values import summed_values
+from steadygrad.torch.gradients.pieces import any_sharded, carry_out_sums, local, summed_values
 from steadygrad.torch.internals.eager import eager
 
 
@@ -41,11 +39,11 @@ def _clip(parameters: Tensors, clip_value: float) -> None:
     limit = require_threshold(clip_value, "clip_value", "clip_grad_value_")
     found, grads = parameters_of(parameters, "clip_grad_value_")
     if any_sharded(grads):
-        sharded.carry_out_sums(found)
+        carry_out_sums(found)
         grads = [parameter.grad for parameter in found if parameter.grad is not None]
     on_cpu = all(grad.device.type == "cpu" for grad in grads)
     if on_cpu and grads:
-        figures = kernels.read(sharded.local(grads), float("inf"))
+        figures = kernels.read(local(grads), float("inf"))
         touched = (figures.max_abs > limit) | (figures.nonfinite > 0)
         found = [parameter for parameter, hit in zip(found, touched, strict=True) if hit]
     with torch.no_grad():

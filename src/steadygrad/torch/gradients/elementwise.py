@@ -16,11 +16,10 @@ import torch
 
 from steadygrad.policies import Policy
 from steadygrad.stats import GradientStats
-from steadygrad.torch.distributed.sharded import carry_out_sums, piece_of, whole
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
-from steadygrad.torch.gradients.values import summed_values
+from steadygrad.torch.gradients.pieces import carry_out_sums, piece_of, summed_values, whole
 
 SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
 """What torch's optimizers call a running mean (Adagrad: sum) of squared gradients."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import torch
 
 from steadygrad.policies import stepping
 from steadygrad.stats import GradientStats
@@ -26,6 +28,24 @@ class Applied(NamedTuple):
 UNTOUCHED = Applied()
 
 
+class Outcome(NamedTuple):
+    """What was found and done; 0-d arrays where the gradients live on a device.
+
+    Attributes:
+        stats: the figures before clipping.
+        threshold: the `max_norm` or `clip_value` in force.
+        applied: what is left of the gradients.
+        skip: whether the step must be dropped whole; a 0-d tensor where the optimizer was told.
+        present: places of the tensors in `stats`, where they are not those of the batch.
+    """
+
+    stats: GradientStats
+    threshold: Any = float("inf")
+    applied: Applied = UNTOUCHED
+    skip: Any = False
+    present: list[int] | None = None
+
+
 def compare(stats: GradientStats, left: Any, dots: Any, clipped: Any) -> Applied:
     """Join per-tensor figures into one coefficient and one cosine.
 
@@ -44,3 +64,12 @@ def compare(stats: GradientStats, left: Any, dots: Any, clipped: Any) -> Applied
 def unit_of(stats: GradientStats) -> Any:
     """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
     return stepping.unit_of(namespace(stats.norms), stats.norms)
+
+
+def is_broken(stats: GradientStats) -> Any:
+    """Whether an element is not finite, or the norm of finite ones is beyond float64; 0-d.
+
+    The second cannot be clipped: there is no coefficient. It counts as the first.
+    """
+    broken = cast("torch.Tensor", stats.nonfinite).any()
+    return broken | ~namespace(stats.norms).isfinite(stats.total_norm)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-_MODULE = "torch.distributed.checkpoint.state_dict"
+STATE_MAKERS = "torch.distributed.checkpoint.state_dict"
+"""The module whose functions take such steps; where it is not loaded, nobody does."""
 
 
 def only_makes_state() -> bool:
@@ -19,7 +20,7 @@ def only_makes_state() -> bool:
         >>> only_makes_state()
         False
     """
-    maker = getattr(sys.modules.get(_MODULE), "_init_optim_state", None)
+    maker = getattr(sys.modules.get(STATE_MAKERS), "_init_optim_state", None)
     code = getattr(maker, "__code__", None)
     frame = sys._getframe(1) if code is not None else None
     while frame is not None and frame.f_code is not code:

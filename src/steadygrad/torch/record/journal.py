@@ -14,15 +14,17 @@ from typing import Any, cast
 
 import torch
 
+from steadygrad.runlog.items import StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.run import Floats
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
+from steadygrad.torch.gradients.outcome import Outcome
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import Recorder, facts_of
-from steadygrad.torch.step.clipper import Outcome
 from steadygrad.vocabulary import Action, OnNonfinite
 
 
@@ -103,8 +105,9 @@ class Journal:
 
     def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """Sample weights and activations, where due, before the step moves the weights."""
-        if self._recorder is not None:
-            self._recorder.sample(step, params)
+        recorder = self._recorder
+        if recorder is not None and step >= recorder.sampler.idle_before:
+            recorder.sample(step, params)
 
     def sample_weights(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """The first half of `sample`: for a step whose forward pass is still to come."""
@@ -154,7 +157,7 @@ class Journal:
     def spent(self, seconds: float) -> None:
         """Tell the run file how much time was spent on this optimizer, all in all."""
         if self._recorder is not None:
-            self._recorder.spent(seconds - self._seconds)
+            self._recorder.writer.overhead_seconds += seconds - self._seconds
             self._seconds = seconds
 
     def _release(self) -> None:
@@ -179,7 +182,7 @@ class Journal:
     def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
         self._last = record
         if self._recorder is not None:
-            self._recorder.write(record, stats, present)
+            hand_over(self._recorder, record, stats, present)
         ranks = self._open_ranks()
         if ranks is not None:
             ranks.share(record, stats)
@@ -193,6 +196,23 @@ class Journal:
             if self._ranks is not None:
                 self._ranks.tell = self.tell
         return self._ranks
+
+
+def hand_over(
+    recorder: Recorder, record: StepRecord, stats: GradientStats, present: list[int] | None
+) -> None:
+    """Queue one step for the thread that writes the run file.
+
+    Args:
+        recorder: knows the file, and the optimizer's tensors there.
+        record: the step.
+        stats: its figures, NumPy; nobody writes to them any more.
+        present: places in the optimizer's order of the tensors measured; None for all.
+    """
+    ids = recorder.ids if present is None else recorder.ids[present]
+    figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+    of_numpy = cast("tuple[Floats, Floats, Floats, Floats]", figures)
+    recorder.writer.hand_over(StepItem(record, record.time, ids, *of_numpy))
 
 
 def record_of(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from steadygrad.torch.distributed.sharded import whole
+from steadygrad.torch.gradients.pieces import whole
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
@@ -154,6 +154,39 @@ def _of_subclass(tensor: torch.Tensor, scale: object) -> Any:
         return value if scale is None else value / float(whole(scale))
     except Exception:  # whatever kind it is, the backward pass goes on
         return None
+
+
+class StepLosses:
+    """The loss of the step under way, from whoever knows it.
+
+    Attributes:
+        heard: gives the loss since the last step; None where nobody hears.
+        heard_so_far: the same, and goes on adding.
+    """
+
+    def __init__(self) -> None:
+        self.heard: Callable[[], object] = _nothing_heard
+        self.heard_so_far: Callable[[], object] = _nothing_heard
+        self._told: Any = None
+
+    def tell(self, value: object) -> None:
+        """Add a loss."""
+        self._told = value if self._told is None else self._told + value
+
+    def so_far(self) -> object:
+        """What is known of the loss of the step under way."""
+        return self.heard_so_far() if self._told is None else self._told
+
+    def take(self, of_closure: object) -> object:
+        """What was told, else what the closure gave, else what was heard; the next step begins."""
+        told, self._told = self._told, None
+        heard = self.heard()  # asked for in any case: it then begins to sum anew
+        told = of_closure if told is None else told
+        return heard if told is None else told
+
+
+def _nothing_heard() -> None:
+    return None
 
 
 _meter = LossMeter()

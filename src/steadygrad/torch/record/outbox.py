@@ -35,7 +35,7 @@ class Parcel:
         record: the step, with what the host knows.
         scalars: names of the record's fields that come from the device, in order.
         stats: figures on the device.
-        present: as `Recorder.write` wants it.
+        present: as `hand_over` wants it.
         buffer: where all figures arrive: the scalars, this rank's own two, four rows of tensors.
         arrived: says when; None where they are there already.
     """
@@ -95,7 +95,7 @@ class Outbox:
             record: the step, with what the host knows.
             scalars: 0-d tensors on the device, by the record's field, ``clipped`` and ``skip``.
             stats: figures on the device.
-            present: as `Recorder.write` wants it.
+            present: as `hand_over` wants it.
         """
         parts = [value.reshape(1) for value in scalars.values()]
         parts += [] if stats.own is None else [stats.own]

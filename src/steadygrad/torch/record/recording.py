@@ -1,4 +1,4 @@
-"""Handing finished steps to a run writer.
+"""One optimizer's place in a run file: its facts, its tensors' numbers, its samples.
 
 The writer numbers tensors; this keeps the numbers of one optimizer's table, so that
 a step costs an array of them and no lookup.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from steadygrad.live.session import open_writer
-from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import RunWriter, TensorInfo
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.items import StepItem
-from steadygrad.runlog.run import Floats
-from steadygrad.stats import GradientStats
 from steadygrad.torch.record.sampling import Sampler
 from steadygrad.vocabulary import OnNonfinite
 
@@ -28,7 +25,7 @@ UNSEEDED = 67280421310721
 
 
 class Recorder:
-    """One optimizer's steps on their way into a run file.
+    """One optimizer's place in a run file.
 
     Args:
         run: a path, for a new file that is closed with the recorder, or an open `RunWriter`.
@@ -37,6 +34,8 @@ class Recorder:
     Attributes:
         writer: of the run file.
         owned: the file is closed with the recorder.
+        ids: numbers of the optimizer's tensors in the file, in its order.
+        sampler: measures figures beyond gradients, where due.
     """
 
     def __init__(self, run: str | os.PathLike[str] | RunWriter, facts: dict[str, object]) -> None:
@@ -44,8 +43,8 @@ class Recorder:
         self.writer: Any = open_writer(run, facts)
         if not self.owned:
             self._add_facts(facts)
-        self._ids: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._sampler = Sampler(self.writer)
+        self.ids: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.sampler = Sampler(self.writer)
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
         """To a file that is open already: what it does not say yet, and one optimizer more."""
@@ -60,30 +59,7 @@ class Recorder:
 
     def add_tensors(self, infos: Sequence[TensorInfo]) -> None:
         """Announce the optimizer's parameters, in its order; again when they change."""
-        self._ids = np.asarray(self.writer.add_tensors(infos), np.int64)
-
-    def write(
-        self,
-        record: StepRecord,
-        stats: GradientStats,
-        present: list[int] | None,
-        params: Sequence[torch.Tensor] = (),
-    ) -> None:
-        """Write one step.
-
-        Args:
-            record: the step.
-            stats: its figures, NumPy; nobody writes to them any more.
-            present: places in the optimizer's order of the tensors measured; None for all.
-            params: all parameters of the optimizer, before the step moves them; without them
-                nothing beyond gradients is sampled.
-        """
-        ids = self._ids if present is None else self._ids[present]
-        figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
-        of_numpy = cast("tuple[Floats, Floats, Floats, Floats]", figures)
-        self.writer.hand_over(StepItem(record, record.time, ids, *of_numpy))
-        if params:
-            self.sample(record.step, params)
+        self.ids = np.asarray(self.writer.add_tensors(infos), np.int64)
 
     def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """Sample figures beyond gradients, where due.
@@ -92,37 +68,32 @@ class Recorder:
             step: number of the step that is about to be applied.
             params: all parameters of the optimizer.
         """
-        if step >= self._sampler.idle_before:
-            self.sample_weights(step, params)
-            self.sample_activations(step, params)
+        self.sample_weights(step, params)
+        self.sample_activations(step, params)
 
     def sample_weights(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """The first half of `sample`: for a step whose forward pass is still to come."""
-        self._sampled(self._sampler.before_update, step, params)
+        self._sampled(self.sampler.before_update, step, params)
 
     def sample_activations(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """The second half: that forward pass is over."""
-        self._sampled(self._sampler.after_forward, step, params)
+        self._sampled(self.sampler.after_forward, step, params)
 
     def _sampled(
         self, part: Callable[..., None], step: int, params: Sequence[torch.Tensor]
     ) -> None:
-        sampler = self._sampler
-        if step >= sampler.idle_before and len(params) == len(self._ids):
+        sampler = self.sampler
+        if step >= sampler.idle_before and len(params) == len(self.ids):
             try:
-                part(step, params, self._ids)
+                part(step, params, self.ids)
             except Exception as error:  # of tensors of some kind that nobody thought of
                 sampler.give_up()
                 self.writer.update_info(sampling_ended=f"{type(error).__name__}: {error}")
-            self.spent(sampler.take_seconds())
-
-    def spent(self, seconds: float) -> None:
-        """Add to the run's overhead."""
-        self.writer.overhead_seconds += seconds
+            self.writer.overhead_seconds += sampler.take_seconds()
 
     def close(self) -> None:
         """Finish the file, where this opened it."""
-        self._sampler.close()
+        self.sampler.close()
         if self.owned:
             self.writer.close()
 

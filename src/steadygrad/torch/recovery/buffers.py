@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.nn.parameter import is_lazy
 
-from steadygrad.torch.distributed.sharded import local
+from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.alive import alive
 
 SMALL = 65536

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from steadygrad.torch.distributed.sharded import local
+from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.step.snapshot import Snapshot
 
 FACTOR = 4.0

@@ -34,7 +34,7 @@ from steadygrad.recovery.ring import Held, Pace, Ring
 from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
-from steadygrad.torch.distributed.layout import any_sharded
+from steadygrad.torch.gradients.pieces import any_sharded
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
@@ -52,7 +52,7 @@ from steadygrad.torch.recovery.training_state import (
     state_tensors,
     unpacked,
 )
-from steadygrad.torch.step.policy_state import Memory
+from steadygrad.torch.step.clipper import Memory
 from steadygrad.torch.step.snapshot import Snapshot
 from steadygrad.vocabulary import RECOVERY, Nature
 

@@ -4,54 +4,43 @@ Nothing here knows of optimizers or hooks: `Steady` drives it from an optimizer'
 step, and a training loop without an optimizer can be driven from elsewhere. On the
 CPU the figures are NumPy scalars and Python branches on them; on a device no figure
 is read by the host, unless a step must be skipped, raised at or repaired.
+
+A policy counts on the same tensors in the same order at every step. An optimizer does not
+give that, so figures are laid out over all its tensors before a policy with a memory per
+tensor sees them, and that memory grows when parameters are added.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from steadygrad.errors import NonFiniteError
-from steadygrad.policies import Policy
+from steadygrad.errors import NonFiniteError, SteadyGradWarning, UsageError
+from steadygrad.policies import Policy, State
 from steadygrad.policies.base import Decision
 from steadygrad.policies.choice import skips_by_itself
 from steadygrad.stats import GradientStats, describe_nonfinite
-from steadygrad.torch.distributed.sharded import local
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
-from steadygrad.torch.gradients.outcome import UNTOUCHED, Applied, compare, unit_of
-from steadygrad.torch.gradients.values import scale_each_once
-from steadygrad.torch.step.policy_state import Memory
+from steadygrad.torch.gradients.outcome import Applied, Outcome, compare, is_broken, unit_of
+from steadygrad.torch.gradients.pieces import local, scale_each_once, zero_nonfinite
+from steadygrad.torch.internals.warn import warn_user
 from steadygrad.vocabulary import OnNonfinite
 
 Scale = Callable[[Sequence[torch.Tensor], Any], None]
 """Multiplies gradients by one coefficient: in place, or inside the optimizer's step."""
 
+_NOTHING = nullcontext()
+
 Skip = Callable[[torch.Tensor], bool]
 """Takes a 0-d bool on a device that says whether to skip; False where it cannot."""
-
-
-class Outcome(NamedTuple):
-    """What was found and done; 0-d arrays where the gradients live on a device.
-
-    Attributes:
-        stats: the figures before clipping.
-        threshold: the `max_norm` or `clip_value` in force.
-        applied: what is left of the gradients.
-        skip: whether the step must be dropped whole; a 0-d tensor where the optimizer was told.
-        present: places of the tensors in `stats`, where they are not those of the batch.
-    """
-
-    stats: GradientStats
-    threshold: Any = float("inf")
-    applied: Applied = UNTOUCHED
-    skip: Any = False
-    present: list[int] | None = None
 
 
 class Clipper:
@@ -72,6 +61,7 @@ class Clipper:
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
         self.on_nonfinite = on_nonfinite
+        self._norm_type = policy.norm_type
         self.memory = Memory(policy)
         self.may_skip = on_nonfinite == "skip" or skips_by_itself(policy)
         self.may_stop = self.may_skip or on_nonfinite == "raise"
@@ -158,9 +148,14 @@ class Clipper:
 
     def measure(self, batch: Batch) -> GradientStats:
         """Read a step's gradients and do nothing else."""
-        p = self.policy.norm_type
         return measure_gradients(
-            batch.grads, batch.names, batch.sizes, p, batch.scale, batch.spread, batch.present
+            batch.grads,
+            batch.names,
+            batch.sizes,
+            self._norm_type,
+            batch.scale,
+            batch.spread,
+            batch.present,
         )
 
     def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
@@ -181,28 +176,140 @@ class Clipper:
             return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
 
 
-def is_broken(stats: GradientStats) -> Any:
-    """Whether an element is not finite, or the norm of finite ones is beyond float64; 0-d.
+class Memory:
+    """One policy's state over the life of an optimizer.
 
-    The second cannot be clipped: there is no coefficient. It counts as the first.
+    Args:
+        policy: whose state it is.
+
+    Attributes:
+        names: of all tensors.
     """
-    broken = cast("torch.Tensor", stats.nonfinite).any()
-    return broken | ~namespace(stats.norms).isfinite(stats.total_norm)
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.state: State | None = None
+        self.names: tuple[str, ...] = ()
+        self._sizes: tuple[int, ...] = ()
+
+    def follow(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+        """Take note of all tensors; called again when they change."""
+        known, self.names, self._sizes = self.names, names, sizes
+        if self.state is None or known == names:
+            return
+        fresh = _fresh(self.policy, names, next(iter(self.state.values()), np.zeros(0)))
+        if names[: len(known)] != known and self.policy.per_tensor:
+            warn_user(
+                "the optimizer's parameters were rearranged, so what the policy "
+                f"{self.policy.spec()} remembers of each tensor starts anew",
+                SteadyGradWarning,
+            )
+            self.state = fresh
+            return
+        self.state = {
+            key: _grown(value, self.state.get(key), key in self.policy.per_tensor)
+            for key, value in fresh.items()
+        }
+
+    def decide(self, stats: GradientStats, present: list[int] | None) -> tuple[State, Decision]:
+        """Ask the policy; the state that follows is returned, not kept.
+
+        Args:
+            stats: the step's figures.
+            present: the places of its tensors among all; None for all.
+
+        Returns:
+            The next state, and a decision whose coefficients are those of the tensors in `stats`.
+        """
+        xp = namespace(stats.norms)
+        spread = present is not None and bool(self.policy.per_tensor)
+        whole = self._laid_out(stats, present) if spread else stats
+        names = whole.names if self.policy.per_tensor else self.names or whole.names
+        if self.state is None:
+            self.state = _fresh(self.policy, names, stats.norms)
+        state = {key: _moved(value, stats.norms) for key, value in self.state.items()}
+        with self._around(stats, bool(state)):
+            state, decision = self.policy.decide(xp, state, whole)
+        if spread and decision.coef.ndim:
+            decision = replace(decision, coef=decision.coef[present])
+        return state, decision
+
+    def _around(self, stats: GradientStats, remembers: bool) -> AbstractContextManager[Any]:
+        """What a policy must find while it decides."""
+        if isinstance(stats.norms, torch.Tensor):
+            return _on_device_of(stats.norms)
+        if not remembers and math.isfinite(stats.total_norm):
+            return _NOTHING
+        return np.errstate(all="ignore")  # a norm may be inf, and inf - inf is right to be NaN
+
+    def export(self) -> dict[str, torch.Tensor]:
+        """Copies of the arrays as torch tensors on the CPU, which any checkpoint holds.
+
+        Before the first step they are those that it begins with: a checkpoint that is read in
+        place (`torch.distributed.checkpoint`) reads nothing that is not there yet.
+        """
+        state = self.state or _fresh(self.policy, self.names, np.zeros(0))
+        return {key: torch.as_tensor(value).detach().cpu().clone() for key, value in state.items()}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Take over what `export` gave.
+
+        Raises:
+            UsageError: it is not of this policy over these tensors.
+        """
+        fresh = _fresh(self.policy, self.names, np.zeros(0))
+        shapes = {key: tuple(value.shape) for key, value in fresh.items()}
+        given = {key: tuple(value.shape) for key, value in saved.items()}
+        if given and given != shapes:
+            raise UsageError(
+                f"the saved state of the policy {self.policy.spec()} has the arrays {given}, and "
+                f"this one has {shapes}: it was saved over other tensors. Attach to the optimizer "
+                "of the model that was saved, or attach anew without load_state_dict"
+            )
+        self.state = {key: np.array(value.cpu().numpy()) for key, value in saved.items()} or None
+
+    def _laid_out(self, stats: GradientStats, present: list[int] | None) -> GradientStats:
+        """The figures over all tensors: those without a gradient have norm 0."""
+
+        def spread(values: Any) -> Any:
+            xp, size = namespace(values), len(self.names)
+            beside = {"device": values.device} if isinstance(values, torch.Tensor) else {}
+            whole = xp.zeros(size, dtype=values.dtype, **beside)
+            whole[present] = values
+            return whole
+
+        return replace(
+            stats,
+            names=self.names,
+            sizes=self._sizes,
+            norms=spread(stats.norms),
+            max_abs=spread(stats.max_abs),
+            nonfinite=spread(stats.nonfinite),
+            zeros=spread(stats.zeros),
+        )
 
 
-def zero_nonfinite(grads: Sequence[torch.Tensor], counts: Any) -> None:
-    """Replace NaN and inf elements by 0 in the tensors that hold any."""
-    with torch.no_grad():
-        for grad, count in zip(local(grads), counts.tolist(), strict=True):
-            if count:
-                values = grad if grad.layout is torch.strided else _values_of(grad)
-                parts = torch.view_as_real(values) if values.is_complex() else values
-                parts.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-                if values.is_complex():  # a magnitude that no float64 holds is broken as well
-                    magnitudes = values.to(torch.complex128).abs()
-                    values.masked_fill_(torch.isinf(magnitudes), 0)
+def _fresh(policy: Policy, names: tuple[str, ...], like: object) -> State:
+    xp = namespace(like)
+    return policy.init(xp, names, xp.float64, xp.int64)
 
 
-def _values_of(sparse: torch.Tensor) -> torch.Tensor:
-    coordinates = sparse.layout is torch.sparse_coo
-    return (sparse._values() if coordinates else sparse.values()).detach()
+def _on_device_of(like: Any) -> AbstractContextManager[object]:
+    """What a policy creates while it decides is created beside the figures."""
+    elsewhere = isinstance(like, torch.Tensor) and like.device.type != "cpu"
+    return torch.device(like.device) if elsewhere else nullcontext()
+
+
+def _grown(fresh: Any, old: Any, per_tensor: bool) -> Any:
+    if old is None or not per_tensor:
+        return fresh if old is None else old
+    grown = fresh.copy() if isinstance(fresh, np.ndarray) else fresh.clone()
+    grown[: len(old)] = old
+    return grown
+
+
+def _moved(value: object, like: object) -> Any:
+    """An array where the figures are: NumPy, or a tensor on their device."""
+    if isinstance(like, torch.Tensor):
+        return torch.as_tensor(value, device=like.device)
+    return value.numpy() if isinstance(value, torch.Tensor) else value

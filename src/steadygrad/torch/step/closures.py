@@ -16,7 +16,8 @@ import torch
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.invisible import leave_no_frame
-from steadygrad.torch.step.clipper import Clipper, Outcome
+from steadygrad.torch.gradients.outcome import Outcome
+from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.skipping import (
     PutBack,

@@ -7,6 +7,7 @@ gradients is the `Clipper`'s, what a single step knows is in its `StepInFlight`.
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +22,20 @@ from steadygrad.policies import Policy, State
 from steadygrad.recovery.judge import Verdict
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
-from steadygrad.torch.distributed.sharded import local
 from steadygrad.torch.gradients.batch import Batch
-from steadygrad.torch.gradients.outcome import UNTOUCHED
-from steadygrad.torch.gradients.values import scale_each_once
+from steadygrad.torch.gradients.outcome import UNTOUCHED, Outcome
+from steadygrad.torch.gradients.pieces import local, scale_each_once
+from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record.journal import Journal
+from steadygrad.torch.record.losses import StepLosses
 from steadygrad.torch.recovery.recovering import Recovering
-from steadygrad.torch.step.clipper import Clipper, Outcome
+from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
 from steadygrad.torch.step.copies import UncopiedHook
 from steadygrad.torch.step.folding import Folding
 from steadygrad.torch.step.in_flight import StepInFlight
-from steadygrad.torch.step.inner import inner_optimizers, is_stand_in
+from steadygrad.torch.step.inner import inner_optimizers, is_stand_in, steps_running
 from steadygrad.torch.step.naming import ModelNames, Names
 from steadygrad.torch.step.origins import OriginSearch
 from steadygrad.torch.step.patterns import by_parameter_groups
@@ -139,10 +141,13 @@ class Engine:
 
     # -- one step ----------------------------------------------------------------------------
 
-    def begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
-        """A step begins: act on its gradients, or have its closure do so.
+    def before(
+        self, optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Arguments | None:
+        """The hook before a step: act on its gradients, or have its closure do so.
 
         Args:
+            optimizer: whose step it is; of a shadow or a copy nothing is done.
             args: what it was called with, the optimizer first.
             kwargs: the same, by name.
 
@@ -152,6 +157,13 @@ class Engine:
         Raises:
             NonFiniteError: gradients are not finite and that is to raise.
         """
+        if self._optimizer() is not optimizer:
+            return None
+        if not optimizer.state and STATE_MAKERS in sys.modules and only_makes_state():
+            return None
+        if self.step is not None and steps_running(optimizer, 2):  # a `super().step()`
+            self.step.depth += 1
+            return None
         try:
             return self._begin(args, kwargs)
         except NonFiniteError:
@@ -180,11 +192,20 @@ class Engine:
         stand_in, step.put_back = self.skipping.whole(self.optimizer)
         return (stand_in, *args[1:]), kwargs
 
-    def end(self) -> None:
-        """The step is over."""
-        step = self.step
-        if step is None:
+    def after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """The hook after a step.
+
+        Raises:
+            TrainingStopped: an alert asked for that.
+        """
+        if self._optimizer() is not optimizer:
             return
+        if self.step is not None:
+            self._end(self.step)
+        if self.step is None:
+            self.journal.stop_if_asked()
+
+    def _end(self, step: StepInFlight) -> None:
         step.depth -= 1
         if step.depth > 0:
             return
@@ -497,45 +518,12 @@ class Engine:
         )
 
 
-class StepLosses:
-    """The loss of the step under way, from whoever knows it.
-
-    Attributes:
-        heard: gives the loss since the last step; None where nobody hears.
-        heard_so_far: the same, and goes on adding.
-    """
-
-    def __init__(self) -> None:
-        self.heard: Callable[[], object] = _nothing_heard
-        self.heard_so_far: Callable[[], object] = _nothing_heard
-        self._told: Any = None
-
-    def tell(self, value: object) -> None:
-        """Add a loss."""
-        self._told = value if self._told is None else self._told + value
-
-    def so_far(self) -> object:
-        """What is known of the loss of the step under way."""
-        return self.heard_so_far() if self._told is None else self._told
-
-    def take(self, of_closure: object) -> object:
-        """What was told, else what the closure gave, else what was heard; the next step begins."""
-        told, self._told = self._told, None
-        heard = self.heard()  # asked for in any case: it then begins to sum anew
-        told = of_closure if told is None else told
-        return heard if told is None else told
-
-
 def _skipping(optimizer: torch.optim.Optimizer, clipper: Clipper) -> Skipping | None:
     return skipping_of(optimizer) if clipper.may_skip else stock_skipping(optimizer)
 
 
 def _warn_of_gradients(message: str) -> None:
     warn_user(message, NoGradientsWarning)
-
-
-def _nothing_heard() -> None:
-    return None
 
 
 def _carried_scale(optimizer: torch.optim.Optimizer) -> object:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from steadygrad.torch.gradients.values import share_memory
+from steadygrad.torch.gradients.pieces import share_memory
 
 LARGEST = 3e38
 """What ``grad_scale`` may be: float32 holds no more."""

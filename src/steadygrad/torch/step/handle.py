@@ -9,7 +9,6 @@ to clip are made inside it (see `closures`).
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
@@ -30,15 +29,13 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
-from steadygrad.torch.internals.state_makers import only_makes_state
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
-from steadygrad.torch.step.closures import Arguments
 from steadygrad.torch.step.engine import Engine
-from steadygrad.torch.step.inner import holds_parameters_of
+from steadygrad.torch.step.inner import holds_parameters_of, steps_running
 from steadygrad.torch.step.naming import Names
 from steadygrad.vocabulary import OnNonfinite
 
@@ -81,8 +78,8 @@ class Steady(Handle):
         )
         weakref.finalize(self, self._engine.journal.ends_by_itself)
         self._hooks = [
-            optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._before))),
-            optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._after))),
+            optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
+            optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
         ]
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
@@ -359,50 +356,11 @@ class Steady(Handle):
         if self._engine.step is None or self._engine.is_of(optimizer):
             return False
         outer = self._engine.attached_to()
-        if outer is None or not _steps_running(outer, 1):
+        if outer is None or not steps_running(outer, 1):
             return False
         return holds_parameters_of(outer, optimizer)
-
-    # -- hooks -------------------------------------------------------------------------------
-
-    def _before(
-        self, optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> Arguments | None:
-        engine = self._engine
-        if not engine.is_of(optimizer):  # a shadow
-            return None
-        if not optimizer.state and only_makes_state():
-            return None
-        if engine.step is not None and _steps_running(optimizer, 2):
-            engine.step.depth += 1
-            return None
-        return engine.begin(args, kwargs)
-
-    def _after(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        if self._engine.is_of(optimizer):
-            self._engine.end()
-            if self._engine.step is None:
-                self._engine.journal.stop_if_asked()
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:
     gone, new = sorted(set(saved) - set(present)), sorted(set(present) - set(saved))
     return f"missing here {gone[:3]}, not saved {new[:3]}" if gone or new else "their order differs"
-
-
-_WRAPPER: object = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
-"""Code of the function that torch puts around every `step` to call hooks."""
-
-
-def _steps_running(optimizer: torch.optim.Optimizer, at_least: int) -> bool:
-    """Whether steps of this optimizer are running further out: 2 inside a `super().step()`.
-
-    Told from a step that raised and left its mark by counting torch's wrappers around
-    `step` among the callers.
-    """
-    steps = 0
-    frame = sys._getframe(1)
-    while frame is not None and steps < at_least:
-        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back  # type: ignore[assignment]
-    return steps >= at_least

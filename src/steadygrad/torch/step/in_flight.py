@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from steadygrad.policies import State
-from steadygrad.torch.step.clipper import Outcome
+from steadygrad.torch.gradients.outcome import Outcome
 from steadygrad.torch.step.skipping import PutBack
 from steadygrad.torch.step.snapshot import Snapshot
 

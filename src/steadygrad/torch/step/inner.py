@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -235,3 +236,21 @@ def _parts(holder: object) -> Iterable[object]:
 
 
 _NO_OPTIMIZER = HOOKS | {"param_groups", "state", "defaults"}
+
+
+_WRAPPER: object = torch.optim.Optimizer.profile_hook_step(lambda self: None).__code__
+"""Code of the function that torch puts around every `step` to call hooks."""
+
+
+def steps_running(optimizer: torch.optim.Optimizer, at_least: int) -> bool:
+    """Whether steps of this optimizer are running further out: 2 inside a `super().step()`.
+
+    Told from a step that raised and left its mark by counting torch's wrappers around
+    `step` among the callers.
+    """
+    steps = 0
+    frame = sys._getframe(1)
+    while frame is not None and steps < at_least:
+        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return steps >= at_least

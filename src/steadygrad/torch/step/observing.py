@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from steadygrad.torch.gradients.outcome import Outcome, is_broken
 from steadygrad.torch.step.attaching import attach_unheard
-from steadygrad.torch.step.clipper import Clipper, Outcome, Scale, Skip, is_broken
+from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.inner import is_facade, is_stand_in
