@@ -9,7 +9,6 @@ from click.core import ParameterSource
 
 from steadygrad.cli import Handover
 from steadygrad.errors import UsageError
-from steadygrad.launch.launchers import command_behind_launcher
 from steadygrad.launch.plan import Plan, default_output, rank_of
 
 
@@ -107,14 +106,8 @@ def command(
         from steadygrad.policies import parse
 
         parse(clip)
-    typed = _options_typed()
-    if (behind := command_behind_launcher(typed, script, arguments, as_module)) and (
-        as_module or not os.path.isfile(script) or os.access(script, os.X_OK)
-    ):
-        raise click.UsageError(
-            f"{script} starts the script in processes of its own, which are not seen from here; "
-            f"steadygrad stands behind it: {behind}"
-        )
+    if as_module or not os.path.isfile(script) or os.access(script, os.X_OK):
+        _refuse_launcher(script, arguments, as_module)
     if not as_module and not os.path.isfile(script):
         raise click.UsageError(_no_script(script))
     if resume is not None:
@@ -142,6 +135,17 @@ def command(
     from steadygrad.launch.session import launch
 
     raise Handover(lambda: launch(plan))
+
+
+def _refuse_launcher(script: str, arguments: tuple[str, ...], as_module: bool) -> None:
+    from steadygrad.launch.launchers import command_behind_launcher
+
+    behind = command_behind_launcher(_options_typed(), script, arguments, as_module)
+    if behind:
+        raise click.UsageError(
+            f"{script} starts the script in processes of its own, which are not seen from here; "
+            f"steadygrad stands behind it: {behind}"
+        )
 
 
 def _options_typed() -> list[str]:

@@ -5,7 +5,6 @@ Nothing here knows of runs or findings: they hand over text and numbers, and thi
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,4 +200,6 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 def _escaped(text: str) -> str:
     """Text as HTML shows it, without characters that steer a page or turn its direction."""
+    import html  # with its table of 2,000 entities, for nothing where no card is shown
+
     return html.escape(printable(text), quote=True)
