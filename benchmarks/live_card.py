@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from steadygrad.live.card import EVERY_SECONDS, REST, Figures, LiveCard
+from steadygrad.live.card import EVERY_SECONDS, REST, CardFigures, LiveCard
 from steadygrad.runlog import StepRecord
 
 STEPS, DRAWINGS = 100_000, 200
@@ -21,7 +21,7 @@ def main() -> None:
     """Measure and print."""
     norms = np.exp(np.random.default_rng(0).normal(0.0, 0.3, STEPS)).tolist()
     records = [StepRecord(step, norm=norm, loss=1.0) for step, norm in enumerate(norms)]
-    figures = Figures()
+    figures = CardFigures()
     began = time.process_time()
     figures.add(records)
     hearing = (time.process_time() - began) / STEPS

@@ -37,7 +37,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "statistics": (clipper.Clipper, "measure"),
     "decide": (clipper.Memory, "decide"),
     "act": (clipper.Clipper, "act"),
-    "sample weights and activations": (recording.Recorder, "sample"),
+    "sample weights and activations": (recording.OptimizerRecorder, "sample"),
     "hand over to the writer": (journal, "hand_over"),
     "finish the record": (engine.Engine, "_record"),
     "the rest of a step": (engine.Engine, "before"),

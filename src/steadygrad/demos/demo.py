@@ -16,7 +16,7 @@ from steadygrad.report import write_report
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
-    from steadygrad.demos.rnn import Outcome
+    from steadygrad.demos.rnn import DemoOutcome
 
 STEPS = 700
 TRAININGS = {"unclipped": "none", "clipped": "", "by-value": "value:0.01"}
@@ -68,7 +68,7 @@ def demo(out: Path, *, steps: int = STEPS, seed: int = 0) -> Path:
     return report
 
 
-def _train_all(console: Console, out: Path, steps: int, seed: int) -> dict[str, Outcome]:
+def _train_all(console: Console, out: Path, steps: int, seed: int) -> dict[str, DemoOutcome]:
     from steadygrad.demos.rnn import train
 
     columns = (
@@ -76,7 +76,7 @@ def _train_all(console: Console, out: Path, steps: int, seed: int) -> dict[str, 
         BarColumn(30),
         TextColumn("{task.completed}/{task.total}"),
     )
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, DemoOutcome] = {}
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         tasks = {name: progress.add_task(name, total=steps, start=False) for name in TRAININGS}
         for name, clip in TRAININGS.items():

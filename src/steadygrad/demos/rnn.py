@@ -31,7 +31,7 @@ HELD_OUT = 397
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """How one training ended.
 
     Attributes:
@@ -78,7 +78,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(
     clip: str, path: Path, *, steps: int, seed: int, on_step: Callable[[], object] = lambda: None
-) -> Outcome:
+) -> DemoOutcome:
     """Train once under a clipping policy and record the run.
 
     The seed fixes the weights and the batches, so that runs differ in ``clip`` alone.
@@ -111,7 +111,7 @@ def train(
     accuracy = _accuracy(model, pictures[-HELD_OUT:], targets[-HELD_OUT:])
     writer.update_info(results={"Test accuracy": f"{100 * accuracy:.1f} %"}, exit="ok")
     writer.close()
-    return Outcome(path, clip, accuracy)
+    return DemoOutcome(path, clip, accuracy)
 
 
 def _info(clip: str, seed: int) -> dict[str, object]:

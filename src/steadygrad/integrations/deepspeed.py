@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from deepspeed import DeepSpeedEngine
 
-__all__ = ["Observer", "observe"]
+__all__ = ["EngineObserver", "observe"]
 
 
-def observe(engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) -> Observer:
+def observe(engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) -> EngineObserver:
     """Record every optimizer step of a DeepSpeed engine.
 
     Per-tensor norms are recorded at ZeRO stage 0; from stage 1 on gradients are
@@ -52,12 +52,12 @@ def observe(engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) ->
             f"observe needs a DeepSpeed engine, got {type(engine).__name__}; "
             "type engine, *_ = deepspeed.initialize(...); observe(engine, run='run.db')"
         )
-    if isinstance(getattr(engine.step, "__self__", None), Observer):
+    if isinstance(getattr(engine.step, "__self__", None), EngineObserver):
         raise AttachError("this DeepSpeed engine is observed already; close the first observer")
-    return Observer(engine, run)
+    return EngineObserver(engine, run)
 
 
-class Observer:
+class EngineObserver:
     """The recording of one engine; see `observe`.
 
     Attributes:

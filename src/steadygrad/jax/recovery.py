@@ -22,7 +22,7 @@ from steadygrad.jax.transform import ClipState
 from steadygrad.live.session import open_writer
 from steadygrad.policies.gated import CAP, GATES, LIMIT, LOSS_LIMIT, RATE
 from steadygrad.policies.stepping import SKIP
-from steadygrad.recovery.compiled import CompiledRecovery, Figures, is_finite, rounded_up
+from steadygrad.recovery.compiled import CompiledRecovery, FinishedStep, is_finite, rounded_up
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.judge import Ahead
 from steadygrad.recovery.ladder import Ladder, parse_ladder
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 
 
-class Content(NamedTuple):
+class TreeValues(NamedTuple):
     """One snapshot: trees of arrays on the host."""
 
     params: PyTree
@@ -51,11 +51,11 @@ class _Training:
         self.params: PyTree = None
         self.opt_state: PyTree = None
 
-    def capture(self) -> tuple[Content, int]:
-        content = jax.tree.map(_on_host, Content(self.params, self.opt_state))
+    def capture(self) -> tuple[TreeValues, int]:
+        content = jax.tree.map(_on_host, TreeValues(self.params, self.opt_state))
         return content, sum(leaf.nbytes for leaf in jax.tree.leaves(content))
 
-    def holds_only_finite(self, content: Content) -> bool:
+    def holds_only_finite(self, content: TreeValues) -> bool:
         trained = (
             content.params,
             jax.tree.map(_without_figures, content.opt_state, is_leaf=_is_clip),
@@ -65,7 +65,7 @@ class _Training:
     def weights_are_finite(self) -> bool:
         return all(_is_finite(_on_host(leaf)) for leaf in jax.tree.leaves(self.params))
 
-    def put_back(self, content: Content) -> None:
+    def put_back(self, content: TreeValues) -> None:
         now = clip_states(self.opt_state)[0]
         self.params = jax.tree.map(_in_place_of, content.params, self.params)
         state = jax.tree.map(_in_place_of, content.opt_state, self.opt_state)
@@ -167,7 +167,7 @@ class Recovery:
         training.params, training.opt_state = params, opt_state
         value = math.nan if loss is None else float(loss)
         dropped = int(clip.action) == SKIP
-        figures = Figures(count - 1, value, float(clip.norm), dropped, False, loss is not None)
+        figures = FinishedStep(count - 1, value, float(clip.norm), dropped, False, loss is not None)
         ahead = self._recovery.after_step(figures)
         if ahead != self._ahead or ahead.norm_limit < 0:
             self._ahead = ahead

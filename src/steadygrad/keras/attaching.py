@@ -15,13 +15,13 @@ from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.recovering import KerasRecovery
-from steadygrad.keras.sampling import Sampler, owners, recurrent_lengths
+from steadygrad.keras.sampling import VariableSampler, owners, recurrent_lengths
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, open_writer, say_detached
 from steadygrad.policies.choice import Clip, resolve
 from steadygrad.policies.gated import Gated
 from steadygrad.policies.stepping import SKIP
-from steadygrad.recovery.compiled import NO_FOLDER, Figures
+from steadygrad.recovery.compiled import NO_FOLDER, FinishedStep
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
@@ -153,7 +153,7 @@ class Steady(Handle):
         self._spec = self.hook.policy.spec()
         self._owned = False
         self._ids: NDArray[np.int64] | None = None
-        self._sampler: Sampler | None = None
+        self._sampler: VariableSampler | None = None
         self._start: dict[int, NDArray[np.generic]] = {}
         self._recorded = 0
         self._recovery: KerasRecovery | None = None
@@ -279,7 +279,7 @@ class Steady(Handle):
         if self._recovery is not None:
             value, known = math.nan if loss is None else float(loss), loss is not None
             dropped, scaled = last.action == ACTIONS[SKIP], self._outer is not None
-            figures = Figures(last.step, value, last.norm, dropped, scaled, known)
+            figures = FinishedStep(last.step, value, last.norm, dropped, scaled, known)
             self._recovery.after_step(figures)
         self.check()
         if self.writer is not None:
@@ -387,7 +387,7 @@ class Steady(Handle):
         if self._sampler is None:
             held, lengths = self._held(), recurrent_lengths(self._seen)
             known = [lengths.get(id(v), 0) for v in held]
-            self._sampler = Sampler(run, held, self._tensor_ids(run), known)
+            self._sampler = VariableSampler(run, held, self._tensor_ids(run), known)
             start = [self._start[id(v)] for v in held if id(v) in self._start]
             self._start = {}
             if step == 1 and len(start) == len(held):

@@ -1,4 +1,4 @@
-"""The `Engine` of whichever backend Keras runs on, found when the first optimizer is attached.
+"""The array library of whichever backend Keras runs on, found when the first optimizer is attached.
 
 Only the backend's own module is imported: a process that trains on JAX must not load
 TensorFlow or torch for this.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from steadygrad.policies.stepping import Engine
+    from steadygrad.policies.stepping import ArrayLibrary
     from steadygrad.tensorflow.engine import Gradient
     from steadygrad.typing import Array, Namespace, Number
 
@@ -35,7 +35,7 @@ class Backend(Protocol):
     """
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ArrayLibrary:
         """Measures and scales."""
 
     @property
@@ -279,7 +279,7 @@ class TorchBackend:
 
 
 class TorchEngine:
-    """The `Engine` of torch tensors, through the one-read kernel."""
+    """The `ArrayLibrary` of torch tensors, through the one-read kernel."""
 
     def __init__(self) -> None:
         import array_api_compat.torch as torch_namespace

@@ -18,7 +18,7 @@ from steadygrad.keras.internals import loss_tracker, own_rate
 from steadygrad.policies.gated import CAP, LIMIT
 from steadygrad.recovery.compiled import (
     CompiledRecovery,
-    Figures,
+    FinishedStep,
     WriteEvent,
     is_finite,
     rounded_up,
@@ -37,7 +37,7 @@ Loss = tuple[float, float]
 """Sum of the losses since the epoch began, and their weight."""
 
 
-class Content(NamedTuple):
+class VariableValues(NamedTuple):
     """One snapshot: variables and their values, on the host."""
 
     variables: list[keras.Variable]
@@ -60,12 +60,12 @@ class KerasTraining:
         self._seen: Loss = (0.0, 0.0)
         self._policy: set[int] = set()  # a policy's memory may begin with inf
 
-    def capture(self) -> tuple[Content, int]:
+    def capture(self) -> tuple[VariableValues, int]:
         variables = self._variables()
         values = [np.array(to_numpy(variable)) for variable in variables]
-        return Content(variables, values), sum(value.nbytes for value in values)
+        return VariableValues(variables, values), sum(value.nbytes for value in values)
 
-    def holds_only_finite(self, content: Content) -> bool:
+    def holds_only_finite(self, content: VariableValues) -> bool:
         trained = {id(v) for v in content.variables} - self._policy
         pairs = zip(content.variables, content.values, strict=True)
         return all(is_finite(value) for variable, value in pairs if id(variable) in trained)
@@ -73,7 +73,7 @@ class KerasTraining:
     def weights_are_finite(self) -> bool:
         return all(is_finite(to_numpy(v)) for v in self._model.trainable_variables)
 
-    def put_back(self, content: Content) -> None:
+    def put_back(self, content: VariableValues) -> None:
         _put_back(list(zip(content.variables, content.values, strict=True)))
         _put_back(self._loss)
 
@@ -156,7 +156,7 @@ class KerasRecovery:
         """What was done so far."""
         return self._recovery.acts
 
-    def after_step(self, figures: Figures) -> None:
+    def after_step(self, figures: FinishedStep) -> None:
         """A step is over.
 
         Raises:

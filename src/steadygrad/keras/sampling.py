@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import keras
 
 
-class Sampler:
+class VariableSampler:
     """Writes weight norms, deviations, update ratios and recurrent radii of one optimizer.
 
     Args:

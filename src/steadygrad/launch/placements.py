@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
 
 
-class Turn(NamedTuple):
+class CallTime(NamedTuple):
     """When a clip call came.
 
     Attributes:
@@ -142,7 +142,7 @@ class Placement:
         }
 
     def enter(
-        self, book: CallBook, writer: RunWriter | None, turn: Turn, figures: Mapping[str, float]
+        self, book: CallBook, writer: RunWriter | None, turn: CallTime, figures: Mapping[str, float]
     ) -> None:
         """Count the call, and write it where the book wants it as an event.
 

@@ -30,7 +30,7 @@ from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import Observer
-    from steadygrad.launch.tensorflow_script.install import Patches
+    from steadygrad.launch.tensorflow_script.install import TensorFlowPatches
     from steadygrad.runlog import RunWriter
 
 
@@ -349,12 +349,12 @@ def _observe_keras(session: Session, module: ModuleType) -> None:
         session.observe(observer)
 
 
-def _tensorflow(session: Session) -> Patches:
+def _tensorflow(session: Session) -> TensorFlowPatches:
     """TensorFlow's patches, whether it, Keras or tf_keras was imported to the end first."""
-    from steadygrad.launch.tensorflow_script.install import Patches
+    from steadygrad.launch.tensorflow_script.install import TensorFlowPatches
 
-    patches = next((one for one in session.observers if isinstance(one, Patches)), None)
+    patches = next((one for one in session.observers if isinstance(one, TensorFlowPatches)), None)
     if patches is None:
-        patches = Patches(session)
+        patches = TensorFlowPatches(session)
         session.observe(patches)
     return patches

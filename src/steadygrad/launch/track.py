@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.launch.clip_calls import CallBook
-from steadygrad.launch.placements import Placement, Turn
+from steadygrad.launch.placements import CallTime, Placement
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import ACTIONS, FIGURES
 
@@ -44,7 +44,7 @@ def body_width(tensors: int) -> int:
     return len(STEP) + len(FIGURES) * tensors
 
 
-class Ring(Protocol):
+class DeviceRows(Protocol):
     """Rows that wait on a device until they are read."""
 
     def read(self) -> list[NDArray[np.float64]]:
@@ -82,7 +82,7 @@ class Track:
     ) -> None:
         self.infos, self.index, self.steps = infos, index, 0
         self.variables = list(variables)
-        self.ring: Ring | None = None
+        self.ring: DeviceRows | None = None
         self.ids: NDArray[np.int64] | None = None
         self._session, self._settle, self._book = session, settle, book
         self._places: list[list[Placement]] = []
@@ -223,7 +223,7 @@ class Track:
                 figures = dict(zip(CALL, row, strict=True))
                 # a call behind a step stands before the next one
                 behind = placement.late and place in self._traced
-                turn = Turn(step + behind, self.index, batch)
+                turn = CallTime(step + behind, self.index, batch)
                 placement.enter(self._book, self.writer, turn, figures)
 
 

@@ -75,7 +75,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Event:
+class LoopEvent:
     """One act, where it stands and on whom.
 
     Attributes:
@@ -104,7 +104,7 @@ class Event:
         return self.node
 
 
-def event_of(module: Module, call: ast.Call) -> Event | None:
+def event_of(module: Module, call: ast.Call) -> LoopEvent | None:
     """The act that a call is, if it is one.
 
     Args:
@@ -116,31 +116,31 @@ def event_of(module: Module, call: ast.Call) -> Event | None:
     """
     name = tail(call.func)
     if name in ("backward", "manual_backward"):
-        return Event(Kind.BACKWARD, call, scaled=_is_scaled(module, call))
+        return LoopEvent(Kind.BACKWARD, call, scaled=_is_scaled(module, call))
     if name in CLIPS and (call.args or call.keywords):
-        return Event(Kind.CLIP, call, clip_owner(module, call))
+        return LoopEvent(Kind.CLIP, call, clip_owner(module, call))
     if name in ("unscale_", "unscale_gradients"):
-        return Event(Kind.UNSCALE, call, ast.unparse(call.args[0]) if call.args else "")
+        return LoopEvent(Kind.UNSCALE, call, ast.unparse(call.args[0]) if call.args else "")
     if isinstance(call.func, ast.Attribute):
         return _method(module, call, call.func)
     return None
 
 
-def _method(module: Module, call: ast.Call, function: ast.Attribute) -> Event | None:
+def _method(module: Module, call: ast.Call, function: ast.Attribute) -> LoopEvent | None:
     receiver = function.value
     if function.attr == "zero_grad":
-        return Event(Kind.CLEAR, call, ast.unparse(receiver))
+        return LoopEvent(Kind.CLEAR, call, ast.unparse(receiver))
     if function.attr == "step":
         if call.args and is_scaler(module, receiver):
-            return Event(Kind.STEP, call, ast.unparse(call.args[0]), scaled=True)
+            return LoopEvent(Kind.STEP, call, ast.unparse(call.args[0]), scaled=True)
         if is_optimizer(module, receiver):
-            return Event(Kind.STEP, call, ast.unparse(receiver))
+            return LoopEvent(Kind.STEP, call, ast.unparse(receiver))
     if function.attr in _IN_PLACE and "grad" in dotted(receiver).split("."):
-        return Event(Kind.WRITE, call, dotted(receiver))
+        return LoopEvent(Kind.WRITE, call, dotted(receiver))
     return None
 
 
-def write_of(statement: ast.stmt) -> Event | None:
+def write_of(statement: ast.stmt) -> LoopEvent | None:
     """The event of a statement that writes into ``.grad``."""
     if isinstance(statement, ast.Assign):
         targets = statement.targets
@@ -150,7 +150,7 @@ def write_of(statement: ast.stmt) -> Event | None:
         return None
     for target in targets:
         if isinstance(target, ast.Attribute) and "grad" in dotted_parts(target):
-            return Event(Kind.WRITE, statement, ast.unparse(target))
+            return LoopEvent(Kind.WRITE, statement, ast.unparse(target))
     return None
 
 

@@ -14,7 +14,7 @@ from steadygrad.lint.check import Check
 from steadygrad.lint.diagnostic import Diagnostic, Fix
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import apply
-from steadygrad.lint.source import Source, read, rewritten, silenced
+from steadygrad.lint.source import SourceFile, read, rewritten, silenced
 
 _WORDS = re.compile(
     r"clip_(?:grad|by|val)|clip_?norm|clipvalue|adaptive_grad_clip|global_norm|max_grad_norm|optax"
@@ -108,7 +108,7 @@ def lint_paths(
     return Report(tuple(diagnostics), files, tuple(unread), fixed)
 
 
-def _mended(path: Path, source: Source, checks: tuple[Check, ...]) -> tuple[Source, int]:
+def _mended(path: Path, source: SourceFile, checks: tuple[Check, ...]) -> tuple[SourceFile, int]:
     """Make fixes one by one; a fix after which the file no longer parses is not made."""
     made = 0
     refused: set[Fix] = set()

@@ -22,7 +22,7 @@ LARGEST = 4_000_000
 
 
 @dataclass(frozen=True)
-class Cell:
+class NotebookCell:
     """One code cell of a notebook.
 
     Attributes:
@@ -39,7 +39,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One file, ready to be parsed.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source:
 
     path: str
     text: str
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[NotebookCell, ...] = ()
 
     def placed(self, diagnostic: Diagnostic) -> Diagnostic:
         """A diagnostic with this file's path, and with its cell in a notebook."""
@@ -67,7 +67,7 @@ class Source:
         return replace(diagnostic, path=self.path)
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> SourceFile:
     """Read a Python file or a notebook.
 
     Args:
@@ -87,23 +87,23 @@ def read(path: Path) -> Source:
         raise UsageError(f"{path} cannot be read: {error}") from error
     if path.suffix == ".ipynb":
         return _notebook(str(path), text)
-    return Source(str(path), text)
+    return SourceFile(str(path), text)
 
 
-def _notebook(path: str, text: str) -> Source:
+def _notebook(path: str, text: str) -> SourceFile:
     try:
         cells = json.loads(text)["cells"]
         kinds = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} is no notebook: {error}") from error
     lines: list[str] = []
-    placed: list[Cell] = []
+    placed: list[NotebookCell] = []
     for index, (kind, code) in enumerate(kinds):
         if kind == "code" and not code.lstrip().startswith("%%"):
             inside = [_plain(line) for line in code.split("\n")]
-            placed.append(Cell(index + 1, index, len(lines) + 1, len(inside)))
+            placed.append(NotebookCell(index + 1, index, len(lines) + 1, len(inside)))
             lines += inside
-    return Source(path, "\n".join(lines) + "\n", tuple(placed))
+    return SourceFile(path, "\n".join(lines) + "\n", tuple(placed))
 
 
 def _plain(line: str) -> str:
@@ -137,7 +137,7 @@ def silenced(lines: list[str], diagnostic: Diagnostic) -> bool:
     return False
 
 
-def rewritten(source: Source, text: str, original: str) -> str:
+def rewritten(source: SourceFile, text: str, original: str) -> str:
     """The file's new content after a fix.
 
     Args:

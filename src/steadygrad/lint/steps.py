@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from steadygrad.lint.diagnostic import Fix
-from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.events import Kind, LoopEvent
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import move
 from steadygrad.lint.traces import Trace, Turn, turns
 
-Nearest = Callable[..., Event | None]
+Nearest = Callable[..., LoopEvent | None]
 """`before` or `after`."""
 
 Faulty = Callable[[Trace, int], bool | None]
 """(trace, place of the event) -> whether it is at fault; None where the trace can't tell."""
 
 
-def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tuple[Turn, Event]]:
+def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tuple[Turn, LoopEvent]]:
     """Events that are at fault in every trace that can tell, of every turn that holds them.
 
     Args:
@@ -28,7 +28,7 @@ def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tupl
     Yields:
         Each event once, with the first turn it was seen in; one that is a loop goes first.
     """
-    first: dict[int, tuple[Turn, Event]] = {}
+    first: dict[int, tuple[Turn, LoopEvent]] = {}
     answers: dict[int, list[bool]] = {}
     for turn in turns(module):
         for trace in turn.traces:
@@ -46,17 +46,17 @@ def events_at_fault(module: Module, kind: Kind, faulty: Faulty) -> Iterator[tupl
             yield first[node]
 
 
-def before(trace: Trace, place: int, *kinds: Kind) -> Event | None:
+def before(trace: Trace, place: int, *kinds: Kind) -> LoopEvent | None:
     """The nearest event of some kinds before a place."""
     return next((e for e in reversed(trace.events[:place]) if e.kind in kinds), None)
 
 
-def after(trace: Trace, place: int, *kinds: Kind) -> Event | None:
+def after(trace: Trace, place: int, *kinds: Kind) -> LoopEvent | None:
     """The nearest event of some kinds after a place."""
     return next((e for e in trace.events[place + 1 :] if e.kind in kinds), None)
 
 
-def since(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
+def since(trace: Trace, place: int, kind: Kind) -> tuple[LoopEvent, ...]:
     """The events between the last one of a kind and a place; all before it where there is none."""
     for back in range(place - 1, -1, -1):
         if trace.events[back].kind is kind:
@@ -64,7 +64,7 @@ def since(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
     return trace.events[:place]
 
 
-def until(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
+def until(trace: Trace, place: int, kind: Kind) -> tuple[LoopEvent, ...]:
     """The events between a place and the next one of a kind; all after it where there is none."""
     events = trace.events[place + 1 :]
     for forward, event in enumerate(events):
@@ -73,17 +73,17 @@ def until(trace: Trace, place: int, kind: Kind) -> tuple[Event, ...]:
     return events
 
 
-def holds(events: tuple[Event, ...], *kinds: Kind) -> bool:
+def holds(events: tuple[LoopEvent, ...], *kinds: Kind) -> bool:
     """Whether some events hold one of some kinds."""
     return any(event.kind in kinds for event in events)
 
 
-def clips(events: tuple[Event, ...], subject: str) -> bool:
+def clips(events: tuple[LoopEvent, ...], subject: str) -> bool:
     """Whether some events hold a clip of a model, or one of whom nobody can tell."""
     return any(e.kind is Kind.CLIP and e.subject in (subject, "") for e in events)
 
 
-def steps_of(turn: Turn, event: Event, nearest: Nearest) -> Iterator[Event]:
+def steps_of(turn: Turn, event: LoopEvent, nearest: Nearest) -> Iterator[LoopEvent]:
     """The step that is nearest to an event, in every way through the loop that has both.
 
     Args:
@@ -98,7 +98,7 @@ def steps_of(turn: Turn, event: Event, nearest: Nearest) -> Iterator[Event]:
             yield step
 
 
-def move_to_step(module: Module, turn: Turn, event: Event, nearest: Nearest) -> Fix | None:
+def move_to_step(module: Module, turn: Turn, event: LoopEvent, nearest: Nearest) -> Fix | None:
     """The fix that moves a clip to just before the nearest step; None where it cannot be moved."""
     statement = module.statement(event.node)
     for step in steps_of(turn, event, nearest):

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from steadygrad.lint.events import Event, Kind, event_of, write_of
+from steadygrad.lint.events import Kind, LoopEvent, event_of, write_of
 from steadygrad.lint.module import Function, Loop, Module, dotted
 
 MOST_TRACES = 96
@@ -33,7 +33,7 @@ class Trace:
         ended: the turn was left by return, break, continue or raise.
     """
 
-    events: tuple[Event, ...] = ()
+    events: tuple[LoopEvent, ...] = ()
     assumed: dict[str, bool] = field(default_factory=dict)
     ended: bool = False
 
@@ -127,11 +127,13 @@ class _Walker:
     def traces(self, body: Sequence[ast.stmt]) -> tuple[Trace, ...]:
         """The ways through a body; none where there are too many."""
         try:
-            return tuple(self._block(body, [Trace()], _Place()))
+            return tuple(self._block(body, [Trace()], _StatementPlace()))
         except _TooMany:
             return ()
 
-    def _block(self, body: Sequence[ast.stmt], traces: list[Trace], place: _Place) -> list[Trace]:
+    def _block(
+        self, body: Sequence[ast.stmt], traces: list[Trace], place: _StatementPlace
+    ) -> list[Trace]:
         for statement in body:
             going = [t for t in traces if not t.ended]
             if not going:
@@ -142,7 +144,9 @@ class _Walker:
                 raise _TooMany
         return traces
 
-    def _statement(self, node: ast.stmt, traces: list[Trace], place: _Place) -> list[Trace]:
+    def _statement(
+        self, node: ast.stmt, traces: list[Trace], place: _StatementPlace
+    ) -> list[Trace]:
         if isinstance(node, ast.If):
             return self._if(node, self._expressions([node.test], traces, place), place)
         if isinstance(node, ast.For | ast.AsyncFor | ast.While):
@@ -167,7 +171,7 @@ class _Walker:
             return [replace(t, ended=True) for t in traces]
         return traces
 
-    def _if(self, node: ast.If, traces: list[Trace], place: _Place) -> list[Trace]:
+    def _if(self, node: ast.If, traces: list[Trace], place: _StatementPlace) -> list[Trace]:
         if not self._matters([*node.body, *node.orelse]):
             return traces
         test, sense = normal(node.test)
@@ -203,7 +207,7 @@ class _Walker:
         return helper is not None and bool(self._eventful.get(helper))
 
     def _expressions(
-        self, nodes: Sequence[ast.AST], traces: list[Trace], place: _Place
+        self, nodes: Sequence[ast.AST], traces: list[Trace], place: _StatementPlace
     ) -> list[Trace]:
         for call in _calls_in_order(nodes):
             event = event_of(self._module, call)
@@ -215,7 +219,7 @@ class _Walker:
                 traces = self._follow(helper, call, traces, place)
         return traces
 
-    def _closures(self, call: ast.Call, traces: list[Trace], place: _Place) -> list[Trace]:
+    def _closures(self, call: ast.Call, traces: list[Trace], place: _StatementPlace) -> list[Trace]:
         """What a closure does that is handed to `step`, before the step."""
         for given in [*call.args, *(k.value for k in call.keywords)]:
             if isinstance(given, ast.Name):
@@ -224,7 +228,7 @@ class _Walker:
         return traces
 
     def _follow(
-        self, helper: Function, call: ast.Call, traces: list[Trace], place: _Place
+        self, helper: Function, call: ast.Call, traces: list[Trace], place: _StatementPlace
     ) -> list[Trace]:
         if not self._eventful.get(helper) or place.calls >= DEEPEST:
             return traces
@@ -236,7 +240,7 @@ class _Walker:
         )
         return [replace(t, ended=False) for t in self._block(helper.body, traces, inner)]
 
-    def _with(self, trace: Trace, event: Event, place: _Place) -> Trace:
+    def _with(self, trace: Trace, event: LoopEvent, place: _StatementPlace) -> Trace:
         event = replace(
             event,
             subject=_renamed(event.subject, place.names),
@@ -248,7 +252,7 @@ class _Walker:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _StatementPlace:
     """Where a statement stands on the way through a turn."""
 
     depth: int = 0

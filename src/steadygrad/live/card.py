@@ -42,7 +42,7 @@ class LiveCard:
         self._name = ""
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._figures = Figures()
+        self._figures = CardFigures()
         self._drawn = 0
         self._display = ""
         self._in_cell = True
@@ -121,14 +121,14 @@ class LiveCard:
         )
 
 
-class Figures:
+class CardFigures:
     """What a live card shows of the first optimizer's steps; takes the same memory however many.
 
     Attributes:
         steps: how many there were.
 
     Example:
-        >>> figures = Figures()
+        >>> figures = CardFigures()
         >>> figures.add([StepRecord(0, norm=2.0), StepRecord(1, norm=math.nan, nonfinite=3)])
         >>> print(figures.as_card("Training").as_text().splitlines()[0])
         Training

@@ -1,7 +1,7 @@
 """One step of clipping over any traced array library: JAX, TensorFlow, Keras' backends.
 
 These libraries differ in how a norm is taken exactly and how an array is scaled; an
-`Engine` says how. What happens in which order is written here once, without a Python
+`ArrayLibrary` says how. What happens in which order is written here once, without a Python
 branch on a value, so that it can be traced.
 """
 
@@ -26,7 +26,7 @@ NONE, CLIP, SKIP = 0, 1, 2
 """Codes of `steadygrad.vocabulary.ACTIONS`."""
 
 
-class Engine(Protocol):
+class ArrayLibrary(Protocol):
     """What an array library is asked to do; all but `scope` is called inside `scope`."""
 
     @property
@@ -106,7 +106,11 @@ class Stepped:
 
 
 def measure(
-    engine: Engine, leaves: Sequence[Array], names: tuple[str, ...], norm_type: float, full: bool
+    engine: ArrayLibrary,
+    leaves: Sequence[Array],
+    names: tuple[str, ...],
+    norm_type: float,
+    full: bool,
 ) -> GradientStats:
     """The figures of a list of gradients; call it inside the engine's scope.
 
@@ -132,7 +136,7 @@ def measure(
 
 
 def step(
-    engine: Engine,
+    engine: ArrayLibrary,
     choice: Choice,
     state: State,
     given: StepGradients,
@@ -216,7 +220,7 @@ class _Left(NamedTuple):
 
 
 def _act(
-    engine: Engine,
+    engine: ArrayLibrary,
     policy: Policy,
     decision: Decision,
     usable: GradientStats,
@@ -240,7 +244,7 @@ def _act(
 
 
 def _elementwise(
-    engine: Engine,
+    engine: ArrayLibrary,
     policy: Policy,
     given: StepGradients,
     scaled: Sequence[Array],
@@ -264,7 +268,7 @@ def _elementwise(
 
 
 def _transform(
-    engine: Engine, policy: Policy, leaf: Array, given: Mapping[str, Array | None]
+    engine: ArrayLibrary, policy: Policy, leaf: Array, given: Mapping[str, Array | None]
 ) -> Array:
     """One leaf after an elementwise method; left alone until there is a second moment."""
     wide = {key: None if v is None else engine.widen(v) for key, v in given.items()}

@@ -19,7 +19,7 @@ from steadygrad.errors import UsageError
 from steadygrad.recovery.events import LOWER_RATE, SHRINK, RecoveryEvent
 from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, Verdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
-from steadygrad.recovery.ring import Held, Pace, Ring
+from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.recovery.triggers import Reading
 from steadygrad.vocabulary import RECOVERY
 
@@ -56,7 +56,7 @@ class Training(Protocol[Content]):
         """A step was dropped: put back what was kept last."""
 
 
-class Figures(NamedTuple):
+class FinishedStep(NamedTuple):
     """What one finished step shows.
 
     Attributes:
@@ -101,9 +101,9 @@ class CompiledRecovery(Generic[Content]):
         self._training, self._write_event, self._index = training, write_event, index
         self._judge = Judge(ladder)
         self._ring: Ring[Content] = Ring(ladder.keep, ladder.memory or half_of_memory())
-        self._pace = Pace(ladder.stride)
+        self._pace = SnapshotPace(ladder.stride)
         self._candidate: tuple[int, Content, int] | None = None
-        self._restored: Held[Content] | None = None
+        self._restored: StoredSnapshot[Content] | None = None
         self._ahead = OPEN
         self._shrunk_until = -1
 
@@ -112,7 +112,7 @@ class CompiledRecovery(Generic[Content]):
         """What may be done."""
         return self._judge.ladder
 
-    def after_step(self, figures: Figures) -> Ahead:
+    def after_step(self, figures: FinishedStep) -> Ahead:
         """A step is over; call it once a step, in order.
 
         Returns:
@@ -136,14 +136,14 @@ class CompiledRecovery(Generic[Content]):
         self._pace.step_ends(time.perf_counter())
         return self._ahead
 
-    def _reading(self, figures: Figures) -> Reading:
+    def _reading(self, figures: FinishedStep) -> Reading:
         step, loss, norm, _, scaled, loss_known = figures
         finite, loss_finite = math.isfinite(norm), math.isfinite(loss) or not loss_known
         weights = (finite and loss_finite) or self._training.weights_are_finite()
         known = norm if finite else math.nan
         return Reading(step, loss, known, loss_finite, finite or scaled, weights)
 
-    def _sound(self, figures: Figures, verdict: Verdict) -> None:
+    def _sound(self, figures: FinishedStep, verdict: Verdict) -> None:
         if verdict.act is Act.ACCEPT:
             self._note(figures.step, verdict.act.value, verdict.trigger)
         elif not figures.dropped and math.isfinite(figures.norm):
@@ -156,7 +156,7 @@ class CompiledRecovery(Generic[Content]):
             self._shrunk_until = verdict.capped_until
             self._note(figures.step, SHRINK, until=verdict.capped_until)
 
-    def _skipped(self, figures: Figures, trigger: str) -> None:
+    def _skipped(self, figures: FinishedStep, trigger: str) -> None:
         if figures.dropped:
             self._note(figures.step, Act.SKIP.value, trigger)
         if not math.isfinite(figures.norm) or figures.dropped:

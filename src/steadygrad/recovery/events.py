@@ -33,7 +33,7 @@ ACTS: Mapping[RecoveryAct, str] = {
 """Every act, and what it means."""
 
 
-class Event(Protocol):
+class EventLike(Protocol):
     """An event of a run file."""
 
     @property
@@ -104,7 +104,7 @@ class RecoveryEvent:
         return f"step {self.step}: {struck + ': ' if struck else ''}{self.act}{to}{until}"
 
 
-def events_of(events: Iterable[Event]) -> list[RecoveryEvent]:
+def events_of(events: Iterable[EventLike]) -> list[RecoveryEvent]:
     """What recovery did in a run, in order.
 
     Args:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from steadygrad.errors import RecoveryError
 from steadygrad.recovery import events
 from steadygrad.recovery.ladder import Ladder
-from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, Watch
+from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, StepWatch
 
 SETTLE = 200
 """Steps after a rollback within which another one goes further back, and slower."""
@@ -133,7 +133,7 @@ class Judge:
         self.ladder = ladder
         self.rollbacks = 0
         self.leave_out = 0
-        self._watch = Watch(ladder)
+        self._watch = StepWatch(ladder)
         self._in_a_row: list[Reading] = []
         self._restored: int | None = None
         self._restored_at = -math.inf

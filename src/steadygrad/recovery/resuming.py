@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 
-from steadygrad.recovery.events import Event
+from steadygrad.recovery.events import EventLike
 
 LADDER = "recovery_ladder"
 """Kind of the event that says what recovery may do, and where its snapshots are."""
@@ -18,7 +18,7 @@ RESUME = "STEADYGRAD_RESUME"
 """Environment variable: number of an optimizer -> folder, as JSON."""
 
 
-def folders_of(events: Iterable[Event]) -> dict[int, str]:
+def folders_of(events: Iterable[EventLike]) -> dict[int, str]:
     """Where a run wrote its snapshots, by the number of the optimizer.
 
     Args:

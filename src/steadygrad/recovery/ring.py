@@ -21,7 +21,7 @@ GROWTH = 4
 """Most factor from one stride to the next: a first snapshot's cost is a poor measure."""
 
 
-class Held(NamedTuple, Generic[Content]):
+class StoredSnapshot(NamedTuple, Generic[Content]):
     """One snapshot.
 
     Attributes:
@@ -52,7 +52,7 @@ class Ring(Generic[Content]):
 
     def __init__(self, keep: int, memory: int) -> None:
         self._keep, self._memory = keep, memory
-        self._held: list[Held[Content]] = []
+        self._held: list[StoredSnapshot[Content]] = []
 
     def __len__(self) -> int:
         return len(self._held)
@@ -74,13 +74,13 @@ class Ring(Generic[Content]):
 
     def add(self, step: int, content: Content, size: int) -> None:
         """Hold a snapshot; the oldest go where there is no room, the new one stays."""
-        self._held.append(Held(step, content, size))
+        self._held.append(StoredSnapshot(step, content, size))
         while len(self._held) > 1 and (
             len(self._held) > self._keep or sum(each.size for each in self._held) > self._memory
         ):
             self._held.pop(0)
 
-    def newest(self, until: int) -> Held[Content] | None:
+    def newest(self, until: int) -> StoredSnapshot[Content] | None:
         """The newest snapshot of that step or before, else the oldest; None where none is held."""
         earlier = [each for each in self._held if each.step <= until]
         return earlier[-1] if earlier else next(iter(self._held), None)
@@ -90,14 +90,14 @@ class Ring(Generic[Content]):
         self._held = [each for each in self._held if each.step <= step]
 
 
-class Pace:
+class SnapshotPace:
     """When the next snapshot is due.
 
     Args:
         stride: steps between snapshots; 0 to keep them to 1 % of the time of the steps.
 
     Example:
-        >>> pace = Pace(0)
+        >>> pace = SnapshotPace(0)
         >>> pace.due(0)
         True
         >>> for _ in range(8):

@@ -64,14 +64,14 @@ class Reading(NamedTuple):
     weights_finite: bool = True
 
 
-class Watch:
+class StepWatch:
     """Remembers accepted steps and names what strikes one.
 
     Args:
         ladder: its rule, window and sigma.
 
     Example:
-        >>> watch = Watch(Ladder(skip=1))
+        >>> watch = StepWatch(Ladder(skip=1))
         >>> for step in range(40):
         ...     watch.accept(Reading(step, 2.0, 1.0))
         >>> watch.trigger(Reading(40, 2.1, 1.2)), watch.trigger(Reading(40, 2.0, 90.0))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from steadygrad.report.key_figures import clip_rate, ends, ends_error, unstable
-from steadygrad.report.model import ComparedRow, Comparison, RunData
+from steadygrad.report.model import ComparedRow, RunData, RunsCompared
 from steadygrad.report.numbers import duration, figure
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules.evidence.stability import of_view
@@ -24,7 +24,7 @@ RARE = ("Skipped", "NaN or inf")
 """Columns left out where every run has 0."""
 
 
-class Entry(NamedTuple):
+class OptimizerEntry(NamedTuple):
     """One optimizer of one run.
 
     Attributes:
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
         return ends_error(self.view.loss)
 
 
-def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> Comparison:
+def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> RunsCompared:
     """Lay runs side by side, each optimizer of them by itself.
 
     Args:
@@ -81,7 +81,7 @@ def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> Comparison:
     return {"sentence": _sentence(entries, told), "columns": shown, "rows": rows}
 
 
-def _entries(runs: Sequence[Run], told: Sequence[RunData]) -> list[Entry]:
+def _entries(runs: Sequence[Run], told: Sequence[RunData]) -> list[OptimizerEntry]:
     of_each = [rows_of_each(run) or {0: run.steps} for run in runs]
     single = all(len(rows) == 1 for rows in of_each)
     entries = []
@@ -95,7 +95,9 @@ def _entries(runs: Sequence[Run], told: Sequence[RunData]) -> list[Entry]:
             optimizer = "" if single else name_of(run, number)
             level, threshold = said["verdict"]["level"], thresholds.get(number)
             view = View(run, number)
-            entries.append(Entry(run, said["name"], level, optimizer, rows, view, threshold))
+            entries.append(
+                OptimizerEntry(run, said["name"], level, optimizer, rows, view, threshold)
+            )
     return entries
 
 
@@ -109,7 +111,7 @@ def _extras(runs: Sequence[Run]) -> list[str]:
     return list(names)
 
 
-def _cells(entry: Entry, extras: Sequence[str]) -> dict[str, str]:
+def _cells(entry: OptimizerEntry, extras: Sequence[str]) -> dict[str, str]:
     rows, info = entry.rows, entry.run.info
     norm, kept = np.asarray(rows["norm"]), entry.view.norm
     usable = kept[np.isfinite(kept) & (kept > 0)]
@@ -140,7 +142,7 @@ def _direction(rows: Any) -> str:
     return f"{float(known.mean()):.2f}" if known.mean() < 0.9995 else "1"
 
 
-def _sentence(entries: Sequence[Entry], told: Sequence[RunData]) -> str:
+def _sentence(entries: Sequence[OptimizerEntry], told: Sequence[RunData]) -> str:
     """Which runs end lowest, for each optimizer by itself."""
     parts = []
     for optimizer in dict.fromkeys(entry.optimizer for entry in entries):
@@ -153,7 +155,7 @@ def _sentence(entries: Sequence[Entry], told: Sequence[RunData]) -> str:
     return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."
 
 
-def _order(entries: Sequence[Entry]) -> str:
+def _order(entries: Sequence[OptimizerEntry]) -> str:
     """The lowest final loss first; runs closer than the noise of their last steps are alike."""
     known = sorted((e for e in entries if math.isfinite(e.final)), key=lambda e: e.final)
     if not known:

@@ -294,7 +294,7 @@ class ComparedRow(TypedDict):
     cells: list[str]
 
 
-class Comparison(TypedDict):
+class RunsCompared(TypedDict):
     """Several runs side by side."""
 
     sentence: str
@@ -319,4 +319,4 @@ class ReportData(TypedDict):
     title: str
     notes: list[str]
     runs: list[RunData]
-    comparison: Comparison | None
+    comparison: RunsCompared | None

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from steadygrad.report.model import (
-    Comparison,
     Curve,
     FindingData,
     KeyFigure,
@@ -23,6 +22,7 @@ from steadygrad.report.model import (
     Recovered,
     ReportData,
     RunData,
+    RunsCompared,
     StretchData,
 )
 from steadygrad.report.numbers import figure
@@ -234,7 +234,7 @@ def _finding(finding: FindingData) -> RenderableType:
     return Group(*parts)
 
 
-def _comparison(compared: Comparison) -> Table:
+def _comparison(compared: RunsCompared) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("Run")
     for column in compared["columns"]:

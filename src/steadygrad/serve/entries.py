@@ -31,7 +31,7 @@ Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """What the list shows of a run file.
 
     Attributes:
@@ -77,12 +77,12 @@ def stamp_of(path: Path) -> Stamp:
     return tuple(numbers)
 
 
-def unread(path: Path) -> Entry:
+def unread(path: Path) -> RunEntry:
     """The entry of a file that was found and not yet read."""
-    return Entry(key_of(path), _shown(path.name), "reading")
+    return RunEntry(key_of(path), _shown(path.name), "reading")
 
 
-def read(path: Path) -> tuple[Entry, Run | None]:
+def read(path: Path) -> tuple[RunEntry, Run | None]:
     """Read what needs no rules.
 
     Args:
@@ -102,7 +102,7 @@ def read(path: Path) -> tuple[Entry, Run | None]:
     return replace(blank, word="Unreadable", sentence=_shown(told)), None
 
 
-def _described(blank: Entry, run: Run) -> Entry:
+def _described(blank: RunEntry, run: Run) -> RunEntry:
     started = run.info.get("started")
     return replace(
         blank,
@@ -118,7 +118,7 @@ def _is_moment(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and abs(value) < MOST_SECONDS
 
 
-def judged(entry: Entry, run: Run, findings: list[Finding]) -> Entry:
+def judged(entry: RunEntry, run: Run, findings: list[Finding]) -> RunEntry:
     """The entry with its verdict."""
     told = verdict(run, findings)
     return replace(entry, level=told.level, word=told.word, sentence=_shown(told.sentence))

@@ -23,7 +23,16 @@ from steadygrad.rules import diagnose
 from steadygrad.runlog import Run, open_run
 from steadygrad.runlog.newest import is_run
 from steadygrad.runlog.thinning import LONG, thinned
-from steadygrad.serve.entries import MOST_TEXT, Entry, Stamp, judged, key_of, read, stamp_of, unread
+from steadygrad.serve.entries import (
+    MOST_TEXT,
+    RunEntry,
+    Stamp,
+    judged,
+    key_of,
+    read,
+    stamp_of,
+    unread,
+)
 
 LOOK_SECONDS = 0.5
 REST = 4.0
@@ -87,7 +96,7 @@ class _Row:
     """
 
     path: Path
-    entry: Entry
+    entry: RunEntry
     changed: int
     stamp: Stamp | None = None
     next_read: float = 0.0
@@ -271,7 +280,7 @@ class Folder:
                 row.drawn = self._draw(row, stamp)
         self._show(row, entry)
 
-    def _show(self, row: _Row, entry: Entry) -> None:
+    def _show(self, row: _Row, entry: RunEntry) -> None:
         with self._lock:
             if row.entry != entry:
                 self.version += 1
@@ -302,7 +311,7 @@ class Folder:
         now = time.monotonic()
         row.judged, row.next_judged = stamp, now + max(1.0, REST * (now - began))
 
-    def _with_verdict(self, row: _Row, entry: Entry, run: Run) -> Entry:
+    def _with_verdict(self, row: _Row, entry: RunEntry, run: Run) -> RunEntry:
         if len(run) > LONG:  # its report is slow to make: ready when somebody asks for it
             summary = self._summary(row).summary
             self._note(entry, summary["findings"])
@@ -311,7 +320,7 @@ class Folder:
         self._note(entry, [finding.to_dict() for finding in findings])
         return judged(entry, run, findings)
 
-    def _note(self, entry: Entry, findings: Sequence[Mapping[str, Any]]) -> None:
+    def _note(self, entry: RunEntry, findings: Sequence[Mapping[str, Any]]) -> None:
         """Tell of what is new in a run that goes on."""
         run = entry.key, entry.started  # a later run may bear the name of an earlier one
         grave = {

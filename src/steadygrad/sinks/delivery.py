@@ -100,12 +100,12 @@ class Post:
             warn(f"an alert ({finding.id}) did not arrive: {failures[0]}")
 
 
-class Refused(OSError):
+class DeliveryRefused(OSError):
     """A service did not take a message; says nothing of its address."""
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, Refused):
+    if isinstance(error, DeliveryRefused):
         return str(error)
     if isinstance(error, urllib.error.HTTPError):
         return f"the webhook answered HTTP {error.code}"
@@ -123,7 +123,7 @@ def _notify(address: str, finding: Finding) -> None:
     body = [*finding.evidence[:1], *finding.fixes[:1], f"More: {finding.explain}"]
     title = f"{finding.id}{where}: {finding.title}"
     if not apprise.notify("\n".join(body), title, notify_type=kind, interpret_escapes=False):
-        raise Refused("the service did not take it")
+        raise DeliveryRefused("the service did not take it")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from steadygrad.report.numbers import duration, figure
 from steadygrad.report.terminal import STYLES
 from steadygrad.runlog.state import SILENT_SECONDS
 from steadygrad.text import printable
-from steadygrad.watch.snapshot import Curve, Snapshot, TensorRow
+from steadygrad.watch.snapshot import FrameContent, LastSteps, TensorRow
 from steadygrad.watch.spark import spark
 
 LABEL = 10
@@ -42,7 +42,7 @@ class Frame:
     """
 
     def __init__(
-        self, snapshot: Snapshot, page: int = 0, *, keys: bool = False, now: float | None = None
+        self, snapshot: FrameContent, page: int = 0, *, keys: bool = False, now: float | None = None
     ) -> None:
         self.snapshot, self.page, self.keys = snapshot, page, keys
         self.now = time.time() if now is None else now
@@ -116,14 +116,14 @@ class Frame:
         return [Text("n next tensors   p previous   q quit", "dim")] if self.keys else []
 
 
-def speed(curve: Curve) -> float:
+def speed(curve: LastSteps) -> float:
     """Steps a second over the last steps of an optimizer."""
     times = curve.steps["time"][-RATE_STEPS:]
     spent = float(times[-1] - times[0])
     return (len(times) - 1) / spent if spent > 0 else float("nan")
 
 
-def _curve_lines(curve: Curve, width: int) -> list[Text]:
+def _curve_lines(curve: LastSteps, width: int) -> list[Text]:
     steps = curve.steps
     room = max(8, width - LABEL - FIGURE - 1)
     known = ~np.isnan(steps["loss"]) | (steps["nonfinite"] > 0)
@@ -139,7 +139,7 @@ def _curve_lines(curve: Curve, width: int) -> list[Text]:
     return lines + ([_recovery(curve)] if curve.acts else [])
 
 
-def _recovery(curve: Curve) -> Text:
+def _recovery(curve: LastSteps) -> Text:
     line = Text(f"{'recovery':<{LABEL}} ", "dim", no_wrap=True, overflow="ellipsis")
     back = sum(last - first + 1 for first, last in stretches(curve.acts))
     line.append(counted(curve.acts, back), "default")
@@ -162,7 +162,7 @@ def shown(value: float) -> str:
     return "NaN" if np.isnan(value) else figure(float(value))
 
 
-def _clipping(curve: Curve) -> Text:
+def _clipping(curve: LastSteps) -> Text:
     last = curve.steps[-1]
     threshold = "none" if np.isinf(last["threshold"]) else shown(last["threshold"])
     recent = curve.clipped[-RATE_STEPS:].mean()

@@ -54,7 +54,7 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LastSteps:
     """One optimizer's last steps.
 
     Attributes:
@@ -79,7 +79,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class FrameContent:
     """Everything one frame shows.
 
     Attributes:
@@ -94,7 +94,7 @@ class Snapshot:
     name: str
     rows: int
     info: RunInfo
-    curves: list[Curve]
+    curves: list[LastSteps]
     tensors: list[TensorRow]
     findings: list[Finding] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class Snapshot:
         return float(self.curves[0].steps["time"].max()) if self.curves else float("nan")
 
 
-def take(path: str | os.PathLike[str], findings: list[Finding] | None = None) -> Snapshot:
+def take(path: str | os.PathLike[str], findings: list[Finding] | None = None) -> FrameContent:
     """Read the end of a run.
 
     Args:
@@ -121,14 +121,14 @@ def take(path: str | os.PathLike[str], findings: list[Finding] | None = None) ->
     tail = run.step_rows(slice(max(0, len(run) - TAIL), len(run)))
     acts = events_of(run.events)
     curves = [
-        Curve(
+        LastSteps(
             int(number),
             tail[tail["optimizer"] == number].view(np.recarray),
             [act for act in acts if act.optimizer == number],
         )
         for number in np.unique(tail["optimizer"])
     ]
-    return Snapshot(
+    return FrameContent(
         os.path.basename(path), len(run), run.info, curves, _tensors(run), findings or []
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
-from steadygrad.launch.torch_script.install import Patches, install
+from steadygrad.launch.torch_script.install import TorchPatches, install
 from steadygrad.launch.undoing import undo_all
 from steadygrad.runlog import Run, open_run
 
@@ -19,7 +19,7 @@ from steadygrad.runlog import Run, open_run
 class Observation:
     """A session whose script is the test."""
 
-    def __init__(self, session: Session, patches: Patches) -> None:
+    def __init__(self, session: Session, patches: TorchPatches) -> None:
         self.session, self.patches = session, patches
 
     def run(self) -> Run:

@@ -16,7 +16,7 @@ from steadygrad.launch.torch_script.broadcast import broadcast_of
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.logits import logits_of
-from steadygrad.launch.torch_script.loop_facts import LoopFacts
+from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.reduction import summed_of
 from steadygrad.launch.torch_script.targets import targets_of
 
@@ -24,10 +24,10 @@ STEPS = 12
 
 
 class Watched:
-    """`LoopFacts`, called where the observer calls it."""
+    """`LoopWatch`, called where the observer calls it."""
 
     def __init__(self) -> None:
-        self.facts, self.census = LoopFacts(), Census()
+        self.facts, self.census = LoopWatch(), Census()
         self.followed: list[torch.optim.Optimizer] = []
 
     def backward(self, loss: torch.Tensor) -> None:

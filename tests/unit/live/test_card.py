@@ -13,7 +13,7 @@ import pytest
 
 from steadygrad.live import card as live
 from steadygrad.live import session
-from steadygrad.live.card import Figures, LiveCard
+from steadygrad.live.card import CardFigures, LiveCard
 from steadygrad.notebook.cards import MOST_POINTS
 from steadygrad.report.headline import Verdict
 from steadygrad.runlog import RunWriter, StepRecord, open_run
@@ -125,7 +125,7 @@ def test_it_is_drawn_as_seldom_as_it_is_slow(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_memory_is_bounded_and_no_spike_is_lost() -> None:
-    figures = Figures()
+    figures = CardFigures()
     norms = [1.0] * 100_000
     norms[54_321], norms[77_777] = 1e6, math.nan
     figures.add([StepRecord(step, norm=norm) for step, norm in enumerate(norms)])

@@ -9,7 +9,7 @@ import pytest
 
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.recovery import Act, Judge, Reading, parse_ladder
-from steadygrad.recovery.ring import Pace, Ring
+from steadygrad.recovery.ring import Ring, SnapshotPace
 
 BROKEN = Reading(0, 1.0, math.nan, gradients_finite=False)
 
@@ -125,7 +125,7 @@ def test_a_ring_refuses_what_does_not_fit() -> None:
 
 
 def test_the_pace_follows_the_cost() -> None:
-    pace = Pace(0)
+    pace = SnapshotPace(0)
     for _ in range(5):
         pace.stepped(0.01)
     strides = []

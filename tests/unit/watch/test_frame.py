@@ -14,7 +14,7 @@ from rich.console import Console
 from steadygrad.rules import Finding
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.watch.frame import Frame, short_name
-from steadygrad.watch.snapshot import Diagnosis, Snapshot, take
+from steadygrad.watch.snapshot import Diagnosis, FrameContent, take
 from steadygrad.watch.spark import CROSS, spark
 
 NAMES = ["\x1b[2Jevil", "[red]markup", "名前.weight"] + [
@@ -46,7 +46,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def drawn(snapshot: Snapshot, width: int = 80, height: int = 24, **options: object) -> list[str]:
+def drawn(
+    snapshot: FrameContent, width: int = 80, height: int = 24, **options: object
+) -> list[str]:
     out = io.StringIO()
     console = Console(file=out, width=width, height=height, force_terminal=False)
     console.print(Frame(snapshot, **options))

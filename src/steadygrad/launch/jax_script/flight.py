@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from steadygrad.jax.transform import ClipState, GuardState
-from steadygrad.launch.jax_script.internals import Made, Trace
+from steadygrad.launch.jax_script.internals import JaxTrace, Made
 from steadygrad.launch.placements import Placement
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Flight:
     """
 
     gradients: Sequence[jax.Array]
-    trace: Trace
+    trace: JaxTrace
     left: list[jax.Array] = field(init=False)
     threshold: ArrayLike = math.inf
     clips: list[str] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 
-class Trace(NamedTuple):
+class JaxTrace(NamedTuple):
     """A trace, and those it is inside of, innermost first; empty where code runs eagerly."""
 
     levels: tuple[object, ...]
@@ -23,7 +23,7 @@ class Trace(NamedTuple):
         return of is None or any(of is level for level in self.levels)
 
 
-def current_trace() -> Trace:
+def current_trace() -> JaxTrace:
     """Where the code that runs now is being traced."""
     from jax._src import core
 
@@ -32,7 +32,7 @@ def current_trace() -> Trace:
     while level is not None:
         levels.append(level)
         level = getattr(level, "parent_trace", None)
-    return Trace(tuple(levels))
+    return JaxTrace(tuple(levels))
 
 
 def axis_sizes() -> dict[str, int]:

@@ -16,7 +16,12 @@ import jax
 import numpy as np
 
 from steadygrad.invisible import leave_no_frame
-from steadygrad.launch.jax_script.internals import Trace, is_batched, is_differentiated, is_traced
+from steadygrad.launch.jax_script.internals import (
+    JaxTrace,
+    is_batched,
+    is_differentiated,
+    is_traced,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +64,7 @@ class Losses:
         with self._lock:
             self._sum, self._count = self._sum + float(np.real(loss)), self._count + 1
 
-    def here(self, trace: Trace) -> ArrayLike | None:
+    def here(self, trace: JaxTrace) -> ArrayLike | None:
         """The latest loss, where it can be used in this trace; else None."""
         return self._latest if is_traced(self._latest) and trace.reaches(self._latest) else None
 

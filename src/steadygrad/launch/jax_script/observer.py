@@ -40,7 +40,7 @@ from steadygrad.launch.jax_script.internals import (
 )
 from steadygrad.launch.jax_script.losses import Losses
 from steadygrad.launch.jax_script.rows import OUTCOME, eager_row_of, packed, row_of
-from steadygrad.launch.jax_script.track import Arrival, Book, Track
+from steadygrad.launch.jax_script.track import Arrival, Book, JaxTrack
 from steadygrad.launch.jax_script.weights import Start, weights_of
 from steadygrad.policies.choice import Choice, resolve
 from steadygrad.policies.stepping import Stepped
@@ -71,7 +71,7 @@ class Owner:
     def __init__(self, made: Made) -> None:
         self.made = made
         self.initialised = False
-        self.tracks: dict[Structure, Track] = {}
+        self.tracks: dict[Structure, JaxTrack] = {}
 
 
 class JaxObserver:
@@ -87,8 +87,8 @@ class JaxObserver:
     def __init__(self, session: RunContext, losses: Losses) -> None:
         self._session, self._losses = session, losses
         self._book = Book(session, losses)
-        self._tracks: list[Track] = []
-        self._latest: dict[Structure, Track] = {}
+        self._tracks: list[JaxTrack] = []
+        self._latest: dict[Structure, JaxTrack] = {}
         self._begun: dict[tuple[tuple[str, tuple[int, ...]], ...], tuple[Owner, Start | None]] = {}
         self._here = _Here()
         self._choice = self._wanted()
@@ -258,7 +258,7 @@ class JaxObserver:
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
 
-    def _send(self, track: Track, row: jax.Array, known: Arrival) -> None:
+    def _send(self, track: JaxTrack, row: jax.Array, known: Arrival) -> None:
         if is_traced(row):
             whole = math.prod(axis_sizes().values())
             known = known._replace(devices=min(whole, jax.local_device_count()))
@@ -268,7 +268,7 @@ class JaxObserver:
 
     def _track(
         self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[jax.Array]
-    ) -> Track:
+    ) -> JaxTrack:
         shapes = [(tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves]
         structure = tuple((n, *s) for n, s in zip(names, shapes, strict=True))
         begun = self._begun.pop(tuple((name, shape) for name, shape, _ in structure), None)
@@ -276,7 +276,7 @@ class JaxObserver:
         if track is None and not owner.initialised and begun is None:
             track = self._latest.get(structure)  # made anew in every step
         if track is None:
-            track = Track(self._book, kind, [TensorInfo(*each) for each in structure])
+            track = JaxTrack(self._book, kind, [TensorInfo(*each) for each in structure])
             self._tracks.append(track)
             self._session.writer()  # here, in the script's own thread
         if begun is not None:
@@ -286,7 +286,9 @@ class JaxObserver:
 
     # -- one step, clipped ---------------------------------------------------------------------
 
-    def _clipped(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> Clipped | None:
+    def _clipped(
+        self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]
+    ) -> ClippedStep | None:
         """Our policy's work on the gradients; None where it has none to do here."""
         if self._choice is None or not self._may_act(owner.made, flight.gradients):
             return None
@@ -305,7 +307,7 @@ class JaxObserver:
             self._session.mention(hindrance)
         return bool(gradients) and not hindrance and made.maker not in ALONE
 
-    def _clip(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> Clipped:
+    def _clip(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> ClippedStep:
         assert self._choice is not None
         names, leaves, _ = floating_leaves(args[0])
         track = self._track(owner, "", names, leaves)
@@ -314,13 +316,13 @@ class JaxObserver:
         counts = 1 if self._here.closes is None else self._here.closes
         done, updates = clip_by(self._choice, track.memory, counts, args)
         flight.replaced(floating(updates))
-        return Clipped(track, done, updates, self._choice.may_skip)
+        return ClippedStep(track, done, updates, self._choice.may_skip)
 
     def _applied(
         self,
         owner: Owner,
         flight: Flight,
-        step: Clipped,
+        step: ClippedStep,
         original: Update,
         args: tuple[PyTree, ...],
         kwargs: Mapping[str, object],
@@ -339,7 +341,7 @@ class JaxObserver:
             return False
         return flight.acting or (made.maker in LIMITS and len(flight.makers) == 1)
 
-    def _tell_clipped(self, step: Clipped, flight: Flight) -> None:
+    def _tell_clipped(self, step: ClippedStep, flight: Flight) -> None:
         head, fixed = self._head(flight)
         step.track.kind = flight.kind
         with wide():
@@ -348,7 +350,7 @@ class JaxObserver:
         self._send(step.track, row, Arrival(fixed))
 
 
-class Clipped(NamedTuple):
+class ClippedStep(NamedTuple):
     """A step that our policy has clipped, before the optimizer is called.
 
     Attributes:
@@ -358,7 +360,7 @@ class Clipped(NamedTuple):
         may_skip: whether the step may be dropped.
     """
 
-    track: Track
+    track: JaxTrack
     done: Stepped
     updates: PyTree
     may_skip: bool

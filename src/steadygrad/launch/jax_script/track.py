@@ -15,7 +15,7 @@ import numpy.typing as npt
 from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses
-from steadygrad.launch.placements import Placement, Turn
+from steadygrad.launch.placements import CallTime, Placement
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import ACTIONS, FIGURES
@@ -85,7 +85,7 @@ class Arrival(NamedTuple):
     placed: tuple[Placement, ...] = ()
 
 
-class Track:
+class JaxTrack:
     """One optimizer's steps.
 
     Args:
@@ -202,7 +202,7 @@ class Track:
             "norm": head["norm"] if known else math.nan,
             "coef": head["coef"] if alone else math.nan,
         }
-        placement.enter(self._book.calls, writer, Turn(step, self._index), figures)
+        placement.enter(self._book.calls, writer, CallTime(step, self._index), figures)
 
     def _write_start(self, writer: RunWriter, step: int) -> None:
         """What the weights were before the first step, where the script told them by `init`."""

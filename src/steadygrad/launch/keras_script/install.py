@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     import keras
 
     from steadygrad.launch.contracts import RunContext
-    from steadygrad.launch.tensorflow_script.install import Patches
+    from steadygrad.launch.tensorflow_script.install import TensorFlowPatches
     from steadygrad.typing import Array, PyTree
 
 
-def install(session: RunContext, keras: ModuleType, tensorflow: Patches) -> KerasObserver | None:
+def install(
+    session: RunContext, keras: ModuleType, tensorflow: TensorFlowPatches
+) -> KerasObserver | None:
     """Patch Keras for this process.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from steadygrad.launch.track import Ring, Track
+from steadygrad.launch.track import DeviceRows, Track
 
 Array = TypeVar("Array")
 
@@ -33,7 +33,7 @@ class Side(Protocol[Array]):
     def joined(self, head: Array, body: Array) -> Array:
         """A whole row."""
 
-    def ring(self, width: int) -> Ring | None:
+    def ring(self, width: int) -> DeviceRows | None:
         """Where rows of this width wait; None where they are handed over at once."""
 
     def emit(self, track: Track, row: Array) -> object:

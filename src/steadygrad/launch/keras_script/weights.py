@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from steadygrad.keras.engines import to_numpy
-from steadygrad.keras.sampling import Sampler, recurrent_lengths
+from steadygrad.keras.sampling import VariableSampler, recurrent_lengths
 
 if TYPE_CHECKING:
     import keras
@@ -61,7 +61,7 @@ class WeightWatch:
 
     def __init__(self, observer: TracksByOptimizer, model: keras.Model) -> None:
         self._observer, self._ref = observer, weakref.ref(model)
-        self._samplers: dict[Track, Sampler] = {}
+        self._samplers: dict[Track, VariableSampler] = {}
         self._start: dict[int, NDArray[np.generic]] = {}
         self._now: dict[int, Array] = {}
         self._wait = 0
@@ -126,12 +126,12 @@ class WeightWatch:
             self._samplers[track].at_step(steps)
         return self._samplers[track].wait(steps) if track in self._samplers else 0
 
-    def _begun(self, track: Track, steps: int) -> Sampler:
+    def _begun(self, track: Track, steps: int) -> VariableSampler:
         lengths = recurrent_lengths(self._model)
         known = [lengths.get(id(v), 0) for v in track.variables]
         assert track.writer is not None
         assert track.ids is not None  # a step was written
-        sampler = Sampler(track.writer, track.variables, track.ids, known, self._read)
+        sampler = VariableSampler(track.writer, track.variables, track.ids, known, self._read)
         start = [self._start[id(v)] for v in track.variables if id(v) in self._start]
         if steps == 1 and len(start) == len(track.variables):
             sampler.at_step(0, start)

@@ -38,7 +38,7 @@ THROUGH = frozenset(
 
 
 @dataclass(eq=False)
-class ClipCall:
+class TensorFlowClipCall:
     """One call of a clip function.
 
     Attributes:
@@ -83,7 +83,7 @@ class Link:
         after: the tensor it returned.
     """
 
-    call: ClipCall
+    call: TensorFlowClipCall
     before: Gradient
     after: Gradient
 
@@ -105,7 +105,7 @@ class Passed:
 
 
 @dataclass(eq=False)
-class Applied:
+class AppliedGradients:
     """The gradients that a step was given; keeps none alive.
 
     Attributes:
@@ -118,16 +118,16 @@ class Applied:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class ClippedTensor:
     """What is kept of one tensor that a call returned: the call, and what it was given."""
 
-    call: ClipCall
+    call: TensorFlowClipCall
     before: Gradient
     passed: Passed
 
 
 @dataclass
-class ClipLog:
+class TensorFlowClipLog:
     """Knows what clip calls returned, for as long as that is alive.
 
     Attributes:
@@ -139,10 +139,12 @@ class ClipLog:
     listens: bool = False
     deaf: int = 0
     waiting: list[Passed] = field(default_factory=list)
-    _steps: list[Applied] = field(default_factory=list)
-    _links: dict[int, tuple[weakref.ref[Gradient], Row]] = field(default_factory=dict)
+    _steps: list[AppliedGradients] = field(default_factory=list)
+    _links: dict[int, tuple[weakref.ref[Gradient], ClippedTensor]] = field(default_factory=dict)
 
-    def note(self, call: ClipCall, before: Sequence[Gradient], after: Sequence[Gradient]) -> None:
+    def note(
+        self, call: TensorFlowClipCall, before: Sequence[Gradient], after: Sequence[Gradient]
+    ) -> None:
         """A call is over.
 
         Args:
@@ -158,9 +160,9 @@ class ClipLog:
         self.waiting = [*self.waiting[1 - MOST_WAITING :], passed]
         for given, returned in zip(before, after, strict=True):
             if returned is not given:
-                self._remember(returned, Row(call, given, passed))
+                self._remember(returned, ClippedTensor(call, given, passed))
 
-    def _remember(self, returned: Gradient, row: Row) -> None:
+    def _remember(self, returned: Gradient, row: ClippedTensor) -> None:
         graph = _graph_of(returned)
         if graph is not None:  # kept by the graph, which lives as long as its tensors may be used
             links = getattr(graph, LINKS, None)
@@ -199,7 +201,7 @@ class ClipLog:
             rows = self._rows_behind(row.before)
         return chain[::-1]
 
-    def _rows_behind(self, gradient: Gradient) -> Iterator[tuple[Gradient, Row]]:
+    def _rows_behind(self, gradient: Gradient) -> Iterator[tuple[Gradient, ClippedTensor]]:
         for tensor in _behind(gradient):
             graph = _graph_of(tensor)
             links = self._links if graph is None else getattr(graph, LINKS, {})
@@ -226,7 +228,7 @@ class ClipLog:
                 placements.append(_placement_of(passed, own, of_tensors, late=False))
         return _as_one(placements)
 
-    def stepped(self, step: Applied) -> None:
+    def stepped(self, step: AppliedGradients) -> None:
         """A step was given gradients: a call for them that comes now is late.
 
         Args:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from steadygrad.launch.contracts import RunContext
-    from steadygrad.launch.tensorflow_script.clips import ClipCall
+    from steadygrad.launch.tensorflow_script.clips import TensorFlowClipCall
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
     from steadygrad.tensorflow.engine import Gradient
 
@@ -32,7 +32,7 @@ CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
 Function = Callable[..., object]
 
 
-class Patches:
+class TensorFlowPatches:
     """The patches of one process; makes the observer at their first use.
 
     Args:
@@ -117,7 +117,7 @@ class _Optimizer(Protocol):
     apply_gradients: Function
 
 
-def install(patches: Patches, tensorflow: ModuleType) -> None:
+def install(patches: TensorFlowPatches, tensorflow: ModuleType) -> None:
     """Patch TensorFlow for this process.
 
     Args:
@@ -134,7 +134,7 @@ def install(patches: Patches, tensorflow: ModuleType) -> None:
     patch_apply_gradients(first, patches)
 
 
-def install_tf_keras(patches: Patches, tf_keras: ModuleType) -> None:
+def install_tf_keras(patches: TensorFlowPatches, tf_keras: ModuleType) -> None:
     """Patch tf_keras, whose optimizers are Keras 2's.
 
     Args:
@@ -147,7 +147,7 @@ def install_tf_keras(patches: Patches, tf_keras: ModuleType) -> None:
                 patch_apply_gradients(base, patches)
 
 
-def patch_apply_gradients(kind: type[_Optimizer], patches: Patches) -> None:
+def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) -> None:
     """Have an optimizer class tell of every step."""
     original = kind.apply_gradients
 
@@ -166,7 +166,7 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: Patches) -> None:
     replace(kind, "apply_gradients", apply_gradients)
 
 
-def _watch_gradient(original: Function, patches: Patches) -> Function:
+def _watch_gradient(original: Function, patches: TensorFlowPatches) -> Function:
     @functools.wraps(original)
     @invisible
     def gradient(self: object, *args: object, **kwargs: object) -> object:
@@ -176,7 +176,7 @@ def _watch_gradient(original: Function, patches: Patches) -> Function:
     return gradient
 
 
-def _watch_clip(name: str, original: Function, patches: Patches) -> Function:
+def _watch_clip(name: str, original: Function, patches: TensorFlowPatches) -> Function:
     @functools.wraps(original)
     @invisible
     def clip(*args: object, **kwargs: object) -> object:
@@ -197,21 +197,21 @@ def _replace_everywhere(name: str, original: Function, wrapped: Function) -> Non
 
 def _call_of(
     name: str, args: Sequence[object], kwargs: Mapping[str, object], result: Any
-) -> tuple[ClipCall, list[Gradient]]:
-    from steadygrad.launch.tensorflow_script.clips import ClipCall
+) -> tuple[TensorFlowClipCall, list[Gradient]]:
+    from steadygrad.launch.tensorflow_script.clips import TensorFlowClipCall
 
     def argument(place: int, keyword: str) -> Any:
         return args[place] if len(args) > place else kwargs.get(keyword)
 
     if name == "clip_by_global_norm":
         tensors, limit = list(argument(0, "t_list")), argument(1, "clip_norm")
-        return ClipCall(name, limit, tensors, argument(2, "use_norm")), list(result[0])
+        return TensorFlowClipCall(name, limit, tensors, argument(2, "use_norm")), list(result[0])
     if name == "clip_by_norm":
         limit, axes = argument(1, "clip_norm"), argument(2, "axes")
-        return ClipCall(name, limit, [argument(0, "t")], axes=axes), [result]
+        return TensorFlowClipCall(name, limit, [argument(0, "t")], axes=axes), [result]
     low, high = argument(1, "clip_value_min"), argument(2, "clip_value_max")
     limit = _wider(low, high)
-    return ClipCall(name, limit, [argument(0, "t")], bounds=(low, high)), [result]
+    return TensorFlowClipCall(name, limit, [argument(0, "t")], bounds=(low, high)), [result]
 
 
 def _wider(low: float | tf.Tensor, high: float | tf.Tensor) -> float | tf.Tensor:

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
-from steadygrad.launch.tensorflow_script.clips import Applied, ClipCall, ClipLog
+from steadygrad.launch.tensorflow_script.clips import (
+    AppliedGradients,
+    TensorFlowClipCall,
+    TensorFlowClipLog,
+)
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide
 from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
@@ -55,7 +59,7 @@ class TensorFlowObserver:
 
     def __init__(self, session: RunContext) -> None:
         self._session = session
-        self.log = ClipLog()
+        self.log = TensorFlowClipLog()
         self.tracks = Tracks(session)
         self.side = TensorFlowSide()
         self.loss: tf.Tensor | None = None
@@ -90,7 +94,7 @@ class TensorFlowObserver:
 
     # -- clip calls ----------------------------------------------------------------------------
 
-    def clip_call(self, call: ClipCall, returned: Sequence[Gradient | None]) -> None:
+    def clip_call(self, call: TensorFlowClipCall, returned: Sequence[Gradient | None]) -> None:
         """The script has called a clip function."""
         pairs = zip(call.tensors, returned, strict=True)
         there = [(b, a) for b, a in pairs if b is not None and a is not None]
@@ -140,7 +144,7 @@ class TensorFlowObserver:
         def tell(placement: Placement) -> None:
             track.add_late(number if traced else -1, placement)
 
-        self.log.stepped(Applied(refs, tell))
+        self.log.stepped(AppliedGradients(refs, tell))
         return number
 
     # -- optimizers that are not Keras 3's -----------------------------------------------------

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
-from steadygrad.launch.tensorflow_script.clips import ClipCall, Link
+from steadygrad.launch.tensorflow_script.clips import Link, TensorFlowClipCall
 from steadygrad.launch.track import CALL, MOST_CALLS
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice
@@ -27,7 +27,7 @@ from steadygrad.tensorflow.rounding import widen
 from steadygrad.tensorflow.shadow import unread
 
 
-class Outcome(NamedTuple):
+class StepColumns(NamedTuple):
     """The figures of a step, 0-d in float64, in the order of `track.STEP` after the norm."""
 
     threshold: tf.Tensor
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class Group:
+class CallGroup:
     """One clip call, or a loop of calls for one tensor each.
 
     Attributes:
@@ -47,7 +47,7 @@ class Group:
         passed: how many tensors the calls were given.
     """
 
-    call: ClipCall
+    call: TensorFlowClipCall
     depth: int
     links: dict[int, Link]
     passed: int
@@ -100,7 +100,7 @@ class Clipped:
         gap = tf.fill([len(CALL)], tf.constant(float("nan"), tf.float64))
         return [*rows, *[gap] * (MOST_CALLS - len(rows))]
 
-    def outcome(self, stats: GradientStats, then: Policy | None = None) -> Outcome:
+    def outcome(self, stats: GradientStats, then: Policy | None = None) -> StepColumns:
         """What the calls left.
 
         Args:
@@ -120,8 +120,8 @@ class Clipped:
             threshold, after = tf.minimum(threshold, done.threshold) * one, done.leaves
         elif self._is_one_factor:
             coef = self._replayed[1][0][2]
-            return Outcome(threshold, coef, one, coef < 1.0)
-        return Outcome(threshold, *self._compared(stats, after, scale))
+            return StepColumns(threshold, coef, one, coef < 1.0)
+        return StepColumns(threshold, *self._compared(stats, after, scale))
 
     @property
     def _is_one_factor(self) -> bool:
@@ -172,7 +172,7 @@ class Clipped:
             figures.append([limit, norm, coef])
         return here, figures
 
-    def _norm_used(self, group: Group, own: tf.Tensor) -> tf.Tensor:
+    def _norm_used(self, group: CallGroup, own: tf.Tensor) -> tf.Tensor:
         """The norm by which a call scales; NaN where others have passed calls before it too."""
         call = group.call
         if call.use_norm is not None:
@@ -185,7 +185,7 @@ class Clipped:
         return combine_norms(xp, leaf_norms(leaves, counts=False)[0], 2.0)
 
 
-def _changed(call: ClipCall, wide: tf.Tensor) -> tf.Tensor:
+def _changed(call: TensorFlowClipCall, wide: tf.Tensor) -> tf.Tensor:
     """What a call for one tensor makes of it."""
     if call.by_value:
         low, high = (tf.cast(unread(tf.convert_to_tensor(b)), wide.dtype) for b in call.bounds)
@@ -195,13 +195,13 @@ def _changed(call: ClipCall, wide: tf.Tensor) -> tf.Tensor:
     return wide * tf.cast(factor(norm, limit_of(call)), wide.dtype)
 
 
-def _groups(chains: Sequence[Sequence[Link]]) -> list[Group]:
-    groups: dict[tuple[object, ...], Group] = {}
+def _groups(chains: Sequence[Sequence[Link]]) -> list[CallGroup]:
+    groups: dict[tuple[object, ...], CallGroup] = {}
     given: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for place, chain in enumerate(chains):
         for depth, link in enumerate(chain):
             key = _key(link.call, depth)
-            group = groups.setdefault(key, Group(link.call, depth, {}, 0))
+            group = groups.setdefault(key, CallGroup(link.call, depth, {}, 0))
             group.links[place] = link
             given[key].update(map(id, link.call.tensors))
     for key, group in groups.items():
@@ -209,14 +209,14 @@ def _groups(chains: Sequence[Sequence[Link]]) -> list[Group]:
     return sorted(groups.values(), key=lambda group: group.depth)
 
 
-def _key(call: ClipCall, depth: int) -> tuple[object, ...]:
+def _key(call: TensorFlowClipCall, depth: int) -> tuple[object, ...]:
     if not call.per_tensor and not call.by_value:
         return depth, id(call)
     limit = call.static_limit
     return depth, call.function, limit if limit == limit else id(call.limit)
 
 
-def limit_of(call: ClipCall) -> tf.Tensor:
+def limit_of(call: TensorFlowClipCall) -> tf.Tensor:
     """A call's threshold, 0-d in float64; the largest where it has several."""
     return tf.reduce_max(tf.abs(tf.cast(unread(tf.convert_to_tensor(call.limit)), tf.float64)))
 

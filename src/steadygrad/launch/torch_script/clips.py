@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad.launch.torch_script.clocks import Clock, Clocks, Mark
+from steadygrad.launch.torch_script.clocks import Clock, Clocks, WeightAtCall
 from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, read_whole
 from steadygrad.torch.gradients.pieces import whole
@@ -264,7 +264,7 @@ class ClipLog:
         call.repeated = first.clips
         call.after_step = first.stepped and now == first.step
         call.clocks = clocks
-        mark = Mark.of(held[0]) if held else None
+        mark = WeightAtCall.of(held[0]) if held else None
         for clock in clocks:
             clock.clipped_at(now, mark)
 

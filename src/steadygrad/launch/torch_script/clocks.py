@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 
-class Mark(NamedTuple):
+class WeightAtCall(NamedTuple):
     """A weight and its gradient at a clip call, held weakly."""
 
     weight: weakref.ref[torch.Tensor]
@@ -22,7 +22,7 @@ class Mark(NamedTuple):
     version: int
 
     @classmethod
-    def of(cls, weight: torch.Tensor) -> Mark | None:
+    def of(cls, weight: torch.Tensor) -> WeightAtCall | None:
         """Mark a weight; None where it has no gradient."""
         if weight.grad is None:
             return None
@@ -58,7 +58,7 @@ class Clock:
     clip: int = -1
     clips: int = 0
     renewals: int = 0
-    mark: Mark | None = None
+    mark: WeightAtCall | None = None
     broken: bool = False
     members: int = 0
 
@@ -71,7 +71,7 @@ class Clock:
         """Their optimizer has stepped."""
         self.step, self.stepped, self.clips, self.renewals, self.mark = now, True, 0, 0, None
 
-    def clipped_at(self, now: int, mark: Mark | None) -> None:
+    def clipped_at(self, now: int, mark: WeightAtCall | None) -> None:
         """A clip call is made on them."""
         self.clip, self.clips, self.mark, self.broken = now, self.clips + 1, mark, False
 

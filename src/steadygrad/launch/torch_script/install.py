@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from steadygrad.torch.step.observing import Outcome
 
 
-class Patches:
+class TorchPatches:
     """What is observed of torch in one process; makes the observer at its first use.
 
     Args:
@@ -172,7 +172,7 @@ class Patches:
             sites.listed(roots), None if weights is None else sites.listed(weights)
         )
         self._thread.inside = True
-        return _Backward(arguments, observer, self._thread)
+        return _ScriptBackward(arguments, observer, self._thread)
 
     def _grad(self, arguments: tuple[object, ...]) -> Visit | None:
         if sites.inside_backward():
@@ -286,7 +286,7 @@ class Patches:
         return None
 
 
-class _Backward(Visit):
+class _ScriptBackward(Visit):
     """One `backward` of the script."""
 
     def __init__(
@@ -354,7 +354,7 @@ class _ScalerStep(Visit):
         return result
 
 
-def install(session: RunContext) -> Patches:
+def install(session: RunContext) -> TorchPatches:
     """Observe torch in this process.
 
     Args:
@@ -363,7 +363,7 @@ def install(session: RunContext) -> Patches:
     Returns:
         What observes, which the session ends.
     """
-    patches = Patches(session)
+    patches = TorchPatches(session)
     if session.plan.find_nan:
         from steadygrad.torch.origin.patches import listen
 

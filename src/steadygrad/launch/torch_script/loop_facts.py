@@ -35,7 +35,7 @@ _DIVIDED = ("DivBackward", "MulBackward")
 
 
 @dataclass
-class Probe:
+class GradientProbe:
     """A few elements of an optimizer's gradients, from one look to the next.
 
     Attributes:
@@ -137,11 +137,11 @@ class Probe:
         return read
 
 
-class LoopFacts:
+class LoopWatch:
     """What the first steps show of the script's loop."""
 
     def __init__(self) -> None:
-        self._probes: dict[int, Probe] = {}
+        self._probes: dict[int, GradientProbe] = {}
         self._graphs = 0
         self._logits: dict[str, str] | None = None
         self._targets: dict[str, Any] | None = None
@@ -157,7 +157,7 @@ class LoopFacts:
     ) -> None:
         """An optimizer was seen for the first time; ``names`` by the ids of its parameters."""
         self._names.update(names)
-        self._probes[id(optimizer)] = Probe(weakref.ref(optimizer), index)
+        self._probes[id(optimizer)] = GradientProbe(weakref.ref(optimizer), index)
 
     def saw_loose(self, leaves: Iterable[torch.Tensor]) -> None:
         """A backward reaches these, which no optimizer holds."""

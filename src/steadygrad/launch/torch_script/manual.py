@@ -22,7 +22,7 @@ from steadygrad.launch.torch_script.readings import Reading, read
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.gradients.batch import Batch
 from steadygrad.torch.record.journal import hand_over, record_of
-from steadygrad.torch.record.recording import Recorder
+from steadygrad.torch.record.recording import OptimizerRecorder
 from steadygrad.torch.step.observing import Clipper, Outcome
 
 PROBE = 8
@@ -69,7 +69,7 @@ class ManualLoop:
         self,
         log: ClipLog,
         describe: Callable[[list[torch.Tensor]], dict[int, TensorInfo]],
-        recorder: Callable[[], Recorder | None],
+        recorder: Callable[[], OptimizerRecorder | None],
         stepped: Callable[[int, list[torch.Tensor]], None],
         clipper: Clipper | None,
     ) -> None:
@@ -80,7 +80,7 @@ class ManualLoop:
         self._known: dict[int, weakref.ref[torch.Tensor]] = {}
         self._infos: dict[int, TensorInfo] = {}
         self._announced: list[int] = []
-        self._open: Recorder | None = None
+        self._open: OptimizerRecorder | None = None
         self.index = 0
 
     def before_backward(self, leaves: Sequence[torch.Tensor]) -> None:

@@ -30,7 +30,7 @@ from steadygrad.launch.torch_script.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.grad_calls import GradCalls, Pairs, weights_of
 from steadygrad.launch.torch_script.graph import leaves_of
-from steadygrad.launch.torch_script.loop_facts import LoopFacts
+from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper, summed_up
 from steadygrad.policies.choice import resolve
@@ -40,7 +40,7 @@ from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import Heard, LossMeter
-from steadygrad.torch.record.recording import Recorder
+from steadygrad.torch.record.recording import OptimizerRecorder
 from steadygrad.torch.step.observing import Clipper, Outcome, Steady
 from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
@@ -80,7 +80,7 @@ class TorchObserver:
         self._unscaled: set[int] = set()
         self._finder: Finder | None = None
         self._hears_ends = False
-        self._loop = LoopFacts()
+        self._loop = LoopWatch()
         self._grads = GradCalls()
         self.backwards = 0
 
@@ -433,13 +433,13 @@ class TorchObserver:
         describe = self._attachments.names
         return ManualLoop(self.log, describe, self._manual_recorder, self._manual_step, clipper)
 
-    def _manual_recorder(self) -> Recorder | None:
+    def _manual_recorder(self) -> OptimizerRecorder | None:
         writer = self.context.writer()
         if writer is None:
             return None
         self._manual.index = self._attachments.new_number("by hand")
         self._write_facts()
-        return Recorder(writer, {})
+        return OptimizerRecorder(writer, {})
 
     def _manual_step(self, step: int, parameters: list[torch.Tensor]) -> None:
         calls = self.log.stepped(parameters)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.events import Kind, LoopEvent
 from steadygrad.lint.module import Module, dotted
 from steadygrad.lint.rewriting import insert
 from steadygrad.lint.steps import after, events_at_fault, holds, since, steps_of
@@ -38,7 +38,7 @@ def find(module: Module) -> Iterator[Diagnostic]:
         )
 
 
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
+def _fix(module: Module, turn: Turn, event: LoopEvent) -> Fix | None:
     statement = module.statement(event.node)
     for step in steps_of(turn, event, after):
         scaler = dotted(step.node.func.value)  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Edit, Fix, Severity
-from steadygrad.lint.events import Event, Kind, only_reads
+from steadygrad.lint.events import Kind, LoopEvent, only_reads
 from steadygrad.lint.module import Module, argument, dotted, number, tail
 from steadygrad.lint.rewriting import remove
 from steadygrad.lint.steps import after, holds
@@ -37,7 +37,7 @@ def find(module: Module) -> Iterator[Diagnostic]:
     yield from _optax(module)
 
 
-def _below_a_test(module: Module, turn: Turn) -> Iterator[Event]:
+def _below_a_test(module: Module, turn: Turn) -> Iterator[LoopEvent]:
     """The step runs every k-th time, the clip every time, and gradients add up in between."""
     if not turn.in_loop:
         return
@@ -63,7 +63,7 @@ def _counts(module: Module, turn: Turn, guard: str) -> bool:
     return any(_COUNTS.search(ast.unparse(value)) for value in values)
 
 
-def _in_an_inner_loop(turn: Turn) -> Iterator[Event]:
+def _in_an_inner_loop(turn: Turn) -> Iterator[LoopEvent]:
     """backward and clip in a loop of their own, the step behind that loop."""
     for trace in turn.traces:
         for place, event in enumerate(trace.events):
@@ -71,7 +71,7 @@ def _in_an_inner_loop(turn: Turn) -> Iterator[Event]:
                 yield event
 
 
-def _inner(trace: Trace, place: int, event: Event) -> bool:
+def _inner(trace: Trace, place: int, event: LoopEvent) -> bool:
     step = after(trace, place, Kind.STEP)
     backward = [e for e in trace.events[:place] if e.kind is Kind.BACKWARD]
     if step is None or not backward or event.depth <= step.depth:
@@ -85,7 +85,7 @@ def _inner(trace: Trace, place: int, event: Event) -> bool:
     )
 
 
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
+def _fix(module: Module, turn: Turn, event: LoopEvent) -> Fix | None:
     """Move the clip into the branch of the step, where both are plain statements."""
     statement = module.statement(event.node)
     steps = [e for t in turn.traces for e in t.events if e.kind is Kind.STEP and not e.through]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Severity
-from steadygrad.lint.events import Event, Kind, makes_optimizer, only_reads
+from steadygrad.lint.events import Kind, LoopEvent, makes_optimizer, only_reads
 from steadygrad.lint.module import Module, argument, dotted
 from steadygrad.lint.traces import Trace, turns
 
@@ -32,7 +32,9 @@ def find(module: Module) -> Iterator[Diagnostic]:
                     yield diagnostic
 
 
-def _judge(module: Module, trace: Trace, event: Event, owners: dict[str, str]) -> Diagnostic | None:
+def _judge(
+    module: Module, trace: Trace, event: LoopEvent, owners: dict[str, str]
+) -> Diagnostic | None:
     """What is wrong with a clip, where every step of the trace has a model that is certain."""
     clipped = event.subject
     steps = {e.subject for e in trace.events if e.kind is Kind.STEP}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import CLIPS, Event, Kind, only_reads
+from steadygrad.lint.events import CLIPS, Kind, LoopEvent, only_reads
 from steadygrad.lint.module import Module, argument, number, tail
 from steadygrad.lint.rewriting import remove
 from steadygrad.lint.steps import events_at_fault
@@ -28,7 +28,7 @@ def _faulty(trace: Trace, place: int) -> bool | None:
     return False
 
 
-def _same(one: Event, other: Event) -> bool:
+def _same(one: LoopEvent, other: LoopEvent) -> bool:
     calls = (one.node, other.node)
     if one.subject != other.subject or one.node is other.node:
         return False
@@ -49,7 +49,7 @@ def find(module: Module) -> Iterator[Diagnostic]:
     yield from _trainers(module)
 
 
-def _fix(module: Module, event: Event) -> Fix | None:
+def _fix(module: Module, event: LoopEvent) -> Fix | None:
     statement = module.statement(event.node)
     plain = isinstance(statement, ast.Expr) and statement.value is event.node
     return remove(module, statement, "remove the second clip") if statement and plain else None

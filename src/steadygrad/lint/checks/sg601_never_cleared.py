@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind
+from steadygrad.lint.events import Kind, LoopEvent
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import insert
 from steadygrad.lint.steps import before, events_at_fault, holds
@@ -50,13 +50,13 @@ def find(module: Module) -> Iterator[Diagnostic]:
             )
 
 
-def _made_inside(module: Module, turn: Turn, event: Event) -> bool:
+def _made_inside(module: Module, turn: Turn, event: LoopEvent) -> bool:
     """Whether the optimizer is made anew in every turn, and its gradients with it."""
     made = module.assignments.get(event.subject, [])
     return any(turn.home in module.parents(statement) for statement in made)
 
 
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
+def _fix(module: Module, turn: Turn, event: LoopEvent) -> Fix | None:
     line = f"{event.subject}.zero_grad()"
     for trace in turn.traces:
         nodes = [e.node for e in trace.events]

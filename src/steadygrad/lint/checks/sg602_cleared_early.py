@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from steadygrad.lint.check import Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
-from steadygrad.lint.events import Event, Kind, event_of
+from steadygrad.lint.events import Kind, LoopEvent, event_of
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import move
 from steadygrad.lint.steps import events_at_fault
@@ -48,7 +48,7 @@ def find(module: Module) -> Iterator[Diagnostic]:
             )
 
 
-def _step_of(turn: Turn, event: Event) -> Event | None:
+def _step_of(turn: Turn, event: LoopEvent) -> LoopEvent | None:
     for trace in turn.traces:
         nodes = [e.node for e in trace.events]
         if event.node in nodes:
@@ -58,7 +58,7 @@ def _step_of(turn: Turn, event: Event) -> Event | None:
     return None
 
 
-def _may_hide_a_backward(module: Module, turn: Turn, event: Event) -> bool:
+def _may_hide_a_backward(module: Module, turn: Turn, event: LoopEvent) -> bool:
     """Whether a call between the clearing and the step may make gradients unseen."""
     step = _step_of(turn, event)
     if step is None or step.through or event.through:
@@ -72,7 +72,7 @@ def _may_hide_a_backward(module: Module, turn: Turn, event: Event) -> bool:
     )
 
 
-def _fix(module: Module, turn: Turn, event: Event) -> Fix | None:
+def _fix(module: Module, turn: Turn, event: LoopEvent) -> Fix | None:
     """Move the clearing behind the step: in front of what follows it, or of backward."""
     statement = module.statement(event.node)
     if statement is None or event.through:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.loop import Group, loose_of
+from steadygrad.rules.evidence.loop import SharedFate, loose_of
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
 
@@ -18,7 +18,7 @@ def check(view: View) -> Iterator[Finding]:
         yield _finding(view, group)
 
 
-def _finding(view: View, group: Group) -> Finding:
+def _finding(view: View, group: SharedFate) -> Finding:
     hidden = bool(group.container)
     many = f"{group.count} parameters" if group.count > 1 else "1 parameter"
     title = (

@@ -31,7 +31,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Group:
+class SharedFate:
     """Some parameters that share a fate.
 
     Attributes:
@@ -69,13 +69,13 @@ def loop_of(view: View) -> Loop:
     return Loop()
 
 
-def loose_of(view: View) -> list[Group]:
+def loose_of(view: View) -> list[SharedFate]:
     """Parameters that get a gradient and belong to no optimizer; told of the first optimizer."""
     found = _facts(view).get("loose") if view.optimizer == view.first_optimizer else ()
     return [_group(entry) for entry in found or ()]
 
 
-def stale_of(view: View) -> Group | None:
+def stale_of(view: View) -> SharedFate | None:
     """This optimizer's parameters that the trained model no longer has."""
     for entry in _facts(view).get("stale") or ():
         if entry.get("index") == view.optimizer:
@@ -126,8 +126,8 @@ def _facts(view: View) -> LoopFacts:
     return facts
 
 
-def _group(entry: GroupFacts) -> Group:
-    return Group(
+def _group(entry: GroupFacts) -> SharedFate:
+    return SharedFate(
         tuple(map(str, entry.get("names") or ())),
         int(entry.get("count", 0)),
         int(entry.get("elements", 0)),

@@ -56,7 +56,7 @@ NOWHERE = Spread()
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class RankMesh:
     """A mesh of ranks.
 
     Attributes:
@@ -216,27 +216,27 @@ def _specs(tensors: Sequence[object]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorPlace:
     """One tensor: over which grid it is laid out, and which dimensions of that split it."""
 
-    grid: Grid
+    grid: RankMesh
     split: tuple[int, ...]
     mesh: DeviceMesh | None = None
     group: ProcessGroup | None = None
 
 
 def _lay_out(specs: list[Any], spread: Spread) -> Layout:
-    places: dict[int, _Place] = {}
+    places: dict[int, _TensorPlace] = {}
     partial: list[int] = []
     for index, spec in enumerate(specs):
         if spec is not None:
             split = _split_dimensions(spec.placements)
-            places[index] = _Place(_grid_of(spec.mesh), split, mesh=spec.mesh)
+            places[index] = _TensorPlace(_grid_of(spec.mesh), split, mesh=spec.mesh)
             if any(p.is_partial() for p in spec.placements):
                 partial.append(index)
         elif index in spread.pieces:
             group = spread.pieces[index]
-            places[index] = _Place(_grid_of_group(group), (0,), group=group)
+            places[index] = _TensorPlace(_grid_of_group(group), (0,), group=group)
     shared = [i for i in range(len(specs)) if i not in spread.apart]
     exchanges = _exchanges(places, spread, len(specs))
     return Layout(exchanges, tuple(partial), Index(shared, len(specs)))
@@ -261,7 +261,7 @@ def _split_dimensions(placements: Sequence[object]) -> tuple[int, ...]:
     return tuple(d for d, placement in enumerate(placements) if isinstance(placement, shards))
 
 
-def _exchanges(places: dict[int, _Place], spread: Spread, count: int) -> tuple[Exchange, ...]:
+def _exchanges(places: dict[int, _TensorPlace], spread: Spread, count: int) -> tuple[Exchange, ...]:
     plain = [i for i in range(count) if i not in places and i not in spread.apart]
     left = dict(spread.apart)
     exchanges: list[Exchange] = []
@@ -307,7 +307,7 @@ def _split(columns: list[int], twins: NDArray[np.int64], count: int) -> Split:
     return Split(Index(columns, count), Index(owners, len(twins)), twins)
 
 
-def _twins(grid: Grid, place: _Place, ranks: Sequence[int]) -> NDArray[np.int64]:
+def _twins(grid: RankMesh, place: _TensorPlace, ranks: Sequence[int]) -> NDArray[np.int64]:
     """For each rank of an exchange, the row of the first one that holds the same piece."""
     row_of = {rank: row for row, rank in enumerate(ranks)}
     whole, split = _seen_from(grid, place)
@@ -320,7 +320,7 @@ def _twins(grid: Grid, place: _Place, ranks: Sequence[int]) -> NDArray[np.int64]
     return twins
 
 
-def _seen_from(grid: Grid, place: _Place) -> tuple[Grid, tuple[int, ...]]:
+def _seen_from(grid: RankMesh, place: _TensorPlace) -> tuple[RankMesh, tuple[int, ...]]:
     """A tensor's own mesh as dimensions of the larger one, where their names tell that."""
     own = place.grid
     if own.members == grid.members or not own.names or not set(own.names) <= set(grid.names):
@@ -331,27 +331,27 @@ def _seen_from(grid: Grid, place: _Place) -> tuple[Grid, tuple[int, ...]]:
 # -- the ranks that exchange ---------------------------------------------------------------------
 
 
-def _arenas(places: dict[int, _Place]) -> list[tuple[Grid, list[int]]]:
+def _arenas(places: dict[int, _TensorPlace]) -> list[tuple[RankMesh, list[int]]]:
     """Meshes that contain all others, with the tensors over each: one where meshes nest."""
     largest = _maximal(list({id(p.grid): p.grid for p in places.values()}.values()))
     if len(largest) > 1:
         around = _around([place.mesh for place in places.values()])
         largest = [around] if around is not None else largest
-    arenas: list[tuple[Grid, list[int]]] = [(grid, []) for grid in largest]
+    arenas: list[tuple[RankMesh, list[int]]] = [(grid, []) for grid in largest]
     for index, place in places.items():
         next(own for grid, own in arenas if place.grid.members <= grid.members).append(index)
     return arenas
 
 
-def _maximal(grids: list[Grid]) -> list[Grid]:
-    largest: list[Grid] = []
+def _maximal(grids: list[RankMesh]) -> list[RankMesh]:
+    largest: list[RankMesh] = []
     for grid in sorted(grids, key=lambda g: (-len(g.members), -g.ranks.ndim)):
         if not any(grid.members <= other.members for other in largest):
             largest.append(grid)
     return largest
 
 
-def _around(meshes: list[Any]) -> Grid | None:
+def _around(meshes: list[Any]) -> RankMesh | None:
     """The part of a common root mesh that spans these; None where there is none."""
     roots = {_root_of(mesh) for mesh in meshes}
     root = roots.pop() if len(roots) == 1 else None
@@ -365,7 +365,7 @@ def _around(meshes: list[Any]) -> Grid | None:
         slice(None) if name in wanted else here[d] for d, name in enumerate(root.mesh_dim_names)
     )
     names = tuple(name for name in root.mesh_dim_names if name in wanted)
-    return Grid(root.mesh.numpy().astype(np.int64)[index], names)
+    return RankMesh(root.mesh.numpy().astype(np.int64)[index], names)
 
 
 def _root_of(mesh: object) -> Any:
@@ -374,16 +374,16 @@ def _root_of(mesh: object) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _grid_of(mesh: DeviceMesh) -> Grid:
-    return Grid(mesh.mesh.numpy().astype(np.int64), tuple(mesh.mesh_dim_names or ()))
+def _grid_of(mesh: DeviceMesh) -> RankMesh:
+    return RankMesh(mesh.mesh.numpy().astype(np.int64), tuple(mesh.mesh_dim_names or ()))
 
 
 @functools.lru_cache(maxsize=64)
-def _grid_of_group(group: ProcessGroup) -> Grid:
-    return Grid(np.array(torch.distributed.get_process_group_ranks(group), np.int64))
+def _grid_of_group(group: ProcessGroup) -> RankMesh:
+    return RankMesh(np.array(torch.distributed.get_process_group_ranks(group), np.int64))
 
 
-def _group_over(grid: Grid, places: Iterable[_Place]) -> ProcessGroup:
+def _group_over(grid: RankMesh, places: Iterable[_TensorPlace]) -> ProcessGroup:
     """A process group of exactly these ranks: one that is there, or else a new one."""
     candidates = [torch.distributed.group.WORLD]
     for place in places:

@@ -67,7 +67,7 @@ class Pace:
 _pace = Pace()
 
 
-class _Backward(Visit):
+class _TimedBackward(Visit):
     def ends(self) -> None:
         _pace.go_on()
 
@@ -76,7 +76,7 @@ def _backward(arguments: tuple[object, ...]) -> Visit | None:
     if sites.inside_backward():
         return None
     _pace.pause()
-    return _Backward(arguments)
+    return _TimedBackward(arguments)
 
 
 def _make(patches: PatchSet) -> None:

@@ -11,10 +11,10 @@ import torch
 
 from steadygrad.live.shell import name_of_source
 from steadygrad.runlog.origin import Origin, Range
-from steadygrad.torch.origin.entries import Entry, Held, parts_of
+from steadygrad.torch.origin.entries import OutsideTensor, TapeEntry, parts_of
 from steadygrad.torch.origin.places import Place, line_of
-from steadygrad.torch.origin.probe import Event, Look, Note
-from steadygrad.torch.origin.replay import Replay, Story
+from steadygrad.torch.origin.probe import BrokenCall, Look, Note
+from steadygrad.torch.origin.replay import BackwardReplay, Story
 from steadygrad.vocabulary import Phase
 
 MOST_ROWS = 8
@@ -36,7 +36,7 @@ class Case:
     scaled: bool = False
 
 
-def answer(case: Case, replay: Replay, story: Story) -> Origin | None:
+def answer(case: Case, replay: BackwardReplay, story: Story) -> Origin | None:
     """Name the origin; None where the replay showed nothing non-finite.
 
     Args:
@@ -55,7 +55,7 @@ def answer(case: Case, replay: Replay, story: Story) -> Origin | None:
     return None
 
 
-def _forward_source(event: Event) -> Note | None:
+def _forward_source(event: BrokenCall) -> Note | None:
     """What gave a backward function non-finite figures that a finite loss does not show.
 
     An infinite score, squashed by a tanh, comes back as NaN in the gradient of a product.
@@ -89,7 +89,7 @@ def _of_forward(case: Case, story: Story, note: Note, batch: int) -> Origin:
     return _origin(case, note, phase, note.name, note.kind, inputs, rows, batch, _then(story, note))
 
 
-def _of_backward(case: Case, events: Sequence[Event], batch: int) -> Origin:
+def _of_backward(case: Case, events: Sequence[BrokenCall], batch: int) -> Origin:
     event = events[0]
     note = event.inner or event.note
     name = event.node if event.made else f"{event.node}, where finite gradients overflow in a sum,"
@@ -172,23 +172,23 @@ def _rows(look: Look | None, batch: int) -> tuple[int, ...]:
     return look.rows if look is not None and shape and shape[0] == batch > 1 else ()
 
 
-def _batch_of(entries: Sequence[Entry]) -> int:
+def _batch_of(entries: Sequence[TapeEntry]) -> int:
     """Rows of the batch: the first axis of the first tensor that entered; 0 where unknown."""
     modules = [entry for entry in entries if entry.kind == "module"]
     if any(map(_time_first, modules)):
         return 0
     for entry in modules or entries:
         for part in parts_of(entry):
-            value = part.value if isinstance(part, Held) else None
+            value = part.value if isinstance(part, OutsideTensor) else None
             if value is not None and value.dim() and not isinstance(value, torch.nn.Parameter):
                 return int(value.shape[0])
     return next((int(t.shape[0]) for e in entries for t in _constants(e) if t.dim()), 0)
 
 
-def _constants(entry: Entry) -> list[Any]:
+def _constants(entry: TapeEntry) -> list[Any]:
     return [held.value for held in entry.value] if entry.kind == "constant" else []
 
 
-def _time_first(entry: Entry) -> bool:
+def _time_first(entry: TapeEntry) -> bool:
     """Whether a module reads sequences whose first axis is time, not the batch."""
     return any(getattr(module, "batch_first", True) is False for module in entry.func.modules())

@@ -21,13 +21,13 @@ Mark = weakref.ref[torch.Tensor]
 """Stands for a tensor that was made on the tape. torch keeps one such reference a tensor."""
 
 Note = tuple[str, Any, Any, Any, Place, int, bool, Any, Any, Any]
-"""``(kind, func, args, kwargs, place, clock, grad, cast, made, more)``, as in `Entry`.
+"""``(kind, func, args, kwargs, place, clock, grad, cast, made, more)``, as in `TapeEntry`.
 
 ``made`` is a mark or a list of them, ``more`` the attributes that most calls do not have.
 """
 
 
-class Held:
+class OutsideTensor:
     """A tensor that entered from outside the tape."""
 
     __slots__ = ("copied", "value", "version", "was_graph")
@@ -59,7 +59,7 @@ class Use:
 
     __slots__ = ("entry", "leaf")
 
-    def __init__(self, entry: Entry | None, leaf: int) -> None:
+    def __init__(self, entry: TapeEntry | None, leaf: int) -> None:
         self.entry, self.leaf = entry, leaf
 
 
@@ -72,13 +72,13 @@ class Rebuilt:
         self.like, self.items = like, items
 
 
-class Entry:
+class TapeEntry:
     """One call.
 
     Attributes:
         kind: ``operation``, ``module``, ``constant`` or ``backward``.
         func: what was called; the module itself for a module.
-        args: its arguments; tensors are `Held` or `Use`.
+        args: its arguments; tensors are `OutsideTensor` or `Use`.
         kwargs: the same, by name.
         place: the caller's line.
         clock: optimizer steps before it.
@@ -92,7 +92,7 @@ class Entry:
     """
 
     draws: Draws | None = None
-    value: Sequence[Held] = ()
+    value: Sequence[OutsideTensor] = ()
     training = True
     losses: Sequence[Any] = ()
     chain: tuple[str, ...] = ()
@@ -104,12 +104,12 @@ class Entry:
         vars(self).update(more or {})
 
 
-def entries_of(notes: Sequence[Note]) -> list[Entry]:
+def entries_of(notes: Sequence[Note]) -> list[TapeEntry]:
     """What was noted, in order, each tensor with the call that made it."""
     made: dict[int, Use] = {}
     entries = []
     for note in notes:
-        entry = Entry(note, made)
+        entry = TapeEntry(note, made)
         entries.append(entry)
         for leaf, mark in enumerate(marks_of(note)):
             made[id(mark)] = Use(entry, leaf)
@@ -168,7 +168,7 @@ def chain_of(root: torch.Tensor, most: int = 8) -> tuple[str, ...]:
     return tuple(names)
 
 
-def parts_of(entry: Entry) -> Iterator[object]:
+def parts_of(entry: TapeEntry) -> Iterator[object]:
     """Everything in an entry's arguments that is no container."""
     yield from _flat((entry.args, entry.kwargs))
 

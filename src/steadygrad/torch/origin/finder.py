@@ -16,8 +16,8 @@ import torch
 from steadygrad.runlog.origin import Origin
 from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.blame import Case, answer, located
-from steadygrad.torch.origin.entries import Entry, Held, parts_of
-from steadygrad.torch.origin.replay import Impossible, Replay, several_ranks
+from steadygrad.torch.origin.entries import OutsideTensor, TapeEntry, parts_of
+from steadygrad.torch.origin.replay import BackwardReplay, Impossible, several_ranks
 from steadygrad.torch.origin.tape import Struck, Weights
 
 MOST_ANSWERS = 3
@@ -133,7 +133,7 @@ class Finder:
             if entry.clock <= struck.clock:
                 continue
             for part in (entry.func, *parts_of(entry)):
-                value = part.value if isinstance(part, Held) else part
+                value = part.value if isinstance(part, OutsideTensor) else part
                 inside = value.parameters() if isinstance(value, torch.nn.Module) else [value]
                 if not ids.isdisjoint(map(id, inside)):
                     return True
@@ -166,7 +166,7 @@ class Finder:
         return origin
 
 
-def explain(tape: Any, case: Case, backwards: Sequence[Entry]) -> Origin:
+def explain(tape: Any, case: Case, backwards: Sequence[TapeEntry]) -> Origin:
     """Replay the backward passes of a step until one shows what is not finite.
 
     Args:
@@ -185,7 +185,7 @@ def explain(tape: Any, case: Case, backwards: Sequence[Entry]) -> Origin:
         for entry in backwards:
             at = entry.place
             try:
-                replay = Replay(tape, entry)
+                replay = BackwardReplay(tape, entry)
                 found = answer(case, replay, replay.run())
                 why = _nothing_shown()
             except Impossible as reason:

@@ -142,7 +142,7 @@ _TRANSFORMS: tuple[tuple[object, str], ...] = (
 )
 
 
-class _Backward(Visit):
+class _TapedBackward(Visit):
     """One `backward` of the training, which the tape does not hear from inside."""
 
     def __init__(self, arguments: Arguments, tape: Tape) -> None:
@@ -169,7 +169,7 @@ def _backward_of(tape: Tape) -> Callable[[tuple[object, ...]], Visit | None]:
             None if grads is None else sites.listed(grads),
             None if inputs is None else sites.listed(inputs),
         )
-        return _Backward(arguments, tape)
+        return _TapedBackward(arguments, tape)
 
     return begins
 

@@ -71,7 +71,7 @@ class Note:
 
 
 @dataclass(eq=False)
-class Event:
+class BrokenCall:
     """A backward function that met or made something non-finite.
 
     Attributes:
@@ -112,7 +112,7 @@ class Probe(TorchFunctionMode):
         self.base: Place = (stop, 0)
         self.held: dict[int, str] = {}
         self.notes: list[Note] = []
-        self.events: list[Event] = []
+        self.events: list[BrokenCall] = []
         self.modules: list[tuple[str, str]] = []
         self._stop = stop
         self._bad: dict[int, tuple[torch.Tensor, Note]] = {}
@@ -280,7 +280,7 @@ class Probe(TorchFunctionMode):
             inner = self._inner()
             if bad is not None:
                 inner = None if broken else inner
-                event = Event(name, note, bad.kind, broken is None, entered, bad, inner)
+                event = BrokenCall(name, note, bad.kind, broken is None, entered, bad, inner)
                 self.events.append(event)
 
         return hook

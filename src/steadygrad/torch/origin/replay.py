@@ -20,10 +20,17 @@ import torch
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadygrad.torch.origin.entries import Entry, Held, Rebuilt, Use, parts_of, tensors_in
+from steadygrad.torch.origin.entries import (
+    OutsideTensor,
+    Rebuilt,
+    TapeEntry,
+    Use,
+    parts_of,
+    tensors_in,
+)
 from steadygrad.torch.origin.kinds import changes_its_argument
 from steadygrad.torch.origin.patches import watching
-from steadygrad.torch.origin.probe import BackwardProbe, Event, Note, Probe
+from steadygrad.torch.origin.probe import BackwardProbe, BrokenCall, Note, Probe
 from steadygrad.torch.origin.states import generators_kept, modules_kept, set_draws, set_modules
 from steadygrad.torch.origin.tape import Tape
 
@@ -43,11 +50,11 @@ class Story:
     """
 
     forward: Note | None
-    events: list[Event]
+    events: list[BrokenCall]
     notes: list[Note]
 
 
-class Replay:
+class BackwardReplay:
     """One `backward` of a step, and everything that led to it.
 
     Args:
@@ -59,7 +66,7 @@ class Replay:
         roots: the outermost modules among them.
     """
 
-    def __init__(self, tape: Tape, last: Entry) -> None:
+    def __init__(self, tape: Tape, last: TapeEntry) -> None:
         self._last = last
         self._tape = tape
         self.entries = _needed(tape.entries, last)
@@ -102,7 +109,7 @@ class Replay:
 
     # -- one entry -------------------------------------------------------------------------
 
-    def _do(self, entry: Entry, probe: Probe) -> None:
+    def _do(self, entry: TapeEntry, probe: Probe) -> None:
         if entry.kind == "constant":
             self._values[id(entry)] = [self._held(held) for held in entry.value]
             return
@@ -127,7 +134,7 @@ class Replay:
     def _unpacked(self, value: Any) -> Any:
         if isinstance(value, Use):
             return self._value(value)
-        if isinstance(value, Held):
+        if isinstance(value, OutsideTensor):
             return self._held(value)
         if type(value) is tuple:
             return tuple(self._unpacked(item) for item in value)
@@ -143,7 +150,7 @@ class Replay:
             raise Impossible("an earlier part of the step is no longer kept")
         return leaves[use.leaf]
 
-    def _held(self, held: Held) -> torch.Tensor:
+    def _held(self, held: OutsideTensor) -> torch.Tensor:
         if held.changed:
             shape = tuple(held.value.shape)
             raise Impossible(f"a tensor of shape {shape} was changed in place after it was used")
@@ -211,18 +218,18 @@ class Replay:
                 yield module, (start + path).rstrip(".")
 
 
-def _modules_of(entry: Entry) -> list[torch.nn.Module]:
+def _modules_of(entry: TapeEntry) -> list[torch.nn.Module]:
     if entry.kind == "module":
         return [entry.func]
     return [part for part in parts_of(entry) if isinstance(part, torch.nn.Module)]
 
 
-def _needed(entries: list[Entry], last: Entry) -> list[Entry]:
+def _needed(entries: list[TapeEntry], last: TapeEntry) -> list[TapeEntry]:
     """What a backward depends on, in order; and what changed any of it in place."""
     place = {id(entry): number for number, entry in enumerate(entries)}
     needed: set[int] = set()
 
-    def want(entry: Entry) -> None:
+    def want(entry: TapeEntry) -> None:
         waiting = [entry]
         while waiting:
             one = waiting.pop()
@@ -242,7 +249,7 @@ def _needed(entries: list[Entry], last: Entry) -> list[Entry]:
     return [entry for entry in before if id(entry) in needed]
 
 
-def _changes(entry: Entry, needed: set[int]) -> bool:
+def _changes(entry: TapeEntry, needed: set[int]) -> bool:
     name = getattr(entry.func, "__name__", "")
     target = entry.args[0] if changes_its_argument(name) and entry.args else None
     return isinstance(target, Use) and id(target.entry) in needed
@@ -319,7 +326,7 @@ class _NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def _circumstances(entry: Entry) -> Iterator[None]:
+def _circumstances(entry: TapeEntry) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(entry.grad))
         for device, dtype in entry.cast or ():

@@ -58,7 +58,7 @@ class _Manners:
         self.remembers: dict[remembered.Spot, bool] = {}
 
 
-class Generators:
+class GeneratorCopies:
     """Copies generators before calls, and as little of the rest as a replay can do with."""
 
     def __init__(self) -> None:

@@ -23,18 +23,18 @@ from torch.overrides import TorchFunctionMode
 from steadygrad.invisible import invisible
 from steadygrad.torch.origin import kinds
 from steadygrad.torch.origin.entries import (
-    Entry,
-    Held,
     Mark,
     Note,
+    OutsideTensor,
     Rebuilt,
+    TapeEntry,
     chain_of,
     entries_of,
     marks_of,
     tensors_in,
 )
 from steadygrad.torch.origin.places import Place, place_of
-from steadygrad.torch.origin.states import Generators
+from steadygrad.torch.origin.states import GeneratorCopies
 
 MOST_BYTES = 256 << 20
 """Of data that entered, held until the next step; beyond it the oldest calls are forgotten."""
@@ -115,20 +115,20 @@ class Tape:
         self.clock = 0
         self.notes: list[Note] = []
         self.struck: dict[int, Struck] = {}
-        self._entries: list[Entry] = []
+        self._entries: list[TapeEntry] = []
         self.steps: list[tuple[int, weakref.ref[Any]]] = []
         self._losses: list[tuple[int, Any]] = []
         self._made: dict[int, Mark] = {}
-        self._helds: dict[int, Held] = {}
+        self._helds: dict[int, OutsideTensor] = {}
         self._bytes = 0
         self._entered = 0
         self._marks: dict[int, int] = {}
         self._mode = _Listener(self)
         self._on = False
-        self._generators = Generators()
+        self._generators = GeneratorCopies()
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[TapeEntry]:
         """The calls, to be read."""
         if len(self._entries) != len(self.notes):
             self._entries = entries_of(self.notes)
@@ -212,7 +212,7 @@ class Tape:
             self._note("operation", call, leaves, more)
             return
         self._bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout is torch.strided)
-        more = {"value": [Held(leaf) for leaf in leaves]}
+        more = {"value": [OutsideTensor(leaf) for leaf in leaves]}
         self._note("constant", (call[0], (), None, call[3]), leaves, more)
 
     def module(self, call: Any, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
@@ -269,7 +269,7 @@ class Tape:
         more: dict[str, Any] = {"losses": [_figure_of(root) for root in roots]}
         self._losses.append((self.clock, more["losses"]))
         for mark, root in zip(packed, roots, strict=True):
-            if type(mark) is Held:
+            if type(mark) is OutsideTensor:
                 more["chain"] = chain_of(root)
                 self.stays = True
         args = (packed, self._pack(grads), self._pack(inputs))
@@ -293,7 +293,7 @@ class Tape:
         mark = self._marks.get(id(optimizer), 0)
         return any(clock >= mark and not _finite(losses) for clock, losses in self._losses)
 
-    def backwards_of(self, optimizer: object) -> list[Entry]:
+    def backwards_of(self, optimizer: object) -> list[TapeEntry]:
         """The backward entries whose gradients this optimizer is about to apply.
 
         Where losses are not finite, only those.
@@ -344,12 +344,12 @@ class Tape:
     def _keep_before(self, target: torch.Tensor) -> None:
         """A tensor from outside is about to be changed in place: keep a copy of it."""
         packed = self._pack(target)
-        if type(packed) is not Held:
+        if type(packed) is not OutsideTensor:
             packed = self._constant_of(packed)
         if packed is not None and not isinstance(target, torch.nn.Parameter):
             packed.keep_copy()
 
-    def _constant_of(self, mark: Mark) -> Held | None:
+    def _constant_of(self, mark: Mark) -> OutsideTensor | None:
         """The value that is kept of a tensor whose last maker on the tape was no function."""
         for note in reversed(self.notes):
             for leaf, made in enumerate(marks_of(note)):
@@ -390,11 +390,11 @@ class Tape:
             return Rebuilt(value, {key: self._pack(item) for key, item in value.items()})
         return value
 
-    def _hold(self, value: torch.Tensor) -> Held:
+    def _hold(self, value: torch.Tensor) -> OutsideTensor:
         held = self._helds.get(id(value))
         if held is not None and held.value is value and not held.changed:
             return held
-        held = self._helds[id(value)] = Held(value)
+        held = self._helds[id(value)] = OutsideTensor(value)
         if type(value) is _Tensor:
             self._bytes += value.nbytes if value.layout is torch.strided else 0
         return held
@@ -405,7 +405,7 @@ _SIMPLE = frozenset(
 )
 
 
-def _gradients_by_hand(entries: list[Entry]) -> list[Entry]:
+def _gradients_by_hand(entries: list[TapeEntry]) -> list[TapeEntry]:
     """Calls of `autograd.grad` where there is no `backward`: turned into what those would be."""
     found = [e for e in entries if e.kind == "operation" and e.func is torch.autograd.grad]
     for entry in found:

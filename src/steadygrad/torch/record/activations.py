@@ -39,7 +39,7 @@ _ACTIVATIONS = (
 )
 
 
-class Watch:
+class ActivationWatch:
     """Global forward hooks that note activations.
 
     Attributes:

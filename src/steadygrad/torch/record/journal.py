@@ -24,7 +24,7 @@ from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.gradients.outcome import Outcome
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
-from steadygrad.torch.record.recording import Recorder, facts_of
+from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
 from steadygrad.vocabulary import Action, OnNonfinite
 
 
@@ -56,7 +56,7 @@ class Journal:
             run = None  # one file a job: every rank is given the same path
         facts = {} if run is None else facts_of(optimizer, policy, on_nonfinite, index)
         self.announced: tuple[TensorInfo, ...] | None = None
-        self._recorder = None if run is None else Recorder(run, facts)
+        self._recorder = None if run is None else OptimizerRecorder(run, facts)
         self._outbox = Outbox()
         self._last: StepRecord | None = None
         self._index = index
@@ -199,7 +199,7 @@ class Journal:
 
 
 def hand_over(
-    recorder: Recorder, record: StepRecord, stats: GradientStats, present: list[int] | None
+    recorder: OptimizerRecorder, record: StepRecord, stats: GradientStats, present: list[int] | None
 ) -> None:
     """Queue one step for the thread that writes the run file.
 

@@ -24,7 +24,7 @@ UNSEEDED = 67280421310721
 """What `torch.initial_seed` gives where no seed was set."""
 
 
-class Recorder:
+class OptimizerRecorder:
     """One optimizer's place in a run file.
 
     Args:

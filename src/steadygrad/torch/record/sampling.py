@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from steadygrad import kernels
 from steadygrad.runlog.sampled import Floats, WeightFigures, due, next_due, spectral_radius, stride
-from steadygrad.torch.record.activations import Watch
+from steadygrad.torch.record.activations import ActivationWatch
 from steadygrad.torch.record.through_time import POSITIONS
 from steadygrad.vocabulary import THROUGH_TIME
 
@@ -58,7 +58,7 @@ class Sampler:
         self._every = every
         self._figures = WeightFigures(writer)
         self._weights: list[torch.Tensor] = []
-        self._watch = Watch()
+        self._watch = ActivationWatch()
         self._watch.start()
         self._said_frozen = False
         self.idle_before = 0

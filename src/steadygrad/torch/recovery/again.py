@@ -13,8 +13,8 @@ import torch
 
 from steadygrad.recovery.events import PERSISTENT, TRANSIENT, UNKNOWN
 from steadygrad.torch.origin import patches
-from steadygrad.torch.origin.entries import Entry
-from steadygrad.torch.origin.replay import Impossible, Replay
+from steadygrad.torch.origin.entries import TapeEntry
+from steadygrad.torch.origin.replay import BackwardReplay, Impossible
 from steadygrad.torch.origin.tape import Tape
 from steadygrad.vocabulary import Nature
 
@@ -61,14 +61,14 @@ class StepAgain:
         return _nature(self._tape, backwards)
 
 
-def _nature(tape: Tape, backwards: list[Entry]) -> Nature:
+def _nature(tape: Tape, backwards: list[TapeEntry]) -> Nature:
     armed, tape.armed = tape.armed, False
     was_on = tape.take_off()
     unknown = False
     try:
         for entry in backwards:
             try:
-                story = Replay(tape, entry).run()
+                story = BackwardReplay(tape, entry).run()
             except Impossible:
                 unknown = True
                 continue

@@ -30,7 +30,7 @@ from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.resuming import LADDER
-from steadygrad.recovery.ring import Held, Pace, Ring
+from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
@@ -98,7 +98,7 @@ class Recovering:
         if ladder.rollback:
             size = sum(p.numel() * p.element_size() for p in params)
             self._ring.require_room(size * (1 + STATES))
-        self._pace = Pace(ladder.stride)
+        self._pace = SnapshotPace(ladder.stride)
         self.again = StepAgain(optimizer)
         self._displacement = Displacement()
         self._doubts = 0
@@ -117,7 +117,7 @@ class Recovering:
         )
         self._candidate: tuple[int, TrainingState] | None = None
         self._generators: Generators | None = None
-        self._rollback: tuple[Held[TrainingState], str] | None = None
+        self._rollback: tuple[StoredSnapshot[TrainingState], str] | None = None
         self._verdict = SOUND
         self._under_way: dict[str, int] = {}
         self._searches = 2  # a scheduler may be made after the first step
@@ -382,7 +382,9 @@ class Recovering:
             self._restore(optimizer, snapshot.content)
         raise given_up(step, verdict, to)
 
-    def _rolled_back(self, step: int, snapshot: Held[TrainingState], trigger: str) -> None:
+    def _rolled_back(
+        self, step: int, snapshot: StoredSnapshot[TrainingState], trigger: str
+    ) -> None:
         self._ring.drop_after(snapshot.step)
         if self._folder is not None:
             self._wait()

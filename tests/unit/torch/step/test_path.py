@@ -1,4 +1,4 @@
-"""How many files a step passes on its way to the run file: each is one more to read, and to call."""
+"""How many files a step passes on its way to the run file: each is one more to read and to call."""
 
 from __future__ import annotations
 
