@@ -22,7 +22,7 @@ from steadygrad.policies.choice import Choice
 from steadygrad.policies.in_numpy import NUMPY
 from steadygrad.policies.stepping import StepGradients, step
 from steadygrad.tensorflow.engine import TensorFlowEngine
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.vocabulary import ACTIONS
 
@@ -72,7 +72,7 @@ def clipped_by_torch(choice):
             param.grad = torch.from_numpy(grad.copy())
             if number:  # an optimizer has no second moment before its first step
                 state[param] = {"exp_avg_sq": torch.from_numpy(moment), "step": number}
-        batch = Batch([p.grad for p in params], params, NAMES, SIZES, state=state)
+        batch = GradientBatch([p.grad for p in params], params, NAMES, SIZES, state=state)
         outcome = clipper.process(batch, number)
         left = outcome.applied
         action = "skip" if outcome.skip else "clip" if left.clipped else "none"

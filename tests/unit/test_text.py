@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from steadygrad.cli import group
-from steadygrad.compare import Grid, Outcome, judge
+from steadygrad.compare import Grid, TrainingResult, judge
 from steadygrad.compare import show as comparing
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
@@ -108,7 +108,9 @@ def test_a_comparison_shows_foreign_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a script printed last stands in the lines of troubles; its name in the page's path."""
-    outcomes = [Outcome(f"[b]{HOSTILE}", s, f"exit 1: {HOSTILE}", 0, float("nan")) for s in (0, 1)]
+    outcomes = [
+        TrainingResult(f"[b]{HOSTILE}", s, f"exit 1: {HOSTILE}", 0, float("nan")) for s in (0, 1)
+    ]
     monkeypatch.setattr(comparing, "run_grid", lambda *_, **__: [judge(outcomes, [HOSTILE])])
     monkeypatch.setattr(comparing, "write_page", lambda *_: tmp_path / HOSTILE / "compare.html")
     comparing.compare(Grid(__file__, (), ("none",), 2, tmp_path))

@@ -8,7 +8,7 @@ nothing but to be runnable.
 from __future__ import annotations
 
 from steadygrad.compare.cells import Cell, Grid
-from steadygrad.compare.measuring import Curve, Outcome, measure
+from steadygrad.compare.measuring import Curve, TrainingResult, measure
 from steadygrad.compare.table import Comparison, Row, judge, judge_each
 
 __all__ = [
@@ -16,8 +16,8 @@ __all__ = [
     "Comparison",
     "Curve",
     "Grid",
-    "Outcome",
     "Row",
+    "TrainingResult",
     "judge",
     "judge_each",
     "measure",

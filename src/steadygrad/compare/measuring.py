@@ -38,7 +38,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """One training's result.
 
     Attributes:
@@ -71,7 +71,7 @@ class Outcome:
     optimizer: str = ""
 
 
-def measure(cell: Cell, ended: dict[str, Any]) -> list[Outcome]:
+def measure(cell: Cell, ended: dict[str, Any]) -> list[TrainingResult]:
     """Read what a finished cell came to.
 
     Args:
@@ -87,7 +87,7 @@ def measure(cell: Cell, ended: dict[str, Any]) -> list[Outcome]:
         run = open_run(cell.run_file)
     except RunFileError:
         trouble = crash or "recorded no optimizer step"
-        return [Outcome(cell.spec, cell.seed, trouble=trouble, seconds=seconds)]
+        return [TrainingResult(cell.spec, cell.seed, trouble=trouble, seconds=seconds)]
     of_each = list(rows_of_each(run)) or [0]
     several = len(of_each) > 1
     return [
@@ -98,12 +98,12 @@ def measure(cell: Cell, ended: dict[str, Any]) -> list[Outcome]:
 
 def _outcome(
     cell: Cell, run: Run, number: int, crash: str, seconds: float, optimizer: str
-) -> Outcome:
+) -> TrainingResult:
     rows, view = run.steps[run.steps["optimizer"] == number], View(run, number)
     applied = rows[rows["action"] != "skip"]
     cosines = applied["cosine"][np.isfinite(applied["cosine"])]
     losses = np.asarray(view.loss, dtype=np.float64)
-    return Outcome(
+    return TrainingResult(
         spec=cell.spec,
         seed=cell.seed,
         trouble=crash or divergence(losses, np.asarray(rows["norm"], dtype=np.float64)),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadygrad.compare.cells import Grid
-from steadygrad.compare.measuring import Outcome
+from steadygrad.compare.measuring import TrainingResult
 from steadygrad.compare.rows import cells, troubles
 from steadygrad.compare.table import Comparison, Row
 from steadygrad.errors import SteadyGradError
@@ -160,7 +160,7 @@ def _sentences(each: Sequence[Comparison]) -> list[str]:
 
 def _typical(row: Row, grid: Grid) -> Path | None:
     """The run file of the seed with the middle final loss, or of any that recorded steps."""
-    recorded: Sequence[Outcome] = [o for o in row.outcomes if o.steps]
+    recorded: Sequence[TrainingResult] = [o for o in row.outcomes if o.steps]
     if not recorded:
         return None
     ordered = sorted(recorded, key=lambda o: (o.final_loss != o.final_loss, o.final_loss))

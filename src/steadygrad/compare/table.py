@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.compare.measuring import Outcome
+from steadygrad.compare.measuring import TrainingResult
 from steadygrad.notebook.cards import Card
 from steadygrad.report.numbers import figure
 
@@ -35,7 +35,7 @@ class Row:
     """
 
     spec: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TrainingResult, ...]
     final_loss: float
     spread: float
     standing: str = ""
@@ -114,7 +114,7 @@ def _in_words(row: Row) -> str:
     return f"{row.spec}: {', '.join(filter(None, (loss, spread, row.standing, diverged)))}"
 
 
-def judge_each(outcomes: Sequence[Outcome], command: Sequence[str]) -> list[Comparison]:
+def judge_each(outcomes: Sequence[TrainingResult], command: Sequence[str]) -> list[Comparison]:
     """Lay outcomes side by side, those of each optimizer by themselves.
 
     Args:
@@ -125,7 +125,8 @@ def judge_each(outcomes: Sequence[Outcome], command: Sequence[str]) -> list[Comp
         One comparison for each optimizer.
 
     Example:
-        >>> two = [Outcome("auto", 0, final_loss=x, optimizer=o) for x, o in ((1, "D"), (9, "G"))]
+        >>> ends = ((1, "D"), (9, "G"))
+        >>> two = [TrainingResult("auto", 0, final_loss=x, optimizer=o) for x, o in ends]
         >>> [(c.optimizer, c.rows[0].final_loss) for c in judge_each(two, ["gan.py"])]
         [('D', 1.0), ('G', 9.0)]
     """
@@ -136,7 +137,7 @@ def judge_each(outcomes: Sequence[Outcome], command: Sequence[str]) -> list[Comp
     ]
 
 
-def judge(outcomes: Sequence[Outcome], command: Sequence[str]) -> Comparison:
+def judge(outcomes: Sequence[TrainingResult], command: Sequence[str]) -> Comparison:
     """Lay outcomes of one optimizer side by side.
 
     Args:
@@ -144,7 +145,7 @@ def judge(outcomes: Sequence[Outcome], command: Sequence[str]) -> Comparison:
         command: the script's command line.
 
     Example:
-        >>> o = [Outcome(s, i, steps=9, final_loss=x + i / 10)
+        >>> o = [TrainingResult(s, i, steps=9, final_loss=x + i / 10)
         ...      for s, x in (("none", 2.0), ("auto", 1.0)) for i in range(3)]
         >>> judge(o, ["train.py"]).sentence
         "auto ends lowest, at 1.1; the others are worse by more than the seeds' spread."
@@ -159,7 +160,7 @@ def judge(outcomes: Sequence[Outcome], command: Sequence[str]) -> Comparison:
     return Comparison(tuple(placed), sentence, seeds, tuple(command), alike)
 
 
-def _gather(spec: str, outcomes: Sequence[Outcome]) -> Row:
+def _gather(spec: str, outcomes: Sequence[TrainingResult]) -> Row:
     sound = [o.final_loss for o in outcomes if not o.trouble and math.isfinite(o.final_loss)]
     mean = float(np.mean(sound)) if sound else math.nan
     spread = max(sound) - min(sound) if len(sound) > 1 else math.nan

@@ -7,7 +7,7 @@ its loss and norm, `Ring` holds snapshots within a memory budget.
 from __future__ import annotations
 
 from steadygrad.recovery.events import RecoveryEvent, events_of
-from steadygrad.recovery.judge import Act, Judge, Verdict
+from steadygrad.recovery.judge import Act, Judge, StepVerdict
 from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.recovery.triggers import Reading
 
@@ -17,7 +17,7 @@ __all__ = [
     "Ladder",
     "Reading",
     "RecoveryEvent",
-    "Verdict",
+    "StepVerdict",
     "events_of",
     "parse_ladder",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from steadygrad.errors import UsageError
 from steadygrad.recovery.events import LOWER_RATE, SHRINK, RecoveryEvent
-from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, Verdict, given_up
+from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.recovery.triggers import Reading
@@ -143,7 +143,7 @@ class CompiledRecovery(Generic[Content]):
         known = norm if finite else math.nan
         return Reading(step, loss, known, loss_finite, finite or scaled, weights)
 
-    def _sound(self, figures: FinishedStep, verdict: Verdict) -> None:
+    def _sound(self, figures: FinishedStep, verdict: StepVerdict) -> None:
         if verdict.act is Act.ACCEPT:
             self._note(figures.step, verdict.act.value, verdict.trigger)
         elif not figures.dropped and math.isfinite(figures.norm):
@@ -167,7 +167,7 @@ class CompiledRecovery(Generic[Content]):
         if self._restored is not None and not self._judge.leave_out:
             self._training.put_back(self._restored.content)
 
-    def _go_back(self, step: int, verdict: Verdict) -> None:
+    def _go_back(self, step: int, verdict: StepVerdict) -> None:
         snapshot = self._ring.newest(verdict.until)
         stops = verdict.act is Act.STOP or snapshot is None
         to = None if snapshot is None else snapshot.step
@@ -191,7 +191,7 @@ class CompiledRecovery(Generic[Content]):
             self._ring.require_room(size)
             self._ring.add(step, content, size)
 
-    def _look_ahead(self, step: int, verdict: Verdict) -> None:
+    def _look_ahead(self, step: int, verdict: StepVerdict) -> None:
         """Set what holds for the next step, and copy what it begins with where that is due."""
         before, self._ahead = self._ahead, self._judge.ahead(step)
         if self._ahead.lr_factor < before.lr_factor:

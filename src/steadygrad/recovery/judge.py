@@ -36,7 +36,7 @@ class Act(str, enum.Enum):
     STOP = events.STOP
 
 
-class Verdict(NamedTuple):
+class StepVerdict(NamedTuple):
     """What to do with one step.
 
     Attributes:
@@ -65,10 +65,10 @@ class Verdict(NamedTuple):
         return self.act not in (Act.NONE, Act.ACCEPT)
 
 
-SOUND = Verdict(Act.NONE)
+SOUND = StepVerdict(Act.NONE)
 
 
-def given_up(step: int, verdict: Verdict, to: int | None) -> RecoveryError:
+def given_up(step: int, verdict: StepVerdict, to: int | None) -> RecoveryError:
     """The error that ends a training.
 
     Args:
@@ -142,7 +142,7 @@ class Judge:
         self._slow_until = -1
         self._lowered = 0
 
-    def judge(self, reading: Reading, displaced: Displaced = _unknown) -> Verdict:
+    def judge(self, reading: Reading, displaced: Displaced = _unknown) -> StepVerdict:
         """What to do with this step; call it once a step, in order.
 
         Args:
@@ -152,7 +152,7 @@ class Judge:
         """
         if self.leave_out > 0:
             self.leave_out -= 1
-            return Verdict(Act.LEAVE_OUT)
+            return StepVerdict(Act.LEAVE_OUT)
         trigger = self._watch.trigger(reading)
         if not trigger:
             return self._sound(reading)
@@ -189,7 +189,7 @@ class Judge:
         self._watch.undone()
         self.leave_out = self.ladder.leave_out
 
-    def _sound(self, reading: Reading) -> Verdict:
+    def _sound(self, reading: Reading) -> StepVerdict:
         if len(self._in_a_row) == 1:
             self._watch.was_lone(self._in_a_row[0])
         self._in_a_row.clear()
@@ -199,7 +199,7 @@ class Judge:
         shrinks = reading.step <= self._shrink_until
         if not (slow or shrinks):
             return SOUND
-        return Verdict(
+        return StepVerdict(
             Act.NONE,
             cap=self._watch.usual_norm if shrinks else math.inf,
             lr_factor=self.ladder.lower_lr**self._lowered if slow else 1.0,
@@ -207,49 +207,49 @@ class Judge:
             slow_until=self._slow_until if slow else -1,
         )
 
-    def _struck(self, reading: Reading, trigger: str, displaced: Displaced) -> Verdict:
+    def _struck(self, reading: Reading, trigger: str, displaced: Displaced) -> StepVerdict:
         times = len(self._in_a_row)
         self._shrink_until = reading.step + self.ladder.shrink
         if not self.ladder.rollback:
             return self._struck_for_good(trigger, times)
         if trigger == WEIGHTS:
-            return Verdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
+            return StepVerdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
         if trigger == DIVERGED:
             return self._back(reading.step, max(self.ladder.back, 2 * LASTING), trigger)
         moved = displaced() if self.ladder.skip else None
         if moved:  # since the snapshot, which is sound therefore
-            return Verdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
+            return StepVerdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
         if self._pristine:
             return self._struck_on_restored(trigger, times)
         if times <= (self.ladder.skip if moved is None else max(self.ladder.skip, PATIENCE)):
-            return Verdict(Act.SKIP, trigger)
+            return StepVerdict(Act.SKIP, trigger)
         return self._back(reading.step, self.ladder.back, trigger)
 
-    def _struck_for_good(self, trigger: str, times: int) -> Verdict:
+    def _struck_for_good(self, trigger: str, times: int) -> StepVerdict:
         """A ladder without a rollback can but drop the step."""
         if times <= MOST_SKIPS:
-            return Verdict(Act.SKIP, trigger)
+            return StepVerdict(Act.SKIP, trigger)
         if trigger in NONFINITE:
-            return Verdict(Act.STOP, trigger, reason=f"{times} steps in a row are struck")
+            return StepVerdict(Act.STOP, trigger, reason=f"{times} steps in a row are struck")
         return self._accepted(trigger)
 
-    def _struck_on_restored(self, trigger: str, times: int) -> Verdict:
+    def _struck_on_restored(self, trigger: str, times: int) -> StepVerdict:
         """The weights are those of a good snapshot, so what strikes is in the data."""
         if trigger in NONFINITE and times > MOST_SKIPS:
-            return Verdict(Act.STOP, trigger, reason="the last good weights are struck as well")
+            return StepVerdict(Act.STOP, trigger, reason="the last good weights are struck as well")
         if trigger not in NONFINITE and times > SAME_WEIGHTS:
             return self._accepted(trigger)
-        return Verdict(Act.SKIP, trigger)
+        return StepVerdict(Act.SKIP, trigger)
 
-    def _accepted(self, trigger: str) -> Verdict:
+    def _accepted(self, trigger: str) -> StepVerdict:
         self._watch.forget()
         self._in_a_row.clear()
         self._pristine = False
-        return Verdict(Act.ACCEPT, trigger)
+        return StepVerdict(Act.ACCEPT, trigger)
 
-    def _back(self, step: int, steps: int, trigger: str) -> Verdict:
+    def _back(self, step: int, steps: int, trigger: str) -> StepVerdict:
         """Back so many steps; soon after another rollback, further than that one."""
         latest = step - steps
         if self._restored is not None and step - self._restored_at <= SETTLE:
             latest = min(latest, self._restored - 1)
-        return Verdict(Act.ROLLBACK, trigger, until=latest)
+        return StepVerdict(Act.ROLLBACK, trigger, until=latest)

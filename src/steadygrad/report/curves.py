@@ -19,7 +19,7 @@ from steadygrad.recovery.episodes import episodes
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.undone import stretches
 from steadygrad.report.model import (
-    Curve,
+    FigureCurve,
     Lane,
     Mark,
     NormCurve,
@@ -222,7 +222,7 @@ def _threshold_is_of_norm(rows: Any) -> bool:
     )
 
 
-def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> Curve:
+def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> FigureCurve:
     kept = keep(values)
     shown = np.where(values > 0, values, np.nan) if log else values
     return {

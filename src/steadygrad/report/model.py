@@ -124,7 +124,7 @@ class Mark(TypedDict):
     count: int
 
 
-class Curve(TypedDict):
+class FigureCurve(TypedDict):
     """A figure over the steps, thinned to what can be drawn."""
 
     step: list[int]
@@ -133,7 +133,7 @@ class Curve(TypedDict):
     off_scale: list[Mark]
 
 
-class NormCurve(Curve):
+class NormCurve(FigureCurve):
     """The norm, and the threshold at the same steps.
 
     Attributes:
@@ -179,9 +179,9 @@ class Recovered(TypedDict):
 class Series(TypedDict):
     """One optimizer's curves; ``cosine`` is None where no direction was changed."""
 
-    loss: Curve
+    loss: FigureCurve
     norm: NormCurve
-    cosine: Curve | None
+    cosine: FigureCurve | None
     lanes: list[Lane]
     recovery: Recovered
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steadygrad.report.model import (
-    Curve,
+    FigureCurve,
     FindingData,
     KeyFigure,
     Recommendation,
@@ -72,7 +72,7 @@ class Chart:
     def __init__(
         self,
         title: str,
-        curve: Curve,
+        curve: FigureCurve,
         *,
         log: bool,
         threshold: float | None = None,
@@ -123,7 +123,7 @@ class Chart:
         return figure(10.0**height if self.log else height)
 
 
-def columns(curve: Curve, width: int) -> tuple[list[float | None], list[bool]]:
+def columns(curve: FigureCurve, width: int) -> tuple[list[float | None], list[bool]]:
     """The largest value of each column of a chart, and which columns hold NaN or inf.
 
     Example:
@@ -148,7 +148,7 @@ def columns(curve: Curve, width: int) -> tuple[list[float | None], list[bool]]:
     return tops, broken
 
 
-def covered(stretches: Sequence[StretchData], curve: Curve, width: int) -> list[bool]:
+def covered(stretches: Sequence[StretchData], curve: FigureCurve, width: int) -> list[bool]:
     """Which columns of a chart hold a step of these stretches.
 
     Example:
@@ -163,7 +163,7 @@ def covered(stretches: Sequence[StretchData], curve: Curve, width: int) -> list[
     return columns
 
 
-def _column_of(curve: Curve, width: int) -> Callable[[float], int]:
+def _column_of(curve: FigureCurve, width: int) -> Callable[[float], int]:
     first, last = curve["step"][0], curve["step"][-1]
     return lambda step: min(width - 1, int((step - first) * width / (last - first + 1)))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from steadygrad.compare import Cell, Grid, Outcome, judge, judge_each, measure
+from steadygrad.compare import Cell, Grid, TrainingResult, judge, judge_each, measure
 from steadygrad.compare.measuring import curve, divergence
 from steadygrad.compare.show import as_plain, table
 from steadygrad.errors import SpecError, UsageError
@@ -20,10 +20,12 @@ from steadygrad.runlog import RunWriter
 from steadygrad.runlog.records import StepRecord, TensorInfo
 
 
-def outcomes(**finals: list[float]) -> list[Outcome]:
+def outcomes(**finals: list[float]) -> list[TrainingResult]:
     """Final losses by policy; NaN for a seed that diverged."""
     return [
-        Outcome(spec, seed, trouble="" if x == x else "loss not finite", steps=9, final_loss=x)
+        TrainingResult(
+            spec, seed, trouble="" if x == x else "loss not finite", steps=9, final_loss=x
+        )
         for spec, values in finals.items()
         for seed, x in enumerate(values)
     ]
@@ -74,7 +76,7 @@ def test_the_terminal_shows_every_policy_in_full() -> None:
 
 
 def test_the_loss_of_a_failed_seed_does_not_count() -> None:
-    crashed = Outcome("none", 2, trouble="failed: KeyError", steps=3, final_loss=50.0)
+    crashed = TrainingResult("none", 2, trouble="failed: KeyError", steps=3, final_loss=50.0)
     (row,) = judge([*outcomes(none=[1.0, 1.2]), crashed], ["t.py"]).rows
     assert (row.final_loss, row.diverged) == (pytest.approx(1.1), 1)
 
@@ -114,7 +116,7 @@ def test_what_counts_as_diverged(losses: Any, norms: Any, trouble: str) -> None:
 
 def test_bands_go_over_the_seeds() -> None:
     rows = [
-        Outcome("none", seed, steps=100, final_loss=1.0, curve=curve(np.full(100, value)))
+        TrainingResult("none", seed, steps=100, final_loss=1.0, curve=curve(np.full(100, value)))
         for seed, value in enumerate((1.0, 2.0, 4.0))
     ]
     steps, low, middle, high = judge(rows, ["t.py"]).rows[0].band()
@@ -215,7 +217,7 @@ def test_the_optimizers_of_a_gan_are_compared_each_by_itself(tmp_path: Path) -> 
                     ones = np.ones(1)
                     writer.write_step(record, ids[k], ones, ones, ones * 0, ones * 0)
         outcomes += measure(cell, {"exit": 0, "seconds": 1.0})
-    outcomes.append(Outcome("auto", 2, trouble="failed: KeyError"))
+    outcomes.append(TrainingResult("auto", 2, trouble="failed: KeyError"))
     critic, generator = judge_each(outcomes, ["gan.py"])
     assert (critic.optimizer, generator.optimizer) == ("Adam 0", "Adam 1")
     finals = [[row.final_loss for row in part.rows] for part in (critic, generator)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steadygrad.calibration import calibrate
-from steadygrad.compare import Outcome, judge
+from steadygrad.compare import TrainingResult, judge
 from steadygrad.notebook.cards import MOST_POINTS, Card, curve
 from steadygrad.rules import Finding, Findings
 from steadygrad.runlog import Run
@@ -73,7 +73,7 @@ def test_a_calibration_shows_how_often_norms_of_each_size_came() -> None:
 
 def test_a_comparison_is_a_card_of_its_policies() -> None:
     outcomes = [
-        Outcome(spec, seed, steps=9, final_loss=loss + seed / 10, trouble=trouble)
+        TrainingResult(spec, seed, steps=9, final_loss=loss + seed / 10, trouble=trouble)
         for spec, loss, trouble in (("<auto>", 1.0, ""), ("none", math.nan, "NaN at step 3"))
         for seed in range(3)
     ]

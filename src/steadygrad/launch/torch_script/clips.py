@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from steadygrad.launch.torch_script.clocks import Clock, Clocks, WeightAtCall
-from steadygrad.launch.torch_script.readings import EVERY, Part, Reading, joined, read
+from steadygrad.launch.torch_script.readings import EVERY, GradientReading, Part, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, read_whole
 from steadygrad.torch.gradients.pieces import whole
 
@@ -85,7 +85,7 @@ class Unscaling(NamedTuple):
     """
 
     parameters: list[torch.Tensor]
-    rows: dict[int, tuple[Reading, int]]
+    rows: dict[int, tuple[GradientReading, int]]
     scale: Any
 
 
@@ -102,7 +102,7 @@ class ClipLog:
     ) -> None:
         self._backwards = backwards
         self._scale_of = scale_of
-        self._readings: list[Reading] = []
+        self._readings: list[GradientReading] = []
         self._clocks = Clocks()
         self._any = Clock()
         self.waiting: list[ClipCall] = []
@@ -168,13 +168,13 @@ class ClipLog:
         self.waiting.append(call)
         del self.waiting[:-MOST_WAITING]
 
-    def remember(self, reading: Reading) -> None:
+    def remember(self, reading: GradientReading) -> None:
         """Keep figures that were read elsewhere, for the clip call that may follow."""
         own = set(reading.ids)
         self._readings = [r for r in self._readings if not own.issuperset(r.ids)][-MOST_WAITING:]
         self._readings.append(reading)
 
-    def whole(self, parameters: Sequence[torch.Tensor]) -> Reading | None:
+    def whole(self, parameters: Sequence[torch.Tensor]) -> GradientReading | None:
         """The reading of exactly these parameters, where nothing has touched a gradient since."""
         ids = list(map(id, parameters))
         for reading in self._readings:
@@ -182,7 +182,7 @@ class ClipLog:
                 return reading if reading.holds(parameters) else None
         return None
 
-    def reading_of(self, parameters: Sequence[torch.Tensor]) -> Reading | None:
+    def reading_of(self, parameters: Sequence[torch.Tensor]) -> GradientReading | None:
         """What these gradients were before clipping; what no call has read is read now.
 
         Args:
@@ -287,7 +287,7 @@ class ClipLog:
             parts.append(Part(fresh, EVERY, _gradients(unknown)))
         return parts
 
-    def _rows(self, parameters: Sequence[torch.Tensor]) -> dict[int, tuple[Reading, int]]:
+    def _rows(self, parameters: Sequence[torch.Tensor]) -> dict[int, tuple[GradientReading, int]]:
         """Where these gradients were read, by the parameter's id; those as they were left alone."""
         if not self._readings:
             return {}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.torch_script.clips import Unscaling
     from steadygrad.launch.torch_script.observer import TorchObserver
-    from steadygrad.torch.step.observing import Outcome
+    from steadygrad.torch.step.observing import StepOutcome
 
 
 class TorchPatches:
@@ -121,7 +121,7 @@ class TorchPatches:
 
     def clipped_elsewhere(
         self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
-    ) -> Outcome | None:
+    ) -> StepOutcome | None:
         """What the script's clip calls did to gradients that another optimizer is given."""
         observer = self.observer()
         if observer is None:

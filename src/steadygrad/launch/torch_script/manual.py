@@ -18,12 +18,12 @@ import torch
 
 from steadygrad.launch.torch_script.clips import ClipLog
 from steadygrad.launch.torch_script.observed import summed_up
-from steadygrad.launch.torch_script.readings import Reading, read
+from steadygrad.launch.torch_script.readings import GradientReading, read
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.record.journal import hand_over, record_of
 from steadygrad.torch.record.recording import OptimizerRecorder
-from steadygrad.torch.step.observing import Clipper, Outcome
+from steadygrad.torch.step.observing import Clipper, StepOutcome
 
 PROBE = 8
 
@@ -39,11 +39,11 @@ class Pending:
     """
 
     leaves: list[weakref.ref[torch.Tensor]]
-    reading: Reading
+    reading: GradientReading
     loss: Any
     probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
     weights: list[torch.Tensor]
-    outcome: Outcome | None = None
+    outcome: StepOutcome | None = None
     returned: bool = False
     summed: bool = False
 
@@ -171,11 +171,11 @@ class ManualLoop:
             self._commit(self._pending, set(self._known))
         self._pending = None
 
-    def _batch(self, leaves: list[torch.Tensor]) -> Batch:
+    def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:
         unknown = [leaf for leaf in leaves if id(leaf) not in self._infos]
         if unknown:
             self._infos.update(self._describe(unknown))
-        return Batch(
+        return GradientBatch(
             grads=[leaf.grad for leaf in leaves if leaf.grad is not None],
             params=leaves,
             names=tuple(self._infos[id(leaf)].name for leaf in leaves),
@@ -203,7 +203,7 @@ class ManualLoop:
         self.taken_from_calls += pending.returned
         self._record(outcome, leaves, pending.loss)
 
-    def _record(self, outcome: Outcome, leaves: list[torch.Tensor], loss: object) -> None:
+    def _record(self, outcome: StepOutcome, leaves: list[torch.Tensor], loss: object) -> None:
         self._open = self._open or self._recorder()
         self._stepped(self.steps, leaves)
         if self._open is not None:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from steadygrad import kernels
-from steadygrad.launch.torch_script.readings import Reading
+from steadygrad.launch.torch_script.readings import GradientReading
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
-from steadygrad.torch.step.observing import Clipper, Outcome, Scale, Skip, is_broken
+from steadygrad.torch.step.observing import Clipper, Scale, Skip, StepOutcome, is_broken
 from steadygrad.vocabulary import OnNonfinite
 
 
@@ -38,8 +38,8 @@ class ObservingClipper(Clipper):
     def __init__(
         self,
         on_nonfinite: OnNonfinite,
-        reading_of: Callable[[Sequence[torch.Tensor]], Reading | None],
-        stepping: Callable[[int, Batch], None],
+        reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
+        stepping: Callable[[int, GradientBatch], None],
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
@@ -47,12 +47,12 @@ class ObservingClipper(Clipper):
 
     def process(
         self,
-        batch: Batch,
+        batch: GradientBatch,
         step: int,
         scaled: bool = False,
         scale_: Scale = kernels.scale_,
         skip: Skip | None = None,
-    ) -> Outcome:
+    ) -> StepOutcome:
         try:
             own = batch.with_gradients()
             reading = self._reading_of(own.params)
@@ -73,7 +73,7 @@ class ObservingClipper(Clipper):
         finally:
             self._stepping(step, batch)
 
-    def measure(self, batch: Batch) -> GradientStats:
+    def measure(self, batch: GradientBatch) -> GradientStats:
         """A step's figures before the script's calls, of one that is dropped too."""
         # under FSDP1 a reading is of this rank's pieces, and figures are of all
         reading = None if batch.spread.pieces else self._reading_of(batch.params)
@@ -84,8 +84,12 @@ class ObservingClipper(Clipper):
         return summed_up(reading, batch).stats
 
     def _of_all_ranks(
-        self, outcome: Outcome, reading: Reading, batch: Batch, own: Batch
-    ) -> Outcome:
+        self,
+        outcome: StepOutcome,
+        reading: GradientReading,
+        batch: GradientBatch,
+        own: GradientBatch,
+    ) -> StepOutcome:
         """Figures of all tensors where this rank has pieces of some (FSDP1)."""
         if reading.uneven or not isinstance(reading.factor, float) or reading.factor <= 0:
             return outcome._replace(present=own.present)
@@ -100,7 +104,7 @@ class ObservingClipper(Clipper):
         return outcome._replace(stats=stats)
 
 
-def summed_up(reading: Reading, batch: Batch) -> Outcome:
+def summed_up(reading: GradientReading, batch: GradientBatch) -> StepOutcome:
     """One step's outcome from the reading of its gradients.
 
     Args:
@@ -124,12 +128,12 @@ def summed_up(reading: Reading, batch: Batch) -> Outcome:
     )
     if not reading.uneven and _is_usual(stats.total_norm, reading.factor):
         applied = Applied(reading.factor, 1.0, reading.factor != 1.0)
-        return Outcome(stats, reading.threshold, applied)
+        return StepOutcome(stats, reading.threshold, applied)
     with np.errstate(all="ignore"):  # not finite, or lost in a clamp: NaN says so
         unit = unit_of(stats)
         changed = namespace(norms).any(reading.left != norms)
         applied = compare(stats, reading.left / unit, reading.dots / unit / unit, changed)
-    return Outcome(stats, reading.threshold, applied)
+    return StepOutcome(stats, reading.threshold, applied)
 
 
 def _is_usual(total_norm: Any, factor: Any) -> bool:

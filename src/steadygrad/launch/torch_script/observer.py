@@ -35,13 +35,13 @@ from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.launch.torch_script.observed import ObservingClipper, summed_up
 from steadygrad.policies.choice import resolve
 from steadygrad.torch.distributed.ownership import is_flat
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.record.recording import OptimizerRecorder
-from steadygrad.torch.step.observing import Clipper, Outcome, Steady
+from steadygrad.torch.step.observing import Clipper, Steady, StepOutcome
 from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
 MOST_WALKS = 16
@@ -255,7 +255,7 @@ class TorchObserver:
 
     def clipped_elsewhere(
         self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
-    ) -> Outcome | None:
+    ) -> StepOutcome | None:
         """The script's clip calls before the step of an optimizer that is none of torch's.
 
         Args:
@@ -276,7 +276,7 @@ class TorchObserver:
                 return None
             grads = [grad for p in held if (grad := p.grad) is not None]
             sizes = tuple(p.numel() for p in held)
-            return summed_up(reading, Batch(grads, held, names, sizes))
+            return summed_up(reading, GradientBatch(grads, held, names, sizes))
         return None
 
     def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
@@ -311,7 +311,7 @@ class TorchObserver:
     def _observing(self, optimizer: torch.optim.Optimizer, number: int) -> ObservingClipper:
         alive = weakref.ref(optimizer)
 
-        def stepping(step: int, batch: Batch) -> None:
+        def stepping(step: int, batch: GradientBatch) -> None:
             optimizer = alive()
             if optimizer is not None:
                 parameters = batch.params

@@ -24,7 +24,7 @@ _TOUCHED = -2
 """A version that no tensor has."""
 
 
-class Reading:
+class GradientReading:
     """The gradients of some parameters.
 
     Args:
@@ -144,7 +144,7 @@ class Reading:
         self.uneven = True
         self.threshold = self.threshold / by
 
-    def part(self, where: Iterable[int]) -> Reading:
+    def part(self, where: Iterable[int]) -> GradientReading:
         """Some of it, as a reading of its own."""
         return joined([(self, place) for place in where])
 
@@ -157,7 +157,7 @@ Places = Any
 class Part(NamedTuple):
     """What one clip call found in one reading."""
 
-    reading: Reading
+    reading: GradientReading
     where: Places
     grads: list[torch.Tensor]
 
@@ -166,7 +166,7 @@ def read(
     params: Sequence[torch.Tensor],
     norm_type: float,
     grads: Sequence[torch.Tensor] | None = None,
-) -> Reading:
+) -> GradientReading:
     """Read gradients once.
 
     Args:
@@ -179,14 +179,14 @@ def read(
     """
     spread = spread_of_some(params, _say_nothing)
     grads = list(map(_GRAD, params)) if grads is None else grads
-    return Reading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
+    return GradientReading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
 
 
 def _say_nothing(sentence: str) -> None:
     """The step that follows compares ranks itself, and says so."""
 
 
-def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
+def joined(rows: Sequence[tuple[GradientReading, int]]) -> GradientReading:
     """Rows of several readings side by side, one at least.
 
     Args:
@@ -195,7 +195,7 @@ def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
     Returns:
         A reading; of the norms that the first has.
     """
-    whole = object.__new__(Reading)
+    whole = object.__new__(GradientReading)
     whole.ids = [reading.ids[place] for reading, place in rows]
     whole.norms, whole.max_abs = _column(rows, "norms"), _column(rows, "max_abs")
     whole.nonfinite, whole.zeros = _column(rows, "nonfinite"), _column(rows, "zeros")
@@ -208,7 +208,7 @@ def joined(rows: Sequence[tuple[Reading, int]]) -> Reading:
     return whole
 
 
-def _column(rows: Sequence[tuple[Reading, int]], name: str) -> object:
+def _column(rows: Sequence[tuple[GradientReading, int]], name: str) -> object:
     values = [getattr(reading, name)[place] for reading, place in rows]
     if any(isinstance(value, torch.Tensor) for value in values):
         device = next(value.device for value in values if isinstance(value, torch.Tensor))

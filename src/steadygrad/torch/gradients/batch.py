@@ -9,7 +9,7 @@ import torch
 from steadygrad.torch.distributed.layout import NOWHERE, Spread
 
 
-class Batch(NamedTuple):
+class GradientBatch(NamedTuple):
     """The gradients of one step.
 
     Attributes:
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     present: list[int] | None = None
     spread: Spread = NOWHERE
 
-    def with_gradients(self) -> Batch:
+    def with_gradients(self) -> GradientBatch:
         """Itself, without the parameters of FSDP1 of which no piece is here."""
         if not self.spread.pieces:
             return self

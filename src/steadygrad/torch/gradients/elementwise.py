@@ -16,7 +16,7 @@ import torch
 
 from steadygrad.policies import Policy
 from steadygrad.stats import GradientStats
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
 from steadygrad.torch.gradients.pieces import carry_out_sums, piece_of, summed_values, whole
@@ -25,7 +25,9 @@ SECOND_MOMENTS = ("exp_avg_sq", "square_avg", "sum")
 """What torch's optimizers call a running mean (Adagrad: sum) of squared gradients."""
 
 
-def apply_transform(policy: Policy, batch: Batch, stats: GradientStats, coef: Any) -> Applied:
+def apply_transform(
+    policy: Policy, batch: GradientBatch, stats: GradientStats, coef: Any
+) -> Applied:
     """Transform in place the tensors that an elementwise policy touches.
 
     Args:
@@ -66,7 +68,7 @@ def touched_places(policy: Policy, stats: GradientStats) -> list[int]:
     return [index for index, hit in enumerate(np.asarray(flags)) if hit]
 
 
-def _rewrite(policy: Policy, batch: Batch, place: int, unit: Any) -> tuple[object, object]:
+def _rewrite(policy: Policy, batch: GradientBatch, place: int, unit: Any) -> tuple[object, object]:
     """Rewrite one gradient; the inner product of before and after, and whether they differ."""
     stored = summed_values(batch.params[place])
     grad = batch.params[place].grad  # summing replaces a sparse one
@@ -100,7 +102,7 @@ def _stored_as(grad: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
     return dense[tuple(coordinates._indices())]
 
 
-def _transform(own: Policy, grad: torch.Tensor, batch: Batch, place: int) -> Any:
+def _transform(own: Policy, grad: torch.Tensor, batch: GradientBatch, place: int) -> Any:
     beside: dict[str, Any] = {}
     parameter = batch.params[place]
     if "weight" in own.needs:

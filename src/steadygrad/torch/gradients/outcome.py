@@ -28,7 +28,7 @@ class Applied(NamedTuple):
 UNTOUCHED = Applied()
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What was found and done; 0-d arrays where the gradients live on a device.
 
     Attributes:

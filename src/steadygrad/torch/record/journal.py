@@ -21,7 +21,7 @@ from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
-from steadygrad.torch.gradients.outcome import Outcome
+from steadygrad.torch.gradients.outcome import StepOutcome
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
@@ -122,7 +122,7 @@ class Journal:
     def file(
         self,
         step: int,
-        outcome: Outcome,
+        outcome: StepOutcome,
         loss: Any,
         lr: Any,
         loss_scale: torch.Tensor | None,
@@ -217,7 +217,7 @@ def hand_over(
 
 def record_of(
     step: int,
-    outcome: Outcome,
+    outcome: StepOutcome,
     loss: object,
     lr: object,
     loss_scale: object = None,
@@ -256,7 +256,7 @@ def record_of(
 
 def begun_record(
     step: int,
-    outcome: Outcome,
+    outcome: StepOutcome,
     loss: object,
     lr: object,
     loss_scale: object = None,

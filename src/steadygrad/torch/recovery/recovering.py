@@ -27,7 +27,7 @@ from steadygrad.recovery.events import (
     RecoveryEvent,
 )
 from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
-from steadygrad.recovery.judge import SOUND, Act, Judge, Verdict, given_up
+from steadygrad.recovery.judge import SOUND, Act, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder, half_of_memory
 from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
@@ -139,7 +139,7 @@ class Recovering:
         norm: Any,
         scaled: bool,
         dropped: bool,
-    ) -> Verdict:
+    ) -> StepVerdict:
         """What to do with the step whose gradients have been measured.
 
         Args:
@@ -171,7 +171,7 @@ class Recovering:
         self._candidate = None
         return verdict
 
-    def shrunk(self, step: int, verdict: Verdict) -> None:
+    def shrunk(self, step: int, verdict: StepVerdict) -> None:
         """A gradient was held to the verdict's cap."""
         self._once(SHRINK, step, verdict.capped_until)
 
@@ -360,7 +360,9 @@ class Recovering:
         self._buffers.note()
         self._memory.load(state.policy)
 
-    def _nature(self, optimizer: torch.optim.Optimizer, verdict: Verdict) -> Nature | Literal[""]:
+    def _nature(
+        self, optimizer: torch.optim.Optimizer, verdict: StepVerdict
+    ) -> Nature | Literal[""]:
         """Whether a NaN comes back when the step is run again; empty where there is none."""
         if verdict.trigger not in NONFINITE:
             return ""
@@ -368,7 +370,7 @@ class Recovering:
         return common_nature(nature, _parameters(optimizer)[0].device) if is_job() else nature
 
     def _go_back(
-        self, optimizer: torch.optim.Optimizer, step: int, verdict: Verdict, nature: str
+        self, optimizer: torch.optim.Optimizer, step: int, verdict: StepVerdict, nature: str
     ) -> None:
         snapshot = self._ring.newest(verdict.until)
         stops = verdict.act is Act.STOP or snapshot is None

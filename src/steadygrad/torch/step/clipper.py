@@ -26,10 +26,10 @@ from steadygrad.policies import Policy, State
 from steadygrad.policies.base import Decision
 from steadygrad.policies.choice import skips_by_itself
 from steadygrad.stats import GradientStats, describe_nonfinite
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
-from steadygrad.torch.gradients.outcome import Applied, Outcome, compare, is_broken, unit_of
+from steadygrad.torch.gradients.outcome import Applied, StepOutcome, compare, is_broken, unit_of
 from steadygrad.torch.gradients.pieces import local, scale_each_once, zero_nonfinite
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.vocabulary import OnNonfinite
@@ -68,12 +68,12 @@ class Clipper:
 
     def process(
         self,
-        batch: Batch,
+        batch: GradientBatch,
         step: int,
         scaled: bool = False,
         scale_: Scale = scale_each_once,
         skip: Skip | None = None,
-    ) -> Outcome:
+    ) -> StepOutcome:
         """Measure a step's gradients and act on them.
 
         Args:
@@ -90,7 +90,7 @@ class Clipper:
             self.memory.follow(batch.names, batch.sizes)
         stats = self.measure(batch)
         if not batch.grads:
-            return Outcome(stats)
+            return StepOutcome(stats)
         state, decision = self.memory.decide(stats, batch.present)
         stop = self._stop(stats, decision, scaled)
         offered = skip if self.on_nonfinite not in ("raise", "zero") else None
@@ -100,7 +100,7 @@ class Clipper:
             return self._stopped(batch, stats, decision, step, scaled)
         self.memory.state = state
         applied = self.act(batch, stats, decision, scale_)
-        return Outcome(stats, decision.threshold, applied, skip=stop if taken else False)
+        return StepOutcome(stats, decision.threshold, applied, skip=stop if taken else False)
 
     def _skips(self, scaled: bool) -> bool:
         return scaled or self.on_nonfinite == "skip"
@@ -116,8 +116,13 @@ class Clipper:
         return broken if decision.skip is False else broken | decision.skip
 
     def _stopped(
-        self, batch: Batch, stats: GradientStats, decision: Decision, step: int, scaled: bool
-    ) -> Outcome:
+        self,
+        batch: GradientBatch,
+        stats: GradientStats,
+        decision: Decision,
+        step: int,
+        scaled: bool,
+    ) -> StepOutcome:
         """Skip, raise or repair; the policy keeps the state it had."""
         broken = bool(is_broken(stats))
         if broken and not self._skips(scaled):
@@ -127,26 +132,26 @@ class Clipper:
                 return self._repaired(batch, stats)
         if not broken:  # the policy itself wants to skip, and may count that
             self.memory.state, decision = self.memory.decide(stats, batch.present)
-        return Outcome(stats, decision.threshold, skip=True)
+        return StepOutcome(stats, decision.threshold, skip=True)
 
-    def _repaired(self, batch: Batch, found: GradientStats) -> Outcome:
+    def _repaired(self, batch: GradientBatch, found: GradientStats) -> StepOutcome:
         zero_nonfinite(batch.grads, found.nonfinite)
         usable = self.measure(batch)
         if bool(is_broken(usable)):  # finite elements whose norm no float64 holds
             scale_each_once(local(batch.grads), 0.0)
-            return Outcome(found, applied=Applied(coef=0.0, clipped=True))
+            return StepOutcome(found, applied=Applied(coef=0.0, clipped=True))
         self.memory.state, decision = self.memory.decide(usable, batch.present)
         if decision.skip is not False and bool(decision.skip):
-            return Outcome(found, decision.threshold, skip=True)
+            return StepOutcome(found, decision.threshold, skip=True)
         applied = self.act(batch, usable, decision, scale_each_once)
-        return Outcome(found, decision.threshold, applied)
+        return StepOutcome(found, decision.threshold, applied)
 
-    def skipped(self, stats: GradientStats, present: list[int] | None = None) -> Outcome:
+    def skipped(self, stats: GradientStats, present: list[int] | None = None) -> StepOutcome:
         """The outcome of a step that is dropped: the policy's state stays as it was."""
         _, decision = self.memory.decide(stats, present)
-        return Outcome(stats, decision.threshold, skip=True)
+        return StepOutcome(stats, decision.threshold, skip=True)
 
-    def measure(self, batch: Batch) -> GradientStats:
+    def measure(self, batch: GradientBatch) -> GradientStats:
         """Read a step's gradients and do nothing else."""
         return measure_gradients(
             batch.grads,
@@ -158,7 +163,9 @@ class Clipper:
             batch.present,
         )
 
-    def act(self, batch: Batch, stats: GradientStats, decision: Decision, scale_: Scale) -> Applied:
+    def act(
+        self, batch: GradientBatch, stats: GradientStats, decision: Decision, scale_: Scale
+    ) -> Applied:
         """Do what was decided."""
         xp, coef = namespace(stats.norms), decision.coef
         if not isinstance(coef, np.float64):

@@ -16,7 +16,7 @@ import torch
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.invisible import leave_no_frame
-from steadygrad.torch.gradients.outcome import Outcome
+from steadygrad.torch.gradients.outcome import StepOutcome
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.skipping import (
@@ -50,7 +50,7 @@ class Host(Protocol):
     def skipping(self) -> Skipping | None:
         """How the optimizer is skipped; None where that was not asked for."""
 
-    def process(self) -> Outcome:
+    def process(self) -> StepOutcome:
         """Measure the gradients that are there and act on them."""
 
     def evaluation_begins(self) -> None:

@@ -19,11 +19,11 @@ from torch.utils.hooks import RemovableHandle
 
 from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
 from steadygrad.policies import Policy, State
-from steadygrad.recovery.judge import Verdict
+from steadygrad.recovery.judge import StepVerdict
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
-from steadygrad.torch.gradients.batch import Batch
-from steadygrad.torch.gradients.outcome import UNTOUCHED, Outcome
+from steadygrad.torch.gradients.batch import GradientBatch
+from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
 from steadygrad.torch.gradients.pieces import local, scale_each_once
 from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
 from steadygrad.torch.internals.warn import warn_user
@@ -254,7 +254,7 @@ class Engine:
         if step is not None and (step.put_back or step.snapshot or step.rates):
             step.finish()
 
-    def process(self, fold: bool = False) -> Outcome:
+    def process(self, fold: bool = False) -> StepOutcome:
         """Measure the gradients that are there, decide and act.
 
         Args:
@@ -266,7 +266,7 @@ class Engine:
         with np.errstate(all="ignore"):  # figures may be inf, and a training may have NumPy raise
             return self._process(fold)
 
-    def _process(self, fold: bool) -> Outcome:
+    def _process(self, fold: bool) -> StepOutcome:
         started = time.perf_counter()
         batch = self._gather()
         ways = (self._scale, self._skip) if fold else ()
@@ -284,8 +284,8 @@ class Engine:
         return outcome
 
     def _judged(
-        self, recovery: Recovering, outcome: Outcome, batch: Batch, before: State | None
-    ) -> Outcome:
+        self, recovery: Recovering, outcome: StepOutcome, batch: GradientBatch, before: State | None
+    ) -> StepOutcome:
         """The outcome after recovery has had its say."""
         norm, loss = float(outcome.stats.total_norm), self._losses.so_far()
         scaled, dropped = self._loss_scale is not None, outcome.skip is True
@@ -300,8 +300,8 @@ class Engine:
         return outcome
 
     def _held_to(
-        self, recovery: Recovering, verdict: Verdict, outcome: Outcome, batch: Batch
-    ) -> Outcome:
+        self, recovery: Recovering, verdict: StepVerdict, outcome: StepOutcome, batch: GradientBatch
+    ) -> StepOutcome:
         """Shrink gradients and lower the rate of one step, as far as a verdict says so."""
         if verdict.lr_factor < 1.0 and self.step is not None:
             self.step.slow_down(self.optimizer, verdict.lr_factor)
@@ -314,7 +314,7 @@ class Engine:
         scale_each_once(local(batch.grads), shrunk)
         return outcome._replace(applied=applied._replace(coef=coef * shrunk, clipped=True))
 
-    def _record(self, outcome: Outcome, loss: object, sample: bool = True) -> None:
+    def _record(self, outcome: StepOutcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
         started = time.perf_counter()
         self.stats = outcome.stats
@@ -366,12 +366,12 @@ class Engine:
                 "closure that its step() was given, so this step's gradients were not clipped; "
                 "from the next step on they are clipped as they are when step() is called"
             )
-            step.outcome = Outcome(self.clipper.measure(self._gather()))
+            step.outcome = StepOutcome(self.clipper.measure(self._gather()))
         self._record(step.outcome, self._losses.take(step.closure_value), sample=False)
 
     # -- what a step is made of --------------------------------------------------------------
 
-    def _gather(self) -> Batch:
+    def _gather(self) -> GradientBatch:
         optimizer, table = self.optimizer, self._table
         self._follow(optimizer)
         if self.journal.announced is not table.infos:
@@ -506,7 +506,7 @@ class Engine:
 
     # -- where a NaN came from ---------------------------------------------------------------
 
-    def _explained(self, error: NonFiniteError, batch: Batch) -> NonFiniteError:
+    def _explained(self, error: NonFiniteError, batch: GradientBatch) -> NonFiniteError:
         """The error, with what is known of the origin."""
         origin = self._seek_origin(self.clipper.measure(batch))
         return error if origin is None else NonFiniteError(f"{error}. {origin}")

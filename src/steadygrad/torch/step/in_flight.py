@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from steadygrad.policies import State
-from steadygrad.torch.gradients.outcome import Outcome
+from steadygrad.torch.gradients.outcome import StepOutcome
 from steadygrad.torch.step.skipping import PutBack
 from steadygrad.torch.step.snapshot import Snapshot
 
@@ -32,7 +32,7 @@ class StepInFlight:
     """
 
     depth: int = 1
-    outcome: Outcome | None = None
+    outcome: StepOutcome | None = None
     closure_value: object = None
     evaluations: int = 0
     with_closure: bool = False

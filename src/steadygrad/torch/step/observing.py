@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steadygrad.torch.gradients.outcome import Outcome, is_broken
+from steadygrad.torch.gradients.outcome import StepOutcome, is_broken
 from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.torch.step.copies import unmark_copies
@@ -12,10 +12,10 @@ from steadygrad.torch.step.naming import describe
 
 __all__ = [
     "Clipper",
-    "Outcome",
     "Scale",
     "Skip",
     "Steady",
+    "StepOutcome",
     "attach_unheard",
     "describe",
     "is_broken",

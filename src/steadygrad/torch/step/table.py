@@ -17,7 +17,7 @@ from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.distributed.layout import NOWHERE, Spread
 from steadygrad.torch.distributed.ownership import Groups, spread_of
-from steadygrad.torch.gradients.batch import Batch
+from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.step.naming import Names, lookup
 
 _GRAD = attrgetter("grad")
@@ -76,7 +76,7 @@ class ParameterTable:
         self.names = tuple(info.name for info in infos)
         self.sizes = tuple(p.numel() for p in self.params)
 
-    def batch(self, scale: object, state: object) -> Batch:
+    def batch(self, scale: object, state: object) -> GradientBatch:
         """The gradients that are there now.
 
         Args:
@@ -91,11 +91,11 @@ class ParameterTable:
             grads = [torch.empty(0) if grad is None else grad for grad in grads]
         if type(None) not in set(map(type, grads)):
             self.present = None
-            return Batch(
+            return GradientBatch(
                 grads, self.params, self.names, self.sizes, scale, state, spread=self.spread
             )
         present = self.present = [i for i, grad in enumerate(grads) if grad is not None]
-        return Batch(
+        return GradientBatch(
             grads=[grads[i] for i in present],
             params=[self.params[i] for i in present],
             names=tuple(self.names[i] for i in present),
