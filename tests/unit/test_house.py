@@ -170,6 +170,52 @@ def test_any_is_noticed_wherever_it_stands(tmp_path: Path) -> None:
     assert any_share.count(tmp_path) == {"room": (3, 4)}
 
 
+SAME_IN_SEVERAL_FRAMEWORKS = {"Steady", "SteadyGradCallback"}
+"""Names that users type, of classes that are the same thing for another framework or trainer."""
+
+
+def shared_names(package: Path) -> dict[str, list[str]]:
+    """Classes of one name in several files, and modules named as what their package exports."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        name = str(path.relative_to(package))
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+        if path.name == "__init__.py":
+            shadowed = exported(tree) & {p.stem for p in path.parent.iterdir()}
+            places.update({f"module {each}": [name, f"{each}.py"] for each in shadowed})
+    return {name: files for name, files in places.items() if len(files) > 1}
+
+
+def exported(tree: ast.Module) -> set[str]:
+    """Names in a module's `__all__`."""
+    lists = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    words = [node for each in lists for node in ast.walk(each) if isinstance(node, ast.Constant)]
+    return {str(word.value) for word in words}
+
+
+def test_one_name_is_one_thing() -> None:
+    shared = shared_names(SRC)
+    assert {k: v for k, v in shared.items() if k not in SAME_IN_SEVERAL_FRAMEWORKS} == {}
+
+
+def test_a_name_of_two_things_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "__init__.py").write_text("__all__ = ['door', 'Lamp']")
+    (tmp_path / "room" / "door.py").write_text("class Lamp: ...")
+    (tmp_path / "lamp.py").write_text("def f():\n    class Lamp: ...")
+    assert shared_names(tmp_path) == {
+        "Lamp": ["lamp.py", "room/door.py"],
+        "module door": ["room/__init__.py", "door.py"],
+    }
+
+
 PUBLIC = [
     "steadygrad",
     *(
