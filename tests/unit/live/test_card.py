@@ -126,16 +126,16 @@ def test_it_is_drawn_as_seldom_as_it_is_slow(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_memory_is_bounded_and_no_spike_is_lost() -> None:
     figures = CardFigures()
-    norms = [1.0] * 100_000
-    norms[54_321], norms[77_777] = 1e6, math.nan
+    norms = [1.0] * 20_000
+    norms[14_321], norms[17_777] = 1e6, math.nan
     figures.add([StepRecord(step, norm=norm) for step, norm in enumerate(norms)])
     figures.add([StepRecord(0, norm=9.0, optimizer=1)])
     card = figures.as_card("Training")
     assert len(card.curve) < 2 * MOST_POINTS
     assert max(v for v in card.curve if math.isfinite(v)) == 1e6
     assert sum(map(math.isnan, card.curve)) == 1
-    assert figures.steps == 100_000
-    assert card.sentences == ("The first NaN or inf came at step 77777.",)
+    assert figures.steps == 20_000
+    assert card.sentences == ("The first NaN or inf came at step 17777.",)
 
 
 def test_without_a_notebook_nothing_is_added(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, open_run
 
@@ -48,18 +47,16 @@ def test_a_ruined_run_stays_under_the_limit(record_run: Callable[..., Path]) -> 
     assert (open_run(path).tensor_nonfinite == 1000).all()
 
 
-@pytest.mark.parametrize("every", [1, 5])
 def test_a_slow_training_that_commits_every_step_stays_under_the_limit(
-    every: int, tmp_path: Path, figures: Callable[..., dict[str, np.ndarray]]
+    tmp_path: Path, figures: Callable[..., dict[str, np.ndarray]]
 ) -> None:
-    rows = 1000
+    rows = 600
     given = figures(rows, TENSORS)
     with RunWriter(tmp_path / "run.db") as out:
         ids = out.add_tensors([TensorInfo(f"t{i}", (1000,)) for i in range(TENSORS)])
         for row in range(rows):
             out.write_step(StepRecord(row), ids, *(values[row] for values in given.values()))
-            if row % every == 0:
-                out.flush()
+            out.flush()
     assert (tmp_path / "run.db").stat().st_size / rows < LIMIT
 
 
@@ -73,7 +70,7 @@ ids = np.array(writer.add_tensors([TensorInfo("t", (10,))]))
 norms, nothing = np.ones(1), np.zeros(1)
 peaks = []
 for part in range(4):
-    for step in range(30_000):
+    for step in range(20_000):
         writer.write_step(StepRecord(step, norm=1.0), ids, norms, norms, nothing, nothing)
     writer.flush()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -90,6 +87,6 @@ def test_memory_does_not_grow_with_the_number_of_steps(tmp_path: Path) -> None:
         check=True,
     )
     peaks = [int(megabytes) for megabytes in done.stdout.split()]
-    # the queue is full after the first part; 90,000 more steps of 100 bytes would be 9 MB
-    assert peaks[-1] - peaks[0] < 6, peaks
-    assert len(open_run(tmp_path / "run.db")) == 120_000
+    # the queue is full after the first part; 60,000 more steps of 100 bytes would be 6 MB
+    assert peaks[-1] - peaks[0] < 4, peaks
+    assert len(open_run(tmp_path / "run.db")) == 80_000
