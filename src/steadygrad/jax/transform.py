@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from steadygrad.errors import SpecError, UsageError
+from steadygrad.errors import NoGradientsWarning, SpecError, UsageError
 from steadygrad.jax._varying import made_varying, varying_axes
 from steadygrad.jax._x64 import wide, widen
 from steadygrad.jax.engine import JaxEngine, floating_leaves
@@ -27,7 +27,9 @@ from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
 from steadygrad.policies.gated import GATES, LIMIT, LOSS_LIMIT, RATE, Gated
 from steadygrad.policies.groups import Groups
+from steadygrad.policies.idle_groups import idle_patterns
 from steadygrad.policies.stepping import StepGradients, Stepped, step
+from steadygrad.runlog.notice import warn
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -306,7 +308,7 @@ class _Clipper:
     ) -> None:
         choice = _traceable(spec, on_nonfinite)
         self.choice = replace(choice, policy=Gated(choice.policy)) if gated else choice
-        self.policy = self.choice.policy
+        self.asked, self.policy = choice.policy, self.choice.policy
         self.may_skip = choice.may_skip
         self.axis_name = axis_name
         self.details = details
@@ -314,6 +316,8 @@ class _Clipper:
 
     def init(self, params: PyTree) -> ClipState:
         names, _, _ = floating_leaves(params)
+        for sentence in idle_patterns(self.asked, names):
+            warn(sentence, NoGradientsWarning)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         per_leaf = jnp.zeros((len(names),), jnp.float32)
         extra = per_leaf if self.details else per_leaf[:0]

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from steadygrad.errors import AttachError, SteadyGradWarning, UsageError
+from steadygrad.errors import (
+    AttachError,
+    NoGradientsWarning,
+    SpecError,
+    SteadyGradWarning,
+    UsageError,
+)
 from steadygrad.keras import classes
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
@@ -18,8 +24,10 @@ from steadygrad.keras.recovering import KerasRecovery
 from steadygrad.keras.sampling import VariableSampler, owners, recurrent_lengths
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, open_writer, say_detached
-from steadygrad.policies.choice import Clip, resolve
+from steadygrad.policies.choice import Clip, policy_of, resolve
 from steadygrad.policies.gated import Gated
+from steadygrad.policies.groups import BY_GROUP, Groups
+from steadygrad.policies.idle_groups import idle_classes, idle_patterns
 from steadygrad.policies.stepping import SKIP
 from steadygrad.recovery.compiled import NO_FOLDER, FinishedStep
 from steadygrad.recovery.events import RecoveryEvent
@@ -31,9 +39,11 @@ from steadygrad.stats import GradientStats
 from steadygrad.vocabulary import ACTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+    from steadygrad.policies import Policy
 
 CONFLICTS = ("clipnorm", "clipvalue", "global_clipnorm")
 
@@ -99,7 +109,9 @@ def attach(
     choice = resolve(clip, on_nonfinite if ladder is None else "skip", type(inner).__name__)
     _refuse_traced(inner, model)
     policy = choice.policy if ladder is None else Gated(choice.policy)
-    classes.install(inner, Hook(policy, choice.on_nonfinite))
+    hook = Hook(policy, choice.on_nonfinite)
+    hook.built = _idle_groups_of(clip, choice.policy, type(inner).__name__)
+    classes.install(inner, hook)
     if outer is not None:
         classes.tell(outer)
     _retrace(model)
@@ -107,6 +119,32 @@ def attach(
     if ladder is not None:
         steady.recover(ladder, model)
     return steady
+
+
+def _idle_groups_of(
+    clip: Clip, policy: Policy, class_name: str
+) -> Callable[[tuple[str, ...]], None]:
+    """Warn of groups for another optimizer now, and of those for no name once names are known.
+
+    Raises:
+        SpecError: a group of parameters is named, and Keras' optimizers have none.
+    """
+    asked = policy_of(clip)
+    patterns = [pattern for pattern, _ in asked.members] if isinstance(asked, Groups) else []
+    by_group = next((pattern for pattern in patterns if pattern.startswith(BY_GROUP)), None)
+    if by_group is not None:
+        raise SpecError(
+            f"clip group {by_group!r} names a parameter group, and Keras' optimizers have none; "
+            "group by variable path, such as '*/kernel'"
+        )
+    for sentence in idle_classes(asked, policy, class_name):
+        warn(sentence, NoGradientsWarning)
+
+    def built(names: tuple[str, ...]) -> None:
+        for sentence in idle_patterns(policy, names):
+            warn(sentence, NoGradientsWarning)
+
+    return built
 
 
 def _ladder(recover: str | Ladder, model: keras.Model | None, on_nonfinite: str | None) -> Ladder:

@@ -80,6 +80,7 @@ class Hook:
         watcher: called with each step's outcome, its variables and what its micro-batch is
             (None without accumulation), while it is traced.
         incoming: what gradients are passed through before anything else.
+        built: called with the names, once they are known.
         average: clipped gradients of the window that is being closed.
     """
 
@@ -99,6 +100,7 @@ class Hook:
         self.watcher: Callable[[Stepped, Sequence[keras.Variable], Array | None], None] | None = (
             None
         )
+        self.built: Callable[[tuple[str, ...]], None] = lambda _: None
         self.incoming: Callable[[Gradients], Gradients] = list
         self.average: list[Array] = []
         self._told = 0.0
@@ -125,6 +127,7 @@ class Hook:
         memory = self.policy.init(NUMPY, self.names, np.float64, np.int64)
         self._memory = {key: self._variable(key, np.asarray(memory[key])) for key in sorted(memory)}
         self.variables = [self.figures, self.tensors, *self._memory.values()]
+        self.built(self.names)
 
     def _variable(self, name: str, value: NDArray[np.generic]) -> keras.Variable:
         kind = np.issubdtype(value.dtype, np.floating)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import steadygrad.jax as sg
-from steadygrad.errors import SpecError, UsageError
+from steadygrad.errors import NoGradientsWarning, SpecError, UsageError
 from steadygrad.jax._x64 import wide
 
 PARAMS = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.zeros(2)}
@@ -200,6 +200,8 @@ def test_integer_leaves_pass_and_wrong_trees_are_refused():
     for build in (sg.clip, lambda spec: sg.guard(optax.sgd(1.0), clip=spec)):
         with pytest.raises(SpecError, match=r"@Muon.*multi_transform"):
             build("{@Muon: none, *: norm:1.0}")
+        with pytest.warns(NoGradientsWarning, match=r"'vv\*' matches none of the 1 .*such as 'w'"):
+            build({"vv*": "norm:1.0", "w": "norm:2.0"}).init({"w": jnp.ones(2)})
 
 
 @pytest.mark.parametrize("mode", ["skip", "zero"])

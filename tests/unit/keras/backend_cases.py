@@ -274,6 +274,25 @@ def recovery_of_what_cannot_be_is_refused():
 
 
 @case()
+def clip_groups_for_nothing_are_told():
+    def told(clip):
+        optimizer = keras.optimizers.SGD(0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sg.attach(optimizer, clip=clip)
+            optimizer.build([keras.Variable(np.zeros(2), name="kernel")])
+        return [str(w.message) for w in caught if w.category is NoGradientsWarning]
+
+    (pattern,) = told({"krenel": "norm:1.0", "*": "none"})
+    assert "'krenel' matches none of the 1 parameters" in pattern
+    assert "'kernel'" in pattern
+    assert "@Muon is for a SGD" in told({"@Muon": "norm:1.0"})[0]
+    assert told({"@Muon": "none", "kernel": "norm:1.0"}) == []
+    optimizer = keras.optimizers.SGD(0.1)
+    expect(SpecError, "by variable path", lambda: sg.attach(optimizer, clip={"@group:a": "none"}))
+
+
+@case()
 def a_bad_batch_is_skipped_whole():
     x, y = data()
     optimizer = keras.optimizers.AdamW(0.05, use_ema=True)
@@ -1271,7 +1290,13 @@ if __name__ == "__main__":
 
     import steadygrad
     import steadygrad.keras as sg
-    from steadygrad.errors import AttachError, NonFiniteError, UsageError
+    from steadygrad.errors import (
+        AttachError,
+        NoGradientsWarning,
+        NonFiniteError,
+        SpecError,
+        UsageError,
+    )
 
     MANY = getattr(keras.optimizers, "MultiOptimizer", None)  # newer than Keras 3.10
 

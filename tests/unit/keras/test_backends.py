@@ -14,6 +14,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test of a backend runs all it
 HERE = Path(__file__).parent
 BACKENDS = ("jax", "tensorflow", "torch")
 COMMON = [
+    "clip_groups_for_nothing_are_told",
     "an_alert_ends_a_training",
     "an_observed_cell_leaves_keras_as_it_was",
     "a_bad_batch_is_skipped_whole",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
 from steadygrad.errors import AttachError, NoGradientsWarning, UsageError
-from steadygrad.policies import NoClip
-from steadygrad.policies import groups as clip_groups
 from steadygrad.policies.choice import Clip, policy_of, resolve
+from steadygrad.policies.idle_groups import idle_classes, idle_patterns
 from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
@@ -18,7 +16,6 @@ from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.inner import inner_optimizers, is_facade
 from steadygrad.torch.step.naming import ModelNames, Names
-from steadygrad.torch.step.patterns import idle_patterns
 
 
 def attach(
@@ -123,16 +120,9 @@ def attach_unheard(
 
 def _warn_of_idle_groups(clip: Clip, steady: Steady, model: torch.nn.Module | None) -> None:
     """Groups that are for another optimizer, or for no name, would clip nothing without a word."""
-    asked = policy_of(clip)
     own = type(steady.optimizer).__name__
-    if isinstance(asked, clip_groups.Groups) and isinstance(steady.policy, NoClip):
-        classes = [pattern for pattern, _ in asked.members]
-        if not any(fnmatchcase(own, pattern.removeprefix("@")) for pattern in classes):
-            warn_user(
-                f"none of the clip groups {', '.join(classes)} is for a {own}, so nothing is "
-                f"clipped; type for example '@{own}', or '*' for what is left",
-                NoGradientsWarning,
-            )
+    for sentence in idle_classes(policy_of(clip), steady.policy, own):
+        warn_user(sentence, NoGradientsWarning)
     names = steady.names if model is None else [name for name, _ in model.named_parameters()]
     plain = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
     for sentence in idle_patterns(steady.policy, [*plain, *steady.names]):

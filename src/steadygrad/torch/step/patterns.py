@@ -1,20 +1,18 @@
 """Name patterns of clip groups, held against the parameters of one optimizer.
 
-``@group:muon`` becomes the names of the parameters in those ``param_groups``; a pattern that names
-nothing is told, since it would clip nothing without a word.
+``@group:muon`` becomes the names of the parameters in those ``param_groups``.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy
-from steadygrad.policies.groups import BY_GROUP, Groups, escaped, matches
+from steadygrad.policies.groups import BY_GROUP, Groups, escaped
 
 OF_A_GROUP = ("name", "group_name")
 """Keys of a parameter group whose value is what it is called."""
@@ -54,24 +52,6 @@ def by_parameter_groups(
     return replace(policy, members=tuple(members))
 
 
-def idle_patterns(policy: Policy, names: Iterable[str]) -> list[str]:
-    """A sentence for each pattern that matches none of these names.
-
-    Args:
-        policy: its groups are meant.
-        names: every name that the patterns may be about.
-    """
-    known = list(dict.fromkeys(names))
-    members = policy.members if isinstance(policy, Groups) else ()
-    patterns = [pattern for pattern, _ in members if not pattern.startswith("@")]
-    return [
-        f"the clip pattern {pattern!r} matches none of the {len(known)} parameters, so it clips "
-        f"nothing; {_nearest(pattern, known)}"
-        for pattern in patterns
-        if not any(matches(name, pattern) for name in known)
-    ]
-
-
 def _names_in(pattern: str, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> str:
     wanted = pattern.removeprefix(BY_GROUP)
     inside: list[str] = []
@@ -94,8 +74,3 @@ def _names_in(pattern: str, optimizer: torch.optim.Optimizer, names: Sequence[st
 def _is_called(group: dict[str, object], wanted: str) -> bool:
     named = any(group.get(key) == wanted for key in OF_A_GROUP)
     return named or any(group.get(key) is True for key in (wanted, f"use_{wanted}"))
-
-
-def _nearest(pattern: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(pattern.replace("*", ""), names, n=2, cutoff=0.3) or names[:2]
-    return f"names are such as {', '.join(map(repr, near))}"
