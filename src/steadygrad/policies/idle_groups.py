@@ -19,9 +19,9 @@ def idle_patterns(policy: Policy, names: Iterable[str]) -> list[str]:
         names: every name that the patterns may be about.
 
     Example:
-        >>> idle_patterns(Groups.of({"heads.*": "norm:1.0", "*": "none"}), ["head.weight"])
-        ["the clip pattern 'heads.*' matches none of the 1 parameters, so it clips nothing; names
-        are such as 'head.weight'"]
+        >>> (sentence,) = idle_patterns(Groups.of({"haed.*": "norm:1.0"}), ["head.bias"])
+        >>> sentence.partition(", ")[0], sentence.partition("; ")[2]
+        ("the clip pattern 'haed.*' matches none of the 1 parameters", "names are such as 'head.bias'")
     """
     known = list(dict.fromkeys(names))
     members = policy.members if isinstance(policy, Groups) else ()
