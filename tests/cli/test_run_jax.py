@@ -171,6 +171,18 @@ def thrown(params, state, x, y):
     u, state = second.update(g, state, params)
     return optax.apply_updates(params, u), state, loss, g
 train("thrown", second, thrown)
+# a guard of optax drops the third step and the fifth
+params = fresh()
+guarding = optax.apply_if_finite(clipped(), 1)
+state = guarding.init(params)
+@jax.jit
+def guarded(params, state, x, y, scale):
+    (loss, _), g = vg(params, x, y)
+    u, state = guarding.update(jax.tree.map(lambda leaf: leaf * scale, g), state, params)
+    return optax.apply_updates(params, u), state
+for t in range(5):
+    params, state = guarded(params, state, *batch(t), [1.0, 1.0, np.nan, 1.0, np.inf][t])
+SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(params))}
 print(json.dumps(SEEN))
 """
 
@@ -219,7 +231,7 @@ def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:
 def test_norms_and_losses_are_those_before_the_clip(seen: Any) -> None:
     plain, _, run = seen
     for name, want in plain.items():
-        if name.startswith("micro"):
+        if name.startswith(("micro", "guarded")):
             continue
         got = steps_of(run, name, plain)
         np.testing.assert_allclose(got["norm"], want["norms"], rtol=1e-5, err_msg=name)
@@ -232,6 +244,13 @@ def test_norms_and_losses_are_those_before_the_clip(seen: Any) -> None:
             coef = np.minimum(1, 0.5 / np.array(want["norms"]))
             np.testing.assert_allclose(got["coef"], coef, rtol=1e-5, err_msg=name)
             assert (got["action"] == np.where(coef < 1, "clip", "none")).all(), name
+
+
+def test_a_step_that_optax_drops_is_a_skipped_one(seen: Any) -> None:
+    plain, _, run = seen
+    got = steps_of(run, "guarded", plain)
+    assert got["action"].tolist() == ["clip", "clip", "skip", "clip", "skip"]
+    assert np.isnan(got["norm"]).tolist() == [False, False, True, False, False]
 
 
 def test_micro_batches_are_one_step(seen: Any) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from steadygrad.jax.transform import ClipState, GuardState
 from steadygrad.launch.jax_script.internals import JaxTrace, Made
@@ -63,6 +64,7 @@ class Flight:
         placed: where those stand, and one whose result was not used.
         makers: names of the functions that made the transformations inside.
         own: state of steadygrad's own clip inside, once it has acted.
+        dropped: whether a guard of optax has dropped the step, 0-d; None without one.
         acting: whether our policy has clipped, and the script's clips are left out.
     """
 
@@ -74,6 +76,7 @@ class Flight:
     placed: list[Placement] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     own: ClipState | None = None
+    dropped: ArrayLike | None = None
     acting: bool = False
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()
@@ -156,6 +159,21 @@ class Flight:
         own = state.clip if isinstance(state, GuardState) else state
         if isinstance(own, ClipState) and self.trace.reaches(own.coef):
             self.own = own
+
+    def guarded(self, made: Made, leaves: Sequence[jax.Array], state: object) -> None:
+        """`optax.apply_if_finite` has let a step pass, or dropped it.
+
+        Args:
+            made: it.
+            leaves: what it was handed.
+            state: its own, after the step.
+        """
+        most = made.values.get("max_consecutive_errors", 0)
+        if not self.hands_gradients(leaves) or not isinstance(state, optax.ApplyIfFiniteState):
+            return
+        if self.trace.reaches(state.last_finite) and self.trace.reaches(most):
+            gives_up = state.notfinite_count > most
+            self.dropped = jnp.logical_not(jnp.logical_or(state.last_finite, gives_up))
 
     def scaled_by(self, factor: ArrayLike, leaves: Sequence[jax.Array]) -> None:
         """A transformation has multiplied updates by a number."""

@@ -39,7 +39,7 @@ from steadygrad.launch.jax_script.internals import (
     is_traced,
 )
 from steadygrad.launch.jax_script.losses import Losses
-from steadygrad.launch.jax_script.rows import OUTCOME, eager_row_of, packed, row_of
+from steadygrad.launch.jax_script.rows import DROPPED, OUTCOME, eager_row_of, packed, row_of
 from steadygrad.launch.jax_script.track import Arrival, Book, JaxTrack
 from steadygrad.launch.jax_script.weights import Start, weights_of
 from steadygrad.policies.choice import Choice, resolve
@@ -237,6 +237,8 @@ class JaxObserver:
             fixed["threshold"] = head["threshold"] = float(flight.threshold)
         elif clips:
             head["threshold"] = flight.threshold
+        if flight.dropped is not None:
+            head[DROPPED] = flight.dropped
         left = []
         if set(clips) - {BY_NORM} and flight.traces_on:
             left = [lax.stop_gradient(leaf) for leaf in flight.left]
@@ -387,6 +389,8 @@ def _note(
         flight.told(result[1])
     elif is_clip(made):
         flight.clipped(made, before, floating(result[0]))
+    elif made.maker == "apply_if_finite":
+        flight.guarded(made, before, result[1])
     elif made.maker == "scale" and "step_size" in made.values:
         flight.scaled_by(made.values["step_size"], before)
     elif made.maker == "scale_by_schedule" and "step_size_fn" in made.values:

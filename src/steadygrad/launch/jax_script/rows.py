@@ -22,13 +22,15 @@ from steadygrad.launch.jax_script.flight import BY_NORM
 from steadygrad.launch.jax_script.internals import axis_sizes
 from steadygrad.launch.jax_script.track import HEAD
 from steadygrad.policies.base import coefficient
-from steadygrad.policies.stepping import CLIP, NONE, compare, measure, unit_of
+from steadygrad.policies.stepping import CLIP, NONE, SKIP, compare, measure, unit_of
 from steadygrad.stats import GradientStats
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
 OUTCOME = ("threshold", "coef", "cosine", "action")
+DROPPED = "dropped"
+"""Beside the figures of `HEAD`: whether the script's own guard has dropped the step."""
 
 
 def row_of(
@@ -54,10 +56,10 @@ def row_of(
         engine = JaxEngine(_splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
         stats = measure(engine, leaves, names, 2.0, full=True)
-        return packed(
-            {"device": _device(axes), **_outcome(engine, stats, leaves, left, head, clips), **head},
-            stats,
-        )
+        known = {**_outcome(engine, stats, leaves, left, head, clips), **head}
+        if DROPPED in head:
+            known["action"] = jnp.where(head[DROPPED], SKIP, known["action"])
+        return packed({"device": _device(axes), **known}, stats)
 
 
 def packed(head: Mapping[str, ArrayLike], stats: GradientStats) -> jax.Array:
