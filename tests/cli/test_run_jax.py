@@ -198,6 +198,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, workbench: Any) -> tuple[Any,
     bench.write("train.py", TRAIN)
     plain, observed = bench.both("train.py")
     assert plain.returncode == observed.returncode == 0, observed.stderr
+    assert "RuntimeWarning" not in observed.stderr
     return (
         json.loads(plain.stdout),
         json.loads(observed.stdout),

@@ -127,7 +127,7 @@ class JaxTrack:
         try:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
             head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **known.fixed}
-            with self._book.lock:
+            with self._book.lock, np.errstate(all="ignore"):  # figures may be inf
                 self._sort(head, row[len(HEAD) :].reshape(len(FIGURES), -1), known)
         except Exception as error:
             self._book.session.trouble("a JAX step is not recorded", error)
