@@ -280,6 +280,27 @@ def poisoned_answers(factor: float, batches: int) -> Fault:
     )
 
 
+def poisoned_often(factor: float, every: int) -> Fault:
+    """Answers of one batch in so many are so many times too large."""
+
+    def fault(t: Training, step: int, batch: Batch) -> Batch:
+        struck = step >= STRIKE and (step - STRIKE) % every == 0
+        return (batch[0], batch[1] * factor) if struck else batch
+
+    return fault
+
+
+def too_hot(factor: float) -> Fault:
+    """The learning rate is so many times too large from the first step on."""
+
+    def fault(t: Training, step: int, batch: Batch) -> Batch:
+        if step == 0:
+            t.rate(factor)
+        return batch
+
+    return fault
+
+
 def one_inf(t: Training, step: int, batch: Batch) -> Batch:
     """One input of one batch is inf."""
     if step == STRIKE:
@@ -352,6 +373,18 @@ CASES = (
         poisoned_answers(1e4, 3),
     ),
     Case(
+        "poisoned-shard",
+        "MLP regression, AdamW: answers x 1e4, 14 batches",
+        regression(AdamW, lr=3e-3),
+        poisoned_answers(1e4, 14),
+    ),
+    Case(
+        "poisoned-often",
+        "MLP regression, AdamW: answers x 1e4, one batch in 5 to the end",
+        regression(AdamW, lr=3e-3),
+        poisoned_often(1e4, 5),
+    ),
+    Case(
         "inf-in-the-data",
         "MLP with BatchNorm, AdamW: one input of one batch is inf",
         classifier(AdamW, lr=3e-3),
@@ -394,7 +427,19 @@ CASES = (
         restart(30.0),
     ),
     Case(
-        "restart-unseen",
+        "too-hot",
+        "transformer regression, AdamW: learning rate x 30 from the first step",
+        tracking(2e-3),
+        too_hot(30.0),
+    ),
+    Case(
+        "too-hot-sgd",
+        "MLP regression, SGD: learning rate x 100 from the first step",
+        regression(SGD, lr=0.05, momentum=0.9),
+        too_hot(100.0),
+    ),
+    Case(
+        "restart-on-symbols",
         "transformer on symbols, AdamW: restarted without state or warm-up, rate x 30",
         language(Attention, AdamW, 2e-3),
         restart(30.0),

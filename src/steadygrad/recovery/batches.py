@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,8 @@ from steadygrad.runlog.notice import warn
 Batch = TypeVar("Batch")
 
 FILE = "skip_batches.json"
+SHARE = 0.01
+"""Most of the time that writing the list may take: a list that is long is written less often."""
 
 
 class LeftOut:
@@ -40,6 +43,7 @@ class LeftOut:
         self.position = 0
         self._path = path
         self._numbers: set[int] = set()
+        self._written, self._due = True, 0.0
         if path is not None:
             self._numbers |= _read(path)
 
@@ -54,7 +58,8 @@ class LeftOut:
     def add(self, first: int, last: int) -> None:
         """From the batch `first` to the batch `last`, none is to be used again."""
         self._numbers.update(range(first, last + 1))
-        self._write()
+        self._written = False
+        self.write_when_due()
 
     def of(self, batches: Iterable[Batch], start: int = 0) -> Iterator[Batch]:
         """The batches without those to leave out.
@@ -69,13 +74,23 @@ class LeftOut:
             number, self.position = self.position, self.position + 1
             if self.pending > 0:
                 self.pending -= 1
-                self._numbers.add(number)
-                if not self.pending:
-                    self._write()
+                self.add(number, number)
             elif number not in self._numbers:
                 yield batch
 
-    def _write(self) -> None:
+    def write_when_due(self) -> None:
+        """Write what is new, unless the list has just been written."""
+        began = time.perf_counter()
+        if not self._written and began >= self._due:
+            self.write()
+            ended = time.perf_counter()
+            self._due = ended + (ended - began) / SHARE
+
+    def write(self) -> None:
+        """Write what is new."""
+        if self._written:
+            return
+        self._written = True
         if self._path is None:
             return
         content = json.dumps({"batches": self.numbers()})

@@ -18,7 +18,8 @@ import numpy as np
 from steadygrad.errors import UsageError
 from steadygrad.recovery.events import LOWER_RATE, SHRINK, RecoveryEvent
 from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, StepVerdict, given_up
-from steadygrad.recovery.ladder import Ladder, half_of_memory
+from steadygrad.recovery.ladder import Ladder
+from steadygrad.recovery.memory import half_of_memory
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.recovery.triggers import Reading
 from steadygrad.vocabulary import RECOVERY

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import re
+import weakref
 from pathlib import Path
+
+from steadygrad.errors import UsageError
 
 MAGIC = b"steadygrad snapshot 1\n"
 _DIGEST = hashlib.sha256().digest_size
 _NAME = re.compile(r"step-(\d+)\.snapshot")
+
+
+_writers: weakref.WeakValueDictionary[Path, object] = weakref.WeakValueDictionary()
+
+
+def claim(folder: Path | None, owner: object) -> None:
+    """From now on, the owner alone writes to a folder, until `release` or until it is gone.
+
+    Raises:
+        UsageError: another one of this process writes there.
+    """
+    if folder is None:
+        return
+    if folder in _writers:
+        gc.collect()  # one that nobody can reach any more may wait for its turn
+    if folder in _writers:
+        raise UsageError(
+            f"recover: another optimizer of this process writes its snapshots to {folder}: type "
+            "attach(..., optimizer_index=1) for the second, or detach() the first where it is over"
+        )
+    _writers[folder] = owner
+
+
+def release(folder: Path | None, owner: object) -> None:
+    """The owner writes there no more."""
+    if folder is not None and _writers.get(folder) is owner:
+        del _writers[folder]
 
 
 def write_snapshot(folder: Path, step: int, content: bytes, keep: int) -> Path:

@@ -13,7 +13,15 @@ from typing import NamedTuple
 from steadygrad.errors import RecoveryError
 from steadygrad.recovery import events
 from steadygrad.recovery.ladder import Ladder
-from steadygrad.recovery.triggers import DIVERGED, LASTING, NONFINITE, WEIGHTS, Reading, StepWatch
+from steadygrad.recovery.triggers import (
+    DIVERGED,
+    LASTING,
+    NONFINITE,
+    WEIGHTS,
+    Fall,
+    Reading,
+    StepWatch,
+)
 
 SETTLE = 200
 """Steps after a rollback within which another one goes further back, and slower."""
@@ -21,6 +29,8 @@ SAME_WEIGHTS = 4
 """Spikes on freshly restored weights after which they are taken for the data's new level."""
 PATIENCE = 16
 """Struck steps in a row that are dropped where the weights have moved no more than usual."""
+REGRETS, DENIALS = 4, 8
+"""Batches in a row on which earlier weights do better; and in all on which they do not."""
 MOST_SKIPS = 100
 """Steps in a row that a ladder without a rollback drops before it gives up."""
 
@@ -86,9 +96,14 @@ def given_up(step: int, verdict: StepVerdict, to: int | None) -> RecoveryError:
 
 
 Displaced = Callable[[], bool | None]
+Regrets = Callable[[int, Fall], bool | None]
 
 
 def _unknown() -> None:
+    return None
+
+
+def _unasked(until: int, fall: Fall) -> None:
     return None
 
 
@@ -141,19 +156,36 @@ class Judge:
         self._shrink_until = -1
         self._slow_until = -1
         self._lowered = 0
+        self._too_hot = 0
+        self._regretted = self._denied = 0
 
-    def judge(self, reading: Reading, displaced: Displaced = _unknown) -> StepVerdict:
+    @property
+    def suspects(self) -> bool:
+        """Whether the weights of now may be worse than those of before."""
+        return self._watch.fall() is not None
+
+    def judge(
+        self,
+        reading: Reading,
+        displaced: Displaced = _unknown,
+        regrets: Regrets = _unasked,
+    ) -> StepVerdict:
         """What to do with this step; call it once a step, in order.
 
         Args:
             reading: what the step shows.
             displaced: tells whether the weights have moved further than usual since the last
                 snapshot, or None where that is not known; asked where it decides.
+            regrets: tells whether the weights of a step or before would have done markedly better
+                on this very batch, or None where that cannot be told; asked where a loss has
+                lasted far over an earlier one.
         """
         if self.leave_out > 0:
             self.leave_out -= 1
             return StepVerdict(Act.LEAVE_OUT)
         trigger = self._watch.trigger(reading)
+        if not trigger and self._is_regretted(reading.step, regrets):
+            trigger = DIVERGED
         if not trigger:
             return self._sound(reading)
         self._in_a_row.append(reading)
@@ -176,17 +208,32 @@ class Judge:
             self._slow_until if step <= self._slow_until else -1,
         )
 
+    def slow_down(self, step: int, too_far: float) -> None:
+        """From a step on, lower the learning rate.
+
+        Args:
+            step: the first of a lower rate.
+            too_far: how many times too large its own is; nothing is done up to 1.
+        """
+        if too_far <= 1.0 or self.ladder.lower_lr == 1.0:
+            return
+        self._lowered += math.ceil(math.log(too_far) / -math.log(self.ladder.lower_lr))
+        # a rate that is too hot again once it is let up needs longer each time
+        self._slow_until = step + self.ladder.lr_steps * 2**self._too_hot
+        self._too_hot += 1
+
     def rolled_back(self, now: int, to: int) -> None:
         """The training is back at a snapshot, from the step `now`."""
         again = now - self._restored_at <= SETTLE
         self._lowered = self._lowered + 1 if again else 0
         if again and self.ladder.lower_lr < 1.0:
-            self._slow_until = now + self.ladder.lr_steps
+            self._slow_until = max(self._slow_until, now + self.ladder.lr_steps)
         self.rollbacks += 1
         self._restored, self._restored_at = to, now
         self._pristine = True
         self._in_a_row.clear()
         self._watch.undone()
+        self._regretted = self._denied = 0
         self.leave_out = self.ladder.leave_out
 
     def _sound(self, reading: Reading) -> StepVerdict:
@@ -207,6 +254,26 @@ class Judge:
             slow_until=self._slow_until if slow else -1,
         )
 
+    def _is_regretted(self, step: int, regrets: Regrets) -> bool:
+        """Whether the weights are to blame for a loss that has fallen back.
+
+        The data may have become harder, a reward larger, a schedule hotter as it was meant to: on
+        the same batch, earlier weights then do no better.
+        """
+        fall = self._watch.fall() if self.ladder.rollback else None
+        if fall is None:
+            self._regretted = self._denied = 0
+            return False
+        if regrets(self._further_back(step, self._divergence), fall):
+            self._regretted += 1
+        else:
+            self._regretted = 0
+            self._denied += 1
+        if self._denied >= DENIALS:
+            self._watch.settle()
+            self._denied = 0
+        return self._regretted >= REGRETS
+
     def _struck(self, reading: Reading, trigger: str, displaced: Displaced) -> StepVerdict:
         times = len(self._in_a_row)
         self._shrink_until = reading.step + self.ladder.shrink
@@ -215,7 +282,7 @@ class Judge:
         if trigger == WEIGHTS:
             return StepVerdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
         if trigger == DIVERGED:
-            return self._back(reading.step, max(self.ladder.back, 2 * LASTING), trigger)
+            return self._back(reading.step, self._divergence, trigger)
         moved = displaced() if self.ladder.skip else None
         if moved:  # since the snapshot, which is sound therefore
             return StepVerdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
@@ -248,8 +315,16 @@ class Judge:
         return StepVerdict(Act.ACCEPT, trigger)
 
     def _back(self, step: int, steps: int, trigger: str) -> StepVerdict:
-        """Back so many steps; soon after another rollback, further than that one."""
+        return StepVerdict(Act.ROLLBACK, trigger, until=self._further_back(step, steps))
+
+    def _further_back(self, step: int, steps: int) -> int:
+        """The step so many before; soon after a rollback, one before what that went back to."""
         latest = step - steps
         if self._restored is not None and step - self._restored_at <= SETTLE:
             latest = min(latest, self._restored - 1)
-        return StepVerdict(Act.ROLLBACK, trigger, until=latest)
+        return latest
+
+    @property
+    def _divergence(self) -> int:
+        """Steps that a divergence goes back at least."""
+        return max(self.ladder.back, 2 * LASTING)

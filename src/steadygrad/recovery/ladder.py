@@ -8,7 +8,6 @@ not named is not climbed. ``auto`` is all of them; ``palm`` is the recipe of PaL
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -201,16 +200,3 @@ def _bytes(text: str) -> int:
 
 def _text(value: float | str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def half_of_memory() -> int:
-    """Half of this machine's memory, in bytes; 4 GiB where it does not say.
-
-    Example:
-        >>> half_of_memory() > 0
-        True
-    """
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30

@@ -32,8 +32,16 @@ MOST_LEVELS = 512
 """Levels of the norm that are remembered."""
 LASTING = 16
 """Steps over which a loss that lies over its start is a divergence."""
+OVER_START = 0.5
+"""Share of the loss at the start by which one that diverges lies over it."""
+MOSTLY = 0.75
+"""Share of those steps for which it does."""
+HALF = 0.5
+"""Share of what a training has gained that it must lose again before anybody asks why."""
 HABIT, HABIT_STEPS = 4, 512
 """So many lone spikes in so many steps are part of a training: only larger ones count then."""
+BROKEN = 1000.0
+"""Times the usual norm over which a spike is never part of a training: its batch is broken."""
 
 LOSS: Final = "loss not finite"
 GRADIENTS: Final = "gradients not finite"
@@ -64,6 +72,18 @@ class Reading(NamedTuple):
     weights_finite: bool = True
 
 
+class Fall(NamedTuple):
+    """A loss that has lasted for a while far over one that the training has shown before.
+
+    Attributes:
+        lost: by how much.
+        over_start: whether it lies over the loss at which the training began.
+    """
+
+    lost: float
+    over_start: bool
+
+
 class StepWatch:
     """Remembers accepted steps and names what strikes one.
 
@@ -89,6 +109,7 @@ class StepWatch:
         self._recent: deque[tuple[float, float]] = deque(maxlen=LASTING)
         self._lone: deque[tuple[int, float, float]] = deque(maxlen=HABIT)
         self._limits = (math.inf, math.inf)
+        self._best = math.inf
 
     @property
     def usual_norm(self) -> float:
@@ -132,6 +153,33 @@ class StepWatch:
             if self._logs:
                 self._add_level(float(np.quantile(list(self._logs)[-REFRESH:], 0.9)))
             self._limits = self._new_limits()
+            if len(self._losses) >= LASTING:
+                self._best = min(self._best, robust.median(list(self._losses)[-LASTING:]))
+
+    def fall(self) -> Fall | None:
+        """Whether the loss has fallen back for a while; the data may have become harder, too."""
+        if len(self._recent) < LASTING:
+            return None
+        losses = np.array([loss for loss, _ in self._recent])
+        if not self._first:
+            return None
+        level, start = robust.median(losses), robust.median(self._first)
+        untouched = min(start, self._first[0])  # the one loss that no step had spoilt
+        if (losses - untouched > OVER_START * abs(untouched)).mean() >= MOSTLY:
+            return Fall(level - untouched, True)
+        if self._accepted < 2 * LASTING:
+            return None
+        progress, lost = start - self._best, level - self._best
+        scatter = robust.spread(losses)
+        if progress > 2 * scatter and lost > max(HALF * progress, scatter):
+            return Fall(lost, False)
+        return None
+
+    def settle(self) -> None:
+        """What the loss has risen to is the data's new level."""
+        self._best = robust.median([loss for loss, _ in self._recent])
+        self._first = [self._best] * FIRST
+        self._recent.clear()
 
     def _add_level(self, level: float) -> None:
         """Levels of the whole run, thinned by two whenever there are many."""
@@ -145,7 +193,9 @@ class StepWatch:
 
     def was_lone(self, reading: Reading) -> None:
         """A spike came alone: the steps after it were sound without anything being undone."""
-        if reading.loss_finite and reading.gradients_finite:  # NaN and inf are no size of a spike
+        if not (reading.loss_finite and reading.gradients_finite):
+            return  # NaN and inf are no size of a spike
+        if _log(reading.norm) < _log(self.usual_norm) + math.log(BROKEN):
             self._lone.append((reading.step, reading.loss, _log(reading.norm)))
 
     def forget(self) -> None:
@@ -201,7 +251,7 @@ class StepWatch:
         losses, logs = (np.array(column) for column in zip(*self._recent, strict=True))
         start = robust.median(self._first)
         lowest = min(self._levels[: max(1, len(self._levels) - LASTING // REFRESH)])
-        above = losses - start > 0.5 * abs(start)
+        above = losses - start > OVER_START * abs(start)
         return bool(above.all() and (logs - lowest > math.log(RATIO)).all())
 
 

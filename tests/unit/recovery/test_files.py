@@ -64,6 +64,27 @@ def test_a_list_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
     assert left_out.numbers() == [2, 3]
 
 
+def test_the_list_of_batches_is_not_written_anew_at_each_of_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def clock() -> float:  # each look takes a second, so a list takes one to write
+        now[0] += 1.0
+        return now[0]
+
+    monkeypatch.setattr("steadygrad.recovery.batches.time.perf_counter", clock)
+    writes = []
+    left_out = LeftOut(tmp_path / "skip_batches.json")
+    monkeypatch.setattr("os.replace", lambda *_: writes.append(now[0]))
+    for number in range(1000):
+        left_out.add(number, number)
+    assert len(writes) == pytest.approx(1000 / 100, abs=2)
+    monkeypatch.undo()
+    left_out.write()
+    assert LeftOut(tmp_path / "skip_batches.json").numbers() == list(range(1000))
+
+
 def test_batches_left_out_outlive_the_process(tmp_path: Path) -> None:
     LeftOut(tmp_path / "skip_batches.json").add(2, 3)
     assert list(LeftOut(tmp_path / "skip_batches.json").of(range(6))) == [0, 1, 4, 5]

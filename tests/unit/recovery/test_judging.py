@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from steadygrad.errors import SpecError, UsageError
 from steadygrad.recovery import Act, Judge, Reading, parse_ladder
+from steadygrad.recovery.memory import half_of_memory
 from steadygrad.recovery.ring import Ring, SnapshotPace
+from steadygrad.recovery.triggers import Fall
 
 BROKEN = Reading(0, 1.0, math.nan, gradients_finite=False)
 
@@ -117,6 +120,85 @@ def test_each_further_rollback_lowers_the_rate_of_a_compiled_step_once_more() ->
         judge.rolled_back(step, step - 5)
         factors.append((judge.ahead(step + 1).lr_factor, judge.ahead(step + 1).slow_until))
     assert factors == [(1.0, -1), (0.5, 160), (0.25, 170)]
+
+
+def fallen_back(regrets: bool | None) -> tuple[list[Act], int]:
+    """What is done about a loss that comes down to 1, and then lies at 2.5; how often it asks."""
+    judge, asked, acts = Judge(parse_ladder("auto")), [], []
+    draws = np.random.default_rng(0)
+
+    def answer(until: int, fall: Fall) -> bool | None:
+        asked.append((until, fall.over_start))
+        assert 0.9 < fall.lost < 1.6
+        return regrets
+
+    for step in range(240):
+        loss = (1 + 2 * math.exp(-step / 30) if step < 140 else 2.5) + 0.05 * draws.normal()
+        verdict = judge.judge(Reading(step, loss, 1.0), lambda: None, answer)
+        acts.append(verdict.act)
+        if verdict.act is Act.ROLLBACK:
+            assert verdict.until == step - 32
+            judge.rolled_back(step, 100)
+            judge.slow_down(step + 1, 16.0)
+            assert judge.ahead(step + 1).lr_factor == 0.5**4
+            break
+    assert not any(over_start for _, over_start in asked)
+    return acts, len(asked)
+
+
+@pytest.mark.parametrize(("regrets", "asks"), [(False, 8), (None, 8), (True, 4)])
+def test_a_loss_that_falls_back_is_the_weights_fault_only_where_earlier_ones_do_better(
+    regrets: bool | None, asks: int
+) -> None:
+    acts, asked = fallen_back(regrets)
+    assert acts.count(Act.ROLLBACK) == (regrets is True)
+    assert set(acts) <= {Act.NONE, Act.ROLLBACK}
+    assert asked == asks  # a level that is the data's is asked about no longer
+
+
+def test_a_loss_that_lies_over_its_start_asks_what_the_first_weights_would_have_done() -> None:
+    judge = Judge(parse_ladder("auto"))
+    falls: list[Fall] = []
+
+    def answer(until: int, fall: Fall) -> bool:
+        falls.append(fall)
+        return True
+
+    losses = [1.0, *([70.0, 6.0, 100.0] * 20)]  # the second step spoils the level of the first few
+    readings = [Reading(step, loss, 5.0) for step, loss in enumerate(losses)]
+    acts = [judge.judge(reading, lambda: None, answer).act for reading in readings[:20]]
+    assert acts[-1] is Act.ROLLBACK
+    assert all(fall.over_start for fall in falls)
+
+
+def test_a_batch_that_is_broken_beyond_all_measure_is_never_a_habit() -> None:
+    judge = settled()
+    for step in range(100, 200, 5):
+        assert judge.judge(Reading(step, 2.0, 5000.0)).act is Act.SKIP
+        for after in range(1, 5):
+            assert judge.judge(Reading(step + after, 2.0, 1.0)).act is Act.NONE
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "most"),
+    [
+        (
+            "0::/a/b",
+            {"sys/fs/cgroup/a/memory.max": "4096\n", "sys/fs/cgroup/a/b/memory.max": "max"},
+            2048,
+        ),
+        ("0::/", {"sys/fs/cgroup/memory.max": "2000"}, 1000),
+        ("5:cpu,memory:/x\n0::/", {"sys/fs/cgroup/memory/memory.limit_in_bytes": "600"}, 300),
+    ],
+)
+def test_a_container_is_given_half_of_what_it_may_use(
+    tmp_path: Path, groups: str, limits: dict[str, str], most: int
+) -> None:
+    for name, text in {"proc/self/cgroup": groups, **limits}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert half_of_memory(tmp_path) == most
+    assert half_of_memory(tmp_path / "none") > 2**20
 
 
 def test_a_ring_refuses_what_does_not_fit() -> None:

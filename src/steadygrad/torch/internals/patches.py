@@ -43,12 +43,12 @@ class PatchSet:
 
     def hold(self, holder: object) -> None:
         """Keep the changes until `release`, or until the holder is gone; it is held weakly."""
-        if not self._undo:
-            self._make(self)
         if holder not in self._holders:
             # in this order: the last callback made is called first, and takes the holder out
             weakref.finalize(holder, self._release_unheld).atexit = False
             self._holders.add(holder)
+        if not self._undo:  # held already: an earlier holder may be collected at any line of this
+            self._make(self)
 
     def release(self, holder: object) -> None:
         """Hold no longer; with the last holder, everything is as it was."""

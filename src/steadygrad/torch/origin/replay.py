@@ -88,6 +88,19 @@ class BackwardReplay:
                 self._do(entry, probe)
             return self._judge(probe)
 
+    def losses(self) -> list[torch.Tensor]:
+        """What the backward starts from, computed with the weights of now.
+
+        Raises:
+            Impossible: it cannot be replayed.
+        """
+        self._require_possible()
+        probe = Probe(_called.__code__)
+        with _undisturbed(self.roots):
+            for entry in self.entries:
+                self._do(entry, probe)
+            return [root.detach() for root in self._unpacked(self._last.args[0])]
+
     def _judge(self, probe: Probe) -> Story:
         roots, grads = self._unpacked(self._last.args[0]), self._unpacked(self._last.args[1])
         makers = [note for note in map(probe.maker_of, roots) if note is not None]

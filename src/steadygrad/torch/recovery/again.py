@@ -7,7 +7,9 @@ weights or the code. A replay does not see what a script does to gradients after
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 
 import torch
 
@@ -16,6 +18,7 @@ from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.entries import TapeEntry
 from steadygrad.torch.origin.replay import BackwardReplay, Impossible
 from steadygrad.torch.origin.tape import Tape
+from steadygrad.torch.step.snapshot import Snapshot
 from steadygrad.vocabulary import Nature
 
 MOST_BACKWARDS = 64
@@ -55,29 +58,75 @@ class StepAgain:
 
     def nature(self) -> Nature:
         """Run the step once more; call it before the optimizer moves the weights."""
-        backwards = self._tape.backwards_of(self._optimizer())
-        if not 0 < len(backwards) <= MOST_BACKWARDS:
-            return UNKNOWN
-        return _nature(self._tape, backwards)
+        return _nature(self._tape, self._tape.backwards_of(self._optimizer()))
+
+    def losses(self, then: Snapshot) -> tuple[float, float] | None:
+        """The step's loss with the weights of now, and with those of a snapshot.
+
+        Args:
+            then: of the optimizer whose steps these are.
+
+        Returns:
+            Both, with the loss scale in them; None where the step cannot be replayed.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return None
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        backwards = self._tape.backwards_of(optimizer)
+        copies = [then.copy_of(p) for p in params]
+        if not 0 < len(backwards) <= MOST_BACKWARDS or any(c is None for c in copies):
+            return None
+        now = _loss(self._tape, backwards)
+        # exchanged, not written: a version counter that moved would spoil the graph of the step
+        held = [p.data for p in params]
+        try:
+            for p, copy in zip(params, copies, strict=True):
+                if copy is not None:
+                    p.data = copy.to(p.device, copy=True)
+            before = _loss(self._tape, backwards)
+        finally:
+            for p, data in zip(params, held, strict=True):
+                p.data = data
+        return None if now is None or before is None else (now, before)
 
 
-def _nature(tape: Tape, backwards: list[TapeEntry]) -> Nature:
+def _loss(tape: Tape, backwards: list[TapeEntry]) -> float | None:
+    total = 0.0
+    with _not_listening(tape):
+        try:
+            for entry in backwards:
+                for root in BackwardReplay(tape, entry).losses():
+                    total += float(root)
+        except Exception:  # a replay that fails says nothing, and ends no training
+            return None
+    return total
+
+
+@contextlib.contextmanager
+def _not_listening(tape: Tape) -> Iterator[None]:
     armed, tape.armed = tape.armed, False
     was_on = tape.take_off()
-    unknown = False
     try:
-        for entry in backwards:
-            try:
-                story = BackwardReplay(tape, entry).run()
-            except Impossible:
-                unknown = True
-                continue
-            if story.forward is not None or story.events:
-                return PERSISTENT
-    except Exception:  # a replay that fails says nothing, and ends no training
-        unknown = True
+        yield
     finally:
         tape.armed = armed
         if was_on:
             tape.put_on()
+
+
+def _nature(tape: Tape, backwards: list[TapeEntry]) -> Nature:
+    unknown = not 0 < len(backwards) <= MOST_BACKWARDS
+    with _not_listening(tape):
+        try:
+            for entry in () if unknown else backwards:
+                try:
+                    story = BackwardReplay(tape, entry).run()
+                except Impossible:
+                    unknown = True
+                    continue
+                if story.forward is not None or story.events:
+                    return PERSISTENT
+        except Exception:  # a replay that fails says nothing, and ends no training
+            unknown = True
     return UNKNOWN if unknown else TRANSIENT

@@ -48,12 +48,16 @@ class Displacement:
 
     def __init__(self) -> None:
         self._usual: deque[Move] = deque(maxlen=4)
+        self._largest: Move | None = None
 
     def learn(self, before: Snapshot, params: Sequence[torch.Tensor], steps: int) -> None:
         """A sound step vouches for the move since a snapshot."""
         if steps > 0:
             whole, largest = move(before, params)
-            self._usual.append(Move(whole / math.sqrt(steps), largest / math.sqrt(steps)))
+            usual = Move(whole / math.sqrt(steps), largest / math.sqrt(steps))
+            self._usual.append(usual)
+            known = self._largest or usual
+            self._largest = Move(*map(max, usual, known))
 
     def is_unusual(
         self, before: Snapshot, params: Sequence[torch.Tensor], steps: int
@@ -64,6 +68,14 @@ class Displacement:
         now, bound = move(before, params), FACTOR * math.sqrt(steps)
         usual = [max(column) * bound for column in zip(*self._usual, strict=True)]
         return not (now.whole <= usual[0] and now.largest <= usual[1])
+
+    def ratio(self, before: Snapshot, params: Sequence[torch.Tensor], steps: int) -> float | None:
+        """How many times the largest move learned so far the one since a snapshot is."""
+        if self._largest is None or steps <= 0:
+            return None
+        now, root = move(before, params), math.sqrt(steps)
+        pairs = zip(now, self._largest, strict=True)
+        return max(each / (most * root) if most else math.inf for each, most in pairs)
 
 
 def move(before: Snapshot, params: Sequence[torch.Tensor]) -> Move:

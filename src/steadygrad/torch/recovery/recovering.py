@@ -26,12 +26,20 @@ from steadygrad.recovery.events import (
     TRANSIENT,
     RecoveryEvent,
 )
-from steadygrad.recovery.files import drop_after, read_newest, write_snapshot
+from steadygrad.recovery.files import claim, drop_after, read_newest, release, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, StepVerdict, given_up
-from steadygrad.recovery.ladder import Ladder, half_of_memory
+from steadygrad.recovery.ladder import Ladder
+from steadygrad.recovery.memory import half_of_memory
 from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
-from steadygrad.recovery.triggers import LASTING, NONFINITE, WEIGHTS, Reading
+from steadygrad.recovery.triggers import (
+    DIVERGED,
+    LASTING,
+    NONFINITE,
+    WEIGHTS,
+    Fall,
+    Reading,
+)
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
 from steadygrad.torch.gradients.pieces import any_sharded
@@ -39,7 +47,7 @@ from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
 from steadygrad.torch.recovery.buffers import Buffers, all_finite, modules_of
-from steadygrad.torch.recovery.displacement import Displacement
+from steadygrad.torch.recovery.displacement import FACTOR, Displacement
 from steadygrad.torch.recovery.generators import Generators, generators, set_generators
 from steadygrad.torch.recovery.partners import Partners
 from steadygrad.torch.recovery.training_state import (
@@ -50,6 +58,7 @@ from steadygrad.torch.recovery.training_state import (
     portable,
     restore_weights,
     state_tensors,
+    tensors_of,
     unpacked,
 )
 from steadygrad.torch.step.clipper import Memory
@@ -105,6 +114,7 @@ class Recovering:
         self._buffers = Buffers(modules_of(model, params))
         self._memory, self._write_event, self._index = memory, write_event, index
         self._folder = _own_folder(ladder.folder, params, index)
+        claim(self._folder, self)
         self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
         write_event(
             LADDER,
@@ -117,7 +127,9 @@ class Recovering:
         )
         self._candidate: tuple[int, TrainingState] | None = None
         self._generators: Generators | None = None
-        self._rollback: tuple[StoredSnapshot[TrainingState], str] | None = None
+        self._rollback: StoredSnapshot[TrainingState] | None = None
+        self._too_far = 1.0
+        self._hot: tuple[float, list[float]] | None = None
         self._verdict = SOUND
         self._under_way: dict[str, int] = {}
         self._searches = 2  # a scheduler may be made after the first step
@@ -153,9 +165,12 @@ class Recovering:
         Raises:
             RecoveryError: the ladder has nothing left; weights are those of the last good step.
         """
+        self._cool(optimizer, step)
         reading = self._reading(optimizer, step, loss, float(norm), scaled)
         verdict = self._verdict = self._judge.judge(
-            reading, lambda: self._displaced(optimizer, step)
+            reading,
+            lambda: self._displaced(optimizer, step),
+            lambda until, fall: self._regrets(optimizer, reading, until, fall),
         )
         nature = self._nature(optimizer, verdict)
         if verdict.act is Act.STOP or verdict.act is Act.ROLLBACK:
@@ -184,8 +199,9 @@ class Recovering:
             self._buffers.note()
         rollback, self._rollback = self._rollback, None
         if rollback is not None:
-            self._restore(optimizer, rollback[0].content)
-            self._rolled_back(step, rollback[0], rollback[1])
+            self._restore(optimizer, rollback.content)
+            self._rolled_back(step, rollback)
+        self.left_out.write_when_due()
         self._pace.step_ends(time.perf_counter())
         due = self._judge.ladder.rollback and self._pace.due(step + 1)
         self._generators = generators() if due else None
@@ -194,6 +210,8 @@ class Recovering:
         """Wait for what is being written; look at no further step."""
         self.again.end()
         self._wait()
+        self.left_out.write()
+        release(self._folder, self)
 
     def _wait(self) -> None:
         if self._writing is not None:
@@ -286,7 +304,9 @@ class Recovering:
     def _vouch(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The step is sound, and so are the weights that it was computed with."""
         ladder = self._judge.ladder
-        if not ladder.rollback or not self._pace.due(step) or self._is_doubtful(optimizer, step):
+        if not ladder.rollback or not self._pace.due(step):
+            return
+        if self._judge.suspects or self._is_doubtful(optimizer, step):
             return
         started = time.perf_counter()
         state = self._sound_state(optimizer)
@@ -307,16 +327,27 @@ class Recovering:
         try:
             self._find_partners(optimizer)
             state = self._capture(optimizer) if taken is None else taken[1]
-            tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
-            sound = all_finite(tensors) and self._buffers.are_sound(state.buffers)
+            sound = self._is_sound(optimizer, state)
         except Exception as error:  # no memory, a scheduler that cannot be copied: training goes on
             warn(f"recover: no snapshot was taken: {error!r}", SteadyGradWarning)
             return None
         return state if sound else None
 
+    def _is_sound(self, optimizer: torch.optim.Optimizer, state: TrainingState) -> bool:
+        """Whether no weight, state, buffer or average in a snapshot is a NaN or inf."""
+        tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
+        if self._candidate is not None:  # the optimizer may have moved them since
+            tensors = [*tensors, *state.weights.copies()]
+        averages = tensors_of(state.partners)
+        return (
+            all_finite(tensors)
+            and self._buffers.are_sound(state.buffers)
+            and not any(bool(each.isnan().any()) for each in averages)
+        )
+
     def _is_doubtful(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
         """Weights that have just jumped are good only once more steps have been sound."""
-        doubtful = self._doubts < LASTING and self._displaced(optimizer, step) is True
+        doubtful = self._doubts < 2 * LASTING and self._displaced(optimizer, step) is True
         self._doubts = self._doubts + 1 if doubtful else 0
         return doubtful
 
@@ -342,6 +373,28 @@ class Recovering:
             code = largest(-1 if unusual is None else int(unusual), params[0].device)
             return None if code < 0 else bool(code)
         return unusual
+
+    def _regrets(
+        self, optimizer: torch.optim.Optimizer, reading: Reading, until: int, fall: Fall
+    ) -> bool | None:
+        """Whether a snapshot's weights would have done better on this very batch, on all ranks."""
+        last = self._ring.newest(until)
+        if last is None:
+            return None
+        weights, params = last.content.weights, _parameters(optimizer)
+        far = self._displacement.ratio(weights, params, reading.step - last.step)
+        losses = self.again.losses(weights)
+        gain = math.nan
+        if losses is not None:
+            now, then = losses
+            unit = now / reading.loss if reading.loss else 1.0  # a loss scale, or parts of a loss
+            gain = (now - then) / unit if unit > 0 else math.nan
+        better = gain >= fall.lost / 2 and (fall.over_start or (far or 0.0) > FACTOR)
+        if is_job():
+            better = bool(smallest(int(better), params[0].device))
+        if better:
+            self._too_far = max(far or 1.0, 2.0)
+        return better
 
     def _capture(self, optimizer: torch.optim.Optimizer) -> TrainingState:
         return TrainingState(
@@ -378,15 +431,24 @@ class Recovering:
         act = Act.STOP if stops else Act.ROLLBACK
         self._note(self._event(step, act, verdict.trigger, to, nature))
         if not stops and snapshot is not None:
-            self._rollback = snapshot, verdict.trigger
+            self._rollback = snapshot
+            if verdict.trigger == DIVERGED:
+                self._hot = self._too_far, _rates(optimizer)
             return
         if snapshot is not None:
             self._restore(optimizer, snapshot.content)
         raise given_up(step, verdict, to)
 
-    def _rolled_back(
-        self, step: int, snapshot: StoredSnapshot[TrainingState], trigger: str
-    ) -> None:
+    def _cool(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Lower a rate that led astray, unless going back has put back the one before it."""
+        if self._hot is None:
+            return
+        (too_far, hot), self._hot = self._hot, None
+        now = _rates(optimizer)
+        share = max((a / b for a, b in zip(now, hot, strict=True) if b), default=1.0)
+        self._judge.slow_down(step, too_far * share)
+
+    def _rolled_back(self, step: int, snapshot: StoredSnapshot[TrainingState]) -> None:
         self._ring.drop_after(snapshot.step)
         if self._folder is not None:
             self._wait()
@@ -446,6 +508,10 @@ class Recovering:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group.get("lr", 1.0)) for group in optimizer.param_groups]
 
 
 def _places(params: Sequence[torch.Tensor]) -> list[str]:

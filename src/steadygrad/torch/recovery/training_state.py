@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,21 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         for value in state.values()
         if isinstance(value, torch.Tensor)
     ]
+
+
+def tensors_of(value: object) -> Iterator[torch.Tensor]:
+    """The tensors in nested dicts, lists and tuples that can hold a NaN.
+
+    Example:
+        >>> [each.tolist() for each in tensors_of({"ema": {"w": torch.ones(2)}, "step": 3})]
+        [[1.0, 1.0]]
+    """
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_of(each)
 
 
 def portable(

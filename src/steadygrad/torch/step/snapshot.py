@@ -76,11 +76,15 @@ class Snapshot:
         content = None if saved is None else saved.content
         return content if isinstance(content, torch.Tensor) else None
 
+    def copies(self) -> list[torch.Tensor]:
+        """The copies of tensors."""
+        contents = (saved.content for saved in self._saved.values())
+        return [content for content in contents if isinstance(content, torch.Tensor)]
+
     @property
     def size(self) -> int:
         """Bytes of the copies of tensors."""
-        copies = (saved.content for saved in self._saved.values())
-        return sum(c.numel() * c.element_size() for c in copies if isinstance(c, torch.Tensor))
+        return sum(copy.numel() * copy.element_size() for copy in self.copies())
 
     def holds(self) -> bool:
         """True where nothing differs by a single bit."""

@@ -53,3 +53,20 @@ def test_a_patch_over_ours_is_left_and_taken_out_once_it_has_gone() -> None:
     library.name = "ours"
     patches.release(holder)
     assert library.name == "theirs"
+
+
+def test_a_holder_that_is_collected_while_the_next_one_comes_takes_nothing_with_it() -> None:
+    library = types.SimpleNamespace(name="theirs")
+
+    class Holder(set[int]):
+        __hash__ = object.__hash__
+
+    def make(patches: PatchSet) -> None:
+        patches.replace(library, "name", "ours")
+        patches.release(earlier)  # as the garbage collector may at any line
+
+    patches, earlier, following = PatchSet(make), Holder(), Holder()
+    patches.hold(following)
+    assert library.name == "ours"
+    patches.release(following)
+    assert library.name == "theirs"

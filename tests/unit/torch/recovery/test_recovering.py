@@ -17,6 +17,7 @@ from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
 from steadygrad.recovery import events_of
 from steadygrad.recovery.resuming import RESUME
+from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
 from steadygrad.torch.recovery.generators import generators, set_generators
 from steadygrad.torch.recovery.training_state import load_portable, packed, portable, unpacked
@@ -351,6 +352,88 @@ def test_a_state_that_cannot_be_copied_ends_no_training() -> None:
         schedule.step()
         assert steady.recoveries == []
     torch.testing.assert_close(weight.data, torch.full((2,), 0.9))
+
+
+def test_two_optimizers_never_write_to_one_folder(tmp_path: Path) -> None:
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1) for _ in range(2)]
+    spec = f"auto+snapshots:{tmp_path}"
+    first = sg.attach(optimizers[0], recover=spec)
+    with pytest.raises(UsageError, match="optimizer_index=1"):
+        sg.attach(optimizers[1], recover=spec)
+    first.detach()
+    sg.attach(optimizers[1], recover=spec).detach()
+
+
+def test_an_average_with_nan_is_never_kept_as_good() -> None:
+    training = Training("SGD", "rollback:2+snapshots:stride=5")
+    average = torch.optim.swa_utils.AveragedModel(training.model)
+    training.steady.remember(average=average)
+    training.train(0, 8)
+    next(average.parameters()).data[0] = torch.nan
+    training.train(8, 13)  # a snapshot is due at 10
+    next(average.parameters()).data[0] = 0.0
+    broken_weight(40, training.model, DATA)
+    training.train(13, 14)
+    assert [each.to_step for each in training.steady.recoveries] == [5]
+    training.end()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rate_that_is_too_hot_is_seen_by_what_earlier_weights_would_have_done(
+    again: bool,
+) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+    model = torch.nn.Sequential(*layers, torch.nn.Tanh())  # its loss cannot spike
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss(inputs: torch.Tensor) -> torch.Tensor:
+        return (model(inputs) - inputs.sum(1, keepdim=True).tanh()).square().mean()
+
+    with sg.attach(optimizer, "norm:1.0", model, recover="auto+snapshots:stride=10") as steady:
+        draws = torch.Generator().manual_seed(0)
+        for step in range(160):
+            inputs = torch.randn(16, 6, generator=draws)
+            if step == 80 or (again and step > 80):  # as a scheduler would set it
+                optimizer.param_groups[0]["lr"] = 20.0
+            optimizer.zero_grad()
+            loss(inputs).backward()
+            optimizer.step()
+        acts = steady.recoveries
+    assert "sustained divergence" in {each.trigger for each in acts}
+    back = [each for each in acts if each.act == "rollback"]
+    assert back[0].to_step is not None
+    assert 40 <= back[0].to_step <= 80
+    assert ("lower rate" in {each.act for each in acts}) is again
+    held_out = torch.randn(64, 6, generator=draws)
+    assert loss(held_out) < 0.1
+
+
+@pytest.mark.parametrize("backwards", [1, 2])
+def test_a_replay_with_earlier_weights_gives_their_loss_and_leaves_no_trace(backwards: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    again, then = StepAgain(optimizer), Snapshot(optimizer)
+    weights = {name: each.clone() for name, each in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data += 0.3
+    state = torch.get_rng_state()
+    losses = [model(DATA).square().mean() for _ in range(backwards)]
+    for loss in losses:
+        loss.backward()
+    moved = {name: each.clone() for name, each in model.state_dict().items()}
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    after = torch.get_rng_state()
+    replayed = again.losses(then)
+    assert same(model.state_dict(), moved)
+    assert all(torch.equal(g, p.grad) for g, p in zip(gradients, model.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), after)
+    again.end()
+    torch.set_rng_state(state)
+    model.load_state_dict(weights)
+    before = sum(model(DATA).square().mean().item() for _ in range(backwards))
+    assert replayed == (sum(loss.item() for loss in losses), before)
 
 
 def test_optimizers_of_one_run_keep_their_snapshots_apart(tmp_path: Path) -> None:
