@@ -170,6 +170,38 @@ def test_any_is_noticed_wherever_it_stands(tmp_path: Path) -> None:
     assert any_share.count(tmp_path) == {"room": (3, 4)}
 
 
+MAY_SAY_ANY = {
+    "",
+    *("compare", "demos", "integrations", "kernels", "live", "policies", "report", "rules"),
+    *("rules/evidence", "runlog", "serve", "sinks"),
+    *("launch", "launch/keras_script", "launch/tensorflow_script", "launch/torch_script"),
+    *(f"torch/{r}" for r in ("distributed", "dropins", "gradients", "internals", "origin")),
+    *(f"torch/{r}" for r in ("record", "recovery", "step")),
+}
+"""Folders with an `Any` left; in every other it is forbidden, and none is added here."""
+
+
+def folders_that_say_any(package: Path) -> set[str]:
+    """Folders with a file that imports `Any`."""
+    folders = set()
+    for path in package.rglob("*.py"):
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        if any(alias.name == "Any" for node in nodes for alias in node.names):
+            folders.add(str(path.parent.relative_to(package)).replace("\\", "/").lstrip("."))
+    return folders
+
+
+def test_any_is_forbidden_folder_by_folder() -> None:
+    assert folders_that_say_any(SRC) == MAY_SAY_ANY
+
+
+def test_a_folder_that_says_any_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "file.py").write_text("from typing import Any, cast")
+    (tmp_path / "clean.py").write_text("from typing import cast")
+    assert folders_that_say_any(tmp_path) == {"room"}
+
+
 SAME_IN_SEVERAL_FRAMEWORKS = {"Steady", "SteadyGradCallback"}
 """Names that users type, of classes that are the same thing for another framework or trainer."""
 

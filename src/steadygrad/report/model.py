@@ -186,7 +186,7 @@ class Series(TypedDict):
     recovery: Recovered
 
 
-class Histogram(TypedDict):
+class NormHistogram(TypedDict):
     """How the norms are spread.
 
     Attributes:
@@ -224,7 +224,7 @@ class Picture(TypedDict):
     value: str
     typed: str
     curve: list[Values]
-    histogram: Histogram
+    histogram: NormHistogram
 
 
 class TensorData(TypedDict):

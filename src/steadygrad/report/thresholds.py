@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.calibration import Calibration, calibrate
 from steadygrad.calibration.advice import label, typed
 from steadygrad.errors import CalibrationError
-from steadygrad.report.model import Histogram, Picture, Refused
+from steadygrad.report.model import NormHistogram, Picture, Refused
 from steadygrad.report.numbers import plain, short
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def thresholds(run: Run, optimizer: int) -> Picture | Refused:
     return data
 
 
-def _histogram(rows: Any, found: Calibration) -> Histogram:
+def _histogram(rows: Any, found: Calibration) -> NormHistogram:
     usable = rows[np.isfinite(rows["norm"]) & (rows["norm"] > 0)]
     logs = np.log10(usable["norm"])
     threshold = float(np.log10(found.threshold))
