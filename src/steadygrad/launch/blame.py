@@ -6,6 +6,7 @@ import os
 from types import TracebackType
 
 from steadygrad.errors import SteadyGradError
+from steadygrad.invisible import INVISIBLE
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _DEMOS = os.path.join(_PACKAGE, "demos") + os.sep
@@ -21,7 +22,7 @@ NOT_OF_THE_SCRIPT = (
 def is_ours(entry: TracebackType) -> bool:
     """Whether a traceback's frame runs steadygrad's code; demos are scripts."""
     path = entry.tb_frame.f_code.co_filename
-    return path.startswith(_PACKAGE) and not path.startswith(_DEMOS)
+    return path == INVISIBLE or (path.startswith(_PACKAGE) and not path.startswith(_DEMOS))
 
 
 def raised_by_us(error: BaseException) -> bool:
@@ -41,6 +42,34 @@ def raised_by_us(error: BaseException) -> bool:
     if not entries or not is_ours(entries[-1]):
         return False
     return "dropins" not in entries[-1].tb_frame.f_code.co_filename
+
+
+class StepsAside:
+    """Takes our frames off the start of a traceback that passes: what failed lies below them.
+
+    To stand around the outermost call of a function that is called through ours. An error of ours
+    keeps them; Python 3.10 keeps them all.
+
+    Example:
+        >>> with StepsAside():
+        ...     pass
+    """
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if error is None or raised_by_us(error):
+            return
+        entry = error.__traceback__
+        while entry is not None and is_ours(entry):
+            entry = entry.tb_next
+        error.__traceback__ = entry
+
+
+aside = StepsAside()
 
 
 def cause(error: BaseException) -> str:

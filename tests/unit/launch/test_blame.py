@@ -15,7 +15,8 @@ import pytest
 
 import steadygrad
 from steadygrad.errors import AttachError, RunFileError
-from steadygrad.launch.blame import NOT_OF_THE_SCRIPT, cause
+from steadygrad.invisible import INVISIBLE
+from steadygrad.launch.blame import NOT_OF_THE_SCRIPT, aside, cause
 from steadygrad.launch.process import _without_our_frames
 
 INSIDE = str(Path(steadygrad.__file__).parent / "torch" / "made_up.py")
@@ -88,3 +89,18 @@ def test_errors_that_are_meant_are_the_scripts() -> None:
     assert NOT_OF_THE_SCRIPT not in shown(STANDING_IN, "raise TypeError('no tensors')")
     assert NOT_OF_THE_SCRIPT not in shown(INSIDE, "raise RecursionError('too deep')")
     assert sys.excepthook is before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 keeps the frames")
+@pytest.mark.parametrize("place", [INSIDE, INVISIBLE])
+def test_functions_of_ours_step_aside_where_the_script_catches(place: str) -> None:
+    def files(innermost: str) -> list[str]:
+        fails = function(innermost, FAILS)
+        within = function(INSIDE, "fails()", fails=fails)
+        ours = function(place, "\n     with aside: within()", aside=aside, within=within)
+        error = raised(function(SCRIPT, "ours()", ours=ours))
+        return [frame.filename for frame in traceback.extract_tb(error.__traceback__)[1:]]
+
+    assert files(SCRIPT) == [SCRIPT, SCRIPT]
+    assert files(LIBRARY) == [SCRIPT, LIBRARY]
+    assert files(INSIDE) == [SCRIPT, place, INSIDE, INSIDE]  # a fault of ours shows itself

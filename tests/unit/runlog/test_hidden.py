@@ -67,8 +67,10 @@ def train():
 
 
 def run_python(*words: object) -> str:
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # NumPy starts threads for more
+    command = [sys.executable, *map(str, words)]
     done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, timeout=240, check=False
+        command, capture_output=True, text=True, timeout=240, check=False, env=alone
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

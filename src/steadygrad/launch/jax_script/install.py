@@ -6,6 +6,7 @@ import functools
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from steadygrad.launch.blame import aside
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
@@ -74,11 +75,13 @@ def _patch_new(module: ModuleType, observer: JaxObserver) -> None:
 
         @functools.wraps(init)
         def starting(*args: PyTree, **kwargs: object) -> PyTree:
-            return observer.initialising(owner, init, args, kwargs)
+            with aside:
+                return observer.initialising(owner, init, args, kwargs)
 
         @functools.wraps(update)
         def observed(*args: PyTree, **kwargs: object) -> tuple[PyTree, PyTree]:
-            return observer.update(owner, update, args, kwargs)
+            with aside:
+                return observer.update(owner, update, args, kwargs)
 
         return original(cls, starting, observed)
 
@@ -100,7 +103,8 @@ def _patch_multi_steps(kind: type[optax.MultiSteps], observer: JaxObserver) -> N
         every = self._every_k_schedule(state.gradient_step)
         before = observer.closing(state.mini_step == every - 1)
         try:
-            made: tuple[PyTree, PyTree] = original(self, updates, state, *args, **kwargs)
+            with aside:
+                made: tuple[PyTree, PyTree] = original(self, updates, state, *args, **kwargs)
             return made
         finally:
             observer.closing(before)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from steadygrad.keras.internals import base_optimizer, jax_trainer
+from steadygrad.launch.blame import aside
 from steadygrad.launch.keras_script.observer import KerasObserver
 from steadygrad.launch.keras_script.takeover import Takeover
 from steadygrad.launch.undoing import note, replace
@@ -83,7 +84,7 @@ def _patch_apply(
         if trainable_variables is not None:  # a generator, as Keras takes it, is read once
             trainable_variables = list(trainable_variables)
         observer.before_apply(self, grads, trainable_variables)
-        with observer.at_work():
+        with aside, observer.at_work():
             return original(self, grads, trainable_variables)
 
     replace(base, "apply", apply)
@@ -104,7 +105,7 @@ def _patch_scaler(
         grads = list(grads)
         if takeover is not None:
             grads = takeover.unclipped(self, grads)
-        with observer.scaling(self, grads):
+        with aside, observer.scaling(self, grads):
             return original(self, grads, trainable_variables)
 
     replace(kind, "apply", apply)
@@ -126,7 +127,7 @@ def _patch_apply_of_many(kind: type[keras.Optimizer], observer: KerasObserver) -
             self.build(trainable_variables)
         if type(self) is not before:
             return self.apply(grads, trainable_variables)
-        with observer.sharing():
+        with aside, observer.sharing():
             return original(self, grads, trainable_variables)
 
     replace(kind, "apply", apply)

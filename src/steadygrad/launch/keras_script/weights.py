@@ -15,6 +15,7 @@ import numpy as np
 
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.sampling import VariableSampler, recurrent_lengths
+from steadygrad.launch.blame import aside
 
 if TYPE_CHECKING:
     import keras
@@ -78,7 +79,8 @@ class WeightWatch:
 
         def train_function(*given: PyTree) -> PyTree:
             self._observer.guarded("weights are not sampled", self._before, given)
-            found = function(*given)
+            with aside:
+                found = function(*given)
             self._observer.guarded("weights are not sampled", self._after, found)
             if self._observer.is_asked_to_stop:
                 self._model.stop_training = True  # as Keras' own callbacks do

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steadygrad.invisible import invisible
+from steadygrad.launch.blame import aside
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
         **kwargs: object,
     ) -> object:
         pairs = list(grads_and_vars)
-        with patches.stepping(self, pairs):
+        with aside, patches.stepping(self, pairs):
             return original(self, pairs, *args, **kwargs)
 
     replace(kind, "apply_gradients", apply_gradients)
@@ -171,7 +172,8 @@ def _watch_gradient(original: Function, patches: TensorFlowPatches) -> Function:
     @invisible
     def gradient(self: object, *args: object, **kwargs: object) -> object:
         patches.heard(args[0] if args else kwargs.get("target", kwargs.get("loss")))
-        return original(self, *args, **kwargs)
+        with aside:
+            return original(self, *args, **kwargs)
 
     return gradient
 
@@ -182,7 +184,8 @@ def _watch_clip(name: str, original: Function, patches: TensorFlowPatches) -> Fu
     def clip(*args: object, **kwargs: object) -> object:
         if args and hasattr(args[0], "__next__"):
             args = (list(cast("Iterator[object]", args[0])), *args[1:])
-        result = original(*args, **kwargs)
+        with aside:
+            result = original(*args, **kwargs)
         patches.clip_call(name, args, kwargs, result)
         return result
 
