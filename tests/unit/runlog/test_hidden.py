@@ -129,7 +129,7 @@ def test_a_thread_of_somebody_else_stays_listed() -> None:
 
     def work() -> None:
         stay_hidden()
-        listed.append(threading.current_thread() in threading.enumerate())
+        listed.append(thread in threading.enumerate())  # current_thread() would list it again
 
     thread = threading.Thread(target=work)
     thread.start()
