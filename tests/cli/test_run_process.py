@@ -110,7 +110,7 @@ if __name__ == "__main__":
     print(parser.parse_args())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    for method in ("fork", "spawn"):
+    for method in ("fork", "spawn", "forkserver"):
         with get_context(method).Pool(1) as pool:
             print(method, pool.map(work, [1, 2]))
     pid = os.fork()
