@@ -18,6 +18,7 @@ from steadygrad.errors import (
     UsageError,
 )
 from steadygrad.keras import classes
+from steadygrad.keras.criterion import criterion_of
 from steadygrad.keras.engines import to_numpy
 from steadygrad.keras.hook import Hook
 from steadygrad.keras.recovering import KerasRecovery
@@ -236,6 +237,9 @@ class Steady(Handle):
             model: the one that trains.
         """
         self._seen = model
+        criterion = criterion_of(model)
+        if self.writer is not None and criterion:
+            self.writer.update_info(loop=criterion)
         if self.writer is not None and self.hook.seen()["step"] == 0:
             self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 

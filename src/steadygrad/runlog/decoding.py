@@ -245,6 +245,7 @@ INFO: dict[str, Field] = {
             _table_of(loss=_word, lowest=_number, highest=_number), "loss", "lowest", "highest"
         ),
         broadcast=_list_of(_whole_number),
+        criterion=_word,
         chains=_list_of(_list_of(_word)),
         summed=_whole_number,
     ),

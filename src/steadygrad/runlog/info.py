@@ -61,6 +61,7 @@ class LoopFacts(TypedDict, total=False):
     logits: LogitsFacts | None
     targets: TargetFacts | None
     broadcast: list[int]
+    criterion: str
     chains: list[list[str]]
     summed: int
 

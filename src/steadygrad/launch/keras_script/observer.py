@@ -254,6 +254,7 @@ class KerasObserver:
         """The rows of an optimizer, made at its first step."""
         track = self._of.get(optimizer)
         if track is None or len(track.infos) < len(variables):
+            from steadygrad.keras.criterion import criterion_of
             from steadygrad.keras.sampling import owners
 
             kinds, index = owners(self.model), self.tracks.next_index
@@ -261,6 +262,8 @@ class KerasObserver:
             kind, backend = type(optimizer).__name__, self.backend_name
             versions = versions_of("keras", backend, "numpy")
             facts = {"framework": "keras", "backend": backend, "versions": versions}
+            if self.model is not None and not index:
+                facts["loop"] = criterion_of(self.model)
             track = self.tracks.add(kind, infos, variables, self.side.settle, facts)
             track.ring = self.side.ring(HEAD_WIDTH + body_width(len(infos)))
             self._of[optimizer] = track

@@ -20,6 +20,9 @@ _CAUSES = (
     "an optimizer state that is stale after a change of data or learning rate",
 )
 
+MILD = 20.0
+"""Times the median up to which one spike alone may be an ordinary batch."""
+
 
 def check(view: View) -> Iterator[Finding]:
     norms = view.norm[view.usable]
@@ -38,7 +41,8 @@ def _held(view: View, index: Array, places: Array) -> str:
     first = np.setdiff1d(np.arange(max(1, len(norms) // 20)), places)
     if len(first) and norms[places].max() <= norms[first].max():
         return "the first steps were as large, and the run went on from them"
-    if len(index) == 1 and _unnoticed(view, int(index[0])):
+    mild = norms[places].max() < MILD * median(norms)
+    if len(index) == 1 and mild and _unnoticed(view, int(index[0])):
         return "the loss shows nothing of it"
     return ""
 

@@ -19,6 +19,8 @@ from steadygrad.rules.finding import Finding
 GATED = ("LSTM", "GRU")
 """Cells whose gates, not their recurrent matrix alone, carry the gradient."""
 
+FAR = 1e6
+"""What a matrix multiplies by over all time steps that no sound training has."""
 GROWN = 100.0
 """Factor over all time steps from which a gradient explodes on its way back."""
 
@@ -68,10 +70,18 @@ def _by_radius(view: View) -> list[tuple[int, float, int, float]]:
         if (
             length > 1
             and length * np.log(max(radius, 1e-9)) > np.log(100)
-            and _explodes(view, cell)
+            and (_explodes(view, cell) or (cell and _outgrows(view, radius, length)))
         ):
             told.append((int(column), radius, length, float(radii[0, column])))
     return told
+
+
+def _outgrows(view: View, radius: float, length: int) -> bool:
+    """Whether norms show what the matrix says, however the loss does.
+
+    Saturated states hold a gradient that the matrix alone would let explode: small norms.
+    """
+    return length * np.log(radius) > np.log(FAR) and median(view.norm[view.usable]) > GROWN
 
 
 def _length(view: View, column: int) -> int:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.loop import targets_of
+from steadygrad.rules.evidence.loop import criterion_of, targets_of
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
+
+SLACK = 1e-3
+"""How far under 0 rounding may carry a loss."""
 
 
 def check(view: View) -> Iterator[Finding]:
     targets = targets_of(view)
     if targets is None:
+        if criterion_of(view) == "binary_crossentropy" and (view.loss < -SLACK).any():
+            yield _below_zero(view)
         return
     loss, lowest, highest = targets["loss"], targets["lowest"], targets["highest"]
     torch, keras, jax = _fix(lowest, highest)
@@ -34,6 +41,27 @@ def check(view: View) -> Iterator[Finding]:
         causes=_causes(lowest, highest),
         fixes=[code(view, torch=torch, keras=keras, jax=jax)],
         figures={"lowest": lowest, "highest": highest},
+    )
+
+
+def _below_zero(view: View) -> Finding:
+    lowest = float(np.nanmin(view.loss))
+    return finding(
+        view,
+        "SG609",
+        "error",
+        0.95,
+        f"A binary cross-entropy of {number(lowest)}: its targets are not from 0 to 1.",
+        evidence=[
+            "With targets from 0 to 1 it is never under 0. With others it has no lowest value, and "
+            "drives the outputs to infinity.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[int(np.nanargmin(view.loss))])],
+        tensors=[],
+        causes=_causes(0, 255),
+        fixes=[code(view, **dict(zip(("torch", "keras", "jax"), _fix(0, 255), strict=True)))],
+        figures={"lowest": lowest},
     )
 
 

@@ -97,6 +97,11 @@ def targets_of(view: View) -> TargetFacts | None:
     return found if found and view.optimizer == view.first_optimizer else None
 
 
+def criterion_of(view: View) -> str:
+    """The name of the cross-entropy that trains; empty where it is another loss, or unknown."""
+    return str(_facts(view).get("criterion") or "")
+
+
 def broadcast_of(view: View) -> list[int]:
     """The shape of outputs that the loss compares with all targets; empty where it does not."""
     shape = _facts(view).get("broadcast") or []

@@ -60,6 +60,14 @@ def test_a_spike_no_larger_than_the_first_steps_is_worth_a_note_only(make, size,
     assert [(f.id, f.severity) for f in m.findings] == [("SG202", severity)]
 
 
+@pytest.mark.parametrize(("loss", "severity"), [(1.0, "info"), (3.0, "warning")])
+def test_one_mild_spike_of_which_the_loss_shows_nothing_is_worth_a_note_only(make, loss, severity):
+    m = make()
+    m.norms[80] *= 14
+    m.loss[80:] *= loss
+    assert [(f.id, f.severity) for f in m.findings if f.id == "SG202"] == [("SG202", severity)]
+
+
 def test_a_run_without_any_gradient_has_no_dominant_tensor(make):
     m = make()
     m.norms[:] = 0.0

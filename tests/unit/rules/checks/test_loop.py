@@ -10,7 +10,7 @@ from steadygrad.runlog import TensorInfo
 
 def loop(m, **facts):
     own = {"index": 0, "judged": 15, "held": 0, "emptied": 0, "passes": 1, "undivided": 0}
-    several = ("logits", "loose", "stale", "summed", "targets", "broadcast")
+    several = ("logits", "loose", "stale", "summed", "targets", "broadcast", "criterion")
     top = {key: facts.pop(key) for key in several if key in facts}
     m.info["loop"] = {"optimizers": [{**own, **facts}], **top}
 
@@ -253,3 +253,27 @@ def test_weights_that_decay_to_nothing(make, kind):
     if kind == "learns":
         m.loss = np.linspace(2.3, 0.3, m.steps)
     assert ("SG506" in m.ids) == (kind in ("known", "unknown")), m.ids
+
+
+def keras(m, backend, **facts):
+    m.info.update(framework="keras", backend=backend)
+    loop(m, criterion="binary_crossentropy", **facts)
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_what_keras_was_compiled_with_against_its_last_layer(make, backend):
+    m = make()
+    keras(m, backend, logits={"loss": "binary_crossentropy", "before": "linear"})
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG606", "error")
+    assert "BinaryCrossentropy(from_logits=True)" in found.fixes[0]
+    keras(m, backend, logits={"loss": "binary_crossentropy", "before": "sigmoid"})
+    (found,) = m.findings
+    severity = "info" if backend == "tensorflow" else "error"  # there Keras looks behind it
+    assert (found.id, found.severity) == ("SG606", severity)
+    assert "BinaryCrossentropy(from_logits=False)" in found.fixes[0]
+    keras(m, backend, logits=None)
+    assert m.ids == []
+    m.loss -= 1.0
+    assert m.ids == ["SG609"]
+    assert "target / 255" in m.findings[0].fixes[0]
