@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
+
+from steadygrad.runlog.info import LoopFacts
 
 _CROSS_ENTROPIES = (
     "binary_crossentropy",
@@ -16,7 +16,7 @@ _CROSS_ENTROPIES = (
 _PROBABILITIES = ("softmax", "sigmoid")
 
 
-def criterion_of(model: keras.Model) -> dict[str, Any]:
+def criterion_of(model: keras.Model) -> LoopFacts:
     """Facts of the loop: which cross-entropy is meant, and a last layer that does not suit it.
 
     Args:
