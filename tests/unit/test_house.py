@@ -281,3 +281,16 @@ def test_every_error_is_one_family() -> None:
         base = errors.SteadyGradWarning if issubclass(member, Warning) else errors.SteadyGradError
         assert issubclass(member, base)
         assert member.__name__ in (errors.__doc__ or "")
+
+
+def mixed_tuples(source: str) -> list[str]:
+    """Classes that have a base beside NamedTuple: Python 3.10 refuses them at import."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    bases = {node.name: [ast.unparse(base) for base in node.bases] for node in classes}
+    return [name for name, each in bases.items() if "NamedTuple" in each and len(each) > 1]
+
+
+def test_no_class_is_one_that_the_oldest_python_refuses() -> None:
+    assert mixed_tuples("class A(NamedTuple, Generic[T]): pass\nclass B(NamedTuple): pass") == ["A"]
+    sources = {path.name: mixed_tuples(path.read_text()) for path in SRC.rglob("*.py")}
+    assert {name: classes for name, classes in sources.items() if classes} == {}

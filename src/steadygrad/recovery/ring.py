@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from steadygrad.errors import UsageError
 
@@ -21,7 +22,8 @@ GROWTH = 4
 """Most factor from one stride to the next: a first snapshot's cost is a poor measure."""
 
 
-class StoredSnapshot(NamedTuple, Generic[Content]):
+@dataclass(frozen=True)
+class StoredSnapshot(Generic[Content]):
     """One snapshot.
 
     Attributes:
