@@ -92,7 +92,7 @@ $(FRAMEWORKS:%=test-%): test-%:
 test-oldest:
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	.venv-oldest/bin/python -m pytest -q -n $(WORKERS) -W default $(OLDEST)
 
 $(VENV)/bin/python:

@@ -12,6 +12,7 @@ Importing needs Triton; only `auto` and ``form="triton"`` do so.
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import triton
 import triton.language as tl
 
 from steadygrad.errors import KernelError
@@ -32,7 +32,8 @@ from steadygrad.kernels.triton_kernels import join, measure, multiply
 CHUNK = 1 << 15
 BLOCK = 1 << 10
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+# as Triton itself reads it; `triton.knobs` is there from 3.4 on only, and torch 2.6 comes with 3.2
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 # 16-bit and complex types come with what a pointer to their parts points at.
 PARTS = {
     torch.float32: (tl.float32, False),
