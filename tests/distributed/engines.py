@@ -15,15 +15,21 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoints
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP1
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    PrepareModuleInput,
     RowwiseParallel,
+    SequenceParallel,
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
@@ -40,24 +46,31 @@ CLIPS: dict[str, tuple[str, ...]] = {
     "ddp": EVERY,
     "ddp, frozen and tied": (NORM,),
     "ddp bfloat16": (NORM,),
+    "ddp, static graph, checkpointed": (NORM,),
+    "ddp, no_sync": (NORM,),
+    "ddp, PowerSGD hook": (NORM,),
     "fsdp2": EVERY,
     "fsdp2 mixed": (NORM,),
     "fsdp2 bfloat16": (NORM,),
     "fsdp2 offload": (NORM,),
     "fsdp2, frozen and tied": (NORM,),
-    "hsdp": EVERY,
-    "tp": EVERY,
+    "fsdp2, no_sync, checkpointed": (NORM,),
+    "hsdp": (NORM, ELEMENTWISE),
+    "tp": (NORM, EVERY[1], ELEMENTWISE),
+    "sequence parallel": (NORM, ELEMENTWISE),
     "fsdp2 x tp": EVERY,
+    "fsdp2 x sequence parallel": (NORM,),
     "hsdp x tp": (NORM,),
     "zero": (NORM, ADAPTIVE),
     "fsdp1": EVERY,
     "fsdp1 flat": (NORM,),
-    "pipeline": EVERY,
+    "pipeline": (NORM, PER_TENSOR, ADAPTIVE),
     "pipeline found": (NORM,),
+    "pipeline x fsdp2": (NORM,),
     "experts": (NORM, PER_TENSOR),
 }
 """The policies that each engine is run with."""
-MANY = ("fsdp2", "hsdp", "fsdp2 x tp", "pipeline", "experts")
+MANY = ("fsdp2", "fsdp2 x tp", "experts")
 """Engines that are also run with `NORM` as if the ranks were too many to gather from each."""
 
 
@@ -148,6 +161,26 @@ def engines(rank: int) -> dict[str, Engine]:
     def tensor_parallel(mesh: object, model: Net) -> Net:
         return parallelize_module(model, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
+    def sequence_parallel(mesh: object, model: Net) -> Net:
+        plan = {
+            "up": ColwiseParallel(input_layouts=Shard(0)),
+            "down": RowwiseParallel(output_layouts=Shard(0)),
+            "norm": SequenceParallel(sequence_dim=0),
+            "out": PrepareModuleInput(
+                input_layouts=Shard(0), desired_input_layouts=Replicate(), use_local_output=True
+            ),
+        }
+        parts = PrepareModuleInput(
+            input_layouts=Replicate(), desired_input_layouts=Shard(0), use_local_output=True
+        )
+        return parallelize_module(parallelize_module(model, mesh, plan), mesh, parts)
+
+    def compressed(model: Net) -> nn.Module:
+        model = DistributedDataParallel(model)
+        state = powerSGD_hook.PowerSGDState(None, 1, start_powerSGD_iter=2)
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        return model
+
     def two_ways(model: Net) -> nn.Module:
         return sharded(grid["dp"])(tensor_parallel(grid["tp"], model))
 
@@ -170,7 +203,19 @@ def engines(rank: int) -> dict[str, Engine]:
         "ddp, frozen and tied": Engine(
             simple(lambda m: DistributedDataParallel(tied(m))), everyone
         ),
+        "ddp, static graph, checkpointed": Engine(
+            simple(lambda m: DistributedDataParallel(checkpointed(m), static_graph=True)), everyone
+        ),
+        "ddp, no_sync": Engine(
+            simple(DistributedDataParallel), everyone, backward=in_two_micro_batches
+        ),
+        "ddp, PowerSGD hook": Engine(simple(compressed), everyone),
         "fsdp2": Engine(simple(sharded(flat)), everyone),
+        "fsdp2, no_sync, checkpointed": Engine(
+            simple(lambda m: fully_shard(checkpointed(m), mesh=flat)),
+            everyone,
+            backward=in_two_micro_batches,
+        ),
         "fsdp2, frozen and tied": Engine(
             simple(lambda m: fully_shard(tied(m), mesh=flat)), everyone
         ),
@@ -181,7 +226,11 @@ def engines(rank: int) -> dict[str, Engine]:
         ),
         "hsdp": Engine(simple(sharded(grid)), everyone),
         "tp": Engine(simple(lambda m: tensor_parallel(flat, m)), (0, 1)),
+        "sequence parallel": Engine(simple(lambda m: sequence_parallel(flat, m)), (0, 1)),
         "fsdp2 x tp": Engine(simple(two_ways), half),
+        "fsdp2 x sequence parallel": Engine(
+            simple(lambda m: sharded(grid["dp"])(sequence_parallel(grid["tp"], m))), half
+        ),
         "hsdp x tp": Engine(simple(three_ways), half),
         "zero": Engine(zero, everyone),
         "fsdp1": Engine(
@@ -198,9 +247,28 @@ def engines(rank: int) -> dict[str, Engine]:
     }
 
 
+def checkpointed(model: Net) -> Net:
+    """Its first layers run forward again in the backward pass."""
+    model.up, model.down = checkpoint_wrapper(model.up), checkpoint_wrapper(model.down)
+    return model
+
+
+def in_two_micro_batches(model: nn.Module, x: torch.Tensor, y: torch.Tensor, broken: bool) -> None:
+    """Gradients are added up, and averaged over the ranks after the second half only."""
+    halves = list(zip(x.chunk(2), y.chunk(2), strict=True))
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            (loss_of(model, *halves[0], broken) / 2).backward()
+    else:
+        model.set_requires_gradient_sync(False)
+        (loss_of(model, *halves[0], broken) / 2).backward()
+        model.set_requires_gradient_sync(True)
+    (loss_of(model, *halves[1], False) / 2).backward()
+
+
 def gathered(model: nn.Module, group: object = None) -> list[torch.Tensor]:
     """The gradients of all ranks, each of which has its own."""
-    own = [p.grad.detach() for p in model.parameters() if p.grad is not None]
+    own = [whole_of(p.grad) for p in model.parameters() if p.grad is not None]
     every: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, own, group=group)
     return [tensor for rank in every for tensor in rank]
@@ -245,9 +313,11 @@ def staged(rank: int, column: int, grid: object) -> dict[str, Engine]:
     stages, copies = grid.get_group("tp"), grid.get_group("dp")
     schedules = {}
 
-    def build_stage() -> tuple[nn.Module, torch.optim.Optimizer]:
+    def build_stage(mesh: object = None) -> tuple[nn.Module, torch.optim.Optimizer]:
         whole = net()
         model = (Front(whole), whole.out)[column]
+        if mesh is not None:
+            fully_shard(model, mesh=mesh)
         stage = PipelineStage(model, column, 2, torch.device("cpu"), group=stages)
         schedules[model] = ScheduleGPipe(stage, 2, loss_fn=lambda o, t: ((o - t) ** 2).mean())
         return model, make_optimizer(model.parameters())
@@ -255,7 +325,8 @@ def staged(rank: int, column: int, grid: object) -> dict[str, Engine]:
     def pipeline(model: nn.Module, x: torch.Tensor, y: torch.Tensor, broken: bool) -> None:
         y = y * math.nan if broken else y
         schedules[model].step(*(() if column else (x,)), **({"target": y} if column else {}))
-        averaged(model.parameters(), copies)
+        if not isinstance(next(model.parameters()), DTensor):
+            averaged(model.parameters(), copies)
 
     def through_experts(model: nn.Module, x: torch.Tensor, y: torch.Tensor, broken: bool) -> None:
         loss_of(model, x, y, broken).backward()
@@ -277,18 +348,29 @@ def staged(rank: int, column: int, grid: object) -> dict[str, Engine]:
             build_stage, (rank // 2, 2), {"process_group": stages}, stage_pieces, pipeline
         ),
         "pipeline found": Engine(build_stage, (rank // 2, 2), {}, stage_pieces, pipeline),
+        "pipeline x fsdp2": Engine(
+            lambda: build_stage(grid["dp"]),
+            (rank // 2, 2),
+            {"process_group": stages},
+            stage_pieces,
+            pipeline,
+        ),
         "experts": Engine(
             build_experts, (rank, 4), {"process_group": experts}, expert_pieces, through_experts
         ),
     }
 
 
+def whole_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Gathered from all ranks where it is sharded."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
 def whole_gradients(engine: Engine, model: nn.Module) -> list[torch.Tensor]:
     """Every gradient as one tensor, the same list on every rank."""
     if engine.pieces is not None:
         return engine.pieces(model)
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    return [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
+    return [whole_of(p.grad) for p in model.parameters() if p.grad is not None]
 
 
 def norm_of(grads: list[torch.Tensor], p: float) -> float:
@@ -328,8 +410,52 @@ def weights_of(model: nn.Module) -> list:
     if any(isinstance(m, FSDP1) for m in model.modules()):
         with FSDP1.summon_full_params(model):
             return [p.detach().flatten().tolist() for p in model.parameters()]
-    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return [w.detach().float().flatten().tolist() for w in whole]
+    return [whole_of(p).float().flatten().tolist() for p in model.parameters()]
+
+
+def resharded(folder: str) -> list:
+    """A training whose adaptive state is saved by four ranks, and goes on on two and two.
+
+    Returns:
+        State of the method and weights at the end: of the training that went on, and of that which
+        was loaded before its first step.
+    """
+
+    def begin(mesh: object) -> tuple:
+        model = fully_shard(net(), mesh=mesh)
+        optimizer = make_optimizer(model.parameters())
+        return model, optimizer, sg.attach(optimizer, clip="adagc:warmup=2", model=model)
+
+    def go_on(model: nn.Module, optimizer: torch.optim.Optimizer, begin: int, parts: tuple) -> None:
+        for step in range(begin, begin + 3):
+            optimizer.zero_grad()
+            x, y = (part.chunk(parts[1])[parts[0]] for part in data(step))
+            loss_of(model, x, y, False).backward()
+            optimizer.step()
+
+    def saved(model: nn.Module, optimizer: torch.optim.Optimizer, steady: object) -> dict:
+        weights, moments = get_state_dict(model, optimizer)
+        return {"weights": weights, "moments": moments, "steady": steady}
+
+    def ended(model: nn.Module, steady: object) -> list:
+        state = steady.state_dict()
+        steady.detach()
+        return [steady.steps, {k: v.tolist() for k, v in state["state"].items()}, weights_of(model)]
+
+    rank = dist.get_rank()
+    first = begin(init_device_mesh("cpu", (4,)))
+    go_on(*first[:2], 0, (rank, 4))
+    checkpoints.save(saved(*first), checkpoint_id=folder)
+    go_on(*first[:2], 3, (rank, 4))
+    half = init_device_mesh("cpu", (2, 2), mesh_dim_names=("halves", "dp"))["dp"]
+    second = begin(half)
+    states = saved(*second)
+    checkpoints.load(states, checkpoint_id=folder, process_group=half.get_group())
+    set_state_dict(
+        *second[:2], model_state_dict=states["weights"], optim_state_dict=states["moments"]
+    )
+    go_on(*second[:2], 3, (rank % 2, 2))
+    return [ended(first[0], first[2]), ended(second[0], second[2])]
 
 
 def main(rank: int, path: str) -> None:
@@ -349,6 +475,8 @@ def main(rank: int, path: str) -> None:
         if name in MANY:
             with mock.patch.object(exchange, "MOST_GATHERED", 0):
                 results[f"{name}|many"] = train(engine, NORM)
+    if not only:
+        results["resharded"] = resharded(path.rpartition("/")[0] + "/checkpoint")
     with open(path, "w") as file:
         json.dump(results, file)
     dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ from steadygrad.runlog import open_run
 from steadygrad.torch.distributed import exchange
 
 PAUSE = 0.02
+CLIPS = {"ddp": ("norm:0.1",), "fsdp2": ("norm:0.1", "value:0.01", "agc:0.01")}
 NORM_TYPES = (1.0, 2.0, 3.0, math.inf)
 
 
@@ -102,12 +104,90 @@ def train(rank, wrap, clip):
             optimizer.step()
             last = steady.last
             records.append([last.norm, last.coef, last.action, last.cosine])
-    weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return {
         "records": records,
-        "weights": [w.detach().flatten().tolist() for w in weights],
+        "weights": whole_weights(model),
         "collectives": collectives.call_count,
     }
+
+
+def scaled(rank, wrap, count=2):
+    """A GradScaler over two optimizers, of which one is unscaled beforehand; inf on one rank."""
+    model = wrap(net())
+    params = list(model.parameters())
+    optimizers = [torch.optim.SGD(part, lr=0.1, momentum=0.9) for part in (params[:2], params[2:])]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    handles = [sg.attach(each, clip="norm:0.1", model=model) for each in optimizers]
+    records = []
+    for step in range(3):
+        x, y = (part.chunk(count)[rank] for part in batch())
+        for loss_part in (0.25, 0.75):  # two losses
+            loss = ((model(x) - y) ** 2).mean() * loss_part
+            scaler.scale(loss * (math.inf if step == 1 and rank == count - 1 else 1.0)).backward()
+        scaler.unscale_(optimizers[0])
+        for each in optimizers:
+            scaler.step(each)
+            each.zero_grad()
+        scaler.update()
+        last = [handle.last for handle in handles]
+        facts = [*((r.action, r.loss_scale) for r in last), scaler.get_scale()]
+        records.append([[r.norm for r in last], facts])
+    for handle in handles:
+        handle.detach()
+    return {"records": records, "weights": whole_weights(model)}
+
+
+def in_backward(rank, wrap, count=2):
+    """An optimizer a parameter that steps as soon as the gradient is there."""
+    model = wrap(net())
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    handles = [sg.attach(each, clip="norm:0.1", model=model) for each in optimizers.values()]
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in optimizers:
+        parameter.register_post_accumulate_grad_hook(step)
+    records = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in range(3):
+            x, y = (part.chunk(count)[rank] for part in batch())
+            broken = math.nan if number == 1 and rank == count - 1 else 1.0
+            (((model(x) - y) ** 2).mean() * broken).backward()
+            last = [handle.last for handle in handles]
+            records.append([[r.norm for r in last], [r.action for r in last]])
+        for handle in handles:
+            handle.detach()
+    told = [str(w.message) for w in caught if issubclass(w.category, ReplicasDifferWarning)]
+    return {"records": records, "weights": whole_weights(model), "told": told}
+
+
+def compiled(rank, wrap, count=2):
+    """Model, backward pass and optimizer's step in one compiled function."""
+    model = wrap(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    @functools.partial(torch.compile, backend="eager")
+    def step(x, y):
+        optimizer.zero_grad()
+        ((model(x) - y) ** 2).mean().backward()
+        optimizer.step()
+
+    records = []
+    with sg.attach(optimizer, clip="norm:0.1", model=model) as steady, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of what it leaves uncompiled
+        for _ in range(2):
+            step(*(part.chunk(count)[rank] for part in batch()))
+            records.append([[steady.last.norm], [steady.last.action]])
+    return {"records": records, "weights": whole_weights(model)}
+
+
+def whole_weights(model):
+    """Gathered from the ranks."""
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return [w.detach().flatten().tolist() for w in whole]
 
 
 def fsdp2(model):
@@ -157,8 +237,7 @@ def recovery(rank, wrap):
             ((model(x) - y) ** 2).mean().backward()
             optimizer.step()
         acts = [str(act) for act in steady.recoveries]
-    weights = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return {"acts": acts, "weights": [w.detach().flatten().tolist() for w in weights]}
+    return {"acts": acts, "weights": whole_weights(model)}
 
 
 def unsaid_experts(rank, run):
@@ -215,9 +294,12 @@ def main(rank, path):
         "partial_sums of many": of_many(partial_sums, rank),
         "broken_shards of many": of_many(broken_shards, rank),
     }
-    for clip in ("norm:0.1", "value:0.01", "agc:0.01"):
-        results[f"ddp {clip}"] = train(rank, DistributedDataParallel, clip)
-        results[f"fsdp2 {clip}"] = train(rank, fsdp2, clip)
+    for name, wrap in (("ddp", DistributedDataParallel), ("fsdp2", fsdp2)):
+        for clip in CLIPS[name]:
+            results[f"{name} {clip}"] = train(rank, wrap, clip)
+        results[f"scaled {name}"] = scaled(rank, wrap)
+        results[f"in_backward {name}"] = in_backward(rank, wrap)
+    results["compiled fsdp2"] = compiled(rank, fsdp2)
     results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
     results["recovery ddp"] = recovery(rank, DistributedDataParallel)
     results["recovery fsdp2"] = recovery(rank, fsdp2)

@@ -21,11 +21,16 @@ engines = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = engines  # dataclasses look their module up
 _spec.loader.exec_module(engines)
 
-WHOLE = ("ddp", "fsdp2", "fsdp2 offload", "hsdp", "tp", "fsdp2 x tp", "hsdp x tp", "zero", "fsdp1")
+WHOLE = (
+    *("ddp", "ddp, static graph, checkpointed", "ddp, no_sync", "ddp, PowerSGD hook"),
+    *("fsdp2", "fsdp2 offload", "fsdp2, no_sync, checkpointed", "hsdp", "tp", "sequence parallel"),
+    *("fsdp2 x tp", "fsdp2 x sequence parallel", "hsdp x tp", "zero", "fsdp1"),
+)
 """Engines that end with whole float32 weights of `Net`."""
-APART = ("pipeline", "pipeline found", "experts")
+APART = ("pipeline", "pipeline found", "pipeline x fsdp2", "experts")
 """Engines whose ranks hold other tensors each."""
-COLLECTIVES = {"ddp": 0, "ddp bfloat16": 0, "ddp, frozen and tied": 0, "zero": 0}
+COLLECTIVES = {name: 0 for name in engines.CLIPS if name.startswith(("ddp", "zero"))}
+COLLECTIVES["pipeline x fsdp2"] = 2  # its meshes do not nest
 PRECISION = {
     "ddp bfloat16": "bfloat16",
     "fsdp2 bfloat16": "bfloat16",
@@ -125,8 +130,18 @@ def test_weights_are_those_of_one_process(four_ranks, clip):
                 ), name
 
 
+def test_adaptive_state_saved_by_four_ranks_goes_on_on_two(four_ranks):
+    for four, two in four_ranks["resharded"]:
+        assert (four[0], two[0]) == (6, 6)
+        assert four[1]["count"] == 6
+        for ours, theirs in zip(two[1]["gamma"], four[1]["gamma"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        for ours, theirs in zip(two[2], four[2], strict=True):
+            assert ours == pytest.approx(theirs, rel=0, abs=8 * 10 * 6 * 2**-24)
+
+
 def test_what_was_broken_on_one_rank_was_not_finite_for_all(four_ranks):
     for case, ranks in four_ranks.items():
         for rank in ranks:
-            if "refused" not in rank:
+            if case != "resharded" and "refused" not in rank:
                 assert math.isnan(rank["records"][engines.BROKEN][0]), case

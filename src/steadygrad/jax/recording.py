@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import tempfile
 import weakref
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from steadygrad.errors import UsageError
+from steadygrad.jax._whole import whole_here
 from steadygrad.jax.engine import leaf_names
 from steadygrad.jax.transform import ClipState
 from steadygrad.jax.weights import Figures as WeightFigures
 from steadygrad.jax.weights import WeightSamples
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import hand_over_late_steps, is_interactive, open_writer
+from steadygrad.processes import writes_for_all
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.vocabulary import ACTIONS
@@ -40,7 +43,8 @@ class Recorder(Handle):
     """Writes steps from optimizer states into a run file.
 
     Args:
-        run: a path for a new file, or an open `RunWriter`.
+        run: a path for a new file, which the first of several processes writes for all, or an open
+            `RunWriter`.
         params: the parameters that training starts from, for their shapes in the file and the
             first sample of their norms; optional.
         info: facts about the run, e.g. ``{"seed": 0}``.
@@ -57,6 +61,12 @@ class Recorder(Handle):
         params: PyTree = None,
         info: dict[str, object] | None = None,
     ) -> None:
+        self._elsewhere: tempfile.TemporaryDirectory[str] | None = None
+        if not writes_for_all(
+            run
+        ):  # all compute the same figures together: this file is thrown away
+            self._elsewhere = tempfile.TemporaryDirectory()
+            run = os.path.join(self._elsewhere.name, "run.db")
         self._run, self._params, self._facts = run, params, info or {}
         self._waiting: list[Figures] = []
         self._begin(params)
@@ -106,6 +116,7 @@ class Recorder(Handle):
             *_copied([s._replace(policy={}) for s in states], (loss, lr)),
             self._weights.taken(params, self._entered.get(0, 0)),
         )
+        figures = whole_here(figures)
         for leaf in jax.tree.leaves(figures):
             leaf.copy_to_host_async()
         self._waiting.append(figures)
@@ -179,6 +190,8 @@ class Recorder(Handle):
         """Write what is left and close the file."""
         self.flush()
         self.writer.close()
+        if self._elsewhere is not None:
+            self._elsewhere.cleanup()
 
     def __enter__(self) -> Recorder:
         return self

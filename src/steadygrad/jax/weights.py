@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steadygrad.jax._whole import whole_here
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.runlog import RunWriter
 from steadygrad.runlog.sampled import WeightFigures, due, side_by_side, stride
@@ -36,7 +37,7 @@ class WeightSamples:
     def __init__(self, first: PyTree | None) -> None:
         self._names: tuple[str, ...] = ()
         self._figures: WeightFigures | None = None
-        self._first = None if first is None else _figures_of(first)
+        self._first = None if first is None else whole_here(_figures_of(first))
 
     def taken(self, params: PyTree, last: int) -> Figures | None:
         """Figures on the device, if any may be due.

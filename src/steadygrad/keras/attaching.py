@@ -30,6 +30,7 @@ from steadygrad.policies.gated import Gated
 from steadygrad.policies.groups import BY_GROUP, Groups
 from steadygrad.policies.idle_groups import idle_classes, idle_patterns
 from steadygrad.policies.stepping import SKIP
+from steadygrad.processes import writes_for_all
 from steadygrad.recovery.compiled import NO_FOLDER, FinishedStep
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder, parse_ladder
@@ -203,11 +204,14 @@ class Steady(Handle):
         """Have `record` write into a run file.
 
         Args:
-            run: a path for a new file or an open `RunWriter`.
+            run: a path for a new file, which the first of several processes writes for all, or an
+                open `RunWriter`.
 
         Raises:
             RunFileError: a file stands at the path.
         """
+        if not writes_for_all(run):
+            return
         self._owned = not isinstance(run, RunWriter)
         self.writer = open_writer(run)
         self.writer.update_info(**self._facts())

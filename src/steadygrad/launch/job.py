@@ -1,4 +1,4 @@
-"""Processes that train together, as torch knows them: one run file is written for all."""
+"""What the processes of one job tell each other, and what the run file says of the job."""
 
 from __future__ import annotations
 
@@ -7,28 +7,15 @@ from types import ModuleType
 from typing import Any
 
 from steadygrad.elastic import restarts
-
-
-def rank_in_job() -> int | None:
-    """This process's rank among those that train together; None where torch knows of no others.
-
-    Example:
-        >>> rank_in_job() is None
-        True
-    """
-    distributed = _initialized()
-    if distributed is None or distributed.get_world_size() < 2:
-        return None
-    rank: int = distributed.get_rank()
-    return rank
+from steadygrad.processes import place_in_job
 
 
 def facts_of_job() -> dict[str, Any]:
     """What the run file says of the job: its number of ranks, and which restart it is."""
     facts: dict[str, Any] = {}
-    distributed = _initialized()
-    if distributed is not None and distributed.get_world_size() > 1:
-        facts["ranks"] = distributed.get_world_size()
+    place = place_in_job()
+    if place is not None:
+        facts["ranks"] = place.ranks
     if restarts():
         facts["restart"] = restarts()
     return facts

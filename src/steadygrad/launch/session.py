@@ -21,11 +21,12 @@ from steadygrad.launch import children
 from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
 from steadygrad.launch.jax_script.install import JaxScript
-from steadygrad.launch.job import ends_told, facts_of_job, rank_in_job, tell_end
+from steadygrad.launch.job import ends_told, facts_of_job, tell_end
 from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
 from steadygrad.launch.seeds import sow
 from steadygrad.paths import next_free, with_suffix
+from steadygrad.processes import place_in_job
 from steadygrad.text import printable
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Session:
     def writer(self) -> RunWriter | None:
         """The run file's writer, made at the first call; None where there can be none."""
         if self._writer is None and not self._gave_up:
-            rank = rank_in_job()
+            place = place_in_job()
+            rank = None if place is None else place.rank
             if rank:  # rank 0 writes for all of them
                 self._gave_up = self._told_by_first_rank = True
                 return None

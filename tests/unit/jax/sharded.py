@@ -1,6 +1,7 @@
 """Run in a process with several host devices: prints one JSON line of what was seen."""
 
 import json
+import os
 import sys
 
 import jax
@@ -13,8 +14,21 @@ from jax.sharding import PartitionSpec as P
 import steadygrad.jax as sg
 
 
+def put(host, specs, mesh):
+    """Arrays over all devices, of all processes."""
+    return {
+        key: jax.make_array_from_callback(
+            value.shape, NamedSharding(mesh, specs[key]), lambda index, value=value: value[index]
+        )
+        for key, value in host.items()
+    }
+
+
 def main() -> None:
     devices = int(sys.argv[1])
+    if len(sys.argv) > 2:  # one of two processes that train together
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[2]))
     mesh = Mesh(np.array(jax.devices()), ("x",))
     rng = np.random.default_rng(0)
     host = {
@@ -24,10 +38,13 @@ def main() -> None:
     }
     truth = float(np.sqrt(sum(np.sum(np.square(v.astype(np.float64))) for v in host.values())))
     specs = {"split": P("x"), "whole": P()}
-    tree = {k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in host.items()}
+    tree = put(host, specs, mesh)
     tx = sg.guard(optax.sgd(1.0), clip="norm:1.0")
     state = tx.init(tree)
     _, automatic = jax.jit(tx.update)(tree, state, tree)
+    if len(sys.argv) > 2:  # all are given the same path, and the first writes it
+        with sg.Recorder(os.environ["RUN"], tree) as run:
+            sg.record(run, automatic, params=tree)
     manual = {}
     for checked in (True, False):
         axes = "x" if checked else {"split": "x"}
@@ -44,9 +61,7 @@ def main() -> None:
             )
         )
         updates, norm, _ = run(tree)
-        after = float(
-            np.sqrt(sum(np.sum(np.square(np.asarray(v, np.float64))) for v in updates.values()))
-        )
+        after = float(jax.jit(sg.global_norm)(updates))
         manual[str(checked)] = [float(norm) / truth - 1, after - 1]
     guarded = {}
     for checked in (True, False):
@@ -66,10 +81,8 @@ def main() -> None:
         _, norm, action = run(tree)
         broken = {**host, "split": np.where(np.arange(8) == 7, np.nan, host["split"])}
         broken["split"][:-1] = 1.0  # on the last device alone
-        moved, _, skipped = run(
-            {k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in broken.items()}
-        )
-        still = all(not np.any(np.asarray(v)) for v in moved.values())
+        moved, _, skipped = run(put(broken, specs, mesh))
+        still = all(not np.any(v.addressable_data(0)) for v in moved.values())
         guarded[str(checked)] = [float(norm) / truth - 1, int(action), int(skipped), still]
     print(
         json.dumps(

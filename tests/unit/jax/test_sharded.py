@@ -2,25 +2,34 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from steadygrad.runlog import open_run
 
-@pytest.mark.parametrize("devices", [8])
-def test_one_norm_over_all_devices(devices):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("sharded.py")), str(devices)],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
+
+def start(devices, *place, run="", every=1):
+    flags = f"--xla_force_host_platform_device_count={devices // every}"
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("sharded.py")), str(devices), *place],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "RUN": run},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen = json.loads(done.stdout)
+
+
+def seen_by(process):
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(said.splitlines()[-1])
+
+
+def holds(seen, devices):
     assert seen["devices"] == devices
     assert seen["auto"] == pytest.approx(0, abs=1e-6)
     for norm, after in seen["manual"].values():
@@ -29,3 +38,19 @@ def test_one_norm_over_all_devices(devices):
     for norm, action, skipped, still in seen["guarded"].values():
         assert norm == pytest.approx(0, abs=1e-6)
         assert (action, skipped, still) == (1, 2, True)
+
+
+def test_one_norm_over_all_devices():
+    holds(seen_by(start(8)), 8)
+
+
+def test_one_norm_and_one_record_over_two_processes(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    run = str(tmp_path / "run.db")
+    both = [start(4, rank, address, run=run, every=2) for rank in ("0", "1")]
+    for seen in list(map(seen_by, both)):
+        holds(seen, 4)
+    assert [path.name for path in tmp_path.glob("*.db")] == ["run.db"]
+    assert open_run(run).steps["action"].tolist() == ["clip"]

@@ -1,0 +1,41 @@
+"""Arrays that several processes hold parts of, made readable on each of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from steadygrad.typing import PyTree
+
+
+def whole_here(tree: PyTree) -> PyTree:
+    """The same arrays; those of which other processes hold parts, whole on every device.
+
+    All processes call it together: making an array whole is a collective.
+
+    Args:
+        tree: arrays, outside of `jit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> whole_here([jnp.ones(2)])
+        [Array([1., 1.], dtype=float32)]
+    """
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    sharding = array.sharding
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return array
+    return _gather_over(sharding.mesh)(array) if isinstance(sharding, NamedSharding) else array
+
+
+@functools.lru_cache(maxsize=16)
+def _gather_over(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
