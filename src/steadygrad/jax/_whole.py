@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TypeVar, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-if TYPE_CHECKING:
-    from steadygrad.typing import PyTree
+Tree = TypeVar("Tree")
 
 
-def whole_here(tree: PyTree) -> PyTree:
+def whole_here(tree: Tree) -> Tree:
     """The same arrays; those of which other processes hold parts, whole on every device.
 
     All processes call it together: making an array whole is a collective.
@@ -26,7 +25,7 @@ def whole_here(tree: PyTree) -> PyTree:
         >>> whole_here([jnp.ones(2)])
         [Array([1., 1.], dtype=float32)]
     """
-    return jax.tree.map(_whole, tree)
+    return cast("Tree", jax.tree.map(_whole, tree))
 
 
 def _whole(array: jax.Array) -> jax.Array:
@@ -38,4 +37,7 @@ def _whole(array: jax.Array) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def _gather_over(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    gather: Callable[[jax.Array], jax.Array] = jax.jit(
+        lambda array: array, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    return gather
