@@ -113,9 +113,14 @@ def spikes(
 
 def _throws(logs: Floats, losses: Floats, place: int, window: int, ratio: float) -> bool:
     """Whether norm and loss both stand far over all that came shortly before."""
-    before, known = logs[max(0, place - window) : place], losses[max(0, place - window) : place]
-    known = known[np.isfinite(known)]
-    if not known.size or not losses[place] > max(3 * abs(median(known)), float(known.max())):
+    before, finite_losses = (
+        logs[max(0, place - window) : place],
+        losses[max(0, place - window) : place],
+    )
+    finite_losses = finite_losses[np.isfinite(finite_losses)]
+    if not finite_losses.size or not losses[place] > max(
+        3 * abs(median(finite_losses)), float(finite_losses.max())
+    ):
         return False
     return bool(logs[place] - median(before) > math.log(ratio) and logs[place] > before.max())
 

@@ -80,17 +80,17 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
     """
     recorded, number, rows, _ = open_steps(run, optimizer)
     usable = np.isfinite(rows["norm"]) & (rows["norm"] > 0)
-    kept = rows[usable]
-    _require_steps(kept.size, rows)
+    used_rows = rows[usable]
+    _require_steps(used_rows.size, rows)
     _require_norms_before_clipping(recorded, number)
-    x = np.log(kept["norm"].astype(np.float64))
+    x = np.log(used_rows["norm"].astype(np.float64))
     end = estimate.divergence(x)
-    diverged_at = None if end is None else int(kept["step"][end])
+    diverged_at = None if end is None else int(used_rows["step"][end])
     back = estimate.setback(np.asarray(rows["loss"], dtype=np.float64))
     calm = int(usable[: back.place].sum()) if back else 0
     if calm >= MIN_CALM:
         calm = calm if end is None else min(calm, end)
-        return _conclude(recorded, number, rows, kept, x, slice(0, calm), diverged_at, back)
+        return _conclude(recorded, number, rows, used_rows, x, slice(0, calm), diverged_at, back)
     start = min(int(x.size * START_SHARE), START_STEPS, x.size - MIN_STEPS)
     stretch = slice(start, end)
     if x[stretch].size < MIN_STEPS:
@@ -99,7 +99,7 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
             f"normal here (needed: {MIN_STEPS} steps). Record a run that lasts longer, for example "
             "with --clip norm:1.0 or a tenth of the learning rate, and calibrate that"
         )
-    return _conclude(recorded, number, rows, kept, x, stretch, diverged_at, None)
+    return _conclude(recorded, number, rows, used_rows, x, stretch, diverged_at, None)
 
 
 def _require_steps(usable: int, rows: Rows) -> None:
@@ -169,21 +169,21 @@ def _conclude(
     run: Run,
     number: int,
     rows: Rows,
-    kept: Rows,
+    used_rows: Rows,
     x: Floats,
     stretch: slice,
     diverged_at: int | None,
     back: estimate.Setback | None,
 ) -> Calibration:
-    stable, steps = x[stretch], kept["step"][stretch]
-    norms = kept["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
+    stable, steps = x[stretch], used_rows["step"][stretch]
+    norms = used_rows["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
     figure = _middle if back else estimate.log_threshold
     found_at = float(np.exp(figure(stable)))
     rise = estimate.loss_rise(rows["loss"])
     failed = back is not None or rise is not None
     threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
     places, heights = estimate.above_level(stable)
-    found = tuple(
+    reasons = tuple(
         Spike(int(steps[i]), float(norms[i]), float(np.exp(h)))
         for i, h in zip(places, heights, strict=True)
     )
@@ -197,17 +197,17 @@ def _conclude(
     evidence = Calibration(
         threshold=threshold,
         median=median,
-        peak=float(kept["norm"].max()),
+        peak=float(used_rows["norm"].max()),
         clip_rate=float((norms > threshold).mean()),
         interval=(min(low, threshold), max(high, threshold)),
         stationary=not moving,
         advice=(),
         spec=spec,
-        needed=bool(found) or diverged_at is not None or broken > 0 or failed,
+        needed=bool(reasons) or diverged_at is not None or broken > 0 or failed,
         trend=("rising" if change > 0 else "falling") if moving else "flat",
         drift=float(np.exp(change)),
         percentiles={p: float(np.percentile(norms, float(p))) for p in PERCENTILES},
-        spikes=found,
+        spikes=reasons,
         curve=_curve(norms),
         defaults=tuple(judge(norms, median, t) for t in COMMON),
         sigma=upper_sigma(stable, float(np.median(stable))),

@@ -163,18 +163,20 @@ def _stats(
     run: Run, number: int, rows: Rows, where: NDArray[np.intp], policy: Policy
 ) -> Iterator[GradientStats]:
     """The run's figures as the policy would have met them, step by step."""
-    p, held = policy.norm_type, recorded_norm_type(run)
+    p, recorded = policy.norm_type, recorded_norm_type(run)
     columns = [i for i, t in enumerate(run.tensors) if t.optimizer == number]
     largest = run.tensor_max_abs[:, columns] if columns else rows["norm"][:, None]
-    if p not in (held, INF) or (p == INF != held and not columns):
-        raise UsageError(f"{policy.spec()} wants the {p:g}-norm; the run holds the {held:g}-norm")
+    if p not in (recorded, INF) or (p == INF != recorded and not columns):
+        raise UsageError(
+            f"{policy.spec()} wants the {p:g}-norm; the run holds the {recorded:g}-norm"
+        )
     norms = run.tensor_norms[:, columns] if columns else rows["norm"][:, None]
     norms = largest if p == INF else norms
     names = tuple(run.tensors[i].name for i in columns) or ("all gradients",)
     sizes = tuple(int(np.prod(run.tensors[i].shape)) for i in columns) or (1,)
     where = where if columns else np.arange(rows.size)
     for i, row in enumerate(where):
-        total = rows["norm"][i] if p == held else combine_norms(NUMPY, norms[row], p)
+        total = rows["norm"][i] if p == recorded else combine_norms(NUMPY, norms[row], p)
         broken = (~np.isfinite(norms[row])).astype(np.int64)
         yield GradientStats(
             names=names,

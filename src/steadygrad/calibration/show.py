@@ -44,20 +44,20 @@ def show(
         CalibrationError: the run gives no threshold, and why.
         SpecError: a spec in ``replays`` that cannot be read.
     """
-    found = calibrate(run, optimizer=optimizer)
-    played = [replay(run, spec, optimizer=found.optimizer) for spec in replays]
+    calibration = calibrate(run, optimizer=optimizer)
+    played = [replay(run, spec, optimizer=calibration.optimizer) for spec in replays]
     if as_json:
-        plain = found.to_dict()
+        plain = calibration.to_dict()
         if played:
             plain["replays"] = [p.to_dict() for p in played]
         if optimizer is None:
             plain |= _each(run)
         return json.dumps(plain, indent=2)
-    lines = [*found.advice, "", *_figures(found), "", *_curve(found)]
+    lines = [*calibration.advice, "", *_figures(calibration), "", *_curve(calibration)]
     if played:
         lines += ["", *(f"{p.sentence}." for p in played)]
     if optimizer is None:
-        lines += _others(run, found.optimizer)
+        lines += _others(run, calibration.optimizer)
     return str(printable("\n".join(lines)))
 
 

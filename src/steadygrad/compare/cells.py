@@ -67,11 +67,11 @@ class Cell:
         One that ended well and recorded nothing is run again: it shows nothing.
         """
         try:
-            found = json.loads(self.note.read_text())
+            note = json.loads(self.note.read_text())
         except (OSError, ValueError):
             return None
-        shows = found.get("exit") != 0 or self.run_file.exists()
-        return found if found.get("digest") == self.digest and shows else None
+        shows = note.get("exit") != 0 or self.run_file.exists()
+        return note if note.get("digest") == self.digest and shows else None
 
 
 @dataclass(frozen=True)

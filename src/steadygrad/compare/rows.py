@@ -25,11 +25,11 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def troubles(found: Comparison, most: int = 6) -> list[str]:
+def troubles(comparison: Comparison, most: int = 6) -> list[str]:
     """Why trainings diverged or failed, a line a training."""
     lines = [
         f"  {o.spec}, seed {o.seed}: {o.trouble}"
-        for r in found.rows
+        for r in comparison.rows
         for o in r.outcomes
         if o.trouble
     ]

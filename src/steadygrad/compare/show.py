@@ -80,17 +80,19 @@ def run_grid(grid: Grid, *, jobs: int = 0) -> list[Comparison]:
     return judge_each(outcomes, [Path(grid.script).name, *grid.arguments])
 
 
-def table(found: Comparison) -> Table:
+def table(comparison: Comparison) -> Table:
     """The comparison as a terminal table."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("policy", "loss", "spread", "standing", "diverged", "clipped"):
         # a policy cut short would be another one
         shown.add_column(name, overflow="fold")
-    rare = [any(row.mean(name) > 0 for row in found.rows) for name in ("unstable", "skip_rate")]
+    rare = [
+        any(row.mean(name) > 0 for row in comparison.rows) for name in ("unstable", "skip_rate")
+    ]
     there = [*[True] * 6, *rare, True, True]
     for name in compress(("unstable", "skipped", "cosine", "time"), there[6:]):
         shown.add_column(name)
-    for row in found.rows:
+    for row in comparison.rows:
         style = {"best": "bold", "diverged": "red"}.get(row.standing, "")
         texts = (Text(printable(t).removesuffix(" with the best")) for t in cells(row))
         shown.add_row(*compress(texts, there), style=style)

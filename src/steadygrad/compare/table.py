@@ -48,8 +48,8 @@ class Row:
     def mean(self, figure: str) -> float:
         """Mean of an outcome's figure over the seeds that have it."""
         values = [getattr(outcome, figure) for outcome in self.outcomes]
-        known = [v for v in values if math.isfinite(v)]
-        return float(np.mean(known)) if known else math.nan
+        finite = [v for v in values if math.isfinite(v)]
+        return float(np.mean(finite)) if finite else math.nan
 
     def band(self) -> tuple[Floats, Floats, Floats, Floats]:
         """Steps, and lowest, median and highest loss over the seeds at each, ``[points]``."""
@@ -169,10 +169,10 @@ def _gather(spec: str, outcomes: Sequence[TrainingResult]) -> Row:
 
 def _place(rows: Sequence[Row], seeds: int) -> list[Row]:
     """The rows with their standing: the best is among those with the fewest diverged seeds."""
-    known = [row for row in rows if math.isfinite(row.final_loss)]
-    if not known:
+    judged = [row for row in rows if math.isfinite(row.final_loss)]
+    if not judged:
         return [_stand(row, "diverged" if row.diverged else "") for row in rows]
-    best = min(known, key=lambda row: (row.diverged, row.final_loss))
+    best = min(judged, key=lambda row: (row.diverged, row.final_loss))
     return [_stand(row, _standing(row, best, seeds)) for row in rows]
 
 

@@ -107,8 +107,10 @@ class EngineObserver:
         """This process's whole gradients, before the engine clips them; None where partitioned."""
         if self._engine.zero_optimization_stage() > 0:
             return None
-        held = [(n, p) for n, p in self._engine.module.named_parameters() if p.grad is not None]
-        return measure(held) if held else None
+        with_gradients = [
+            (n, p) for n, p in self._engine.module.named_parameters() if p.grad is not None
+        ]
+        return measure(with_gradients) if with_gradients else None
 
     def _record(self, stats: GradientStats | None) -> None:
         engine = self._engine

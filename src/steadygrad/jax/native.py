@@ -84,8 +84,8 @@ def read(leaves: Sequence[jax.Array], norm_type: float, plain: Callable[..., Fig
         return jax.jvp(lambda *given: plain(given, norm_type), values, tangents)
 
     figures.defjvp(derivative)
-    found: Figures = figures(*leaves)
-    return found
+    result: Figures = figures(*leaves)
+    return result
 
 
 def _called(norm_type: float, *leaves: jax.Array) -> Figures:

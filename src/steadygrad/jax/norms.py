@@ -140,23 +140,23 @@ def _by_size(
     """`small` on the rows of every size class and `large` on each large leaf, in leaf order."""
     rows = [jnp.reshape(_real(leaf), (-1,)) for leaf in leaves]
     order: list[int] = []
-    found: list[Figures] = []
+    parts: list[Figures] = []
     for (_, width), indices in _classes(rows).items():
         # without barriers XLA fuses all of a class into each reader: compile time squared
         matrix = jnp.stack([_padded(rows[i], width) for i in indices])
-        found.append(small(lax.optimization_barrier(matrix)))
+        parts.append(small(lax.optimization_barrier(matrix)))
         order += indices
     for index, row in enumerate(rows):
         if row.size > SMALL:
             first, second = large(row)
-            found.append((first[None], second[None]))
+            parts.append((first[None], second[None]))
             order.append(index)
     if not order:
         return jnp.zeros((0,), _DTYPES[0]), jnp.zeros((0,), _DTYPES[1])
     places = sorted(range(len(order)), key=order.__getitem__)
     first, second = (
         ordered(
-            jnp.concatenate([lax.convert_element_type(pair[k], _DTYPES[k]) for pair in found]),
+            jnp.concatenate([lax.convert_element_type(pair[k], _DTYPES[k]) for pair in parts]),
             places,
         )
         for k in (0, 1)

@@ -286,11 +286,11 @@ def _record(
 
 
 def _infos(state: ClipState, number: int, params: PyTree) -> list[TensorInfo]:
-    known = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    leaf_of = dict(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
     infos = []
     for entry in state.names:
         name = next(iter(entry))
-        leaf = known.get(name)
+        leaf = leaf_of.get(name)
         shape = () if leaf is None else tuple(leaf.shape)
         dtype = "" if leaf is None else str(leaf.dtype)
         infos.append(TensorInfo(name, shape, dtype, optimizer=number))

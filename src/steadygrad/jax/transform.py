@@ -377,8 +377,8 @@ class _Clipper:
             beside = self._beside(params, inner, updates)
             memory = {k: self._widened(v) for k, v in state.policy.items()}
             engine = JaxEngine(_splits(self.axis_name, names, leaves))
-            given = StepGradients(leaves, names, beside)
-            done = step(engine, self.choice, memory, given, self.details, self.blank)
+            step_gradients = StepGradients(leaves, names, beside)
+            done = step(engine, self.choice, memory, step_gradients, self.details, self.blank)
             skip = engine.held(done.skip)
             return rebuild(done.leaves), self.after(state, done), skip
 
@@ -387,7 +387,7 @@ class _Clipper:
         return widen(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def _beside(self, params: PyTree, inner: PyTree, updates: PyTree) -> dict[str, list[jax.Array]]:
-        found: dict[str, list[jax.Array]] = {}
+        columns: dict[str, list[jax.Array]] = {}
         count = len(floating_leaves(updates)[0])
         if "weight" in self.policy.needs:
             if params is None:
@@ -395,11 +395,11 @@ class _Clipper:
                     f"{self.policy.spec()} reads the weights; type "
                     "tx.update(grads, state, params) with the parameters"
                 )
-            found["weight"] = floating_leaves(params)[1]
+            columns["weight"] = floating_leaves(params)[1]
         if "second_moment" in self.policy.needs:
             moments, seen = second_moments(inner, self.policy)
-            found["second_moment"], found["step"] = moments, [seen] * count
-        return found
+            columns["second_moment"], columns["step"] = moments, [seen] * count
+        return columns
 
     def after(self, state: ClipState, done: Stepped) -> ClipState:
         """The next state."""
@@ -459,10 +459,10 @@ def second_moments(inner: PyTree, policy: Policy) -> tuple[list[jax.Array], jax.
     def holds(node: PyTree) -> bool:
         return hasattr(node, "nu") and hasattr(node, "count")
 
-    found = [n for n in jax.tree.leaves(inner, is_leaf=holds) if holds(n)]
-    if len(found) != 1:
+    holders = [n for n in jax.tree.leaves(inner, is_leaf=holds) if holds(n)]
+    if len(holders) != 1:
         raise UsageError(
-            f"{policy.spec()} reads the optimizer's second moment, and here are {len(found)} of "
+            f"{policy.spec()} reads the optimizer's second moment, and here are {len(holders)} of "
             f"them; type steadygrad.jax.guard(optax.adam(...), clip={policy.spec()!r})"
         )
-    return floating_leaves(found[0].nu)[1], found[0].count
+    return floating_leaves(holders[0].nu)[1], holders[0].count

@@ -66,9 +66,9 @@ class WeightSamples:
             figures: what `taken` gave.
         """
         if self._figures is None:
-            known = [i for i, name in enumerate(self._names) if name in ids]
-            self._known = known
-            self._ids = np.array([ids[self._names[i]] for i in known], np.int64)
+            places = [i for i, name in enumerate(self._names) if name in ids]
+            self._known = places
+            self._ids = np.array([ids[self._names[i]] for i in places], np.int64)
             self._figures = WeightFigures(writer)
             if self._first is not None and step == 1:
                 self._write(0, self._first)
@@ -82,8 +82,8 @@ class WeightSamples:
         if self._figures.after(step):
             self._figures.finish(chosen)
         if due(step):
-            known = norms[self._known].astype(np.float64)
-            self._figures.write(step, self._ids, known, chosen, starts)
+            finite = norms[self._known].astype(np.float64)
+            self._figures.write(step, self._ids, finite, chosen, starts)
 
 
 def _figures(params: PyTree) -> Figures:

@@ -254,10 +254,10 @@ class Steady(Handle):
         Raises:
             AttachError: it has been detached.
         """
-        found = classes.hook_of(self.optimizer)
-        if found is None:
+        installed = classes.hook_of(self.optimizer)
+        if installed is None:
             raise AttachError("this handle has been detached; attach the optimizer again")
-        return found
+        return installed
 
     @property
     def last(self) -> StepRecord:
@@ -431,12 +431,12 @@ class Steady(Handle):
     def _sample(self, run: RunWriter, step: int) -> None:
         """Measure the weights that a step starts from, where one is due."""
         if self._sampler is None:
-            held, lengths = self._held(), recurrent_lengths(self._seen)
-            known = [lengths.get(id(v), 0) for v in held]
-            self._sampler = VariableSampler(run, held, self._tensor_ids(run), known)
-            start = [self._start[id(v)] for v in held if id(v) in self._start]
+            variables, lengths = self._held(), recurrent_lengths(self._seen)
+            lengths_of = [lengths.get(id(v), 0) for v in variables]
+            self._sampler = VariableSampler(run, variables, self._tensor_ids(run), lengths_of)
+            start = [self._start[id(v)] for v in variables if id(v) in self._start]
             self._start = {}
-            if step == 1 and len(start) == len(held):
+            if step == 1 and len(start) == len(variables):
                 self._sampler.at_step(0, start)
         self._sampler.at_step(step)
 

@@ -32,8 +32,8 @@ _once: Callable[[Callable[[type], type]], Callable[[type], type]] = functools.ca
 
 def hook_of(optimizer: keras.Optimizer) -> Hook | None:
     """What an attached optimizer holds; None where it is not attached."""
-    found: Hook | None = optimizer.__dict__.get(_HOOK)
-    return found
+    hook: Hook | None = optimizer.__dict__.get(_HOOK)
+    return hook
 
 
 def install(optimizer: keras.Optimizer, hook: Hook, unseen: bool = False) -> None:
@@ -192,8 +192,8 @@ class _Unseen(_Attached):
 
 def _public(base: type[keras.Optimizer]) -> type[keras.Optimizer]:
     """Keras' own class of a backend's form of it: only that one can be constructed."""
-    found = getattr(keras.optimizers, base.__name__, base)
-    return found if issubclass(base, found) else base
+    public = getattr(keras.optimizers, base.__name__, base)
+    return public if issubclass(base, public) else base
 
 
 class _Telling:
@@ -262,10 +262,10 @@ def stop_telling(outer: keras.Optimizer) -> None:
 def register_all() -> None:
     """Make the attached forms of Keras' own optimizers known to its loader."""
     for name in dir(keras.optimizers):
-        found = getattr(keras.optimizers, name)
-        usable = isinstance(found, type) and issubclass(found, keras.optimizers.Optimizer)
-        if usable and found not in (
+        public = getattr(keras.optimizers, name)
+        usable = isinstance(public, type) and issubclass(public, keras.optimizers.Optimizer)
+        if usable and public not in (
             keras.optimizers.Optimizer,
             keras.optimizers.LossScaleOptimizer,
         ):
-            steady_class(found)
+            steady_class(public)

@@ -112,13 +112,13 @@ class Hook:
         """Make the variables; ``trainable`` are the optimizer's."""
         _refuse_accumulating_members(optimizer)
         self._key = optimizer._var_key
-        kept = [v for v in trainable if not optimizer._overwrite_variable_with_gradient(v)]
-        self.names = tuple(str(getattr(v, "path", v.name)) for v in kept)
+        written = [v for v in trainable if not optimizer._overwrite_variable_with_gradient(v)]
+        self.names = tuple(str(getattr(v, "path", v.name)) for v in written)
         self.shapes = [
-            (tuple(v.shape), str(keras.backend.standardize_dtype(v.dtype))) for v in kept
+            (tuple(v.shape), str(keras.backend.standardize_dtype(v.dtype))) for v in written
         ]
-        self._places = {self._key(v): place for place, v in enumerate(kept)}
-        count = len(kept)
+        self._places = {self._key(v): place for place, v in enumerate(written)}
+        count = len(written)
         first = np.zeros(len(NUMBERS))
         first[NUMBERS.index("threshold")] = np.inf
         first[[NUMBERS.index("coef"), NUMBERS.index("cosine")]] = 1.0
@@ -209,8 +209,8 @@ class Hook:
         if skip is None:
             run()
             return
-        held = [*optimizer._trainable_variables, *optimizer.variables]
-        self.backend.unless(skip, run, held)
+        variables = [*optimizer._trainable_variables, *optimizer.variables]
+        self.backend.unless(skip, run, variables)
 
     def _step(
         self,
@@ -308,19 +308,19 @@ class Hook:
     def _beside(
         self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]
     ) -> dict[str, list[Array | None]]:
-        found: dict[str, list[Array | None]] = {}
+        columns: dict[str, list[Array | None]] = {}
         if "weight" in self.policy.needs:
-            found["weight"] = [self.backend.value(v) for v in variables]
+            columns["weight"] = [self.backend.value(v) for v in variables]
         if self.policy.needs & {"second_moment", "step"}:
             owner = next((m for m in MOMENTS if getattr(optimizer, m, None)), None)
             moments = getattr(optimizer, owner) if owner else None
-            found["second_moment"] = [
+            columns["second_moment"] = [
                 None if moments is None else self.backend.value(moments[self._index(optimizer, v)])
                 for v in variables
             ]
             seen = None if moments is None else keras.ops.convert_to_tensor(optimizer.iterations)
-            found["step"] = [seen] * len(variables)
-        return found
+            columns["step"] = [seen] * len(variables)
+        return columns
 
     def note(
         self, done: Stepped, variables: Sequence[keras.Variable], kind: Array | None = None

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def base_optimizer() -> type[keras.Optimizer]:
     """The class whose `apply` every way of training passes."""
-    found: type[keras.Optimizer] = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
-    return found
+    base: type[keras.Optimizer] = sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer
+    return base
 
 
 def jax_trainer() -> type[keras.Model]:
     """The class of Keras' models on JAX."""
-    found: type[keras.Model] = sys.modules["keras.src.backend.jax.trainer"].JAXTrainer
-    return found
+    trainer: type[keras.Model] = sys.modules["keras.src.backend.jax.trainer"].JAXTrainer
+    return trainer
 
 
 def trainable_variables(optimizer: keras.Optimizer) -> list[keras.Variable]:

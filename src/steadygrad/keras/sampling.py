@@ -62,8 +62,8 @@ class VariableSampler:
         ends, begins = self._figures.after(step), step >= self._next
         if not ends and not begins:
             return
-        given = [self._read(v) for v in self._variables] if values is None else values
-        wide = [np.asarray(v, np.float64) for v in given]
+        arrays = [self._read(v) for v in self._variables] if values is None else values
+        wide = [np.asarray(v, np.float64) for v in arrays]
         parts, starts = side_by_side([_part(v) for v in wide])
         if ends:
             self._figures.finish(parts)
@@ -109,13 +109,13 @@ def recurrent_lengths(model: keras.Model | None) -> dict[int, int]:
         >>> list(recurrent_lengths(model).values())
         [7]
     """
-    found = {}
+    lengths = {}
     for layer in _layers(model):
         kernel = getattr(getattr(layer, "cell", None), "recurrent_kernel", None)
         nodes = getattr(layer, "_inbound_nodes", None)
         if kernel is not None and nodes:
-            found[id(kernel)] = int(nodes[0].input_tensors[0].shape[1] or 0)
-    return found
+            lengths[id(kernel)] = int(nodes[0].input_tensors[0].shape[1] or 0)
+    return lengths
 
 
 def _layers(model: keras.Model | None) -> list[keras.layers.Layer]:

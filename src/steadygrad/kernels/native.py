@@ -106,8 +106,8 @@ def try_read(
         return _NOTHING_READ, rows
     figures, counts = np.frombuffer(rows, np.float64), np.frombuffer(rows, np.int64)
     norms, max_abs = figures[:n], figures[n : 2 * n]
-    found = Read(norms, max_abs, counts[2 * n : 3 * n], counts[3 * n : -1], figures[-1])
-    return found, ALL_SERVED
+    figures_read = Read(norms, max_abs, counts[2 * n : 3 * n], counts[3 * n : -1], figures[-1])
+    return figures_read, ALL_SERVED
 
 
 def try_scale(
@@ -169,10 +169,10 @@ def describe(
 ) -> tuple[npt.NDArray[Any], list[npt.NDArray[np.int64]], int]:
     """The tensors as rows for C, the arrays that the rows point into, and who is refused."""
     table = np.zeros(len(tensors), ROW)
-    held: list[npt.NDArray[np.int64]] = []
+    layouts: list[npt.NDArray[np.int64]] = []
     for index, tensor in enumerate(tensors):
         if not _served(tensor, writing):
-            return table, held, index
+            return table, layouts, index
         flat = tensor.is_contiguous() or _dense(tensor)
         row = table[index]
         row["data"], row["size"], row["type"] = (
@@ -184,8 +184,8 @@ def describe(
             layout = np.array([tensor.shape, tensor.stride()], np.int64)
             row["shape"], row["strides"] = layout[0].ctypes.data, layout[1].ctypes.data
             row["rank"] = tensor.ndim
-            held.append(layout)
-    return table, held, ALL_SERVED
+            layouts.append(layout)
+    return table, layouts, ALL_SERVED
 
 
 def _served(tensor: torch.Tensor, writing: bool) -> bool:

@@ -103,14 +103,14 @@ def _without_our_frames(hook: Hook) -> Hook:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
+    errors: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
         one = waiting.pop()
-        if one is not None and not any(one is seen for seen in found):
-            found.append(one)
+        if one is not None and not any(one is seen for seen in errors):
+            errors.append(one)
             waiting += [one.__cause__, one.__context__]
-    return found
+    return errors
 
 
 def clean(trace: TracebackType | None, ours: bool = False) -> TracebackType | None:
@@ -129,14 +129,14 @@ def clean(trace: TracebackType | None, ours: bool = False) -> TracebackType | No
         if trace.tb_frame.f_code in (_script.__code__, _module.__code__):
             entries.clear()  # the command line, click and this file stand before the script
         trace = trace.tb_next
-    kept: list[TracebackType] = []
+    frames: list[TracebackType] = []
     for entry in entries:
         if ours or not is_ours(entry):
-            kept.append(entry)
+            frames.append(entry)
             continue
-        while kept and kept[-1].tb_frame.f_code.co_filename.startswith("<frozen importlib"):
-            kept.pop()  # Python hides these too, unless a frame like ours stands between
+        while frames and frames[-1].tb_frame.f_code.co_filename.startswith("<frozen importlib"):
+            frames.pop()  # Python hides these too, unless a frame like ours stands between
     following: TracebackType | None = None
-    for entry in reversed(kept):
+    for entry in reversed(frames):
         entry.tb_next, following = following, entry
     return following

@@ -57,8 +57,8 @@ def _take_over(module: object, name: str, number: int) -> None:
     @functools.wraps(original)
     def seed(*values: object, **named: object) -> Any:
         moved = [shifted(v, number) if type(v) is int else v for v in values]
-        kept = {k: shifted(v, number) if type(v) is int else v for k, v in named.items()}
-        return original(*moved, **kept)
+        shifted_named = {k: shifted(v, number) if type(v) is int else v for k, v in named.items()}
+        return original(*moved, **shifted_named)
 
     setattr(module, name, seed)
 

@@ -120,14 +120,14 @@ def threshold(run: Run, session: EndedRun) -> list[str]:
 
     numbers = list(rows_of_each(run))
     if len(numbers) == 1:
-        lines, found = _recommended(run, numbers[0], "")
-        specs = [found.spec] if found is not None and found.needed else []
+        lines, calibration = _recommended(run, numbers[0], "")
+        specs = [calibration.spec] if calibration is not None and calibration.needed else []
     else:
         lines, specs = [], []
         for number in numbers[:MOST_OPTIMIZERS]:
-            told, found = _recommended(run, number, f"{name_of(run, number)}: ")
+            told, calibration = _recommended(run, number, f"{name_of(run, number)}: ")
             lines += told
-            specs += [found.spec] if found is not None and found.needed else []
+            specs += [calibration.spec] if calibration is not None and calibration.needed else []
         if len(numbers) > MOST_OPTIMIZERS:
             lines.append(f"  and {len(numbers) - MOST_OPTIMIZERS} more optimizers, in the report")
         if specs and (len(specs) < len(numbers) or len(set(specs)) > 1):
@@ -142,13 +142,13 @@ def _recommended(run: Run, number: int, whose: str) -> tuple[list[str], Calibrat
     from steadygrad.calibration.advice import label
 
     try:
-        found = calibrate(run, optimizer=number)
+        calibration = calibrate(run, optimizer=number)
     except CalibrationError as error:
         return _wrapped(f"{whose}No threshold can be recommended: {error}", "  ", "    "), None
     except SteadyGradError as error:
         return _wrapped(f"{whose}No threshold: {error}", "  ", "    "), None
-    what, value = label(found)
-    return _wrapped(f"{whose}{what}: {value}. {found.advice[0]}", "  ", "    "), found
+    what, value = label(calibration)
+    return _wrapped(f"{whose}{what}: {value}. {calibration.advice[0]}", "  ", "    "), calibration
 
 
 def _kind(session: EndedRun) -> str:
@@ -222,9 +222,9 @@ def nothing_seen(session: EndedRun) -> str:
 def _other_files(session: EndedRun) -> list[str]:
     """Run files that processes started by the script have written."""
     stem, extension = os.path.splitext(session.plan.out)
-    found = glob.glob(f"{glob.escape(stem)}-*{extension}")
+    paths = glob.glob(f"{glob.escape(stem)}-*{extension}")
     return sorted(
-        f for f in found if os.path.getmtime(f) >= session.began - 1 and f != session.path
+        f for f in paths if os.path.getmtime(f) >= session.began - 1 and f != session.path
     )
 
 

@@ -25,5 +25,10 @@ class Plugin:
 
     def run(self) -> Iterator[tuple[int, int, str, type[Plugin]]]:
         """Line, column from 0, text and this class, as flake8 wants them."""
-        for found in lint_text(self._text, CHECKS.values()):
-            yield found.line, found.column - 1, f"{found.id} {found.message}", Plugin
+        for diagnostic in lint_text(self._text, CHECKS.values()):
+            yield (
+                diagnostic.line,
+                diagnostic.column - 1,
+                f"{diagnostic.id} {diagnostic.message}",
+                Plugin,
+            )

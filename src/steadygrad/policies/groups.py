@@ -124,8 +124,8 @@ class Groups(Policy):
         )
 
     def for_tensor(self, name: str) -> Policy:
-        found = (p.for_tensor(name) for pattern, p in self.members if matches(name, pattern))
-        return next(found, _NONE)
+        policies = (p.for_tensor(name) for pattern, p in self.members if matches(name, pattern))
+        return next(policies, _NONE)
 
     def for_optimizer(self, class_name: str) -> Policy:
         """What is left for one optimizer: a member ``@Class`` governs all of a matching one."""

@@ -83,9 +83,9 @@ def usage(policy: type[Policy]) -> str:
 
 def _find(name: str, spec: str) -> type[Policy]:
     if name not in REGISTRY:
-        known = ", ".join(sorted(REGISTRY))
+        names = ", ".join(sorted(REGISTRY))
         hint = " For a threshold of that size type norm:" + name if _is_number(name) else ""
-        raise SpecError(f"clip spec {spec!r}: no method named {name!r}; there are: {known}.{hint}")
+        raise SpecError(f"clip spec {spec!r}: no method named {name!r}; there are: {names}.{hint}")
     return REGISTRY[name]
 
 

@@ -27,8 +27,8 @@ def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
 
 def wide(xp: Namespace, x: Array) -> Array:
     """``x`` in float32 at least; float64 and complex arrays stay as they are."""
-    kept = any(kind in str(x.dtype) for kind in ("float32", "64", "complex"))
-    return x if kept else cast(xp, x, xp.float32)
+    is_wide = any(kind in str(x.dtype) for kind in ("float32", "64", "complex"))
+    return x if is_wide else cast(xp, x, xp.float32)
 
 
 def same_dtype(xp: Namespace, x: Array, like: Array) -> Array:

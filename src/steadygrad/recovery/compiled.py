@@ -141,8 +141,8 @@ class CompiledRecovery(Generic[Content]):
         step, loss, norm, _, scaled, loss_known = figures
         finite, loss_finite = math.isfinite(norm), math.isfinite(loss) or not loss_known
         weights = (finite and loss_finite) or self._training.weights_are_finite()
-        known = norm if finite else math.nan
-        return Reading(step, loss, known, loss_finite, finite or scaled, weights)
+        norm_or_nan = norm if finite else math.nan
+        return Reading(step, loss, norm_or_nan, loss_finite, finite or scaled, weights)
 
     def _sound(self, figures: FinishedStep, verdict: StepVerdict) -> None:
         if verdict.act is Act.ACCEPT:

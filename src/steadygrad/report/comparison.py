@@ -136,10 +136,10 @@ def _cells(entry: OptimizerEntry, extras: Sequence[str]) -> dict[str, str]:
 
 def _direction(rows: Any) -> str:
     """Mean cosine between the gradient and what was applied, over the clipped steps."""
-    known = rows["cosine"][(rows["action"] == "clip") & np.isfinite(rows["cosine"])]
-    if not known.size:
+    cosines = rows["cosine"][(rows["action"] == "clip") & np.isfinite(rows["cosine"])]
+    if not cosines.size:
         return "1" if not (rows["action"] == "clip").any() else "–"
-    return f"{float(known.mean()):.2f}" if known.mean() < 0.9995 else "1"
+    return f"{float(cosines.mean()):.2f}" if cosines.mean() < 0.9995 else "1"
 
 
 def _sentence(entries: Sequence[OptimizerEntry], told: Sequence[RunData]) -> str:
@@ -157,12 +157,12 @@ def _sentence(entries: Sequence[OptimizerEntry], told: Sequence[RunData]) -> str
 
 def _order(entries: Sequence[OptimizerEntry]) -> str:
     """The lowest final loss first; runs closer than the noise of their last steps are alike."""
-    known = sorted((e for e in entries if math.isfinite(e.final)), key=lambda e: e.final)
-    if not known:
+    finite = sorted((e for e in entries if math.isfinite(e.final)), key=lambda e: e.final)
+    if not finite:
         return ""
-    best = known[0]
+    best = finite[0]
     listed = [f"{best.name} {figure(best.final)}"]
-    for entry in known[1:]:
+    for entry in finite[1:]:
         alike = entry.final - best.final <= 2 * math.hypot(best.error, entry.error)
         listed.append(f"{'alike' if alike else 'then'} {entry.name} {figure(entry.final)}")
     return "Lowest final loss: " + ", ".join(listed)

@@ -223,11 +223,11 @@ def _threshold_is_of_norm(rows: Any) -> bool:
 
 
 def _line(steps: NDArray[np.int64], values: Floats, *, log: bool) -> FigureCurve:
-    kept = keep(values)
+    thinned = keep(values)
     shown = np.where(values > 0, values, np.nan) if log else values
     return {
-        "step": steps[kept].tolist(),
-        "value": short(shown[kept]),
+        "step": steps[thinned].tolist(),
+        "value": short(shown[thinned]),
         "trend": trend(steps, shown),
         "off_scale": off_scale(steps, values, log=log),
     }

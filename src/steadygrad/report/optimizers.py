@@ -32,6 +32,6 @@ def rows_of_each(run: Run) -> dict[int, object]:
 def name_of(run: Run, number: int) -> str:
     """What to call an optimizer: its class, where the run tells it, and its number."""
     described = run.info.get("optimizers") or []
-    known = [o for o in described if isinstance(o, dict) and o.get("index") == number]
-    kind = str(known[0].get("class", "")) if known else ""
+    described_so = [o for o in described if isinstance(o, dict) and o.get("index") == number]
+    kind = str(described_so[0].get("class", "")) if described_so else ""
     return f"{kind} {number}" if kind else f"optimizer {number}"

@@ -61,8 +61,8 @@ def _facts(origin: Origin) -> Iterable[tuple[str, str]]:
     if origin.module_type:
         yield "module", f"{origin.module or 'the outermost'} ({origin.module_type})"
     yield "first", f"{kind} at step {origin.step}" + (f"; {origin.then}" if origin.then else "")
-    for number, given in enumerate(origin.inputs):
-        yield "" if number else "given", str(given)
+    for number, input_range in enumerate(origin.inputs):
+        yield "" if number else "given", str(input_range)
     if origin.rows:
         more = f" and {origin.rows_total - len(origin.rows)} more" if origin.rows_total > 8 else ""
         every = origin.rows_total == origin.batch

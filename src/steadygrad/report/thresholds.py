@@ -33,29 +33,31 @@ def thresholds(run: Run, optimizer: int) -> Picture | Refused:
         where the run gives no threshold.
     """
     try:
-        found = calibrate(run, optimizer=optimizer)
+        calibration = calibrate(run, optimizer=optimizer)
     except CalibrationError as error:
         return {"refused": str(error), "optimizer": optimizer}
     rows = run.steps[run.steps["optimizer"] == optimizer]
-    data: Picture = plain(found.to_dict())
-    data["label"], data["value"] = label(found)
-    data["typed"] = typed(found.spec, run.info)
-    data["curve"] = [short(np.array(pair)) for pair in found.curve]
-    data["histogram"] = _histogram(rows, found)
+    data: Picture = plain(calibration.to_dict())
+    data["label"], data["value"] = label(calibration)
+    data["typed"] = typed(calibration.spec, run.info)
+    data["curve"] = [short(np.array(pair)) for pair in calibration.curve]
+    data["histogram"] = _histogram(rows, calibration)
     return data
 
 
-def _histogram(rows: Any, found: Calibration) -> NormHistogram:
+def _histogram(rows: Any, calibration: Calibration) -> NormHistogram:
     usable = rows[np.isfinite(rows["norm"]) & (rows["norm"] > 0)]
     logs = np.log10(usable["norm"])
-    threshold = float(np.log10(found.threshold))
+    threshold = float(np.log10(calibration.threshold))
     # an explosion to 1e30 must not squeeze the ordinary norms into one bar
     cap = max(float(np.quantile(logs, 0.98)), threshold) + MOST_DECADES_ABOVE
     low, high = min(float(logs.min()), threshold), max(min(float(logs.max()), cap), threshold)
     margin = max(0.02 * (high - low), 0.01)
     edges = np.linspace(low - margin, high + margin, BINS + 1)
     counts, _ = np.histogram(np.minimum(logs, edges[-1]), bins=edges)
-    stable = logs[(usable["step"] >= found.first_step) & (usable["step"] <= found.last_step)]
+    stable = logs[
+        (usable["step"] >= calibration.first_step) & (usable["step"] <= calibration.last_step)
+    ]
     below = np.searchsorted(np.sort(stable), edges, side="right")
     return {
         "edges": short(edges),

@@ -111,15 +111,15 @@ def _later(finding: Finding, first: int) -> Finding:
 
 def _explain(view: View) -> list[Finding]:
     seen = REGISTRY if len(view) else (NOTHING, RECOVERED)
-    found = [f for name in seen for f in REGISTRY[name].check(view)]
+    findings = [f for name in seen for f in REGISTRY[name].check(view)]
     silenced = {
         other
-        for f in found
+        for f in findings
         if f.severity != "info"
         for other in REGISTRY[f.id].supersedes
         if other != f.id
     }
-    return [f for f in found if f.id not in silenced]
+    return [f for f in findings if f.id not in silenced]
 
 
 def page(rule_id: str) -> str:

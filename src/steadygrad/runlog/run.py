@@ -239,19 +239,20 @@ class Run:
         Raises:
             UsageError: shapes that do not fit together.
         """
-        known = [TensorInfo(t) if isinstance(t, str) else t for t in tensors]
+        infos = [TensorInfo(t) if isinstance(t, str) else t for t in tensors]
         table = _step_table(steps)
-        shape = (len(table), len(known))
-        given = (tensor_norms, tensor_max_abs, tensor_nonfinite, tensor_zeros)
+        shape = (len(table), len(infos))
+        columns = (tensor_norms, tensor_max_abs, tensor_nonfinite, tensor_zeros)
         figures = {
-            name: _matrix(name, values, shape) for name, values in zip(FIGURES, given, strict=True)
+            name: _matrix(name, values, shape)
+            for name, values in zip(FIGURES, columns, strict=True)
         }
         sampled = {
             name: (np.asarray(at, np.int64), np.asarray(values, np.float64))
             for name, (at, values) in (samples or {}).items()
         }
         return cls(
-            _Arrays(table, known, figures, cast("RunInfo", dict(info or {})), list(events), sampled)
+            _Arrays(table, infos, figures, cast("RunInfo", dict(info or {})), list(events), sampled)
         )
 
 

@@ -160,8 +160,8 @@ class WeightFigures:
         """
         self._before = _Before(step, ids, parts, starts)
         # NaN means "not measured" in the file: what is not finite is written as inf
-        found = np.where(np.isnan(norms), np.inf, norms)
-        self._writer.write_sample("weight_norm", step, ids, found)
+        norms_or_inf = np.where(np.isnan(norms), np.inf, norms)
+        self._writer.write_sample("weight_norm", step, ids, norms_or_inf)
         self._writer.write_sample("weight_std", step, ids, _deviations(parts, starts))
 
     def finish(self, parts: Parts) -> None:

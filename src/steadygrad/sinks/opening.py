@@ -98,14 +98,14 @@ def open_sink(spec: str | Sink) -> Sink:
 
 
 def _split(spec: str) -> tuple[str, int | None]:
-    found = re.fullmatch(r"(.*?),tensors=(.*)", spec, re.DOTALL)
-    if not found:
+    parts = re.fullmatch(r"(.*?),tensors=(.*)", spec, re.DOTALL)
+    if not parts:
         return spec, None
-    if not found[2].isdigit():
+    if not parts[2].isdigit():
         raise UsageError(
-            f"tensors= takes a number of steps, as in 'csv:a.csv,tensors=10'; got {found[2]!r}"
+            f"tensors= takes a number of steps, as in 'csv:a.csv,tensors=10'; got {parts[2]!r}"
         )
-    return found[1], int(found[2])
+    return parts[1], int(parts[2])
 
 
 def record(

@@ -192,8 +192,8 @@ def measure(
         >>> float(stats.total_norm), int(stats.zeros[0])
         (5.0, 1)
     """
-    given = names or [str(place) for place in range(len(gradients))]
-    there = [(n, g) for n, g in zip(given, gradients, strict=True) if g is not None]
+    all_names = names or [str(place) for place in range(len(gradients))]
+    there = [(n, g) for n, g in zip(all_names, gradients, strict=True) if g is not None]
     if not there:
         warnings.warn(
             "measure was given no gradients: nothing was measured. Pass what "
@@ -214,9 +214,9 @@ def _as_list(
 
 
 def _limit(value: float | tf.Tensor, name: str) -> tf.Tensor:
-    known = tf.get_static_value(value) if tf.is_tensor(value) else value
-    if known is not None and not np.all(np.asarray(known, np.float64) > 0):
-        raise UsageError(f"{name} must be over 0, got {known}; for example {name}=1.0")
+    constant = tf.get_static_value(value) if tf.is_tensor(value) else value
+    if constant is not None and not np.all(np.asarray(constant, np.float64) > 0):
+        raise UsageError(f"{name} must be over 0, got {constant}; for example {name}=1.0")
     if tf.is_tensor(value):
         return tf.cast(value, tf.float64)
     return tf.constant(value, tf.float64)  # a cast would go through float32

@@ -106,8 +106,8 @@ def _fused(
 
     A graph by itself would write each piece to memory in float64, twice.
     """
-    known = all(piece.shape.is_fully_defined() for piece in pieces)
-    if tf.executing_eagerly() or not (known and tf.test.is_built_with_xla()):
+    shapes_known = all(piece.shape.is_fully_defined() for piece in pieces)
+    if tf.executing_eagerly() or not (shapes_known and tf.test.is_built_with_xla()):
         return _shrunk_each
     compiled: Shrinking = tf.function(_shrunk_each, jit_compile=True, autograph=False)
     return compiled

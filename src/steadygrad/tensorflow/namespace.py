@@ -49,11 +49,11 @@ def _or_nan(reduce: _Reduction) -> _Reduction:
     """NaN wins, as in NumPy: XLA's own reduction drops it."""
 
     def over(x: tf.Tensor, axis: Axes = None, keepdims: bool = False) -> tf.Tensor:
-        found = reduce(x, axis=axis, keepdims=keepdims)
+        reduced = reduce(x, axis=axis, keepdims=keepdims)
         if not x.dtype.is_floating:
-            return found
+            return reduced
         broken = tf.reduce_any(tf.math.is_nan(x), axis=axis, keepdims=keepdims)
-        return tf.where(broken, tf.constant(float("nan"), x.dtype), found)
+        return tf.where(broken, tf.constant(float("nan"), x.dtype), reduced)
 
     return over
 

@@ -54,9 +54,9 @@ def leaf_norms(leaves: Sequence[tf.Tensor], norm_type: float = 2.0, counts: bool
     """
     single = [i for i, leaf in enumerate(leaves) if norm_type == 2.0 and _is_single(leaf)]
     large = [i for i in single if not is_small(leaves[i])]
-    found = [_large_norms([leaves[i] for i in large], counts)] if large else []
+    parts = [_large_norms([leaves[i] for i in large], counts)] if large else []
     rest = sorted(set(range(len(leaves))) - set(large))
-    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), large, found)
+    return _by_rows(leaves, rest, lambda rows: _exact_norms(rows, norm_type, counts), large, parts)
 
 
 def leaf_extremes(leaves: Sequence[tf.Tensor]) -> Figures:
@@ -275,8 +275,10 @@ def _joined(
     sums: tf.Tensor, places: Sequence[int], counts: Sequence[tf.Tensor], tensors: int
 ) -> tf.Tensor:
     """Sums of rows, added up for each tensor; a piece at a place has so many rows."""
-    known = all(isinstance(count, int) for count in counts)
-    owners = np.repeat(places, counts).astype(np.int32) if known else tf.repeat(places, counts)
+    counts_known = all(isinstance(count, int) for count in counts)
+    owners = (
+        np.repeat(places, counts).astype(np.int32) if counts_known else tf.repeat(places, counts)
+    )
     return tf.math.unsorted_segment_sum(sums, owners, tensors)
 
 

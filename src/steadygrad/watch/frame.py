@@ -99,16 +99,16 @@ class Frame:
         return [Text(), title, _tensor_table(shown, width)]
 
     def _findings(self) -> list[RenderableType]:
-        found = [f for f in self.snapshot.findings if f.severity != "info"]
+        grave = [f for f in self.snapshot.findings if f.severity != "info"]
         lines: list[RenderableType] = []
-        for finding in found[:MOST_FINDINGS]:
+        for finding in grave[:MOST_FINDINGS]:
             line = Text(f"{finding.id} ", STYLES[finding.severity], no_wrap=True)
             line.append(printable(finding.title), "default")
             line.truncate(10_000, overflow="ellipsis")
             line.overflow = "ellipsis"
             lines.append(line)
-        if len(found) > MOST_FINDINGS:
-            more = len(found) - MOST_FINDINGS
+        if len(grave) > MOST_FINDINGS:
+            more = len(grave) - MOST_FINDINGS
             lines.append(Text(f"and {more} more: steadygrad diagnose", "dim"))
         return lines
 
@@ -126,10 +126,10 @@ def speed(curve: LastSteps) -> float:
 def _curve_lines(curve: LastSteps, width: int) -> list[Text]:
     steps = curve.steps
     room = max(8, width - LABEL - FIGURE - 1)
-    known = ~np.isnan(steps["loss"]) | (steps["nonfinite"] > 0)
+    drawn = ~np.isnan(steps["loss"]) | (steps["nonfinite"] > 0)
     lines = []
-    if known.any():
-        losses = spark(steps["loss"][known], room, faded=list(curve.undone[known]))
+    if drawn.any():
+        losses = spark(steps["loss"][drawn], room, faded=list(curve.undone[drawn]))
         lines.append(_line("loss", steps["loss"][-1], losses))
     norms = spark(
         steps["norm"], room, log=True, marked=list(curve.clipped), faded=list(curve.undone)

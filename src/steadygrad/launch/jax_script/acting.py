@@ -153,9 +153,9 @@ def clip_by(
     leaves = [lax.stop_gradient(leaf) for leaf in leaves]
     policy = HostDecided(memory, counts) if _remembers(choice.policy) else choice.policy
     with wide():
-        given = StepGradients(leaves, names, _beside(policy, args, len(leaves)))
+        step_gradients = StepGradients(leaves, names, _beside(policy, args, len(leaves)))
         acting = Choice(policy, choice.on_nonfinite)
-        done = step(JaxEngine(), acting, {}, given, full=True)
+        done = step(JaxEngine(), acting, {}, step_gradients, full=True)
     return done, rebuild(done.leaves)
 
 

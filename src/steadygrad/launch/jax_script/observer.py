@@ -260,13 +260,13 @@ class JaxObserver:
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
 
-    def _send(self, track: JaxTrack, row: jax.Array, known: Arrival) -> None:
+    def _send(self, track: JaxTrack, row: jax.Array, arrival: Arrival) -> None:
         if is_traced(row):
             whole = math.prod(axis_sizes().values())
-            known = known._replace(devices=min(whole, jax.local_device_count()))
-            jax.debug.callback(functools.partial(track.arrive, known=known), row)
+            arrival = arrival._replace(devices=min(whole, jax.local_device_count()))
+            jax.debug.callback(functools.partial(track.arrive, arrival=arrival), row)
         else:
-            track.arrive(row, known)  # at once, while the losses of the next step are not here
+            track.arrive(row, arrival)  # at once, while the losses of the next step are not here
 
     def _track(
         self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[jax.Array]

@@ -116,28 +116,28 @@ class JaxTrack:
         if self._part:
             self._index, self._ids, self._part = -1, None, 0
 
-    def arrive(self, bits: ArrayLike, known: Arrival) -> None:
+    def arrive(self, bits: ArrayLike, arrival: Arrival) -> None:
         """A row has come to the host; called from a thread of JAX, which no error may reach.
 
         Args:
             bits: the row, float64 as pairs of uint32.
-            known: what the host knows beside it.
+            arrival: what the host knows beside it.
         """
         began = time.perf_counter()
         try:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
-            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **known.fixed}
+            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **arrival.fixed}
             with self._book.lock, np.errstate(all="ignore"):  # figures may be inf
-                self._sort(head, row[len(HEAD) :].reshape(len(FIGURES), -1), known)
+                self._sort(head, row[len(HEAD) :].reshape(len(FIGURES), -1), arrival)
         except Exception as error:
             self._book.session.trouble("a JAX step is not recorded", error)
         self._book.session.overhead += time.perf_counter() - began
 
-    def _sort(self, head: Head, figures: Figures, known: Arrival) -> None:
+    def _sort(self, head: Head, figures: Figures, arrival: Arrival) -> None:
         """Take a row, once all devices of a `pmap` or `shard_map` have told theirs."""
         queue = self._queues.setdefault(int(head["device"]), deque())
         queue.append((head, figures))
-        if len(self._queues) < known.devices or not all(self._queues.values()):
+        if len(self._queues) < arrival.devices or not all(self._queues.values()):
             return
         rows = [self._queues[device].popleft() for device in sorted(self._queues)]
         norms = np.array([head["norm"] for head, _ in rows])
@@ -147,7 +147,7 @@ class JaxTrack:
                 "is called; those of the first device are on record"
             )
         losses = [head["loss"] for head, _ in rows]
-        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], known.placed)
+        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], arrival.placed)
 
     def _take(self, head: Head, figures: Figures, placed: Sequence[Placement]) -> None:
         if head["told"]:
@@ -195,11 +195,11 @@ class JaxTrack:
         limit = placement.max_norm
         if limit != limit and placement.depth == calls - 1 == 0:  # known to the device alone
             limit = head["threshold"]
-        known = placement.depth == 0 and placement.tensors == placement.of_tensors
-        alone = known and calls == 1 and not placement.discarded
+        norm_known = placement.depth == 0 and placement.tensors == placement.of_tensors
+        alone = norm_known and calls == 1 and not placement.discarded
         figures = {
             "max_norm": limit,
-            "norm": head["norm"] if known else math.nan,
+            "norm": head["norm"] if norm_known else math.nan,
             "coef": head["coef"] if alone else math.nan,
         }
         placement.enter(self._book.calls, writer, CallTime(step, self._index), figures)

@@ -205,9 +205,9 @@ class TensorFlowClipLog:
         for tensor in _behind(gradient):
             graph = _graph_of(tensor)
             links = self._links if graph is None else getattr(graph, LINKS, {})
-            known = links.get(id(tensor))
-            if known is not None and known[0]() is tensor:
-                yield tensor, known[1]
+            link = links.get(id(tensor))
+            if link is not None and link[0]() is tensor:
+                yield tensor, link[1]
 
     def discarded(self, gradients: Sequence[Gradient], of_tensors: int) -> list[Placement]:
         """Calls that were given these gradients, of which a step is given none of the results.

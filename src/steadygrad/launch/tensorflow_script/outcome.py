@@ -115,8 +115,8 @@ class Clipped:
         threshold = tf.reduce_min(tf.stack([limit_of(g.call) / scale for g in self.groups]))
         after = [leaf / scale for leaf in self._replayed[0]]
         if then is not None:
-            given = StepGradients(after, stats.names)
-            done = step(TensorFlowEngine(), Choice(then, "propagate"), {}, given)
+            step_gradients = StepGradients(after, stats.names)
+            done = step(TensorFlowEngine(), Choice(then, "propagate"), {}, step_gradients)
             threshold, after = tf.minimum(threshold, done.threshold) * one, done.leaves
         elif self._is_one_factor:
             coef = self._replayed[1][0][2]

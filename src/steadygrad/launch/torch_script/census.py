@@ -159,17 +159,17 @@ class Census:
             ``{id(parameter): description}``, names unique.
         """
         root = self._root_of(parameters)
-        found = {id(p): self._describe(p, root, i) for i, p in enumerate(parameters)}
+        infos = {id(p): self._describe(p, root, i) for i, p in enumerate(parameters)}
         if root is not None and self._several_roots():
             label = _label(root)
-            found = {k: replace(info, name=f"{label}.{info.name}") for k, info in found.items()}
-        for key, info in found.items():
+            infos = {k: replace(info, name=f"{label}.{info.name}") for k, info in infos.items()}
+        for key, info in infos.items():
             name, count = info.name, 2
             while name in taken:
                 name, count = f"{info.name}#{count}", count + 1
             taken.add(name)
-            found[key] = replace(info, name=name)
-        return found
+            infos[key] = replace(info, name=name)
+        return infos
 
     def _enter(self, root: torch.nn.Module) -> None:
         above = weakref.ref(root)
@@ -186,8 +186,8 @@ class Census:
         """The outermost module that holds most of these parameters."""
         places = [place for parameter in parameters for place in self._of(parameter)]
         roots = [root for place in places if (root := place.root()) is not None]
-        held = collections.Counter(map(id, roots))
-        return max(roots, key=lambda root: held[id(root)]) if roots else None
+        counts = collections.Counter(map(id, roots))
+        return max(roots, key=lambda root: counts[id(root)]) if roots else None
 
     def _several_roots(self) -> bool:
         """Whether the script trains more than one model, as a GAN does."""
@@ -225,8 +225,8 @@ def _roots(modules: list[torch.nn.Module]) -> list[torch.nn.Module]:
 
 
 def _children(module: torch.nn.Module) -> list[torch.nn.Module]:
-    held = vars(module).get("_modules") or {}
-    return [child for child in held.values() if child is not None]
+    modules = vars(module).get("_modules") or {}
+    return [child for child in modules.values() if child is not None]
 
 
 def _unwrapped(name: str) -> str:

@@ -195,12 +195,12 @@ class ClipLog:
         if whole is not None or not self._readings:
             return whole
         rows = self._rows(parameters)
-        known = [reading for reading, _ in rows.values()]
-        if not known:
+        readings = [reading for reading, _ in rows.values()]
+        if not readings:
             return None
-        rows = {key: row for key, row in rows.items() if row[0].norm_type == known[0].norm_type}
+        rows = {key: row for key, row in rows.items() if row[0].norm_type == readings[0].norm_type}
         lacking = [p for p in parameters if id(p) not in rows]
-        fresh = read(lacking, known[0].norm_type)
+        fresh = read(lacking, readings[0].norm_type)
         rows.update({id(p): (fresh, place) for place, p in enumerate(lacking)})
         return joined([rows[id(p)] for p in parameters])
 
@@ -303,10 +303,10 @@ def _is_broken(norm: object) -> bool:
     return isinstance(norm, (float, torch.Tensor)) and not math.isfinite(norm)
 
 
-def _only_tensors(given: Sequence[Any]) -> list[torch.Tensor]:
-    if set(map(type, given)) <= {torch.Tensor, torch.nn.Parameter}:
-        return list(given)
-    return [p for p in given if isinstance(p, torch.Tensor)]
+def _only_tensors(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    if set(map(type, arguments)) <= {torch.Tensor, torch.nn.Parameter}:
+        return list(arguments)
+    return [p for p in arguments if isinstance(p, torch.Tensor)]
 
 
 def _with_gradients(owners: list[torch.Tensor]) -> list[torch.Tensor]:

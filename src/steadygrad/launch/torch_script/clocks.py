@@ -98,8 +98,8 @@ class Clocks:
             ids: of the parameters.
         """
         key = tuple(ids)
-        found = self._known.get(key)
-        return self._part(key) if found is None else found
+        clocks = self._known.get(key)
+        return self._part(key) if clocks is None else clocks
 
     def _part(self, ids: tuple[int, ...]) -> list[Clock]:
         """Where others share their clocks, give these parameters clocks of their own."""

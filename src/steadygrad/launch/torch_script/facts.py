@@ -21,19 +21,19 @@ def facts(census: Census | None, amp: bool) -> dict[str, Any]:
     Returns:
         JSON values.
     """
-    known: dict[str, Any] = {
+    facts_known: dict[str, Any] = {
         "framework": "torch",
         "versions": versions_of("torch", "numpy"),
         "threads": torch.get_num_threads(),
     }
     seed = torch.initial_seed()
     if seed != UNSEEDED:
-        known["seed"] = seed
+        facts_known["seed"] = seed
     if amp:
-        known["amp"] = True
+        facts_known["amp"] = True
     if census is not None:
-        known["models"] = census.model_names()
+        facts_known["models"] = census.model_names()
         device = census.device()
         if device:
-            known["device"] = device
-    return known
+            facts_known["device"] = device
+    return facts_known

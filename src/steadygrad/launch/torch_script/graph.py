@@ -31,7 +31,7 @@ def leaves_of(roots: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
         >>> [leaf is b for leaf in leaves_of([loss])]
         [True, False]
     """
-    found: dict[torch.Tensor, int] = {}
+    leaves: dict[torch.Tensor, int] = {}
     seen: set[Any] = set()
     waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
     while waiting and len(seen) < MOST_NODES:
@@ -43,7 +43,7 @@ def leaves_of(roots: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
         for following, _ in node.next_functions:
             leaf = getattr(following, "variable", None)
             if leaf is not None:
-                found[leaf] = min(number, found.get(leaf, number))
+                leaves[leaf] = min(number, leaves.get(leaf, number))
             elif following is not None:
                 waiting.append(following)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    return dict(sorted(leaves.items(), key=lambda item: item[1]))

@@ -248,14 +248,14 @@ class TorchPatches:
 
         observer = self.observer()
         module, max_norm, norm_type = arguments
-        held = [p for p in module.parameters() if p.grad is not None]
-        if observer is None or spread_of_some(held)[1] is None:
+        with_gradients = [p for p in module.parameters() if p.grad is not None]
+        if observer is None or spread_of_some(with_gradients)[1] is None:
             return None  # whole gradients: it calls torch's own function, which tells of itself
         names = ("parameters", "max_norm", "norm_type")
-        call = Call("norm", names, (held, max_norm, norm_type))
+        call = Call("norm", names, (with_gradients, max_norm, norm_type))
         visit: Visit
         if observer.acts_on(call.parameters):
-            visit = Replacement(call, clip_grad_norm_(held, math.inf, norm_type).float())
+            visit = Replacement(call, clip_grad_norm_(with_gradients, math.inf, norm_type).float())
             observer.instead_of_clip(call.parameters)
         else:
             call.note = observer.before_clip(call)

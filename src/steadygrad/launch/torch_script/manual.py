@@ -94,17 +94,17 @@ class ManualLoop:
     def after_backward(self, loss: object) -> None:
         """That backward is done: read what it left."""
         leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
-        held = [leaf for leaf in leaves if leaf.grad is not None]
-        if not held:
+        with_gradients = [leaf for leaf in leaves if leaf.grad is not None]
+        if not with_gradients:
             return
-        reading = read(held, 2.0)
+        reading = read(with_gradients, 2.0)
         self._log.remember(reading)
         self._pending = Pending(
-            leaves=[weakref.ref(leaf) for leaf in held],
+            leaves=[weakref.ref(leaf) for leaf in with_gradients],
             reading=reading,
             loss=loss,
-            probe=[_probe(leaf) for leaf in held[-2:]],
-            weights=[leaf for leaf in held if id(leaf) in self._announced],
+            probe=[_probe(leaf) for leaf in with_gradients[-2:]],
+            weights=[leaf for leaf in with_gradients if id(leaf) in self._announced],
         )
 
     def differentiated(
@@ -154,16 +154,16 @@ class ManualLoop:
 
     def act(self, parameters: Sequence[torch.Tensor]) -> None:
         """Clip these parameters' gradients by our policy, where the script would have."""
-        held = [p for p in parameters if p.grad is not None]
-        if self._pending is None or self._clipper is None or not held:
+        with_gradients = [p for p in parameters if p.grad is not None]
+        if self._pending is None or self._clipper is None or not with_gradients:
             return
-        batch = self._batch(held)
+        batch = self._batch(with_gradients)
         outcome = self._clipper.process(batch, self.steps)
         if outcome.skip:
             for grad in batch.grads:
                 grad.zero_()
         self._pending.outcome = outcome
-        self._pending.leaves = [weakref.ref(p) for p in held]
+        self._pending.leaves = [weakref.ref(p) for p in with_gradients]
 
     def finish(self) -> None:
         """The script is over: the last backward has no successor."""
@@ -188,18 +188,18 @@ class ManualLoop:
         if pending.summed:
             self.unread += 1
             return
-        kept = [
+        weights = [
             (leaf, place)
             for place, ref in enumerate(pending.leaves)
             # inputs that need gradients are new at every step; weights stay
             if (leaf := ref()) is not None
             and (id(leaf) in current or isinstance(leaf, torch.nn.Parameter))
         ]
-        if not kept:
+        if not weights:
             return
-        leaves = [leaf for leaf, _ in kept]
+        leaves = [leaf for leaf, _ in weights]
         batch = self._batch(leaves)
-        outcome = pending.outcome or summed_up(pending.reading.part(i for _, i in kept), batch)
+        outcome = pending.outcome or summed_up(pending.reading.part(i for _, i in weights), batch)
         self.taken_from_calls += pending.returned
         self._record(outcome, leaves, pending.loss)
 

@@ -138,5 +138,5 @@ def summed_up(reading: GradientReading, batch: GradientBatch) -> StepOutcome:
 
 def _is_usual(total_norm: Any, factor: Any) -> bool:
     """Whether one factor on the host says all: nothing broken, nothing lost."""
-    known = isinstance(total_norm, float) and isinstance(factor, float)
-    return known and math.isfinite(total_norm) and factor > 0
+    both_floats = isinstance(total_norm, float) and isinstance(factor, float)
+    return both_floats and math.isfinite(total_norm) and factor > 0

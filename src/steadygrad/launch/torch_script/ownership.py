@@ -151,7 +151,7 @@ def _containers(parameters: list[torch.Tensor], census: Census) -> dict[int, str
         wanted.setdefault(id(p), []).append(p)
         for root in census.roots(p):
             wanted.setdefault(id(root), []).append(p)
-    found: dict[int, str] = {}
+    containers: dict[int, str] = {}
     for module in alive(torch.nn.Module):
         if id(module) in owners:
             continue
@@ -160,8 +160,8 @@ def _containers(parameters: list[torch.Tensor], census: Census) -> dict[int, str
                 continue
             for thing in _flat(value):
                 for p in wanted.get(id(thing), ()):
-                    found[id(p)] = f"{type(module).__name__}.{key}"
-    return found
+                    containers[id(p)] = f"{type(module).__name__}.{key}"
+    return containers
 
 
 def _flat(value: Any, depth: int = 2) -> Iterable[object]:

@@ -111,5 +111,5 @@ class Auto(Policy):
             "origin": origin,
             "reference": reference,
         }
-        kept = {key: xp.where(usable, after[key], state[key]) for key in state}
-        return kept, Decision(threshold, coefficient(xp, norm, threshold))
+        next_state = {key: xp.where(usable, after[key], state[key]) for key in state}
+        return next_state, Decision(threshold, coefficient(xp, norm, threshold))

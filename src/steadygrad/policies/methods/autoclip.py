@@ -80,8 +80,8 @@ class AutoClip(Policy):
         ok = xp.isfinite(norm)
         remember = self._exact if self.window else self._sketched
         after, threshold = remember(xp, state, norm, ok)
-        kept = {key: xp.where(ok, after[key], state[key]) for key in state}
-        return kept, Decision(threshold, coefficient(xp, norm, threshold))
+        next_state = {key: xp.where(ok, after[key], state[key]) for key in state}
+        return next_state, Decision(threshold, coefficient(xp, norm, threshold))
 
     def _exact(self, xp: Namespace, state: State, norm: Array, ok: Array) -> tuple[State, Array]:
         count = state["count"] + 1

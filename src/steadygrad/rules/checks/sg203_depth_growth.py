@@ -33,8 +33,10 @@ def check(view: View) -> Iterator[Finding]:
 def _steepest(view: View) -> Profile | None:
     """Of the first usable steps: later ones show what training made of it."""
     table = view.healthy_norms[: max(3, len(view.healthy_norms) // 10)]
-    found = [p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)]
-    return min(found, key=lambda p: p.ratio, default=None)
+    depth_profiles = [
+        p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)
+    ]
+    return min(depth_profiles, key=lambda p: p.ratio, default=None)
 
 
 def _hurts(view: View) -> bool:

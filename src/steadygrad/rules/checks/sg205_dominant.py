@@ -37,8 +37,8 @@ def check(view: View) -> Iterator[Finding]:
     owners = owner_names(view.tensors)
     if not view.enough or len(set(owners)) < 3 or not _hurts(view):
         return
-    found = [*_by_share(view, owners), *_by_pace(view)]
-    yield from found[:1]
+    dominant = [*_by_share(view, owners), *_by_pace(view)]
+    yield from dominant[:1]
 
 
 def _by_share(view: View, owners: list[str]) -> Iterator[Finding]:

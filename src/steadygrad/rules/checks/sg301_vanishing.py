@@ -48,8 +48,10 @@ def _learns(trend: LossTrend) -> bool:
 
 def _steepest(view: View) -> Profile | None:
     table = view.live_norms
-    found = [p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)]
-    return max(found, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
+    depth_profiles = [
+        p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)
+    ]
+    return max(depth_profiles, key=lambda p: p.ratio * (p.agreement >= 0.5), default=None)
 
 
 def _fixes(view: View) -> list[str]:

@@ -120,20 +120,20 @@ def _dying(view: View) -> Array:
 
 def _blocks(view: View) -> bool:
     """Whether the first layers get next to nothing of the gradient of the last."""
-    found = profiles(view, view.live_norms, biases(view))
-    return any(p.ratio >= BLOCKED and p.agreement >= 0.5 for p in found)
+    depth_profiles = profiles(view, view.live_norms, biases(view))
+    return any(p.ratio >= BLOCKED and p.agreement >= 0.5 for p in depth_profiles)
 
 
 def _whole(view: View, columns: Array) -> Finding:
     every = len(columns) == int(_mattering(view).sum())
     at_once = bool((columns_median(view.zeros[view.good][:3])[columns] == 1).all())
     names = [view.tensors[i].name for i in columns]
-    known = view.loss_trend.known
+    with_loss = view.loss_trend.known
     return finding(
         view,
         "SG302",
         _severity(view),
-        0.93 if known else 0.7,
+        0.93 if with_loss else 0.7,
         ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
         + (
             " from the first step on: the model is built so that none gets through."

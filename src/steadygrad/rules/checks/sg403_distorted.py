@@ -21,11 +21,11 @@ OFTEN = 0.2
 
 
 def check(view: View) -> Iterator[Finding]:
-    known = view.usable & np.isfinite(view.cosine)
-    if int(known.sum()) < 4 or not _clamped(view):
+    told_steps = view.usable & np.isfinite(view.cosine)
+    if int(told_steps.sum()) < 4 or not _clamped(view):
         return
-    turned = known & (view.cosine < TURNED)
-    rate = float(turned.sum() / known.sum())
+    turned = told_steps & (view.cosine < TURNED)
+    rate = float(turned.sum() / told_steps.sum())
     if rate >= OFTEN:
         yield _finding(view, turned, rate)
 

@@ -22,11 +22,11 @@ from steadygrad.rules.finding import Finding
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = [call for call in calls(view) if not gradientless(call)]
-    rate = share(found, unfilled)
-    if rate < MOST or not before_first_backward(view, found):
+    clip_calls = [call for call in calls(view) if not gradientless(call)]
+    rate = share(clip_calls, unfilled)
+    if rate < MOST or not before_first_backward(view, clip_calls):
         return
-    empty = share([c for c in found if unfilled(c)], lambda c: figure(c, "params", 0) == 0)
+    empty = share([c for c in clip_calls if unfilled(c)], lambda c: figure(c, "params", 0) == 0)
     yield finding(
         view,
         "SG404",
@@ -35,14 +35,14 @@ def check(view: View) -> Iterator[Finding]:
         "Gradients are clipped before backward(): the clip sees "
         + ("no gradients." if empty > 0.5 else "none, or those of the step before."),
         evidence=[
-            f"{percent(rate)} of the {len(found)} clip calls come after the last step and before "
-            "the next backward().",
+            f"{percent(rate)} of the {len(clip_calls)} clip calls come after the last step and "
+            "before the next backward().",
             "The gradients that the optimizer applies are never clipped.",
         ],
-        steps=at(found, unfilled),
+        steps=at(clip_calls, unfilled),
         tensors=[],
         causes=["the clip call stands above loss.backward()"],
-        fixes=fixes(view, found[-1]),
+        fixes=fixes(view, clip_calls[-1]),
         figures={"share": rate},
     )
 

@@ -21,9 +21,9 @@ from steadygrad.rules.finding import Finding
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = [call for call in calls(view) if not gradientless(call)]
-    rate = share(found, unfilled)
-    if rate < MOST or before_first_backward(view, found):
+    clip_calls = [call for call in calls(view) if not gradientless(call)]
+    rate = share(clip_calls, unfilled)
+    if rate < MOST or before_first_backward(view, clip_calls):
         return
     yield finding(
         view,
@@ -32,16 +32,16 @@ def check(view: View) -> Iterator[Finding]:
         0.95,
         "Gradients are clipped after optimizer.step(): the unclipped ones have been applied.",
         evidence=[
-            f"{percent(rate)} of the {len(found)} clip calls see gradients that a step has "
+            f"{percent(rate)} of the {len(clip_calls)} clip calls see gradients that a step has "
             "already used.",
         ],
-        steps=at(found, unfilled),
+        steps=at(clip_calls, unfilled),
         tensors=[],
         causes=[
             "the clip call stands below optimizer.step()",
             "a callback that fires at the end of the step, where one before it was meant",
         ],
-        fixes=fixes(view, found[-1]),
+        fixes=fixes(view, clip_calls[-1]),
         figures={"share": rate},
     )
 

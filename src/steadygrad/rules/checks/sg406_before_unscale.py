@@ -23,11 +23,11 @@ def _scaled(call: Call) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = calls(view)
-    rate = share(found, _scaled)
+    clip_calls = calls(view)
+    rate = share(clip_calls, _scaled)
     if rate < MOST:
         return
-    norms = [figure(c, "norm") for c in found if _scaled(c)]
+    norms = [figure(c, "norm") for c in clip_calls if _scaled(c)]
     scale = median(view.loss_scale[view.loss_scale != 1])
     yield finding(
         view,
@@ -36,15 +36,15 @@ def check(view: View) -> Iterator[Finding]:
         0.95,
         "Gradients are clipped before unscale_(): the norm still carries the loss scale.",
         evidence=[
-            f"{percent(rate)} of the {len(found)} clip calls act on scaled gradients.",
+            f"{percent(rate)} of the {len(clip_calls)} clip calls act on scaled gradients.",
             f"The norms they see have a median of {number(median(norms))}; the loss scale is "
             f"{number(scale)}, so the threshold is in truth "
-            f"{number(figure(found[-1], 'max_norm') / scale)}.",
+            f"{number(figure(clip_calls[-1], 'max_norm') / scale)}.",
         ],
-        steps=at(found, _scaled),
+        steps=at(clip_calls, _scaled),
         tensors=[],
         causes=["scaler.unscale_(optimizer) is missing above the clip call"],
-        fixes=fixes(view, found[-1], _ORDER),
+        fixes=fixes(view, clip_calls[-1], _ORDER),
         figures={"share": rate, "loss_scale": scale},
     )
 

@@ -25,9 +25,9 @@ def _count(view: View) -> int:
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = calls(view)
-    empty = [call for call in found if _empty(call)]
-    rate = max(share(found, _empty), _count(view) / max(1, len(view)))
+    clip_calls = calls(view)
+    empty = [call for call in clip_calls if _empty(call)]
+    rate = max(share(clip_calls, _empty), _count(view) / max(1, len(view)))
     if not empty or rate < MOST:
         return
     yield finding(
@@ -40,7 +40,7 @@ def check(view: View) -> Iterator[Finding]:
             f"{max(len(empty), _count(view))} clip calls in {len(view)} steps found no parameter "
             "with a gradient, although backward() had run; they return a norm of 0.",
         ],
-        steps=at(found, _empty),
+        steps=at(clip_calls, _empty),
         tensors=[],
         causes=[
             "the gradients were passed: [p.grad for p in model.parameters()]",

@@ -21,8 +21,8 @@ def _unlimited(call: Call) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = calls(view)
-    rate = share(found, _unlimited)
+    clip_calls = calls(view)
+    rate = share(clip_calls, _unlimited)
     if rate < MOST:
         return
     harmed = bool(np.isinf(view.norm).any())
@@ -33,11 +33,11 @@ def check(view: View) -> Iterator[Finding]:
         0.9,
         "The clip call has an infinite max_norm: it only reads the norm, and is not harmless.",
         evidence=[
-            f"{percent(rate)} of the {len(found)} clip calls have max_norm=inf.",
+            f"{percent(rate)} of the {len(clip_calls)} clip calls have max_norm=inf.",
             "With a single inf among the gradients it turns all of them into NaN (inf / inf)"
             + (", and this run had such a step." if harmed else "."),
         ],
-        steps=at(found, _unlimited),
+        steps=at(clip_calls, _unlimited),
         tensors=[],
         causes=["the usual idiom for logging the norm"],
         fixes=[

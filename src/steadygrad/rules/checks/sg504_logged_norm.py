@@ -26,13 +26,13 @@ def check(view: View) -> Iterator[Finding]:
         yield _finding(view, ratio, len(ratios))
 
 
-def _ratios(view: View, found: list[Call]) -> list[float]:
+def _ratios(view: View, clip_calls: list[Call]) -> list[float]:
     """What the script's call left over what is applied, for whole, unscaled, single 2-norm calls.
 
     Gradients that were changed after the call are recorded as they are applied.
     """
     recorded = dict(zip(view.step.tolist(), view.norm.tolist(), strict=True))
-    whole = [c for c in found if not c.get("after_step") and not c.get("repeated")]
+    whole = [c for c in clip_calls if not c.get("after_step") and not c.get("repeated")]
     whole = [c for c in whole if figure(c, "params", 0) == figure(c, "of_params", 0) > 0]
     whole = [c for c in whole if figure(c, "norm_type", 2) == 2 and c.get("unscaled") is not False]
     ratios: list[float] = []

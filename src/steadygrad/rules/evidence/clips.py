@@ -27,20 +27,20 @@ def _step(step: int | None, data: Mapping[str, Any]) -> int:
     return int(step if step is not None else data.get("step", -1))
 
 
-def share(found: list[Call], fault: Callable[[Call], bool]) -> float:
+def share(clip_calls: list[Call], fault: Callable[[Call], bool]) -> float:
     """Share of the calls that show a fault; 0 for no calls.
 
     Example:
         >>> share([{"n": 1}, {"n": 0}], lambda call: call["n"] == 0)
         0.5
     """
-    return sum(map(fault, found)) / len(found) if found else 0.0
+    return sum(map(fault, clip_calls)) / len(clip_calls) if clip_calls else 0.0
 
 
-def by_step(found: list[Call]) -> dict[int, list[Call]]:
+def by_step(clip_calls: list[Call]) -> dict[int, list[Call]]:
     """The calls of each optimizer step, in the order made."""
     groups: dict[int, list[Call]] = defaultdict(list)
-    for call in found:
+    for call in clip_calls:
         groups[int(call["step"])].append(call)
     return dict(groups)
 
@@ -66,14 +66,14 @@ def gradientless(call: Call) -> bool:
     return bool(call.get("on_gradients")) or call.get("passed") == 0
 
 
-def before_first_backward(view: View, found: list[Call]) -> bool:
+def before_first_backward(view: View, clip_calls: list[Call]) -> bool:
     """Whether a call stood before the very first backward: above it in the loop, not below."""
-    first = min((int(call["step"]) for call in found), default=-1)
+    first = min((int(call["step"]) for call in clip_calls), default=-1)
     return first == int(view.step[0]) and any(
-        unfilled(call) for call in found if int(call["step"]) == first
+        unfilled(call) for call in clip_calls if int(call["step"]) == first
     )
 
 
-def at(found: list[Call], fault: Callable[[Call], bool]) -> list[int]:
+def at(clip_calls: list[Call], fault: Callable[[Call], bool]) -> list[int]:
     """The first steps whose calls show a fault, at most 50."""
-    return sorted({int(call["step"]) for call in found if fault(call)})[:50]
+    return sorted({int(call["step"]) for call in clip_calls if fault(call)})[:50]

@@ -61,8 +61,8 @@ def profiles(view: View, table: Array, columns: Array) -> list[Profile]:
         for chain in chains
         if not chain.isdisjoint(names)
     ]
-    found = [depth_profile(view, table, part) for part in parts or [columns]]
-    return [profile for profile in found if profile is not None]
+    fits = [depth_profile(view, table, part) for part in parts or [columns]]
+    return [profile for profile in fits if profile is not None]
 
 
 def depth_profile(view: View, table: Array, columns: Array) -> Profile | None:
@@ -109,6 +109,6 @@ def wrecked(view: View) -> float:
 def biases(view: View) -> Array:
     """Columns of the biases of linear and convolution layers: the backward signal itself."""
     module = ("Linear", "Conv", "Dense")
-    found = [len(t.shape) == 1 and parts(t)[-1].startswith("bias") for t in view.tensors]
+    is_bias = [len(t.shape) == 1 and parts(t)[-1].startswith("bias") for t in view.tensors]
     named = [not t.module or any(m in t.module for m in module) for t in view.tensors]
-    return np.flatnonzero(np.logical_and(found, named))
+    return np.flatnonzero(np.logical_and(is_bias, named))

@@ -57,8 +57,8 @@ def entrance(view: View) -> Entrance | None:
 
 def input_size(view: View) -> float:
     """Size of the inputs, 1 for unit size; NaN where it was not sampled."""
-    found = entrance(view)
-    return math.nan if found is None else found.size
+    first_layer = entrance(view)
+    return math.nan if first_layer is None else first_layer.size
 
 
 def _by_step(view: View, name: Sample, column: int) -> dict[int, float]:

@@ -71,8 +71,8 @@ def loop_of(view: View) -> Loop:
 
 def loose_of(view: View) -> list[SharedFate]:
     """Parameters that get a gradient and belong to no optimizer; told of the first optimizer."""
-    found = _facts(view).get("loose") if view.optimizer == view.first_optimizer else ()
-    return [_group(entry) for entry in found or ()]
+    loose = _facts(view).get("loose") if view.optimizer == view.first_optimizer else ()
+    return [_group(entry) for entry in loose or ()]
 
 
 def stale_of(view: View) -> SharedFate | None:
@@ -85,16 +85,16 @@ def stale_of(view: View) -> SharedFate | None:
 
 def logits_of(view: View) -> tuple[str, str] | None:
     """The loss, and what stands before it and should not; None where nothing does."""
-    found = _facts(view).get("logits")
-    if not found or view.optimizer != view.first_optimizer:
+    logits = _facts(view).get("logits")
+    if not logits or view.optimizer != view.first_optimizer:
         return None
-    return found["loss"], found["before"]
+    return logits["loss"], logits["before"]
 
 
 def targets_of(view: View) -> TargetFacts | None:
     """Targets that their loss does not take; told of the first optimizer."""
-    found = _facts(view).get("targets")
-    return found if found and view.optimizer == view.first_optimizer else None
+    targets = _facts(view).get("targets")
+    return targets if targets and view.optimizer == view.first_optimizer else None
 
 
 def criterion_of(view: View) -> str:

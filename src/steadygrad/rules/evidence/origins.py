@@ -52,8 +52,8 @@ _NEGATIVE = (
 
 def origin_of(view: View) -> Origin | None:
     """The first origin that was found for this optimizer."""
-    found = view.events(NAN_ORIGIN)
-    origins = [Origin.from_json(event.data) for event in found]
+    events = view.events(NAN_ORIGIN)
+    origins = [Origin.from_json(event.data) for event in events]
     return next((o for o in origins if o.replayed), origins[0] if origins else None)
 
 

@@ -85,8 +85,10 @@ class Steps:
 
     def events(self, kind: str) -> list[Event]:
         """The run's events of one kind that concern this optimizer."""
-        found = (e for e in self.run.events if e.kind == kind)
-        return [e for e in found if int(e.data.get("optimizer", self.optimizer)) == self.optimizer]
+        of_kind = (e for e in self.run.events if e.kind == kind)
+        return [
+            e for e in of_kind if int(e.data.get("optimizer", self.optimizer)) == self.optimizer
+        ]
 
     @cached_property
     def first_broken(self) -> int:

@@ -61,12 +61,12 @@ class TensorsOfSteps(Steps):
     @cached_property
     def order(self) -> Array:
         """Indices of this optimizer's tensors, in forward order where it is known."""
-        held = [i for i, t in enumerate(self.run.tensors) if t.optimizer == self.optimizer]
-        if not held and not self.several:
-            held = list(range(len(self.run.tensors)))
-        known = all(self.run.tensors[i].position >= 0 for i in held)
-        key = (lambda i: (self.run.tensors[i].position, i)) if known else (lambda i: (0, i))
-        return np.array(sorted(held, key=key), dtype=np.int64)
+        columns = [i for i, t in enumerate(self.run.tensors) if t.optimizer == self.optimizer]
+        if not columns and not self.several:
+            columns = list(range(len(self.run.tensors)))
+        all_placed = all(self.run.tensors[i].position >= 0 for i in columns)
+        key = (lambda i: (self.run.tensors[i].position, i)) if all_placed else (lambda i: (0, i))
+        return np.array(sorted(columns, key=key), dtype=np.int64)
 
     @cached_property
     def tensors(self) -> list[TensorInfo]:

@@ -69,8 +69,8 @@ def _pyarrow() -> ModuleType:
     with needed_for("writing Parquet", "parquet", "pyarrow"):
         import pyarrow
         import pyarrow.parquet
-    found: ModuleType = pyarrow
-    return found
+    module: ModuleType = pyarrow
+    return module
 
 
 SINK = Parquet

@@ -79,8 +79,8 @@ class TensorBoard(ScalarSink):
 
     def _event(self, values: list[object], step: int, when: float) -> None:
         summary = self._protos.Summary(value=values)
-        known = time.time() if np.isnan(when) else float(when)
-        self._put(self._protos.Event(wall_time=known, step=int(step), summary=summary))
+        seconds = time.time() if np.isnan(when) else float(when)
+        self._put(self._protos.Event(wall_time=seconds, step=int(step), summary=summary))
 
     def _put(self, event: EventProto) -> None:
         self._records.write(event.SerializeToString())

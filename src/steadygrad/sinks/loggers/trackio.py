@@ -50,8 +50,8 @@ class Trackio(ScalarSink):
 def _trackio() -> ModuleType:
     with needed_for("the Trackio sink", "trackio", "trackio"):
         import trackio
-    found: ModuleType = trackio
-    return found
+    module: ModuleType = trackio
+    return module
 
 
 SINK = Trackio

@@ -190,15 +190,15 @@ def _compare(gathered: Any, exchange: Exchange, layout: Layout, tell: Tell) -> N
     everyone = gathered.cpu().numpy() if isinstance(gathered, torch.Tensor) else gathered
     norms = everyone[:, 0, : len(exchange.places)]
     for split in exchange.splits:
-        known = np.flatnonzero(split.twins != UNKNOWN)
+        holders = np.flatnonzero(split.twins != UNKNOWN)
         own = norms[:, split.columns.of(norms)]
-        here, first = own[known], own[split.twins[known]]
+        here, first = own[holders], own[split.twins[holders]]
         with np.errstate(invalid="ignore"):
             differs = np.abs(here - first) > TOLERANCE * np.maximum(here, first)
         if differs.any():
             row, column = np.argwhere(differs)[0]
             layout.disagreed = True
-            ranks = exchange.ranks[known[row]], exchange.ranks[split.twins[known[row]]]
+            ranks = exchange.ranks[holders[row]], exchange.ranks[split.twins[holders[row]]]
             count = int(differs.any(axis=0).sum())
             tell(_sentence(ranks, count, here[row, column], first[row, column]))
             return

@@ -31,16 +31,16 @@ def parameters_of(parameters: object, caller: str) -> tuple[list[torch.Tensor], 
     Raises:
         UsageError: something else was passed: a module, names, gradients, a tensor twice.
     """
-    given = tensors_of(parameters, caller)
-    grads = _grads_of(given)
+    tensors = tensors_of(parameters, caller)
+    grads = _grads_of(tensors)
     if type(None) not in set(map(type, grads)):
-        return given, cast("list[torch.Tensor]", grads)
-    pairs = [(p, g) for p, g in zip(given, grads, strict=True) if g is not None]
+        return tensors, cast("list[torch.Tensor]", grads)
+    pairs = [(p, g) for p, g in zip(tensors, grads, strict=True) if g is not None]
     if not pairs:
-        _refuse_gradients(given, caller)
+        _refuse_gradients(tensors, caller)
         warn_user(
-            f"{caller}: none of the {len(given)} parameters has a gradient, so nothing is clipped; "
-            "call it after loss.backward() and before optimizer.zero_grad()",
+            f"{caller}: none of the {len(tensors)} parameters has a gradient, so nothing is "
+            "clipped; call it after loss.backward() and before optimizer.zero_grad()",
             NoGradientsWarning,
         )
     return [p for p, _ in pairs], [g for _, g in pairs]
@@ -61,21 +61,21 @@ def tensors_of(tensors: object, caller: str) -> list[torch.Tensor]:
             f"{caller} needs a tensor or an iterable of tensors, got {type(tensors).__name__}; "
             f"type {caller}(model.parameters(), ...)"
         )
-    given = list(tensors)
-    _require_tensors(given, caller)
-    if not given:
+    listed = list(tensors)
+    _require_tensors(listed, caller)
+    if not listed:
         spent = " (an iterator gives its tensors once)" if isinstance(tensors, Iterator) else ""
         warn_user(
             f"{caller} got no tensor at all{spent}, so nothing is done; "
             f"type {caller}(model.parameters(), ...)",
             NoGradientsWarning,
         )
-    if len(set(map(id, given))) < len(given):
+    if len(set(map(id, listed))) < len(listed):
         raise UsageError(
             f"{caller} got the same tensor twice, which would count and clip it twice; "
             f"type {caller}(dict.fromkeys(parameters), ...)"
         )
-    return given
+    return listed
 
 
 def require_norm_type(norm_type: float, caller: str) -> float:
@@ -118,10 +118,10 @@ def _number(value: Any, name: str, caller: str, example: float) -> float:
         ) from None
 
 
-def _require_tensors(given: list[object], caller: str) -> None:
-    if all(issubclass(kind, torch.Tensor) for kind in set(map(type, given))):
+def _require_tensors(objects: list[object], caller: str) -> None:
+    if all(issubclass(kind, torch.Tensor) for kind in set(map(type, objects))):
         return
-    odd = next(item for item in given if not isinstance(item, torch.Tensor))
+    odd = next(item for item in objects if not isinstance(item, torch.Tensor))
     hint = f"type {caller}(model.parameters(), ...)"
     if isinstance(odd, tuple):
         hint += ", without the names that named_parameters() gives"

@@ -137,8 +137,8 @@ def _clip(
 @eager
 def _norm(tensors: Tensors, norm_type: float, error_if_nonfinite: bool) -> torch.Tensor:
     p = require_norm_type(norm_type, "get_total_norm")
-    given = [tensor.detach() for tensor in tensors_of(tensors, "get_total_norm")]
-    return torch.as_tensor(_total(given, p, error_if_nonfinite))
+    detached = [tensor.detach() for tensor in tensors_of(tensors, "get_total_norm")]
+    return torch.as_tensor(_total(detached, p, error_if_nonfinite))
 
 
 @eager

@@ -55,8 +55,8 @@ def _clamp(values: torch.Tensor, limit: float) -> None:
     if values.is_complex():
         wide = values.to(torch.complex128)
         magnitude = wide.abs()
-        kept = torch.polar(magnitude.clamp(max=limit), wide.angle())
-        values.copy_(torch.where(magnitude > limit, kept, wide))
+        clamped = torch.polar(magnitude.clamp(max=limit), wide.angle())
+        values.copy_(torch.where(magnitude > limit, clamped, wide))
     else:
         bound = min(limit, torch.finfo(values.dtype).max)  # float16 cannot hold every limit
         values.clamp_(-bound, bound)

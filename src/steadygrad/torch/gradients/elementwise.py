@@ -135,5 +135,5 @@ def _own_state(state: Any, parameter: torch.Tensor) -> Any:
 
 def _second_moment(state: object, parameter: torch.Tensor) -> torch.Tensor | None:
     own = _own_state(state, parameter)
-    found = next((own[key] for key in SECOND_MOMENTS if key in own), None)
-    return None if found is None else whole(found).to(torch.float64)
+    moment = next((own[key] for key in SECOND_MOMENTS if key in own), None)
+    return None if moment is None else whole(moment).to(torch.float64)

@@ -147,11 +147,11 @@ def _same(compiled: types.CodeType, running: types.CodeType) -> bool:
 
 def _lay_in(definition: ast.FunctionDef, guarded: bool) -> None:
     """Put the calls into the function."""
-    given = definition.args
-    names = [each.arg for each in (*given.posonlyargs, *given.args)]
-    names += [given.vararg.arg] if given.vararg else []
-    names += [each.arg for each in given.kwonlyargs]
-    names += [given.kwarg.arg] if given.kwarg else []
+    parameters = definition.args
+    names = [each.arg for each in (*parameters.posonlyargs, *parameters.args)]
+    names += [parameters.vararg.arg] if parameters.vararg else []
+    names += [each.arg for each in parameters.kwonlyargs]
+    names += [parameters.kwarg.arg] if parameters.kwarg else []
     has_text = ast.get_docstring(definition, clean=False) is not None
     text, body = definition.body[:has_text], definition.body[has_text:]
     first, last = body[0], body[-1]

@@ -186,14 +186,14 @@ def explain(tape: Any, case: Case, backwards: Sequence[TapeEntry]) -> Origin:
             at = entry.place
             try:
                 replay = BackwardReplay(tape, entry)
-                found = answer(case, replay, replay.run())
+                origin = answer(case, replay, replay.run())
                 why = _nothing_shown()
             except Impossible as reason:
-                found, why = None, str(reason)
+                origin, why = None, str(reason)
             except Exception as error:
-                found, why = None, f"the replay raised {type(error).__name__}: {error}"
-            if found is not None:
-                return found
+                origin, why = None, f"the replay raised {type(error).__name__}: {error}"
+            if origin is not None:
+                return origin
     finally:
         tape.armed = armed
         if was_on:

@@ -136,9 +136,9 @@ class Probe(TorchFunctionMode):
         return self._call(call, cls.__name__, args, kwargs)
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> object:
-        given = [t for t in tensors_in((args, kwargs)) if _readable(t)]
+        inputs = [t for t in tensors_in((args, kwargs)) if _readable(t)]
         note = self._note(name)
-        states = [self._enter(note, tensor, i) for i, tensor in enumerate(given)]
+        states = [self._enter(note, tensor, i) for i, tensor in enumerate(inputs)]
         result = func(*args, **kwargs)
         leaves = list(tensors_in(result))
         if not leaves and name.endswith("__setitem__"):
@@ -335,9 +335,11 @@ def look_at(tensor: torch.Tensor, name: str) -> Look:
         if abs(low) < _INF and abs(high) < _INF:
             return Look(Range(name, shape, dtype, low, high))
         finite = torch.isfinite(values)
-        kept = values[finite]
-        low, high = (float(v) for v in torch.aminmax(kept)) if len(kept) else (_NAN, _NAN)
-        bad = int(finite.numel() - len(kept))
+        finite_values = values[finite]
+        low, high = (
+            (float(v) for v in torch.aminmax(finite_values)) if len(finite_values) else (_NAN, _NAN)
+        )
+        bad = int(finite.numel() - len(finite_values))
         kind = "nan" if bool(torch.isnan(values).any()) else "inf"
         positive = bool((values == _INF).any())
         return Look(Range(name, shape, dtype, low, high, bad), kind, positive, _rows(~finite))

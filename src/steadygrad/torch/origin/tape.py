@@ -300,8 +300,8 @@ class Tape:
         """
         mark = self._marks.get(id(optimizer), 0)
         entries = [e for e in self.entries if e.clock >= mark]
-        found = [e for e in entries if e.kind == "backward"] or _gradients_by_hand(entries)
-        return [e for e in found if not _finite(e.losses)] or found
+        backwards = [e for e in entries if e.kind == "backward"] or _gradients_by_hand(entries)
+        return [e for e in backwards if not _finite(e.losses)] or backwards
 
     # -- forgetting ------------------------------------------------------------------------
 

@@ -123,11 +123,11 @@ class Sampler:
             self._writer.update_info(frozen=frozen)
             self._said_frozen = True
         places = [i for i, p in enumerate(params) if _plain(p)]
-        plain, known = [params[i].detach() for i in places], ids[places]
+        plain, known_ids = [params[i].detach() for i in places], ids[places]
         if plain:
             starts = np.cumsum([0, *(_taken(p) for p in plain[:-1])])
             norms = np.array(kernels.read(plain).norms, np.float64)
-            self._figures.write(step, known, norms, _parts(plain), starts)
+            self._figures.write(step, known_ids, norms, _parts(plain), starts)
             self._weights = plain
 
     @torch.no_grad()
@@ -137,9 +137,11 @@ class Sampler:
         self._recurrent(step, params, ids)
         self._through_time(step, params, ids)
         for name, table in self._watch.figures().items():
-            found = [(i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table]
-            if found:
-                self._write(name, step, np.array([i for i, _ in found]), [v for _, v in found])
+            watched = [
+                (i, table[id(p)]) for p, i in zip(params, ids, strict=True) if id(p) in table
+            ]
+            if watched:
+                self._write(name, step, np.array([i for i, _ in watched]), [v for _, v in watched])
 
     def _recurrent(self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]) -> None:
         lengths = self._watch.lengths()
@@ -149,9 +151,9 @@ class Sampler:
             if id(p) in lengths and _plain(p)
         ]
         if rows:
-            known = np.array([i for i, _, _ in rows])
-            self._write("spectral_radius", step, known, [_radius(p) for _, p, _ in rows])
-            self._write("recurrent_steps", step, known, [n for _, _, n in rows])
+            places_of_rows = np.array([i for i, _, _ in rows])
+            self._write("spectral_radius", step, places_of_rows, [_radius(p) for _, p, _ in rows])
+            self._write("recurrent_steps", step, places_of_rows, [n for _, _, n in rows])
 
     def _through_time(
         self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
@@ -182,8 +184,8 @@ class Sampler:
 def _plain(parameter: torch.Tensor) -> bool:
     """Whether a parameter can be read here without a collective and in full."""
     kind = type(parameter)
-    known = kind in (torch.Tensor, torch.nn.Parameter) and not parameter.is_meta
-    return known and parameter.is_floating_point() and parameter.numel() > 0
+    is_plain = kind in (torch.Tensor, torch.nn.Parameter) and not parameter.is_meta
+    return is_plain and parameter.is_floating_point() and parameter.numel() > 0
 
 
 def _taken(parameter: torch.Tensor) -> int:

@@ -75,10 +75,10 @@ class Pass:
 
     def weight(self, name: str) -> torch.Tensor:
         """A weight of the layer, in float32; zeros for a bias that it does not have."""
-        found = getattr(self.module, f"{name}_l{self.layer}", None)
-        if found is None:
+        parameter = getattr(self.module, f"{name}_l{self.layer}", None)
+        if parameter is None:
             return torch.zeros(1, device=self.states.device)
-        return found.detach().float()  # type: ignore[no-any-return]
+        return parameter.detach().float()  # type: ignore[no-any-return]
 
 
 def _rnn(seen: Pass) -> Iterator[torch.Tensor]:

@@ -79,14 +79,14 @@ class StepAgain:
             return None
         now = _loss(self._tape, backwards)
         # exchanged, not written: a version counter that moved would spoil the graph of the step
-        held = [p.data for p in params]
+        weights = [p.data for p in params]
         try:
             for p, copy in zip(params, copies, strict=True):
                 if copy is not None:
                     p.data = copy.to(p.device, copy=True)
             before = _loss(self._tape, backwards)
         finally:
-            for p, data in zip(params, held, strict=True):
+            for p, data in zip(params, weights, strict=True):
                 p.data = data
         return None if now is None or before is None else (now, before)
 

@@ -55,8 +55,8 @@ class Partners:
 
     def find(self, optimizer: torch.optim.Optimizer) -> None:
         """Find the schedulers of an optimizer, and the loss scaler where there is but one."""
-        known = {id(each) for each in self.named.values()}
-        live = [e for e in _instances(LRScheduler, torch.amp.GradScaler) if id(e) not in known]
+        known_ids = {id(each) for each in self.named.values()}
+        live = [e for e in _instances(LRScheduler, torch.amp.GradScaler) if id(e) not in known_ids]
         schedulers = [e for e in live if isinstance(e, LRScheduler) and _optimizer(e) is optimizer]
         scalers = [e for e in live if isinstance(e, torch.amp.GradScaler) and e.is_enabled()]
         for each in sorted(schedulers, key=_settings):
@@ -100,5 +100,5 @@ def _instances(*classes: type) -> list[object]:
         further: list[type] = each.__subclasses__()
         derived += [kind for kind in further if kind not in derived]
     # an object refers to its class, so the one pass over all objects is C's, not a loop here
-    found = {id(each): each for each in gc.get_referrers(*derived)}
-    return [each for each in found.values() if issubclass(type(each), classes)]
+    instances = {id(each): each for each in gc.get_referrers(*derived)}
+    return [each for each in instances.values() if issubclass(type(each), classes)]

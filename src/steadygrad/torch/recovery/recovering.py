@@ -238,10 +238,10 @@ class Recovering:
             raise UsageError(
                 "restore: no folder is known; type attach(..., recover='auto+snapshots:FOLDER')"
             )
-        found = self._agreed_newest(place, params)
-        if found is None:
+        snapshot = self._agreed_newest(place, params)
+        if snapshot is None:
             return 0
-        saved = unpacked(found[1])
+        saved = unpacked(snapshot[1])
         odd = load_portable(optimizer, _places(params), params, saved)
         if odd:
             raise UsageError(
@@ -260,24 +260,24 @@ class Recovering:
             if saved["generators"]["numpy"] is None:
                 missing.append("NumPy's random generator, which is not its own")
             self._generators = saved["generators"]
-        drop_after(place, found[0])
+        drop_after(place, snapshot[0])
         if missing:
             warn_user(
-                f"restored step {found[0]}, but not {', '.join(missing)}: tell "
+                f"restored step {snapshot[0]}, but not {', '.join(missing)}: tell "
                 "steady.remember(name=object) of them before restore()",
                 SteadyGradWarning,
             )
-        self._note(RecoveryEvent(found[0], RESTORE, to_step=found[0], optimizer=self._index))
+        self._note(RecoveryEvent(snapshot[0], RESTORE, to_step=snapshot[0], optimizer=self._index))
         self.left_out.position = int(saved["batch"])
-        return found[0]
+        return snapshot[0]
 
     def _agreed_newest(
         self, place: Path, params: Sequence[torch.Tensor]
     ) -> tuple[int, bytes] | None:
-        found = read_newest(place)
+        newest = read_newest(place)
         if not is_job():
-            return found
-        step = smallest(-1 if found is None else found[0], params[0].device)
+            return newest
+        step = smallest(-1 if newest is None else newest[0], params[0].device)
         return read_newest(place, step) if step >= 0 else None
 
     # -- what the above are made of ----------------------------------------------------------

@@ -134,17 +134,17 @@ class Clipper:
             self.memory.state, decision = self.memory.decide(stats, batch.present)
         return StepOutcome(stats, decision.threshold, skip=True)
 
-    def _repaired(self, batch: GradientBatch, found: GradientStats) -> StepOutcome:
-        zero_nonfinite(batch.grads, found.nonfinite)
+    def _repaired(self, batch: GradientBatch, broken: GradientStats) -> StepOutcome:
+        zero_nonfinite(batch.grads, broken.nonfinite)
         usable = self.measure(batch)
         if bool(is_broken(usable)):  # finite elements whose norm no float64 holds
             scale_each_once(local(batch.grads), 0.0)
-            return StepOutcome(found, applied=Applied(coef=0.0, clipped=True))
+            return StepOutcome(broken, applied=Applied(coef=0.0, clipped=True))
         self.memory.state, decision = self.memory.decide(usable, batch.present)
         if decision.skip is not False and bool(decision.skip):
-            return StepOutcome(found, decision.threshold, skip=True)
+            return StepOutcome(broken, decision.threshold, skip=True)
         applied = self.act(batch, usable, decision, scale_each_once)
-        return StepOutcome(found, decision.threshold, applied)
+        return StepOutcome(broken, decision.threshold, applied)
 
     def skipped(self, stats: GradientStats, present: list[int] | None = None) -> StepOutcome:
         """The outcome of a step that is dropped: the policy's state stays as it was."""
@@ -201,11 +201,11 @@ class Memory:
 
     def follow(self, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
         """Take note of all tensors; called again when they change."""
-        known, self.names, self._sizes = self.names, names, sizes
-        if self.state is None or known == names:
+        earlier, self.names, self._sizes = self.names, names, sizes
+        if self.state is None or earlier == names:
             return
         fresh = _fresh(self.policy, names, next(iter(self.state.values()), np.zeros(0)))
-        if names[: len(known)] != known and self.policy.per_tensor:
+        if names[: len(earlier)] != earlier and self.policy.per_tensor:
             warn_user(
                 "the optimizer's parameters were rearranged, so what the policy "
                 f"{self.policy.spec()} remembers of each tensor starts anew",
@@ -266,11 +266,12 @@ class Memory:
         """
         fresh = _fresh(self.policy, self.names, np.zeros(0))
         shapes = {key: tuple(value.shape) for key, value in fresh.items()}
-        given = {key: tuple(value.shape) for key, value in saved.items()}
-        if given and given != shapes:
+        saved_shapes = {key: tuple(value.shape) for key, value in saved.items()}
+        if saved_shapes and saved_shapes != shapes:
             raise UsageError(
-                f"the saved state of the policy {self.policy.spec()} has the arrays {given}, and "
-                f"this one has {shapes}: it was saved over other tensors. Attach to the optimizer "
+                f"the saved state of the policy {self.policy.spec()} has the arrays "
+                f"{saved_shapes}, and this one has {shapes}: it was saved over other tensors. "
+                "Attach to the optimizer "
                 "of the model that was saved, or attach anew without load_state_dict"
             )
         self.state = {key: np.array(value.cpu().numpy()) for key, value in saved.items()} or None

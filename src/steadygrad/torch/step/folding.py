@@ -67,9 +67,11 @@ class Folding:
         """
         if flag.device.type == "cpu" or not _all_fused(optimizer) or not _started(optimizer):
             return False
-        found = flag.to(torch.float32)
+        as_float = flag.to(torch.float32)
         carried = getattr(optimizer, "found_inf", None)
-        merged = found if carried is None else torch.maximum(found, carried.to(found.device))
+        merged = (
+            as_float if carried is None else torch.maximum(as_float, carried.to(as_float.device))
+        )
         self._hand(optimizer, "found_inf", merged)
         return True
 

@@ -43,10 +43,10 @@ class ModelNames:
         weakref.finalize(self, _remove, self._hook)
 
     def __call__(self, parameter: torch.Tensor) -> TensorInfo | None:
-        found = self._table().get(id(parameter))
-        if found is None:
+        info = self._table().get(id(parameter))
+        if info is None:
             return None
-        name, module = found
+        name, module = info
         position = self._order.get(id(module), -1)
         return describe(parameter, name, type(module).__name__, position)
 
@@ -82,14 +82,14 @@ def describe(
 
 def lookup(names: Names | None, parameter: torch.Tensor, place: str) -> TensorInfo:
     """Describe one parameter, by its place within the optimizer where nothing else is known."""
-    found: Any = None
+    info: Any = None
     if callable(names):
-        found = names(parameter)
+        info = names(parameter)
     elif names is not None:
-        found = names.get(id(parameter))
-    if isinstance(found, TensorInfo):
-        return found
-    return describe(parameter, found or place)
+        info = names.get(id(parameter))
+    if isinstance(info, TensorInfo):
+        return info
+    return describe(parameter, info or place)
 
 
 def _owners(model: torch.nn.Module) -> set[int]:

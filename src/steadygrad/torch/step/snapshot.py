@@ -97,9 +97,9 @@ class Snapshot:
     def _save(self, value: object) -> Any:
         if isinstance(value, _PLAIN):
             return value
-        known = self._saved.get(id(value))
-        if known is not None:
-            return known
+        copy = self._saved.get(id(value))
+        if copy is not None:
+            return copy
         content = None if self._is_large(value) else _content(value, self._copy)
         if content is None:
             return value  # an object whose content is not known here
