@@ -456,7 +456,7 @@ BREAKS = [
     ),
     Break(
         "10 numbers",
-        "torch/gradients/values.py",
+        "torch/gradients/pieces.py",
         "if len(set(map(torch.Tensor.data_ptr, grads))) == len(grads):",
         "if True:",
         EDGE + "test_one_tensor_that_is_the_gradient_of_two_parameters_is_scaled_once",
