@@ -41,6 +41,7 @@ ALERTS = "unit/sinks/listeners/test_alerts.py::"
 EDGE = "unit/torch/dropins/test_edge_numbers.py::"
 ODD = "cli/test_odd_scripts.py::"
 BLAME = "unit/launch/test_blame.py::"
+STEPS = "unit/launch/test_torch_steps.py::"
 
 BREAKS = [
     Break(
@@ -218,7 +219,7 @@ BREAKS = [
         "runlog/decoding.py",
         'return words.encode("utf-8", "replace").decode("utf-8")',
         "return words",
-        DECODING + "test_json_of_any_kind_is_a_bounded_value_or_refused",
+        HOSTILE + "test_json_keeps_what_is_sound",
     ),
     Break(
         "3 json",
@@ -251,11 +252,16 @@ BREAKS = [
     Break(
         "4 threads of the script",
         "launch/torch_script/install.py",
-        "self._thread, self._making = threading.local(), threading.RLock()",
-        "import contextlib, types; self._thread, self._making = "
-        "types.SimpleNamespace(), contextlib.nullcontext()",
-        "unit/launch/test_torch_steps.py::"
-        "test_threads_that_train_together_share_a_file_and_nothing_else",
+        "with self._making:",
+        "if True:",
+        STEPS + "test_threads_that_begin_together_make_one_observer",
+    ),
+    Break(
+        "4 threads of the script",
+        "launch/torch_script/install.py",
+        "self._thread = threading.local()\n",
+        "self._thread = type('All', (), {})()\n",
+        STEPS + "test_a_loss_is_heard_while_another_thread_is_inside_its_backward",
     ),
     Break(
         "5 tracebacks",

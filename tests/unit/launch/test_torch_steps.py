@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import nn
 
 import steadygrad
 from steadygrad.errors import NonFiniteError
+from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.launch.torch_script.observer import TorchObserver
 
 Observe = Callable[..., Any]
 
@@ -484,8 +488,6 @@ def test_a_layer_wise_optimizer_is_the_optimizers_inside_of_it(
 
 
 def test_threads_that_train_together_share_a_file_and_nothing_else(observe: Observe) -> None:
-    import threading
-
     seen = observe()
     start = threading.Barrier(4)
     told: dict[int, list[float]] = {}
@@ -517,6 +519,55 @@ def test_threads_that_train_together_share_a_file_and_nothing_else(observe: Obse
     expected = sorted(told.values(), key=lambda losses: losses[0])
     np.testing.assert_allclose(sorted(found, key=lambda x: x[0]), expected, rtol=1e-6)
     assert not any(call["repeated"] for call in run.info["clip_calls"])
+
+
+def test_threads_that_begin_together_make_one_observer(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    make = TorchObserver.__init__
+
+    def slowly(self: TorchObserver, session: RunContext) -> None:
+        made.append(1)
+        time.sleep(0.05)  # the others come meanwhile
+        make(self, session)
+
+    monkeypatch.setattr(TorchObserver, "__init__", slowly)
+    seen = observe()
+    start = threading.Barrier(3)
+    threads = [
+        threading.Thread(target=lambda: (start.wait(), seen.patches.observer())) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+
+
+def test_a_loss_is_heard_while_another_thread_is_inside_its_backward(observe: Observe) -> None:
+    seen = observe()
+    inside, over = threading.Event(), threading.Event()
+    slow, quick = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    of_slow, of_quick = (torch.optim.SGD([weight], lr=0.5) for weight in (slow, quick))
+
+    def wait(gradient: torch.Tensor) -> None:
+        inside.set()
+        over.wait(30)
+
+    def train() -> None:
+        slow.register_hook(wait)
+        slow.sum().backward()
+        of_slow.step()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    inside.wait(30)
+    (4 * quick).sum().backward()
+    of_quick.step()
+    over.set()
+    thread.join()
+    assert sorted(seen.run().steps["loss"].tolist()) == [2.0, 12.0]
 
 
 def test_a_clip_call_that_no_policy_would_replace_stays(observe: Observe) -> None:
