@@ -27,7 +27,7 @@ _WRAPPINGS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """Where a parameter was found. Held weakly: a model that the script drops must go.
 
     Attributes:
@@ -51,7 +51,7 @@ class Census:
 
     def __init__(self) -> None:
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
-        self._places: dict[int, list[Place]] = {}
+        self._places: dict[int, list[ModulePlace]] = {}
         self._order: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._looks, self._next_look = 0, 0.0
         self.refresh()
@@ -176,10 +176,10 @@ class Census:
         for path, module in root.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 full = _unwrapped(f"{path}.{name}" if path else name)
-                place = Place(above, full, weakref.ref(module))
+                place = ModulePlace(above, full, weakref.ref(module))
                 self._places.setdefault(id(parameter), []).append(place)
 
-    def _of(self, parameter: torch.Tensor) -> list[Place]:
+    def _of(self, parameter: torch.Tensor) -> list[ModulePlace]:
         return [p for p in self._places.get(id(parameter), []) if p.holds(parameter)]
 
     def _root_of(self, parameters: list[torch.Tensor]) -> torch.nn.Module | None:
