@@ -88,6 +88,7 @@ def code_of(path: str, observed: bool) -> int:
 
 if __name__ == "__main__":
     import torch
+    import torch._dynamo  # the first optimizer of a process loads it: seconds in each fork
 
     import steadygrad.launch.torch_script.observer  # noqa: F401
 
