@@ -283,7 +283,7 @@ import resource, sys
 import numpy as np
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
 writer = RunWriter(sys.argv[1])
 ids = np.array(writer.add_tensors([TensorInfo(f"t{i}", (100,)) for i in range(50)]))
 rng = np.random.default_rng(0)

@@ -41,7 +41,7 @@ def test_steps_and_tensors_of_a_run(sgd, tmp_path):
     assert run.info["observed_by"] == "attach"
     assert run.info["framework"] == "torch"
     assert run.info["versions"]["torch"] == torch.__version__
-    assert run.info["optimizers"] == [{"class": "SGD", "index": 0}]
+    assert run.info["optimizers"] == [{"class": "SGD", "index": 0, "weight_decay": 0.0}]
     assert 0 < run.info["overhead_seconds"] < 60
 
 
