@@ -16,7 +16,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= --constraint constraints.txt
-INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check $(CONSTRAINTS)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
 INPUTS := pyproject.toml setup.py constraints.txt src/steadygrad/_version.py $(wildcard src/steadygrad/kernels/*.c src/steadygrad/kernels/*.h src/steadygrad/jax/*.c)
 
 # Two workers: frameworks are memory-hungry, and their own threads would fight for the cores.
