@@ -136,7 +136,9 @@ class Notebook:
         tab.goto(f"{address}/lab/tree/{name}?reset")
         there = f"document.querySelectorAll('.jp-Notebook .jp-CodeCell').length === {cells}"
         tab.wait_for_function(f"() => {there}", timeout=120_000)
-        tab.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+        idle = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
+        # a narrow toolbar folds it away
+        tab.wait_for_selector(idle, timeout=120_000, state="attached")
 
     def cells(self) -> list[Any]:
         """The cells of code, in order."""
