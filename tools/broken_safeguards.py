@@ -289,7 +289,7 @@ BREAKS = [
         "torch/step/copies.py",
         "if key not in _OURS",
         "if key",
-        ODD + "test_an_odd_script_does_the_same[pickles of model and optimizer]",
+        "unit/torch/step/test_attaching.py::test_copies_of_a_class_that_hands_over_all_its_attributes",
     ),
     Break(
         "5 tracebacks",
