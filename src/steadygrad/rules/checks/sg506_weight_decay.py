@@ -50,7 +50,7 @@ def _learns(view: View) -> bool:
 def _finding(view: View, left: float, decay: float | None, step: int) -> Finding:
     value = "" if decay is None else f" of {decay:g}"
     name = optimizer_class(view)
-    inside = "w" not in name if decay is not None else False
+    inside = decay is not None and "w" not in name
     smaller = number(min(USUAL, decay / 1000) if decay else USUAL)
     return finding(
         view,
