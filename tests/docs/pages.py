@@ -43,6 +43,7 @@ class Block:
         reason: why it is not run; empty where it is.
         is_output: it is what the block before prints.
         span: where the code begins and ends in the page's text.
+        whole: where the block begins and ends there, with its fences and its mark.
     """
 
     page: Path
@@ -54,6 +55,7 @@ class Block:
     reason: str
     is_output: bool
     span: tuple[int, int]
+    whole: tuple[int, int]
 
     @property
     def place(self) -> str:
@@ -88,4 +90,5 @@ def _block(page: Path, text: str, match: re.Match[str]) -> Block:
         (match["reason"] or "").strip(),
         match["mark"] == "output",
         match.span("code"),
+        match.span(),
     )

@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def main(page: Path, write: bool) -> None:
     names: dict[str, object] = {"__name__": "__main__", "example": example, "shell": shell}
-    printed, outputs = "", []
+    printed, outputs, text = "", [], page.read_text(encoding="utf-8")
     for block in blocks(page):
         if block.is_output and write:
             outputs.append((block.span, printed))
@@ -35,10 +35,10 @@ def main(page: Path, write: bool) -> None:
             exec(compile(block.setup, f"setup of {block.place}", "exec"), names)
             printed = run(block, names)
             print(printed, end="", flush=True)
-    text = page.read_text(encoding="utf-8")
-    for (start, end), output in reversed(outputs):
-        text = text[:start] + output + text[end:]
     if write:
+        assert page.read_text(encoding="utf-8") == text, f"{page} was edited meanwhile: run again"
+        for (start, end), output in reversed(outputs):
+            text = text[:start] + output + text[end:]
         page.write_text(text, encoding="utf-8")
 
 

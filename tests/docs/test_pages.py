@@ -98,9 +98,26 @@ def test_no_block_escapes() -> None:
     )
 
 
+def loose_ends(page: str, whole: list[str]) -> list[str]:
+    """The fences and marks of a page that belong to none of its blocks."""
+    for block in whole:
+        page = page.replace(block, "", 1)
+    return re.findall(r"^ *```.*|<!-- (?:not run|setup|output).*", page, re.MULTILINE)
+
+
+def test_every_fence_and_every_mark_belongs_to_a_block() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert loose_ends(text, [text[slice(*block.whole)] for block in blocks(page)]) == [], page
+
+
+def test_a_loose_end_is_seen() -> None:
+    assert loose_ends("<!-- output -->\nnorm 1\n```\n", []) == ["<!-- output -->", "```"]
+
+
 def test_an_escape_is_seen() -> None:
     def of(language: str, code: str, reason: str = "") -> Block:
-        return Block(ROOT / "README.md", 1, language, "", code, "", reason, False, (0, 0))
+        return Block(ROOT / "README.md", 1, language, "", code, "", reason, False, (0, 0), (0, 0))
 
     assert misuse(of("python", "x = 1", "a fragment"))
     assert misuse(of("python", "x = 1", "tests/no_such_test.py does"))
