@@ -294,3 +294,42 @@ def test_no_class_is_one_that_the_oldest_python_refuses() -> None:
     assert mixed_tuples("class A(NamedTuple, Generic[T]): pass\nclass B(NamedTuple): pass") == ["A"]
     sources = {path.name: mixed_tuples(path.read_text()) for path in SRC.rglob("*.py")}
     assert {name: classes for name, classes in sources.items() if classes} == {}
+
+
+VAGUE = {"found", "known", "given", "held", "kept", "told"}
+"""Words that do not say what a name holds."""
+
+KEYS_OF_FILES = {"report/model.py: told", "runlog/info.py: held"}
+"""Keys of the report's JSON and of run files, which stay as they are."""
+
+
+def vague_names(package: Path) -> set[str]:
+    """Functions, classes, arguments, variables and attributes that are called by such a word."""
+    vague = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    pass
+                case ast.ClassDef(name=name) | ast.arg(arg=name):
+                    pass
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    pass
+                case _:
+                    continue
+            if name.strip("_") in VAGUE:
+                vague.add(f"{path.relative_to(package).as_posix()}: {name}")
+    return vague
+
+
+def test_names_say_what_they_hold() -> None:
+    assert vague_names(SRC) == KEYS_OF_FILES
+
+
+def test_a_vague_name_is_noticed_wherever_it_stands(tmp_path: Path) -> None:
+    source = (
+        "def found(known): given = self._held = known\nfor x, kept in y: pass\nclass told: pass"
+    )
+    (tmp_path / "file.py").write_text(source)
+    names = {"found", "known", "given", "_held", "kept", "told"}
+    assert vague_names(tmp_path) == {f"file.py: {name}" for name in names}

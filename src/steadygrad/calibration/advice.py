@@ -141,20 +141,20 @@ def _moving(c: Calibration, info: RunInfo) -> list[str]:
 
 
 def _broken(c: Calibration) -> list[str]:
-    told = []
+    sentences = []
     if c.diverged_at is not None:
-        told.append(
+        sentences.append(
             f"From step {c.diverged_at} the norms are 100 times over their level and never return; "
             "the figures rest on the steps before. Clipping helps if spikes caused this; if the "
             "learning rate is too high, lower it."
         )
     if c.nonfinite:
-        told.append(
+        sentences.append(
             f"{c.nonfinite} steps had a NaN or inf norm and are left out: a clip cannot "
             "undo one that an operation has made. Find their origin with: "
             "steadygrad diagnose RUN.db"
         )
-    return told
+    return sentences
 
 
 def _defaults(c: Calibration) -> list[str]:
@@ -162,14 +162,14 @@ def _defaults(c: Calibration) -> list[str]:
         f"{o.max_norm:g} {o.verdict}" + (f" ({percent(o.clip_rate)})" if o.clip_rate else "")
         for o in c.defaults
     ]
-    told = [f"The common defaults here: {', '.join(parts)}."]
+    sentences = [f"The common defaults here: {', '.join(parts)}."]
     one = next(o for o in c.defaults if o.max_norm == 1.0)
     if one.clip_rate > NEARLY_ALWAYS:
-        told.append(
+        sentences.append(
             f"At 1.0 the typical step is multiplied by {one.coef:.2g}: with SGD that is a smaller "
             "learning rate under another name; with Adam it mostly cancels, spikes excepted."
         )
-    return told
+    return sentences
 
 
 def _was_clipped(c: Calibration, rows: Rows) -> list[str]:

@@ -72,7 +72,7 @@ def unseen_clip(run: Run, optimizer: int) -> UnseenClip | None:
         return None
     at = usable[norm[usable] >= norm[usable].max() * (1 - ALIKE)]
     if _often(at, usable) and _parts_vary(run, optimizer, at):
-        return _found(run, at, usable, float(np.median(norm[at])), by_value=False)
+        return _clip_at_level(run, at, usable, float(np.median(norm[at])), by_value=False)
     return _clamped(run, optimizer, usable)
 
 
@@ -113,10 +113,10 @@ def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip |
     typed = level >= LEAST_CLAMP and abs(float(f"{level:.2g}") - level) <= 1e-6 * level
     if not typed or not _often(rows[both], rows):
         return None
-    return _found(run, rows[both], rows, level, by_value=True)
+    return _clip_at_level(run, rows[both], rows, level, by_value=True)
 
 
-def _found(
+def _clip_at_level(
     run: Run, at: NDArray[np.intp], usable: NDArray[np.intp], level: float, *, by_value: bool
 ) -> UnseenClip:
     steps = tuple(int(step) for step in run.steps["step"][at[:50]])

@@ -153,7 +153,7 @@ def run_cells(
     at_once = jobs or cores or 1
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // at_once)))
-    ended = {cell: found for cell in grid.cells if (found := cell.finished())}
+    ended = {cell: outcome for cell in grid.cells if (outcome := cell.finished())}
     for cell in ended:
         done(cell, True)
     children: set[subprocess.Popen[bytes]] = set()

@@ -80,7 +80,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         with wide():
             limit = _limit(max_norm)
-            coef = JaxEngine().held(coefficient(jnp, _total(leaves), limit))
+            coef = JaxEngine().computed_once(coefficient(jnp, _total(leaves), limit))
             scaled = JaxEngine().scaled(leaves, coef)
         return jax.tree.unflatten(structure, scaled), state
 
@@ -114,7 +114,9 @@ def clip_by_block_rms(threshold: ArrayLike) -> optax.GradientTransformation:
         with wide():
             limit = _limit(threshold)
             roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
-            coefs = JaxEngine().held(coefficient(jnp, leaf_norms(leaves)[0] / roots, limit))
+            coefs = JaxEngine().computed_once(
+                coefficient(jnp, leaf_norms(leaves)[0] / roots, limit)
+            )
             scaled = JaxEngine().scaled(leaves, coefs)
         return jax.tree.unflatten(structure, scaled), state
 

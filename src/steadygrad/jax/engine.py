@@ -93,7 +93,7 @@ class JaxEngine:
         chosen = ordered(coefs, places)
         return native.scale([leaves[i] for i in places], chosen, _scaled)
 
-    def held(self, x: jax.Array) -> jax.Array:
+    def computed_once(self, x: jax.Array) -> jax.Array:
         return lax.optimization_barrier(jnp.asarray(x))
 
     def cleaned(self, leaf: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def read(leaves: Sequence[jax.Array], norm_type: float, plain: Callable[..., Fig
     figures = jax.custom_jvp(functools.partial(_called, norm_type))
 
     def derivative(values: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.jvp(lambda *given: plain(given, norm_type), values, tangents)
+        return jax.jvp(lambda *primals: plain(primals, norm_type), values, tangents)
 
     figures.defjvp(derivative)
     result: Figures = figures(*leaves)

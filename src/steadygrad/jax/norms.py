@@ -128,7 +128,7 @@ def _tested_norm(row: Array) -> Figures:
         holds,
         # a plain 0 would not vary over a mesh axis as the other branch's count does
         lambda _: (jnp.sqrt(widen(total)), (total != total).astype(jnp.int32)),
-        lambda kept: _exact_norms(kept, 2.0),
+        lambda values: _exact_norms(values, 2.0),
         row,
     )
     return figures

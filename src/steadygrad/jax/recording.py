@@ -246,10 +246,12 @@ def clip_states(opt_state: PyTree) -> list[ClipState]:
         1
     """
 
-    def found(node: PyTree) -> bool:
+    def is_clip_state(node: PyTree) -> bool:
         return isinstance(node, ClipState)
 
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=found) if found(node)]
+    return [
+        node for node in jax.tree.leaves(opt_state, is_leaf=is_clip_state) if is_clip_state(node)
+    ]
 
 
 def _recorder(run: str | os.PathLike[str] | RunWriter | Recorder) -> Recorder:

@@ -172,8 +172,8 @@ class Recovery:
         if ahead != self._ahead or ahead.norm_limit < 0:
             self._ahead = ahead
             training.opt_state = _with_gates(training.opt_state, ahead)
-        kept: Tree = training.params
-        return kept, training.opt_state
+        tree: Tree = training.params
+        return tree, training.opt_state
 
     @property
     def last_good(self) -> tuple[PyTree, PyTree]:

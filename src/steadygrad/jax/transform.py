@@ -120,8 +120,8 @@ def clip(
     def update(
         updates: PyTree, state: ClipState, params: PyTree = None, **_: object
     ) -> tuple[PyTree, ClipState]:
-        kept, after, skip = clipper.run(updates, state, params, None)
-        return kept if skip is None else jax.tree.map(lambda x: _blank(x, skip), kept), after
+        result, after, skip = clipper.run(updates, state, params, None)
+        return result if skip is None else jax.tree.map(lambda x: _blank(x, skip), result), after
 
     return optax.GradientTransformationExtraArgs(clipper.init, update)
 
@@ -195,8 +195,8 @@ def guard(
             new, moved = wrapped.update(clipped, state.inner, params, **extra)
             return new, GuardState(after, moved)
 
-        def go(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
-            moved: tuple[PyTree, PyTree] = wrapped.update(gradients, kept, params, **extra)
+        def go(gradients: PyTree, inner_state: PyTree) -> tuple[PyTree, PyTree]:
+            moved: tuple[PyTree, PyTree] = wrapped.update(gradients, inner_state, params, **extra)
             return moved
 
         new, moved = dropped_where(skip, go, clipped, state.inner)
@@ -261,13 +261,15 @@ def dropped_where(
     spread = jax.tree.map(varying_axes, (made, after_go))
     spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state))
 
-    def stay(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
+    def stay(gradients: PyTree, inner_state: PyTree) -> tuple[PyTree, PyTree]:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
-        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, (zeros, kept), spread)
+        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, (zeros, inner_state), spread)
         return result
 
-    def move(gradients: PyTree, kept: PyTree) -> tuple[PyTree, PyTree]:
-        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, go(gradients, kept), spread)
+    def move(gradients: PyTree, inner_state: PyTree) -> tuple[PyTree, PyTree]:
+        result: tuple[PyTree, PyTree] = jax.tree.map(
+            made_varying, go(gradients, inner_state), spread
+        )
         return result
 
     done: tuple[PyTree, PyTree] = lax.cond(skip, stay, move, gradients, state)
@@ -366,8 +368,8 @@ class _Clipper:
 
         act = jax.custom_vjp(self._act)
         act.defvjp(forward, backward)
-        kept, after, skip = act(updates, state, params, inner)
-        return kept, after, skip if self.may_skip else None
+        clipped, after, skip = act(updates, state, params, inner)
+        return clipped, after, skip if self.may_skip else None
 
     def _act(
         self, updates: PyTree, state: ClipState, params: PyTree, inner: PyTree
@@ -379,7 +381,7 @@ class _Clipper:
             engine = JaxEngine(_splits(self.axis_name, names, leaves))
             step_gradients = StepGradients(leaves, names, beside)
             done = step(engine, self.choice, memory, step_gradients, self.details, self.blank)
-            skip = engine.held(done.skip)
+            skip = engine.computed_once(done.skip)
             return rebuild(done.leaves), self.after(state, done), skip
 
     @staticmethod

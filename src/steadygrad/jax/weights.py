@@ -67,7 +67,7 @@ class WeightSamples:
         """
         if self._figures is None:
             places = [i for i, name in enumerate(self._names) if name in ids]
-            self._known = places
+            self._places = places
             self._ids = np.array([ids[self._names[i]] for i in places], np.int64)
             self._figures = WeightFigures(writer)
             if self._first is not None and step == 1:
@@ -78,11 +78,11 @@ class WeightSamples:
     def _write(self, step: int, figures: Figures) -> None:
         assert self._figures is not None
         norms, parts = jax.tree.map(np.asarray, figures)
-        chosen, starts = side_by_side([parts[i] for i in self._known])
+        chosen, starts = side_by_side([parts[i] for i in self._places])
         if self._figures.after(step):
             self._figures.finish(chosen)
         if due(step):
-            finite = norms[self._known].astype(np.float64)
+            finite = norms[self._places].astype(np.float64)
             self._figures.write(step, self._ids, finite, chosen, starts)
 
 

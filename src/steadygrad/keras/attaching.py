@@ -323,9 +323,9 @@ class Steady(Handle):
         if self.writer is not None:
             self._write(self.writer, last, float("nan") if loss is None else float(loss))
         if self._recovery is not None:
-            value, known = math.nan if loss is None else float(loss), loss is not None
+            value, has_loss = math.nan if loss is None else float(loss), loss is not None
             dropped, scaled = last.action == ACTIONS[SKIP], self._outer is not None
-            figures = FinishedStep(last.step, value, last.norm, dropped, scaled, known)
+            figures = FinishedStep(last.step, value, last.norm, dropped, scaled, has_loss)
             self._recovery.after_step(figures)
         self.check()
         if self.writer is not None:
@@ -431,7 +431,7 @@ class Steady(Handle):
     def _sample(self, run: RunWriter, step: int) -> None:
         """Measure the weights that a step starts from, where one is due."""
         if self._sampler is None:
-            variables, lengths = self._held(), recurrent_lengths(self._seen)
+            variables, lengths = self._measured_variables(), recurrent_lengths(self._seen)
             lengths_of = [lengths.get(id(v), 0) for v in variables]
             self._sampler = VariableSampler(run, variables, self._tensor_ids(run), lengths_of)
             start = [self._start[id(v)] for v in variables if id(v) in self._start]
@@ -440,11 +440,11 @@ class Steady(Handle):
                 self._sampler.at_step(0, start)
         self._sampler.at_step(step)
 
-    def _held(self) -> list[keras.Variable]:
+    def _measured_variables(self) -> list[keras.Variable]:
         """The measured variables, in the order of the hook's names."""
         one = self.optimizer
-        held = one._trainable_variables
-        return [v for v in held if not one._overwrite_variable_with_gradient(v)]
+        trainable = one._trainable_variables
+        return [v for v in trainable if not one._overwrite_variable_with_gradient(v)]
 
     def _learning_rate(self) -> float:
         try:
@@ -459,7 +459,7 @@ class Steady(Handle):
 
     def _infos(self) -> list[TensorInfo]:
         kinds = owners(self._seen)
-        rows = zip(self.hook.names, self.hook.shapes, self._held(), strict=True)
+        rows = zip(self.hook.names, self.hook.shapes, self._measured_variables(), strict=True)
         return [
             TensorInfo(name, shape, dtype, kinds.get(id(variable), ""))
             for name, (shape, dtype), variable in rows

@@ -321,7 +321,7 @@ class TorchEngine:
         kernels.scale_(copies, coef)
         return copies
 
-    def held(self, x: torch.Tensor) -> torch.Tensor:
+    def computed_once(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def cleaned(self, leaf: torch.Tensor) -> torch.Tensor:

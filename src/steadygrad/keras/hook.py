@@ -103,7 +103,7 @@ class Hook:
         self.built: Callable[[tuple[str, ...]], None] = lambda _: None
         self.incoming: Callable[[Gradients], Gradients] = list
         self.average: list[Array] = []
-        self._told = 0.0
+        self._broken_so_far = 0.0
         self._key: Callable[[keras.Variable], object] = id
         self._memory: dict[str, keras.Variable] = {}
         self._places: dict[object, int] = {}
@@ -164,10 +164,10 @@ class Hook:
             wanted, self.reduced = self.backend.reduced(wanted)
             variables = [trainable[i] for i in present]
             if optimizer.gradient_accumulation_steps:
-                kept, skip, note = self._accumulate(optimizer, wanted, variables)
+                clipped, skip, note = self._accumulate(optimizer, wanted, variables)
             else:
-                kept, skip, note = self._step(optimizer, wanted, variables)
-            for place, gradient in zip(present, kept, strict=True):
+                clipped, skip, note = self._step(optimizer, wanted, variables)
+            for place, gradient in zip(present, clipped, strict=True):
                 gradients[place] = gradient
             self._guarded(optimizer, skip, lambda: go(gradients, trainable))
             self.reduced = False
@@ -221,9 +221,9 @@ class Hook:
         """Measure, decide and act: new gradients, whether to skip, and what to note after."""
         with self.backend.engine.scope():
             done = self.decide(optimizer, gradients, variables)
-            kept = self._relike(gradients, done.leaves)
+            clipped = self._relike(gradients, done.leaves)
         skip = done.skip if self.may_skip else None
-        return kept, skip, lambda: self.note(done, variables)
+        return clipped, skip, lambda: self.note(done, variables)
 
     def _accumulate(
         self,
@@ -276,8 +276,8 @@ class Hook:
             optimizer._backend_reset_gradient_accumulators()
             iterations.assign(iterations - (optimizer.gradient_accumulation_steps - 1))
 
-        kept = self.backend.engine.xp.logical_not(window)
-        self.backend.unless(kept, forget, [*sums, iterations])
+        unfinished = self.backend.engine.xp.logical_not(window)
+        self.backend.unless(unfinished, forget, [*sums, iterations])
 
     @staticmethod
     def _index(optimizer: keras.Optimizer, variable: keras.Variable) -> int:
@@ -376,8 +376,8 @@ class Hook:
         """
         if not self.raises or not self.variables:
             return
-        broken, before = self._broken(), self._told
-        self._told = broken
+        broken, before = self._broken(), self._broken_so_far
+        self._broken_so_far = broken
         if broken > before:
             stats = self.stats()
             assert stats is not None
@@ -389,7 +389,7 @@ class Hook:
 
     def reloaded(self) -> None:
         """The variables hold another run's figures now."""
-        self._told = self._broken()
+        self._broken_so_far = self._broken()
         self.set_gates({})
 
     @property

@@ -45,7 +45,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if steady is not None and run is not None and steady.writer is not None:
             raise UsageError("both attach and GradientMonitor were given a run; give it to attach")
         self.steady = steady
-        self._given = run
+        self._run = run
         self._attached_here = False
         self._norms: list[float] = []
         self._mean = (0, 0.0)
@@ -54,19 +54,19 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         if self.steady is None:
             self._find_or_attach(model)
-        elif self._given is not None:
-            self.steady.write_to(self._given)
-            self._given = None
+        elif self._run is not None:
+            self.steady.write_to(self._run)
+            self._run = None
 
     def _find_or_attach(self, model: keras.Model) -> None:
         inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if hook_of(inner) is not None:
             outer = model.optimizer if inner is not model.optimizer else None
-            self.steady = Steady(inner, outer, model, self._given)
+            self.steady = Steady(inner, outer, model, self._run)
         else:
-            self.steady = attach(model.optimizer, "none", model=model, run=self._given)
+            self.steady = attach(model.optimizer, "none", model=model, run=self._run)
             self._attached_here = True
-        self._given = None
+        self._run = None
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None

@@ -107,7 +107,7 @@ class KerasTraining:
     def _variables(self) -> list[keras.Variable]:
         """All that is trained, once each: weights, averages, generators, slots, scale, policy."""
         outer = getattr(self._model, "optimizer", None)
-        held = [
+        candidates = [
             *self._model.variables,
             *self._optimizer.variables,
             *getattr(outer, "variables", []),
@@ -115,12 +115,12 @@ class KerasTraining:
         own = {id(variable) for variable in self._hook.own_variables}
         own.add(id(own_rate(self._optimizer)))  # the script's and recovery's, at every step
         self._policy = {id(variable) for variable in self._hook.variables}
-        return list({id(v): v for v in held if id(v) not in own}.values())
+        return list({id(v): v for v in candidates if id(v) not in own}.values())
 
 
-def _put_back(kept: Sequence[tuple[keras.Variable, Array | NDArray[np.generic]]]) -> None:
+def _put_back(copies: Sequence[tuple[keras.Variable, Array | NDArray[np.generic]]]) -> None:
     """Assign copies: JAX donates what a variable holds to the next step."""
-    for variable, value in kept:
+    for variable, value in copies:
         copied = value.copy() if isinstance(value, np.ndarray) else keras.ops.copy(value)
         variable.assign(copied)
 

@@ -99,7 +99,7 @@ def try_read(
             tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use
         )
     else:
-        table, _held, rows = describe(tensors, writing=False)
+        table, _alive, rows = describe(tensors, writing=False)
         if rows == ALL_SERVED:
             rows = _read.read_table(table.ctypes.data, n, p, threads, use)
     if isinstance(rows, int):
@@ -129,14 +129,14 @@ def try_scale(
             tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, where, threads, use
         )
     else:
-        table, _held, refused = describe(tensors, writing=True)
+        table, _alive, refused = describe(tensors, writing=True)
         if refused == ALL_SERVED:
             _read.scale_table(table.ctypes.data, len(tensors), where, threads, use)
     if refused == ALL_SERVED:
         # autograd must know of a write that it did not see
         every = written.size == len(tensors)
-        told = tensors if every else [tensors[i] for i in written.tolist()]
-        torch.autograd.graph.increment_version(told)
+        changed = tensors if every else [tensors[i] for i in written.tolist()]
+        torch.autograd.graph.increment_version(changed)
     return int(refused)
 
 

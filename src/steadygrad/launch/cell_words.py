@@ -48,8 +48,8 @@ def _cards(session: EndedRun) -> list[Card]:
     whole = open_run(session.path)
     run = thinned(whole)
     findings = diagnose(run)
-    told = verdict(run, findings)
-    cards = [_summary(whole, told.level, told.sentence)]
+    judgement = verdict(run, findings)
+    cards = [_summary(whole, judgement.level, judgement.sentence)]
     cards += [finding.card for finding in findings[:MOST_FINDINGS]]
     name = os.path.basename(session.path)
     closing = [

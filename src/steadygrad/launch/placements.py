@@ -153,8 +153,8 @@ class Placement:
             figures: ``max_norm``, ``norm`` before the call and ``coef``.
         """
         limit = figures["max_norm"]
-        told = book.enter(self.place(limit, turn.batch), turn.step, turn.optimizer, limit)
-        if told and writer is not None:
+        is_new = book.enter(self.place(limit, turn.batch), turn.step, turn.optimizer, limit)
+        if is_new and writer is not None:
             writer.write_event(SCRIPT_CLIP, self.event(*turn, figures), turn.step)
 
 

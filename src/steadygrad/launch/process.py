@@ -19,7 +19,7 @@ from typing import Any
 from steadygrad.launch.blame import NOT_OF_THE_SCRIPT, is_ours, raised_by_us
 from steadygrad.launch.plan import Plan
 
-_kept: list[ModuleType] = []
+_displaced_mains: list[ModuleType] = []
 
 
 def become(plan: Plan, ended: Callable[[BaseException | None], None]) -> None:
@@ -71,7 +71,7 @@ def _absolute(path: str) -> str:
 
 
 def _new_main() -> ModuleType:
-    _kept.append(sys.modules["__main__"])  # its functions are on the stack below us
+    _displaced_mains.append(sys.modules["__main__"])  # its functions are on the stack below us
     main = ModuleType("__main__")
     main.__dict__.update(__builtins__=sys.modules["builtins"], __annotations__={})
     sys.modules["__main__"] = main

@@ -90,14 +90,14 @@ def _explained(run: Run, session: EndedRun) -> list[str]:
     from steadygrad.rules import diagnose
 
     findings = diagnose(run)
-    told = verdict(run, findings)
-    lines = _wrapped(told.sentence, "", "  ")
+    judgement = verdict(run, findings)
+    lines = _wrapped(judgement.sentence, "", "  ")
     for event in run.events:
         if event.kind == NAN_ORIGIN:
             origin = Origin.from_json(event.data)
             lines += _wrapped(f"NaN origin: {origin}", "  ", "    ")
     for finding in findings[:MOST_FINDINGS]:
-        lines += _finding(finding, told.sentence)
+        lines += _finding(finding, judgement.sentence)
     if len(findings) > MOST_FINDINGS:
         lines.append(f"  and {len(findings) - MOST_FINDINGS} more findings, in the report")
     return lines + threshold(run, session)
@@ -125,8 +125,8 @@ def threshold(run: Run, session: EndedRun) -> list[str]:
     else:
         lines, specs = [], []
         for number in numbers[:MOST_OPTIMIZERS]:
-            told, calibration = _recommended(run, number, f"{name_of(run, number)}: ")
-            lines += told
+            sentences, calibration = _recommended(run, number, f"{name_of(run, number)}: ")
+            lines += sentences
             specs += [calibration.spec] if calibration is not None and calibration.needed else []
         if len(numbers) > MOST_OPTIMIZERS:
             lines.append(f"  and {len(numbers) - MOST_OPTIMIZERS} more optimizers, in the report")

@@ -26,8 +26,8 @@ def explain(id: str | None = None) -> str:
     if id is None:
         titles = {check.id: check.title for check in CHECKS.values()}
         titles |= {rule.id: rule.title for rule in REGISTRY.values()}
-        return "\n".join(f"{known}  {titles[known]}" for known in sorted(titles))
-    known = id.upper()
-    if known in CHECKS and known not in REGISTRY:
-        return page(known).rstrip()
+        return "\n".join(f"{rule_id}  {titles[rule_id]}" for rule_id in sorted(titles))
+    rule_id = id.upper()
+    if rule_id in CHECKS and rule_id not in REGISTRY:
+        return page(rule_id).rstrip()
     return explain_rule(id)

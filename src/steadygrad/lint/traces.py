@@ -221,9 +221,9 @@ class _Walker:
 
     def _closures(self, call: ast.Call, traces: list[Trace], place: _StatementPlace) -> list[Trace]:
         """What a closure does that is handed to `step`, before the step."""
-        for given in [*call.args, *(k.value for k in call.keywords)]:
-            if isinstance(given, ast.Name):
-                for function in self._module.functions.get(given.id, [])[:1]:
+        for argument in [*call.args, *(k.value for k in call.keywords)]:
+            if isinstance(argument, ast.Name):
+                for function in self._module.functions.get(argument.id, [])[:1]:
                     traces = self._follow(function, call, traces, place)
         return traces
 

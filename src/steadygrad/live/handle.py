@@ -98,8 +98,8 @@ class Handle(ABC):
     def __repr__(self) -> str:
         writer = self._recorded_by()
         facts = [self._policy(), "" if writer is None else f"recorded in {writer.path.name}"]
-        told = ", ".join(filter(None, facts)) or "attached"
-        return printable(f"<steadygrad {type(self).__name__}: {told}>")
+        words = ", ".join(filter(None, facts)) or "attached"
+        return printable(f"<steadygrad {type(self).__name__}: {words}>")
 
     def _repr_html_(self) -> str:
         return self.card.as_html()

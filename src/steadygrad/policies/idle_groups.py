@@ -23,14 +23,14 @@ def idle_patterns(policy: Policy, names: Iterable[str]) -> list[str]:
         >>> sentence.partition("; ")[2]
         "names are such as 'head.bias'"
     """
-    known = list(dict.fromkeys(names))
+    distinct = list(dict.fromkeys(names))
     members = policy.members if isinstance(policy, Groups) else ()
     patterns = [pattern for pattern, _ in members if not pattern.startswith("@")]
     return [
-        f"the clip pattern {pattern!r} matches none of the {len(known)} parameters, so it clips "
-        f"nothing; {_nearest(pattern, known)}"
+        f"the clip pattern {pattern!r} matches none of the {len(distinct)} parameters, so it clips "
+        f"nothing; {_nearest(pattern, distinct)}"
         for pattern in patterns
-        if not any(matches(name, pattern) for name in known)
+        if not any(matches(name, pattern) for name in distinct)
     ]
 
 

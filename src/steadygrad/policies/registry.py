@@ -10,13 +10,13 @@ from steadygrad.policies.base import Policy
 
 
 def _discover() -> dict[str, type[Policy]]:
-    found: dict[str, type[Policy]] = {}
+    by_name: dict[str, type[Policy]] = {}
     for module in sorted(m.name for m in pkgutil.iter_modules(methods.__path__)):
         members = vars(importlib.import_module(f"{methods.__name__}.{module}")).values()
         for member in members:
             if isinstance(member, type) and issubclass(member, Policy) and member.name:
-                found[member.name] = member
-    return found
+                by_name[member.name] = member
+    return by_name
 
 
 REGISTRY: dict[str, type[Policy]] = _discover()

@@ -53,7 +53,7 @@ class ArrayLibrary(Protocol):
     def scaled(self, leaves: Sequence[Array], coef: Array) -> list[Array]:
         """Each leaf times ``coef``, 0-d or one a leaf, rounded once; bit-identical at 1."""
 
-    def held(self, x: Array) -> Array:
+    def computed_once(self, x: Array) -> Array:
         """``x``, computed once: a compiler must not repeat it in the code of every leaf."""
 
     def cleaned(self, leaf: Array) -> Array:
@@ -139,7 +139,7 @@ def step(
     engine: ArrayLibrary,
     choice: Choice,
     state: State,
-    given: StepGradients,
+    step_gradients: StepGradients,
     full: bool = False,
     blank: bool = False,
 ) -> Stepped:
@@ -149,7 +149,7 @@ def step(
         engine: the array library.
         choice: what to do with them; ``on_nonfinite`` is not ``raise``.
         state: the policy's, in float64.
-        given: the gradients.
+        step_gradients: the gradients.
         full: also read extremes and zeros.
         blank: hand on zeros where the step is skipped; for an engine whose `scaled` gives
             zeros for 0, whatever a leaf holds.
@@ -159,16 +159,22 @@ def step(
     """
     xp, policy = engine.xp, choice.policy
     full = full or _reads_extremes(policy)
-    stats = usable = measure(engine, given.leaves, given.names, policy.norm_type, full)
+    stats = usable = measure(
+        engine, step_gradients.leaves, step_gradients.names, policy.norm_type, full
+    )
     nonfinite = xp.sum(stats.nonfinite)
     if choice.on_nonfinite == "zero":
-        given = replace(given, leaves=[engine.cleaned(leaf) for leaf in given.leaves])
-        usable = measure(engine, given.leaves, given.names, policy.norm_type, full)
+        step_gradients = replace(
+            step_gradients, leaves=[engine.cleaned(leaf) for leaf in step_gradients.leaves]
+        )
+        usable = measure(
+            engine, step_gradients.leaves, step_gradients.names, policy.norm_type, full
+        )
     after, decision = policy.decide(xp, state, usable)
     broken, skip = _skips(xp, choice.on_nonfinite, decision, usable, nonfinite)
     if choice.on_nonfinite == "skip":
         after = {key: xp.where(broken, state[key], value) for key, value in after.items()}
-    left = _act(engine, policy, decision, usable, given, skip if blank else None)
+    left = _act(engine, policy, decision, usable, step_gradients, skip if blank else None)
     one = xp.ones_like(stats.total_norm)
     action = xp.where(skip, SKIP, xp.where(left.clipped, CLIP, NONE))
     return Stepped(
@@ -224,7 +230,7 @@ def _act(
     policy: Policy,
     decision: Decision,
     usable: GradientStats,
-    given: StepGradients,
+    step_gradients: StepGradients,
     blank: Array | None,
 ) -> _Left:
     """Do what was decided; where ``blank``, leave zeros."""
@@ -233,9 +239,9 @@ def _act(
     by = coefs = coef if single else coef * xp.ones_like(usable.norms)
     if blank is not None:
         by = xp.where(blank, xp.zeros_like(by), by)
-    leaves = engine.scaled(given.leaves, engine.held(by))
+    leaves = engine.scaled(step_gradients.leaves, engine.computed_once(by))
     if policy.elementwise:
-        return _elementwise(engine, policy, given, leaves, usable)
+        return _elementwise(engine, policy, step_gradients, leaves, usable)
     if single:
         return _Left(leaves, coef, xp.ones_like(coef), coef < 1.0)
     ratios = usable.norms / unit_of(xp, usable.norms)
@@ -246,32 +252,34 @@ def _act(
 def _elementwise(
     engine: ArrayLibrary,
     policy: Policy,
-    given: StepGradients,
+    step_gradients: StepGradients,
     scaled: Sequence[Array],
     stats: GradientStats,
 ) -> _Left:
     """Transform the leaves that an elementwise policy governs, and compare with before."""
     xp = engine.xp
-    kept, dots, changes = [], [], []
+    left, dots, changes = [], [], []
     unit = unit_of(xp, stats.norms)
     for index, (leaf, name) in enumerate(zip(scaled, stats.names, strict=True)):
         own = policy.for_tensor(name)
         if own.elementwise:
-            leaf = _transform(engine, own, leaf, {n: given.beside[n][index] for n in own.needs})
-        kept.append(leaf)
-        was, now = engine.widen(given.leaves[index]), engine.widen(leaf)
+            leaf = _transform(
+                engine, own, leaf, {n: step_gradients.beside[n][index] for n in own.needs}
+            )
+        left.append(leaf)
+        was, now = engine.widen(step_gradients.leaves[index]), engine.widen(leaf)
         dots.append(xp.sum((was / unit) * (now / unit)))
         changes.append(xp.any(was != now))
-    after, _ = engine.norms(kept, stats.norm_type)
+    after, _ = engine.norms(left, stats.norm_type)
     clipped = xp.any(xp.stack(changes))
-    return _Left(kept, *compare(xp, stats, after / unit, xp.stack(dots), clipped))
+    return _Left(left, *compare(xp, stats, after / unit, xp.stack(dots), clipped))
 
 
 def _transform(
-    engine: ArrayLibrary, policy: Policy, leaf: Array, given: Mapping[str, Array | None]
+    engine: ArrayLibrary, policy: Policy, leaf: Array, beside: Mapping[str, Array | None]
 ) -> Array:
     """One leaf after an elementwise method; left alone until there is a second moment."""
-    wide = {key: None if v is None else engine.widen(v) for key, v in given.items()}
+    wide = {key: None if v is None else engine.widen(v) for key, v in beside.items()}
     moved = engine.narrow(policy.transform(engine.xp, engine.widen(leaf), **wide), leaf)
     seen = wide.get("step")
     return moved if seen is None else engine.xp.where(seen > 0, moved, leaf)

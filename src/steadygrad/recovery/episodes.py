@@ -82,18 +82,18 @@ def episodes(acts: Iterable[RecoveryEvent]) -> list[Episode]:
         >>> [str(episode) for episode in episodes(acts)]
         ['step 7: loss spike; rolled back to step 5', 'steps 8 to 9 (2 of them): left out']
     """
-    told: list[Episode] = []
+    joined: list[Episode] = []
     for act in acts:
-        last = told[-1] if told else None
+        last = joined[-1] if joined else None
         if last is not None and _goes_on(last, act):
-            told[-1] = last._replace(last=act.step, times=last.times + 1)
+            joined[-1] = last._replace(last=act.step, times=last.times + 1)
         else:
-            told.append(
+            joined.append(
                 Episode(
                     act.step, act.step, 1, act.act, act.trigger, act.to_step, act.until, act.nature
                 )
             )
-    return told
+    return joined
 
 
 def _goes_on(last: Episode, act: RecoveryEvent) -> bool:

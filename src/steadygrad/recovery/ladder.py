@@ -91,14 +91,18 @@ class Ladder:
                 continue
             if rung == "lower_lr" and self.lower_lr == 1.0:
                 continue
-            told = [
+            options = [
                 f"{key}={_text(values[f])}"
                 for key, f in keys.items()
                 if f in others and values[f] != getattr(usual, f)
             ]
-            if rung in ("spike", "snapshots") and values[main] == getattr(usual, main) and not told:
+            if (
+                rung in ("spike", "snapshots")
+                and values[main] == getattr(usual, main)
+                and not options
+            ):
                 continue
-            parts.append(f"{rung}:{','.join([_text(values[main]), *told])}".rstrip(":"))
+            parts.append(f"{rung}:{','.join([_text(values[main]), *options])}".rstrip(":"))
         return "+".join(parts)
 
 

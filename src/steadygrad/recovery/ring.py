@@ -54,10 +54,10 @@ class Ring(Generic[Content]):
 
     def __init__(self, keep: int, memory: int) -> None:
         self._keep, self._memory = keep, memory
-        self._held: list[StoredSnapshot[Content]] = []
+        self._snapshots: list[StoredSnapshot[Content]] = []
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._snapshots)
 
     def require_room(self, size: int) -> None:
         """Refuse a ring that cannot be held.
@@ -76,20 +76,21 @@ class Ring(Generic[Content]):
 
     def add(self, step: int, content: Content, size: int) -> None:
         """Hold a snapshot; the oldest go where there is no room, the new one stays."""
-        self._held.append(StoredSnapshot(step, content, size))
-        while len(self._held) > 1 and (
-            len(self._held) > self._keep or sum(each.size for each in self._held) > self._memory
+        self._snapshots.append(StoredSnapshot(step, content, size))
+        while len(self._snapshots) > 1 and (
+            len(self._snapshots) > self._keep
+            or sum(each.size for each in self._snapshots) > self._memory
         ):
-            self._held.pop(0)
+            self._snapshots.pop(0)
 
     def newest(self, until: int) -> StoredSnapshot[Content] | None:
         """The newest snapshot of that step or before, else the oldest; None where none is held."""
-        earlier = [each for each in self._held if each.step <= until]
-        return earlier[-1] if earlier else next(iter(self._held), None)
+        earlier = [each for each in self._snapshots if each.step <= until]
+        return earlier[-1] if earlier else next(iter(self._snapshots), None)
 
     def drop_after(self, step: int) -> None:
         """Hold no snapshot of a later step."""
-        self._held = [each for each in self._held if each.step <= step]
+        self._snapshots = [each for each in self._snapshots if each.step <= step]
 
 
 class SnapshotPace:

@@ -56,18 +56,18 @@ class OptimizerEntry(NamedTuple):
         return ends_error(self.view.loss)
 
 
-def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> RunsCompared:
+def comparison(runs: Sequence[Run], summaries: Sequence[RunData]) -> RunsCompared:
     """Lay runs side by side, each optimizer of them by itself.
 
     Args:
         runs: two or more.
-        told: what `summarise` said of each.
+        summaries: what `summarise` said of each.
 
     Returns:
         ``sentence``, ``columns`` (headings) and ``rows`` (``name``, ``level``, ``cells``).
     """
     extras = _extras(runs)
-    entries = _entries(runs, told)
+    entries = _entries(runs, summaries)
     cells = [_cells(entry, extras) for entry in entries]
     shown = [c for c in cells[0] if c not in RARE or any(row[c] != "0" for row in cells)]
     rows: list[ComparedRow] = [
@@ -78,14 +78,14 @@ def comparison(runs: Sequence[Run], told: Sequence[RunData]) -> RunsCompared:
         }
         for entry, row in zip(entries, cells, strict=True)
     ]
-    return {"sentence": _sentence(entries, told), "columns": shown, "rows": rows}
+    return {"sentence": _sentence(entries, summaries), "columns": shown, "rows": rows}
 
 
-def _entries(runs: Sequence[Run], told: Sequence[RunData]) -> list[OptimizerEntry]:
+def _entries(runs: Sequence[Run], summaries: Sequence[RunData]) -> list[OptimizerEntry]:
     of_each = [rows_of_each(run) or {0: run.steps} for run in runs]
     single = all(len(rows) == 1 for rows in of_each)
     entries = []
-    for run, said, parts in zip(runs, told, of_each, strict=True):
+    for run, said, parts in zip(runs, summaries, of_each, strict=True):
         thresholds = {
             picture["optimizer"]: picture["threshold"]
             for picture in said["thresholds"]
@@ -113,8 +113,8 @@ def _extras(runs: Sequence[Run]) -> list[str]:
 
 def _cells(entry: OptimizerEntry, extras: Sequence[str]) -> dict[str, str]:
     rows, info = entry.rows, entry.run.info
-    norm, kept = np.asarray(rows["norm"]), entry.view.norm
-    usable = kept[np.isfinite(kept) & (kept > 0)]
+    norm, norms = np.asarray(rows["norm"]), entry.view.norm
+    usable = norms[np.isfinite(norms) & (norms > 0)]
     results = info.get("results")
     reported = results if isinstance(results, dict) else {}
     seconds = info.get("wall_seconds")
@@ -142,14 +142,14 @@ def _direction(rows: Any) -> str:
     return f"{float(cosines.mean()):.2f}" if cosines.mean() < 0.9995 else "1"
 
 
-def _sentence(entries: Sequence[OptimizerEntry], told: Sequence[RunData]) -> str:
+def _sentence(entries: Sequence[OptimizerEntry], summaries: Sequence[RunData]) -> str:
     """Which runs end lowest, for each optimizer by itself."""
     parts = []
     for optimizer in dict.fromkeys(entry.optimizer for entry in entries):
         alike = [entry for entry in entries if entry.optimizer == optimizer]
         order = _order(alike) if len(alike) > 1 or not optimizer else ""
         parts += [f"{optimizer}: {order}" if optimizer else order] if order else []
-    broken = [t["name"] for t in told if t["verdict"]["level"] == "error"]
+    broken = [t["name"] for t in summaries if t["verdict"]["level"] == "error"]
     if broken:
         parts.append(f"Broken: {_listed(broken)}")
     return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."

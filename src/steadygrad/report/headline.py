@@ -57,9 +57,9 @@ def verdict(run: Run, findings: Sequence[Finding]) -> Verdict:
         >>> verdict(Run.from_arrays(steps=falling), []).sentence
         'Steady over 50 steps: the gradient norm stayed within 1.3 times its median, ...'
     """
-    told = _judged(run, findings)
+    judgement = _judged(run, findings)
     missing = shortfall(run.info, run.events)
-    return replace(told, sentence=f"{told.sentence} {missing}") if missing else told
+    return replace(judgement, sentence=f"{judgement.sentence} {missing}") if missing else judgement
 
 
 def _judged(run: Run, findings: Sequence[Finding]) -> Verdict:
@@ -117,16 +117,20 @@ def _usable(rows: Any) -> NDArray[np.float64]:
 
 def _losses(run: Run, numbers: Sequence[int]) -> str:
     """Whether the loss fell, of each optimizer: a steady norm says nothing of that."""
-    trends = {n: trend for n in numbers if (trend := View(run, n).loss_trend).known}
+    trends = {n: trend for n in numbers if (trend := View(run, n).loss_trend).recorded}
     if not trends:
         return "; too few losses were recorded to say whether the training got anywhere"
-    told = {n: _loss(trend) for n, trend in trends.items()}
-    if len(numbers) == 1 or (len(set(told.values())) == 1 and len(told) == len(numbers)):
-        joint, what = next(iter(told.values()))
+    by_optimizer = {n: _loss(trend) for n, trend in trends.items()}
+    if len(numbers) == 1 or (
+        len(set(by_optimizer.values())) == 1 and len(by_optimizer) == len(numbers)
+    ):
+        joint, what = next(iter(by_optimizer.values()))
         return f"{joint} the loss {what}"
-    if len(told) > MOST_LOSSES:
+    if len(by_optimizer) > MOST_LOSSES:
         return ""
-    return "; the loss " + ", ".join(f"{what} (optimizer {n})" for n, (_, what) in told.items())
+    return "; the loss " + ", ".join(
+        f"{what} (optimizer {n})" for n, (_, what) in by_optimizer.items()
+    )
 
 
 def _loss(trend: LossTrend) -> tuple[str, str]:

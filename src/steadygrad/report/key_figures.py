@@ -160,11 +160,11 @@ def _broken(rows: Any) -> tuple[str, str, str]:
     return "NaN or inf", f"{bad:,}", f"steps; {skipped:,} skipped" if skipped else "steps"
 
 
-def _unstable(told: Stability) -> tuple[str, str, str]:
-    recovered = f", {told.recoveries:,} undone" if told.recoveries else ""
-    return "Unstable steps", unstable(told), f"{told.spikes:,} spike{recovered}"
+def _unstable(scored: Stability) -> tuple[str, str, str]:
+    recovered = f", {scored.recoveries:,} undone" if scored.recoveries else ""
+    return "Unstable steps", unstable(scored), f"{scored.spikes:,} spike{recovered}"
 
 
-def unstable(told: Stability) -> str:
+def unstable(scored: Stability) -> str:
     """The share of steps that spike or recover, as text; a dash for a run too short to tell."""
-    return "–" if math.isnan(told.score) else percent(told.score)
+    return "–" if math.isnan(scored.score) else percent(scored.score)

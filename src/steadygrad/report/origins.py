@@ -37,16 +37,16 @@ def with_origins(findings: Iterable[Finding], run: Run) -> list[FindingData]:
 
 
 def _shown(finding: Finding, origins: list[Origin]) -> FindingData:
-    told: FindingData = plain(finding.to_dict())
-    told["origin"] = _card(finding, origins)
-    return told
+    data: FindingData = plain(finding.to_dict())
+    data["origin"] = _card(finding, origins)
+    return data
 
 
 def _card(finding: Finding, origins: list[Origin]) -> OriginData | None:
     for origin in origins:
-        told = origin.sentences()
-        if told[0] in finding.evidence:
-            said = {"place": origin.place, "source": origin.source, "told": told}
+        sentences = origin.sentences()
+        if sentences[0] in finding.evidence:
+            said = {"place": origin.place, "source": origin.source, "told": sentences}
             return plain({**said, "facts": list(_facts(origin))})  # type: ignore[no-any-return]
     return None
 

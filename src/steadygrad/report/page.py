@@ -99,7 +99,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
     info = run["info"]
     command, versions = info.get("command"), info.get("versions")
     started = info.get("started")
-    known = {
+    values = {
         "Command": " ".join(map(str, command)) if isinstance(command, list) else command,
         "Policy": info.get("policy"),
         "Not finite": info.get("on_nonfinite"),
@@ -115,7 +115,7 @@ def facts(run: RunData) -> list[tuple[str, str]]:
         "System": info.get("platform"),
         "Kernel": extensions.advice(str(info.get("kernel", ""))),
     }
-    return [(label, str(value)) for label, value in known.items() if value not in (None, "")]
+    return [(label, str(value)) for label, value in values.items() if value not in (None, "")]
 
 
 def overhead_sentence(runs: Sequence[RunData]) -> str:

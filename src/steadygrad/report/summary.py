@@ -62,13 +62,13 @@ def build(
         raise UsageError("no run to report on: type  steadygrad report RUN.db")
     opened = [as_run(run) for run in runs]
     names = _names(opened)
-    told = [summarise(run, name) for run, name in zip(opened, names, strict=True)]
-    return joined(opened, told, title=title, notes=notes)
+    summaries = [summarise(run, name) for run, name in zip(opened, names, strict=True)]
+    return joined(opened, summaries, title=title, notes=notes)
 
 
 def joined(
     runs: Sequence[Run],
-    told: Sequence[RunData],
+    summaries: Sequence[RunData],
     *,
     title: str = "",
     notes: Sequence[str] = (),
@@ -77,7 +77,7 @@ def joined(
 
     Args:
         runs: open runs.
-        told: what `summarise` said of each.
+        summaries: what `summarise` said of each.
         title: what stands at the top.
         notes: sentences shown under the verdict.
 
@@ -87,10 +87,10 @@ def joined(
     return {
         "format": FORMAT,
         "steadygrad": __version__,
-        "title": title or _title(runs, [run["name"] for run in told]),
+        "title": title or _title(runs, [run["name"] for run in summaries]),
         "notes": list(notes),
-        "runs": list(told),
-        "comparison": comparison(runs, told) if len(told) > 1 else None,
+        "runs": list(summaries),
+        "comparison": comparison(runs, summaries) if len(summaries) > 1 else None,
     }
 
 
@@ -111,12 +111,16 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> RunData:
 
     judged = thinned(run) if quick else run
     findings = diagnose(judged)
-    told = verdict(run, findings)
+    judgement = verdict(run, findings)
     of_each = rows_of_each(run)
     pictures = [thresholds(judged, number) for number in of_each]
     return {
         "name": name,
-        "verdict": {"level": told.level, "word": told.word, "sentence": told.sentence},
+        "verdict": {
+            "level": judgement.level,
+            "word": judgement.word,
+            "sentence": judgement.sentence,
+        },
         "recommendation": _recommendation(run, pictures),
         "figures": key_figures(run),
         "stability": stability(run).to_dict(),

@@ -169,10 +169,10 @@ def _column_of(curve: FigureCurve, width: int) -> Callable[[float], int]:
 
 
 def _run(run: RunData, *, named: bool) -> list[RenderableType]:
-    told = run["verdict"]
+    judgement = run["verdict"]
     head = Text.assemble((f"{run['name']}: " if named else "", "bold"))
-    head.append(f"{told['word']}. ", STYLES.get(told["level"], "bold"))
-    head.append(told["sentence"])
+    head.append(f"{judgement['word']}. ", STYLES.get(judgement["level"], "bold"))
+    head.append(judgement["sentence"])
     parts: list[RenderableType] = [head, Text(), *_recommendation(run["recommendation"])]
     parts += [Text(), _figures(run["figures"]), *_charts(run)]
     for finding in run["findings"]:

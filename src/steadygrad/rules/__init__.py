@@ -79,8 +79,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Findings:
     for optimizer in np.unique(opened.steps["optimizer"]):
         view = View(opened, int(optimizer))
         findings += _explain(view)
-    told = [f for f in _in_order(opened, findings) if f.id != NOTHING]
-    graded = sorted(with_places(told, opened), key=lambda f: f.gravity)
+    ordered = [f for f in _in_order(opened, findings) if f.id != NOTHING]
+    graded = sorted(with_places(ordered, opened), key=lambda f: f.gravity)
     return Findings(graded or findings)
 
 
@@ -138,8 +138,8 @@ def page(rule_id: str) -> str:
         >>> page("sg101").splitlines()[0]
         '# SG101: a NaN or inf made by an operation'
     """
-    known = rule_id.upper()
-    if known not in REGISTRY:
+    upper_id = rule_id.upper()
+    if upper_id not in REGISTRY:
         raise UsageError(f"there is no rule {rule_id!r}; there are: {', '.join(REGISTRY)}")
-    text = importlib.resources.files(__name__).joinpath("pages", f"{known}.md")
+    text = importlib.resources.files(__name__).joinpath("pages", f"{upper_id}.md")
     return text.read_text(encoding="utf-8")

@@ -60,21 +60,21 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
     if not findings:
         out.print("[green]Nothing found.[/] Gradients, clipping and loss look sound in this run.")
     for finding in findings:
-        found = _printable(finding)
-        colour = _COLOURS[found.severity]
+        shown = _printable(finding)
+        colour = _COLOURS[shown.severity]
         out.print(
-            f"[{colour}]{found.severity} {found.id}[/] {escape(found.title)}", highlight=False
+            f"[{colour}]{shown.severity} {shown.id}[/] {escape(shown.title)}", highlight=False
         )
-        for sentence in found.evidence:
+        for sentence in shown.evidence:
             out.print(f"  {escape(sentence)}", highlight=False)
         out.print(
-            f"  Likely cause: {escape(found.causes[0])}." if found.causes else "", highlight=False
+            f"  Likely cause: {escape(shown.causes[0])}." if shown.causes else "", highlight=False
         )
-        for fix in found.fixes[:1]:
+        for fix in shown.fixes[:1]:
             out.print(
                 Syntax(fix, _LANGUAGE, background_color="default", word_wrap=True, padding=(0, 4))
             )
-        out.print(f"  Confidence {found.confidence:.0%}. More: {found.explain}\n", highlight=False)
+        out.print(f"  Confidence {shown.confidence:.0%}. More: {shown.explain}\n", highlight=False)
 
 
 def _printable(finding: Finding) -> Finding:
@@ -100,5 +100,5 @@ def explain(rule: str | None = None) -> str:
         'SG101  a NaN or inf made by an operation'
     """
     if rule is None:
-        return "\n".join(f"{known.id}  {known.title}" for known in REGISTRY.values())
+        return "\n".join(f"{each.id}  {each.title}" for each in REGISTRY.values())
     return page(rule).rstrip()

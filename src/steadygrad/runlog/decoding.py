@@ -118,14 +118,14 @@ def event(row: tuple[object, ...]) -> Event | None:
     return _typed(Event(number, when, name, data))
 
 
-def _typed(told: Event) -> Event | None:
-    data = _fitting(told.data, EVERY_EVENT | EVENTS.get(told.kind, {}))
-    if told.kind == NAN_ORIGIN:
+def _typed(event: Event) -> Event | None:
+    data = _fitting(event.data, EVERY_EVENT | EVENTS.get(event.kind, {}))
+    if event.kind == NAN_ORIGIN:
         try:
             Origin.from_json(data)
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
             return None
-    return Event(told.step, told.time, told.kind, data)
+    return Event(event.step, event.time, event.kind, data)
 
 
 def info(rows: Mapping[str, object]) -> RunInfo:

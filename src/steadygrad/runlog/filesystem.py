@@ -47,10 +47,10 @@ def file_system(path: str | os.PathLike[str], mountinfo: str | None = None) -> s
     if absolute.startswith("\\\\"):
         return "cifs"
     best, kind = "", ""
-    for point, found in _mounts(text):
+    for point, kind_here in _mounts(text):
         # a later mount on the same point hides the earlier one
         if _inside(absolute, point) and len(point) >= len(best):
-            best, kind = point, found
+            best, kind = point, kind_here
     return kind
 
 
@@ -78,7 +78,7 @@ def _mounts(text: str) -> list[tuple[str, str]]:
 
 
 def _unescape(point: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
 
 
 def _inside(path: str, point: str) -> bool:

@@ -307,15 +307,15 @@ def _place(
     column_of = np.full(int(max(layout.max(), tensors.max())) + 1, -1)
     column_of[layout] = np.arange(len(layout))
     columns = column_of[tensors]
-    known = np.flatnonzero(columns >= 0)
-    if not (len(wanted) and len(known)):
+    recorded = np.flatnonzero(columns >= 0)
+    if not (len(wanted) and len(recorded)):
         return
-    values = block.pick(wanted, columns[known])
+    values = block.pick(wanted, columns[recorded])
     target = target[wanted]
-    if _is_range(target - target[0]) and len(known) == len(tensors):
+    if _is_range(target - target[0]) and len(recorded) == len(tensors):
         out[target[0] : target[0] + len(target)] = values
     else:
-        out[np.ix_(target, known)] = values
+        out[np.ix_(target, recorded)] = values
 
 
 def _is_range(numbers: NDArray[np.int64]) -> bool:
@@ -491,8 +491,8 @@ def _events(connection: sqlite3.Connection) -> list[Event]:
     events: list[Event] = []
     for row in connection.execute("SELECT step, time, kind, data FROM events ORDER BY id"):
         with contextlib.suppress(DamagedError):
-            told = decoding.event(row)
-            events += [] if told is None else [told]
+            decoded = decoding.event(row)
+            events += [] if decoded is None else [decoded]
     return events
 
 

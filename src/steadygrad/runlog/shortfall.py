@@ -39,15 +39,15 @@ def shortfall(info: Mapping[str, Any], events: Sequence[_Event]) -> str:
         >>> shortfall({}, [])
         ''
     """
-    told = []
+    sentences = []
     stopped = info.get(STOPPED)
     if stopped is not None:
         recorded, steps = stopped["recorded"], max(stopped["steps"], stopped["recorded"])
         reason = stopped["reason"][:LONGEST_REASON].rstrip(".")
-        told.append(
+        sentences.append(
             f"On record are {recorded:,} of at least {steps:,} steps: recording stopped, {reason}."
         )
     missed = sum(event.data.get("steps", 0) for event in events if event.kind == GAP)
     if missed > 0:
-        told.append(f"{missed:,} steps are not on record: the disk was too slow for them.")
-    return " ".join(told)
+        sentences.append(f"{missed:,} steps are not on record: the disk was too slow for them.")
+    return " ".join(sentences)

@@ -50,8 +50,8 @@ def application(folder: Folder, token: str = "") -> Guard:
         except RunFileError as error:
             return PlainTextResponse(str(error), 404)
         except Exception as error:  # a made file may break a rule: this answer ends, not the server
-            told = f"no report could be made of this run ({type(error).__name__})"
-            return PlainTextResponse(told, 422)
+            message = f"no report could be made of this run ({type(error).__name__})"
+            return PlainTextResponse(message, 422)
         return HTMLResponse(page)
 
     async def events(request: Request) -> Response:
@@ -109,10 +109,10 @@ async def _events(request: Request, news: Callable[[], object]) -> AsyncIterator
     yield ": open\n\n"
     quiet = 0
     while not await request.is_disconnected():
-        told = news()
-        quiet = quiet + 1 if told is None else 0
-        if told is not None:
-            yield f"data: {json.dumps(told, allow_nan=False)}\n\n"
+        latest = news()
+        quiet = quiet + 1 if latest is None else 0
+        if latest is not None:
+            yield f"data: {json.dumps(latest, allow_nan=False)}\n\n"
         elif quiet % QUIET_BEATS == 0:
             yield ": still here\n\n"
         await asyncio.sleep(BEAT_SECONDS)

@@ -96,10 +96,10 @@ def read(path: Path) -> tuple[RunEntry, Run | None]:
         run = open_run(path)
         return _described(blank, run), run
     except RunFileError as error:
-        told = str(error).replace(str(path), path.name)
+        reason = str(error).replace(str(path), path.name)
     except Exception as error:  # a made file may hold what no check foresaw: it costs its row
-        told = f"it cannot be read ({type(error).__name__})"
-    return replace(blank, word="Unreadable", sentence=_shown(told)), None
+        reason = f"it cannot be read ({type(error).__name__})"
+    return replace(blank, word="Unreadable", sentence=_shown(reason)), None
 
 
 def _described(blank: RunEntry, run: Run) -> RunEntry:
@@ -120,8 +120,10 @@ def _is_moment(value: object) -> TypeGuard[float]:
 
 def judged(entry: RunEntry, run: Run, findings: list[Finding]) -> RunEntry:
     """The entry with its verdict."""
-    told = verdict(run, findings)
-    return replace(entry, level=told.level, word=told.word, sentence=_shown(told.sentence))
+    judgement = verdict(run, findings)
+    return replace(
+        entry, level=judgement.level, word=judgement.word, sentence=_shown(judgement.sentence)
+    )
 
 
 def _shown(text: object) -> str:

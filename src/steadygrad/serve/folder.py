@@ -305,8 +305,8 @@ class Folder:
             try:
                 entry = self._with_verdict(row, entry, run)
             except Exception as error:  # a rule that a made file breaks costs its row alone
-                told = f"its rules could not be applied: {type(error).__name__}"
-                entry = replace(entry, level="empty", word="Unknown", sentence=told)
+                reason = f"its rules could not be applied: {type(error).__name__}"
+                entry = replace(entry, level="empty", word="Unknown", sentence=reason)
         self._show(row, entry)
         now = time.monotonic()
         row.judged, row.next_judged = stamp, now + max(1.0, REST * (now - began))
@@ -328,7 +328,7 @@ class Folder:
             for f in findings
             if f["severity"] in ("error", "warning")
         }
-        fresh = [f for told, f in grave.items() if told not in self._alerted]
+        fresh = [f for key, f in grave.items() if key not in self._alerted]
         self._alerted |= set(grave)
         if entry.state != "running" or not fresh:
             return

@@ -119,7 +119,7 @@ class Sink(ABC):
         self.tensors = self.default_tensors if tensors is None else tensors
         if self.tensors < 0:
             raise UsageError(f"tensors must be 0 (never) or more, got {self.tensors}")
-        self._known: list[TensorInfo] = []
+        self._tensors: list[TensorInfo] = []
         self._pump: Pump[object] | None = None
         self._lost = 0
         self._is_live = False
@@ -163,7 +163,7 @@ class Sink(ABC):
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """Names of the tensors known so far."""
-        return tuple(tensor.name for tensor in self._known)
+        return tuple(tensor.name for tensor in self._tensors)
 
     def wants_tensors(self, step: int) -> bool:
         """Whether a step's per-tensor figures are due."""
@@ -232,7 +232,7 @@ class Sink(ABC):
 
     def _take_other(self, item: object) -> None:
         if isinstance(item, Head):
-            self._known = list(item.tensors)
+            self._tensors = list(item.tensors)
             self._is_live = item.stop is not None
             self.open(item)
             if item.leave is not None:
@@ -246,16 +246,16 @@ class Sink(ABC):
         elif isinstance(item, Sample):
             self.sample(item)
         elif isinstance(item, TensorsItem):
-            self._known += item.tensors
+            self._tensors += item.tensors
         elif isinstance(item, EventItem):
             self.event(Event(item.step, item.time, item.kind, dict(item.data)))
         elif isinstance(item, SampleItem):
-            names = [self._known[number].name for number in item.tensor_ids]
+            names = [self._tensors[number].name for number in item.tensor_ids]
             values = zip(names, item.values.tolist(), strict=True)
             self.sample(Sample(item.name, item.step, tuple(values)))
 
     def _batch(self, items: list[StepItem]) -> Batch:
-        tensors = [self._known[number] for number in items[0].tensor_ids]
+        tensors = [self._tensors[number] for number in items[0].tensor_ids]
         sizes = np.array([np.prod(t.shape, dtype=np.float64) for t in tensors])
         zeros = stacked(items, "zeros")
         return Batch(

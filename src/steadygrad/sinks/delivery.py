@@ -112,8 +112,8 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "the webhook is too slow"
     reason = getattr(error, "reason", None)
-    told = reason.strerror if isinstance(reason, OSError) and reason.strerror else ""
-    return f"{type(error).__name__}{f': {told}' if told else ''}"
+    detail = reason.strerror if isinstance(reason, OSError) and reason.strerror else ""
+    return f"{type(error).__name__}{f': {detail}' if detail else ''}"
 
 
 def _notify(address: str, finding: Finding) -> None:

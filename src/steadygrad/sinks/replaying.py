@@ -118,5 +118,5 @@ def _samples(run: Run) -> Iterator[Sample]:
     for name in run.sample_names:
         steps, values = run.samples(name)
         for step, row in zip(steps.tolist(), values, strict=True):
-            kept = ((n, float(v)) for n, v in zip(names, row, strict=True) if not np.isnan(v))
-            yield Sample(name, step, tuple(kept))
+            pairs = ((n, float(v)) for n, v in zip(names, row, strict=True) if not np.isnan(v))
+            yield Sample(name, step, tuple(pairs))

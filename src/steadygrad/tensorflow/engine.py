@@ -59,7 +59,7 @@ class TensorFlowEngine:
             )
         return _scaled_by_graph(leaves, by)
 
-    def held(self, x: tf.Tensor) -> tf.Tensor:
+    def computed_once(self, x: tf.Tensor) -> tf.Tensor:
         return x
 
     def cleaned(self, leaf: tf.Tensor) -> tf.Tensor:

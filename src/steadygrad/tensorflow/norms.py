@@ -83,17 +83,17 @@ def _by_rows(
     places: Sequence[int],
     figures: Callable[[tf.Tensor], Figures],
     order: list[int],
-    found: list[Figures],
+    parts: list[Figures],
 ) -> Figures:
     """Figures of the leaves at ``places``, joined to those ``found`` and put in leaf order."""
     if not leaves:
         return tf.zeros((0,), tf.float64), tf.zeros((0,), tf.int64)
     for alike in classes(leaves, places):
-        found = [*found, figures(tf.stack([flat(leaves[i]) for i in alike]))]
+        parts = [*parts, figures(tf.stack([flat(leaves[i]) for i in alike]))]
         order = [*order, *alike]
     to_leaf = np.argsort(order)
     first, second = (
-        tf.gather(tf.concat(column, 0), to_leaf) for column in zip(*found, strict=True)
+        tf.gather(tf.concat(column, 0), to_leaf) for column in zip(*parts, strict=True)
     )
     return first, second
 
@@ -177,9 +177,9 @@ def _tested_sums(leaves: Sequence[tf.Tensor], counts: bool) -> Figures:
     """
     place = tf.raw_ops.DeviceIndex(device_names=["CPU", "GPU"])
     zero, one = tf.constant(0), tf.constant(1)
-    known = tf.switch_case(place, {0: lambda: zero, 1: lambda: zero}, default=lambda: one)
+    branch = tf.switch_case(place, {0: lambda: zero, 1: lambda: zero}, default=lambda: one)
     sums = tf.switch_case(
-        known,
+        branch,
         {0: lambda: _row_sums(leaves)},
         default=lambda: tf.zeros((len(leaves),), tf.float64),
     )

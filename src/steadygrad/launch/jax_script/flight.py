@@ -154,7 +154,7 @@ class Flight:
             fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
             self.threshold = min(limit, self.threshold) if fixed else limit
 
-    def told(self, state: object) -> None:
+    def clip_acted(self, state: object) -> None:
         """A clip of steadygrad has acted: its state holds the figures."""
         own = state.clip if isinstance(state, GuardState) else state
         if isinstance(own, ClipState) and self.trace.reaches(own.coef):

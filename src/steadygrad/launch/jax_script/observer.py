@@ -386,7 +386,7 @@ def _note(
 ) -> None:
     """What a transformation inside of an optimizer has done."""
     if is_ours(made):
-        flight.told(result[1])
+        flight.clip_acted(result[1])
     elif is_clip(made):
         flight.clipped(made, before, floating(result[0]))
     elif made.maker == "apply_if_finite":

@@ -56,10 +56,10 @@ def row_of(
         engine = JaxEngine(_splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
         stats = measure(engine, leaves, names, 2.0, full=True)
-        known = {**_outcome(engine, stats, leaves, left, head, clips), **head}
+        facts = {**_outcome(engine, stats, leaves, left, head, clips), **head}
         if DROPPED in head:
-            known["action"] = jnp.where(head[DROPPED], SKIP, known["action"])
-        return packed({"device": _device(axes), **known}, stats)
+            facts["action"] = jnp.where(head[DROPPED], SKIP, facts["action"])
+        return packed({"device": _device(axes), **facts}, stats)
 
 
 def packed(head: Mapping[str, ArrayLike], stats: GradientStats) -> jax.Array:

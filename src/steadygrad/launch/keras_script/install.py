@@ -187,11 +187,11 @@ def _patch_value_and_grad(jax: ModuleType, observer: KerasObserver) -> None:
 
         @functools.wraps(function)
         def noting(*inputs: object, **more: object) -> tuple[PyTree, PyTree]:
-            found, grads = function(*inputs, **more)
-            value = found[0] if has_aux else found
+            result, grads = function(*inputs, **more)
+            value = result[0] if has_aux else result
             # what Keras' own function returns may be scaled, and the loss itself stands aside
-            observer.loss = found[1][0] if scales else value
-            return found, grads
+            observer.loss = result[1][0] if scales else value
+            return result, grads
 
         return noting
 

@@ -273,24 +273,24 @@ class KerasObserver:
         self, optimizer: keras.Optimizer, variables: list[keras.Variable], present: dict[int, Array]
     ) -> None:
         track = self.track(optimizer, variables)
-        given = StepGiven(
+        inputs = StepGiven(
             optimizer, [variables[i] for i in present], list(present), list(present.values())
         )
-        clipped, place = self._script_clips(track, given)
-        by_torch = self._clips_by_torch(track, given)
-        applied, kind = self._averaged(given, variables)
+        clipped, place = self._script_clips(track, inputs)
+        by_torch = self._clips_by_torch(track, inputs)
+        applied, kind = self._averaged(inputs, variables)
         if clipped is not None and kind is None:
             before = self._divided(clipped.before, clipped.scale)
         else:
             before = applied
-        head = self._head(given, kind, applied[0], place, clipped)
+        head = self._head(inputs, kind, applied[0], place, clipped)
 
         def body() -> Array:
             with self.backend.engine.scope():
                 if by_torch is not None:
                     stats, outcome = by_torch
-                    return self.body(track, stats, given.places, cast("list[Array]", outcome))
-                return self._body_of(track, given, before, applied, clipped)
+                    return self.body(track, stats, inputs.places, cast("list[Array]", outcome))
+                return self._body_of(track, inputs, before, applied, clipped)
 
         width = body_width(len(track.infos))
         rest = body() if kind is None else self.side.when(kind, body, width)
@@ -305,11 +305,11 @@ class KerasObserver:
             return gradients
         return [self.backend.quotient(gradient, scale) for gradient in gradients]
 
-    def _script_clips(self, track: Track, given: StepGiven) -> tuple[Clipped | None, int]:
+    def _script_clips(self, track: Track, inputs: StepGiven) -> tuple[Clipped | None, int]:
         """The script's own clip calls on these gradients, where they can be followed."""
-        own = own_clip(given.optimizer)
+        own = own_clip(inputs.optimizer)
         if self.tensorflow is None:
-            places = [] if own is None else [own.placement(len(given.places), 0)]
+            places = [] if own is None else [own.placement(len(inputs.places), 0)]
             return None, track.place(places)
         clipped = None
         if self._scalers:
@@ -317,35 +317,35 @@ class KerasObserver:
             if clipped is not None:
                 clipped.scale = scaler.dynamic_scale.value
         if clipped is None:
-            clipped = self.tensorflow.clipped(given.gradients, given.optimizer.loss_scale_factor)
+            clipped = self.tensorflow.clipped(inputs.gradients, inputs.optimizer.loss_scale_factor)
         depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
-        places = [] if own is None else [own.placement(len(given.places), depth)]
-        return clipped, self.tensorflow.placements(track, given.gradients, clipped, places)
+        places = [] if own is None else [own.placement(len(inputs.places), depth)]
+        return clipped, self.tensorflow.placements(track, inputs.gradients, clipped, places)
 
     def _clips_by_torch(
-        self, track: Track, given: StepGiven
+        self, track: Track, inputs: StepGiven
     ) -> tuple[GradientStats, list[float]] | None:
         """What torch's own clip functions did to the gradients of a step, on torch."""
-        optimizer = given.optimizer
+        optimizer = inputs.optimizer
         summed = optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps
         if self.backend_name != "torch" or self._scalers or summed or own_clip(optimizer):
             return None
-        names = tuple(track.infos[i].name for i in given.places)
+        names = tuple(track.infos[i].name for i in inputs.places)
         seen: tuple[GradientStats, list[float]] | None
-        seen = self.side.clipped(track, given.variables, names)  # type: ignore[attr-defined]
+        seen = self.side.clipped(track, inputs.variables, names)  # type: ignore[attr-defined]
         return seen
 
     def _body_of(
         self,
         track: Track,
-        given: StepGiven,
+        inputs: StepGiven,
         before: Sequence[Array],
         applied: Sequence[Array],
         clipped: Clipped | None,
     ) -> Array:
         """The figures of a step: before clipping, and what the script's and Keras' own left."""
-        (before, summed), own = self.backend.reduced(before), own_clip(given.optimizer)
-        names = tuple(track.infos[i].name for i in given.places)
+        (before, summed), own = self.backend.reduced(before), own_clip(inputs.optimizer)
+        names = tuple(track.infos[i].name for i in inputs.places)
         leaves = [self.backend.leaf(gradient) for gradient in before]
         if clipped is None and own is not None:
             choice, gradients = Choice(own.policy, "propagate"), StepGradients(leaves, names)
@@ -357,7 +357,7 @@ class KerasObserver:
             outcome = self._left(stats, clipped, own)
         if summed and (clipped is not None or own is not None):
             outcome = self._unknown(outcome)
-        return self.body(track, stats, given.places, outcome)
+        return self.body(track, stats, inputs.places, outcome)
 
     def _left(
         self, stats: GradientStats, clipped: Clipped | None, own: OwnClip | None
@@ -380,12 +380,12 @@ class KerasObserver:
         return [threshold, coef * math.nan, cosine * math.nan, action * 0]
 
     def _averaged(
-        self, given: StepGiven, variables: list[keras.Variable]
+        self, inputs: StepGiven, variables: list[keras.Variable]
     ) -> tuple[list[Array], Array | None]:
         """The gradients that the optimizer acts on, and what kind of micro-batch this is."""
         from steadygrad.keras.hook import accumulators, name_scope
 
-        optimizer, gradients = given.optimizer, given.gradients
+        optimizer, gradients = inputs.optimizer, inputs.gradients
         scale, every = optimizer.loss_scale_factor, optimizer.gradient_accumulation_steps
         gradients = self._divided(gradients, scale)
         if not every:
@@ -393,7 +393,7 @@ class KerasObserver:
         if not optimizer.built:  # as it would itself, a moment later
             with name_scope(optimizer):
                 optimizer.build(variables)
-        sums = [self.backend.value(one) for one in accumulators(optimizer, given.variables)]
+        sums = [self.backend.value(one) for one in accumulators(optimizer, inputs.variables)]
         pairs = zip(gradients, sums, strict=True)
         closes = (self.backend.value(iterations(optimizer)) + 1) % every == 0
         kind = self.backend.engine.xp.where(closes, STEPS, WAITS)
@@ -401,13 +401,13 @@ class KerasObserver:
 
     def _head(
         self,
-        given: StepGiven,
+        inputs: StepGiven,
         kind: Array | None,
         beside: Array,
         place: int,
         clipped: Clipped | None,
     ) -> Array:
-        numbers = self.batch(given.optimizer, given.variables, kind, beside, place)
+        numbers = self.batch(inputs.optimizer, inputs.variables, kind, beside, place)
         with self.backend.engine.scope():
             return self.side.head(numbers, [] if clipped is None else clipped.figures())
 

@@ -41,7 +41,7 @@ class Takeover:
         self._session, self._observer, self._clip = session, observer, clip
         self._done: weakref.WeakSet[Any] = weakref.WeakSet()
         self._taken: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._told: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._wrappers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._own: list[tuple[Any, str, float]] = []
         self._inside = 0
 
@@ -131,7 +131,7 @@ class Takeover:
         classes.install(inner, hook, unseen=True)
         if outer is not None:
             classes.tell(outer)
-            self._told.add(outer)
+            self._wrappers.add(outer)
         return inner is optimizer
 
     def leave(self) -> None:
@@ -139,7 +139,7 @@ class Takeover:
         for optimizer in list(self._taken):
             if classes.hook_of(optimizer) is not None:
                 classes.remove(optimizer)
-        for outer in list(self._told):
+        for outer in list(self._wrappers):
             classes.stop_telling(outer)
         for optimizer, name, value in self._own:
             setattr(optimizer, name, value)

@@ -77,22 +77,22 @@ class WeightWatch:
         if hasattr(function, "steadygrad_watches"):
             return function
 
-        def train_function(*given: PyTree) -> PyTree:
-            self._observer.guarded("weights are not sampled", self._before, given)
+        def train_function(*arguments: PyTree) -> PyTree:
+            self._observer.guarded("weights are not sampled", self._before, arguments)
             with aside:
-                found = function(*given)
-            self._observer.guarded("weights are not sampled", self._after, found)
+                result = function(*arguments)
+            self._observer.guarded("weights are not sampled", self._after, result)
             if self._observer.is_asked_to_stop:
                 self._model.stop_training = True  # as Keras' own callbacks do
-            return found
+            return result
 
         train_function.steadygrad_watches = True  # type: ignore[attr-defined]
         return train_function
 
-    def _before(self, given: tuple[JaxState, ...]) -> None:
+    def _before(self, arguments: tuple[JaxState, ...]) -> None:
         self._observer.model = self._model
         if not self._samplers and not self._tracks():
-            self._look(given[0])
+            self._look(arguments[0])
             self._start = {id(v): self._read(v) for v in self._model.trainable_variables}
             self._now = {}
 
@@ -130,10 +130,10 @@ class WeightWatch:
 
     def _begun(self, track: Track, steps: int) -> VariableSampler:
         lengths = recurrent_lengths(self._model)
-        known = [lengths.get(id(v), 0) for v in track.variables]
+        time_steps = [lengths.get(id(v), 0) for v in track.variables]
         assert track.writer is not None
         assert track.ids is not None  # a step was written
-        sampler = VariableSampler(track.writer, track.variables, track.ids, known, self._read)
+        sampler = VariableSampler(track.writer, track.variables, track.ids, time_steps, self._read)
         start = [self._start[id(v)] for v in track.variables if id(v) in self._start]
         if steps == 1 and len(start) == len(track.variables):
             sampler.at_step(0, start)

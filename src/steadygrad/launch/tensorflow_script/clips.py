@@ -158,9 +158,9 @@ class TensorFlowClipLog:
         if self._told_late(passed) or (tf.executing_eagerly() and not self.listens):
             return
         self.waiting = [*self.waiting[1 - MOST_WAITING :], passed]
-        for given, returned in zip(before, after, strict=True):
-            if returned is not given:
-                self._remember(returned, ClippedTensor(call, given, passed))
+        for original, returned in zip(before, after, strict=True):
+            if returned is not original:
+                self._remember(returned, ClippedTensor(call, original, passed))
 
     def _remember(self, returned: Gradient, row: ClippedTensor) -> None:
         graph = _graph_of(returned)
@@ -194,8 +194,8 @@ class TensorFlowClipLog:
         """
         chain: list[Link] = []
         rows = self._rows_behind(gradient)
-        while (found := next(rows, None)) is not None:
-            after, row = found
+        while (entry := next(rows, None)) is not None:
+            after, row = entry
             row.passed.used = True
             chain.append(Link(row.call, row.before, after))
             rows = self._rows_behind(row.before)

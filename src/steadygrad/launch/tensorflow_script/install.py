@@ -92,14 +92,14 @@ class TensorFlowPatches:
         try:
             with contextlib.ExitStack() as around:
                 if self._depth == 1:
-                    around.enter_context(self._told(optimizer, grads_and_vars))
+                    around.enter_context(self._observed_step(optimizer, grads_and_vars))
                 if self._observer is not None:
                     around.enter_context(self._observer.log.muted())
                 yield
         finally:
             self._depth -= 1
 
-    def _told(
+    def _observed_step(
         self, optimizer: object, grads_and_vars: Sequence[tuple[Gradient | None, tf.Variable]]
     ) -> AbstractContextManager[object]:
         """A context in which the step waits for its figures, where nothing else runs them."""

@@ -167,10 +167,12 @@ class TensorFlowObserver:
         if not present:
             return nullcontext()
         track = self._track(optimizer, variables)
-        given = list(present.values())
-        clipped = self.clipped(given)
-        place = self.placements(track, given, clipped)
-        stats = self.measured(given if clipped is None else clipped.before, track, list(present))
+        gradients = list(present.values())
+        clipped = self.clipped(gradients)
+        place = self.placements(track, gradients, clipped)
+        stats = self.measured(
+            gradients if clipped is None else clipped.before, track, list(present)
+        )
         row = self._row(optimizer, track, stats, list(present), clipped, place)
         handed_over = self.side.emit(track, row)
         if self._session.plan.clip is not None:

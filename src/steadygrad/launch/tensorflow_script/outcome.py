@@ -197,15 +197,15 @@ def _changed(call: TensorFlowClipCall, wide: tf.Tensor) -> tf.Tensor:
 
 def _groups(chains: Sequence[Sequence[Link]]) -> list[CallGroup]:
     groups: dict[tuple[object, ...], CallGroup] = {}
-    given: dict[tuple[object, ...], set[int]] = defaultdict(set)
+    tensors_of: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for place, chain in enumerate(chains):
         for depth, link in enumerate(chain):
             key = _key(link.call, depth)
             group = groups.setdefault(key, CallGroup(link.call, depth, {}, 0))
             group.links[place] = link
-            given[key].update(map(id, link.call.tensors))
+            tensors_of[key].update(map(id, link.call.tensors))
     for key, group in groups.items():
-        group.passed = len(given[key])
+        group.passed = len(tensors_of[key])
     return sorted(groups.values(), key=lambda group: group.depth)
 
 

@@ -67,5 +67,5 @@ def _shapes(node: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 def _shape(node: Any) -> tuple[int, ...]:
     """The shape of what a node returned; empty where torch does not tell."""
-    told: tuple[Any, ...] = getattr(node, "_input_metadata", ())
-    return tuple(int(size) for size in told[0].shape) if len(told) == 1 else ()
+    metadata: tuple[Any, ...] = getattr(node, "_input_metadata", ())
+    return tuple(int(size) for size in metadata[0].shape) if len(metadata) == 1 else ()

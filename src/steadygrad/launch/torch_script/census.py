@@ -208,8 +208,8 @@ class Census:
 
     def _position(self, module: torch.nn.Module) -> int:
         own = [self.place_of(p) for p in module.parameters(recurse=False)]
-        known = [place for place in own if place >= 0]
-        return min(known) if known else -1
+        places = [place for place in own if place >= 0]
+        return min(places) if places else -1
 
 
 def global_name(thing: object) -> str | None:

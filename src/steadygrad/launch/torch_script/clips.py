@@ -123,18 +123,20 @@ class ClipLog:
             The call, to be handed to `after`.
         """
         owners = _only_tensors(parameters)
-        held = _with_gradients(owners)
+        with_grads = _with_gradients(owners)
         ids = list(map(id, owners))
         call = ClipCall(
             by_value=kind == "value",
             max_norm=max_norm,
             norm_type=norm_type,
             ids=frozenset(ids),
-            with_grad=len(held),
-            on_gradients=bool(owners) and not held and not any(p.requires_grad for p in owners),
+            with_grad=len(with_grads),
+            on_gradients=bool(owners)
+            and not with_grads
+            and not any(p.requires_grad for p in owners),
         )
-        self._place(call, ids, held)
-        call.parts = self._parts(held, norm_type)
+        self._place(call, ids, with_grads)
+        call.parts = self._parts(with_grads, norm_type)
         call.scale = self._scale_of(owners)
         if call.by_value:
             call.before = [_copies(part, max_norm) for part in call.parts]
@@ -249,7 +251,9 @@ class ClipLog:
         for reading in self._readings:
             reading.forget(own)
 
-    def _place(self, call: ClipCall, ids: Sequence[int], held: Sequence[torch.Tensor]) -> None:
+    def _place(
+        self, call: ClipCall, ids: Sequence[int], with_grads: Sequence[torch.Tensor]
+    ) -> None:
         now = self._backwards()
         clocks = self._clocks.of(ids) if call.of_parameters else [self._any]
         first = clocks[0]
@@ -264,22 +268,22 @@ class ClipLog:
         call.repeated = first.clips
         call.after_step = first.stepped and now == first.step
         call.clocks = clocks
-        mark = WeightAtCall.of(held[0]) if held else None
+        mark = WeightAtCall.of(with_grads[0]) if with_grads else None
         for clock in clocks:
             clock.clipped_at(now, mark)
 
-    def _parts(self, held: list[torch.Tensor], norm_type: float) -> list[Part]:
+    def _parts(self, with_grads: list[torch.Tensor], norm_type: float) -> list[Part]:
         """The readings of these gradients; what no earlier call has read is read now."""
-        if not held:
+        if not with_grads:
             return []
-        whole = self.whole(held) if self._readings else None
+        whole = self.whole(with_grads) if self._readings else None
         if whole is not None:
-            return [Part(whole, EVERY, _gradients(held))]
-        rows = self._rows(held)
-        unknown = [p for p in held if id(p) not in rows]
+            return [Part(whole, EVERY, _gradients(with_grads))]
+        rows = self._rows(with_grads)
+        unknown = [p for p in with_grads if id(p) not in rows]
         parts = []
         for reading in {id(reading): reading for reading, _ in rows.values()}.values():
-            mine = [p for p in held if id(p) in rows and rows[id(p)][0] is reading]
+            mine = [p for p in with_grads if id(p) in rows and rows[id(p)][0] is reading]
             parts.append(Part(reading, [rows[id(p)][1] for p in mine], _gradients(mine)))
         if unknown:
             fresh = read(unknown, norm_type)
@@ -292,8 +296,8 @@ class ClipLog:
         if not self._readings:
             return {}
         rows = {each: (r, i) for r in self._readings for i, each in enumerate(r.ids)}
-        found = ((p, rows.get(id(p))) for p in parameters)
-        return {id(p): row for p, row in found if row is not None and row[0].holds_one(row[1], p)}
+        pairs = ((p, rows.get(id(p))) for p in parameters)
+        return {id(p): row for p, row in pairs if row is not None and row[0].holds_one(row[1], p)}
 
 
 def _is_broken(norm: object) -> bool:
@@ -316,8 +320,8 @@ def _with_gradients(owners: list[torch.Tensor]) -> list[torch.Tensor]:
     return [p for p, grad in zip(owners, grads, strict=True) if grad is not None]
 
 
-def _gradients(held: list[torch.Tensor]) -> list[torch.Tensor]:
-    return list(map(_GRAD, held))
+def _gradients(with_grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(map(_GRAD, with_grads))
 
 
 def torch_coefficient(max_norm: Any, total_norm: Any) -> object:

@@ -89,7 +89,7 @@ class Clocks:
 
     def __init__(self) -> None:
         self._each: dict[int, Clock] = {}
-        self._known: dict[tuple[int, ...], list[Clock]] = {}
+        self._by_ids: dict[tuple[int, ...], list[Clock]] = {}
 
     def of(self, ids: Sequence[int]) -> list[Clock]:
         """The clocks of these parameters and of no others, that of the first one first.
@@ -98,7 +98,7 @@ class Clocks:
             ids: of the parameters.
         """
         key = tuple(ids)
-        clocks = self._known.get(key)
+        clocks = self._by_ids.get(key)
         return self._part(key) if clocks is None else clocks
 
     def _part(self, ids: tuple[int, ...]) -> list[Clock]:
@@ -108,8 +108,8 @@ class Clocks:
         if sum(clock.members for clock in clocks.values()) != len(members):
             self._split(members)
             clocks = {id(clock): clock for each in ids if (clock := self._each[each])}
-        found = self._known[ids] = list(clocks.values())
-        return found
+        shared = self._by_ids[ids] = list(clocks.values())
+        return shared
 
     def _split(self, members: set[int]) -> None:
         own: dict[int, Clock] = {}
@@ -121,4 +121,4 @@ class Clocks:
             mine = new if old is None else own.setdefault(id(old), replace(old, members=0))
             mine.members += 1
             self._each[each] = mine
-        self._known = {}  # who shares a clock has changed
+        self._by_ids = {}  # who shares a clock has changed

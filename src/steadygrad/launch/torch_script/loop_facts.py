@@ -44,7 +44,7 @@ class GradientProbe:
         thread: the one that trains. To read a gradient that another thread accumulates is to crash.
         steps: taken so far.
         judged: steps before which it was known whether the gradients had been cleared.
-        held: those of them in which nothing had.
+        uncleared: those of them in which nothing had.
         emptied: steps whose gradients were there after backward and gone at the step.
         passes: for each step, how many backward passes were summed up in its gradients.
         undivided: steps of several passes none of which began at a division.
@@ -55,7 +55,7 @@ class GradientProbe:
     thread: int = field(default_factory=threading.get_ident)
     steps: int = 0
     judged: int = 0
-    held: int = 0
+    uncleared: int = 0
     emptied: int = 0
     passes: list[int] = field(default_factory=list)
     undivided: int = 0
@@ -95,7 +95,7 @@ class GradientProbe:
         now = self._read()
         if self.steps and self._passed:  # gradients from elsewhere tell nothing of clearing
             self.judged += 1
-            self.held += not self._cleared and bool(self._samples)
+            self.uncleared += not self._cleared and bool(self._samples)
             self.emptied += self._filled and not now
             self.passes.append(self._summed)
             self.undivided += self._summed > 1 and not self._divided
@@ -109,7 +109,7 @@ class GradientProbe:
         return {
             "index": self.index,
             "judged": self.judged,
-            "held": self.held,
+            "held": self.uncleared,
             "emptied": self.emptied,
             "passes": sorted(self.passes)[len(self.passes) // 2] if self.passes else 0,
             "undivided": self.undivided,
@@ -181,9 +181,11 @@ class LoopWatch:
                 probe.before_backward(divided)
 
     def _note_chains(self, chains: list[set[int]]) -> None:
-        new = [chain for chain in chains if not any(chain <= known for known in self._chains)]
-        kept = [known for known in self._chains if not any(known < chain for chain in new)]
-        self._chains = [*kept, *new]
+        new = [chain for chain in chains if not any(chain <= earlier for earlier in self._chains)]
+        remaining = [
+            earlier for earlier in self._chains if not any(earlier < chain for chain in new)
+        ]
+        self._chains = [*remaining, *new]
 
     def after_backward(self) -> None:
         """That backward is done."""

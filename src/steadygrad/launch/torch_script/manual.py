@@ -77,7 +77,7 @@ class ManualLoop:
         self._log, self._describe, self._recorder = log, describe, recorder
         self._stepped, self._clipper = stepped, clipper
         self._pending: Pending | None = None
-        self._known: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._leaf_refs: dict[int, weakref.ref[torch.Tensor]] = {}
         self._infos: dict[int, TensorInfo] = {}
         self._announced: list[int] = []
         self._open: OptimizerRecorder | None = None
@@ -89,11 +89,11 @@ class ManualLoop:
         if pending is not None and _was_reset(pending):
             self._commit(pending, {id(leaf) for leaf in leaves})
             self._pending = None
-        self._known = {id(leaf): weakref.ref(leaf) for leaf in leaves}
+        self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
 
     def after_backward(self, loss: object) -> None:
         """That backward is done: read what it left."""
-        leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
+        leaves = [leaf for ref in self._leaf_refs.values() if (leaf := ref()) is not None]
         with_gradients = [leaf for leaf in leaves if leaf.grad is not None]
         if not with_gradients:
             return
@@ -115,7 +115,7 @@ class ManualLoop:
         if pending is not None:
             summed = pending.returned and not _was_updated(pending)
             self._commit(pending, {id(leaf) for leaf in leaves})
-        self._known = {id(leaf): weakref.ref(leaf) for leaf in leaves}
+        self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
         self._pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in leaves],
             reading=read(leaves, 2.0, grads),
@@ -128,7 +128,7 @@ class ManualLoop:
 
     def forget(self, parameters: Iterable[torch.Tensor]) -> None:
         """An optimizer has stepped on these: what waits of them is its step."""
-        if self._pending is not None and any(id(p) in self._known for p in parameters):
+        if self._pending is not None and any(id(p) in self._leaf_refs for p in parameters):
             self._pending = None
 
     def waiting(self) -> tuple[list[torch.Tensor], list[int]]:
@@ -142,7 +142,7 @@ class ManualLoop:
     @property
     def param_groups(self) -> list[dict[str, list[torch.Tensor]]]:
         """The leaves of the last backward, as an optimizer lists what it moves."""
-        leaves = [leaf for ref in self._known.values() if (leaf := ref()) is not None]
+        leaves = [leaf for ref in self._leaf_refs.values() if (leaf := ref()) is not None]
         return [{"params": leaves}]
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
@@ -150,7 +150,7 @@ class ManualLoop:
         pending = self._pending
         if pending is None or pending.returned:
             return False
-        return any(id(p) in self._known for p in parameters)
+        return any(id(p) in self._leaf_refs for p in parameters)
 
     def act(self, parameters: Sequence[torch.Tensor]) -> None:
         """Clip these parameters' gradients by our policy, where the script would have."""
@@ -168,7 +168,7 @@ class ManualLoop:
     def finish(self) -> None:
         """The script is over: the last backward has no successor."""
         if self._pending is not None and self.steps and _was_updated(self._pending):
-            self._commit(self._pending, set(self._known))
+            self._commit(self._pending, set(self._leaf_refs))
         self._pending = None
 
     def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:

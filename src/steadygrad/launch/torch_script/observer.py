@@ -67,7 +67,7 @@ class TorchObserver:
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
         self._attachments = Attachments(context)
-        self._told: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._told_by_scaler: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._steps = 0
         self._elsewhere = 0
         self._walks = 0
@@ -210,8 +210,8 @@ class TorchObserver:
             steady = self._steady(inner)
             self._count_grads(parameters_of(inner))
             # told here, since the scaler does not call the step of one that overflows
-            self._steps += inner not in self._told
-            self._told.add(inner)
+            self._steps += inner not in self._told_by_scaler
+            self._told_by_scaler.add(inner)
             self._note_loop(inner)
             self._tell_loss(steady)
 
@@ -219,8 +219,8 @@ class TorchObserver:
         """It has stepped it, or dropped the step: then its clip calls are over, too."""
         inner = scaler.unwrap(optimizer)
         with self._timed:
-            if inner in self._told:
-                self._told.discard(inner)
+            if inner in self._told_by_scaler:
+                self._told_by_scaler.discard(inner)
                 if inner in self._attachments:
                     steps, parameters = self._steady(inner).steps, parameters_of(inner)
                     number = self._attachments.number_of(map(id, parameters))
@@ -234,8 +234,8 @@ class TorchObserver:
         with self._timed:
             steady = self._steady(optimizer)
             self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
-            if optimizer in self._told:
-                self._told.discard(optimizer)
+            if optimizer in self._told_by_scaler:
+                self._told_by_scaler.discard(optimizer)
                 return
             self._steps += 1
             self._count_grads(parameters_of(optimizer))
@@ -268,15 +268,17 @@ class TorchObserver:
             The figures before those calls and what they left; None where there were none.
         """
         with self._timed:
-            held = [p for p in parameters if p.grad is not None]
-            reading = self.log.reading_of(held) if len(held) == len(parameters) else None
+            with_grads = [p for p in parameters if p.grad is not None]
+            reading = (
+                self.log.reading_of(with_grads) if len(with_grads) == len(parameters) else None
+            )
             calls = self.log.stepped(parameters)
-            self._write_calls(calls, step, len(held), number)
+            self._write_calls(calls, step, len(with_grads), number)
             if reading is None or not calls:
                 return None
-            grads = [grad for p in held if (grad := p.grad) is not None]
-            sizes = tuple(p.numel() for p in held)
-            return summed_up(reading, GradientBatch(grads, held, names, sizes))
+            grads = [grad for p in with_grads if (grad := p.grad) is not None]
+            sizes = tuple(p.numel() for p in with_grads)
+            return summed_up(reading, GradientBatch(grads, with_grads, names, sizes))
         return None
 
     def _note_loop(self, optimizer: torch.optim.Optimizer) -> None:
@@ -371,8 +373,8 @@ class TorchObserver:
         """A clip call is over; ``result`` is what it returned."""
         with self._timed:
             if call.note is not None:
-                given = call.kind == "given norm"
-                self.log.after(call.note, call.total_norm if given else result)
+                passes_norm = call.kind == "given norm"
+                self.log.after(call.note, call.total_norm if passes_norm else result)
                 self.losses.clipped_at(call.note.norm)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:

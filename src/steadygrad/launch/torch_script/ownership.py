@@ -57,7 +57,7 @@ class Ownership:
             and _left_behind(p, census, reached, loose, parameters)
         ]
         if stale:
-            self._stale.append({"index": index, **_told(stale, census)})
+            self._stale.append({"index": index, **_described(stale, census)})
         self._orphans = _orphans(loose, parameters, census)
 
     def as_json(self) -> dict[str, object]:
@@ -113,7 +113,7 @@ def _left_behind(
     return outside and any(leaf.dim() == p.dim() for leaf in loose)
 
 
-def _told(parameters: list[torch.Tensor], census: Census) -> dict[str, Any]:
+def _described(parameters: list[torch.Tensor], census: Census) -> dict[str, Any]:
     names = [census.name_of(p) for p in parameters]
     return {
         "names": [name or f"a tensor of shape {tuple(p.shape)}"
@@ -129,16 +129,16 @@ def _orphans(
     """The loose parameters, by where they are held."""
     if not loose:
         return []
-    held = {id(root) for p in parameters for root in census.roots(p)}
-    outside = [p for p in loose if not any(id(root) in held for root in census.roots(p))]
+    root_ids = {id(root) for p in parameters for root in census.roots(p)}
+    outside = [p for p in loose if not any(id(root) in root_ids for root in census.roots(p))]
     containers = _containers(outside, census) if outside else {}
     groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
     for p in loose:
-        inside = any(id(root) in held for root in census.roots(p))
+        inside = any(id(root) in root_ids for root in census.roots(p))
         key = (containers.get(id(p), ""), inside)
         groups.setdefault(key, []).append(p)
     return [
-        {"container": container, "of_the_model": inside, **_told(group, census)}
+        {"container": container, "of_the_model": inside, **_described(group, census)}
         for (container, inside), group in groups.items()
     ]
 

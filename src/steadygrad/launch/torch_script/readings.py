@@ -126,13 +126,13 @@ class GradientReading:
 
     def clamp(self, where: list[int], left: Any, dots: Any) -> None:
         """Gradients were clamped: norms after, inner products with what stood before the clamp."""
-        before, now, known = self.norms[where], self.left[where], self.dots[where]
+        before, now, dots_before = self.norms[where], self.left[where], self.dots[where]
         with np.errstate(all="ignore"):
             shrunk = now / before
-            told = dots / shrunk
-        if isinstance(told, np.ndarray):
-            told = np.where(before == 0, dots, np.where(shrunk == 0, known, told))
-        self._set(where, left, told)
+            new_dots = dots / shrunk
+        if isinstance(new_dots, np.ndarray):
+            new_dots = np.where(before == 0, dots, np.where(shrunk == 0, dots_before, new_dots))
+        self._set(where, left, new_dots)
 
     def unscale(self, scale: Any) -> None:
         """The gradients were divided by the loss scale."""

@@ -52,7 +52,7 @@ def check(view: View) -> Iterator[Finding]:
         "warning" if recovers else "error",
         0.75 if not story.before.size else 0.9,
         _title(story),
-        evidence=[*origins.told(view), *tell(view, story)],
+        evidence=[*origins.sentences(view), *tell(view, story)],
         steps=[story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,

@@ -51,7 +51,7 @@ def check(view: View) -> Iterator[Finding]:
         "error",
         0.92,
         _title(story),
-        evidence=[*tell(view, story), *origins.told(view)],
+        evidence=[*tell(view, story), *origins.sentences(view)],
         steps=[*range(max(0, story.step - 5), story.step), story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,

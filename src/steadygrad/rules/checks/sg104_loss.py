@@ -38,7 +38,7 @@ def check(view: View) -> Iterator[Finding]:
         0.95,
         f"The loss is not finite at step {view.step[index[0]]} while the gradients are.",
         evidence=[
-            *origins.told(view),
+            *origins.sentences(view),
             f"Steps: {listed}{' ...' if len(index) > 8 else ''} ({percent(share)} of those with "
             "finite gradients).",
             _reaches(view, index),

@@ -71,7 +71,7 @@ def _loss_size(view: View, story: Break) -> float:
 def _near(view: View, story: Break, half: set[str]) -> float:
     """The largest finite float16 element at the break or in the steps just before."""
     columns = [i for i, t in enumerate(view.tensors) if t.name in half]
-    row = int(np.searchsorted(view.kept, story.index))
+    row = int(np.searchsorted(view.rows_read, story.index))
     if not columns:
         return 0.0
     part = view.figures("max_abs")[max(0, row - 3) : row + 1][:, columns]

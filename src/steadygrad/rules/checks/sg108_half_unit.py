@@ -39,7 +39,7 @@ def check(view: View) -> Iterator[Finding]:
 def _suffers(view: View) -> bool:
     """A loss that falls all the same says that enough of the steps arrives."""
     trend = view.loss_trend
-    return trend.known and not trend.signed and trend.fall < 0.5 and median(view.lr) != 0
+    return trend.recorded and not trend.signed and trend.fall < 0.5 and median(view.lr) != 0
 
 
 def _finding(view: View, columns: Array, paces: Array, limit: float) -> Finding:

@@ -74,7 +74,7 @@ def _least(view: View) -> float:
     An adversary's loss may rise a few times over in a sound run, and its norms with it.
     """
     trend = view.loss_trend
-    if not trend.known:
+    if not trend.recorded:
         return 3 * GROWN
     if trend.diverged and trend.end > 5 * abs(trend.first):
         return GROWN
@@ -92,7 +92,7 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         f"{number(ends[1])} at the end (step {numbers[-1]}).",
         f"It rises in {50 * (1 + steady):.0f} % of all pairs of (smoothed) steps.",
     ]
-    if trend.known:
+    if trend.recorded:
         evidence.append(
             f"The loss goes from {number(trend.start)} to {number(trend.end)}; "
             f"it was at {number(trend.highest)}."
@@ -132,7 +132,7 @@ def _bounded(view: View) -> str:
 def _severity(view: View) -> str:
     """Norms that leave a tiny start while the loss keeps its range are no explosion."""
     trend = view.loss_trend
-    if not trend.known:
+    if not trend.recorded:
         return "warning"
     if _unbounded(view):
         return "error"

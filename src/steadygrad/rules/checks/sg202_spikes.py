@@ -30,10 +30,10 @@ def check(view: View) -> Iterator[Finding]:
     if not len(places) or len(norms) < 16:
         return
     index = np.flatnonzero(view.usable)[places]
-    yield _finding(view, index, norms, _held(view, index, places))
+    yield _finding(view, index, norms, _harmless_because(view, index, places))
 
 
-def _held(view: View, index: Array, places: Array) -> str:
+def _harmless_because(view: View, index: Array, places: Array) -> str:
     """Why these spikes did no harm; empty where they may have."""
     if (view.coef[index] < 0.5).all():
         return "each was clipped"
@@ -66,17 +66,19 @@ def _ruined(view: View, index: Array) -> bool:
     return bool(median(before) > 0 and later > 2 * median(before))
 
 
-def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
+def _finding(view: View, index: Array, norms: Array, harmless: str) -> Finding:
     usual = median(norms)
     factor = float(view.norm[index].max()) / max(usual, 1e-300)
     listed = ", ".join(f"{view.step[i]} ({number(view.norm[i])})" for i in index[:8])
     many = len(index) / len(norms)
-    end = held or ("the loss never came back" if _ruined(view, index) else "nothing held them back")
+    end = harmless or (
+        "the loss never came back" if _ruined(view, index) else "nothing held them back"
+    )
     names = _tensors(view, int(index[np.argmax(view.norm[index])]))
     return finding(
         view,
         "SG202",
-        "info" if held else "error" if _ruined(view, index) else "warning",
+        "info" if harmless else "error" if _ruined(view, index) else "warning",
         min(0.95, 0.7 + 0.05 * float(np.log10(factor)) * 2),
         f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {number(factor)} times the "
         f"median; {end}.",
@@ -94,7 +96,7 @@ def _finding(view: View, index: Array, norms: Array, held: str) -> Finding:
 
 
 def _tensors(view: View, index: int) -> list[str]:
-    place = np.flatnonzero(view.kept == index)
+    place = np.flatnonzero(view.rows_read == index)
     if not len(place) or not len(view.order):
         return []
     row = np.nan_to_num(view.norms[place[0]])

@@ -41,8 +41,8 @@ def _steepest(view: View) -> Profile | None:
 
 def _hurts(view: View) -> bool:
     trend = view.loss_trend
-    vast = trend.known and trend.first > VAST and trend.first > 30 * abs(trend.lowest)
-    trouble = not trend.known or view.stuck or trend.diverged or trend.dear or vast
+    vast = trend.recorded and trend.first > VAST and trend.first > 30 * abs(trend.lowest)
+    trouble = not trend.recorded or view.stuck or trend.diverged or trend.dear or vast
     return trouble or bool(view.broken.any()) or len(view.spikes) > 0
 
 

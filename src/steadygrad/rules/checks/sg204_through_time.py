@@ -29,9 +29,9 @@ def check(view: View) -> Iterator[Finding]:
     seen = measured(view)
     samples = {column: _largest(view, several) for column, several in seen.items()}
     radii = _by_radius(view)
-    yield from (_finding(view, *told, samples.get(told[0])) for told in radii)
+    yield from (_finding(view, *row, samples.get(row[0])) for row in radii)
     for column, sample in samples.items():
-        if column in {told[0] for told in radii} or not _grows(sample):
+        if column in {row[0] for row in radii} or not _grows(sample):
             continue
         if _always(seen[column]) or _explodes(view, True):
             yield _measured(view, column, sample, seen[column][0])
@@ -55,7 +55,7 @@ def _always(seen: list[Measured]) -> bool:
 
 def _by_radius(view: View) -> list[tuple[int, float, int, float]]:
     """Columns of plain matrices that are too large: with radius, time steps and first radius."""
-    told = []
+    rows = []
     steps, radii = view.sample("spectral_radius")
     if not len(steps):
         return []
@@ -72,8 +72,8 @@ def _by_radius(view: View) -> list[tuple[int, float, int, float]]:
             and length * np.log(max(radius, 1e-9)) > np.log(100)
             and (_explodes(view, cell) or (cell and _outgrows(view, radius, length)))
         ):
-            told.append((int(column), radius, length, float(radii[0, column])))
-    return told
+            rows.append((int(column), radius, length, float(radii[0, column])))
+    return rows
 
 
 def _outgrows(view: View, radius: float, length: int) -> bool:
@@ -103,7 +103,7 @@ def _explodes(view: View, cell: bool) -> bool:
     if story is not None:  # a NaN out of the blue has another origin
         return story.exploded or not story.before.size
     trend = view.loss_trend
-    if trend.known and not (view.stuck or trend.diverged or trend.dear):
+    if trend.recorded and not (view.stuck or trend.diverged or trend.dear):
         return False
     heavy = float(norms.max()) > 30 * median(norms)
     risen = median(norms[-len(norms) // 4 :]) > 10 * median(norms[: max(2, len(norms) // 10)])

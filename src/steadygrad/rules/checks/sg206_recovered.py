@@ -35,13 +35,13 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _finding(view: View) -> Finding:
-    told = episodes(view.acts)
+    happened = episodes(view.acts)
     ended = any(act.act == STOP for act in view.acts)
     calm = all(act.act in CALM for act in view.acts)
-    times = f"{len(told):,} time" + "s" * (len(told) != 1)
+    times = f"{len(happened):,} time" + "s" * (len(happened) != 1)
     triggers = Counter(act.trigger for act in view.acts if act.trigger)
     why = ", ".join(f"{trigger} ({count})" for trigger, count in triggers.most_common())
-    more = [f"And {len(told) - MOST:,} more."] if len(told) > MOST else []
+    more = [f"And {len(happened) - MOST:,} more."] if len(happened) > MOST else []
     return finding(
         view,
         "SG206",
@@ -50,10 +50,10 @@ def _finding(view: View) -> Finding:
         f"Recovery acted {times}: {counted(view.acts, view.undone)}.",
         evidence=[
             *([f"What struck: {why}."] if why else []),
-            *(f"{str(episode)[0].upper()}{str(episode)[1:]}." for episode in told[:MOST]),
+            *(f"{str(episode)[0].upper()}{str(episode)[1:]}." for episode in happened[:MOST]),
             *more,
             *_cost(view),
-            *origins.told(view),
+            *origins.sentences(view),
         ],
         steps=sorted({act.step for act in view.acts}),
         tensors=[],

@@ -37,13 +37,13 @@ def _least(view: View) -> float:
     if view.stuck:
         return SHRUNK
     flat = trend.plateau and not trend.stalled
-    if flat or trend.signed or not trend.known:
+    if flat or trend.signed or not trend.recorded:
         return 30 * SHRUNK
     return LOST if _learns(trend) else math.inf
 
 
 def _learns(trend: LossTrend) -> bool:
-    return trend.known and not (trend.signed or trend.plateau or trend.stalled)
+    return trend.recorded and not (trend.signed or trend.plateau or trend.stalled)
 
 
 def _steepest(view: View) -> Profile | None:
@@ -84,7 +84,7 @@ def _loss(trend: LossTrend) -> str:
 
 def _finding(view: View, profile: Profile) -> Finding:
     trend = view.loss_trend
-    told = trend.known and not trend.signed
+    comparable = trend.recorded and not trend.signed
     learns = _learns(trend)
     first, last = (view.tensors[profile.columns[i]].name for i in (0, -1))
     evidence = [
@@ -94,13 +94,13 @@ def _finding(view: View, profile: Profile) -> Finding:
         f"Each layer passes on about {number(profile.per_layer)} of the gradient; "
         f"{len(profile.norms)} layers.",
     ]
-    if trend.known:
+    if trend.recorded:
         evidence.append(_loss(trend))
     return finding(
         view,
         "SG301",
-        "info" if learns else "error" if told and profile.ratio >= 1e4 else "warning",
-        min(0.95, (0.85 if told else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
+        "info" if learns else "error" if comparable and profile.ratio >= 1e4 else "warning",
+        min(0.95, (0.85 if comparable else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
         f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
         f"layers than in the last{', which learn alone' if learns else ''}.",
         evidence=evidence,

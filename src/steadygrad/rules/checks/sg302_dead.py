@@ -77,7 +77,7 @@ def _is_dead(late: float, early: float) -> bool:
 def _matters(view: View, whole: Array) -> bool:
     """A loss that still falls, or that is next to nothing, explains a zero gradient."""
     trend = view.loss_trend
-    if not trend.known:
+    if not trend.recorded:
         return True
     solved = abs(trend.end) <= 1e-3 * abs(trend.start)
     most = np.isin(view.weights, whole).mean() >= 0.5
@@ -92,7 +92,7 @@ def _severity(view: View) -> str:
     if never_lived(view):
         nothing = not (view.loss[view.usable] != 0).any()
         return "info" if nothing and view.travel > 0 else "error"
-    return "error" if view.loss_trend.known else "warning"
+    return "error" if view.loss_trend.recorded else "warning"
 
 
 def _mattering(view: View) -> Array:
@@ -128,7 +128,7 @@ def _whole(view: View, columns: Array) -> Finding:
     every = len(columns) == int(_mattering(view).sum())
     at_once = bool((columns_median(view.zeros[view.good][:3])[columns] == 1).all())
     names = [view.tensors[i].name for i in columns]
-    with_loss = view.loss_trend.known
+    with_loss = view.loss_trend.recorded
     return finding(
         view,
         "SG302",

@@ -33,7 +33,7 @@ def check(view: View) -> Iterator[Finding]:
 
 def _suffers(view: View) -> bool:
     trend = view.loss_trend
-    return not trend.known or trend.stalled or trend.diverged
+    return not trend.recorded or trend.stalled or trend.diverged
 
 
 def _finding(view: View, names: list[str], share: float, first: float) -> Finding:
@@ -41,14 +41,14 @@ def _finding(view: View, names: list[str], share: float, first: float) -> Findin
     when = "from the start" if first >= FLAT else "in the course of training"
     loss = (
         [f"The loss stalls: {number(trend.start)} at the start, {number(trend.lowest)} at best."]
-        if trend.known
+        if trend.recorded
         else []
     )
     return finding(
         view,
         "SG304",
-        "error" if trend.known else "warning",
-        0.9 if trend.known else 0.65,
+        "error" if trend.recorded else "warning",
+        0.9 if trend.recorded else 0.65,
         f"Activations are saturated {when}: {percent(share)} of the outputs behind {names[0]} are "
         "at the flat ends.",
         evidence=[f"Layers of which most outputs are flat: {', '.join(names[:6])}.", *loss],

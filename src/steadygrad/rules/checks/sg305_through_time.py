@@ -59,7 +59,7 @@ def _held_back(view: View) -> bool:
 
 def _only_a_constant(view: View) -> bool:
     trend = view.loss_trend
-    if not trend.known or trend.signed or trend.stalled:
+    if not trend.recorded or trend.signed or trend.stalled:
         return False
     late = view.loss[len(view) // 5 :]
     half = len(late) // 2
@@ -73,7 +73,7 @@ def _measured(view: View, column: int, sample: Measured) -> Finding:
     radius = median(radii[:, column]) if len(radii) else np.nan
     power = np.log10(max(sample.reach, 1e-300))
     said = [f"The spectral radius of {name} is {number(radius)}."] if np.isfinite(radius) else []
-    return _told(
+    return _conclusion(
         view,
         name,
         f"{number(sample.reach)} of it is left at the first of {sample.length} time steps.",
@@ -92,7 +92,7 @@ def _finding(view: View, column: int, radius: float, length: int) -> Finding:
     power = length * np.log10(max(radius, 1e-9))
     left = number(radius**length) if power > -300 else f"1e{power:.0f}"
     span = int(np.log(LOST) / np.log(max(radius, 1e-9)))
-    return _told(
+    return _conclusion(
         view,
         name,
         f"{name} has a spectral radius of {number(radius)}, and {length} time steps leave {left} "
@@ -106,7 +106,7 @@ def _finding(view: View, column: int, radius: float, length: int) -> Finding:
     )
 
 
-def _told(
+def _conclusion(
     view: View, name: str, what: str, evidence: list[str], figures: dict[str, float], power: float
 ) -> Finding:
     trend, gated = view.loss_trend, any(cell in _module(view, name) for cell in GATED)

@@ -91,7 +91,7 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
 def _learns(view: View) -> bool:
     """Whether the loss falls: what is clipped away is then not what the run lacks."""
     trend = view.loss_trend
-    return trend.known and not trend.signed and trend.fall > LEARNS and not trend.diverged
+    return trend.recorded and not trend.signed and trend.fall > LEARNS and not trend.diverged
 
 
 def _fixes(view: View, threshold: float, better: float, typical: float) -> list[str]:

@@ -70,7 +70,7 @@ def _is_small(start: _Start, typical: float) -> bool:
 
 def _suffers(view: View) -> bool:
     trend = view.loss_trend
-    trouble = not trend.known or trend.stalled or trend.diverged or trend.dear
+    trouble = not trend.recorded or trend.stalled or trend.diverged or trend.dear
     return trouble or bool(view.broken.any())
 
 
@@ -146,7 +146,7 @@ def _severity(view: View, typical: float) -> str:
 
 def _loss(view: View) -> str:
     trend = view.loss_trend
-    if not trend.known:
+    if not trend.recorded:
         return view.loss_sentence
     return f"The loss starts at {number(trend.start)} and gets to {number(trend.lowest)}."
 

@@ -120,7 +120,7 @@ def _finding(view: View, typical: float, rows: Array) -> Finding:
             f"The loss goes from {number(trend.first)} to {number(trend.end)}; it changes by "
             f"{number(trend.swing)} from one step to the next."
         ]
-        if trend.known
+        if trend.recorded
         else []
     )
     factor = 10 ** np.ceil(np.log10(typical / 0.01))

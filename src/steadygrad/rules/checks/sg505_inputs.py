@@ -28,14 +28,16 @@ def _suffers(view: View) -> bool:
     """
     trend = view.loss_trend
     trouble = trend.stalled or trend.diverged or trend.plateau or trend.dear
-    return not trend.known or trouble or bool(view.broken.any())
+    return not trend.recorded or trouble or bool(view.broken.any())
 
 
 def _finding(view: View, seen: Entrance) -> Finding:
     name, size = view.tensors[seen.column].name, seen.size
     trend = view.loss_trend
     said = (
-        [f"The loss goes from {number(trend.first)} to {number(trend.end)}."] if trend.known else []
+        [f"The loss goes from {number(trend.first)} to {number(trend.end)}."]
+        if trend.recorded
+        else []
     )
     return finding(
         view,

@@ -44,7 +44,7 @@ def _falls(left: Array) -> bool:
 def _learns(view: View) -> bool:
     """Whether the loss got anywhere all the same, or nobody knows it."""
     trend = view.loss_trend
-    return not trend.known or trend.signed or trend.end < 0.7 * trend.first
+    return not trend.recorded or trend.signed or trend.end < 0.7 * trend.first
 
 
 def _finding(view: View, left: float, decay: float | None, step: int) -> Finding:

@@ -15,7 +15,7 @@ ALWAYS = 0.9
 
 def check(view: View) -> Iterator[Finding]:
     loop = loop_of(view)
-    if loop.judged < FEW or loop.held < ALWAYS * loop.judged:
+    if loop.judged < FEW or loop.uncleared < ALWAYS * loop.judged:
         return
     yield finding(
         view,
@@ -24,8 +24,8 @@ def check(view: View) -> Iterator[Finding]:
         0.97,
         "Gradients are never cleared: each step applies the sum of all gradients so far.",
         evidence=[
-            f"At the first backward after {loop.held} of {loop.judged} steps, .grad still held "
-            "what that step had used, and no call cleared it before the next step.",
+            f"At the first backward after {loop.uncleared} of {loop.judged} steps, .grad still "
+            "held what that step had used, and no call cleared it before the next step.",
             view.loss_sentence,
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
@@ -45,7 +45,7 @@ def check(view: View) -> Iterator[Finding]:
                 jax="grads = jax.grad(loss_fn)(params)  # each step anew, not added to the last",
             )
         ],
-        figures={"held": loop.held, "judged": loop.judged},
+        figures={"held": loop.uncleared, "judged": loop.judged},
     )
 
 

@@ -24,10 +24,10 @@ _GETS = {
 
 
 def check(view: View) -> Iterator[Finding]:
-    found = logits_of(view)
-    if found is None:
+    logits = logits_of(view)
+    if logits is None:
         return
-    loss, before = found
+    loss, before = logits
     if loss == "nll_loss":
         yield _no_logarithms(view, before)
     elif before == "linear":

@@ -115,7 +115,7 @@ def _growth(view: View, index: int, before: Array) -> float:
 
 
 def _broken_tensors(view: View, index: int) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    row = int(np.searchsorted(view.kept, index))
+    row = int(np.searchsorted(view.rows_read, index))
     norms = view.norms[row]
     measured = int((~np.isnan(norms) | (view.figures("nonfinite")[row] > 0)).sum())
     bad = np.flatnonzero((view.figures("nonfinite")[row] > 0) | np.isinf(norms))[::-1]

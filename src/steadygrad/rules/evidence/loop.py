@@ -17,14 +17,14 @@ class Loop:
 
     Attributes:
         judged: steps before which it was known whether gradients had been cleared.
-        held: those before which nothing had cleared them.
+        uncleared: those before which nothing had cleared them.
         emptied: steps whose gradients were cleared between backward and step.
         passes: backward passes whose gradients a step sums up, the median.
         undivided: steps of several passes none of which began at a division.
     """
 
     judged: int = 0
-    held: int = 0
+    uncleared: int = 0
     emptied: int = 0
     passes: int = 0
     undivided: int = 0

@@ -22,7 +22,7 @@ class LossTrend:
     """How the loss went, smoothed by a running median.
 
     Attributes:
-        known: whether enough finite losses were recorded.
+        recorded: whether enough finite losses were recorded.
         first: lowest of the first three losses, before training has done anything.
         start: median of the first window.
         middle: median of the window half-way.
@@ -34,7 +34,7 @@ class LossTrend:
         window: steps in a window.
     """
 
-    known: bool = False
+    recorded: bool = False
     first: float = math.nan
     start: float = math.nan
     middle: float = math.nan
@@ -53,13 +53,13 @@ class LossTrend:
     @property
     def stalled(self) -> bool:
         """Whether the loss is known and never fell by 15 % of where it began."""
-        return self.known and self.fall < 0.15
+        return self.recorded and self.fall < 0.15
 
     @property
     def plateau(self) -> bool:
         """Whether the loss is known and its second half brought less than 5 %."""
         late = (self.middle - self.end) / max(abs(self.middle), 1e-12)
-        return self.known and late < 0.05
+        return self.recorded and late < 0.05
 
     @property
     def dear(self) -> bool:
@@ -67,17 +67,17 @@ class LossTrend:
 
         In its first window: a loss that falls as far in the course of the run is a good fit.
         """
-        return self.known and self.first > 30 * max(abs(self.start), 1e-6)
+        return self.recorded and self.first > 30 * max(abs(self.start), 1e-6)
 
     @property
     def blew_up(self) -> bool:
         """Whether the loss stood far above where it began at some time."""
-        return self.known and self.highest > 3 * abs(self.first) + 4 * self.noise
+        return self.recorded and self.highest > 3 * abs(self.first) + 4 * self.noise
 
     @property
     def worse(self) -> bool:
         """Whether the smoothed loss was never again as low as before training."""
-        return self.known and self.lowest - self.first > max(
+        return self.recorded and self.lowest - self.first > max(
             0.2 * abs(self.first), 0.5 * self.noise
         )
 
@@ -86,7 +86,9 @@ class LossTrend:
         """Whether the loss ends well above where it began, beyond its own noise."""
         base = min(self.first, self.start)
         return (
-            self.known and not self.home and self.end - base > max(0.5 * abs(base), 4 * self.noise)
+            self.recorded
+            and not self.home
+            and self.end - base > max(0.5 * abs(base), 4 * self.noise)
         )
 
     @property
@@ -100,7 +102,7 @@ class LossTrend:
 
         The surrogate of a policy gradient, an adversary's score, a log-density.
         """
-        return self.known and self.lowest < 0
+        return self.recorded and self.lowest < 0
 
 
 def loss_trend(losses: Array) -> LossTrend:
@@ -156,7 +158,7 @@ class LossesOfSteps(Steps):
     def loss_sentence(self) -> str:
         """How the loss went, for evidence: not recorded, NaN, or its figures."""
         trend = self.loss_trend
-        if trend.known:
+        if trend.recorded:
             return f"The loss: {trend.start:.4g} at the start, {trend.end:.4g} at the end."
         if self.loss_nan.any():
             return f"The loss is NaN in {percent(float(self.loss_nan.mean()))} of the steps."

@@ -57,7 +57,7 @@ def origin_of(view: View) -> Origin | None:
     return next((o for o in origins if o.replayed), origins[0] if origins else None)
 
 
-def told(view: View) -> list[str]:
+def sentences(view: View) -> list[str]:
     """Sentences of evidence; none where nobody looked."""
     origin = origin_of(view)
     return origin.sentences() if origin is not None else []

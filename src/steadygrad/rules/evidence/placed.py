@@ -26,7 +26,7 @@ def fixes(view: View, call: Call, order: str | None = None) -> list[str]:
         "optimizer.zero_grad()\nloss.backward()\n"
         f"torch.nn.utils.{name}(model.parameters(), {threshold:g})\noptimizer.step()"
     )
-    kept = code(
+    corrected = code(
         view,
         torch=order.format(clip=f"torch.nn.utils.{name}(model.parameters(), {threshold:g})")
         if order
@@ -34,4 +34,7 @@ def fixes(view: View, call: Call, order: str | None = None) -> list[str]:
         keras=f"optimizer = keras.optimizers.Adam(global_clipnorm={threshold:g})",
         jax=f"optimizer = optax.chain(optax.clip_by_global_norm({threshold:g}), optimizer)",
     )
-    return [clip_code(view, spec) + "  # acts inside optimizer.step(): drop your own call", kept]
+    return [
+        clip_code(view, spec) + "  # acts inside optimizer.step(): drop your own call",
+        corrected,
+    ]

@@ -49,8 +49,8 @@ class Stability(NamedTuple):
 
     def to_dict(self) -> dict[str, float | int | None]:
         """The same as strict JSON holds it: an unknown score is None."""
-        known = math.isfinite(self.score)
-        return {**self._asdict(), "score": self.score if known else None}
+        finite = math.isfinite(self.score)
+        return {**self._asdict(), "score": self.score if finite else None}
 
 
 def stability(run: Run | str | os.PathLike[str]) -> Stability:

@@ -74,7 +74,7 @@ class TensorsOfSteps(Steps):
         return [self.run.tensors[i] for i in self.order]
 
     @cached_property
-    def kept(self) -> Array:
+    def rows_read(self) -> Array:
         """Which of the optimizer's steps have their tensor figures read, ascending."""
         if len(self) <= MOST_ROWS:
             return np.arange(len(self))
@@ -95,7 +95,7 @@ class TensorsOfSteps(Steps):
         Returns:
             float64; NaN where not measured.
         """
-        return self.run.tensor_rows(self.rows[self.kept], self.order, figure=name)
+        return self.run.tensor_rows(self.rows[self.rows_read], self.order, figure=name)
 
     @cached_property
     def norms(self) -> Array:
@@ -110,7 +110,7 @@ class TensorsOfSteps(Steps):
     @cached_property
     def good(self) -> Array:
         """Which of the kept steps are usable, bool."""
-        return self.usable[self.kept]
+        return self.usable[self.rows_read]
 
     @cached_property
     def healthy_norms(self) -> Array:
@@ -125,7 +125,7 @@ class TensorsOfSteps(Steps):
         Where a run ends in steps without a gradient worth the name, medians over all of them
         would tell of that end alone.
         """
-        total = self.norm[self.kept][self.good]
+        total = self.norm[self.rows_read][self.good]
         live = total >= NOTHING * median(total[: max(3, len(total) // 10)])
         return self.healthy_norms[live] if live.sum() >= ENOUGH else self.healthy_norms
 

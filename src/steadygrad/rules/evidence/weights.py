@@ -14,8 +14,8 @@ def _after_its_step(view: View, step: int) -> bool:
 
     Weights that are updated by hand are sampled when their step is over.
     """
-    place = np.flatnonzero(view.step[view.kept] == step)
-    if not len(place) or not view.broken[view.kept][place[0]]:
+    place = np.flatnonzero(view.step[view.rows_read] == step)
+    if not len(place) or not view.broken[view.rows_read][place[0]]:
         return False
     counts, norms = view.figures("nonfinite")[place[0]], view.norms[place[0]]
     return bool(((counts == 0) & np.isfinite(norms)).mean() > 0.5)

@@ -86,7 +86,7 @@ class Alerts(Sink):
         self._severities = _at_least(on)
         self._stops = () if stop_on is None else _at_least(stop_on)
         self._stopping: tuple[str, float] | None = None
-        self._told: set[tuple[str, int, str]] = set()
+        self._reported: set[tuple[str, int, str]] = set()
         self._broken = False
         self._next_look = 0.0
         self._steps_since = 0
@@ -132,8 +132,8 @@ class Alerts(Sink):
             for finding in diagnose(self._head.path):
                 key = finding.id, finding.optimizer, finding.severity  # a warning may grow graver
                 grave = finding.severity in (*self._severities, *self._stops)
-                if grave and key not in self._told:
-                    self._told.add(key)
+                if grave and key not in self._reported:
+                    self._reported.add(key)
                     self._tell(finding)
         spent = time.monotonic() - began
         self._next_look = time.monotonic() + max(self._every, REST * spent)

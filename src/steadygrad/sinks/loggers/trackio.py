@@ -36,11 +36,11 @@ class Trackio(ScalarSink):
 
     def event(self, event: Event) -> None:
         """Pass an alert on to those whom Trackio tells of alerts."""
-        told = self.told_alert(event)
-        if told is not None:
+        alert = self.told_alert(event)
+        if alert is not None:
             level = _trackio().AlertLevel
-            grave = told.severity == "error"
-            self._run.alert(told.title, told.text, level=level.ERROR if grave else level.WARN)
+            grave = alert.severity == "error"
+            self._run.alert(alert.title, alert.text, level=level.ERROR if grave else level.WARN)
 
     def close(self) -> None:
         """Finish the run."""

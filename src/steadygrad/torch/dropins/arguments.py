@@ -138,13 +138,14 @@ def _has_place_for_grad(tensor: torch.Tensor) -> bool:
     return tensor.is_leaf or tensor.retains_grad  # others warn when asked
 
 
-def _refuse_gradients(given: list[torch.Tensor], caller: str) -> None:
+def _refuse_gradients(tensors: list[torch.Tensor], caller: str) -> None:
     """Tell parameters whose gradient is not there yet from gradients passed in their place."""
     bare = [
-        not isinstance(t, torch.nn.Parameter) and not (t.is_leaf and t.requires_grad) for t in given
+        not isinstance(t, torch.nn.Parameter) and not (t.is_leaf and t.requires_grad)
+        for t in tensors
     ]
     if all(bare):
         raise UsageError(
-            f"{caller} got gradients in place of parameters: none of these {len(given)} tensors "
+            f"{caller} got gradients in place of parameters: none of these {len(tensors)} tensors "
             f"has a .grad of its own. Type {caller}(model.parameters(), ...)"
         )

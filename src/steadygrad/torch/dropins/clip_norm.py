@@ -128,8 +128,8 @@ def _clip(
 ) -> torch.Tensor:
     threshold = require_threshold(max_norm, "max_norm", "clip_grad_norm_")
     p = require_norm_type(norm_type, "clip_grad_norm_")
-    found, grads = parameters_of(parameters, "clip_grad_norm_")
-    norm = _total(grads, p, error_if_nonfinite, *spread_of_some(found))
+    params, grads = parameters_of(parameters, "clip_grad_norm_")
+    norm = _total(grads, p, error_if_nonfinite, *spread_of_some(params))
     _scale(grads, threshold, norm)
     return torch.as_tensor(norm)
 

@@ -37,17 +37,17 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
 @eager
 def _clip(parameters: Tensors, clip_value: float) -> None:
     limit = require_threshold(clip_value, "clip_value", "clip_grad_value_")
-    found, grads = parameters_of(parameters, "clip_grad_value_")
+    params, grads = parameters_of(parameters, "clip_grad_value_")
     if any_sharded(grads):
-        carry_out_sums(found)
-        grads = [parameter.grad for parameter in found if parameter.grad is not None]
+        carry_out_sums(params)
+        grads = [parameter.grad for parameter in params if parameter.grad is not None]
     on_cpu = all(grad.device.type == "cpu" for grad in grads)
     if on_cpu and grads:
         figures = kernels.read(local(grads), float("inf"))
         touched = (figures.max_abs > limit) | (figures.nonfinite > 0)
-        found = [parameter for parameter, hit in zip(found, touched, strict=True) if hit]
+        params = [parameter for parameter, hit in zip(params, touched, strict=True) if hit]
     with torch.no_grad():
-        for parameter in found:
+        for parameter in params:
             _clamp(summed_values(parameter), limit)
 
 

@@ -68,7 +68,7 @@ def _forward_source(event: BrokenCall) -> Note | None:
 def first_cause(note: Note) -> Note:
     """The earliest call on the way back from a bad result whose inputs were all good."""
     seen: set[int] = set()
-    waiting, found = [note], []
+    waiting, first_causes = [note], []
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
@@ -76,8 +76,8 @@ def first_cause(note: Note) -> Note:
         seen.add(id(one))
         waiting += one.causes
         if not one.causes:
-            found.append(one)
-    return min(found, key=lambda n: n.number)
+            first_causes.append(one)
+    return min(first_causes, key=lambda n: n.number)
 
 
 def _of_forward(case: Case, story: Story, note: Note, batch: int) -> Origin:
@@ -95,8 +95,8 @@ def _of_backward(case: Case, events: Sequence[BrokenCall], batch: int) -> Origin
     name = event.node if event.made else f"{event.node}, where finite gradients overflow in a sum,"
     if event.inner is not None:
         name = f"{event.node}: {event.inner.name}"
-    given = [] if note is None else note.inputs
-    inputs = (*_ranges(given), *_ranges(event.given[:1]))
+    noted = [] if note is None else note.inputs
+    inputs = (*_ranges(noted), *_ranges(event.grads_in[:1]))
     later = next((e for e in events[1:] if e.kind == "nan"), None)
     then = ""
     if event.kind == "inf" and later is not None:
@@ -186,7 +186,7 @@ def _batch_of(entries: Sequence[TapeEntry]) -> int:
 
 
 def _constants(entry: TapeEntry) -> list[Any]:
-    return [held.value for held in entry.value] if entry.kind == "constant" else []
+    return [outside.value for outside in entry.value] if entry.kind == "constant" else []
 
 
 def _time_first(entry: TapeEntry) -> bool:

@@ -21,7 +21,7 @@ __ior__ __ixor__
 _RANDOM_NAMES, _IN_PLACE_NAMES = frozenset(_DRAW.split()), frozenset(_CHANGE.split())
 _PLAIN_NAMES = frozenset(["backward", "detach_", "register_hook", "retain_grad"])
 
-known: dict[Any, int] = {}
+kind_by_function: dict[Any, int] = {}
 """Function to kind; a function that was seen to return no tensor is plain from then on."""
 
 
@@ -45,7 +45,7 @@ def kind_of(func: object) -> int:
         kind = IN_PLACE
     else:
         kind = ORDINARY
-    known[func] = kind
+    kind_by_function[func] = kind
     return kind
 
 

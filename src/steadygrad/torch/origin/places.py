@@ -23,8 +23,8 @@ def place_of(frame: FrameType | None) -> Place:
     first = frame
     while frame is not None:
         code = frame.f_code
-        known = library.get(id(code))
-        if not (is_library(code) if known is None else known[0]):
+        entry = library.get(id(code))
+        if not (is_library(code) if entry is None else entry[0]):
             return code, frame.f_lasti
         frame = frame.f_back
     assert first is not None
@@ -33,12 +33,12 @@ def place_of(frame: FrameType | None) -> Place:
 
 def is_library(code: CodeType) -> bool:
     """Whether code is torch's or ours."""
-    known = library.get(id(code))
-    if known is None:
+    entry = library.get(id(code))
+    if entry is None:
         file = code.co_filename
         inside = file.startswith((_TORCH, _OURS, "<frozen importlib"))
-        known = library[id(code)] = inside and not file.startswith(_DEMOS), code
-    return known[0]
+        entry = library[id(code)] = inside and not file.startswith(_DEMOS), code
+    return entry[0]
 
 
 def line_of(place: Place) -> tuple[str, int]:

@@ -79,7 +79,7 @@ class BrokenCall:
         note: the forward call that it belongs to.
         kind: ``nan`` or ``inf``.
         made: it made that from finite gradients; else several finite ones overflowed in a sum.
-        given: the gradients that it was given.
+        grads_in: the gradients that it was called with.
         result: the bad gradient.
         inner: a call inside a custom backward that made it.
     """
@@ -88,7 +88,7 @@ class BrokenCall:
     note: Note | None
     kind: str
     made: bool
-    given: list[Look]
+    grads_in: list[Look]
     result: Look
     inner: Note | None = None
 
@@ -101,7 +101,7 @@ class Probe(TorchFunctionMode):
 
     Attributes:
         base: the line that called what is being replayed.
-        held: names of tensors that were there before the step, by id: parameters and buffers.
+        names_by_id: of tensors that were there before the step: parameters and buffers.
         notes: the calls.
         events: what went wrong in the backward pass.
         modules: path and class of the modules that are running, the innermost last.
@@ -110,7 +110,7 @@ class Probe(TorchFunctionMode):
     def __init__(self, stop: Any) -> None:
         super().__init__()
         self.base: Place = (stop, 0)
-        self.held: dict[int, str] = {}
+        self.names_by_id: dict[int, str] = {}
         self.notes: list[Note] = []
         self.events: list[BrokenCall] = []
         self.modules: list[tuple[str, str]] = []
@@ -156,7 +156,7 @@ class Probe(TorchFunctionMode):
 
     def _enter(self, note: Note, tensor: torch.Tensor, number: int) -> str:
         """Read an input; whatever is wrong with it becomes a cause, unless it was meant."""
-        look = look_at(tensor, self.held.get(id(tensor), f"input {number}"))
+        look = look_at(tensor, self.names_by_id.get(id(tensor), f"input {number}"))
         note.inputs.append(look)
         if not look.kind:
             return GOOD
@@ -183,8 +183,8 @@ class Probe(TorchFunctionMode):
         self._storages[_storage(leaf)] = note
 
     def _is_meant(self, tensor: torch.Tensor, look: Look) -> bool:
-        known = self._meant.get(id(tensor))
-        if known is not None and known[0] is tensor:
+        entry = self._meant.get(id(tensor))
+        if entry is not None and entry[0] is tensor:
             return True
         if id(tensor) in self._bad or _storage(tensor) in self._storages or look.kind == "nan":
             return False
@@ -192,13 +192,13 @@ class Probe(TorchFunctionMode):
 
     def _maker(self, tensor: torch.Tensor, look: Look) -> Note:
         """The call that made a bad tensor; one that stands for the outside where none did."""
-        known = self._bad.get(id(tensor))
-        if known is not None and known[0] is tensor:
-            return known[1]
+        entry = self._bad.get(id(tensor))
+        if entry is not None and entry[0] is tensor:
+            return entry[1]
         by_storage = self._storages.get(_storage(tensor))
         if by_storage is not None:
             return by_storage
-        what = self.held.get(id(tensor), "")
+        what = self.names_by_id.get(id(tensor), "")
         outside = Note(len(self.notes), what or "data", self.base, self._module(), [look])
         outside.kind, outside.result = look.kind, look
         outside.outside = "weights" if what else "input"
@@ -216,7 +216,7 @@ class Probe(TorchFunctionMode):
         look = look_at(tensor, "result")
         return self._maker(tensor, look) if look.kind else None
 
-    def leaves_module(self, given: object, output: object) -> None:
+    def leaves_module(self, inputs: object, output: object) -> None:
         """A module returns: where nothing was seen inside it, it stands for what it did."""
         path, kind = self._module()
         note = Note(len(self.notes), kind, self._place(), (path, kind), [])
@@ -226,7 +226,7 @@ class Probe(TorchFunctionMode):
                 continue
             unseen = id(leaf) not in self._bad and _storage(leaf) not in self._storages
             if unseen and id(leaf) not in self._meant and look_at(leaf, "").kind:
-                for number, tensor in enumerate(filter(_readable, tensors_in(given))):
+                for number, tensor in enumerate(filter(_readable, tensors_in(inputs))):
                     self._enter(note, tensor, number)
                 self._leave(note, leaf, False)
             self._own(leaf.grad_fn, note)
@@ -272,8 +272,8 @@ class Probe(TorchFunctionMode):
     def _hook(self, node: Any) -> object:
         note, name = self._nodes.get(node), node.name()
 
-        def hook(made: tuple[Any, ...], given: tuple[Any, ...]) -> None:
-            entered = [look_at(g, "gradient") for g in given if g is not None and _readable(g)]
+        def hook(made: tuple[Any, ...], grads_in: tuple[Any, ...]) -> None:
+            entered = [look_at(g, "gradient") for g in grads_in if g is not None and _readable(g)]
             left = [look_at(g, "gradient") for g in made if g is not None and _readable(g)]
             broken = next((look for look in entered if look.kind), None)
             bad = broken or next((look for look in left if look.kind), None)

@@ -59,34 +59,34 @@ class Glance(NamedTuple):
     """An attribute before a call that is looked at closely: how to know it, how to have it back."""
 
     print: Any
-    kept: Kept
+    attribute: Kept
 
 
 def glance_at(module: torch.nn.Module) -> dict[tuple[int, str], Glance]:
     """Every attribute of a module and of those inside it that it made itself."""
-    found = {}
+    glances = {}
     for owner in module.modules():
         if isinstance(owner, torch.jit.ScriptModule):
             continue
         reference = weakref.ref(owner)
         for name, value in vars(owner).items():
             if name not in _OWN:
-                kept = _keep((reference, name), value, grows=False)
-                found[id(owner), name] = Glance(_print_of(value), kept)
-    return found
+                attribute = _keep((reference, name), value, grows=False)
+                glances[id(owner), name] = Glance(_print_of(value), attribute)
+    return glances
 
 
 def changed_since(glances: dict[tuple[int, str], Glance]) -> list[tuple[Kept, bool]]:
     """The attributes that a call has changed, and whether each only grew."""
     changed = []
     for glance in glances.values():
-        owner = glance.kept.spot[0]()
-        now = None if owner is None else vars(owner).get(glance.kept.spot[1])
+        owner = glance.attribute.spot[0]()
+        now = None if owner is None else vars(owner).get(glance.attribute.spot[1])
         before, after = glance.print, _print_of(now)
         if before != after:
             longer = type(now) is list and type(before) is tuple and before[0] == after[0]
             grows = longer and after[2][: before[1]] == before[2][: before[1]]
-            changed.append((glance.kept, grows))
+            changed.append((glance.attribute, grows))
     return changed
 
 

@@ -83,7 +83,7 @@ class BackwardReplay:
         self._require_possible()
         probe = Probe(_called.__code__)
         with _undisturbed(self.roots), _watched(probe, self._labels()):
-            probe.held = self._names()
+            probe.names_by_id = self._names()
             for entry in self.entries:
                 self._do(entry, probe)
             return self._judge(probe)
@@ -124,7 +124,7 @@ class BackwardReplay:
 
     def _do(self, entry: TapeEntry, probe: Probe) -> None:
         if entry.kind == "constant":
-            self._values[id(entry)] = [self._held(held) for held in entry.value]
+            self._values[id(entry)] = [self._own_tensor(outside) for outside in entry.value]
             return
         args, kwargs = self._unpacked(entry.args), self._unpacked(entry.kwargs or {})
         target = entry.func
@@ -148,7 +148,7 @@ class BackwardReplay:
         if isinstance(value, Use):
             return self._value(value)
         if isinstance(value, OutsideTensor):
-            return self._held(value)
+            return self._own_tensor(value)
         if type(value) is tuple:
             return tuple(self._unpacked(item) for item in value)
         if type(value) is list:
@@ -163,16 +163,16 @@ class BackwardReplay:
             raise Impossible("an earlier part of the step is no longer kept")
         return leaves[use.leaf]
 
-    def _held(self, held: OutsideTensor) -> torch.Tensor:
-        if held.changed:
-            shape = tuple(held.value.shape)
+    def _own_tensor(self, outside: OutsideTensor) -> torch.Tensor:
+        if outside.changed:
+            shape = tuple(outside.value.shape)
             raise Impossible(f"a tensor of shape {shape} was changed in place after it was used")
-        if not held.was_graph and not held.copied:
-            return held.value
-        if id(held) not in self._fresh:  # a copy will be changed in place, as the original was
-            fresh = held.value.clone() if held.copied else held.value.detach()
-            self._fresh[id(held)] = fresh.requires_grad_() if held.was_graph else fresh
-        return self._fresh[id(held)]
+        if not outside.was_graph and not outside.copied:
+            return outside.value
+        if id(outside) not in self._fresh:  # a copy will be changed in place, as the original was
+            fresh = outside.value.clone() if outside.copied else outside.value.detach()
+            self._fresh[id(outside)] = fresh.requires_grad_() if outside.was_graph else fresh
+        return self._fresh[id(outside)]
 
     def _rebuilt(self, value: Rebuilt) -> object:
         if isinstance(value.like, tuple):
@@ -390,6 +390,6 @@ def _watched(probe: Probe, labels: dict[int, tuple[str, str]]) -> Iterator[None]
         watching[0] = None
         for handle in handles:
             handle.remove()
-        for table, kept in zip(tables, saved, strict=True):
+        for table, entries in zip(tables, saved, strict=True):
             table.clear()
-            table.update(kept)
+            table.update(entries)

@@ -35,7 +35,7 @@ class Draws(NamedTuple):
     devices: tuple[tuple[Any, torch.Tensor], ...] = ()
     others: Any = None
     buffers: tuple[Buffer, ...] = ()
-    kept: tuple[remembered.Kept, ...] = ()
+    attributes: tuple[remembered.Kept, ...] = ()
     seen: Any = None  # versions of those buffers, and attributes, where it is looked at closely
 
 
@@ -62,7 +62,7 @@ class GeneratorCopies:
     """Copies generators before calls, and as little of the rest as a replay can do with."""
 
     def __init__(self) -> None:
-        self._known: dict[int, _Manners] = {}
+        self._manners: dict[int, _Manners] = {}
 
     def now(self) -> Draws:
         """torch's generators."""
@@ -70,19 +70,19 @@ class GeneratorCopies:
 
     def before(self, module: torch.nn.Module) -> Draws:
         """What a call of this module may draw from and change."""
-        known = self._known.get(id(module))
-        if known is None or known.owner() is not module:
-            self._known = {k: m for k, m in self._known.items() if m.owner() is not None}
-            known = self._known[id(module)] = _Manners(module)
-        if known.looks < LOOKS:
-            known.looks += 1
+        manners = self._manners.get(id(module))
+        if manners is None or manners.owner() is not module:
+            self._manners = {k: m for k, m in self._manners.items() if m.owner() is not None}
+            manners = self._manners[id(module)] = _Manners(module)
+        if manners.looks < LOOKS:
+            manners.looks += 1
             copies = _copies(_buffers_of(module))
             seen = [_version(owner, name) for owner, name, _ in copies], glance_at(module)
             return Draws(_cpu_state(), _device_states(), other_states(), copies, seen=seen)
-        others = other_states() if known.draws_others else None
-        copies = _copies(known.changing) if known.changing else ()
-        kept = remembered.keep(known.remembers.items()) if known.remembers else ()
-        return Draws(_cpu_state(), _device_states(), others, copies, kept)
+        others = other_states() if manners.draws_others else None
+        copies = _copies(manners.changing) if manners.changing else ()
+        attributes = remembered.keep(manners.remembers.items()) if manners.remembers else ()
+        return Draws(_cpu_state(), _device_states(), others, copies, attributes)
 
     def after(self, module: torch.nn.Module, draws: Draws) -> Draws:
         """Learn from a call that was looked at closely what later ones need.
@@ -90,16 +90,18 @@ class GeneratorCopies:
         Returns:
             What the call itself needs.
         """
-        known, (versions, glances) = self._known[id(module)], draws.seen
+        manners, (versions, glances) = self._manners[id(module)], draws.seen
         if other_states() != draws.others:
-            known.draws_others = True
+            manners.draws_others = True
         for (owner, name, _), version in zip(draws.buffers, versions, strict=True):
-            if _version(owner, name) != version and (owner, name) not in known.changing:
-                known.changing.append((owner, name))
+            if _version(owner, name) != version and (owner, name) not in manners.changing:
+                manners.changing.append((owner, name))
         changed = remembered.changed_since(glances)
-        for kept, grows in changed:
-            known.remembers[kept.spot] = grows and known.remembers.get(kept.spot, True)
-        return draws._replace(kept=tuple(kept for kept, _ in changed), seen=None)
+        for attribute, grows in changed:
+            manners.remembers[attribute.spot] = grows and manners.remembers.get(
+                attribute.spot, True
+            )
+        return draws._replace(attributes=tuple(attribute for attribute, _ in changed), seen=None)
 
 
 _cpu_state = torch.default_generator.get_state
@@ -220,8 +222,8 @@ def modules_kept(roots: list[torch.nn.Module]) -> Iterator[None]:
         for module, attributes, contents in saved:
             vars(module).clear()
             vars(module).update(attributes)
-            for container, held in contents:
-                _refill(container, held)
+            for container, content in contents:
+                _refill(container, content)
         for generator, state in states:
             remembered.set_state(generator, state)
         with torch.no_grad():
@@ -241,16 +243,16 @@ def _contents(module: torch.nn.Module) -> list[tuple[object, object]]:
     return [(container, container.copy()) for container in containers]
 
 
-def _refill(container: Any, held: Any) -> None:
+def _refill(container: Any, content: Any) -> None:
     if isinstance(container, (list, collections.deque)):
-        if len(container) != len(held) or any(
-            a is not b for a, b in zip(container, held, strict=True)
+        if len(container) != len(content) or any(
+            a is not b for a, b in zip(container, content, strict=True)
         ):
             container.clear()
-            container.extend(held)
-    elif container != held if isinstance(container, set) else _differ(container, held):
+            container.extend(content)
+    elif container != content if isinstance(container, set) else _differ(container, content):
         container.clear()
-        container.update(held)
+        container.update(content)
 
 
 def _differ(table: dict[object, object], other: dict[object, object]) -> bool:
@@ -259,8 +261,8 @@ def _differ(table: dict[object, object], other: dict[object, object]) -> bool:
 
 def set_modules(draws: Draws) -> None:
     """Put buffers and attributes that the call changes where they were; see `modules_kept`."""
-    for kept in draws.kept:
-        kept.put_back()
+    for attribute in draws.attributes:
+        attribute.put_back()
     for owner, name, value in draws.buffers:
         module = owner()
         if module is not None:

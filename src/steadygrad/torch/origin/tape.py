@@ -66,7 +66,7 @@ class _Listener(TorchFunctionMode):
         if _is_traced():  # a constant there
             return func(*args, **(kwargs or {}))
         tape = self.tape
-        kind = kinds.known.get(func)
+        kind = kinds.kind_by_function.get(func)
         if kind == kinds.PLAIN or not tape.armed:
             return func(*args, **kwargs) if kwargs else func(*args)
         return tape.operation(kind, func, args, kwargs)
@@ -119,7 +119,7 @@ class Tape:
         self.steps: list[tuple[int, weakref.ref[Any]]] = []
         self._losses: list[tuple[int, Any]] = []
         self._made: dict[int, Mark] = {}
-        self._helds: dict[int, OutsideTensor] = {}
+        self._outside: dict[int, OutsideTensor] = {}
         self._bytes = 0
         self._entered = 0
         self._marks: dict[int, int] = {}
@@ -320,7 +320,7 @@ class Tape:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.notes, self._losses, self._made, self._helds = [], [], {}, {}
+        self.notes, self._losses, self._made, self._outside = [], [], {}, {}
         self._entries, self._bytes, self.bare = [], 0, True
 
     def _forget_before(self, clock: int) -> None:
@@ -337,7 +337,7 @@ class Tape:
         self.notes, self._entries = notes, []
         alive = ((mark(), mark) for note in notes for mark in marks_of(note))
         self._made = {id(tensor): mark for tensor, mark in alive if tensor is not None}
-        self._helds, self._bytes = {}, 0  # the notes hold what they need
+        self._outside, self._bytes = {}, 0  # the notes hold what they need
 
     # -- arguments ---------------------------------------------------------------------------
 
@@ -391,13 +391,13 @@ class Tape:
         return value
 
     def _hold(self, value: torch.Tensor) -> OutsideTensor:
-        held = self._helds.get(id(value))
-        if held is not None and held.value is value and not held.changed:
-            return held
-        held = self._helds[id(value)] = OutsideTensor(value)
+        outside = self._outside.get(id(value))
+        if outside is not None and outside.value is value and not outside.changed:
+            return outside
+        outside = self._outside[id(value)] = OutsideTensor(value)
         if type(value) is _Tensor:
             self._bytes += value.nbytes if value.layout is torch.strided else 0
-        return held
+        return outside
 
 
 _SIMPLE = frozenset(
@@ -407,18 +407,22 @@ _SIMPLE = frozenset(
 
 def _gradients_by_hand(entries: list[TapeEntry]) -> list[TapeEntry]:
     """Calls of `autograd.grad` where there is no `backward`: turned into what those would be."""
-    found = [e for e in entries if e.kind == "operation" and e.func is torch.autograd.grad]
-    for entry in found:
-        given = dict(zip(("outputs", "inputs", "grad_outputs"), entry.args, strict=False))
-        given.update(entry.kwargs or {})
-        roots, grads = given["outputs"], given.get("grad_outputs")
+    calls = [e for e in entries if e.kind == "operation" and e.func is torch.autograd.grad]
+    for entry in calls:
+        arguments = dict(zip(("outputs", "inputs", "grad_outputs"), entry.args, strict=False))
+        arguments.update(entry.kwargs or {})
+        roots, grads = arguments["outputs"], arguments.get("grad_outputs")
         entry.kind, entry.kwargs = "backward", None
-        entry.args = (_listed(roots), None if grads is None else _listed(grads), given["inputs"])
-    return found
+        entry.args = (
+            _listed(roots),
+            None if grads is None else _listed(grads),
+            arguments["inputs"],
+        )
+    return calls
 
 
-def _listed(given: object) -> list[Any]:
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+def _listed(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _leaves_of(func: Any, args: Any, result: Any) -> list[torch.Tensor]:
@@ -430,7 +434,7 @@ def _learn_from(func: object, result: object) -> None:
     """A function that returns no tensor is not written down again."""
     empty = isinstance(result, (tuple, list, dict)) and not isinstance(result, torch.Size)
     if result is not None and not empty:
-        kinds.known[func] = kinds.PLAIN
+        kinds.kind_by_function[func] = kinds.PLAIN
 
 
 def _figure_of(root: torch.Tensor) -> Any:

@@ -293,9 +293,9 @@ def begun_record(
     }
     clipped, skipped = here.pop("clipped", 0.0), here.pop("skip", 0.0)
     action: Action = "skip" if skipped else "clip" if clipped else "none"
-    told = loss is not None
+    has_loss = loss is not None
     return StepRecord(
-        step, time.time(), action=action, optimizer=optimizer, loss_told=told, **here
+        step, time.time(), action=action, optimizer=optimizer, loss_told=has_loss, **here
     ), there
 
 

@@ -167,22 +167,22 @@ class StepLosses:
     def __init__(self) -> None:
         self.heard: Callable[[], object] = _nothing_heard
         self.heard_so_far: Callable[[], object] = _nothing_heard
-        self._told: Any = None
+        self._added_up: Any = None
 
     def tell(self, value: object) -> None:
         """Add a loss."""
-        self._told = value if self._told is None else self._told + value
+        self._added_up = value if self._added_up is None else self._added_up + value
 
     def so_far(self) -> object:
         """What is known of the loss of the step under way."""
-        return self.heard_so_far() if self._told is None else self._told
+        return self.heard_so_far() if self._added_up is None else self._added_up
 
     def take(self, of_closure: object) -> object:
         """What was told, else what the closure gave, else what was heard; the next step begins."""
-        told, self._told = self._told, None
+        loss, self._added_up = self._added_up, None
         heard = self.heard()  # asked for in any case: it then begins to sum anew
-        told = of_closure if told is None else told
-        return heard if told is None else told
+        loss = of_closure if loss is None else loss
+        return heard if loss is None else loss
 
 
 def _nothing_heard() -> None:

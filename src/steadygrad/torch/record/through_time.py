@@ -213,8 +213,8 @@ def _noted(module: torch.nn.RNNBase, args: Sequence[Any], output: torch.Tensor, 
         return value[..., ::stride, :].float().clone()
 
     states = rows(output, True)[..., :width]
-    given = args[1] if len(args) > 1 else None
-    first = given if given is None or isinstance(given, tuple) else (given,)
+    initial = args[1] if len(args) > 1 else None
+    first = initial if initial is None or isinstance(initial, tuple) else (initial,)
     start = torch.zeros_like(states[:1]) if first is None else rows(first[0], False)[forward, None]
     lstm = module.mode == "LSTM"
     cell = None

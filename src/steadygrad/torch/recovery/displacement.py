@@ -56,8 +56,8 @@ class Displacement:
             whole, largest = move(before, params)
             usual = Move(whole / math.sqrt(steps), largest / math.sqrt(steps))
             self._usual.append(usual)
-            known = self._largest or usual
-            self._largest = Move(*map(max, usual, known))
+            so_far = self._largest or usual
+            self._largest = Move(*map(max, usual, so_far))
 
     def is_unusual(
         self, before: Snapshot, params: Sequence[torch.Tensor], steps: int

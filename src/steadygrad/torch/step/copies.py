@@ -60,10 +60,10 @@ class UncopiedHook(functools.partial[Any]):
 def mark_copies(optimizer: torch.optim.Optimizer) -> None:
     """Have copies and pickles of this optimizer bear the mark."""
     getstate = type(optimizer).__getstate__
-    held = weakref.ref(optimizer)  # it is kept in the optimizer's own dict
+    reference = weakref.ref(optimizer)  # it is kept in the optimizer's own dict
 
     def marked() -> Any:
-        state = getstate(held())  # type: ignore[arg-type]
+        state = getstate(reference())  # type: ignore[arg-type]
         if not isinstance(state, dict):
             return state
         own = {key: value for key, value in state.items() if key not in _OURS}

@@ -128,9 +128,9 @@ class Rebuilding:
 
     def optimizer(self, original: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The second optimizer; it shares nothing that was replaced."""
-        known: torch.optim.Optimizer | None = self._built.get(id(original))
-        if known is not None:
-            return known
+        built: torch.optim.Optimizer | None = self._built.get(id(original))
+        if built is not None:
+            return built
         second = object.__new__(type(original))
         self._note(original, second)
         for key, value in vars(original).items():

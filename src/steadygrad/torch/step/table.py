@@ -44,7 +44,7 @@ class ParameterTable:
         self.spread: Spread = NOWHERE
         self.tell: Tell = warn_of_replicas
         self._index = optimizer_index
-        self._given: list[torch.Tensor] = []
+        self._last_params: list[torch.Tensor] = []
         self.params: list[torch.Tensor] = []
         self.infos: tuple[TensorInfo, ...] = ()
         self.names: tuple[str, ...] = ()
@@ -54,9 +54,9 @@ class ParameterTable:
     def refresh(self, optimizer: torch.optim.Optimizer) -> bool:
         """Follow the optimizer's groups; True where the parameters are not the last call's."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
-        if len(params) == len(self._given) and all(map(is_, params, self._given)):
+        if len(params) == len(self._last_params) and all(map(is_, params, self._last_params)):
             return False
-        self._given = params
+        self._last_params = params
         self.describe(optimizer)
         self.spread = spread_of(self.params, self.names, self._process_group, self._tell)
         return True
