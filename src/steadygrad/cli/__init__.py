@@ -19,7 +19,6 @@ import click
 
 from steadygrad._version import __version__
 from steadygrad.errors import SteadyGradError, UsageError
-from steadygrad.text import printable
 
 __all__ = ["Handover", "group", "main"]
 
@@ -61,20 +60,26 @@ class _Folder(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(printable(str(error))) from error
+            raise click.UsageError(_printable(str(error))) from error
         except SteadyGradError as error:
-            raise click.ClickException(printable(str(error))) from error
+            raise click.ClickException(_printable(str(error))) from error
         except click.ClickException as error:  # of what was typed: names of files that do not exist
             _make_printable(error)
             raise
         except BrokenPipeError:  # the reader of our output has left: click ends quietly
             raise
         except OSError as error:
-            raise click.ClickException(printable(_why(error))) from error
+            raise click.ClickException(_printable(_why(error))) from error
 
 
 def _make_printable(error: click.ClickException) -> None:
-    vars(error)["message"] = printable(error.message)  # final to a type checker
+    vars(error)["message"] = _printable(error.message)  # final to a type checker
+
+
+def _printable(text: str) -> str:
+    from steadygrad.text import printable  # only where something is to be said
+
+    return printable(text)
 
 
 def _why(error: OSError) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 
 import click
-from click.core import ParameterSource
 
 from steadygrad.cli import Handover
-from steadygrad.errors import UsageError
-from steadygrad.launch.plan import Plan, default_output, rank_of
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -114,6 +111,8 @@ def command(
         from steadygrad.launch.resuming import hand_over
 
         hand_over(resume)
+    from steadygrad.launch.plan import Plan
+
     plan = Plan(
         target=script,
         arguments=(*_from_launcher(), *arguments),
@@ -150,6 +149,8 @@ def _refuse_launcher(script: str, arguments: tuple[str, ...], as_module: bool) -
 
 def _options_typed() -> list[str]:
     """The options of this command as they were typed, without ``-m``."""
+    from click.core import ParameterSource
+
     context = click.get_current_context()
     words: list[str] = []
     for option in context.command.params:
@@ -173,6 +174,8 @@ def _from_launcher() -> tuple[str, ...]:
 
 
 def _output(out: str | None, force: bool) -> str:
+    from steadygrad.launch.plan import default_output, rank_of
+
     if out is None:
         return default_output()
     path = os.path.abspath(out)
@@ -187,6 +190,7 @@ def _alerts(logs: tuple[str, ...], alerts: tuple[str, ...]) -> list[str]:
     """Specs of the alerts asked for, after a look at all that a spec can be wrong in."""
     if not logs and not alerts:
         return []
+    from steadygrad.errors import UsageError
     from steadygrad.sinks.addresses import check_address
     from steadygrad.sinks.opening import read_spec
 

@@ -6,8 +6,6 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from steadygrad.paths import next_free
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -86,4 +84,6 @@ def rank_of(environment: dict[str, str] | os._Environ[str]) -> int | None:
 
 def default_output() -> str:
     """The run file of a run that names none: of this second, and of nobody else."""
+    from steadygrad.paths import next_free
+
     return next_free(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))

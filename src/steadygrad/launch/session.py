@@ -3,6 +3,8 @@
 Our `atexit` function is registered before the script's, hence runs after all of
 them, after non-daemon threads have ended, and whether the script ended or raised.
 Nothing here may raise into the script: what goes wrong is kept and said at the end.
+What is not needed before the script's first line is imported where it is: a start costs as little
+as it can.
 """
 
 from __future__ import annotations
@@ -14,23 +16,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from steadygrad.launch import children
 from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
-from steadygrad.launch.jax_script.install import JaxScript
-from steadygrad.launch.job import ends_told, facts_of_job, tell_end
 from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
-from steadygrad.launch.seeds import sow
-from steadygrad.paths import next_free, with_suffix
-from steadygrad.processes import place_in_job
-from steadygrad.text import printable
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import Observer
+    from steadygrad.launch.jax_script.install import JaxScript
     from steadygrad.launch.tensorflow_script.install import TensorFlowPatches
     from steadygrad.runlog import RunWriter
 
@@ -69,6 +67,8 @@ class Session:
     def start(self) -> None:
         """Set the hooks, before the script's first line."""
         if self.plan.seed is not None:
+            from steadygrad.launch.seeds import sow
+
             sow(self.plan.seed)
         self._watch_frameworks()
         watch({"multiprocessing.spawn": lambda m: children.carry_into_spawned(m, self.plan)})
@@ -78,17 +78,22 @@ class Session:
             os.register_at_fork(after_in_child=self._forked)
 
     def _watch_frameworks(self) -> None:
-        jax_script = JaxScript(self)
         watch(
             {
                 "torch": self._guarded("torch", _observe_torch),
                 "tensorflow": self._guarded("tensorflow", _observe_tensorflow),
                 "keras": self._guarded("keras", _observe_keras),
                 "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
-                "jax": self._guarded("jax", lambda _, module: jax_script.jax_imported(module)),
-                "optax": jax_script.optax_imported,
+                "jax": self._guarded("jax", lambda _, module: self._jax.jax_imported(module)),
+                "optax": lambda module: self._jax.optax_imported(module),
             }
         )
+
+    @cached_property
+    def _jax(self) -> JaxScript:
+        from steadygrad.launch.jax_script.install import JaxScript
+
+        return JaxScript(self)
 
     def _follow_os_exit(self) -> None:
         """Close the run file before `os._exit`, by which forked workers of multiprocessing end."""
@@ -129,6 +134,8 @@ class Session:
     def writer(self) -> RunWriter | None:
         """The run file's writer, made at the first call; None where there can be none."""
         if self._writer is None and not self._gave_up:
+            from steadygrad.processes import place_in_job
+
             place = place_in_job()
             rank = None if place is None else place.rank
             if rank:  # rank 0 writes for all of them
@@ -142,6 +149,7 @@ class Session:
         return self._writer
 
     def _open(self, rank: int | None) -> RunWriter:
+        from steadygrad.paths import next_free, with_suffix
         from steadygrad.runlog import RunWriter
 
         if rank is not None:  # the file of the job, whoever started this process
@@ -174,6 +182,8 @@ class Session:
         self.observers.append(observer)
 
     def _first_facts(self) -> dict[str, object]:
+        from steadygrad.launch.job import facts_of_job
+
         facts: dict[str, Any] = {
             "command": self.plan.command,
             "script": self.plan.target,
@@ -240,6 +250,8 @@ class Session:
             if self.plan.find_nan and "torch" not in self.frameworks:
                 self.mention("--find-nan works on PyTorch only, and this script does not use it")
             if self._told_by_first_rank and self.exit != "ok":
+                from steadygrad.launch.job import tell_end
+
                 tell_end(self.exit)
             if self.plan.resumes:
                 self._tell_of_resuming()
@@ -256,6 +268,8 @@ class Session:
             self.mention(trouble)
 
     def _close(self, writer: RunWriter) -> None:
+        from steadygrad.launch.job import ends_told
+
         self.overhead += writer.overhead_seconds
         writer.update_info(
             lint=self._places(),
@@ -285,6 +299,8 @@ class Session:
 
     def _last_resort(self, error: Exception) -> None:
         if self.plan.speaks and not self.plan.quiet and sys.__stderr__ is not None:
+            from steadygrad.text import printable
+
             where = f" The run file is {self.path}." if self.path else ""
             what = f"{type(error).__name__}: {error}"
             words = f"steadygrad: no verdict{cause(error)} ({what}).{where}"

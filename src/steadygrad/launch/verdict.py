@@ -1,7 +1,8 @@
 """The last words of `steadygrad run`: what happened, what to change, what to type next.
 
 Loaded when the script is over. Everything said here is read back from the run file,
-so that `report` and `diagnose` say the same later.
+so that `report` and `diagnose` say the same later; of a script that trained nothing there is
+nothing to read, and NumPy is not loaded for it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,8 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
-from steadygrad import extensions
 from steadygrad.errors import CalibrationError, SteadyGradError
-from steadygrad.runlog.origin import Origin
-from steadygrad.runlog.thinning import thinned
 from steadygrad.text import printable
-from steadygrad.vocabulary import NAN_ORIGIN
 
 if TYPE_CHECKING:
     from steadygrad.calibration import Calibration
@@ -43,6 +40,9 @@ def last_words(session: EndedRun) -> str:
     path, others = session.path, _other_files(session)
     path = path if os.path.exists(path) else _of_job(session)
     if path or others:
+        from steadygrad import extensions
+        from steadygrad.runlog.thinning import thinned
+
         whole = _open(path or others[0])
         run = thinned(whole)
         lines = _explained(run, session)
@@ -88,6 +88,8 @@ def _open(path: str) -> Run:
 def _explained(run: Run, session: EndedRun) -> list[str]:
     from steadygrad.report.headline import verdict
     from steadygrad.rules import diagnose
+    from steadygrad.runlog.origin import Origin
+    from steadygrad.vocabulary import NAN_ORIGIN
 
     findings = diagnose(run)
     judgement = verdict(run, findings)
