@@ -73,7 +73,8 @@ def clipped_by_torch(choice):
             if number:  # an optimizer has no second moment before its first step
                 state[param] = {"exp_avg_sq": torch.from_numpy(moment), "step": number}
         batch = GradientBatch([p.grad for p in params], params, NAMES, SIZES, state=state)
-        outcome = clipper.process(batch, number)
+        with np.errstate(all="ignore"):  # as around every step of an engine
+            outcome = clipper.process(batch, number)
         left = outcome.applied
         action = "skip" if outcome.skip else "clip" if left.clipped else "none"
         figures = [outcome.stats.total_norm, outcome.threshold, left.coef, left.cosine]

@@ -62,7 +62,7 @@ class TorchObserver:
     def __init__(self, context: RunContext) -> None:
         self.context = context
         self.overhead = 0.0
-        self._timed = _Clock(self)
+        self._clock = _Clock(self)
         self.losses = LossMeter()
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
@@ -88,11 +88,12 @@ class TorchObserver:
 
     def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
         """The script calls backward on these tensors."""
-        with self._timed:
+        with self._clock:
             self.backwards += 1
             # first what this backward ends: a step by hand, which has the losses so far
             if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
-                self._look_around(tensors)
+                with _figures():
+                    self._look_around(tensors)
             elif self._thread_by_hand == threading.get_ident():
                 self._by_hand = False
             self._loop.before_backward(tensors, self._attachments.census)
@@ -101,16 +102,20 @@ class TorchObserver:
 
     def after_backward(self) -> None:
         """That backward is done."""
-        with self._timed:
+        with self._clock:
             self._loop.after_backward()
             if self._by_hand and self._thread_by_hand == threading.get_ident():
-                self._manual.after_backward(self.losses.so_far)
-                if self._finder is not None and self._updates_by_hand():
-                    self._seek_origin(self._finder)
+                self._after_backward_by_hand()
+
+    def _after_backward_by_hand(self) -> None:
+        with _figures():
+            self._manual.after_backward(self.losses.so_far)
+            if self._finder is not None and self._updates_by_hand():
+                self._seek_origin(self._finder)
 
     def after_grad(self, outputs: object, inputs: object, weights: object, results: object) -> None:
         """The script has called `torch.autograd.grad`."""
-        with self._timed:
+        with self._clock, _figures():
             pairs = weights_of(inputs, results)
             if not all(isinstance(leaf, torch.nn.Parameter) for leaf, _ in pairs):
                 # inputs of a PINN; weights only where no optimizer holds any
@@ -206,7 +211,7 @@ class TorchObserver:
         inner = scaler.unwrap(optimizer)
         if self._attachments.leaves_alone(inner):
             return
-        with self._timed:
+        with self._clock, _figures():
             steady = self._steady(inner)
             self._count_grads(parameters_of(inner))
             # told here, since the scaler does not call the step of one that overflows
@@ -218,7 +223,7 @@ class TorchObserver:
     def after_scaler(self, optimizer: object) -> None:
         """It has stepped it, or dropped the step: then its clip calls are over, too."""
         inner = scaler.unwrap(optimizer)
-        with self._timed:
+        with self._clock, _figures():
             if inner in self._told_by_scaler:
                 self._told_by_scaler.discard(inner)
                 if inner in self._attachments:
@@ -231,7 +236,7 @@ class TorchObserver:
         """An optimizer is about to step."""
         if self._attachments.leaves_alone(optimizer):
             return
-        with self._timed:
+        with self._clock:
             steady = self._steady(optimizer)
             self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
             if optimizer in self._told_by_scaler:
@@ -267,7 +272,7 @@ class TorchObserver:
         Returns:
             The figures before those calls and what they left; None where there were none.
         """
-        with self._timed:
+        with self._clock, _figures():
             with_grads = [p for p in parameters if p.grad is not None]
             reading = (
                 self.log.reading_of(with_grads) if len(with_grads) == len(parameters) else None
@@ -357,13 +362,13 @@ class TorchObserver:
         """
         if self.context.plan.clip is None:
             return False
-        with self._timed:
+        with self._clock, _figures():
             return self._manual.owns(parameters) or self._attachments.will_act_on(parameters)
         return False
 
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
-        with self._timed:
+        with self._clock, _figures():
             if self._grads:
                 self._count_grads([p for p in call.parameters if isinstance(p, torch.Tensor)])
             return self.log.before(call.parameters, call.limit, call.norm_type, call.kind)
@@ -371,7 +376,7 @@ class TorchObserver:
 
     def after_clip(self, call: Call, result: object) -> None:
         """A clip call is over; ``result`` is what it returned."""
-        with self._timed:
+        with self._clock, _figures():
             if call.note is not None:
                 passes_norm = call.kind == "given norm"
                 self.log.after(call.note, call.total_norm if passes_norm else result)
@@ -379,7 +384,7 @@ class TorchObserver:
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
         """A clip call that is replaced: act here where no optimizer step follows."""
-        with self._timed:
+        with self._clock, _figures():
             if self._manual.owns(parameters):
                 self._manual.act(parameters)
 
@@ -387,13 +392,13 @@ class TorchObserver:
 
     def before_unscale(self, optimizer: object) -> Unscaling | None:
         """A GradScaler is about to divide an optimizer's gradients by its scale."""
-        with self._timed:
+        with self._clock, _figures():
             return self.log.before_unscale(parameters_of(scaler.unwrap(optimizer)))
         return None
 
     def after_unscale(self, optimizer: object, unscaling: Unscaling | None) -> None:
         """It has divided them."""
-        with self._timed:
+        with self._clock, _figures():
             if unscaling is not None:
                 self.log.after_unscale(unscaling)
             self._unscaled.update(map(id, parameters_of(scaler.unwrap(optimizer))))
@@ -465,7 +470,7 @@ class TorchObserver:
 
     def finish(self) -> None:
         """Write what is left; the run file is closed next."""
-        with self._timed:
+        with self._clock, _figures():
             self._manual.finish()
             self._tell_of_grads()
             for call in self.log.waiting if self.steps else ():
@@ -496,6 +501,14 @@ class TorchObserver:
             )
 
 
+def _figures() -> np.errstate:
+    """To stand around arithmetic with figures: they may be inf, and a script may have NumPy raise.
+
+    It costs a microsecond, which what every step does without figures is spared.
+    """
+    return np.errstate(all="ignore")
+
+
 class _Clock:
     """Lets one thread in at a time, adds its time to an observer's overhead, tells what goes wrong.
 
@@ -505,12 +518,11 @@ class _Clock:
     def __init__(self, observer: TorchObserver) -> None:
         self._observer = weakref.proxy(observer)
         self._lock = threading.RLock()
-        self._entered: list[tuple[float, np.errstate]] = []
+        self._entered: list[float] = []
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._entered.append((time.perf_counter(), np.errstate(all="ignore")))
-        self._entered[-1][1].__enter__()  # a script may have NumPy raise
+        self._entered.append(time.perf_counter())
 
     def __exit__(
         self,
@@ -518,9 +530,7 @@ class _Clock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        started, errors = self._entered.pop()
-        errors.__exit__(kind, error, trace)
-        self._observer.overhead += time.perf_counter() - started
+        self._observer.overhead += time.perf_counter() - self._entered.pop()
         self._lock.release()
         if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
             return False  # the latter is what --on-nonfinite raise asks for

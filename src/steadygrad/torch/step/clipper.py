@@ -8,6 +8,9 @@ is read by the host, unless a step must be skipped, raised at or repaired.
 A policy counts on the same tensors in the same order at every step. An optimizer does not
 give that, so figures are laid out over all its tensors before a policy with a memory per
 tensor sees them, and that memory grows when parameters are added.
+
+A norm may be inf, and inf - inf is right to be NaN: who drives a `Clipper` has NumPy ignore that
+(`np.errstate`), once around all that a step does.
 """
 
 from __future__ import annotations
@@ -176,11 +179,10 @@ class Clipper:
             return Applied(coef=coef, cosine=1.0, clipped=coef < 1.0)
         if coef.ndim:
             scale_each_once(local(batch.grads), coef)
-        with np.errstate(all="ignore"):  # a norm may be inf, and inf / inf is right to be NaN
-            if self.policy.elementwise:
-                return apply_transform(self.policy, batch, stats, coef)
-            ratios = stats.norms / unit_of(stats)
-            return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
+        if self.policy.elementwise:
+            return apply_transform(self.policy, batch, stats, coef)
+        ratios = stats.norms / unit_of(stats)
+        return compare(stats, coef * ratios, coef * ratios * ratios, xp.any(coef < 1.0))
 
 
 class Memory:
@@ -235,19 +237,11 @@ class Memory:
         if self.state is None:
             self.state = _fresh(self.policy, names, stats.norms)
         state = {key: _moved(value, stats.norms) for key, value in self.state.items()}
-        with self._around(stats, bool(state)):
+        with _on_device_of(stats.norms):
             state, decision = self.policy.decide(xp, state, whole)
         if spread and decision.coef.ndim:
             decision = replace(decision, coef=decision.coef[present])
         return state, decision
-
-    def _around(self, stats: GradientStats, remembers: bool) -> AbstractContextManager[Any]:
-        """What a policy must find while it decides."""
-        if isinstance(stats.norms, torch.Tensor):
-            return _on_device_of(stats.norms)
-        if not remembers and math.isfinite(stats.total_norm):
-            return _NOTHING
-        return np.errstate(all="ignore")  # a norm may be inf, and inf - inf is right to be NaN
 
     def export(self) -> dict[str, torch.Tensor]:
         """Copies of the arrays as torch tensors on the CPU, which any checkpoint holds.
@@ -305,7 +299,7 @@ def _fresh(policy: Policy, names: tuple[str, ...], like: object) -> State:
 def _on_device_of(like: Any) -> AbstractContextManager[object]:
     """What a policy creates while it decides is created beside the figures."""
     elsewhere = isinstance(like, torch.Tensor) and like.device.type != "cpu"
-    return torch.device(like.device) if elsewhere else nullcontext()
+    return torch.device(like.device) if elsewhere else _NOTHING
 
 
 def _grown(fresh: Any, old: Any, per_tensor: bool) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import steadygrad
@@ -56,3 +57,19 @@ def test_what_a_call_passes_is_counted_hidden_frames_too():
     files, queued = files_to_the_queue(lambda: sg.measure([torch.ones(2)]))
     assert not queued
     assert {"torch/dropins/figures.py", "torch/internals/eager.py", "kernels/auto.py"} <= set(files)
+
+
+def test_numpy_is_told_once_a_step_to_let_inf_pass(sgd, monkeypatch):
+    contexts = []
+
+    def entered(**kinds):
+        contexts.append(kinds)
+        return errstate(**kinds)
+
+    errstate = np.errstate
+    with sg.attach(sgd.optimizer, clip="zclip+tensor-norm:0.01", model=sgd.model):
+        for _ in range(3):  # a policy with a memory, whose norms are compared tensor by tensor
+            sgd.step()
+        monkeypatch.setattr(np, "errstate", entered)
+        sgd.step()
+    assert contexts == [{"all": "ignore"}]
