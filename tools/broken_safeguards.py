@@ -41,7 +41,7 @@ ALERTS = "unit/sinks/listeners/test_alerts.py::"
 EDGE = "unit/torch/dropins/test_edge_numbers.py::"
 ODD = "cli/test_odd_scripts.py::"
 BLAME = "unit/launch/test_blame.py::"
-STEPS = "unit/launch/test_torch_steps.py::"
+STEPS = "unit/launch/torch_script/test_observer.py::"
 
 BREAKS = [
     Break(

@@ -333,3 +333,37 @@ def test_a_vague_name_is_noticed_wherever_it_stands(tmp_path: Path) -> None:
     (tmp_path / "file.py").write_text(source)
     names = {"found", "known", "given", "_held", "kept", "told"}
     assert vague_names(tmp_path) == {f"file.py: {name}" for name in names}
+
+
+OF_NO_ONE_FILE = 48
+"""Tests of a behaviour that several files make, named after it; their number only goes down."""
+
+
+def misplaced_tests(tests: Path, package: Path) -> tuple[list[str], list[str]]:
+    """Test files whose folder is none of the package, and those that no file is called after."""
+    lost, unnamed = [], []
+    for path in sorted(tests.rglob("test_*.py")):
+        folder = path.parent.relative_to(tests)
+        name, room = path.stem.removeprefix("test_"), package / folder
+        if not room.is_dir():
+            lost.append(path.relative_to(tests).as_posix())
+        elif not (folder.name == name or any(room.glob(f"{name}.py")) or (room / name).is_dir()):
+            unnamed.append(path.relative_to(tests).as_posix())
+    return lost, unnamed
+
+
+def test_tests_stand_where_what_they_test_stands() -> None:
+    lost, unnamed = misplaced_tests(Path(__file__).parent, SRC)
+    assert lost == []
+    assert len(unnamed) <= OF_NO_ONE_FILE, unnamed
+
+
+def test_a_test_that_stands_elsewhere_is_noticed(tmp_path: Path) -> None:
+    tests, package = tmp_path / "tests", tmp_path / "package"
+    for name in ("room/chair.py", "room/__init__.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    for name in ("room/test_room.py", "room/test_chair.py", "room/test_habit.py", "hut/test_a.py"):
+        (tests / name).parent.mkdir(parents=True, exist_ok=True)
+        (tests / name).touch()
+    assert misplaced_tests(tests, package) == (["hut/test_a.py"], ["room/test_habit.py"])
