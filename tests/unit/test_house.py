@@ -367,3 +367,48 @@ def test_a_test_that_stands_elsewhere_is_noticed(tmp_path: Path) -> None:
         (tests / name).parent.mkdir(parents=True, exist_ok=True)
         (tests / name).touch()
     assert misplaced_tests(tests, package) == (["hut/test_a.py"], ["room/test_habit.py"])
+
+
+ENTRY = re.compile(r"(?<![\w<>.])[\w./]*\w(?:\.py\b|/(?![\w<]))|(?<![\w<>.])\w+/(?=<)")
+"""A file, or a folder as ``room/``, in the tree that docs/architecture.md draws."""
+
+
+def drawn_tree(text: str, root: Path) -> tuple[set[str], set[str]]:
+    """What a drawn tree names: paths that exist below a root, and names that stand for nothing."""
+    paths, lost = set(), set()
+    above: list[Path] = []
+    for line in text.splitlines():
+        depth, names = (len(line) - len(line.lstrip())) // 2, ENTRY.findall(line)
+        if depth <= len(above) and line.split()[0].rstrip(",") in names:  # else it goes on
+            above[depth:] = [(above[depth - 1] if depth else root) / names[0]]
+        for name in names:
+            homes = (above[-1].parent, above[-1], root)
+            place = next((home / name for home in homes if (home / name).exists()), None)
+            lost |= {name} if place is None else set()
+            paths |= set() if place is None else {place.relative_to(root).as_posix()}
+    return paths, lost
+
+
+def packages_and_modules() -> set[str]:
+    """Every package, and every module at the top, as paths below the repository's root."""
+    packages = {path.parent for path in SRC.rglob("__init__.py")}
+    modules = {path for path in SRC.glob("*.py") if not path.name.startswith("_")}
+    return {path.relative_to(ROOT).as_posix() for path in packages | modules}
+
+
+def test_the_tree_in_the_docs_is_the_tree() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn, lost = drawn_tree(
+        page.split("## The tree")[1].split("```")[1].removeprefix("text\n"), ROOT
+    )
+    assert lost == set()
+    assert packages_and_modules() - drawn == set()
+
+
+def test_a_tree_that_is_not_the_tree_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "house" / "room" / "shelf").mkdir(parents=True)
+    (tmp_path / "house" / "door.py").touch()
+    text = "house/\n  door.py   opens; gone.py\n  room/     with shelf/ and\n            lamp/\n"
+    drawn, lost = drawn_tree(text, tmp_path)
+    assert drawn == {"house", "house/door.py", "house/room", "house/room/shelf"}
+    assert lost == {"gone.py", "lamp/"}
