@@ -54,6 +54,85 @@ class DeviceRows(Protocol):
         """End the thread that reads."""
 
 
+class OptimizerBook:
+    """What the optimizers of a run share in its file: their list, and the script's clip calls.
+
+    Args:
+        session: the run.
+
+    Attributes:
+        session: the run.
+        calls: counts clip calls.
+    """
+
+    def __init__(self, session: RunContext) -> None:
+        self.session = session
+        self.calls = CallBook()
+        self._optimizers: list[dict[str, str | int]] = []
+
+    @property
+    def next_index(self) -> int:
+        """The number of the next optimizer."""
+        return len(self._optimizers)
+
+    def enter(self, kind: str, facts: Mapping[str, object]) -> int:
+        """List a new optimizer.
+
+        Args:
+            kind: name of its class.
+            facts: what the run file says of the framework.
+
+        Returns:
+            Its number within the run.
+        """
+        index = self.next_index
+        self._optimizers.append({"class": kind, "index": index})
+        writer = self.session.writer()
+        if writer is not None:
+            writer.update_info(optimizers=self._optimizers, **facts)
+        return index
+
+    def finish(self) -> None:
+        """Write the counts of clip calls."""
+        summary = self.calls.summary()
+        writer = self.session.writer() if summary else None
+        if writer is not None:
+            writer.update_info(clip_calls=summary)
+
+
+def record_of(
+    step: int,
+    optimizer: int,
+    numbers: Mapping[str, float],
+    figures: NDArray[np.float64],
+    loss_told: bool = False,
+) -> StepRecord:
+    """A step as the run file has it.
+
+    Args:
+        step: its number.
+        optimizer: that of its optimizer.
+        numbers: ``loss``, ``lr`` and those of `STEP`, by name; ``loss_scale`` where there is one.
+        figures: of the tensors, ``[figures, tensors]``; NaN for tensors without a gradient.
+        loss_told: somebody told the loss, so that a NaN is what it was.
+    """
+    return StepRecord(
+        step=step,
+        time=time.time(),
+        loss=numbers["loss"],
+        norm=numbers["norm"],
+        threshold=numbers["threshold"],
+        coef=numbers["coef"],
+        cosine=numbers["cosine"],
+        action=ACTIONS[int(numbers["action"])],
+        lr=numbers["lr"],
+        loss_scale=numbers.get("loss_scale", 1.0),
+        nonfinite=int(np.nan_to_num(figures[FIGURES.index("nonfinite")]).sum()),
+        optimizer=optimizer,
+        loss_told=loss_told,
+    )
+
+
 class Track:
     """One optimizer's steps on their way into the run file.
 
@@ -189,23 +268,8 @@ class Track:
         if self.ids is None:
             self.ids = np.asarray(writer.add_tensors(self.infos), np.int64)
         numbers = dict(zip(STEP, body[: len(STEP)].tolist(), strict=True))
-        action = ACTIONS[int(numbers["action"])]
         figures = body[len(STEP) :].reshape(len(FIGURES), len(self.infos))
-        bad = int(np.nan_to_num(figures[FIGURES.index("nonfinite")]).sum())
-        record = StepRecord(
-            step=step,
-            time=time.time(),
-            nonfinite=bad,
-            optimizer=self.index,
-            action=action,
-            loss=head["loss"],
-            lr=head["lr"],
-            loss_scale=head["loss_scale"],
-            norm=numbers["norm"],
-            threshold=numbers["threshold"],
-            coef=numbers["coef"],
-            cosine=numbers["cosine"],
-        )
+        record = record_of(step, self.index, {**head, **numbers}, figures)
         there = ~np.isnan(figures[FIGURES.index("zeros")])
         writer.write_step(record, self.ids[there], *figures[:, there])
 
@@ -236,9 +300,8 @@ class Tracks:
 
     def __init__(self, session: RunContext) -> None:
         self._session = session
-        self._optimizers: list[dict[str, str | int]] = []
         self._all: list[Track] = []
-        self.book = CallBook()
+        self._book = OptimizerBook(session)
 
     @property
     def steps(self) -> int:
@@ -248,7 +311,7 @@ class Tracks:
     @property
     def next_index(self) -> int:
         """The number of the next optimizer."""
-        return len(self._all)
+        return self._book.next_index
 
     def add(
         self,
@@ -270,18 +333,14 @@ class Tracks:
         Returns:
             Its track.
         """
-        track = Track(self._session, infos, self.next_index, variables, settle, self.book)
+        index = self._book.enter(kind, facts)
+        track = Track(self._session, infos, index, variables, settle, self._book.calls)
         self._all.append(track)
-        self._optimizers.append({"class": kind, "index": track.index})
-        writer = self._session.writer()
-        if writer is not None:
-            writer.update_info(optimizers=self._optimizers, **facts)
         return track
 
     def finish(self) -> None:
         """Write what the devices still hold, and the counts of clip calls."""
         for track in self._all:
             self._session.guarded("the last steps are not recorded", track.finish)
-        writer = self._session.writer() if self.steps else None
-        if writer is not None and self.book.summary():
-            writer.update_info(clip_calls=self.book.summary())
+        if self.steps:
+            self._book.finish()

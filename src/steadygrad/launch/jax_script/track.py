@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses
 from steadygrad.launch.placements import CallTime, Placement
+from steadygrad.launch.track import OptimizerBook, record_of
 from steadygrad.runlog.facts import versions_of
-from steadygrad.runlog.records import StepRecord, TensorInfo
-from steadygrad.vocabulary import ACTIONS, FIGURES
+from steadygrad.runlog.records import TensorInfo
+from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
@@ -38,37 +38,22 @@ Head = dict[str, float]
 Figures = npt.NDArray[np.float64]
 
 
-class Book:
-    """The run file as several optimizers share it.
+class Book(OptimizerBook):
+    """The run file as several optimizers of optax share it.
 
     Args:
         session: the run.
         losses: those of the script.
+
+    Attributes:
+        losses: those of the script.
+        lock: lets one thread of JAX in at a time.
     """
 
     def __init__(self, session: RunContext, losses: Losses) -> None:
-        self.session, self.losses = session, losses
-        self.kinds: list[dict[str, object]] = []
-        self.calls = CallBook()
+        super().__init__(session)
+        self.losses = losses
         self.lock = threading.RLock()
-
-    def enter(self, kind: str) -> int:
-        """The number of a new optimizer within the run."""
-        self.kinds.append({"class": kind, "index": len(self.kinds)})
-        writer = self.session.writer()
-        if writer is not None:
-            writer.update_info(
-                framework="jax",
-                versions=versions_of("jax", "optax", "numpy"),
-                optimizers=self.kinds,
-            )
-        return len(self.kinds) - 1
-
-    def finish(self) -> None:
-        """Write the counts of clip calls."""
-        summary, writer = self.calls.summary(), self.session.writer()
-        if summary and writer is not None:
-            writer.update_info(clip_calls=summary)
 
 
 class Arrival(NamedTuple):
@@ -163,26 +148,15 @@ class JaxTrack:
         if writer is None:
             return
         if self._ids is None:
-            self._index = self._book.enter(self.kind)
+            facts = {"framework": "jax", "versions": versions_of("jax", "optax", "numpy")}
+            self._index = self._book.enter(self.kind, facts)
             infos = [
                 TensorInfo(i.name, i.shape, i.dtype, optimizer=self._index) for i in self._infos
             ]
             self._ids = np.asarray(writer.add_tensors(infos), np.int64)
         loss, self._micro = float(np.mean(self._micro or [arrived])), []
-        record = StepRecord(
-            step=step,
-            time=time.time(),
-            loss=loss,
-            norm=head["norm"],
-            threshold=head["threshold"],
-            coef=head["coef"],
-            cosine=head["cosine"],
-            action=ACTIONS[int(head["action"])],
-            lr=head["lr"],
-            nonfinite=int(figures[FIGURES.index("nonfinite")].sum()),
-            optimizer=self._index,
-            loss_told=bool(head["told"]) or loss == loss,
-        )
+        has_loss = bool(head["told"]) or loss == loss
+        record = record_of(step, self._index, {**head, "loss": loss}, figures, has_loss)
         writer.write_step(record, self._ids, *figures)
         for placement in placed:
             self._write_call(writer, placement, step, len(placed), head)
