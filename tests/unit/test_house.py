@@ -412,3 +412,41 @@ def test_a_tree_that_is_not_the_tree_is_noticed(tmp_path: Path) -> None:
     drawn, lost = drawn_tree(text, tmp_path)
     assert drawn == {"house", "house/door.py", "house/room", "house/room/shelf"}
     assert lost == {"gone.py", "lamp/"}
+
+
+LIBRARIES = {"torch", "keras", "tensorflow", "tf", "jax", "jnp", "lax", "optax"}
+INTERNALS = ("torch/internals/", "keras/internals.py", "launch/jax_script/internals.py")
+"""Where private names of a framework stand, so that its release breaks no other file."""
+
+
+def private_names(path: Path) -> list[str]:
+    """Names of a framework with a part that begins with an underscore, as ``torch._C.x``."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names.append(ast.unparse(node))
+    dotted = [(name, name.split(".")) for name in names]
+    return [
+        name
+        for name, parts in dotted
+        if parts[0] in LIBRARIES and any(re.match(r"_[A-Za-z]", part) for part in parts[1:])
+    ]
+
+
+def test_private_names_of_frameworks_stand_in_their_own_rooms() -> None:
+    files = {path.relative_to(SRC).as_posix(): private_names(path) for path in SRC.rglob("*.py")}
+    outside = {file: names for file, names in files.items() if not file.startswith(INTERNALS)}
+    assert {file: names for file, names in outside.items() if names} == {}
+    assert files["torch/internals/private.py"]
+
+
+def test_a_private_name_is_noticed_however_it_is_reached(tmp_path: Path) -> None:
+    path = tmp_path / "file.py"
+    path.write_text(
+        "import jax._src\nfrom torch._C import x\ntorch.nn._Y.z\ntorch.__version__\nself._q"
+    )
+    assert set(private_names(path)) == {"jax._src", "torch._C.x", "torch.nn._Y", "torch.nn._Y.z"}

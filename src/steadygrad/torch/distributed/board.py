@@ -13,7 +13,7 @@ import math
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import torch
 from steadygrad.elastic import restarts
 from steadygrad.runlog.sampled import due
 from steadygrad.torch.distributed.exchange import TOLERANCE
+from steadygrad.torch.internals.private import job_store
 
 SEGMENT = 64
 """Steps that share one key of the store."""
@@ -209,18 +210,16 @@ def board_of(name: str) -> Board | None:
     if not is_job():
         return None
     _trainings[name] += 1
-    get_store: Callable[[], object] = torch.distributed.distributed_c10d._get_default_store
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Board(get_store(), rank, ranks, f"{name}.{_trainings[name]}")
+    return Board(job_store(), rank, ranks, f"{name}.{_trainings[name]}")
 
 
 def job_board() -> Board | None:
     """The board of the whole process, on which ranks tell how they ended; None outside a job."""
     if not is_job():
         return None
-    get_store: Callable[[], Any] = torch.distributed.distributed_c10d._get_default_store
     return Board(
-        get_store(), torch.distributed.get_rank(), torch.distributed.get_world_size(), "job"
+        job_store(), torch.distributed.get_rank(), torch.distributed.get_world_size(), "job"
     )
 
 

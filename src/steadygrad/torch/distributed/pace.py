@@ -12,11 +12,10 @@ import threading
 import time
 from typing import Any
 
-import torch
-
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Visit
 from steadygrad.torch.internals.patches import PatchSet
+from steadygrad.torch.internals.private import collective_work
 
 
 class Pace:
@@ -81,7 +80,7 @@ def _backward(arguments: tuple[object, ...]) -> Visit | None:
 
 def _make(patches: PatchSet) -> None:
     patches.add(sites.BACKWARD.listen(_backward))
-    work = torch._C._distributed_c10d.Work
+    work = collective_work()
     original = work.wait
 
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 from steadygrad.invisible import invisible
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit, inlay
+from steadygrad.torch.internals.private import graph_task, is_wrapped
 
 Undo = Callable[[], bool]
 
@@ -182,12 +183,12 @@ SCALER_STEP = Site("step", [GradScaler])
 
 def inside_backward() -> bool:
     """Whether autograd is at work in this thread: a `backward` now is a re-entrant one."""
-    return torch._C._current_graph_task_id() != -1
+    return graph_task() != -1
 
 
 def is_traced(tensor: torch.Tensor) -> bool:
     """Whether a transform such as `torch.func.grad` has wrapped it."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return is_wrapped(tensor)
 
 
 def listed(tensors: Any) -> list[Any]:

@@ -13,15 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._functorch.apis
-import torch._functorch.eager_transforms
-import torch.nn.utils.stateless
 from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
-from steadygrad.torch.internals import sites
+from steadygrad.torch.internals import private, sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
+from steadygrad.torch.internals.transforms import TRANSFORMS
 from steadygrad.torch.origin.tape import Tape
 
 _tape: Tape | None = None
@@ -64,7 +62,7 @@ def forget(owner: object) -> None:
 
 
 def _patch(tape: Tape, patches: PatchSet) -> None:
-    loader: Any = torch.utils.data.dataloader._BaseDataLoaderIter
+    loader = private.loader_iterator()
     optimizer: Any = torch.optim.Optimizer
     replace = patches.replace
     replace(torch.nn.Module, "__call__", _module_call(torch.nn.Module.__call__, tape))
@@ -78,14 +76,14 @@ def _patch(tape: Tape, patches: PatchSet) -> None:
     replace(GradScaler, "step", _unheard(GradScaler.step, tape))
     replace(GradScaler, "update", _unheard(GradScaler.update, tape))
     replace(loader, "__next__", _unheard(loader.__next__, tape))
-    for owner, name in _TRANSFORMS:
+    for owner, name in TRANSFORMS:
         if name in vars(owner):
             replace(owner, name, _transform(vars(owner)[name], tape))
 
 
 def _module_call(original: Callable[..., Any], tape: Tape) -> Callable[..., object]:
     # neither is invisible: torch.compile must be able to look through it
-    if original is torch.nn.Module._wrapped_call_impl:
+    if original is private.MODULE_CALL:
 
         @functools.wraps(original)
         def instead(self: Any, *args: Any, **kwargs: Any) -> object:
@@ -132,14 +130,6 @@ def _transform(original: Callable[..., object], tape: Tape) -> Callable[..., Any
         return tape.function(original, original, args, kwargs)
 
     return call
-
-
-_TRANSFORMS: tuple[tuple[object, str], ...] = (
-    (torch._functorch.apis, "vmap_impl"),
-    (torch._functorch.eager_transforms, "grad_impl"),
-    (torch._functorch.eager_transforms, "grad_and_value_impl"),
-    (torch.nn.utils.stateless, "_functional_call"),
-)
 
 
 class _TapedBackward(Visit):

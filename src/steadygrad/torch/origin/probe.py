@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadygrad.runlog.origin import Range
+from steadygrad.torch.internals.private import is_wrapped, unwrapped
+from steadygrad.torch.internals.transforms import (
+    TorchDispatchMode,
+    temporarily_clear_interpreter_stack,
+)
 from steadygrad.torch.origin.entries import tensors_in
 from steadygrad.torch.origin.places import Place, is_library
-
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 GOOD, MEANT, BAD = "good", "meant", "bad"
 
@@ -322,7 +323,7 @@ _UNSET = ("empty", "new_empty")
 
 def look_at(tensor: torch.Tensor, name: str) -> Look:
     """Read a floating tensor."""
-    if _is_wrapped(tensor):  # under vmap or another transform: what it stands for
+    if is_wrapped(tensor):  # under vmap or another transform: what it stands for
         with temporarily_clear_interpreter_stack():
             return look_at(_within(tensor), name)
     with torch.no_grad():
@@ -369,8 +370,8 @@ def _is_mask(look: Look) -> bool:
 
 def _within(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor inside the wrappers of transforms such as vmap."""
-    while _is_wrapped(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while is_wrapped(tensor):
+        tensor = unwrapped(tensor)
     return tensor
 
 

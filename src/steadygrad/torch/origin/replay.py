@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch.nn.modules import module as hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from steadygrad.torch.internals.transforms import TorchDispatchMode
 from steadygrad.torch.origin.entries import (
     OutsideTensor,
     Rebuilt,

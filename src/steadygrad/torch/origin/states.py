@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steadygrad.torch.internals.private import NORMALISATION
 from steadygrad.torch.origin import remembered
 from steadygrad.torch.origin.remembered import glance_at
 
@@ -133,7 +134,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _normalises(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.modules.batchnorm._NormBase)
+    return isinstance(module, NORMALISATION)
 
 
 def _version(owner: weakref.ref[torch.nn.Module], name: str) -> tuple[int, int]:

@@ -21,6 +21,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from steadygrad.invisible import invisible
+from steadygrad.torch.internals.private import (
+    casts,
+    default_device_mode,
+    graph_task,
+    mode_at,
+    modes,
+    pop_mode,
+    push_mode,
+    tracing_state,
+)
 from steadygrad.torch.origin import kinds
 from steadygrad.torch.origin.entries import (
     Mark,
@@ -48,7 +58,6 @@ Call = tuple[Any, Any, Any, Place]
 _Tensor = torch.Tensor
 _mark_of = weakref.ref
 _records_graph = torch.is_grad_enabled
-_casts = torch._C._is_any_autocast_enabled
 _frame = sys._getframe
 _is_traced = torch.compiler.is_dynamo_compiling
 
@@ -140,7 +149,7 @@ class Tape:
         """Write down module calls, and operations outside them from here on."""
         self.thread = threading.get_ident()
         self.armed = True
-        if self._on and torch._C._len_torch_function_stack() == 0:
+        if self._on and modes() == 0:
             self._on = False  # somebody has emptied the stack
         self.put_on()
 
@@ -156,19 +165,19 @@ class Tape:
         """
         if self._on:
             return
-        below = torch._C._len_torch_function_stack()
+        below = modes()
         if below == 0 or (below == 1 and _is_default_device()):
-            torch._C._push_on_torch_function_stack(self._mode)
+            push_mode(self._mode)
             self._on = True
 
     def take_off(self) -> bool:
         """Leave the stack; False where we are not on top of it."""
         if not self._on:
             return False
-        depth = torch._C._len_torch_function_stack()
-        if depth == 0 or torch._C._get_function_stack_at(depth - 1) is not self._mode:
+        depth = modes()
+        if depth == 0 or mode_at(depth - 1) is not self._mode:
             return False
-        torch._C._pop_torch_function_stack()
+        pop_mode()
         self._on = False
         return True
 
@@ -189,7 +198,7 @@ class Tape:
         result = func(*args, **kwargs) if kwargs else func(*args)
         if type(result) is _Tensor and entered and more is None:
             made = self._made[id(result)] = _mark_of(result)
-            cast = _autocast_now() if _casts() else None
+            cast = _autocast_now() if casts() else None
             self.notes.append(
                 ("operation", func, packed, named, place, self.clock, _records_graph(), cast,
                  made, None)
@@ -217,7 +226,7 @@ class Tape:
 
     def module(self, call: Any, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         """Call an outermost module and write it down."""
-        if self.thread != threading.get_ident() or torch._C._get_tracing_state() is not None:
+        if self.thread != threading.get_ident() or tracing_state() is not None:
             return call(module, *args, **kwargs)
         self.take_off()
         self.armed = self.bare = False
@@ -242,7 +251,7 @@ class Tape:
 
     def hears_backward(self) -> bool:
         """Whether a `backward` that begins here is the training's, not one inside another."""
-        return self.listens_here() and torch._C._current_graph_task_id() == -1
+        return self.listens_here() and graph_task() == -1
 
     def function(self, again: Any, call: Any, args: Any, kwargs: Any) -> object:
         """Call a custom autograd function outside modules and write it down."""
@@ -281,7 +290,7 @@ class Tape:
         for leaf in leaves:
             mark = made[id(leaf)] = _mark_of(leaf)
             marks.append(mark)
-        cast = _autocast_now() if _casts() else None
+        cast = _autocast_now() if casts() else None
         self.notes.append((kind, *call, self.clock, _records_graph(), cast, marks, more))
         if len(self.notes) > MOST_NOTES or self._bytes > MOST_BYTES:
             self._forget_oldest()
@@ -463,5 +472,5 @@ def _updates_a_weight(args: Any) -> bool:
 
 
 def _is_default_device() -> bool:
-    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-    return context is not None and torch._C._get_function_stack_at(0) is context
+    context = default_device_mode()
+    return context is not None and mode_at(0) is context

@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.torch.internals.private import CONVOLUTION
 from steadygrad.torch.record.through_time import ThroughTime
 
 CALLS = 8
@@ -116,7 +117,7 @@ class ActivationWatch:
         if matrix is None:
             return
         self._last = matrix
-        self._convolved = isinstance(module, torch.nn.modules.conv._ConvNd)
+        self._convolved = isinstance(module, CONVOLUTION)
         if isinstance(module, _RECURRENT):
             self._recurrent(module, args)
             self._note(output[0] if isinstance(output, tuple) else output)

@@ -1,0 +1,65 @@
+"""Private names of torch that others here need, each in one place: a release breaks this file.
+
+What stands below a tensor, a module or an optimizer (`Tensor._version`, `Module._parameters`) is
+asked of the object where it is used: it is as old as torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+graph_task: Any = torch._C._current_graph_task_id
+"""The number of the backward pass at work in this thread; -1 for none."""
+
+is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a transform such as vmap has wrapped a tensor."""
+
+unwrapped: Any = torch._C._functorch.get_unwrapped
+"""The tensor inside one wrapper."""
+
+tracing_state: Any = torch._C._get_tracing_state
+"""What `torch.jit.trace` writes down; None where it does not trace."""
+
+casts: Any = torch._C._is_any_autocast_enabled
+"""Whether autocast is on, on any device."""
+
+modes: Any = torch._C._len_torch_function_stack
+"""How many function modes this thread has on its stack."""
+
+mode_at: Any = torch._C._get_function_stack_at
+"""The mode at a place of that stack, counted from below."""
+
+push_mode: Any = torch._C._push_on_torch_function_stack
+pop_mode: Any = torch._C._pop_torch_function_stack
+
+MODULE_CALL: Any = torch.nn.Module._wrapped_call_impl
+"""`Module.__call__` as torch has it."""
+
+NORMALISATION = torch.nn.modules.batchnorm._NormBase
+"""The class of layers with running statistics."""
+
+CONVOLUTION = torch.nn.modules.conv._ConvNd
+"""The class of convolutions, transposed ones included."""
+
+
+def default_device_mode() -> object:
+    """The function mode by which `torch.set_default_device` works; None where it is not on."""
+    return getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+
+def loader_iterator() -> Any:
+    """The class that a `DataLoader` iterates by."""
+    return torch.utils.data.dataloader._BaseDataLoaderIter
+
+
+def job_store() -> Any:
+    """The store that the ranks of a job share."""
+    get_store: Any = torch.distributed.distributed_c10d._get_default_store
+    return get_store()
+
+
+def collective_work() -> Any:
+    """The class of collectives under way, whose `wait` waits for other ranks."""
+    return torch._C._distributed_c10d.Work
