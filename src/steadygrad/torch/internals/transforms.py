@@ -1,4 +1,4 @@
-"""Private names of torch's function transforms and dispatch, which only a search for origins loads."""
+"""Private names of torch's transforms and dispatch, which only a search for origins loads."""
 
 from __future__ import annotations
 
