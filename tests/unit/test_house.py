@@ -429,7 +429,7 @@ def private_names(path: Path) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.Attribute):
             names.append(ast.unparse(node))
-    dotted = [(name, name.split(".")) for name in names]
+    dotted = [(name, name.split(".")) for name in names if re.fullmatch(r"[\w.]+", name)]
     return [
         name
         for name, parts in dotted
