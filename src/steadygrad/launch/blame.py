@@ -1,4 +1,4 @@
-"""Whose an error is: steadygrad's, the script's, or nobody's (a disk, a file that stands there)."""
+"""Whose fault an error is: steadygrad's, the script's, or nobody's (a full disk, say)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ aside = StepsAside()
 
 
 def cause(error: BaseException) -> str:
-    """Say whose an error is that has ended something of ours.
+    """Say whose fault an error is that has ended part of the observation.
 
     Args:
         error: what was raised below code of ours.

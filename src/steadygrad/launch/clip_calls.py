@@ -21,7 +21,7 @@ Place = Mapping[str, float | str]
 
 
 class Count(TypedDict, total=False):
-    """One way in which calls stood; the entries of its `Place` stand beside these."""
+    """The calls of one `Place`, whose own keys stand beside these."""
 
     optimizer: int
     max_norm: float

@@ -27,7 +27,7 @@ class Observer(Protocol):
 
 
 class RunContext(Protocol):
-    """What an observer of a framework needs of the run.
+    """The part of the run that an observer of a framework uses.
 
     Attributes:
         overhead: seconds that observing has cost the script.

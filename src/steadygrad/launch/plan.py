@@ -83,7 +83,7 @@ def rank_of(environment: dict[str, str] | os._Environ[str]) -> int | None:
 
 
 def default_output() -> str:
-    """The run file of a run that names none: of this second, and of nobody else."""
+    """The path of a new run file, named after the current second, where none was asked for."""
     from steadygrad.paths import next_free
 
     return next_free(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What is known of the run while it goes on.
+    """One observed run while it goes on.
 
     Attributes:
         plan: what was asked for.
@@ -116,7 +116,7 @@ class Session:
             self.exit = type(error).__name__
 
     def trouble(self, what: str, error: BaseException) -> None:
-        """Keep for the last words what ended something of ours, and whose fault that is."""
+        """Keep an error of ours for the last words, with whose fault it is."""
         self.mention(f"{what}{cause(error)}: {type(error).__name__}: {error}")
 
     def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:

@@ -175,7 +175,7 @@ class Track:
         self._lock = threading.Lock()
 
     def place(self, placements: Sequence[Placement], traced: bool = False) -> int:
-        """The number by which rows name the clip calls of their trace.
+        """Register the clip calls of one trace, and return the number by which rows refer to them.
 
         Args:
             placements: the calls.

@@ -53,7 +53,7 @@ def is_ours(made: Made) -> bool:
 
 @dataclass
 class Flight:
-    """What is known of an `update` while it runs.
+    """What one `update` of an optimizer has done so far, while it runs.
 
     Attributes:
         gradients: the leaves it was handed, in order.
@@ -109,7 +109,7 @@ class Flight:
         self._factors.clear()
 
     def continues(self, before: Flight, leaves: Sequence[jax.Array]) -> bool:
-        """Whether these leaves are what a clip that was called by itself has left.
+        """Whether these leaves are the result of a clip called before the optimizer.
 
         Then the gradients are those that it was handed. Where they are what went into that clip
         instead, its result was thrown away.
@@ -196,7 +196,7 @@ class Flight:
 
     @property
     def traces_on(self) -> bool:
-        """Whether what the clips left can be used where the gradients were handed in."""
+        """Whether the clips' results live in the same trace as the gradients."""
         return all(self.trace.reaches(leaf) for leaf in self.left)
 
     @property
@@ -211,6 +211,6 @@ class Flight:
 
 
 def floating(tree: object) -> list[jax.Array]:
-    """The floating leaves of a tree: the very arrays, by which they are known again."""
+    """The floating leaves of a tree: the arrays themselves, since they are compared by identity."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]

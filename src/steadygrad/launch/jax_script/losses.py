@@ -50,7 +50,7 @@ class Losses:
         self._nesting = threading.local()
 
     def heard(self, loss: ArrayLike) -> None:
-        """A function of the script has been differentiated; this is its value."""
+        """Note the value of a function that the script has differentiated."""
         if is_batched(loss) or is_differentiated(loss) or getattr(loss, "shape", None) != ():
             return
         self._latest = loss
@@ -79,7 +79,7 @@ class Losses:
         return mean
 
     def watch(self, original: Differentiate) -> Differentiate:
-        """`jax.value_and_grad`, heard."""
+        """`jax.value_and_grad`, wrapped so that the loss is heard."""
 
         @functools.wraps(original)
         def value_and_grad(
@@ -114,7 +114,7 @@ class Losses:
     def watch_grad(
         self, original: Callable[..., Callable[..., PyTree]], hearing: Differentiate
     ) -> Callable[..., Callable[..., PyTree]]:
-        """`jax.grad`, by way of the `value_and_grad` that is heard."""
+        """`jax.grad` made from the wrapped `value_and_grad`, so that the loss is heard."""
 
         @functools.wraps(original)
         def grad(

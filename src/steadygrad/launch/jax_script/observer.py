@@ -249,7 +249,7 @@ class JaxObserver:
         self._send(track, row, Arrival(fixed, placed=tuple(flight.placed)))
 
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
-        """What is known beside the gradients: on the device, and on the host alone."""
+        """A row's first numbers: those on the device, and those that only the host has."""
         head: dict[str, ArrayLike] = {}
         loss, rate = self._losses.here(flight.trace), flight.rate
         if loss is not None:
@@ -369,7 +369,7 @@ class ClippedStep(NamedTuple):
 
 
 class _Here(threading.local):
-    """What one thread is inside of."""
+    """What each thread is in the middle of: the `update` under way, and its micro-batch."""
 
     flight: Flight | None = None
     alone: Flight | None = None

@@ -79,7 +79,7 @@ class Takeover:
     def unclipped(
         self, optimizer: keras.Optimizer, gradients: Sequence[Array | None]
     ) -> list[Array | None]:
-        """What the script clipped by hand, as it was before, where a policy of ours acts on it.
+        """The gradients as they were before the script's own clip calls, where our policy acts.
 
         Args:
             optimizer: the one that is given the gradients.

@@ -186,7 +186,7 @@ class Clipped:
 
 
 def _changed(call: TensorFlowClipCall, wide: tf.Tensor) -> tf.Tensor:
-    """What a call for one tensor makes of it."""
+    """The tensor after one clip call on it."""
     if call.by_value:
         low, high = (tf.cast(unread(tf.convert_to_tensor(b)), wide.dtype) for b in call.bounds)
         return tf.clip_by_value(wide, low, high)
@@ -235,5 +235,5 @@ def factor(norm: tf.Tensor, limit: tf.Tensor) -> tf.Tensor:
 
 
 def values(gradient: Gradient) -> tf.Tensor:
-    """The numbers of a gradient: those of its rows where it is sparse."""
+    """A gradient as a dense tensor; of a sparse one, the rows that are there."""
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient

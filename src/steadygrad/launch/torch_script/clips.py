@@ -273,7 +273,7 @@ class ClipLog:
             clock.clipped_at(now, mark)
 
     def _parts(self, with_grads: list[torch.Tensor], norm_type: float) -> list[Part]:
-        """The readings of these gradients; what no earlier call has read is read now."""
+        """The readings of these gradients; those without one are read now."""
         if not with_grads:
             return []
         whole = self.whole(with_grads) if self._readings else None
@@ -292,7 +292,7 @@ class ClipLog:
         return parts
 
     def _rows(self, parameters: Sequence[torch.Tensor]) -> dict[int, tuple[GradientReading, int]]:
-        """Where these gradients were read, by the parameter's id; those as they were left alone."""
+        """The reading and row of each gradient that nothing has changed since, by parameter id."""
         if not self._readings:
             return {}
         rows = {each: (r, i) for r in self._readings for i, each in enumerate(r.ids)}

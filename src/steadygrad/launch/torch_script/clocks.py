@@ -64,7 +64,7 @@ class Clock:
 
     @property
     def is_renewed(self) -> bool:
-        """Whether gradients are other ones than at the last clip call, as far as can be known."""
+        """Whether gradients were computed anew since the last clip call, as far as can be known."""
         return self.mark is not None and (self.broken or self.mark.is_gone)
 
     def stepped_at(self, now: int) -> None:

@@ -127,7 +127,7 @@ class ManualLoop:
         )
 
     def forget(self, parameters: Iterable[torch.Tensor]) -> None:
-        """An optimizer has stepped on these: what waits of them is its step."""
+        """An optimizer has stepped on these: their gradients were no update by hand."""
         if self._pending is not None and any(id(p) in self._leaf_refs for p in parameters):
             self._pending = None
 

@@ -261,7 +261,7 @@ class TorchObserver:
     def clipped_elsewhere(
         self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
     ) -> StepOutcome | None:
-        """The script's clip calls before the step of an optimizer that is none of torch's.
+        """Record the script's clip calls before the step of an optimizer that is not torch's.
 
         Args:
             parameters: what it is about to move.
@@ -298,7 +298,7 @@ class TorchObserver:
             steady.observe_loss(loss)
 
     def _after_step(self, *_: object) -> None:
-        """A step is over: what its closure was worth is not the next step's loss."""
+        """A step with a closure is over: its loss must not count for the next step."""
         self.losses.of_step()
 
     def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
@@ -487,7 +487,7 @@ class TorchObserver:
             self._write_facts()
 
     def _tell_of_grads(self) -> None:
-        """What of loops around `torch.autograd.grad` is not in the run file."""
+        """Mention what the run file lacks of loops around `torch.autograd.grad`."""
         if self._manual.unread:
             self.context.mention(
                 f"{self._manual.unread} updates by hand are not recorded: several calls of "

@@ -126,7 +126,7 @@ def _described(parameters: list[torch.Tensor], census: Census) -> dict[str, Any]
 def _orphans(
     loose: list[torch.Tensor], parameters: list[torch.Tensor], census: Census
 ) -> list[dict[str, object]]:
-    """The loose parameters, by where they are held."""
+    """The parameters of no optimizer, grouped by the container that holds them."""
     if not loose:
         return []
     root_ids = {id(root) for p in parameters for root in census.roots(p)}

@@ -86,7 +86,7 @@ class GradientReading:
         return self._dots * self.factor
 
     def _set(self, where: Places, left: object, dots: object) -> None:
-        """What is left of some of them, unlike the others."""
+        """Set norms after and inner products for some of the gradients only."""
         every_left, every_dots = self.left, self.dots  # new arrays
         every_left[where], every_dots[where] = left, dots
         self._left, self._dots, self.factor, self.uneven = every_left, every_dots, 1.0, True
@@ -103,7 +103,7 @@ class GradientReading:
         return same and self._versions[place] == _VERSION(grad)
 
     def mark(self, grads: Sequence[torch.Tensor], where: Places) -> None:
-        """Gradients were changed, and the figures tell how."""
+        """Note the gradients' new versions: the reading accounts for that change."""
         versions = list(map(_VERSION, grads))
         if where is EVERY:
             self._versions = versions
@@ -112,7 +112,7 @@ class GradientReading:
                 self._versions[place] = version
 
     def forget(self, ids: set[int]) -> None:
-        """What is known of these parameters holds no longer."""
+        """Discard the figures of these parameters."""
         for place, each in enumerate(self.ids):
             if each in ids:
                 self._versions[place] = _TOUCHED
@@ -183,7 +183,7 @@ def read(
 
 
 def _say_nothing(sentence: str) -> None:
-    """The step that follows compares ranks itself, and says so."""
+    """Swallow the sentence: the step that follows compares ranks itself, and warns."""
 
 
 def joined(rows: Sequence[tuple[GradientReading, int]]) -> GradientReading:

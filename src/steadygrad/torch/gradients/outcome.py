@@ -62,7 +62,7 @@ def compare(stats: GradientStats, left: Any, dots: Any, clipped: Any) -> Applied
 
 
 def unit_of(stats: GradientStats) -> Any:
-    """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
+    """The largest norm; 1 where that is 0 or not finite. Squares of ratios to it are finite."""
     return stepping.unit_of(namespace(stats.norms), stats.norms)
 
 

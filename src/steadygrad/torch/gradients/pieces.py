@@ -52,7 +52,7 @@ def local(tensors: Sequence[Any]) -> Sequence[torch.Tensor]:
 
 
 def _arrived(piece: object) -> torch.Tensor:
-    """A piece whose collective may still be under way, waited for."""
+    """A piece of a tensor, once the collective that fills it is done."""
     wait = getattr(piece, "wait", None)
     if type(piece) not in _PLAIN and callable(wait):
         piece = wait()

@@ -51,7 +51,7 @@ class PatchSet:
             self._make(self)
 
     def release(self, holder: object) -> None:
-        """Hold no longer; with the last holder, everything is as it was."""
+        """End a hold; after the last one the changes are undone."""
         self._holders.discard(holder)
         self._release_unheld()
 

@@ -30,7 +30,7 @@ def watch(optimizer: torch.optim.Optimizer) -> None:
 
 
 def unwatch(optimizer: torch.optim.Optimizer) -> None:
-    """Undo `watch`; with the last one, `GradScaler` is as it was."""
+    """End what `watch` began; after the last one, `GradScaler` is as before."""
     _watching.release(optimizer)
 
 

@@ -51,12 +51,12 @@ class Finder:
         return self.tape.lost(self._optimizer())
 
     def begin(self) -> None:
-        """From now on the training computes what the next step applies."""
+        """The forward and backward passes of the next step begin: write them down."""
         if not self.over:
             self.tape.listen()
 
     def rest(self) -> None:
-        """A step begins."""
+        """An optimizer step begins: write nothing down until it is over."""
         self.tape.rest()
 
     def stepped(self) -> None:

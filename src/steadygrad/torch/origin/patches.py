@@ -57,7 +57,7 @@ def listen(owner: object) -> Tape:
 
 
 def forget(owner: object) -> None:
-    """Undo `listen`; with the last owner, torch is as it was."""
+    """End what `listen` began; after the last owner, torch's functions are as before."""
     _listening.release(owner)
 
 

@@ -42,7 +42,7 @@ class Kept(NamedTuple):
     how: str = "object"
 
     def put_back(self) -> None:
-        """Give the module what it had, in objects of its own."""
+        """Restore the attribute in its module, as a copy."""
         owner = self.spot[0]()
         if owner is None:
             return
@@ -56,7 +56,7 @@ class Kept(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """An attribute before a call that is looked at closely: how to know it, how to have it back."""
+    """An attribute before a call that is watched closely: a fingerprint, and how to restore it."""
 
     print: Any
     attribute: Kept
@@ -116,7 +116,7 @@ def _copied(value: Any) -> object:
 
 
 def _print_of(value: Any) -> Any:
-    """What differs where an attribute has been changed."""
+    """A fingerprint of an attribute's value: it differs once the value is changed."""
     if type(value) in _CONTAINERS:
         items = [*value, *value.values()] if isinstance(value, dict) else list(value)
         return id(value), len(value), list(map(id, items[: 2 * MOST_ITEMS]))

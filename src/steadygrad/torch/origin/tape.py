@@ -109,10 +109,10 @@ class Tape:
     Attributes:
         armed: calls are written down now; False inside a module, a step or a replay.
         notes: the calls, as they were written down; see `entries`.
-        bare: no module was called so far: a loop's operations are all there is.
-        stays: to be heard after a `backward` too, since losses are computed there.
+        bare: no module was called so far: only a loop's own operations are written down.
+        stays: calls are written down after a `backward` too, since losses are computed there.
         clock: optimizer steps so far.
-        struck: by who looks, the first step that was found not to be finite.
+        struck: the first step that was not finite, of each `Finder`.
         thread: the one that trains; others are not heard.
     """
 
@@ -216,7 +216,7 @@ class Tape:
         return result
 
     def _keep_drawn(self, call: Call, leaves: list[torch.Tensor], more: object) -> None:
-        """Keep as it is what no tensor went into, and what was drawn, unless it has a graph."""
+        """Store what a replay could not make again: made of no tensors, or drawn at random."""
         if any(leaf.requires_grad for leaf in leaves):
             self._note("operation", call, leaves, more)
             return

@@ -82,11 +82,11 @@ class ActivationWatch:
             self._handles.pop().remove()
 
     def figures(self) -> dict[str, dict[int, Any]]:
-        """Name to {id of the parameter: figure}."""
+        """The figures by their name; of each, one number a parameter, by the parameter's id."""
         return self._figures
 
     def lengths(self) -> dict[int, int]:
-        """Id of each recurrent matrix to the number of its applications in a forward pass."""
+        """How often a forward pass applied each recurrent matrix, by the matrix's id."""
         return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:

@@ -72,7 +72,7 @@ class Journal:
 
     @property
     def ends_by_itself(self) -> Callable[[], None]:
-        """What delivers the last steps, and finishes a run file of its own, without `close`."""
+        """A function that delivers the last steps at exit, where nobody has called `close`."""
         owned = self._recorder is not None and self._recorder.owned
         return self._release if owned else self._empty
 

@@ -74,7 +74,7 @@ class LossMeter(threading.local):
         self.take(self.heard(tensors, weights))
 
     def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> Heard:
-        """What `saw` would add, not added yet."""
+        """The loss and scale of one backward pass, without adding them to the sum."""
         scale: Any = None
         total: Any = None
         for index, tensor in enumerate(tensors):
@@ -88,7 +88,7 @@ class LossMeter(threading.local):
         return Heard(total, scale)
 
     def take(self, heard: Heard) -> None:
-        """Add what one backward started from."""
+        """Add the loss of one backward pass to the sum."""
         self.backwards += 1
         total, self.scale = heard
         if total is None:
@@ -130,7 +130,7 @@ class LossMeter(threading.local):
         return self._sum
 
     def _scale_of(self, tensor: torch.Tensor) -> Any:
-        """The loss scale that this carries; None where it is not what `scaled` was told of."""
+        """The scale by which a GradScaler multiplied this tensor; None where it did not."""
         return self._scaled[1] if self._scaled is not None and self._scaled[0]() is tensor else None
 
 
@@ -174,11 +174,11 @@ class StepLosses:
         self._added_up = value if self._added_up is None else self._added_up + value
 
     def so_far(self) -> object:
-        """What is known of the loss of the step under way."""
+        """The loss of the step under way as far as it is known; None where it is not."""
         return self.heard_so_far() if self._added_up is None else self._added_up
 
     def take(self, of_closure: object) -> object:
-        """What was told, else what the closure gave, else what was heard; the next step begins."""
+        """The loss of this step: told by `tell`, else the closure's value, else heard."""
         loss, self._added_up = self._added_up, None
         heard = self.heard()  # asked for in any case: it then begins to sum anew
         loss = of_closure if loss is None else loss
@@ -201,7 +201,9 @@ _hearing = PatchSet(_make)
 
 
 def hear(hearer: object) -> Callable[[], object]:
-    """Begin to hear losses, until `forget` or until the hearer is gone.
+    """Start adding up the losses on which `backward` is called.
+
+    It ends with `forget`, or when the hearer is garbage-collected.
 
     Args:
         hearer: who hears; held weakly.
@@ -220,7 +222,7 @@ def so_far() -> object:
 
 
 def forget(hearer: object) -> None:
-    """Undo `hear`; with the last one, torch is as it was."""
+    """Stop adding up losses for a hearer; after the last one, torch's functions are as before."""
     _hearing.release(hearer)
 
 

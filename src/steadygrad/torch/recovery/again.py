@@ -1,4 +1,4 @@
-"""One replay of a step that holds a NaN or inf: is it there again?
+"""Replay a step that holds a NaN or inf once: does it come back?
 
 The tape is that of the search for a NaN's origin. A fault that stays away when the same step is
 computed again was transient (memory, a device, a link); one that comes back is in the batch, the

@@ -51,7 +51,7 @@ class Displacement:
         self._largest: Move | None = None
 
     def learn(self, before: Snapshot, params: Sequence[torch.Tensor], steps: int) -> None:
-        """A sound step vouches for the move since a snapshot."""
+        """Learn an ordinary move: the one since a snapshot, when a step was sound."""
         if steps > 0:
             whole, largest = move(before, params)
             usual = Move(whole / math.sqrt(steps), largest / math.sqrt(steps))
@@ -62,7 +62,7 @@ class Displacement:
     def is_unusual(
         self, before: Snapshot, params: Sequence[torch.Tensor], steps: int
     ) -> bool | None:
-        """Whether the move since a snapshot is not training's; None where none was learned."""
+        """Whether weights moved further than training moves them; None where none was learned."""
         if not self._usual or steps <= 0:
             return None
         now, bound = move(before, params), FACTOR * math.sqrt(steps)

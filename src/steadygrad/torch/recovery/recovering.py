@@ -491,7 +491,7 @@ class Recovering:
         self._writing.start()
 
     def _once(self, act: str, step: int, until: int) -> None:
-        """Note what goes on for a while where it begins."""
+        """Write an event where its cause begins, and not again while that goes on."""
         if step > self._under_way.get(act, -1) and until >= step:
             self._note(RecoveryEvent(step, act, until=until, optimizer=self._index))
             self._under_way[act] = until

@@ -192,7 +192,7 @@ class Memory:
         policy: whose state it is.
 
     Attributes:
-        names: of all tensors.
+        names: of all tensors of the optimizer, also of those without a gradient.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -297,7 +297,7 @@ def _fresh(policy: Policy, names: tuple[str, ...], like: object) -> State:
 
 
 def _on_device_of(like: Any) -> AbstractContextManager[object]:
-    """What a policy creates while it decides is created beside the figures."""
+    """A context in which new arrays are created on the device of the figures."""
     elsewhere = isinstance(like, torch.Tensor) and like.device.type != "cpu"
     return torch.device(like.device) if elsewhere else _NOTHING
 

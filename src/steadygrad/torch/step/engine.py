@@ -127,7 +127,7 @@ class Engine:
         return self._optimizer()
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this stands beside that optimizer, not beside a shadow or a copy of it."""
+        """Whether this engine is attached to that very optimizer, and not to a copy of it."""
         return self._optimizer() is optimizer
 
     def guard(self) -> None:
@@ -220,7 +220,7 @@ class Engine:
             self.fault(error)
 
     def _listens(self, listens: bool) -> None:
-        """Whether what the training computes now is noted, to be run again."""
+        """Start or stop writing down what the training computes, for a replay."""
         if self.origins.wanted:
             self.origins.begin() if listens else self.origins.rest()
         if self.recovery is not None:
@@ -349,7 +349,7 @@ class Engine:
             self.journal.sample_activations(self.steps, self._table.params)
 
     def _prepare_closure(self) -> None:
-        """What is to be known of the weights as they are before the optimizer moves them."""
+        """Sample the weights before the optimizer moves them."""
         started = time.perf_counter()
         self._follow(self.optimizer)
         self._announce()
@@ -432,7 +432,12 @@ class Engine:
     def hear_losses(
         self, since_last_step: Callable[[], object], so_far: Callable[[], object]
     ) -> None:
-        """Ask the first for the loss of a step of which nobody told one; the second looks at it."""
+        """Say where losses come from that nobody tells.
+
+        Args:
+            since_last_step: returns the loss since its last call, and starts a new sum.
+            so_far: returns the same loss, and goes on adding to it.
+        """
         self._losses.heard, self._losses.heard_so_far = since_last_step, so_far
 
     def act_through(self, clipper: Clipper) -> None:
