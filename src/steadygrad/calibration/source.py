@@ -1,4 +1,4 @@
-"""Which rows of a run a question is about."""
+"""The rows of a run that a calibration or a replay reads: one optimizer's, without undone steps."""
 
 from __future__ import annotations
 

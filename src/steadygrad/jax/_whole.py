@@ -13,7 +13,7 @@ Tree = TypeVar("Tree")
 
 
 def whole_here(tree: Tree) -> Tree:
-    """The same arrays; those of which other processes hold parts, whole on every device.
+    """The same tree, with every array gathered whole on each device of this process.
 
     All processes call it together: making an array whole is a collective.
 

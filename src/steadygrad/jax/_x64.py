@@ -57,5 +57,5 @@ def narrow(x: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 
 def number(value: ArrayLike) -> jax.Array:
-    """A 0-d float64, whatever it was; call it inside `wide`."""
+    """Any scalar as a 0-d float64 array; call it inside `wide`."""
     return jnp.reshape(lax.convert_element_type(jnp.asarray(value), jnp.float64), ())

@@ -292,7 +292,7 @@ class Hook:
         gradients: Sequence[Array],
         variables: Sequence[keras.Variable],
     ) -> Stepped:
-        """What comes of gradients; call it inside the engine's scope."""
+        """Measure gradients, decide and act; call it inside the engine's scope."""
         engine = self.backend.engine
         leaves = [self.backend.leaf(gradient) for gradient in gradients]
         names = tuple(self.names[self._place_of(v)] for v in variables)

@@ -87,7 +87,7 @@ class VariableSampler:
 
 
 def owners(model: keras.Model | None) -> dict[int, str]:
-    """Id of each of a model's variables to the class name of the layer that owns it.
+    """The class name of the layer that owns each of a model's variables, by the variable's id.
 
     Example:
         >>> import keras
@@ -101,7 +101,7 @@ def owners(model: keras.Model | None) -> dict[int, str]:
 
 
 def recurrent_lengths(model: keras.Model | None) -> dict[int, int]:
-    """Id of each recurrent kernel to its time steps, where the model fixes their number.
+    """The number of time steps of each recurrent kernel, by its id, where the model fixes it.
 
     Example:
         >>> import keras

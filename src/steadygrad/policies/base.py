@@ -215,7 +215,7 @@ def coefficient(xp: Namespace, norm: Array, max_norm: Number) -> Array:
 
 
 def no_threshold(xp: Namespace, stats: GradientStats) -> Decision:
-    """What an elementwise method decides that knows no threshold on the norm: inf, and 1."""
+    """The decision of an elementwise method: no threshold on the norm (inf), coefficient 1."""
     one = xp.ones_like(stats.total_norm)
     return Decision(one * float("inf"), one)
 

@@ -286,7 +286,7 @@ def _transform(
 
 
 def unit_of(xp: Namespace, norms: Array) -> Array:
-    """The largest norm, or 1 where that is no unit: squares of ratios to it cannot overflow."""
+    """The largest norm; 1 where that is 0 or not finite. Squares of ratios to it are finite."""
     largest = xp.max(norms)
     usable = xp.logical_and(xp.isfinite(largest), largest > 0)
     return xp.where(usable, largest, xp.ones_like(largest))

@@ -56,7 +56,7 @@ class LeftOut:
         return self.position - 1 if self.heeded else step
 
     def add(self, first: int, last: int) -> None:
-        """From the batch `first` to the batch `last`, none is to be used again."""
+        """Leave out the batches from `first` to `last`, both included."""
         self._numbers.update(range(first, last + 1))
         self._written = False
         self.write_when_due()

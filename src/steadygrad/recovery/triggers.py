@@ -176,7 +176,7 @@ class StepWatch:
         return None
 
     def settle(self) -> None:
-        """What the loss has risen to is the data's new level."""
+        """Take the level that the loss has risen to for the data's own: it is no fault."""
         self._best = robust.median([loss for loss, _ in self._recent])
         self._first = [self._best] * FIRST
         self._recent.clear()
@@ -199,7 +199,7 @@ class StepWatch:
             self._lone.append((reading.step, reading.loss, _log(reading.norm)))
 
     def forget(self) -> None:
-        """What comes from now on is compared with nothing before it."""
+        """Forget all earlier steps: later ones are not compared with them."""
         self.__init__(self._ladder)  # type: ignore[misc]
 
     def undone(self) -> None:

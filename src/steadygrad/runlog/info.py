@@ -27,7 +27,7 @@ class LoopCounts(TypedDict, total=False):
 
 
 class GroupFacts(TypedDict, total=False):
-    """Parameters that share a fate; see `rules.evidence.loop.Group`."""
+    """Parameters with the same fault; see `rules.evidence.loop.SharedFate`."""
 
     names: list[str]
     count: int

@@ -31,7 +31,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _counted(view: View) -> Finding:
-    """A loss of exactly 0 without a gradient: it was divided by an inf."""
+    """The finding for losses of exactly 0 without a gradient: they were divided by an inf."""
     return finding(
         view,
         "SG105",

@@ -37,7 +37,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _suffers(view: View) -> bool:
-    """A loss that falls all the same says that enough of the steps arrives."""
+    """Whether the loss stays up: where it falls, enough of each update survives rounding."""
     trend = view.loss_trend
     return trend.recorded and not trend.signed and trend.fall < 0.5 and median(view.lr) != 0
 

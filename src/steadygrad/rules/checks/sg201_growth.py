@@ -130,7 +130,7 @@ def _bounded(view: View) -> str:
 
 
 def _severity(view: View) -> str:
-    """Norms that leave a tiny start while the loss keeps its range are no explosion."""
+    """How grave the growth is: from a tiny start, while the loss keeps its range, it is none."""
     trend = view.loss_trend
     if not trend.recorded:
         return "warning"

@@ -31,7 +31,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _steepest(view: View) -> Profile | None:
-    """Of the first usable steps: later ones show what training made of it."""
+    """The steepest growth in the first usable steps: later ones show what training made of it."""
     table = view.healthy_norms[: max(3, len(view.healthy_norms) // 10)]
     depth_profiles = [
         p for columns in (view.weights, biases(view)) for p in profiles(view, table, columns)

@@ -44,7 +44,7 @@ def _largest(view: View, seen: list[Measured]) -> Measured:
 
 
 def _grows(sample: Measured) -> bool:
-    """Beyond what a loss at every time step adds up to."""
+    """Whether the gradient grows by more than a loss at every time step adds up to."""
     return sample.growth > max(GROWN, 10 * sample.length)
 
 

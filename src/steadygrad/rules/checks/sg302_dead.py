@@ -181,7 +181,7 @@ def _partly(view: View, columns: Array, zeros: Array, units: Array) -> Finding:
 
 
 def _look_at_output(view: View) -> list[str]:
-    """No rate brings back what was never there."""
+    """The fix for a layer that never had a gradient: look at what is behind it, not at the rate."""
     return [
         code(
             view,

@@ -139,7 +139,7 @@ def _wrong(view: View, start: _Start, typical: float, size: str) -> Finding:
 
 
 def _severity(view: View, typical: float) -> str:
-    """Weights somewhat too large that training got over are worth knowing, and no more."""
+    """How grave it is: weights that training got over are worth knowing, and no more."""
     harmless = LARGE < typical <= 3 * LARGE and not _suffers(view)
     return "info" if harmless else "error"
 

@@ -22,7 +22,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _suffers(view: View) -> bool:
-    """A loss that falls steadily says that something downstream makes up for it.
+    """Whether the loss suffers: where it falls steadily, a later layer makes up for the inputs.
 
     Where it begins by shedding what the inputs' size alone put there, nothing did.
     """

@@ -32,7 +32,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class SharedFate:
-    """Some parameters that share a fate.
+    """A group of parameters with the same fault: in no optimizer, or no longer in the model.
 
     Attributes:
         names: of the first ones.
@@ -84,7 +84,7 @@ def stale_of(view: View) -> SharedFate | None:
 
 
 def logits_of(view: View) -> tuple[str, str] | None:
-    """The loss, and what stands before it and should not; None where nothing does."""
+    """The loss, and the operation before it that does not belong there; None where all is well."""
     logits = _facts(view).get("logits")
     if not logits or view.optimizer != view.first_optimizer:
         return None

@@ -63,7 +63,7 @@ class LossTrend:
 
     @property
     def dear(self) -> bool:
-        """Whether training began by shedding nearly all of a loss that was far too large.
+        """Whether the first window lost nearly all of a loss that was far too large at the start.
 
         In its first window: a loss that falls as far in the course of the run is a good fit.
         """
@@ -93,12 +93,12 @@ class LossTrend:
 
     @property
     def home(self) -> bool:
-        """Whether a loss of either sign ends as near to 0 as it began."""
+        """Whether a loss that may change sign ends as near to 0 as it began."""
         return self.signed and abs(self.end) <= max(abs(self.first), abs(self.start))
 
     @property
     def signed(self) -> bool:
-        """Whether the loss goes below 0, so that it is no error and shares of it say little.
+        """Whether the loss goes below 0: then it is no error, and ratios of it mean little.
 
         The surrogate of a policy gradient, an adversary's score, a log-density.
         """
@@ -112,7 +112,7 @@ def loss_trend(losses: Array) -> LossTrend:
         losses: one a step; NaN where unknown.
 
     Returns:
-        The trend; `known` is False where fewer than `ENOUGH` losses are finite.
+        The trend; `recorded` is False where fewer than `ENOUGH` losses are finite.
 
     Example:
         >>> t = loss_trend(np.linspace(2.0, 1.0, 100))

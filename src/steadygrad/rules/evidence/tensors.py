@@ -87,7 +87,7 @@ class TensorsOfSteps(Steps):
         return chosen[(chosen >= 0) & (chosen < len(self))]
 
     def figures(self, name: str) -> Array:
-        """One per-tensor figure, ``[kept steps, tensors]``, columns as in `order`.
+        """One per-tensor figure, ``[steps read, tensors]``, columns as in `order`.
 
         Args:
             name: ``norms``, ``max_abs``, ``nonfinite`` or ``zeros``.
@@ -99,17 +99,17 @@ class TensorsOfSteps(Steps):
 
     @cached_property
     def norms(self) -> Array:
-        """Per-tensor norms, ``[kept steps, tensors]``; inf and NaN kept."""
+        """Per-tensor norms, ``[steps read, tensors]``; inf and NaN as they are."""
         return self.figures("norms")
 
     @cached_property
     def zeros(self) -> Array:
-        """Share of zero elements, ``[kept steps, tensors]``."""
+        """Share of zero elements, ``[steps read, tensors]``."""
         return self.figures("zeros")
 
     @cached_property
     def good(self) -> Array:
-        """Which of the kept steps are usable, bool."""
+        """Which of the steps in `rows_read` are usable, bool."""
         return self.usable[self.rows_read]
 
     @cached_property
