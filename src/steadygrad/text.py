@@ -7,6 +7,7 @@ terminal passes `printable`, so that none of them moves its cursor or turns its 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 Shown = TypeVar("Shown")
@@ -45,6 +46,16 @@ def place(file: str, line: object) -> str:
         ('train.py:3', 'Cell In[2], line 3')
     """
     return f"{file}, line {line}" if file.startswith("Cell In[") else f"{file}:{line}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one phrase; one at least.
+
+    Example:
+        >>> listed(["a", "b", "c"])
+        'a, b and c'
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def percent(share: float) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steadygrad.compare.cells import Cell
 from steadygrad.errors import RunFileError
-from steadygrad.report.key_figures import clip_rate, ends
+from steadygrad.report.key_figures import clip_rate, ends, level
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules.evidence.stability import of_view
 from steadygrad.rules.evidence.view import View
@@ -144,13 +144,8 @@ def curve(losses: Floats, points: int = POINTS) -> Curve:
     """Medians of a loss over up to ``points`` stretches of equal length."""
     edges = np.linspace(0, losses.size, min(points, losses.size) + 1).astype(int)
     parts = [losses[a:b] for a, b in itertools.pairwise(edges)]
-    medians = [_median(part) for part in parts]
+    medians = [level(part) for part in parts]
     return Curve((edges[:-1] + edges[1:] - 1) / 2, np.array(medians))
-
-
-def _median(losses: Floats) -> float:
-    finite = losses[np.isfinite(losses)]
-    return float(np.median(finite)) if 2 * finite.size > losses.size else math.nan
 
 
 def _crash(cell: Cell) -> str:

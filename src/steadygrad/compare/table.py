@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from steadygrad.compare.measuring import TrainingResult
 from steadygrad.notebook.cards import Card
 from steadygrad.report.numbers import figure
+from steadygrad.text import listed
 
 Floats = NDArray[np.float64]
 
@@ -207,13 +208,13 @@ def _sentence(rows: Sequence[Row], seeds: int, alike: bool) -> str:
         parts.append(_no_best(rows, seeds))
     elif level:
         parts.append(
-            f"No winner: {_listed([best.spec, *level])} are level, within the spread of the seeds"
+            f"No winner: {listed([best.spec, *level])} are level, within the spread of the seeds"
         )
     else:
         parts.append(_winner(best, rows))
     broken = [f"{row.spec} ({row.diverged} of {len(row.outcomes)})" for row in rows if row.diverged]
     if broken:
-        parts.append(f"Diverged or failed: {_listed(broken)}")
+        parts.append(f"Diverged or failed: {listed(broken)}")
     return ". ".join(parts) + "."
 
 
@@ -233,10 +234,6 @@ def _no_best(rows: Sequence[Row], seeds: int) -> str:
     if not any(math.isfinite(row.final_loss) for row in rows):
         return "No training ended with a loss that could be compared"
     return "One seed shows no spread, so no winner can be named: add --seeds 3"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _row(row: Row) -> dict[str, object]:

@@ -14,7 +14,7 @@ from steadygrad.report.numbers import duration, figure
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.rules.evidence.stability import of_view
 from steadygrad.rules.evidence.view import View
-from steadygrad.text import percent
+from steadygrad.text import listed, percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -151,7 +151,7 @@ def _sentence(entries: Sequence[OptimizerEntry], summaries: Sequence[RunData]) -
         parts += [f"{optimizer}: {order}" if optimizer else order] if order else []
     broken = [t["name"] for t in summaries if t["verdict"]["level"] == "error"]
     if broken:
-        parts.append(f"Broken: {_listed(broken)}")
+        parts.append(f"Broken: {listed(broken)}")
     return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."
 
 
@@ -161,12 +161,8 @@ def _order(entries: Sequence[OptimizerEntry]) -> str:
     if not finite:
         return ""
     best = finite[0]
-    listed = [f"{best.name} {figure(best.final)}"]
+    shown = [f"{best.name} {figure(best.final)}"]
     for entry in finite[1:]:
         alike = entry.final - best.final <= 2 * math.hypot(best.error, entry.error)
-        listed.append(f"{'alike' if alike else 'then'} {entry.name} {figure(entry.final)}")
-    return "Lowest final loss: " + ", ".join(listed)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        shown.append(f"{'alike' if alike else 'then'} {entry.name} {figure(entry.final)}")
+    return "Lowest final loss: " + ", ".join(shown)

@@ -40,10 +40,11 @@ def ends(losses: NDArray[np.float64]) -> tuple[float, float]:
         (1.98, 1.02)
     """
     width = max(1, len(losses) // 20)
-    return _level(losses[:width]), _level(losses[len(losses) - width :])
+    return level(losses[:width]), level(losses[len(losses) - width :])
 
 
-def _level(losses: NDArray[np.float64]) -> float:
+def level(losses: NDArray[np.float64]) -> float:
+    """Median of a stretch of losses; NaN where half of them or more are not finite."""
     finite = losses[np.isfinite(losses)]
     return float(np.median(finite)) if 2 * finite.size > losses.size else math.nan
 

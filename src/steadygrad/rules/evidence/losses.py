@@ -168,9 +168,3 @@ class LossesOfSteps(Steps):
     def loss_trend(self) -> LossTrend:
         """How the loss went over the usable steps."""
         return loss_trend(self.loss[~self.skipped])
-
-    @cached_property
-    def last_loss_broken(self) -> bool:
-        """Whether losses were known and the last ones are NaN or inf."""
-        tail = self.loss[-max(1, len(self) // 20) :]
-        return bool(np.isfinite(self.loss).any() and len(tail) and not np.isfinite(tail).any())

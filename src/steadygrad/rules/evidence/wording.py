@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from steadygrad.text import percent
+
+__all__ = ["number", "percent"]
+
 
 def number(value: float) -> str:
     """A figure as findings print it: three digits, no noise.
@@ -11,14 +15,3 @@ def number(value: float) -> str:
         ('0.000123', '1.23e+06', '3', 'inf')
     """
     return f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    """A share as findings print it.
-
-    Example:
-        >>> percent(0.0812), percent(1.0)
-        ('8.1 %', '100 %')
-    """
-    value = 100 * share
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
