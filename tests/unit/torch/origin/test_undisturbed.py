@@ -169,7 +169,7 @@ def test_nothing_is_kept_beyond_a_step() -> None:
         optimizer.step()
         assert not tape.entries
         assert not tape._made
-        assert not tape._helds
+        assert not tape._outside
 
 
 class Burden:
