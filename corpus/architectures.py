@@ -458,5 +458,6 @@ ARCHITECTURES: dict[str, Callable[[int, Knobs], Task]] = {
     "graph": graph,
     "policy": policy,
     "tagger": tagger,
+    "reader": sequence("LSTM"),
 }
 """Name -> builder of a task from a seed and knobs."""

@@ -15,6 +15,18 @@ import torch
 from architectures import Batch, Knobs, Player, Task
 from composed import COMPOSED
 from habits import HABITS
+from objectives import (
+    CLASSIFIERS,
+    MISTAKEN,
+    PAIRS,
+    Loss,
+    forgets,
+    in_units,
+    one_against_the_others,
+    pixels_of_1,
+    squared,
+    told,
+)
 from torch import Tensor, nn
 from training import Script, Setup
 
@@ -25,6 +37,8 @@ EVERY = (
 )  # fmt: skip
 FEED_FORWARD = ("mlp", "cnn", "rl", "autoencoder")
 PLAIN_STACKS = (*FEED_FORWARD, "vae", "policy", "siamese", "denoiser")
+PARTLY = ("reader",)
+"""Kinds of training that few faults are tried on."""
 SINGLE = tuple(a for a in EVERY if a not in ("gan",))
 DEEP = 10
 LOOPS = ("mlp", "cnn", "rnn", "transformer", "autoencoder", "resnet", "unet", "seq2seq")
@@ -435,6 +449,14 @@ def scripted(script: Callable[..., None], factor: float = 1.0) -> Make:
     return lambda a, seed: Setup(clip=f"norm:{factor * ORDINARY[a]:g}", script=script)
 
 
+def spoken(losses: dict[str, Loss], **changes: object) -> Make:
+    """One of these losses for each architecture, in a script that clips nothing."""
+    return lambda a, seed: replace(
+        Setup(build=told(a, losses), script=in_order),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
 def at(seed: int) -> int:
     """A step for a fault that strikes once, whatever the seed well before the end."""
     return 35 + 7 * (seed % 8)
@@ -454,7 +476,7 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "wide": (("mlp", "rnn", "gru", "rl"), setup(knobs=knobs(width=128))),
     "long": (("rnn", "gru"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
     "recall": (
-        ("rnn", "gru"),
+        ("rnn", "gru", "reader"),
         setup(knobs=knobs(length=32, recurrent_gain=1.0), batch=only_the_start),
     ),
     "frozen": (SINGLE, setup(build=freeze_first)),
@@ -481,6 +503,20 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "bfloat16": (
         ("mlp", "cnn", "transformer", "resnet", "autoencoder", "unet"),
         lambda a, seed: short(torch.bfloat16)(a, seed),
+    ),
+    "regression": (CLASSIFIERS, spoken(dict.fromkeys(CLASSIFIERS, squared))),
+    "one_class": (
+        tuple(MISTAKEN),
+        spoken(
+            {
+                **dict.fromkeys(CLASSIFIERS, one_against_the_others),
+                **dict.fromkeys(("autoencoder", "unet"), pixels_of_1),
+            }
+        ),
+    ),
+    "large_targets": (
+        CLASSIFIERS,
+        spoken(dict.fromkeys(CLASSIFIERS, in_units(8.0, 8.0)), steps=150, lr_factor=3.0),
     ),
 }
 """Variant -> (architectures, setup)."""
@@ -626,6 +662,9 @@ FAULTS: dict[str, Fault] = {
     "forgetting": Fault(
         ("SG305",), ("rnn",),
         setup(knobs=knobs(length=32, recurrent_gain=0.3), batch=only_the_start), "recall"),
+    "forgetting_gates": Fault(
+        ("SG305",), ("gru", "reader"),
+        setup(knobs=knobs(length=32), batch=only_the_start, build=forgets), "recall"),
     "dead_relu": Fault(
         ("SG302",), PLAIN_STACKS, setup(build=kill_units)),
     "masked": Fault(("SG302",), SINGLE, setup(loss=masked)),
@@ -668,6 +707,12 @@ FAULTS: dict[str, Fault] = {
         ("SG504",), ("mlp", "lstm", "transformer", "autoencoder", "resnet", "policy", "flow",
          "seq2seq"),
         scripted(averaged_late), "script_accumulated"),
+    "heavy_decay": Fault(
+        ("SG506",), ("mlp", "cnn", "rnn", "autoencoder", "resnet", "unet"),
+        setup(decay=3.0, steps=150), "decay"),
+    "unscaled_targets": Fault(
+        ("SG507",), CLASSIFIERS,
+        spoken(dict.fromkeys(CLASSIFIERS, in_units(1e6, 3e6))), "large_targets"),
     # SG6: the loop
     "never_cleared": Fault(("SG601",), LOOPS, scripted(never_cleared), "in_order"),
     "cleared_early": Fault(("SG602",), LOOPS, scripted(cleared_early), "in_order"),
@@ -683,5 +728,7 @@ FAULTS: dict[str, Fault] = {
     "double_softmax": Fault(
         ("SG606",), ("mlp", "cnn", "rnn", "transformer"),
         lambda a, seed: Setup(build=softened, script=in_order), "in_order"),
+    "all_pairs": Fault(("SG608",), CLASSIFIERS, spoken(PAIRS), "regression"),
+    "wrong_targets": Fault(("SG609",), tuple(MISTAKEN), spoken(MISTAKEN), "one_class"),
 }  # fmt: skip
 """Name -> fault."""

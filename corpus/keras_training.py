@@ -44,6 +44,8 @@ class KerasSetup:
     spoil: Callable[[np.ndarray], None] = lambda x: None
     flags: Callable[[int], float] = lambda step: 1.0
     loss: str = "plain"
+    criterion: str = ""
+    head: int = 10
     weigh: Callable[[int], float] = lambda step: 1.0
     build: Callable[[Any], None] = lambda model: None
 
@@ -144,7 +146,7 @@ def _model(architecture: str, setup: KerasSetup) -> Any:
     if setup.cut:
         first = 2 if architecture == "keras_cnn" else 1  # behind the first layer that has weights
         body.insert(first, keras.layers.Lambda(keras.ops.stop_gradient))
-    head = keras.layers.Dense(characters()[1] if text else 10)
+    head = keras.layers.Dense(characters()[1] if text else setup.head)
     shape = keras.Input((24,), dtype="int32") if text else keras.Input((64,))
     model = keras.Sequential([shape, *body, head])
     for weight in model.trainable_weights:
@@ -179,6 +181,14 @@ def _loss(name: str) -> Callable[[Any, Any], Any]:
     return {"plain": plain, "logarithm": logarithm}[name]
 
 
+def _criterion(name: str) -> Any:
+    """A loss of Keras' own, as it is compiled with."""
+    losses = _keras().losses
+    if name == "binary":
+        return losses.BinaryCrossentropy(from_logits=True)
+    return losses.SparseCategoricalCrossentropy(from_logits=name == "logits")
+
+
 def run_keras_case(architecture: str, seed: int, setup: KerasSetup, path: Path) -> Trace:
     """Train with `fit`, record into `path`, and return what others' rules need.
 
@@ -201,13 +211,16 @@ def run_keras_case(architecture: str, seed: int, setup: KerasSetup, path: Path) 
     flags = np.array([setup.flags(int(step)) for step in range(STEPS)])[steps]
     weights = np.array([setup.weigh(int(step)) for step in range(STEPS)], np.float64)[steps]
     labels = np.concatenate([y, flags[:, None]], axis=1).astype("float32")
+    if setup.criterion:
+        labels = y.astype("float32" if setup.criterion == "binary" else "int32")
     lr = 3e-3 * setup.lr_factor * (SGD_FACTOR if setup.optimizer == "SGD" else 1.0)
     momentum = {"momentum": 0.0} if setup.optimizer == "SGD" else {}
     optimizer = getattr(keras.optimizers, setup.optimizer)(lr, **momentum)
     steady = sg.attach(optimizer, clip=setup.clip, run=path)
     model = _model(architecture, setup)
     optimizer.build(model.trainable_variables)  # variables made while it is traced: traced twice
-    model.compile(optimizer=optimizer, loss=_loss(setup.loss), jit_compile=False)
+    loss = _criterion(setup.criterion) if setup.criterion else _loss(setup.loss)
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=False)
     options = {"batch_size": ROWS, "shuffle": False, "verbose": 0}
     if weights.min() != weights.max():
         options["sample_weight"] = weights.astype("float32")
@@ -291,6 +304,7 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "long": (("keras_rnn",), setup(act="tanh")),
     "recall": (("keras_rnn",), setup(act="tanh", spoil=only_the_start)),
     "frozen": (DIGITS, setup(frozen=True)),
+    "in_order": (DIGITS, setup(criterion="logits")),
 }
 """Variant -> (architectures, setup); the names are those of `faults.HEALTHY`."""
 
@@ -319,5 +333,7 @@ FAULTS: dict[str, tuple[tuple[str, ...], Make]] = {
     "constant": (DENSE, setup(fill=0.05)),
     "rate_adam": (EVERY, setup(lr_factor=300.0)),
     "rate_sgd": (DENSE, setup(optimizer="SGD", lr_factor=300.0)),
+    "double_softmax": (DIGITS, setup(criterion="probabilities")),
+    "wrong_targets": (DIGITS, setup(criterion="binary", head=1)),
 }  # fmt: skip
 """Fault -> (architectures, setup); accepted ids and twins are those of `faults.FAULTS`."""

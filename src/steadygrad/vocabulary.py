@@ -31,6 +31,7 @@ Sample: TypeAlias = Literal[
     "activation_zero",
     "recurrent_steps",
     "spectral_radius",
+    "unusual_update",
     "update_ratio",
     "weight_norm",
     "weight_std",

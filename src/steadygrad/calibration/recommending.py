@@ -31,6 +31,9 @@ START_SHARE, START_STEPS = 0.05, 100
 COMMON = (0.5, 1.0, 5.0)
 ABSURD, TRAVELLED = 1e6, 1e3
 """A median norm, and a change of it over the run, beyond which there is no threshold to tell."""
+START_NORMS = 3
+MUCH = 10.0
+"""Median norm over which the usual threshold of 1 would clip every step of a failed training."""
 CAUTIOUS = 1.0
 """The norms of a training that failed are no guide upwards; this is what most start from."""
 PERCENTILES = ("1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
@@ -46,8 +49,9 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
 
     The norms of a training that failed are no guide upwards. Where the recorded loss fell and
     then lost what it had gained, the threshold is the median norm of the steps before that,
-    and at most 1; where the loss only rose, it is at most 1, or none where 1 would clip most
-    steps. A norm that exploded, or moved a thousandfold, gives none either.
+    and at most 1, or none where that median is over 10; where the loss only rose, it is at most 1,
+    or none where 1 would clip most steps. A norm that exploded, or moved a thousandfold, gives none
+    either.
 
     Args:
         run: a run, or the path of a run file.
@@ -127,25 +131,38 @@ def _require_norms_before_clipping(run: Run, number: int) -> None:
 
 
 def _require_a_guide(
-    norms: Floats, change: float, rise: tuple[float, float] | None, losses: Floats
+    norms: Floats,
+    change: float,
+    first: float,
+    rise: tuple[float, float] | None,
+    back: estimate.Setback | None,
+    losses: Floats,
 ) -> None:
     """Refuse a threshold where the run says nothing of what the next one needs.
 
     Args:
         norms: of the stable stretch.
         change: log change of the norm over it.
+        first: the norm that the run began at.
         rise: the loss at the start and at the end, where it rose.
+        back: where the loss fell and came back.
         losses: all of them; where none is known, no size of a norm is absurd.
 
     Raises:
         CalibrationError: says why, and which run would give one.
     """
-    factor = float(np.exp(abs(change)))
+    factor, middle = float(np.exp(abs(change))), float(np.median(norms))
     over = float((norms > CAUTIOUS).mean())
-    if np.median(norms) > ABSURD and np.isfinite(losses).any():
+    if middle > ABSURD and np.isfinite(losses).any():
         reason = (
-            f"its gradients have exploded (median norm {np.median(norms):.3g}). Mend what "
-            "steadygrad diagnose names, record that"
+            f"its gradients have exploded, or what enters is not scaled (median norm "
+            f"{middle:.3g}). Mend what steadygrad diagnose names, record that"
+        )
+    elif first > TRAVELLED * middle:
+        reason = (
+            f"its norms began at {first:.2g} and were at {middle:.2g} for most of it: what is "
+            "measured is a training that was over. Record a run that ends where you would stop, "
+            "or use a method that follows the norm (auto, zclip)"
         )
     elif factor > TRAVELLED:
         way = "fell" if change < 0 else "rose"
@@ -159,6 +176,12 @@ def _require_a_guide(
             f"the loss rose from {rise[0]:.3g} to {rise[1]:.3g}, so that its norms are no guide, "
             f"and {CAUTIOUS:g}, the usual start, would clip {100 * over:.0f} % of the steps. "
             "Record one with the method auto, or with a tenth of the learning rate"
+        )
+    elif back is not None and middle > MUCH:
+        reason = (
+            f"the loss fell from {back.first:.3g} to {back.lowest:.3g} and was back at "
+            f"{back.after:.3g}, at norms of {middle:.3g} where {CAUTIOUS:g}, the usual start, would "
+            "clip every step. Record one with a tenth of the learning rate"
         )
     else:
         return
@@ -188,7 +211,9 @@ def _conclude(
         for i, h in zip(places, heights, strict=True)
     )
     change, moving = estimate.drift(stable)
-    _require_a_guide(norms, change if moving else 0.0, None if back else rise, rows["loss"])
+    first = float(np.median(used_rows["norm"][:START_NORMS]))
+    travel = change if moving else 0.0
+    _require_a_guide(norms, travel, first, None if back else rise, back, rows["loss"])
     low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable, figure))
     median = float(np.median(norms))
     broken = int((~np.isfinite(rows["norm"])).sum())

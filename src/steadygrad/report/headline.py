@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from steadygrad.rules import Finding
     from steadygrad.runlog import Run
 
+UNSCALED = 1e6
+"""A median norm that inputs and targets of unit size do not give."""
 WORDS = {"error": "Broken", "warning": "Needs attention", "ok": "Steady", "empty": "Nothing seen"}
 MOST_LOSSES = 3
 
@@ -107,7 +109,15 @@ def _steady(run: Run) -> str:
     if peak["action"] == "clip":
         the = "the" if alone else "their optimizer's"
         steady = f"Steady over {over}: norms of up to {ratio} {the} median came, and were clipped"
-    return f"{steady}{_losses(run, list(of_each))}."
+    return f"{steady}{_losses(run, list(of_each))}{_size(usable)}."
+
+
+def _size(usable: Mapping[int, NDArray[np.float64]]) -> str:
+    """A word on norms that are steady, and of a size that says nothing was scaled."""
+    largest = max(float(np.median(norm)) for norm in usable.values())
+    if largest < UNSCALED:
+        return ""
+    return f"; a median norm of {figure(largest)} says that inputs, targets or loss are not scaled"
 
 
 def _usable(rows: Any) -> NDArray[np.float64]:

@@ -52,6 +52,14 @@ class TargetFacts(TypedDict):
     highest: float
 
 
+class SizeFacts(TypedDict):
+    """A regression's loss, and the root mean squares of its first targets and outputs."""
+
+    loss: str
+    targets: float
+    outputs: float
+
+
 class LoopFacts(TypedDict, total=False):
     """What the first steps showed of a script's loop."""
 
@@ -61,6 +69,7 @@ class LoopFacts(TypedDict, total=False):
     logits: LogitsFacts | None
     targets: TargetFacts | None
     broadcast: list[int]
+    sizes: SizeFacts | None
     criterion: str
     chains: list[list[str]]
     summed: int

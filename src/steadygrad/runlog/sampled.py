@@ -158,11 +158,18 @@ class WeightFigures:
             parts: some elements of each, side by side; kept.
             starts: where each tensor's begin.
         """
-        self._before = _Before(step, ids, parts, starts)
+        self._before = _Before(step, ids, parts, starts, "update_ratio")
         # NaN means "not measured" in the file: what is not finite is written as inf
         norms_or_inf = np.where(np.isnan(norms), np.inf, norms)
         self._writer.write_sample("weight_norm", step, ids, norms_or_inf)
         self._writer.write_sample("weight_std", step, ids, _deviations(parts, starts))
+
+    def watch(self, step: int, ids: Ids, parts: Parts, starts: Ids) -> None:
+        """Have only the update of an unusual step written, as ``unusual_update``.
+
+        A figure of its own, so that medians over the scheduled samples stay what they are.
+        """
+        self._before = _Before(step, ids, parts, starts, "unusual_update")
 
     def finish(self, parts: Parts) -> None:
         """Write how far the sampled step has moved the weights; a skipped one tells nothing.
@@ -171,12 +178,12 @@ class WeightFigures:
             parts: the same elements as before it.
         """
         assert self._before is not None
-        (step, ids, before, starts), self._before = self._before, None
+        (step, ids, before, starts, name), self._before = self._before, None
         with np.errstate(all="ignore"):  # weights may be broken by now
             moved, size = _norms(parts - before, starts), _norms(before, starts)
             ratios = np.where(size > 0, moved / size, np.nan)
         if (ratios > 0).any():  # all zero: the step was skipped
-            self._writer.write_sample("update_ratio", step, ids, ratios)
+            self._writer.write_sample(name, step, ids, ratios)
 
 
 class _Before(NamedTuple):
@@ -186,6 +193,68 @@ class _Before(NamedTuple):
     ids: Ids
     parts: Parts
     starts: Ids
+    name: Sample
+
+
+class UnusualSteps:
+    """Says after which steps a training leaves its range, so that more of it is sampled.
+
+    The log of the norm and the loss are held beside running means of themselves. The steps asked
+    for are few: `BURST` after one that is unusual, `SPARE` in all and one in `SHARE` of a long run.
+
+    Example:
+        >>> watch = UnusualSteps()
+        >>> [step for step in range(40) if watch.after(step, 9.0 if step == 30 else 1.0, 2.0)]
+        [30, 31, 32, 33, 34, 35, 36, 37]
+    """
+
+    def __init__(self) -> None:
+        self._norm, self._loss = _Range(math.log(UNUSUAL)), _Range(0.0)
+        self._until = 0
+        self._asked = 0
+
+    def after(self, step: int, norm: float, loss: float) -> bool:
+        """Whether the step after this one is to be sampled.
+
+        Args:
+            step: number of a finished step.
+            norm: its gradient norm.
+            loss: its loss; NaN where unknown.
+        """
+        high = self._norm.left(math.log(norm) if norm > 0 else math.nan)
+        high = self._loss.left(loss, 0.5) or high
+        if high:
+            self._until = step + BURST
+        wanted = step < self._until and self._asked < SPARE + step // SHARE
+        self._asked += wanted
+        return wanted
+
+
+BURST, SPARE, SHARE = 8, 32, 64
+UNUSUAL = 3.0
+"""Times its running level from which a norm is unusual, if it is beyond its spread too."""
+
+
+class _Range:
+    """A running mean and spread, which what leaves them moves no further than their edge."""
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+        self._count = 0
+        self._mean = self._spread = 0.0
+
+    def left(self, value: float, share: float = 0.0) -> bool:
+        """Whether a value is over the range, by ``share`` of the mean at least; takes it in."""
+        if not math.isfinite(value):
+            return False
+        self._count += 1
+        weight = max(1 / self._count, 0.05)
+        edge = max(self._least, share * abs(self._mean), 5 * self._spread)
+        beyond = self._count > 8 and value - self._mean > edge
+        away = min(value - self._mean, edge) if self._count > 8 else value - self._mean
+        self._mean += weight * away
+        self._spread += weight * (abs(away) - self._spread)
+        return beyond
 
 
 def side_by_side(parts: Sequence[NDArray[np.generic]]) -> tuple[Parts, Ids]:

@@ -262,7 +262,9 @@ def test_a_training_that_falls_back_is_judged_by_its_calm_part() -> None:
 
 def test_the_calm_part_of_a_failed_training_allows_1_at_most() -> None:
     norms, loss = relapsed()
-    assert calibrate(run_of(100 * norms, loss=loss)).threshold == 1.0
+    assert calibrate(run_of(10 * norms, loss=loss)).threshold == 1.0
+    with pytest.raises(CalibrationError, match=r"was back at 2\.2.*calibrate that"):
+        calibrate(run_of(100 * norms, loss=loss))  # 1 would clip every step
 
 
 def test_a_loss_that_is_only_noisy_is_no_setback() -> None:
@@ -326,6 +328,7 @@ def test_a_run_that_is_no_guide_gives_no_threshold_and_says_which_would() -> Non
     cases = {
         "exploded": (1e9 * noise, np.full(400, 5.0)),
         "fell": (noise * np.geomspace(1.0, 1e-7, 400), None),
+        "began at": (noise * np.r_[np.geomspace(1.0, 1e-7, 15), np.full(385, 1e-7)], None),
         "the loss rose": (40.0 * noise, np.linspace(17.0, 34.0, 400)),
     }
     for reason, (norms, loss) in cases.items():

@@ -23,6 +23,7 @@ from steadygrad.launch.torch_script.elements import elements_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.ownership import Ownership
 from steadygrad.launch.torch_script.reduction import summed_of
+from steadygrad.launch.torch_script.sizes import sizes_of
 from steadygrad.launch.torch_script.targets import targets_of
 
 MOST_STEPS = 16
@@ -146,6 +147,7 @@ class LoopWatch:
         self._logits: dict[str, str] | None = None
         self._targets: dict[str, Any] | None = None
         self._broadcast: list[int] = []
+        self._sizes: dict[str, Any] | None = None
         self._summed = 0
         self._ownership = Ownership()
         self._chains: list[set[int]] = []
@@ -171,6 +173,7 @@ class LoopWatch:
             self._logits = self._logits or logits_of(tensors)
             self._targets = self._targets or targets_of(tensors)
             self._broadcast = self._broadcast or broadcast_of(tensors)
+            self._sizes = self._sizes or sizes_of(tensors)
             self._summed = max(self._summed, summed_of(tensors))
             if census is not None:
                 self._note_chains(chains_of(tensors, census.part_of))
@@ -218,6 +221,7 @@ class LoopWatch:
             "logits": self._logits,
             "targets": self._targets,
             "broadcast": self._broadcast,
+            "sizes": self._sizes,
             "summed": self._summed,
             "chains": self._chains_by_name(),
             **self._ownership.as_json(),

@@ -36,7 +36,7 @@ def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
     """
     for node in nodes_of(roots):
         loss = _OF_0_TO_1.get(operation_of(node))
-        target = _saved(node) if loss else None
+        target = saved(node, "target") if loss else None
         if target is None or not target.numel():
             continue
         lowest, highest = (float(v) for v in target.aminmax())
@@ -45,14 +45,14 @@ def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
     return None
 
 
-def _saved(node: Any) -> torch.Tensor | None:
-    """The target that a node keeps; None where to read it would call a hook of the script's."""
-    raw = getattr(node, "_raw_saved_target", None)
+def saved(node: Any, name: str) -> torch.Tensor | None:
+    """A tensor that a node keeps; None where to read it would call a hook of the script's."""
+    raw = getattr(node, f"_raw_saved_{name}", None)
     if getattr(raw, "unpack_hook", raw) is not None:
         return None
     try:
-        target = node._saved_target
+        value = getattr(node, f"_saved_{name}")
     except RuntimeError:  # changed in place, or freed by an earlier backward
         return None
-    plain = isinstance(target, torch.Tensor) and type(target) is torch.Tensor
-    return target if plain and not target.is_meta else None
+    plain = isinstance(value, torch.Tensor) and type(value) in (torch.Tensor, torch.nn.Parameter)
+    return value if plain and not value.is_meta else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steadygrad.rules.evidence.view import View
-from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts, TargetFacts
+from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts, SizeFacts, TargetFacts
 
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
@@ -106,6 +106,12 @@ def broadcast_of(view: View) -> list[int]:
     """The shape of outputs that the loss compares with all targets; empty where it does not."""
     shape = _facts(view).get("broadcast") or []
     return shape if view.optimizer == view.first_optimizer else []
+
+
+def sizes_of(view: View) -> SizeFacts | None:
+    """How large a regression's targets and outputs were at first; told of the first optimizer."""
+    sizes = _facts(view).get("sizes")
+    return sizes if sizes and view.optimizer == view.first_optimizer else None
 
 
 def summed_of(view: View) -> int:

@@ -213,6 +213,7 @@ def hand_over(
     figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
     of_numpy = cast("tuple[Floats, Floats, Floats, Floats]", figures)
     recorder.writer.hand_over(StepItem(record, record.time, ids, *of_numpy))
+    recorder.sampler.notice(record.step, record.norm, record.loss)
 
 
 def record_of(

@@ -18,7 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad import kernels
-from steadygrad.runlog.sampled import Floats, WeightFigures, due, next_due, spectral_radius, stride
+from steadygrad.runlog.sampled import (
+    Floats,
+    UnusualSteps,
+    WeightFigures,
+    due,
+    next_due,
+    spectral_radius,
+    stride,
+)
 from steadygrad.torch.record.activations import ActivationWatch
 from steadygrad.torch.record.through_time import POSITIONS
 from steadygrad.vocabulary import THROUGH_TIME
@@ -61,6 +69,8 @@ class Sampler:
         self._watch = ActivationWatch()
         self._watch.start()
         self._said_frozen = False
+        self._unusual = UnusualSteps()
+        self._wanted = False
         self.idle_before = 0
 
     def due(self, step: int) -> bool:
@@ -85,6 +95,21 @@ class Sampler:
         self._finish_update()
         if self.due(step):
             self._sample_weights(step, params, ids)
+        elif self._wanted:
+            self._watch_update(step, params, ids)
+        self._wanted = False
+
+    def notice(self, step: int, norm: float, loss: float) -> None:
+        """A step is over: after an unusual one, the next updates are measured too.
+
+        Args:
+            step: its number.
+            norm: its gradient norm, before clipping.
+            loss: its loss; NaN where unknown.
+        """
+        if self.idle_before < sys.maxsize and self._unusual.after(step, norm, loss):
+            self._wanted = True
+            self.idle_before = min(self.idle_before, step + 1)
 
     def after_forward(
         self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
@@ -129,6 +154,16 @@ class Sampler:
             norms = np.array(kernels.read(plain).norms, np.float64)
             self._figures.write(step, known_ids, norms, _parts(plain), starts)
             self._weights = plain
+
+    @torch.no_grad()
+    def _watch_update(
+        self, step: int, params: Sequence[torch.Tensor], ids: NDArray[np.int64]
+    ) -> None:
+        places = [i for i, p in enumerate(params) if _plain(p)]
+        self._weights = [params[i].detach() for i in places]
+        if places:
+            starts = np.cumsum([0, *(_taken(p) for p in self._weights[:-1])])
+            self._figures.watch(step, ids[places], _parts(self._weights), starts)
 
     @torch.no_grad()
     def _sample_activations(

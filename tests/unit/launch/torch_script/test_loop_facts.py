@@ -18,6 +18,7 @@ from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.reduction import summed_of
+from steadygrad.launch.torch_script.sizes import sizes_of
 from steadygrad.launch.torch_script.targets import targets_of
 
 STEPS = 12
@@ -432,3 +433,12 @@ def test_targets_are_read_and_hooks_of_the_script_are_not_called() -> None:
         hidden = loss(x, torch.full((4,), 255.0))
     assert targets_of([hidden]) is None
     assert called == []
+
+
+def test_a_regression_tells_how_large_its_targets_are() -> None:
+    x, y = torch.full((4, 1), 0.5, requires_grad=True), torch.full((4, 1), 3e30)
+    for name in ("mse_loss", "smooth_l1_loss", "huber_loss"):
+        loss = getattr(nn.functional, name)
+        told = {"loss": name, "targets": pytest.approx(3e30), "outputs": 0.5}
+        assert sizes_of([2 * loss(x, y) + x.sum()]) == told
+    assert sizes_of([((x - y) ** 2).mean(), x.softmax(0).sum()]) is None

@@ -120,3 +120,43 @@ def test_a_loss_that_is_never_again_as_low_as_before_training(make):
     assert m.ids == []
     m.loss[0] = 1.5
     assert m.ids == ["SG502"]
+
+
+def sizes(m, targets, outputs=0.3):
+    m.info["loop"] = {"sizes": {"loss": "mse_loss", "targets": targets, "outputs": outputs}}
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.9, "error"), (0.3, "warning"), (0.01, None)])
+def test_targets_that_are_not_scaled(make, end, severity):
+    m = make()
+    m.loss = 1e6 * np.linspace(1.0, end, m.steps)
+    sizes(m, 1e3)
+    assert [(f.id, f.severity) for f in m.findings] == ([("SG507", severity)] if severity else [])
+    sizes(m, 20.0)
+    assert m.ids == []
+    sizes(m, 1e3, 1e3)  # a model whose outputs are as large
+    assert m.ids == []
+
+
+def test_targets_guessed_from_the_loss_where_no_graph_is_seen(make):
+    m = make()
+    m.loss = np.linspace(1e12, 0.9e12, m.steps)
+    last = f"{m.layers - 1}.weight"
+    m.sample("activation_std", {last: 0.3})
+    (found,) = m.findings
+    assert (found.id, found.severity, found.tensors) == ("SG507", "error", (last,))
+    m.sample("activation_std", {last: 1e6})
+    assert m.ids == []
+    m.info["loop"] = {"summed": 10**12}  # a mean of 1
+    m.sample("activation_std", {last: 0.3})
+    assert "SG507" not in m.ids
+
+
+@pytest.mark.parametrize(("end", "severity"), [(0.9, "warning"), (0.01, "info")])
+def test_a_first_norm_that_nothing_scaled_gives(make, end, severity):
+    m = make()
+    m.norms *= 1e16
+    m.loss = 1e9 * np.linspace(1.0, end, m.steps)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG507", severity)]
+    m.norms /= 1e14
+    assert m.ids == []

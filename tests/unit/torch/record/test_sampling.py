@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_modules
 
 import steadygrad
 import steadygrad.torch as sg
+from steadygrad.runlog.sampled import SHARE, SPARE, UnusualSteps
 from steadygrad.torch.record.sampling import Sampler
 
 
@@ -211,3 +212,34 @@ def test_attach_samples_into_the_run_file(tmp_path):
     assert np.isfinite(norms).all()
     assert run.samples("update_ratio")[0].tolist() == [0, 1, 2, 4]
     assert np.isfinite(run.samples("activation_zero")[1][:, 0]).all()
+
+
+def test_updates_after_an_unusual_step_are_sampled_and_the_schedule_stays():
+    torch.manual_seed(1)
+    model, x = nn.Linear(4, 3), torch.randn(8, 4)
+    params = list(model.parameters())
+    optimizer = torch.optim.SGD(params, lr=0.01)
+    notes = Notes()
+    sampler = Sampler(notes)
+    moved = {}
+    for step in range(60):
+        optimizer.zero_grad()
+        (model(x) * (100.0 if step == 40 else 1.0)).square().mean().backward()
+        norm = float(nn.utils.get_total_norm([p.grad for p in params]))
+        sampler.at_step(step, params, np.arange(2))
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+        sampler.notice(step, norm, float("nan"))
+        moved[step] = float((params[0] - before[0]).norm() / before[0].norm())
+    sampler.close()
+    of = {name: [s for n, s in notes.samples if n == name] for name, _ in notes.samples}
+    assert of["unusual_update"] == list(range(41, 49))
+    assert of["update_ratio"] == of["weight_norm"] == [0, 1, 2, 4, 8, 16, 32]
+    assert notes.samples["unusual_update", 41][0] == pytest.approx(moved[41], rel=1e-5)
+    assert sampler.idle_before == 63  # the next step on the schedule is 64
+
+
+def test_a_run_that_is_unusual_throughout_is_sampled_no_more_than_its_share():
+    watch = UnusualSteps()
+    asked = sum(watch.after(step, 10.0 ** (step % 7), 1.0) for step in range(1, 6400))
+    assert asked <= SPARE + 6400 // SHARE

@@ -1,0 +1,150 @@
+"""SG507: targets, or a whole training, of a size that no weights begin at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from steadygrad.robust import median
+from steadygrad.rules.advice import code
+from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.inputs import UNIT, input_size
+from steadygrad.rules.evidence.loop import sizes_of, summed_of
+from steadygrad.rules.evidence.view import View
+from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.finding import Finding
+
+LARGE = 100.0
+"""Times the outputs from which targets are out of their reach."""
+FAR = 1000.0
+"""The same where targets are guessed from the loss, which may be a sum."""
+ABSURD = 1e6
+"""A first gradient norm, or a first loss, that unit inputs and targets do not give."""
+LEFT, MUCH_LEFT = 0.1, 0.5
+"""Shares of the first loss that say how much the training suffers."""
+
+
+def check(view: View) -> Iterator[Finding]:
+    sizes, guess = sizes_of(view), _guessed(view)
+    if sizes is not None:
+        outputs = max(sizes["outputs"], 1.0)
+        if LARGE * outputs < sizes["targets"] < math.inf and _left(view) > LEFT:
+            yield _targets(view, sizes["targets"], sizes["outputs"], sizes["loss"])
+            return
+    elif guess is not None and _left(view) > LEFT:
+        yield _targets(view, *guess, "")
+        return
+    first = _first_norm(view)
+    if ABSURD < first < math.inf:
+        yield _everything(view, first)
+
+
+def _left(view: View) -> float:
+    """Share of the first loss that is left at the end; 0 where that says nothing."""
+    trend = view.loss_trend
+    if not trend.known or trend.signed or not trend.first > 0:
+        return 0.0
+    return trend.end / trend.first
+
+
+def _guessed(view: View) -> tuple[float, float] | None:
+    """Sizes of targets and outputs as a squared error gives them; None where it is nothing such."""
+    _, table = view.sample("activation_std")
+    trend = view.loss_trend
+    if not len(table) or not len(view.weights) or not trend.known or not trend.first > ABSURD:
+        return None
+    outputs = float(table[0, view.weights[-1]])
+    targets = math.sqrt(trend.first / max(summed_of(view), 1))
+    inside = not input_size(view) > UNIT * 10
+    return (targets, outputs) if inside and targets > FAR * max(outputs, 1.0) else None
+
+
+def _first_norm(view: View) -> float:
+    first = view.norm[:3][view.usable[:3]]
+    return median(first) if first.size else math.nan
+
+
+def _severity(view: View) -> str:
+    left = _left(view)
+    return "error" if left > MUCH_LEFT else "warning" if left > LEFT else "info"
+
+
+def _targets(view: View, targets: float, outputs: float, loss: str) -> Finding:
+    seen = (
+        f"In the graph of the first {loss}, targets have a root mean square of {number(targets)}, "
+        f"and outputs one of {number(outputs)}."
+        if loss
+        else f"The first loss is {number(view.loss_trend.first)}: of a squared error, targets are "
+        f"about {number(targets)}. The last layer's outputs deviate by {number(outputs)}."
+    )
+    return finding(
+        view,
+        "SG507",
+        _severity(view),
+        0.95 if loss else 0.85,
+        f"The targets are not scaled: {number(targets)} in size, where the model gives "
+        f"{number(outputs)}.",
+        evidence=[
+            seen,
+            f"{percent(_left(view))} of the first loss is left. Steps are made for weights and "
+            "outputs of unit size, and no clip or rate makes up for the difference.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[view.tensors[view.weights[-1]].name] if len(view.weights) else [],
+        causes=["targets in their raw units (prices, counts, timestamps)"],
+        fixes=[_standardise(view)],
+        figures={"targets": targets, "outputs": outputs},
+    )
+
+
+def _everything(view: View, first: float) -> Finding:
+    size = input_size(view)
+    if np.isfinite(size):
+        inputs = f"The inputs enter the first layer at {number(size)} times unit size."
+    else:
+        inputs = "How large the inputs are is not on record."
+    return finding(
+        view,
+        "SG507",
+        "warning" if _left(view) > MUCH_LEFT else "info",
+        0.5,
+        f"The first gradients have a norm of {number(first)}: something is not scaled.",
+        evidence=[
+            "Inputs, targets and weights of unit size give norms of about 1 for a loss that is a "
+            "mean.",
+            inputs,
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0])],
+        tensors=[],
+        causes=[
+            "inputs or targets in their raw units",
+            "a sum over a batch, a picture or all neighbours where a mean is meant",
+            "weights that are initialised too large",
+        ],
+        fixes=[_standardise(view)],
+        figures={"norm": first},
+    )
+
+
+def _standardise(view: View) -> str:
+    return code(
+        view,
+        torch="mean, std = y_train.mean(), y_train.std()\n"
+        "y = (y - mean) / std  # and inputs alike\n"
+        "prediction = model(x) * std + mean",
+        keras="y_train = (y_train - mean) / std  # before fit, and inputs alike\n"
+        "prediction = model.predict(x) * std + mean",
+        jax="y = (y - mean) / std  # and inputs alike\nprediction = model(params, x) * std + mean",
+    )
+
+
+RULE = Rule(
+    "SG507",
+    "targets that are not scaled",
+    check,
+    supersedes=("SG201", "SG202", "SG301", "SG302", "SG305", "SG401", "SG605", "SG607"),
+)
