@@ -180,7 +180,7 @@ def _require_a_guide(
     elif back is not None and middle > MUCH:
         reason = (
             f"the loss fell from {back.first:.3g} to {back.lowest:.3g} and was back at "
-            f"{back.after:.3g}, at norms of {middle:.3g} where {CAUTIOUS:g}, the usual start, would "
+            f"{back.after:.3g}, at norms of {middle:.3g}, where {CAUTIOUS:g} as usual would "
             "clip every step. Record one with a tenth of the learning rate"
         )
     else:

@@ -256,6 +256,26 @@ class HeatMap(TypedDict):
     zero: list[list[int]]
 
 
+class TimeMap(TypedDict):
+    """The gradient at the time steps of a recurrent matrix, over the sampled steps.
+
+    Attributes:
+        name: of the matrix.
+        length: time steps of its sequences.
+        positions: the time steps that were measured, in the order in which the layer reads.
+        steps: the sampled steps.
+        log10: of the norm of dLoss/d(state), ``[positions][steps]``.
+        zero: cells ``[position, step]`` that are zero.
+    """
+
+    name: str
+    length: int
+    positions: list[int]
+    steps: list[int]
+    log10: list[Values]
+    zero: list[list[int]]
+
+
 class RunData(TypedDict):
     """What a report says of one run.
 
@@ -270,6 +290,7 @@ class RunData(TypedDict):
         series: curves.
         thresholds: calibrations.
         heatmap: None where there is none.
+        through_time: one a recurrent matrix that was measured.
         info: what the run file says of the run.
     """
 
@@ -283,6 +304,7 @@ class RunData(TypedDict):
     series: list[Series]
     thresholds: list[Picture | Refused]
     heatmap: HeatMap | None
+    through_time: list[TimeMap]
     info: dict[str, object]
 
 

@@ -460,6 +460,24 @@
     });
     return Plotly.react(element, heatTraces(map, row * count), layout, CONFIG);
   }
+  // ---- time x steps -------------------------------------------------------------------------
+
+  function drawThroughTime(element, index, part) {
+    var map = report.runs[index].through_time[part], count = map.positions.length;
+    var row = Math.max(Math.min(22, 320 / count), 3), stride = Math.ceil(26 / row);
+    var layout = base(element, Math.round(row * count) + 96, 44);
+    layout.margin.t = 48;
+    layout.xaxis = axis({ showgrid: false, type: "category", title: { text: "step", standoff: 4, font: { size: 12 } } });
+    layout.yaxis = axis({
+      range: [count - 0.5, -0.5], showgrid: false, tickmode: "array", title: { text: "time step", font: { size: 12 } },
+      tickvals: map.positions.map(function (_, i) { return i; }).filter(function (i) { return i % stride === 0; }),
+      ticktext: map.positions.filter(function (_, i) { return i % stride === 0; })
+    });
+    var rows = map.positions.map(function (place) { return { name: "time step " + place, shape: [], module: "" }; });
+    var traces = heatTraces({ tensors: rows, steps: map.steps, last: map.steps, log10: map.log10, zero: map.zero, broken: [] }, row * count);
+    traces.forEach(function (trace) { delete trace.x0; delete trace.dx; trace.x = map.steps.map(String); });
+    return Plotly.react(element, traces, layout, CONFIG);
+  }
   // Evenly spaced columns, told as such, let Plotly paint one pixel a cell instead of one rectangle.
   function placed(map, trace) {
     var n = map.steps.length;
@@ -509,7 +527,7 @@
 
   // ---- the page -----------------------------------------------------------------------------
 
-  var DRAW = { curves: drawCurves, overlay: drawOverlay, thresholds: drawThresholds, heatmap: drawHeatmap };
+  var DRAW = { curves: drawCurves, overlay: drawOverlay, thresholds: drawThresholds, heatmap: drawHeatmap, through_time: drawThroughTime };
 
   function draw(element) {
     if (!element.offsetWidth) return Promise.resolve();

@@ -22,6 +22,7 @@ from steadygrad.report.numbers import plain
 from steadygrad.report.optimizers import name_of, rows_of_each
 from steadygrad.report.origins import with_origins
 from steadygrad.report.thresholds import thresholds
+from steadygrad.report.through_time import through_time
 from steadygrad.rules.evidence.view import View
 from steadygrad.text import printable
 
@@ -129,6 +130,7 @@ def summarise(run: Run, name: str, *, quick: bool = False) -> RunData:
         "series": [series(rows, View(run, number).acts) for number, rows in of_each.items()],
         "thresholds": pictures,
         "heatmap": heatmap(run) if judged is run else None,
+        "through_time": through_time(judged),
         "info": plain(run.info),
     }
 
@@ -156,6 +158,7 @@ def sketch(run: Run, name: str) -> RunData:
         "series": [series(rows, View(run, number).acts) for number, rows in of_each.items()],
         "thresholds": [],
         "heatmap": None,
+        "through_time": [],
         "info": plain(run.info),
     }
 

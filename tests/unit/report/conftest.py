@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from steadygrad.runlog import Run, TensorInfo
+from steadygrad.runlog import Event, Run, TensorInfo
 
 
 def make_run(
@@ -21,6 +21,7 @@ def make_run(
     names: tuple[str, ...] = (),
     seed: int = 0,
     info: dict[str, Any] | None = None,
+    events: tuple[Event, ...] = (),
 ) -> Run:
     """A run with a falling loss, lognormal norms, spikes of 40, and perhaps a NaN end."""
     r = np.random.default_rng(seed)
@@ -51,6 +52,7 @@ def make_run(
         tensors=described,
         tensor_norms=per_tensor,
         tensor_nonfinite=broken,
+        events=events,
         info={"policy": "none" if clip == np.inf else f"norm:{clip}", **(info or {})},
     )
 

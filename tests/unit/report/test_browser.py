@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from steadygrad.report import write_report
-from steadygrad.runlog import Run
+from steadygrad.runlog import Event, Run
+from steadygrad.vocabulary import THROUGH_TIME
 
 pytestmark = pytest.mark.browser
 
@@ -59,7 +61,14 @@ class Page:
 def pages(a_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One run that broke, three compared, and one that is hostile; written once."""
     folder = tmp_path_factory.mktemp("pages")
-    broken = a_run(nan_from=320, clip=2.0, info={"script": "train.py", "overhead_seconds": 0.1})
+    fading = [0.0, *np.geomspace(1e-9, 1.0, 7).tolist()]
+    measured = {"tensor": 2, "length": 8, "positions": list(range(8)), "norms": fading}
+    broken = a_run(
+        nan_from=320,
+        clip=2.0,
+        info={"script": "train.py", "overhead_seconds": 0.1},
+        events=tuple(Event(step, 0.0, THROUGH_TIME, measured) for step in (0, 1, 2, 4, 8)),
+    )
     evil = a_run(
         nan_from=320,
         names=HOSTILE,
@@ -131,7 +140,8 @@ MARKS = """() => {
 
 def test_every_chart_of_one_run_is_drawn(look: Callable[..., Page]) -> None:
     marks = look("one").ask(MARKS)
-    assert set(marks) == {"curves", "thresholds", "heatmap"}
+    assert set(marks) == {"curves", "thresholds", "heatmap", "through_time"}
+    assert marks["through_time"]["cells"] >= 1
     assert marks["curves"]["lines"] >= 5  # loss and norm, each raw and smoothed, and the threshold
     assert marks["curves"]["points"] >= 4  # two spikes, clipped steps, NaN
     assert marks["thresholds"]["bars"] >= 5

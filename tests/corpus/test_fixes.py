@@ -1,0 +1,306 @@
+"""The first fix that each rule shows, applied to the case that shows it: the fault is gone.
+
+What is printed is run as it stands: as code before the training, for each layer, in place of the
+step, or as the clip that it attaches. A case that needs words alone (where to look) is not here.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import Task
+from faults import FAULTS, in_order
+from torch import nn
+from torch.nn import functional as F
+from training import Script, Setup, run_case
+
+import steadygrad
+from steadygrad.rules import Finding
+
+SEED = 7
+Mend = Callable[[Setup, str], Setup]
+NAMES: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "math": math}
+
+
+def findings(architecture: str, setup: Setup, path: Path) -> list[Finding]:
+    run_case(architecture, SEED, setup, path)
+    return steadygrad.diagnose(path)
+
+
+def then(setup: Setup, build: Callable[[Task], None]) -> Setup:
+    """The setup, with something done to the model once it is built."""
+
+    def both(task: Task) -> None:
+        setup.build(task)
+        build(task)
+
+    return replace(setup, build=both)
+
+
+def on_the_model(setup: Setup, fix: str) -> Setup:
+    """Code that names ``model``, and so knows where it is."""
+    return then(setup, lambda task: exec(fix, {**NAMES, "model": task.model}))
+
+
+def on_each_layer(setup: Setup, fix: str) -> Setup:
+    """Code that names ``layer``; what it makes of that name, and of ``act``, takes its place."""
+
+    def build(task: Task) -> None:
+        for parent in list(task.model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear | nn.Conv2d):
+                    wide = child.weight.shape[0]
+                    x = torch.zeros(2, wide)
+                    scope = {**NAMES, "layer": child, "n": wide, "x": x, "mean": 0.0, "std": 1.0}
+                    exec(fix, scope)
+                    setattr(parent, name, scope["layer"])
+                    acts[0] = scope.get("act")
+                elif isinstance(child, nn.ReLU) and acts[0] is not None:
+                    setattr(parent, name, acts[0])
+
+    acts: list[Any] = [None]
+    return then(setup, build)
+
+
+def with_residuals(setup: Setup, fix: str) -> Setup:
+    """Each hidden layer as the fix makes it, around a shortcut where its sides are as wide."""
+    first, *others = fix.splitlines()
+
+    class Block(nn.Module):
+        def __init__(self, wide: int) -> None:
+            super().__init__()
+            scope = {**NAMES, "n": wide}
+            exec("\n".join(others), scope)
+            self.block = scope["layer"]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scope = {"x": x, "block": self.block}
+            exec(first, scope)
+            return scope["x"]
+
+    def build(task: Task) -> None:
+        sizes = [m for m in task.model if isinstance(m, nn.Linear)]
+        hidden = [Block(m.out_features) for m in sizes[1:-1]]
+        whole = nn.Sequential(sizes[0], nn.ReLU(), *hidden, sizes[-1])
+        for name, child in list(task.model.named_children()):
+            task.model.register_module(name, nn.Identity() if name != "0" else whole)
+            del child
+
+    return then(setup, build)
+
+
+def on_the_optimizer(setup: Setup, fix: str) -> Setup:
+    """Code that names ``optimizer``, before the first step."""
+    inner = setup.script or in_order
+
+    def script(s: Script, player: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if step == 0:
+            exec(fix, {**NAMES, "optimizer": optimizer, "model": player.module})
+        inner(s, player, optimizer, step)
+
+    return replace(setup, script=script)
+
+
+def as_the_step(setup: Setup, fix: str) -> Setup:
+    """Code that is a step: it calls zero_grad, backward and step in its own order."""
+
+    def script(s: Script, player: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+        loss = player.loss(s.batch(step))
+        seen = types.SimpleNamespace(backward=lambda: s.backward(loss))
+        stepper = types.SimpleNamespace(
+            zero_grad=optimizer.zero_grad, step=lambda: s.step(optimizer)
+        )
+        exec(fix, {"loss": seen, "optimizer": stepper})
+
+    return replace(setup, script=script)
+
+
+def as_the_backward(setup: Setup, fix: str) -> Setup:
+    """Code that divides the loss of one of five passes."""
+
+    class Loss:
+        def __init__(self, value: torch.Tensor, script: Script) -> None:
+            self.value, self.script = value, script
+
+        def __truediv__(self, by: float) -> Loss:
+            return Loss(self.value / by, self.script)
+
+        def backward(self) -> None:
+            self.script.backward(self.value)
+
+    def script(s: Script, player: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+        optimizer.zero_grad()
+        for _ in range(5):
+            exec(fix, {"loss": Loss(player.loss(s.batch(step)), s)})
+        s.step(optimizer)
+
+    return replace(setup, script=script)
+
+
+def as_the_clip(setup: Setup, fix: str) -> Setup:
+    """Code that attaches a clip; the script's own is taken out."""
+    specs: list[str] = []
+    module = types.ModuleType("steadygrad.torch")
+    module.attach = lambda optimizer, clip, model: specs.append(clip)  # type: ignore[attr-defined]
+    module.get_total_norm = lambda gradients: None  # type: ignore[attr-defined]
+    real, sys.modules["steadygrad.torch"] = sys.modules["steadygrad.torch"], module
+    package = sys.modules["steadygrad"]
+    before = package.torch  # type: ignore[attr-defined]
+    try:
+        package.torch = module  # type: ignore[attr-defined]
+        exec(fix, {"optimizer": None, "model": nn.Linear(1, 1)})
+    finally:
+        sys.modules["steadygrad.torch"] = real
+        package.torch = before  # type: ignore[attr-defined]
+    return replace(setup, script=None, clip=specs[0] if specs else "none")
+
+
+def on_the_batch(setup: Setup, fix: str) -> Setup:
+    """Code that names ``x`` and ``x_train``."""
+
+    def batch(step: int, b: Any) -> Any:
+        x = setup.batch(step, b)[0]
+        scope = {"x": x, "x_train": x}
+        exec(fix, scope)
+        return (scope["x"], *b[1:])
+
+    return replace(setup, batch=batch)
+
+
+def on_the_loss(setup: Setup, fix: str) -> Setup:
+    """Code that makes ``loss`` of ``model``, ``x`` and ``y``, or changes ``y`` or ``target``."""
+
+    def build(task: Task) -> None:
+        model, labels = task.model, torch.arange(10.0)
+        raw = 3e6 + 1e6 * (labels / 4.5 - 1)
+
+        def loss(b: Any) -> torch.Tensor:
+            scope = {**NAMES, "model": model, "x": b[0], "y": b[-1].float() / 4.5 - 1}
+            scope |= {"target": b[-1].float(), "y_train": raw}
+            if "y_train" in fix:
+                scope["y"] = raw[b[-1]]
+            exec(fix, scope)
+            if "target" in fix:
+                return F.binary_cross_entropy_with_logits(model(b[0])[:, 0], scope["target"])
+            return scope.get("loss", F.mse_loss(model(b[0])[:, 0], scope["y"]))  # type: ignore[no-any-return]
+
+        task.players[0].loss = loss
+
+    return then(setup, build)
+
+
+def in_forward(setup: Setup, fix: str) -> Setup:
+    """Code that returns the logits, in place of the hook that softens them."""
+    lines = [line for line in fix.splitlines() if line.startswith("return")]
+    scope: dict[str, Any] = {}
+    exec("def forward(logits):\n    " + lines[0], scope)
+
+    def build(task: Task) -> None:
+        task.model.register_forward_hook(lambda module, args, output: scope["forward"](output))
+
+    return replace(setup, build=build)
+
+
+def on_self(setup: Setup, fix: str) -> Setup:
+    """Code that names ``self``: the module that holds a plain list."""
+    return then(setup, lambda task: exec(fix, {**NAMES, "self": task.model}))
+
+
+def anew(setup: Setup, fix: str) -> Setup:
+    """Code that makes the optimizer anew, once the model is as it will be trained."""
+
+    def script(s: Script, player: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if step == 0:
+            last = [m for m in player.module.modules() if isinstance(m, nn.Linear)][-1]
+            last.weight = nn.Parameter(last.weight.detach().clone())
+            scope = {"optimizer": optimizer, "model": player.module}
+            exec(fix, scope)
+            made.append(scope["optimizer"])
+        in_order(s, player, made[0], step)
+
+    made: list[Any] = []
+    return replace(setup, script=script)
+
+
+def in_float32(setup: Setup, fix: str) -> Setup:
+    """The first line; the inputs are then in float32 as well."""
+    first = fix.splitlines()[0]
+    plain = replace(setup, build=lambda task: None, loss=Setup().loss)
+    return on_the_model(plain, first)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A fault of the corpus, the rule that names it, and how its fix is typed in.
+
+    Attributes:
+        fault: a key of `FAULTS`.
+        architecture: where.
+        rule: the first answer.
+        mend: the setup with the fix.
+        left: what may still be said, as a further fault of the same case.
+    """
+
+    fault: str
+    architecture: str
+    rule: str
+    mend: Mend
+    left: frozenset[str] = frozenset()
+
+
+REMEDIES = [
+    Remedy("half_adam", "mlp", "SG107", in_float32),
+    Remedy("rounded_away", "mlp", "SG108", in_float32),
+    Remedy("outliers", "mlp", "SG202", as_the_clip),
+    Remedy("depth_growth", "mlp", "SG203", on_each_layer),
+    Remedy("recurrent_radius", "rnn", "SG204", on_the_model),
+    Remedy("dominant_scale", "mlp", "SG205", as_the_clip),
+    Remedy("deep_sigmoid", "mlp", "SG301", with_residuals),
+    Remedy("dead_relu", "mlp", "SG302", on_each_layer),
+    Remedy("saturating", "mlp", "SG304", on_each_layer),
+    Remedy("forgetting", "rnn", "SG305", on_the_model),
+    Remedy("forgetting_gates", "reader", "SG305", on_the_model),
+    Remedy("over_clipped", "mlp", "SG401", as_the_clip),
+    Remedy("never_reached", "mlp", "SG402", as_the_clip),
+    Remedy("value_distorts", "mlp", "SG403", as_the_clip),
+    Remedy("before_backward", "mlp", "SG404", as_the_clip),
+    Remedy("after_step", "mlp", "SG405", as_the_clip),
+    Remedy("partly", "mlp", "SG408", as_the_clip),
+    Remedy("twice", "mlp", "SG409", as_the_clip),
+    Remedy("gradients_passed", "mlp", "SG410", as_the_clip),
+    Remedy("infinite_limit", "mlp", "SG411", as_the_clip),
+    Remedy("deep_small", "mlp", "SG501", on_the_model),
+    Remedy("rate_adam", "mlp", "SG502", on_the_optimizer),
+    Remedy("unnormalised", "mlp", "SG505", on_the_batch),
+    Remedy("heavy_decay", "mlp", "SG506", on_the_optimizer),
+    Remedy("unscaled_targets", "mlp", "SG507", on_the_loss),
+    Remedy("never_cleared", "mlp", "SG601", as_the_step),
+    Remedy("cleared_early", "mlp", "SG602", as_the_step),
+    Remedy("plain_list", "mlp", "SG603", on_self),
+    Remedy("replaced", "mlp", "SG604", anew),
+    Remedy("double_softmax", "mlp", "SG606", in_forward),
+    Remedy("undivided", "mlp", "SG607", as_the_backward),
+    Remedy("all_pairs", "mlp", "SG608", on_the_loss),
+    Remedy("wrong_targets", "mlp", "SG609", on_the_loss),
+]
+
+
+@pytest.mark.parametrize("remedy", REMEDIES, ids=lambda r: f"{r.rule}-{r.fault}")
+@pytest.mark.filterwarnings("ignore")
+def test_the_fault_is_gone_once_the_fix_is_typed_in(remedy: Remedy, tmp_path: Path) -> None:
+    broken = FAULTS[remedy.fault].make(remedy.architecture, SEED)
+    before = findings(remedy.architecture, broken, tmp_path / "before.db")
+    assert before[0].id == remedy.rule, before[0].title
+    fix = before[0].fixes[0]
+    after = findings(remedy.architecture, remedy.mend(broken, fix), tmp_path / "after.db")
+    said = {f.id for f in after if f.severity != "info"} - remedy.left
+    assert remedy.rule not in {f.id for f in after}, fix
+    assert said == set(), (fix, after[0].title)
