@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from steadygrad.launch.torch_script.census import Census
-from steadygrad.launch.torch_script.elements import elements_of
 from steadygrad.torch.internals.alive import alive
+from steadygrad.torch.loop.elements import elements_of
 
 LISTED = 8
 """How many names are kept."""

@@ -327,7 +327,7 @@ def _keeper(
 def _through_lower_layers(
     module: torch.nn.RNNBase, inputs: torch.Tensor, starts: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """What the last layer is initial: each layer below it by its cell's equations."""
+    """What the last layer is given: each layer below it by its cell's equations."""
     ways = 2 if module.bidirectional else 1
     for layer in range(module.num_layers - 1):
         outputs = []

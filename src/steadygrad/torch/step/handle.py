@@ -29,6 +29,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.loop.attached import AttachedLoop
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
@@ -81,6 +82,7 @@ class Steady(Handle):
             optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
         ]
+        self._loop: AttachedLoop | None = None
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
         copies.mark_copies(optimizer)
@@ -193,6 +195,8 @@ class Steady(Handle):
             scaler.unwatch(optimizer)
             copies.unmark_copies(optimizer)
         losses.forget(self)
+        if self._loop is not None:
+            self._loop.end()
         self._engine.close()
 
     def __reduce__(self) -> Any:
@@ -215,6 +219,18 @@ class Steady(Handle):
     def hear_losses(self) -> None:
         """From now on, know the losses on which `backward` is called without being told."""
         self._engine.hear_losses(losses.hear(self), losses.so_far)
+        self._watch_loop()
+
+    def _watch_loop(self) -> None:
+        """Look at the first steps' losses and gradients, where a run is recorded by this alone."""
+        writer = self._engine.journal.writer
+        observed_by = getattr(writer, "info", {}).get("observed_by")
+        if writer is None or self._loop is not None or observed_by in ("run", "cell"):
+            return
+        self._loop = AttachedLoop(self.optimizer, self._engine.index, writer)
+        after = copies.UncopiedHook(eager(self._loop.after_step))
+        self._hooks.append(self.optimizer.register_step_post_hook(after))
+        self._loop.begin()
 
     def find_nan(self, quiet: bool = False) -> None:
         """From now on, find out where the first non-finite gradient or loss comes from.

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from steadygrad.launch.torch_script import attachments, census
-from steadygrad.launch.torch_script.broadcast import broadcast_of
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
-from steadygrad.launch.torch_script.logits import logits_of
 from steadygrad.launch.torch_script.loop_facts import LoopWatch
-from steadygrad.launch.torch_script.reduction import summed_of
-from steadygrad.launch.torch_script.sizes import sizes_of
-from steadygrad.launch.torch_script.targets import targets_of
+from steadygrad.torch.loop.broadcast import broadcast_of
+from steadygrad.torch.loop.logits import logits_of
+from steadygrad.torch.loop.reduction import summed_of
+from steadygrad.torch.loop.sizes import sizes_of
+from steadygrad.torch.loop.targets import targets_of
 
 STEPS = 12
 

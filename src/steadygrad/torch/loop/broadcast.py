@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from steadygrad.launch.torch_script.logits import nodes_of, operation_of
+from steadygrad.torch.loop.logits import nodes_of, operation_of
 
 MOST_NODES = 32
 """A comparison stands near the loss."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from steadygrad.launch.torch_script.broadcast import MOST_NODES
-from steadygrad.launch.torch_script.logits import nodes_of, operation_of
-from steadygrad.launch.torch_script.targets import saved
+from steadygrad.torch.loop.broadcast import MOST_NODES
+from steadygrad.torch.loop.logits import nodes_of, operation_of
+from steadygrad.torch.loop.targets import saved
 
 _REGRESSIONS = {"MseLoss": "mse_loss", "SmoothL1Loss": "smooth_l1_loss", "HuberLoss": "huber_loss"}
 

@@ -1,0 +1,1 @@
+"""What the first steps show of a loop: its losses' graphs, and how gradients are handled."""
