@@ -708,7 +708,7 @@ FAULTS: dict[str, Fault] = {
          "seq2seq"),
         scripted(averaged_late), "script_accumulated"),
     "heavy_decay": Fault(
-        ("SG506",), ("mlp", "cnn", "rnn", "autoencoder", "resnet", "unet"),
+        ("SG506",), ("mlp", "cnn", "rnn", "gru", "autoencoder", "unet"),
         setup(decay=3.0, steps=150), "decay"),
     "unscaled_targets": Fault(
         ("SG507",), CLASSIFIERS,

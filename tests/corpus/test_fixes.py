@@ -188,7 +188,7 @@ def on_the_loss(setup: Setup, fix: str) -> Setup:
             if "y_train" in fix:
                 scope["y"] = raw[b[-1]]
             exec(fix, scope)
-            if "target" in fix:
+            if "target =" in fix:
                 return F.binary_cross_entropy_with_logits(model(b[0])[:, 0], scope["target"])
             return scope.get("loss", F.mse_loss(model(b[0])[:, 0], scope["y"]))  # type: ignore[no-any-return]
 
@@ -246,14 +246,12 @@ class Remedy:
         architecture: where.
         rule: the first answer.
         mend: the setup with the fix.
-        left: what may still be said, as a further fault of the same case.
     """
 
     fault: str
     architecture: str
     rule: str
     mend: Mend
-    left: frozenset[str] = frozenset()
 
 
 REMEDIES = [
@@ -284,7 +282,7 @@ REMEDIES = [
     Remedy("unscaled_targets", "mlp", "SG507", on_the_loss),
     Remedy("never_cleared", "mlp", "SG601", as_the_step),
     Remedy("cleared_early", "mlp", "SG602", as_the_step),
-    Remedy("plain_list", "mlp", "SG603", on_self),
+    Remedy("plain_list", "rnn", "SG603", on_self),
     Remedy("replaced", "mlp", "SG604", anew),
     Remedy("double_softmax", "mlp", "SG606", in_forward),
     Remedy("undivided", "mlp", "SG607", as_the_backward),
@@ -301,6 +299,7 @@ def test_the_fault_is_gone_once_the_fix_is_typed_in(remedy: Remedy, tmp_path: Pa
     assert before[0].id == remedy.rule, before[0].title
     fix = before[0].fixes[0]
     after = findings(remedy.architecture, remedy.mend(broken, fix), tmp_path / "after.db")
-    said = {f.id for f in after if f.severity != "info"} - remedy.left
-    assert remedy.rule not in {f.id for f in after}, fix
-    assert said == set(), (fix, after[0].title)
+    graver = [f for f in after if f.severity != "info"]
+    assert not graver, (fix, graver[0].title)
+    if before[0].severity == "info":
+        assert remedy.rule not in {f.id for f in after}, fix

@@ -158,18 +158,18 @@ def _require_a_guide(
             f"its gradients have exploded, or what enters is not scaled (median norm "
             f"{middle:.3g}). Mend what steadygrad diagnose names, record that"
         )
-    elif first > TRAVELLED * middle:
-        reason = (
-            f"its norms began at {first:.2g} and were at {middle:.2g} for most of it: what is "
-            "measured is a training that was over. Record a run that ends where you would stop, "
-            "or use a method that follows the norm (auto, zclip)"
-        )
     elif factor > TRAVELLED:
         way = "fell" if change < 0 else "rose"
         reason = (
             f"the norm {way} {factor:.2g} times, and no one threshold suits both ends. Use a "
             "method that follows the norm (auto, zclip), or record a run that ends where you "
             "would stop"
+        )
+    elif first > TRAVELLED * middle:
+        reason = (
+            f"its norms began at {first:.2g} and were at {middle:.2g} for most of it: what is "
+            "measured is a training that was over. Record a run that ends where you would stop, "
+            "or use a method that follows the norm (auto, zclip)"
         )
     elif rise is not None and over > NEARLY_ALWAYS:
         reason = (

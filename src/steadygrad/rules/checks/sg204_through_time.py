@@ -21,6 +21,8 @@ GATED = ("LSTM", "GRU")
 
 FAR = 1e6
 """What a matrix multiplies by over all time steps that no sound training has."""
+OVER = 1.05
+"""Radius from which a matrix is too large at the start."""
 GROWN = 100.0
 """Factor over all time steps from which a gradient explodes on its way back."""
 
@@ -127,7 +129,7 @@ def _measured(view: View, column: int, sample: Measured, first: Measured) -> Fin
         steps=[sample.step],
         tensors=[name],
         causes=["recurrent weights that grew or began too large", "sequences that are too long"],
-        fixes=hold_norm(
+        fixes=_in_order(
             view,
             code(
                 view,
@@ -136,6 +138,7 @@ def _measured(view: View, column: int, sample: Measured, first: Measured) -> Fin
                 keras='keras.layers.LSTM(n, recurrent_initializer="orthogonal")',
                 jax="nn.OptimizedLSTMCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
             ),
+            from_the_start=first.growth > GROWN,
         ),
         figures={"growth": sample.growth, "length": sample.length, "half_life": sample.half_life},
     )
@@ -158,7 +161,7 @@ def _finding(
         view,
         "SG204",
         "error",
-        0.94 if first > 1.05 else 0.8,  # what pushed it over 1 may be the better answer
+        0.94 if first > OVER else 0.8,  # what pushed it over 1 may be the better answer
         f"Gradients explode through time: {name} has a spectral radius of {number(radius)}, and "
         f"{length} time steps multiply by up to {grown}.",
         evidence=[
@@ -174,7 +177,7 @@ def _finding(
             "the recurrent matrix is initialised too large",
             "training pushed it over 1, with no clipping to hold it",
         ],
-        fixes=hold_norm(
+        fixes=_in_order(
             view,
             code(
                 view,
@@ -183,9 +186,19 @@ def _finding(
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
                 jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
             ),
+            from_the_start=first > OVER,
         ),
         figures={"radius": radius, "length": length, "log10_product": power},
     )
+
+
+def _in_order(view: View, matrix: str, from_the_start: bool) -> list[str]:
+    """What mends the matrix, and a clip; a clip first where training pushed the matrix over 1.
+
+    One that is too large from the start multiplies whatever a clip lets through.
+    """
+    held = hold_norm(view)
+    return [matrix, *held] if from_the_start else [held[0], matrix, *held[1:]]
 
 
 RULE = Rule(

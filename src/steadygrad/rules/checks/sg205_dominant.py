@@ -19,6 +19,8 @@ from steadygrad.rules.finding import Finding
 SHARE = 0.9
 STEEP = 20.0
 """Factor by which a typical element of it exceeds those of the other tensors."""
+TURNED = 0.9999
+"""Cosine under which a clip changed the direction, which one by the total norm does not."""
 AHEAD = 100.0
 """Factor by which its weights move faster, against their size, than the next fastest ones."""
 FAR_AHEAD = 300.0
@@ -70,7 +72,8 @@ def _harmed(view: View) -> bool:
 
     There a bias may carry the norm without any fault: the data has nothing else to teach.
     """
-    clipped = float((view.coef[view.usable] < 1).mean())
+    turned = view.cosine < TURNED  # tensor by tensor, or by value: the others keep their own
+    clipped = float(((view.coef < 1) & ~turned)[view.usable].mean())
     return clipped > 0.2 or view.loss_trend.diverged
 
 

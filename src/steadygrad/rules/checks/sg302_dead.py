@@ -29,8 +29,12 @@ ENOUGH_LATE = 8
 _AT_ONCE = (
     "the last activation is flat where the outputs lie: a ReLU whose inputs are all negative, a "
     "softmax over one unit, a clamp",
-    "batch normalisation over a batch of one, which makes every input 0",
+    "normalisation over one value, as of a batch of one, which makes every input 0",
     "a detach, a mask or a comparison that cuts the graph",
+)
+_ASLEEP = (
+    "units that no input wakes: biases or weights that are far below zero from the start",
+    "a detach, a mask or a comparison that cuts the graph behind them",
 )
 _CAUSES = (
     "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
@@ -127,6 +131,7 @@ def _blocks(view: View) -> bool:
 def _whole(view: View, columns: Array) -> Finding:
     every = len(columns) == int(_mattering(view).sum())
     at_once = bool((columns_median(view.zeros[view.good][:3])[columns] == 1).all())
+    asleep = at_once and not every and not _normalised(view)
     names = [view.tensors[i].name for i in columns]
     with_loss = view.loss_trend.recorded
     return finding(
@@ -136,7 +141,9 @@ def _whole(view: View, columns: Array) -> Finding:
         0.93 if with_loss else 0.7,
         ("Every gradient is exactly zero" if every else f"{len(names)} tensors get only zeros")
         + (
-            " from the first step on: the model is built so that none gets through."
+            " from the first step on: what is behind them gets a gradient, and lets none through."
+            if asleep
+            else " from the first step on: the model is built so that none gets through."
             if at_once
             else " in the second half of the run: dead units, or a graph that is cut."
         ),
@@ -147,8 +154,8 @@ def _whole(view: View, columns: Array) -> Finding:
         ],
         steps=[int(view.step[-1])],
         tensors=names[:8],
-        causes=_AT_ONCE if at_once else _CAUSES,
-        fixes=_look_at_output(view) if at_once else _fixes(view),
+        causes=_ASLEEP if asleep else _AT_ONCE if at_once else _CAUSES,
+        fixes=[_awake(view)] if asleep else _look_at_output(view) if at_once else _fixes(view),
         figures={"tensors": len(names)},
     )
 
@@ -187,28 +194,35 @@ def _look_at_output(view: View) -> list[str]:
             view,
             torch="nn.Softplus()  # or nothing, in place of a ReLU after the last layer\n"
             "# a softmax over one unit is always 1: nn.Sigmoid(), or two units\n"
-            "# batch norm over a batch of one gives 0: larger batches, or nn.LayerNorm\n"
+            "# normalisation over one value gives 0 (batch norm, a batch of one): larger batches\n"
             "# targets outside of what the last activation can give: rescale them",
             keras='keras.layers.Dense(1, activation="softplus")  # the last one; not "relu"\n'
             '# a softmax over one unit is always 1: activation="sigmoid"\n'
-            "# batch norm over a batch of one gives 0: larger batches",
+            "# normalisation over one value gives 0 (batch norm, a batch of one)",
             jax="y = nn.softplus(nn.Dense(1)(x))  # the last activation; not relu",
         )
     ]
 
 
+def _normalised(view: View) -> bool:
+    """Over one value normalisation gives 0, and biases behind it get a gradient all the same."""
+    return any("norm" in tensor.module.lower() for tensor in view.tensors)
+
+
 def _fixes(view: View) -> list[str]:
-    return [
-        lower_lr(view),
-        code(
-            view,
-            torch="act = nn.LeakyReLU(0.01)  # or nn.GELU(): never exactly flat\n"
-            'nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")\n'
-            "nn.init.zeros_(layer.bias)",
-            keras='keras.layers.Dense(n, activation="gelu", kernel_initializer="he_normal")',
-            jax="nn.gelu(nn.Dense(n, kernel_init=nn.initializers.he_normal())(x))",
-        ),
-    ]
+    return [lower_lr(view), _awake(view)]
+
+
+def _awake(view: View) -> str:
+    """Units that are never exactly flat, and weights that they are made for."""
+    return code(
+        view,
+        torch="act = nn.LeakyReLU(0.01)  # or nn.GELU(): never exactly flat\n"
+        'nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")\n'
+        "nn.init.zeros_(layer.bias)",
+        keras='keras.layers.Dense(n, activation="gelu", kernel_initializer="he_normal")',
+        jax="nn.gelu(nn.Dense(n, kernel_init=nn.initializers.he_normal())(x))",
+    )
 
 
 RULE = Rule("SG302", "dead units and all-zero gradients", check, supersedes=("SG301", "SG205"))

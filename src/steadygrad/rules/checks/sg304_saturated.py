@@ -62,6 +62,7 @@ def _finding(view: View, names: list[str], share: float, first: float) -> Findin
             code(
                 view,
                 torch="nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain('tanh'))\n"
+                "nn.init.zeros_(layer.bias)\n"
                 "x = (x - mean) / std  # inputs of unit variance",
                 keras='keras.layers.Dense(n, "tanh", kernel_initializer="glorot_uniform")',
                 jax="nn.Dense(n, kernel_init=nn.initializers.xavier_uniform())",

@@ -37,7 +37,7 @@ def check(view: View) -> Iterator[Finding]:
         yield _targets(view, *guess, "")
         return
     first = _first_norm(view)
-    if ABSURD < first < math.inf:
+    if ABSURD < first < math.inf and not view.broken.any():
         yield _everything(view, first)
 
 

@@ -15,6 +15,10 @@ HUGE, FEW = 1e6, 4
 """A norm that no training begins with, and the first steps, at which it is looked for."""
 GROWTH = 10.0
 """Factor over the ordinary norm from which an explosion is said to have led to the break."""
+SURE = 100.0
+"""The same while the loss falls: norms rise where a training begins to learn."""
+LATE, EARLIER = 5, 8
+"""Steps before the break whose losses are compared with those before them, of which so many."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Break:
         measured: number of tensors measured at that step.
         before: the last finite norms before it, oldest first.
         growth: the largest of them over what was ordinary; 1 where nothing came before.
+        learning: whether the loss was lower in the last steps before it than earlier.
         applied: whether the broken gradients reached the weights.
         lost: whether every later step is broken too, and there is at least one.
         share: share of all steps that are broken.
@@ -41,6 +46,7 @@ class Break:
     measured: int
     before: Array
     growth: float
+    learning: bool
     applied: bool
     lost: bool
     share: float
@@ -48,7 +54,7 @@ class Break:
     @property
     def exploded(self) -> bool:
         """Whether growing norms, or norms that were huge from the start, led to the break."""
-        return self.growth >= GROWTH or self.huge
+        return self.growth >= (SURE if self.learning else GROWTH) or self.huge
 
     @property
     def huge(self) -> bool:
@@ -88,6 +94,7 @@ def first_break(view: View) -> Break | None:
         measured=measured,
         before=before[-5:],
         growth=_growth(view, index, before),
+        learning=_learning(view.loss[:index]),
         applied=not view.skipped[index],
         lost=bool(after.size and after.all()),
         share=float(view.broken.mean()),
@@ -101,6 +108,14 @@ def scaler_at_work(view: View) -> bool:
     applied = view.broken & ~view.skipped
     tail = view.broken[-5:]
     return not applied.any() and not tail.all() and view.broken.mean() < 0.34
+
+
+def _learning(losses: Array) -> bool:
+    losses = losses[np.isfinite(losses)]
+    if len(losses) < LATE + EARLIER:
+        return False
+    earlier = median(losses[:-LATE])
+    return median(losses[-LATE:]) < earlier - 0.05 * abs(earlier)
 
 
 def _growth(view: View, index: int, before: Array) -> float:

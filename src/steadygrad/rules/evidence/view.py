@@ -5,6 +5,10 @@ Its steps, their losses and their tensors are files of their own; here is what t
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
+
+from steadygrad.robust import median
 from steadygrad.rules.evidence.losses import LossesOfSteps
 from steadygrad.rules.evidence.tensors import TensorsOfSteps
 
@@ -25,6 +29,19 @@ class View(LossesOfSteps, TensorsOfSteps):
         """Whether the loss stalls although the weights had a chance to lower it.
 
         Where the learning rate, or the shortness of the run, kept every weight next to where it
-        began, a loss that has not moved yet says nothing of the gradients.
+        began, a loss that has not moved yet says nothing of the gradients. Under an optimizer that
+        divides by their size, gradients below its epsilon are what kept them.
         """
-        return self.loss_trend.stalled and not self.travel < SHORT
+        return self.loss_trend.stalled and (not self.travel < SHORT or self.faint)
+
+    @cached_property
+    def faint(self) -> bool:
+        """Whether gradients are so small that the epsilon of an Adam outweighs them."""
+        own = (o for o in self.info.get("optimizers") or () if o.get("index") == self.optimizer)
+        facts = next(own, None)
+        if facts is None or "adam" not in str(facts.get("class", "")).lower():
+            return False
+        epsilon = float(facts.get("eps") or 0.0)
+        elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
+        norms = self.norm[self.usable]
+        return bool(len(norms)) and median(norms) < epsilon * math.sqrt(max(elements, 1))

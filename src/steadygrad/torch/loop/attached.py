@@ -1,7 +1,7 @@
 """The facts of a loop as an attached optimizer can know them: its losses and its own gradients.
 
 Who holds which parameters, and which networks stand side by side, is known only where the whole
-script is watched.
+script is watched. No device is waited for: there, what takes a look at values is left out.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class AttachedLoop:
         self._probe = GradientProbe(weakref.ref(optimizer), index)
         self._graphs = LossGraphs()
         self._writer = writer
+        self._steps = 0
+        self._over = False
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._at_hand = all(p.device.type == "cpu" for p in parameters)
 
     def begin(self) -> None:
         """From now on, be told of backward passes, until `end` or until this is gone."""
@@ -43,19 +47,20 @@ class AttachedLoop:
 
     def end(self) -> None:
         """Look no more; with the last one, torch is as it was."""
+        self._over = True
         _listening.release(self)
 
     def before_backward(self, roots: list[Any]) -> None:
         """Backward is called on these."""
         tensors = [root for root in roots if isinstance(root, torch.Tensor)]
         if self._graphs.wanted:
-            self._graphs.saw(tensors)
-        if self._probe.looks and self._probe.steps:
+            self._graphs.saw(tensors, values=self._at_hand)
+        if self._looks and self._probe.steps:
             self._probe.before_backward(any(map(begins_at_a_division, tensors)))
 
     def after_backward(self) -> None:
         """That backward is done."""
-        if self._probe.looks and self._probe.steps:
+        if self._looks and self._probe.steps:
             self._probe.after_backward()
 
     def after_step(self, *_: object) -> None:
@@ -69,13 +74,19 @@ class AttachedLoop:
         except Exception:
             self.end()
 
+    @property
+    def _looks(self) -> bool:
+        return self._at_hand and self._probe.looks
+
     def _count(self) -> None:
-        if not self._probe.looks:
+        if self._over:
             return
-        self._probe.before_step()
-        if self._probe.steps in (EARLY, MOST_STEPS):
+        self._steps += 1
+        if self._looks:
+            self._probe.before_step()
+        if self._steps in (EARLY, MOST_STEPS):
             self._write()
-        if self._probe.steps == MOST_STEPS:
+        if self._steps == MOST_STEPS:
             self.end()
 
     def _write(self) -> None:

@@ -40,14 +40,20 @@ class LossGraphs:
         """Whether another graph is to be read."""
         return self._seen < MOST_GRAPHS
 
-    def saw(self, roots: Sequence[torch.Tensor]) -> None:
-        """Backward is called on these."""
+    def saw(self, roots: Sequence[torch.Tensor], values: bool = True) -> None:
+        """Backward is called on these.
+
+        Args:
+            roots: the losses.
+            values: whether targets and outputs are read too, for which a device is waited for.
+        """
         self._seen += 1
         self._logits = self._logits or logits_of(roots)
-        self._targets = self._targets or targets_of(roots)
         self._broadcast = self._broadcast or broadcast_of(roots)
-        self._sizes = self._sizes or sizes_of(roots)
         self._summed = max(self._summed, summed_of(roots))
+        if values:
+            self._targets = self._targets or targets_of(roots)
+            self._sizes = self._sizes or sizes_of(roots)
 
     def as_json(self) -> dict[str, object]:
         """What they showed, for the run file."""

@@ -229,7 +229,7 @@ def test_an_lstm_whose_gradient_was_measured_to_explode_through_time(make, at_fi
     assert "SG204" not in m.ids
 
 
-def unusual(m, factor, step=60, loss_from=62, rise=1.0):
+def unusual(m, factor, step=60, loss_from=62, rise=3.0):
     """Updates of 0.01 of the weights but for one, and a loss that rises in a while."""
     names = [t.name for t in m.tensors if "weight" in t.name]
     m.sample("update_ratio", dict.fromkeys(names, 0.01), steps=(0, 1, 2, 4, 8, 16, 32, 64))
@@ -243,7 +243,7 @@ def test_an_update_that_spikes_before_the_loss(make):
     (found,) = m.findings
     assert (found.id, found.severity, found.steps) == ("SG207", "warning", (60,))
     assert "it rises 2 steps later" in found.evidence[1]
-    m.loss[75:] -= 1.0  # it comes back
+    m.loss[75:] -= 3.0  # it comes back
     assert [(f.id, f.severity) for f in m.findings] == [("SG207", "info")]
 
 
@@ -255,7 +255,7 @@ def test_an_update_that_explains_no_loss_is_not_blamed(make, kind):
         2.0 if kind == "small" else 12.0,
         step=2 if kind == "the start" else 60,
         loss_from={"the loss first": 58, "the start": 4}.get(kind, 62),
-        rise=0.0 if kind == "no rise" else 1.0,
+        rise=0.0 if kind == "no rise" else 3.0,
     )
     if kind == "the rate":  # a restart
         m.columns["lr"] = np.where(np.arange(m.steps) == 60, 0.12, 0.01)

@@ -218,7 +218,7 @@ def test_updates_after_an_unusual_step_are_sampled_and_the_schedule_stays():
     torch.manual_seed(1)
     model, x = nn.Linear(4, 3), torch.randn(8, 4)
     params = list(model.parameters())
-    optimizer = torch.optim.SGD(params, lr=0.01)
+    optimizer = torch.optim.SGD(params, lr=1e-6)
     notes = Notes()
     sampler = Sampler(notes)
     moved = {}
@@ -230,7 +230,7 @@ def test_updates_after_an_unusual_step_are_sampled_and_the_schedule_stays():
         before = [p.detach().clone() for p in params]
         optimizer.step()
         sampler.notice(step, norm, float("nan"))
-        moved[step] = float((params[0] - before[0]).norm() / before[0].norm())
+        moved[step] = float((params[0].detach() - before[0]).norm() / before[0].norm())
     sampler.close()
     of = {name: [s for n, s in notes.samples if n == name] for name, _ in notes.samples}
     assert of["unusual_update"] == list(range(41, 49))
