@@ -1,4 +1,8 @@
-"""Every second broken case of a fixed tenth of the corpus, held to what the whole is held to."""
+"""Every fourth broken case of a fixed tenth of the corpus, held to what the whole is held to.
+
+Thirty-three more, of a rule each, are in `test_fixes.py`, and kinds from public reports in
+`test_field.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.timeout(900)  # the first test runs all cases
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
     broken = [case for case in tenth() if case.accepted and not case.in_keras]
-    return [judge(case) for case in broken[::2]]  # the other half: python -m corpus --tenth
+    return [judge(case) for case in broken[::4]]  # the others: python -m corpus --tenth
 
 
 MISSED = {"deep_sigmoid-siamese-13"}
@@ -30,7 +34,7 @@ so does one that is seen again."""
 
 
 def test_faults_are_detected(verdicts: list[Verdict]) -> None:
-    assert len(verdicts) > 60
+    assert len(verdicts) > 30
     assert {str(v.case) for v in verdicts if not v.detected} == MISSED
 
 

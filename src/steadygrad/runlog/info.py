@@ -53,10 +53,12 @@ class TargetFacts(TypedDict):
 
 
 class SizeFacts(TypedDict):
-    """A regression's loss, and the root mean squares of its first targets and outputs."""
+    """A regression's loss, the root mean squares of its first targets and outputs, and the
+    targets' standard deviation."""
 
     loss: str
     targets: float
+    spread: float
     outputs: float
 
 

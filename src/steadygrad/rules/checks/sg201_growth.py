@@ -16,6 +16,8 @@ from steadygrad.rules.finding import Finding
 GROWN = 10.0
 SWOLLEN, STEADY = 3.0, 1.5
 """Growth of the weights from which they explain that of gradients, and up to which they do not."""
+BEFORE = 8
+"""Steps before the first spike that show the level it came from."""
 
 _CAUSES = (
     "the learning rate is too high for this loss surface, or rises in a schedule",
@@ -34,7 +36,7 @@ def check(view: View) -> Iterator[Finding]:
     start, end = median(smooth[:tenth]), median(smooth[-tenth:])
     steady = order_agreement(smooth)
     if end / max(start, 1e-300) >= _least(view) and steady >= 0.4:
-        if not _anothers(view):
+        if not _anothers(view) and not _thrown(view, start):
             yield _finding(view, steady, (start, end), "in the first tenth")
     elif end / max(start, 1e-300) >= GROWN and _unbounded(view):
         yield _finding(view, steady, (start, end), "in the first tenth")
@@ -66,6 +68,15 @@ def _anothers(view: View) -> bool:
         return False
     others = set(np.unique(view.run.steps["optimizer"]).tolist()) - {view.optimizer}
     return any(_weights_grown(View(view.run, int(other))) >= SWOLLEN for other in others)
+
+
+def _thrown(view: View, start: float) -> bool:
+    """Whether norms kept their level until a spike, and have been above it since."""
+    places = view.spikes
+    if not len(places) or places[0] < BEFORE:
+        return False
+    norms = view.norm[view.usable]
+    return median(norms[places[0] - BEFORE : places[0]]) < SWOLLEN * start
 
 
 def _least(view: View) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from steadygrad.robust import median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles, wrecked
+from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.losses import LossTrend
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -16,6 +18,9 @@ from steadygrad.rules.finding import Finding
 SHRUNK = 300.0
 LOST = 2.0**23
 """Beyond the digits of float32: what the first layers get is rounding beside the last ones'."""
+
+DEEP = 4
+"""Matrices from which depth may have taken a gradient that is missing everywhere."""
 
 _CAUSES = (
     "saturating activations (sigmoid, tanh) in a deep stack: each layer multiplies the gradient "
@@ -29,6 +34,8 @@ def check(view: View) -> Iterator[Finding]:
     profile = _steepest(view) if view.enough and not wrecked(view) else None
     if profile is not None and profile.ratio >= _least(view) and profile.agreement >= 0.5:
         yield _finding(view, profile)
+    elif view.enough and view.faint and view.stuck and len(view.weights) >= DEEP:
+        yield _under_epsilon(view)
 
 
 def _least(view: View) -> float:
@@ -109,6 +116,31 @@ def _finding(view: View, profile: Profile) -> Finding:
         causes=_CAUSES,
         fixes=_fixes(view),
         figures={"ratio": profile.ratio, "per_layer": profile.per_layer},
+    )
+
+
+def _under_epsilon(view: View) -> Finding:
+    """A deep stack whose output is the same for every input: all gradients are rounding."""
+    norm = median(view.norm[view.usable])
+    return finding(
+        view,
+        "SG301",
+        "error",
+        0.85,
+        f"No gradient arrives: a norm of {number(norm)} over all tensors is under the epsilon of "
+        f"{optimizer_class(view) or 'the optimizer'}.",
+        evidence=[
+            f"Median gradient norm: {number(norm)}; elements of that size are outweighed by the "
+            "epsilon that the update is divided by, and no weight moves.",
+            f"{len(view.weights)} matrices lie behind each other at most; where each flattens its "
+            "inputs, the outputs no longer depend on them.",
+            _loss(view.loss_trend),
+        ],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[view.tensors[i].name for i in view.weights[:4]],
+        causes=_CAUSES,
+        fixes=_fixes(view),
+        figures={"norm": norm},
     )
 
 

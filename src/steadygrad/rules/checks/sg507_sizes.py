@@ -13,8 +13,9 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import UNIT, input_size
 from steadygrad.rules.evidence.loop import sizes_of, summed_of
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
+from steadygrad.runlog.info import SizeFacts
 
 LARGE = 100.0
 """Times the outputs from which targets are out of their reach."""
@@ -30,15 +31,18 @@ def check(view: View) -> Iterator[Finding]:
     sizes, guess = sizes_of(view), _guessed(view)
     if sizes is not None:
         outputs = max(sizes["outputs"], 1.0)
-        if LARGE * outputs < sizes["targets"] < math.inf and _left(view) > LEFT:
-            yield _targets(view, sizes["targets"], sizes["outputs"], sizes["loss"])
+        left = max(_left(view), _unexplained(view, sizes))
+        if LARGE * outputs < sizes["targets"] < math.inf and left > LEFT:
+            yield _targets(view, sizes["targets"], sizes["outputs"], sizes["loss"], left)
             return
     elif guess is not None and _left(view) > LEFT:
-        yield _targets(view, *guess, "")
+        yield _targets(view, *guess, "", _left(view))
         return
     first = _first_norm(view)
     if ABSURD < first < math.inf and not view.broken.any():
         yield _everything(view, first)
+    elif sizes is None and not view.broken.any():
+        yield from _outputs(view)
 
 
 def _left(view: View) -> float:
@@ -47,6 +51,14 @@ def _left(view: View) -> float:
     if not trend.known or trend.signed or not trend.first > 0:
         return 0.0
     return trend.end / trend.first
+
+
+def _unexplained(view: View, sizes: SizeFacts) -> float:
+    """The last loss over what the mean of the targets gives: 1 where only the mean was learned."""
+    spread = sizes.get("spread", 0.0)
+    constant = spread**2 if sizes["loss"] == "mse_loss" else spread
+    trend = view.loss_trend
+    return trend.end / constant if trend.known and constant > 0 else 0.0
 
 
 def _guessed(view: View) -> tuple[float, float] | None:
@@ -66,12 +78,7 @@ def _first_norm(view: View) -> float:
     return median(first) if first.size else math.nan
 
 
-def _severity(view: View) -> str:
-    left = _left(view)
-    return "error" if left > MUCH_LEFT else "warning" if left > LEFT else "info"
-
-
-def _targets(view: View, targets: float, outputs: float, loss: str) -> Finding:
+def _targets(view: View, targets: float, outputs: float, loss: str, left: float) -> Finding:
     seen = (
         f"In the graph of the first {loss}, targets have a root mean square of {number(targets)}, "
         f"and outputs one of {number(outputs)}."
@@ -82,14 +89,14 @@ def _targets(view: View, targets: float, outputs: float, loss: str) -> Finding:
     return finding(
         view,
         "SG507",
-        _severity(view),
+        "error" if left > MUCH_LEFT else "warning",
         0.95 if loss else 0.85,
         f"The targets are not scaled: {number(targets)} in size, where the model gives "
         f"{number(outputs)}.",
         evidence=[
             seen,
-            f"{percent(_left(view))} of the first loss is left. Steps are made for weights and "
-            "outputs of unit size, and no clip or rate makes up for the difference.",
+            "Steps are made for weights and outputs of unit size: what they reach is the targets' "
+            "mean, if that, and no clip or rate makes up for the difference.",
             view.loss_sentence,
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
@@ -127,6 +134,47 @@ def _everything(view: View, first: float) -> Finding:
         ],
         fixes=[_standardise(view)],
         figures={"norm": first},
+    )
+
+
+def _outputs(view: View) -> Iterator[Finding]:
+    """Outputs a thousand times unit size, made of inputs that are not."""
+    steps, table = view.sample("activation_std")
+    if len(steps) < 2 or not len(view.weights):
+        return
+    column = int(view.weights[-1])
+    first, last = float(table[0, column]), float(table[-1, column])
+    if not (first > FAR and last > FAR and input_size(view) < UNIT * 10):
+        return
+    name = view.tensors[column].name
+    yield finding(
+        view,
+        "SG507",
+        "warning",
+        0.6,
+        f"The outputs are not scaled: they leave {name} at {number(first)} times unit size.",
+        evidence=[
+            f"The inputs enter at {number(input_size(view))} times unit size. At step "
+            f"{steps[0]} the outputs of {name} have a standard deviation of {number(first)}, at "
+            f"step {steps[-1]} of {number(last)}.",
+            view.loss_sentence,
+        ],
+        steps=[int(steps[0]), int(steps[-1])],
+        tensors=[name],
+        causes=[
+            "sums over neighbours, tokens or time steps where means are meant",
+            "weights that are initialised too large, with no normalisation between them",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="h = adjacency @ h / adjacency.sum(1, keepdim=True)  # a mean\n"
+                "# or nn.LayerNorm(n) behind each layer that sums",
+                keras="keras.layers.LayerNormalization()  # behind each layer that sums",
+                jax="h = adjacency @ h / adjacency.sum(1, keepdims=True)  # or nn.LayerNorm()",
+            )
+        ],
+        figures={"first": first, "last": last},
     )
 
 

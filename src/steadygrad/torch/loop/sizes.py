@@ -15,7 +15,7 @@ _REGRESSIONS = {"MseLoss": "mse_loss", "SmoothL1Loss": "smooth_l1_loss", "HuberL
 
 
 def sizes_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
-    """The root mean squares of a regression's targets and outputs.
+    """The root mean squares of a regression's targets and outputs, and the targets' deviation.
 
     The device is waited for, where there is such a loss.
 
@@ -23,18 +23,23 @@ def sizes_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
         roots: the tensors on which backward is called.
 
     Returns:
-        ``{"loss": ..., "targets": ..., "outputs": ...}``, or None where no graph tells.
+        ``loss``, ``targets``, ``spread`` and ``outputs``; None where no graph tells.
 
     Example:
         >>> x, y = torch.full((3,), 0.5, requires_grad=True), torch.full((3,), 1e6)
         >>> sizes_of([torch.nn.functional.mse_loss(x, y)])
-        {'loss': 'mse_loss', 'targets': 1000000.0, 'outputs': 0.5}
+        {'loss': 'mse_loss', 'targets': 1000000.0, 'spread': 0.0, 'outputs': 0.5}
     """
     for node in nodes_of(roots, MOST_NODES):
         loss = _REGRESSIONS.get(operation_of(node))
         outputs, targets = (saved(node, "self"), saved(node, "target")) if loss else (None, None)
         if outputs is not None and targets is not None and targets.numel():
-            return {"loss": loss, "targets": _size(targets), "outputs": _size(outputs)}
+            return {
+                "loss": loss,
+                "targets": _size(targets),
+                "spread": float(targets.detach().double().std(correction=0)),
+                "outputs": _size(outputs),
+            }
     return None
 
 

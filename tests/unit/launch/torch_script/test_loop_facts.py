@@ -439,6 +439,6 @@ def test_a_regression_tells_how_large_its_targets_are() -> None:
     x, y = torch.full((4, 1), 0.5, requires_grad=True), torch.full((4, 1), 3e30)
     for name in ("mse_loss", "smooth_l1_loss", "huber_loss"):
         loss = getattr(nn.functional, name)
-        told = {"loss": name, "targets": pytest.approx(3e30), "outputs": 0.5}
+        told = {"loss": name, "targets": pytest.approx(3e30), "spread": 0.0, "outputs": 0.5}
         assert sizes_of([2 * loss(x, y) + x.sum()]) == told
     assert sizes_of([((x - y) ** 2).mean(), x.softmax(0).sum()]) is None

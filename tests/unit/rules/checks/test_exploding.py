@@ -260,3 +260,13 @@ def test_an_update_that_explains_no_loss_is_not_blamed(make, kind):
     if kind == "the rate":  # a restart
         m.columns["lr"] = np.where(np.arange(m.steps) == 60, 0.12, 0.01)
     assert "SG207" not in m.ids
+
+
+def test_norms_that_a_spike_left_higher_are_its_mark_and_no_growth(make):
+    m = make()
+    m.norms[40:] *= 40
+    m.norms[40] *= 200
+    m.norms *= np.geomspace(1, 2, m.steps)[:, None]
+    m.loss[41:] = 60.0
+    assert m.ids[0] == "SG202"
+    assert "SG201" not in m.ids

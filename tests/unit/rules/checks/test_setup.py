@@ -132,6 +132,8 @@ def test_targets_that_are_not_scaled(make, end, severity):
     m.loss = 1e6 * np.linspace(1.0, end, m.steps)
     sizes(m, 1e3)
     assert [(f.id, f.severity) for f in m.findings] == ([("SG507", severity)] if severity else [])
+    m.info["loop"]["sizes"]["spread"] = 1e2  # the mean is learned, and nothing else
+    assert [(f.id, f.severity) for f in m.findings] == [("SG507", "error")]
     sizes(m, 20.0)
     assert m.ids == []
     sizes(m, 1e3, 1e3)  # a model whose outputs are as large
@@ -160,3 +162,16 @@ def test_a_first_norm_that_nothing_scaled_gives(make, end, severity):
     assert [(f.id, f.severity) for f in m.findings] == [("SG507", severity)]
     m.norms /= 1e14
     assert m.ids == []
+
+
+def test_outputs_a_thousand_times_unit_size(make):
+    m = make()
+    deviations(m, 0.25)
+    last = f"{m.layers - 1}.weight"
+    m.sample("activation_std", {"0.weight": 1.0, last: 5e3})
+    (found,) = m.findings
+    assert (found.id, found.severity, found.tensors) == ("SG507", "warning", (last,))
+    m.sample("activation_std", {"0.weight": 1.0, last: 5.0})
+    assert m.ids == []
+    m.sample("activation_std", {"0.weight": 200.0, last: 5e3})  # SG505 tells it
+    assert "SG507" not in m.ids

@@ -249,3 +249,17 @@ def test_networks_side_by_side_are_no_depth(make):
     names = [t.name for t in m.tensors]
     m.info["loop"] = {"chains": [names[:10], names[10:]]}
     assert m.ids == []
+
+
+def test_gradients_under_the_epsilon_of_an_adam(make):
+    m = make()
+    m.loss[:] = 0.44
+    m.norms *= 1e-12
+    m.zeros[:, 3] = 0.96  # rounding, which is 0 now and then
+    weights = {t.name: 1e-7 for t in m.tensors if t.name.endswith("weight")}
+    m.sample("update_ratio", weights)
+    m.info["optimizers"] = [{"class": "Adam", "index": 0, "eps": 1e-8}]
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG301", "error")
+    m.info["optimizers"][0]["class"] = "SGD"  # its rate may explain it
+    assert "SG301" not in m.ids
