@@ -40,7 +40,7 @@ def check(view: View) -> Iterator[Finding]:
             yield _finding(view, steady, (start, end), "in the first tenth")
     elif end / max(start, 1e-300) >= GROWN and _unbounded(view):
         yield _finding(view, steady, (start, end), "in the first tenth")
-    elif view.loss_trend.blew_up:
+    elif view.loss_trend.blew_up and not _thrown(view, start):
         first, floor = median(norms[:3]), float(smooth[len(smooth) // 2 :].min())
         if floor > GROWN * first:
             yield _finding(view, steady, (first, end), "in the first three steps")
