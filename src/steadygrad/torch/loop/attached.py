@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
+from steadygrad.runlog.writer import RunWriter
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
@@ -32,7 +32,7 @@ class AttachedLoop:
         writer: of the run file.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, index: int, writer: Any) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, index: int, writer: RunWriter) -> None:
         self._probe = GradientProbe(weakref.ref(optimizer), index)
         self._graphs = LossGraphs()
         self._writer = writer
@@ -50,7 +50,7 @@ class AttachedLoop:
         self._over = True
         _listening.release(self)
 
-    def before_backward(self, roots: list[Any]) -> None:
+    def before_backward(self, roots: Sequence[object]) -> None:
         """Backward is called on these."""
         tensors = [root for root in roots if isinstance(root, torch.Tensor)]
         if self._graphs.wanted:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
+from torch.autograd.graph import Node
 
 from steadygrad.torch.loop.logits import nodes_of, operation_of
 
@@ -49,15 +49,15 @@ def _all_pairs(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     return rows > 1 and before in ((rows, 1), (rows,)) and after == (rows, rows)
 
 
-def _shapes(node: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _shapes(node: Node) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The shape of the one operand that has a graph, and what became of it in this operation."""
     operands = [child for child, _ in node.next_functions]
     grown = [child for child in operands if child is not None]
     if len(operands) != 2 or len(grown) != 1:  # two outputs of the model: pairs, it may be
         return
-    (child,) = grown
+    child: Node | None = grown[0]
     after = _shape(node)
-    if operation_of(child) == "Expand":
+    if child is not None and operation_of(child) == "Expand":
         after = _shape(child)
         child = child.next_functions[0][0]
     leaf = getattr(child, "variable", None)
@@ -65,7 +65,7 @@ def _shapes(node: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
         yield _shape(child), after
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def _shape(node: Node | None) -> tuple[int, ...]:
     """The shape of what a node returned; empty where torch does not tell."""
-    metadata: tuple[Any, ...] = getattr(node, "_input_metadata", ())
+    metadata: tuple[torch.Tensor, ...] = getattr(node, "_input_metadata", ())  # like tensors
     return tuple(int(size) for size in metadata[0].shape) if len(metadata) == 1 else ()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from steadygrad.runlog.info import LogitsFacts, SizeFacts, TargetFacts
 from steadygrad.torch.loop.broadcast import broadcast_of
 from steadygrad.torch.loop.logits import logits_of
 from steadygrad.torch.loop.reduction import summed_of
@@ -29,10 +29,10 @@ class LossGraphs:
 
     def __init__(self) -> None:
         self._seen = 0
-        self._logits: dict[str, str] | None = None
-        self._targets: dict[str, Any] | None = None
+        self._logits: LogitsFacts | None = None
+        self._targets: TargetFacts | None = None
         self._broadcast: list[int] = []
-        self._sizes: dict[str, Any] | None = None
+        self._sizes: SizeFacts | None = None
         self._summed = 0
 
     @property

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
+from torch.autograd.graph import Node
+
+from steadygrad.runlog.info import LogitsFacts
 
 MOST_NODES = 500
 """How far from the loss it is looked for."""
@@ -26,7 +28,7 @@ _NO_LOGARITHMS = {
 """What `nll_loss` is no loss of: it takes the logarithms of probabilities."""
 
 
-def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
+def logits_of(roots: Iterable[torch.Tensor]) -> LogitsFacts | None:
     """What was applied to the logits before a loss that applies it itself.
 
     Args:
@@ -45,7 +47,7 @@ def logits_of(roots: Iterable[torch.Tensor]) -> dict[str, str] | None:
     return next(filter(None, map(_mistake, nodes_of(roots))), None)
 
 
-def nodes_of(roots: Iterable[torch.Tensor], most: int = MOST_NODES) -> Iterator[Any]:
+def nodes_of(roots: Iterable[torch.Tensor], most: int = MOST_NODES) -> Iterator[Node]:
     """The backward functions of a graph, the nearest to the loss first.
 
     Args:
@@ -53,16 +55,16 @@ def nodes_of(roots: Iterable[torch.Tensor], most: int = MOST_NODES) -> Iterator[
         most: how many to look at.
     """
     waiting = deque(root.grad_fn for root in roots if root.grad_fn is not None)
-    seen: set[Any] = set(waiting)
+    seen = set(waiting)
     while waiting and len(seen) < most:
-        node: Any = waiting.popleft()
+        node = waiting.popleft()
         yield node
         following = [n for n, _ in node.next_functions if n is not None and n not in seen]
         seen.update(following)
         waiting.extend(following)
 
 
-def _mistake(node: Any) -> dict[str, str] | None:
+def _mistake(node: Node) -> LogitsFacts | None:
     """What a node applies to values that are not meant for it; None where all is well."""
     operation = operation_of(node)
     if operation in _NLL:
@@ -73,14 +75,16 @@ def _mistake(node: Any) -> dict[str, str] | None:
     return {"loss": loss, "before": before} if loss and before else None
 
 
-def _values_of(node: Any) -> object:
+def _values_of(node: Node) -> Node | None:
     """The node that made the values of this one's first input."""
-    while True:
-        node = node.next_functions[0][0] if node.next_functions else None
-        if node is None or operation_of(node) not in _SHAPES:
-            return node
+    before: Node | None = node
+    while before is not None:
+        before = before.next_functions[0][0] if before.next_functions else None
+        if operation_of(before) not in _SHAPES:
+            break
+    return before
 
 
-def operation_of(node: Any) -> str:
+def operation_of(node: Node | None) -> str:
     """A backward function's operation, without its suffix and number."""
     return "" if node is None else str(node.name()).partition("Backward")[0].lstrip("_")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from torch.autograd.graph import Node
 
 MOST_TERMS = 16
 FEW = 8
@@ -36,7 +36,7 @@ def summed_of(roots: Iterable[torch.Tensor]) -> int:
     for _ in range(MOST_TERMS):
         if not waiting:
             break
-        node: Any = waiting.pop()
+        node = waiting.pop()
         if node.name().startswith(_TERMS):
             waiting += [n for n, _ in node.next_functions if n is not None]
         else:
@@ -44,15 +44,16 @@ def summed_of(roots: Iterable[torch.Tensor]) -> int:
     return most if most >= FEW else 0
 
 
-def _elements(node: Any) -> int:
+def _elements(node: Node) -> int:
     """Elements of what a node sums up to one number; 0 where it does something else."""
     if node.name().startswith(_SUMS):
-        return int(torch.Size(node._saved_self_sym_sizes).numel())
+        return int(torch.Size(getattr(node, _SIZES)).numel())
     if getattr(node, "_saved_reduction", None) == _SUM:
         target = getattr(node, "_saved_target", None)
         return target.numel() if isinstance(target, torch.Tensor) else 0
     return 0
 
 
+_SIZES = "_saved_self_sym_sizes"
 _SUM = 2
 """What `torch.nn.functional` calls ``reduction="sum"`` inside."""

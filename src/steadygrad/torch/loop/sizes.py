@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
+from steadygrad.runlog.info import SizeFacts
 from steadygrad.torch.loop.broadcast import MOST_NODES
 from steadygrad.torch.loop.logits import nodes_of, operation_of
 from steadygrad.torch.loop.targets import saved
@@ -14,7 +14,7 @@ from steadygrad.torch.loop.targets import saved
 _REGRESSIONS = {"MseLoss": "mse_loss", "SmoothL1Loss": "smooth_l1_loss", "HuberLoss": "huber_loss"}
 
 
-def sizes_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
+def sizes_of(roots: Iterable[torch.Tensor]) -> SizeFacts | None:
     """The root mean squares of a regression's targets and outputs, and the targets' deviation.
 
     The device is waited for, where there is such a loss.
@@ -32,7 +32,9 @@ def sizes_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
     """
     for node in nodes_of(roots, MOST_NODES):
         loss = _REGRESSIONS.get(operation_of(node))
-        outputs, targets = (saved(node, "self"), saved(node, "target")) if loss else (None, None)
+        if loss is None:
+            continue
+        outputs, targets = saved(node, "self"), saved(node, "target")
         if outputs is not None and targets is not None and targets.numel():
             return {
                 "loss": loss,

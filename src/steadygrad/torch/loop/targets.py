@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from torch.autograd.graph import Node
 
+from steadygrad.runlog.info import TargetFacts
 from steadygrad.torch.loop.logits import nodes_of, operation_of
 
 _OF_0_TO_1 = {
@@ -18,7 +19,7 @@ SLACK = 1e-3
 """How far rounding may carry a target out of it."""
 
 
-def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
+def targets_of(roots: Iterable[torch.Tensor]) -> TargetFacts | None:
     """The range of targets that are outside of what their loss takes.
 
     The device is waited for, where there is such a loss.
@@ -37,7 +38,7 @@ def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
     for node in nodes_of(roots):
         loss = _OF_0_TO_1.get(operation_of(node))
         target = saved(node, "target") if loss else None
-        if target is None or not target.numel():
+        if loss is None or target is None or not target.numel():
             continue
         lowest, highest = (float(v) for v in target.aminmax())
         if lowest < -SLACK or highest > 1 + SLACK:
@@ -45,7 +46,7 @@ def targets_of(roots: Iterable[torch.Tensor]) -> dict[str, Any] | None:
     return None
 
 
-def saved(node: Any, name: str) -> torch.Tensor | None:
+def saved(node: Node, name: str) -> torch.Tensor | None:
     """A tensor that a node keeps; None where to read it would call a hook of the script's."""
     raw = getattr(node, f"_raw_saved_{name}", None)
     if getattr(raw, "unpack_hook", raw) is not None:

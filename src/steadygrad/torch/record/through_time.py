@@ -311,7 +311,8 @@ def _one_way(
     rows.data.register_hook(into_outputs)  # type: ignore[no-untyped-call]
     for name, value in zip("hc", last, strict=False):
         if value.requires_grad:
-            value.register_hook(_keeper(seen, name, lambda g: rows.of_last(g)[place]))
+            keeper = _keeper(seen, name, lambda g: rows.of_last(g)[place])
+            value.register_hook(keeper)  # type: ignore[no-untyped-call]
     return seen
 
 
