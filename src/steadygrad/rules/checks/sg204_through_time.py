@@ -197,8 +197,8 @@ def _in_order(view: View, matrix: str, from_the_start: bool) -> list[str]:
 
     One that is too large from the start multiplies whatever a clip lets through.
     """
-    held = hold_norm(view)
-    return [matrix, *held] if from_the_start else [held[0], matrix, *held[1:]]
+    clips = hold_norm(view)
+    return [matrix, *clips] if from_the_start else [clips[0], matrix, *clips[1:]]
 
 
 RULE = Rule(

@@ -87,8 +87,8 @@ def _rated(view: View, steps: Array, ratios: Array) -> tuple[Array, Array]:
         return steps, ratios[:, view.weights]
     places = np.clip(np.searchsorted(view.step, steps), 0, len(view) - 1)
     rates = view.lr[places]
-    known = np.isfinite(view.lr).all() and (view.lr > 0).all()
-    return steps, ratios[:, view.weights] / (rates[:, None] if known else 1.0)
+    rated = np.isfinite(view.lr).all() and (view.lr > 0).all()
+    return steps, ratios[:, view.weights] / (rates[:, None] if rated else 1.0)
 
 
 def _followed(view: View, place: int) -> tuple[float, float, int] | None:

@@ -91,11 +91,11 @@ class AttachedLoop:
 
     def _write(self) -> None:
         """Beside what is known of other optimizers, and what earlier losses showed."""
-        known = dict(getattr(self._writer, "info", {}).get("loop") or {})
+        before = dict(getattr(self._writer, "info", {}).get("loop") or {})
         counts = self._probe.as_json()
-        others = [o for o in known.get("optimizers", ()) if o["index"] != counts["index"]]
+        others = [o for o in before.get("optimizers", ()) if o["index"] != counts["index"]]
         seen = {key: value for key, value in self._graphs.as_json().items() if value}
-        loop = {**self._graphs.as_json(), **known, **seen, "optimizers": [*others, counts]}
+        loop = {**self._graphs.as_json(), **before, **seen, "optimizers": [*others, counts]}
         self._writer.update_info(loop=loop)
 
 
