@@ -47,7 +47,7 @@ class _Spike:
 
 
 def check(view: View) -> Iterator[Finding]:
-    if not view.loss_trend.known or not len(view.weights):
+    if not view.loss_trend.recorded or not len(view.weights):
         return
     spikes = list(_spikes(view))
     if spikes:

@@ -48,7 +48,7 @@ def check(view: View) -> Iterator[Finding]:
 def _left(view: View) -> float:
     """Share of the first loss that is left at the end; 0 where that says nothing."""
     trend = view.loss_trend
-    if not trend.known or trend.signed or not trend.first > 0:
+    if not trend.recorded or trend.signed or not trend.first > 0:
         return 0.0
     return trend.end / trend.first
 
@@ -58,14 +58,14 @@ def _unexplained(view: View, sizes: SizeFacts) -> float:
     spread = sizes.get("spread", 0.0)
     constant = spread**2 if sizes["loss"] == "mse_loss" else spread
     trend = view.loss_trend
-    return trend.end / constant if trend.known and constant > 0 else 0.0
+    return trend.end / constant if trend.recorded and constant > 0 else 0.0
 
 
 def _guessed(view: View) -> tuple[float, float] | None:
     """Sizes of targets and outputs as a squared error gives them; None where it is nothing such."""
     _, table = view.sample("activation_std")
     trend = view.loss_trend
-    if not len(table) or not len(view.weights) or not trend.known or not trend.first > ABSURD:
+    if not len(table) or not len(view.weights) or not trend.recorded or not trend.first > ABSURD:
         return None
     outputs = float(table[0, view.weights[-1]])
     targets = math.sqrt(trend.first / max(summed_of(view), 1))
