@@ -12,6 +12,7 @@ from steadygrad.errors import UsageError
 from steadygrad.serve.app import application
 from steadygrad.serve.folder import Folder
 from steadygrad.serve.guard import LOCAL
+from steadygrad.text import printable
 
 
 def serve(path: Path, host: str, port: int) -> None:
@@ -30,7 +31,7 @@ def serve(path: Path, host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
     query = f"?token={token}" if token else ""
     address = f"http://{shown}:{listener.getsockname()[1]}/{query}"
-    print(f"steadygrad: {path.absolute()} is served at {address}", flush=True)
+    print(printable(f"steadygrad: {path.absolute()} is served at {address}"), flush=True)
     config = uvicorn.Config(
         application(Folder(path), token),
         log_level="warning",

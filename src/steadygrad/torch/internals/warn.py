@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from steadygrad.text import printable
+
 _OURS = str(Path(__file__).parents[2])
 _TORCHS = str(Path(torch.__file__).parent)
 
@@ -22,4 +24,4 @@ def warn_user(message: str, category: type[Warning]) -> None:
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_OURS, _TORCHS)):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(printable(message), category, stacklevel=level)
