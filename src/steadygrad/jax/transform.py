@@ -9,7 +9,7 @@ outside (a `jax.tree.map` over the state) would truncate float64 with a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,8 +20,9 @@ import optax
 from jax import lax
 
 from steadygrad.errors import NoGradientsWarning, SpecError, UsageError
-from steadygrad.jax._varying import made_varying, varying_axes
+from steadygrad.jax._varying import varying_axes
 from steadygrad.jax._x64 import wide, widen
+from steadygrad.jax.dropping import dropped_where, slowed
 from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, Clip, policy_of, resolve
@@ -227,53 +228,6 @@ def keep_gates(state: ClipState, before: ClipState) -> ClipState:
     """A state with the limits of the one before: only the host sets them."""
     gates = {key: before.policy[key] for key in GATES}
     return state._replace(policy={**state.policy, **gates})
-
-
-def slowed(updates: PyTree, rate: jax.Array) -> PyTree:
-    """Updates times a rate; exactly themselves at 1."""
-
-    def of(leaf: jax.Array) -> jax.Array:
-        inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        return jnp.where(rate < 1.0, leaf * rate.astype(leaf.dtype), leaf) if inexact else leaf
-
-    return jax.tree.map(of, updates)
-
-
-def dropped_where(
-    skip: jax.Array,
-    go: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
-    gradients: PyTree,
-    state: PyTree,
-) -> tuple[PyTree, PyTree]:
-    """An optimizer's update, or zeros and its state as it was where a step is dropped.
-
-    Args:
-        skip: 0-d bool.
-        go: the update, of gradients and state.
-        gradients: a pytree.
-        state: the optimizer's.
-
-    Returns:
-        Updates and the next state.
-    """
-    made, after_go = jax.eval_shape(go, gradients, state)
-    # both branches must differ along the same mesh axes, wherever either does
-    spread = jax.tree.map(varying_axes, (made, after_go))
-    spread = (spread[0], jax.tree.map(lambda s, x: s | varying_axes(x), spread[1], state))
-
-    def stay(gradients: PyTree, inner_state: PyTree) -> tuple[PyTree, PyTree]:
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
-        result: tuple[PyTree, PyTree] = jax.tree.map(made_varying, (zeros, inner_state), spread)
-        return result
-
-    def move(gradients: PyTree, inner_state: PyTree) -> tuple[PyTree, PyTree]:
-        result: tuple[PyTree, PyTree] = jax.tree.map(
-            made_varying, go(gradients, inner_state), spread
-        )
-        return result
-
-    done: tuple[PyTree, PyTree] = lax.cond(skip, stay, move, gradients, state)
-    return done
 
 
 def _traceable(clip: Clip, on_nonfinite: str | None) -> Choice:

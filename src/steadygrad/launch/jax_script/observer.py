@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from steadygrad.jax._x64 import wide
+from steadygrad.jax.dropping import dropped_where
 from steadygrad.jax.engine import floating_leaves
-from steadygrad.jax.transform import dropped_where
 from steadygrad.launch.jax_script.acting import HostMemory, clip_by, clips_here
 from steadygrad.launch.jax_script.flight import (
     ALONE,

@@ -12,8 +12,9 @@ import torch
 from steadygrad.live.shell import name_of_source
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.torch.origin.entries import OutsideTensor, TapeEntry, parts_of
+from steadygrad.torch.origin.looks import Look
 from steadygrad.torch.origin.places import Place, line_of
-from steadygrad.torch.origin.probe import BrokenCall, Look, Note
+from steadygrad.torch.origin.probe import BrokenCall, Note
 from steadygrad.torch.origin.replay import BackwardReplay, Story
 from steadygrad.vocabulary import Phase
 

@@ -7,6 +7,7 @@ function makes NaN of it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,33 +16,12 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from steadygrad.runlog.origin import Range
-from steadygrad.torch.internals.private import is_wrapped, unwrapped
-from steadygrad.torch.internals.transforms import (
-    TorchDispatchMode,
-    temporarily_clear_interpreter_stack,
-)
+from steadygrad.torch.internals.transforms import TorchDispatchMode
 from steadygrad.torch.origin.entries import tensors_in
+from steadygrad.torch.origin.looks import Look, is_mask, is_readable, look_at, storage_of, within
 from steadygrad.torch.origin.places import Place, is_library
 
 GOOD, MEANT, BAD = "good", "meant", "bad"
-
-
-@dataclass(eq=False)
-class Look:
-    """One tensor, read: its range, and what is wrong with it.
-
-    Attributes:
-        range: its figures.
-        kind: ``nan``, ``inf`` or empty.
-        positive: +inf is among it.
-        rows: rows along its first axis that hold what is non-finite.
-    """
-
-    range: Range
-    kind: str = ""
-    positive: bool = False
-    rows: tuple[int, ...] = ()
 
 
 @dataclass(eq=False)
@@ -137,7 +117,7 @@ class Probe(TorchFunctionMode):
         return self._call(call, cls.__name__, args, kwargs)
 
     def _call(self, func: Any, name: str, args: Any, kwargs: Any) -> object:
-        inputs = [t for t in tensors_in((args, kwargs)) if _readable(t)]
+        inputs = [t for t in tensors_in((args, kwargs)) if is_readable(t)]
         note = self._note(name)
         states = [self._enter(note, tensor, i) for i, tensor in enumerate(inputs)]
         result = func(*args, **kwargs)
@@ -147,7 +127,7 @@ class Probe(TorchFunctionMode):
         meant = MEANT in states or any(map(_minus_infinity, _numbers((args, kwargs))))
         for leaf in leaves:
             self._leave(note, leaf, meant)
-            self._own(_within(leaf).grad_fn, note)
+            self._own(within(leaf).grad_fn, note)
         return result
 
     def _note(self, name: str) -> Note:
@@ -167,7 +147,7 @@ class Probe(TorchFunctionMode):
         return BAD
 
     def _leave(self, note: Note, leaf: torch.Tensor, meant: bool) -> None:
-        if not _readable(leaf) or note.name.rpartition(".")[2].startswith(_UNSET):
+        if not is_readable(leaf) or note.name.rpartition(".")[2].startswith(_UNSET):
             return
         inner = self._bad.pop(id(leaf), None)
         look = look_at(leaf, "result")
@@ -181,22 +161,22 @@ class Probe(TorchFunctionMode):
         if not note.kind or look.kind == "nan":
             note.kind, note.result = look.kind, look
         self._bad[id(leaf)] = (leaf, note)
-        self._storages[_storage(leaf)] = note
+        self._storages[storage_of(leaf)] = note
 
     def _is_meant(self, tensor: torch.Tensor, look: Look) -> bool:
         entry = self._meant.get(id(tensor))
         if entry is not None and entry[0] is tensor:
             return True
-        if id(tensor) in self._bad or _storage(tensor) in self._storages or look.kind == "nan":
+        if id(tensor) in self._bad or storage_of(tensor) in self._storages or look.kind == "nan":
             return False
-        return _is_mask(look)
+        return is_mask(look)
 
     def _maker(self, tensor: torch.Tensor, look: Look) -> Note:
         """The call that made a bad tensor; one that stands for the outside where none did."""
         entry = self._bad.get(id(tensor))
         if entry is not None and entry[0] is tensor:
             return entry[1]
-        by_storage = self._storages.get(_storage(tensor))
+        by_storage = self._storages.get(storage_of(tensor))
         if by_storage is not None:
             return by_storage
         what = self.names_by_id.get(id(tensor), "")
@@ -208,7 +188,7 @@ class Probe(TorchFunctionMode):
 
     def maker_of(self, tensor: torch.Tensor) -> Note | None:
         """The call that made this bad tensor; None for a good one."""
-        if not _readable(tensor):
+        if not is_readable(tensor):
             return None
         meant = self._meant.get(id(tensor))
         if meant is not None and meant[0] is tensor:  # a mask, but no loss may be infinite
@@ -223,11 +203,11 @@ class Probe(TorchFunctionMode):
         note = Note(len(self.notes), kind, self._place(), (path, kind), [])
         self.notes.append(note)
         for leaf in tensors_in(output):
-            if not _readable(leaf):
+            if not is_readable(leaf):
                 continue
-            unseen = id(leaf) not in self._bad and _storage(leaf) not in self._storages
+            unseen = id(leaf) not in self._bad and storage_of(leaf) not in self._storages
             if unseen and id(leaf) not in self._meant and look_at(leaf, "").kind:
-                for number, tensor in enumerate(filter(_readable, tensors_in(inputs))):
+                for number, tensor in enumerate(filter(is_readable, tensors_in(inputs))):
                     self._enter(note, tensor, number)
                 self._leave(note, leaf, False)
             self._own(leaf.grad_fn, note)
@@ -274,8 +254,8 @@ class Probe(TorchFunctionMode):
         note, name = self._nodes.get(node), node.name()
 
         def hook(made: tuple[Any, ...], grads_in: tuple[Any, ...]) -> None:
-            entered = [look_at(g, "gradient") for g in grads_in if g is not None and _readable(g)]
-            left = [look_at(g, "gradient") for g in made if g is not None and _readable(g)]
+            entered = [look_at(g, "gradient") for g in grads_in if g is not None and is_readable(g)]
+            left = [look_at(g, "gradient") for g in made if g is not None and is_readable(g)]
             broken = next((look for look in entered if look.kind), None)
             bad = broken or next((look for look in left if look.kind), None)
             inner = self._inner()
@@ -321,65 +301,6 @@ _SILENT = frozenset(["__get__", "__set__", "dim", "size", "item", "tolist", "req
 _UNSET = ("empty", "new_empty")
 
 
-def look_at(tensor: torch.Tensor, name: str) -> Look:
-    """Read a floating tensor."""
-    if is_wrapped(tensor):  # under vmap or another transform: what it stands for
-        with temporarily_clear_interpreter_stack():
-            return look_at(_within(tensor), name)
-    with torch.no_grad():
-        values = tensor.detach()
-        values = torch.view_as_real(values) if values.is_complex() else values
-        if values.dtype not in _ORDERED:
-            values = values.float()
-        low, high = (float(v) for v in torch.aminmax(values))
-        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if abs(low) < _INF and abs(high) < _INF:
-            return Look(Range(name, shape, dtype, low, high))
-        finite = torch.isfinite(values)
-        finite_values = values[finite]
-        low, high = (
-            (float(v) for v in torch.aminmax(finite_values)) if len(finite_values) else (_NAN, _NAN)
-        )
-        bad = int(finite.numel() - len(finite_values))
-        kind = "nan" if bool(torch.isnan(values).any()) else "inf"
-        positive = bool((values == _INF).any())
-        return Look(Range(name, shape, dtype, low, high, bad), kind, positive, _rows(~finite))
-
-
-_INF, _NAN = float("inf"), float("nan")
-_ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def _rows(bad: torch.Tensor) -> tuple[int, ...]:
-    if bad.dim() == 0:
-        return ()
-    flat = bad.reshape(bad.shape[0], -1).any(dim=1)
-    return tuple(flat.nonzero().flatten().tolist())
-
-
-def _readable(tensor: torch.Tensor) -> bool:
-    numbers = tensor.is_floating_point() or tensor.is_complex()
-    return numbers and tensor.layout is torch.strided and tensor.numel() > 0 and not tensor.is_meta
-
-
-def _is_mask(look: Look) -> bool:
-    """Zeros and -inf, as masks are written that are added to scores."""
-    zeros = look.range.low != look.range.low or (look.range.low == 0 == look.range.high)
-    return zeros and not look.positive
-
-
-def _within(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor inside the wrappers of transforms such as vmap."""
-    while is_wrapped(tensor):
-        tensor = unwrapped(tensor)
-    return tensor
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    tensor = _within(tensor)
-    return tensor.untyped_storage().data_ptr()
-
-
 def _numbers(value: object) -> Iterator[float]:
     if isinstance(value, float):
         yield value
@@ -391,7 +312,7 @@ def _numbers(value: object) -> Iterator[float]:
 
 
 def _minus_infinity(number: float) -> bool:
-    return number == -_INF
+    return number == -math.inf
 
 
 def _name_of(func: object) -> str:
