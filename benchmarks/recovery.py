@@ -1,11 +1,11 @@
 """Does recovery pay? Small trainings that are struck, and their healthy twins.
 
-    python -m benchmarks.recovery [--seeds 5] [--jobs 1] [--only NAME ...] [--work FOLDER] [--write]
+    python -m benchmarks.recovery [--seeds 5] [--first 0] [--only NAME ...] [--work DIR] [--write]
 
 Every strategy sees the same weights, batches and faults. `nothing` is the bare loop; `clip` is
 `attach(clip="norm:1.0")`, which also drops steps whose gradients are not finite; `skip` and
 `ladder` are the same with `recover="skip:1000000"` and with `recover="auto"`. Finished runs in
-FOLDER are reused; `--write` puts the tables into docs/recovery.md.
+DIR are reused; `--write` puts the tables into docs/recovery.md.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.distributions import Categorical
+from torch.nn.functional import cross_entropy, mse_loss, softplus
 
 import steadygrad.torch as sg
 from steadygrad.errors import RecoveryError
+from steadygrad.recovery.ring import SnapshotPace
+from steadygrad.torch.recovery import recovering
 
 STEPS = 160
 STRIKE = 80
@@ -447,6 +451,125 @@ CASES = (
 )
 
 
+# -- healthy trainings whose losses are no descent ---------------------------------------------
+
+Weights = list[float]
+Attach = Callable[[nn.Module, torch.optim.Optimizer], None]
+
+
+def adversaries(attach: Attach) -> list[nn.Module]:
+    """A GAN that learns a ring of points."""
+    sizes = ((4, 32, 2), (2, 32, 1))
+    maker, critic = (
+        nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b), nn.ReLU(), nn.Linear(b, c))
+        for a, b, c in sizes
+    )
+    ours, theirs = (Adam(each.parameters(), 2e-3, betas=(0.5, 0.999)) for each in (maker, critic))
+    attach(maker, ours)
+    attach(critic, theirs)
+    for _ in range(TWIN_STEPS):
+        angles = torch.rand(32) * 2 * math.pi
+        real = torch.stack([angles.cos(), angles.sin()], 1) + 0.02 * torch.randn(32, 2)
+        made = maker(torch.randn(32, 4))
+        theirs.zero_grad()
+        (softplus(-critic(real)) + softplus(critic(made.detach()))).mean().backward()
+        theirs.step()
+        ours.zero_grad()
+        softplus(-critic(made)).mean().backward()
+        ours.step()
+    return [maker, critic]
+
+
+def policy_gradient(attach: Attach) -> list[nn.Module]:
+    """REINFORCE on a grid of 5 by 5: few episodes reach the goal, and those that do weigh much."""
+    policy = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 4))
+    optimizer = Adam(policy.parameters(), 1e-2)
+    attach(policy, optimizer)
+    moves = torch.tensor([[0, 1], [1, 0], [0, -1], [-1, 0]])
+    baseline = 0.0
+    for _ in range(TWIN_STEPS):
+        places = torch.zeros(8, 2, dtype=torch.int64)
+        reward, logs, under_way = torch.zeros(8), torch.zeros(8), torch.ones(8)
+        for _ in range(16):
+            chances = Categorical(logits=policy(places / 2.0 - 1.0))
+            chosen = chances.sample()  # type: ignore[no-untyped-call]
+            logs = logs + under_way * chances.log_prob(chosen)  # type: ignore[no-untyped-call]
+            places = (places + moves[chosen]).clamp(0, 4)
+            arrived = (places == 4).all(1).float() * under_way
+            reward += 10.0 * arrived - 0.1 * under_way
+            under_way = under_way - arrived
+        optimizer.zero_grad()
+        (-logs * (reward - baseline)).mean().backward()
+        optimizer.step()
+        baseline += 0.1 * (float(reward.mean()) - baseline)
+    return [policy]
+
+
+def q_learning(attach: Attach) -> list[nn.Module]:
+    """Q-learning on a chain of 8 places with a target that is renewed every 20 steps."""
+    values, target = (
+        nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2)) for _ in range(2)
+    )
+    optimizer = AdamW(values.parameters(), 3e-3)
+    attach(values, optimizer)
+    seen: list[tuple[int, int, float, int]] = []
+    place = 0
+    for step in range(TWIN_STEPS):
+        if step % 20 == 0:
+            target.load_state_dict(values.state_dict())
+        for _ in range(4):
+            greedy = int(values(torch.eye(8)[place]).argmax())
+            action = greedy if torch.rand(1) > 0.3 else int(torch.randint(2, (1,)))
+            then = min(max(place + 2 * action - 1, 0), 7)
+            seen.append((place, action, 10.0 * (then == 7), then))
+            place = 0 if then == 7 else then
+        chosen = [seen[int(n)] for n in torch.randint(len(seen), (16,))]
+        before, actions, rewards, after = (torch.tensor(each) for each in zip(*chosen, strict=True))
+        with torch.no_grad():
+            wanted = rewards + 0.9 * target(torch.eye(8)[after]).amax(1) * (after != 7)
+        told = values(torch.eye(8)[before])[torch.arange(16), actions]
+        optimizer.zero_grad()
+        mse_loss(told, wanted).backward()
+        optimizer.step()
+    return [values]
+
+
+TWIN_STEPS = 400
+HEALTHY: dict[str, Callable[[Attach], list[nn.Module]]] = {
+    "GAN": adversaries,
+    "policy gradient": policy_gradient,
+    "Q-learning": q_learning,
+}
+"""No fault strikes these: recovery must leave them alone."""
+
+
+def healthy(name: str, seed: int, recover: str | None) -> tuple[list[str], Weights]:
+    """What recovery did, and the weights at the end."""
+    torch.manual_seed(seed)
+    handles: list[sg.Steady] = []
+
+    def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        more = {} if recover is None else {"recover": recover}
+        handles.append(sg.attach(optimizer, "norm:1.0", model, **more))
+
+    models = HEALTHY[name](attach)
+    acts = [str(act) for steady in handles for act in steady.recoveries]
+    for steady in handles:
+        steady.detach()
+    return acts, [v for m in models for p in m.parameters() for v in p.detach().flatten().tolist()]
+
+
+def healthy_rows(seeds: range) -> list[list[str]]:
+    """Of the table of healthy twins."""
+    rows = []
+    for name in HEALTHY:
+        pairs = [[healthy(name, seed, spec) for spec in (None, "auto")] for seed in seeds]
+        acts = sum(len(ladder[0]) for _, ladder in pairs)
+        same = sum(clip[1] == ladder[1] for clip, ladder in pairs)
+        rows.append([name, str(acts), f"{same} of {len(seeds)}"])
+    return rows
+
+
 # -- one run ---------------------------------------------------------------------------------
 
 
@@ -521,9 +644,9 @@ def one(key: Key) -> tuple[Key, Outcome]:
     return key, run(case, *key[1:])
 
 
-def keys(names: list[str], seeds: int) -> Iterator[Key]:
+def keys(names: list[str], seeds: range) -> Iterator[Key]:
     """Every run that the tables need."""
-    for seed, name in itertools.product(range(seeds), names):
+    for seed, name in itertools.product(seeds, names):
         yield from ((name, seed, strategy, True) for strategy in STRATEGIES)
         yield from ((name, seed, strategy, False) for strategy in TWINS)
 
@@ -540,13 +663,13 @@ def kept(path: Path) -> Outcome:
     return Outcome(read["final"], read["lost"], read["back"], **lists)
 
 
-def tables(outcomes: dict[Key, Outcome], names: list[str], seeds: int) -> str:
+def tables(outcomes: dict[Key, Outcome], names: list[str], seeds: range) -> str:
     """All tables, in Markdown."""
 
     def of(name: str, strategy: str, struck: bool = True) -> list[Outcome]:
-        return [outcomes[name, seed, strategy, struck] for seed in range(seeds)]
+        return [outcomes[name, seed, strategy, struck] for seed in seeds]
 
-    finals, steps, healthy = [], [], []
+    finals, steps, twins = [], [], []
     for name in names:
         struck = {strategy: of(name, strategy) for strategy in STRATEGIES}
         ladder = [each.final for each in struck["ladder"]]
@@ -556,14 +679,14 @@ def tables(outcomes: dict[Key, Outcome], names: list[str], seeds: int) -> str:
         ]
         row = [spread(each.final for each in of(name, "clip", False))]
         row += [spread(each.final for each in struck[strategy]) for strategy in STRATEGIES]
-        finals.append([name, *row, f"{wins[0]} and {wins[1]} of {seeds}"])
+        finals.append([name, *row, f"{wins[0]} and {wins[1]} of {len(seeds)}"])
         lost = [middle(each.lost for each in struck[s]) for s in STRATEGIES[2:]]
         back = [middle(each.back for each in struck[s]) for s in STRATEGIES]
         steps.append([name, *lost, *back])
         clip, ladders = (of(name, strategy, False) for strategy in TWINS)
         acts = str(sum(len(each.acts) for each in ladders))
         same = sum(a.curve == b.curve for a, b in zip(clip, ladders, strict=True))
-        healthy.append([name, acts, f"{same} of {seeds}"])
+        twins.append([name, acts, f"{same} of {len(seeds)}"])
     what = [[case.name, case.what] for case in CASES if case.name in names]
     return "\n\n".join(
         [
@@ -576,7 +699,7 @@ def tables(outcomes: dict[Key, Outcome], names: list[str], seeds: int) -> str:
             table(["case", "skip lost", "ladder lost", *(f"{s} back" for s in STRATEGIES)], steps),
             "Healthy twins: the ladder's acts over all seeds, and runs whose losses are those of "
             "clipping alone, bit for bit:",
-            table(["case", "acts", "the same as clipping"], healthy),
+            table(["case", "acts", "the same as clipping"], twins + healthy_rows(seeds)),
         ]
     )
 
@@ -600,60 +723,92 @@ def middle(values: Iterable[int | None]) -> str:
     return "never" if math.isinf(median) else f"{median:g}"
 
 
-def cost(width: int, blocks: int) -> tuple[float, float]:
-    """Milliseconds of a step with clipping, and how many times that a step with `auto` takes."""
+class Clocked(SnapshotPace):
+    """Adds up what snapshots took."""
+
+    seconds = 0.0
+
+    def taken(self, step: int, cost: float) -> None:
+        """A snapshot was taken."""
+        Clocked.seconds += cost
+        super().taken(step, cost)
+
+
+def cost(width: int, blocks: int) -> list[float]:
+    """What recovery costs a network of five linear layers.
+
+    Returns:
+        Milliseconds of a step with clipping, how many times that a step with `auto` takes, and
+        the snapshots' share of the time with `auto`, in percent: at first, and later on.
+    """
     sides = []
-    for recover in (None, "auto"):
-        torch.manual_seed(0)
-        layers = [[nn.Linear(width, width), nn.ReLU()] for _ in range(4)]
-        model = nn.Sequential(*itertools.chain(*layers), nn.Linear(width, 1))
-        optimizer = Adam(model.parameters(), 1e-4)
-        steady = sg.attach(optimizer, "norm:1.0", model, recover=recover)
-        sides.append((model, optimizer, steady))
+    with mock.patch.object(recovering, "SnapshotPace", Clocked):
+        for recover in (None, "auto"):
+            torch.manual_seed(0)
+            layers = [[nn.Linear(width, width), nn.ReLU()] for _ in range(4)]
+            model = nn.Sequential(*itertools.chain(*layers), nn.Linear(width, 1))
+            optimizer = Adam(model.parameters(), 1e-4)
+            steady = sg.attach(optimizer, "norm:1.0", model, recover=recover)
+            sides.append((model, optimizer, steady))
     inputs = torch.randn(64, width)
 
     def block(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        began = time.process_time()
+        began = time.perf_counter()
         for _ in range(20):
             optimizer.zero_grad()
             model(inputs).square().mean().backward()
             optimizer.step()
-        return time.process_time() - began
+        return time.perf_counter() - began
 
-    pairs = [[block(*side[:2]) for side in sides] for _ in range(blocks)][2:]
+    pairs, snapshots = [], []
+    for _ in range(blocks):
+        before = Clocked.seconds
+        pairs.append([block(*side[:2]) for side in sides])
+        snapshots.append(Clocked.seconds - before)
     for side in sides:
         side[2].detach()
-    ratios = [with_it / without for without, with_it in pairs]
-    return statistics.median(p[0] for p in pairs) * 50, statistics.median(ratios)
+    seconds = [with_it for _, with_it in pairs]
+    half = blocks // 2
+    shares = [
+        100 * sum(snapshots[part]) / sum(seconds[part]) for part in (slice(half), slice(half, None))
+    ]
+    ratio = sum(seconds[half:]) / sum(without for without, _ in pairs[half:])
+    return [statistics.median(without for without, _ in pairs) * 50, ratio, *shares]
 
 
 def costs(blocks: int) -> str:
     """The table of costs."""
-    rows = [[str(w), *(f"{v:.3g}" for v in cost(w, blocks))] for w in (64, 512, 1024)]
-    return "Cost, on the CPU's clock, in blocks of 20 steps in turn:\n\n" + table(
-        ["width of five linear layers", "ms a step with clipping", "times that with auto"], rows
+    widths = {64: 10 * blocks, 512: 2 * blocks, 1024: blocks}
+    rows = [[str(w), *(f"{v:.3g}" for v in cost(w, count))] for w, count in widths.items()]
+    head = ["width of five linear layers", "ms a step with clipping", "times that with auto"]
+    return (
+        "Cost on one CPU core, in blocks of 20 steps in turn; the ratio and the last column are of "
+        "the second half:\n\n"
+        + table([*head, "snapshots: % of the time at first", "later on"], rows)
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[])
-    parser.add_argument("--blocks", type=int, default=12, help="of the cost; 0 leaves it out")
+    parser.add_argument("--blocks", type=int, default=30, help="of the cost; 0 leaves it out")
     parser.add_argument("--work", type=Path, default=Path("recovery-runs"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     names = [case.name for case in CASES if not options.only or case.name in options.only]
     options.work.mkdir(exist_ok=True)
-    wanted = list(keys(names, options.seeds))
+    seeds = range(options.first, options.first + options.seeds)
+    wanted = list(keys(names, seeds))
     missing = [key for key in wanted if not (options.work / file_of(key)).exists()]
     with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
         for done in concurrent.futures.as_completed([pool.submit(one, key) for key in missing]):
             key, outcome = done.result()
             (options.work / file_of(key)).write_text(json.dumps(asdict(outcome)))
     outcomes = {key: kept(options.work / file_of(key)) for key in wanted}
-    made = tables(outcomes, names, options.seeds)
+    made = tables(outcomes, names, seeds)
     if options.blocks:
         made += "\n\n" + costs(options.blocks)
     print(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import pathlib
 import sys
 import time
 import warnings
@@ -240,6 +241,63 @@ def recovery(rank, wrap):
     return {"acts": acts, "weights": whole_weights(model)}
 
 
+def resumed(rank, wrap, folder):
+    """A training that goes on from its files, of which rank 1's newest is broken."""
+
+    def begun():
+        model = wrap(net())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        spec = f"auto+snapshots:{folder},stride=4"
+        return model, optimizer, sg.attach(optimizer, model=model, recover=spec)
+
+    torch.manual_seed(rank)
+    model, optimizer, steady = begun()
+    for _ in range(14):
+        step_of(rank, model, optimizer)
+        time.sleep(0.01)  # for the thread that writes
+    steady.detach()
+    files = sorted(pathlib.Path(folder, f"rank-{rank}").iterdir())
+    if rank == 1:
+        files[-1].write_bytes(files[-1].read_bytes()[:-1])
+    dist.barrier()
+    again, optimizer, steady = begun()
+    first = steady.restore()
+    for _ in range(first, 14):
+        step_of(rank, again, optimizer)
+    steady.detach()
+    return {
+        "first": first,
+        "files": [file.name for file in files],
+        "alike": whole_weights(model) == whole_weights(again),
+    }
+
+
+def step_of(rank, model, optimizer):
+    """One step on a batch that the generator scales."""
+    x, y = (part[rank * 4 : rank * 4 + 4] for part in batch())
+    optimizer.zero_grad()
+    ((model(x * torch.rand(1)) - y) ** 2).mean().backward()
+    optimizer.step()
+
+
+def fallen(rank, wrap):
+    """A rate that becomes too hot for a loss that cannot spike."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+    model = wrap(torch.nn.Sequential(*layers, torch.nn.Tanh()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    draws = torch.Generator().manual_seed(rank)
+    with sg.attach(optimizer, "norm:1.0", model, recover="auto+snapshots:stride=10") as steady:
+        for step in range(112):
+            x = torch.randn(8, 6, generator=draws)
+            if step == 80:
+                optimizer.param_groups[0]["lr"] = 20.0
+            optimizer.zero_grad()
+            (model(x) - x.sum(1, keepdim=True).tanh()).square().mean().backward()
+            optimizer.step()
+        return [str(act) for act in steady.recoveries]
+
+
 def unsaid_experts(rank, run):
     """Plain gradients that differ by rank, and nobody said that they may: what is warned of."""
     model = net()
@@ -303,6 +361,10 @@ def main(rank, path):
     results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
     results["recovery ddp"] = recovery(rank, DistributedDataParallel)
     results["recovery fsdp2"] = recovery(rank, fsdp2)
+    for name, wrap in (("ddp", DistributedDataParallel), ("fsdp2", fsdp2)):
+        folder = pathlib.Path(path).parent / f"snapshots-{name}"
+        results[f"resumed {name}"] = resumed(rank, wrap, folder)
+    results["fallen"] = fallen(rank, DistributedDataParallel)
     results["rows"] = events_of(rank, path.replace(".json", ".db"), "ranks")
     found = path.replace(".json", "-nan.db")
     results["origin ddp"] = origin(rank, DistributedDataParallel, run=found)

@@ -113,6 +113,21 @@ def test_all_ranks_skip_and_roll_back_together(two_ranks, wrap, nature):
     assert all(math.isfinite(each) for weight in first["weights"] for each in weight)
 
 
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+def test_ranks_go_on_from_the_newest_snapshot_that_is_whole_on_all_of_them(two_ranks, wrap):
+    first, second = two_ranks[f"resumed {wrap}"]
+    assert first == second
+    assert len(first["files"]) > 1
+    assert first["first"] == int(first["files"][-2][5:14])
+    assert first["alike"]
+
+
+def test_ranks_fall_back_together_where_earlier_weights_do_better(two_ranks):
+    first, second = two_ranks["fallen"]
+    assert first == second
+    assert "sustained divergence: rollback" in first[0]
+
+
 def test_ranks_that_clip_by_different_norms_are_told_without_a_collective(two_ranks):
     first, second = two_ranks["experts"]
     assert second == []

@@ -19,7 +19,13 @@ from steadygrad.sinks.opening import formats
 @click.option("--tensors", is_flag=True, help="With the figures of every tensor at every step.")
 def command(run: str, to: str, out: str | None, tensors: bool) -> None:
     """Write RUN, a recorded run, in another format."""
+    from steadygrad.rules import stability
+    from steadygrad.runlog import open_run
     from steadygrad.sinks import export
     from steadygrad.text import printable
 
-    click.echo(printable(export(run, to, out, tensors=1 if tensors else None)))
+    opened = open_run(run)
+    click.echo(printable(export(opened, to, out, tensors=1 if tensors else None)))
+    unstable = stability(opened)
+    if unstable.score == unstable.score:
+        click.echo(f"unstable steps: {unstable.score:.2%} of {unstable.steps:,}", err=True)

@@ -60,7 +60,7 @@ class _Training:
             content.params,
             jax.tree.map(_without_figures, content.opt_state, is_leaf=_is_clip),
         )
-        return all(map(_is_finite, jax.tree.leaves(trained)))
+        return _all_finite(trained)
 
     def weights_are_finite(self) -> bool:
         return all(_is_finite(_on_host(leaf)) for leaf in jax.tree.leaves(self.params))
@@ -137,7 +137,11 @@ class Recovery:
         return list(self._recovery.acts)
 
     def after_step(
-        self, params: Tree, opt_state: PyTree, loss: ArrayLike | None = None
+        self,
+        params: Tree,
+        opt_state: PyTree,
+        loss: ArrayLike | None = None,
+        again: Callable[[], PyTree] | None = None,
     ) -> tuple[Tree, PyTree]:
         """A step is over: what the next one is to begin with.
 
@@ -149,6 +153,10 @@ class Recovery:
                 random key that are to go back with them may stand in it too.
             opt_state: the optimizer's state, which holds one `guard` made with ``recover=``.
             loss: the step's, 0-d; None where it is not known.
+            again: computes loss and gradients of this step's batch once more, for example
+                ``lambda: value_and_grad(params, x)``; called where the step was dropped for a NaN
+                or inf, so that `params` are those it began with. The act's `nature` then says
+                whether the NaN was there again.
 
         Returns:
             Parameters and state.
@@ -168,7 +176,9 @@ class Recovery:
         value = math.nan if loss is None else float(loss)
         dropped = int(clip.action) == SKIP
         figures = FinishedStep(count - 1, value, float(clip.norm), dropped, False, loss is not None)
-        ahead = self._recovery.after_step(figures)
+        ahead = self._recovery.after_step(
+            figures, None if again is None else lambda: _all_finite(again())
+        )
         if ahead != self._ahead or ahead.norm_limit < 0:
             self._ahead = ahead
             training.opt_state = _with_gates(training.opt_state, ahead)
@@ -249,6 +259,10 @@ def _in_place_of(saved: object, now: object) -> object:
 
 def _without_figures(node: object) -> object:
     return () if _is_clip(node) else node
+
+
+def _all_finite(tree: PyTree) -> bool:
+    return all(map(_is_finite, jax.tree.leaves(tree)))
 
 
 def _is_finite(leaf: jax.Array | NDArray[np.generic]) -> bool:

@@ -31,7 +31,7 @@ from steadygrad.policies.groups import BY_GROUP, Groups
 from steadygrad.policies.idle_groups import idle_classes, idle_patterns
 from steadygrad.policies.stepping import SKIP
 from steadygrad.processes import writes_for_all
-from steadygrad.recovery.compiled import NO_FOLDER, FinishedStep
+from steadygrad.recovery.compiled import NO_FOLDER, Again, FinishedStep
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder, parse_ladder
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
@@ -296,13 +296,16 @@ class Steady(Handle):
         """
         self.hook.check()
 
-    def record(self, loss: float | None = None) -> bool:
+    def record(self, loss: float | None = None, again: Again | None = None) -> bool:
         """Write the last step into the run file; a step that is written already is left out.
 
         With ``recover=`` it is judged as well, with or without a run file.
 
         Args:
             loss: this step's; None where it is not known.
+            again: with ``recover=``: computes loss and gradients of this step's batch once more
+                and says whether all of them are finite; called where the step was dropped for a
+                NaN or inf, and the act's `nature` says what came of it.
 
         Returns:
             Whether there was a step to write or to judge.
@@ -326,7 +329,7 @@ class Steady(Handle):
             value, has_loss = math.nan if loss is None else float(loss), loss is not None
             dropped, scaled = last.action == ACTIONS[SKIP], self._outer is not None
             figures = FinishedStep(last.step, value, last.norm, dropped, scaled, has_loss)
-            self._recovery.after_step(figures)
+            self._recovery.after_step(figures, again)
         self.check()
         if self.writer is not None:
             self.writer.stop_if_asked()

@@ -17,6 +17,7 @@ from steadygrad.keras.hook import Hook
 from steadygrad.keras.internals import loss_tracker, own_rate
 from steadygrad.policies.gated import CAP, LIMIT
 from steadygrad.recovery.compiled import (
+    Again,
     CompiledRecovery,
     FinishedStep,
     WriteEvent,
@@ -156,14 +157,18 @@ class KerasRecovery:
         """What was done so far."""
         return self._recovery.acts
 
-    def after_step(self, figures: FinishedStep) -> None:
+    def after_step(self, figures: FinishedStep, again: Again | None = None) -> None:
         """A step is over.
+
+        Args:
+            figures: what it shows.
+            again: as `Steady.record` has it.
 
         Raises:
             RecoveryError: the ladder has nothing left.
         """
         self.judged += 1
-        ahead = self._recovery.after_step(figures)
+        ahead = self._recovery.after_step(figures, again)
         if (ahead.norm_limit, ahead.cap) != (self._ahead.norm_limit, self._ahead.cap):
             self._hook.set_gates({LIMIT: rounded_up(ahead.norm_limit), CAP: ahead.cap})
         self._set_rate(ahead)

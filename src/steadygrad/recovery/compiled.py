@@ -11,18 +11,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from steadygrad.errors import UsageError
-from steadygrad.recovery.events import LOWER_RATE, SHRINK, RecoveryEvent
+from steadygrad.recovery.events import (
+    LOWER_RATE,
+    PERSISTENT,
+    SHRINK,
+    TRANSIENT,
+    UNKNOWN,
+    RecoveryEvent,
+)
 from steadygrad.recovery.judge import OPEN, Act, Ahead, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.memory import half_of_memory
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
-from steadygrad.recovery.triggers import Reading
-from steadygrad.vocabulary import RECOVERY
+from steadygrad.recovery.triggers import NONFINITE, WEIGHTS, Reading
+from steadygrad.vocabulary import RECOVERY, Nature
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +40,8 @@ NO_FOLDER = (
 )
 Content = TypeVar("Content")
 WriteEvent = Callable[[str, "dict[str, str | int | None]", "int | None"], None]
+Again = Callable[[], bool]
+"""Computes a dropped step once more, and says whether all of it is finite this time."""
 
 
 class Training(Protocol[Content]):
@@ -107,14 +116,19 @@ class CompiledRecovery(Generic[Content]):
         self._restored: StoredSnapshot[Content] | None = None
         self._ahead = OPEN
         self._shrunk_until = -1
+        self._nature: Nature | Literal[""] = ""
 
     @property
     def ladder(self) -> Ladder:
         """What may be done."""
         return self._judge.ladder
 
-    def after_step(self, figures: FinishedStep) -> Ahead:
+    def after_step(self, figures: FinishedStep, again: Again | None = None) -> Ahead:
         """A step is over; call it once a step, in order.
+
+        Args:
+            figures: what it shows.
+            again: asked where the step was dropped for a NaN or inf; None where nobody can tell.
 
         Returns:
             What holds for the next one.
@@ -125,6 +139,7 @@ class CompiledRecovery(Generic[Content]):
             UsageError: the snapshots do not fit the memory budget.
         """
         verdict = self._judge.judge(self._reading(figures))
+        self._nature = _nature(verdict.trigger, again if figures.dropped else None)
         if verdict.act in (Act.STOP, Act.ROLLBACK):
             self._go_back(figures.step, verdict)
         elif verdict.act is Act.LEAVE_OUT:
@@ -211,9 +226,21 @@ class CompiledRecovery(Generic[Content]):
         to: int | None = None,
         until: int | None = None,
     ) -> None:
-        event = RecoveryEvent(step, act, trigger, to, until, "", self._index)
+        nature = self._nature if trigger else ""
+        event = RecoveryEvent(step, act, trigger, to, until, nature, self._index)
         self.acts.append(event)
         self._write_event(RECOVERY, event.as_json(), step)
+
+
+def _nature(trigger: str, again: Again | None) -> Nature | Literal[""]:
+    if trigger not in NONFINITE or again is None:
+        return ""
+    if trigger == WEIGHTS:
+        return PERSISTENT
+    try:
+        return TRANSIENT if again() else PERSISTENT
+    except Exception:  # a replay that fails says nothing, and ends no training
+        return UNKNOWN
 
 
 def rounded_up(limit: float) -> float:

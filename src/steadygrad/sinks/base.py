@@ -80,6 +80,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class RunFigures:
+    """What is known of a run as a whole once it is over.
+
+    Attributes:
+        values: name to number.
+        step: its last step.
+        time: when that was, in seconds since the Unix epoch.
+    """
+
+    values: dict[str, float]
+    step: int
+    time: float
+
+
+@dataclass(frozen=True)
 class AlertText:
     """An alert in words.
 
@@ -142,6 +157,9 @@ class Sink(ABC):
 
     def event(self, event: Event) -> None:  # noqa: B027
         """Take something that happened once."""
+
+    def whole(self, figures: RunFigures) -> None:  # noqa: B027
+        """Take figures of an exported run as a whole, the last thing before `close`."""
 
     def told_alert(self, event: Event) -> AlertText | None:
         """An alert of a training that goes on, for loggers that pass such on.
@@ -245,6 +263,8 @@ class Sink(ABC):
             self.event(item)
         elif isinstance(item, Sample):
             self.sample(item)
+        elif isinstance(item, RunFigures):
+            self.whole(item)
         elif isinstance(item, TensorsItem):
             self._tensors += item.tensors
         elif isinstance(item, EventItem):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from steadygrad.rules import stability
 from steadygrad.runlog import Run, as_run
 from steadygrad.runlog.items import Head
-from steadygrad.sinks.base import Batch, Sample, Sink
+from steadygrad.sinks.base import Batch, RunFigures, Sample, Sink
 from steadygrad.sinks.opening import open_sink
 from steadygrad.vocabulary import FIGURES
 
@@ -88,7 +89,14 @@ def _send(opened: Run, sink: Sink) -> None:
     sink.take([Head(opened.path, opened.info, tuple(opened.tensors), _keep_nothing)])
     for first in range(0, len(opened), block := _block(opened)):
         sink.take(list(_batches(opened, slice(first, min(first + block, len(opened))))))
-    sink.take([*_samples(opened), *opened.events])
+    sink.take([*_samples(opened), *opened.events, *_of_the_whole(opened)])
+
+
+def _of_the_whole(run: Run) -> Iterator[RunFigures]:
+    score = stability(run).score
+    if not np.isnan(score):  # a run that is too short has none
+        last = run.step_rows(slice(len(run) - 1, len(run)))[0]
+        yield RunFigures({"unstable": score}, int(last["step"]), float(last["time"]))
 
 
 def _keep_nothing(kind: str, data: Mapping[str, object], step: int | None) -> None:

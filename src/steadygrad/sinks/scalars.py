@@ -14,7 +14,7 @@ from abc import abstractmethod
 import numpy as np
 
 from steadygrad.runlog.records import applied_norm
-from steadygrad.sinks.base import Batch, Sample, Sink, tensor_figures
+from steadygrad.sinks.base import Batch, RunFigures, Sample, Sink, tensor_figures
 
 STEP_NAMES = {
     "norm": "grad_norm/total",
@@ -65,6 +65,11 @@ class ScalarSink(Sink):
         """Send a figure per tensor under its own name."""
         values = {f"{sample.name}/{tensor}": value for tensor, value in sample.values}
         self.scalars(values, sample.step, math.nan)
+
+    def whole(self, figures: RunFigures) -> None:
+        """Send them under ``run/``, at the last step."""
+        values = {f"run/{name}": value for name, value in figures.values.items()}
+        self.scalars(values, figures.step, figures.time)
 
     def totals(self, step: np.void) -> dict[str, float]:
         """The numbers of one step that are not a tensor's."""

@@ -135,6 +135,32 @@ def test_a_struck_training_heals(fault: Fault, act: str, trigger: str, tmp_path:
     assert lost.finite() == (fault is not BROKEN_WEIGHT)
 
 
+@pytest.mark.parametrize(
+    ("computed", "nature"),
+    [
+        (lambda: {"g": jnp.ones(2)}, "transient"),
+        (lambda: jnp.array([jnp.nan]), "persistent"),
+        (lambda: 1 // 0, "unknown"),
+        (None, ""),
+    ],
+)
+def test_a_dropped_step_computed_again_tells_a_transient_fault(computed: Any, nature: str) -> None:
+    recovery = sg.Recovery()
+    tx, move = descent(0.01, False)
+    params, calls = jnp.ones(3), []
+    state = tx.init(params)
+
+    def again() -> Any:
+        calls.append(step)
+        return computed()
+
+    for step in range(4):
+        params, state = move(params, state, jnp.full(3, jnp.nan if step == 2 else 0.1), 1.0)
+        params, state = recovery.after_step(params, state, 1.0, computed and again)
+    assert [(a.act, a.nature) for a in recovery.acts] == [("skip", nature)]
+    assert calls == [2] * (computed is not None)
+
+
 def test_a_spike_of_the_loss_alone_is_dropped_too() -> None:
     recovery = sg.Recovery("auto+snapshots:stride=5")
     tx, move = descent(0.01, True)

@@ -123,6 +123,17 @@ def test_prometheus_tells_optimizers_apart(tmp_path: Path) -> None:
     list(text_string_to_metric_families(text))
 
 
+def test_an_exported_run_can_be_ranked_by_its_stability(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run.db") as writer:
+        for step in range(100):
+            record_ = StepRecord(step, norm=50.0 if step == 80 else 1 + 0.1 * (step % 2))
+            writer.write_step(record_, [], [], [], [], [])
+    arguments = [str(tmp_path / "run.db"), "--to", "prometheus"]
+    done = CliRunner().invoke(command, arguments)
+    assert "steadygrad_run_unstable 0.01\n" in (tmp_path / "run.prom").read_text()
+    assert done.stderr == "unstable steps: 1.00% of 100\n"
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_live_equals_export(kind: str, live: Callable[..., Path], tmp_path: Path) -> None:
     path = live(f"{kind}:{tmp_path}/live,tensors=1")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 import torch.distributed as dist
 
@@ -61,3 +64,26 @@ def common_nature(nature: Nature, device: torch.device) -> Nature:
     """What all ranks together say of a NaN: one that sees it again decides."""
     order: tuple[Nature, ...] = (TRANSIENT, UNKNOWN, PERSISTENT)
     return order[largest(order.index(nature), device)]
+
+
+Found: TypeAlias = "tuple[int, bytes] | None"
+"""The step and the content of a snapshot, where there is one."""
+
+
+def common_newest(newest: Found, read: Callable[[int], Found], device: torch.device) -> Found:
+    """The newest snapshot that is whole on every rank.
+
+    Args:
+        newest: of this rank.
+        read: finds this rank's newest of a step or before.
+        device: where the weights are.
+    """
+    while True:
+        step = -1 if newest is None else newest[0]
+        common = smallest(step, device)
+        if common < 0:
+            return None
+        if step > common:
+            newest = read(common)
+        if smallest(int(newest is not None and newest[0] == common), device):
+            return newest

@@ -42,14 +42,21 @@ from steadygrad.recovery.triggers import (
 )
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
-from steadygrad.torch.gradients.pieces import any_sharded
+from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.again import StepAgain
-from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
+from steadygrad.torch.recovery.agreement import (
+    agreed,
+    common_nature,
+    common_newest,
+    largest,
+    smallest,
+)
 from steadygrad.torch.recovery.buffers import Buffers, all_finite, modules_of
 from steadygrad.torch.recovery.displacement import FACTOR, Displacement
 from steadygrad.torch.recovery.generators import Generators, generators, set_generators
 from steadygrad.torch.recovery.partners import Partners
+from steadygrad.torch.recovery.shards import as_pieces, as_tensors, meshes_of
 from steadygrad.torch.recovery.training_state import (
     TrainingState,
     in_host_memory,
@@ -105,7 +112,7 @@ class Recovering:
         self._judge = Judge(ladder)
         self._ring: Ring[TrainingState] = Ring(ladder.keep, ladder.memory or half_of_memory())
         if ladder.rollback:
-            size = sum(p.numel() * p.element_size() for p in params)
+            size = sum(p.numel() * p.element_size() for p in local(params))
             self._ring.require_room(size * (1 + STATES))
         self._pace = SnapshotPace(ladder.stride)
         self.again = StepAgain(optimizer)
@@ -113,7 +120,7 @@ class Recovering:
         self._doubts = 0
         self._buffers = Buffers(modules_of(model, params))
         self._memory, self._write_event, self._index = memory, write_event, index
-        self._folder = _own_folder(ladder.folder, params, index)
+        self._folder = _own_folder(ladder.folder, index)
         claim(self._folder, self)
         self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
         write_event(
@@ -233,7 +240,7 @@ class Recovering:
             UsageError: no folder is known, or what was saved is of other weights.
         """
         params = _parameters(optimizer)
-        place = self._folder if folder is None else _own_folder(folder, params, self._index)
+        place = self._folder if folder is None else _own_folder(folder, self._index)
         if place is None:
             raise UsageError(
                 "restore: no folder is known; type attach(..., recover='auto+snapshots:FOLDER')"
@@ -241,11 +248,12 @@ class Recovering:
         snapshot = self._agreed_newest(place, params)
         if snapshot is None:
             return 0
-        saved = unpacked(snapshot[1])
+        saved = as_tensors(unpacked(snapshot[1]), meshes_of(params))
         odd = load_portable(optimizer, _places(params), params, saved)
         if odd:
             raise UsageError(
-                f"restore: {place} holds other weights than this optimizer: {', '.join(odd[:4])}"
+                f"restore: {place} holds other weights than this optimizer, or weights that are "
+                f"split over the ranks in another way: {', '.join(odd[:4])}"
             )
         self.partners.find(optimizer)
         missing = self.partners.restore(saved["partners"])
@@ -277,8 +285,14 @@ class Recovering:
         newest = read_newest(place)
         if not is_job():
             return newest
-        step = smallest(-1 if newest is None else newest[0], params[0].device)
-        return read_newest(place, step) if step >= 0 else None
+        common = common_newest(newest, lambda until: read_newest(place, until), params[0].device)
+        if common is None and newest is not None:
+            warn_user(
+                f"nothing was restored: {place} holds step {newest[0]}, but there is no step of "
+                "which every rank has a snapshot",
+                SteadyGradWarning,
+            )
+        return common
 
     # -- what the above are made of ----------------------------------------------------------
 
@@ -463,21 +477,22 @@ class Recovering:
 
     def _write(self, optimizer: torch.optim.Optimizer, step: int, state: TrainingState) -> None:
         """On disk too, by a thread; not while an earlier one is being written."""
-        if self._writing is not None and self._writing.is_alive():
-            return
         params = _parameters(optimizer)
+        busy = self._writing is not None and self._writing.is_alive()
+        if largest(int(busy), params[0].device) if is_job() else busy:
+            return  # on all ranks: a step that one of them lacks is no snapshot
         try:
-            content = portable(optimizer, _places(params), params, state.weights)
+            content = portable(optimizer, _places(params), params, state.weights) | {
+                "buffers": state.buffers,
+                "partners": state.partners,
+                "policy": state.policy,
+                "generators": state.generators,
+                "batch": state.batch if state.batch >= 0 else step,
+            }
+            content = as_pieces(content, meshes_of(params))
         except Exception as error:  # a state that cannot be copied: training goes on
             warn(f"recover: no snapshot was written: {error!r}", SteadyGradWarning)
             return
-        content |= {
-            "buffers": state.buffers,
-            "partners": state.partners,
-            "policy": state.policy,
-            "generators": state.generators,
-            "batch": state.batch if state.batch >= 0 else step,
-        }
         folder, keep = self._folder, self._judge.ladder.keep
         assert folder is not None
 
@@ -518,15 +533,10 @@ def _places(params: Sequence[torch.Tensor]) -> list[str]:
     return [f"parameter {index}" for index in range(len(params))]
 
 
-def _own_folder(folder: str, params: Sequence[torch.Tensor], index: int) -> Path | None:
+def _own_folder(folder: str, index: int) -> Path | None:
     """This rank's and optimizer's part of a folder; None where none was named."""
     if not folder:
         return None
-    if any_sharded(params):
-        raise UsageError(
-            "recover: snapshots of sharded weights (FSDP2, DTensor) stay in memory; leave the "
-            "folder out, and save with torch.distributed.checkpoint"
-        )
     whole = Path(folder).absolute()
     rank = f"rank-{torch.distributed.get_rank() if is_job() else 0}"
     return whole / (f"{rank}-optimizer-{index}" if index else rank)

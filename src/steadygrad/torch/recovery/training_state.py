@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from steadygrad.torch.recovery.generators import Generators
+from steadygrad.torch.recovery.shards import laid_out_alike
 from steadygrad.torch.step.snapshot import Snapshot
 
 _HANDED = ("grad_scale", "found_inf")
@@ -116,12 +117,12 @@ def load_portable(
     """Put back what `portable` gave.
 
     Returns:
-        Names of weights that only one side has, or that differ in shape.
+        Names of weights that only one side has, or that differ in shape or in how they are split.
     """
     here = dict(zip(names, params, strict=True))
     weights: dict[str, torch.Tensor] = saved["weights"]
     odd = sorted(weights.keys() ^ here.keys())
-    odd += [n for n in weights.keys() & here.keys() if weights[n].shape != here[n].shape]
+    odd += [n for n in weights.keys() & here.keys() if not laid_out_alike(weights[n], here[n])]
     if odd:
         return odd
     with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.step.inner import HOOKS, inner_optimizers
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
@@ -83,8 +84,8 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of the copies of tensors."""
-        return sum(copy.numel() * copy.element_size() for copy in self.copies())
+        """Bytes of the copies of tensors; of sharded ones, of this rank's part."""
+        return sum(copy.numel() * copy.element_size() for copy in local(self.copies()))
 
     def holds(self) -> bool:
         """True where nothing differs by a single bit."""
