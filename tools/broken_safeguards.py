@@ -42,6 +42,9 @@ EDGE = "unit/torch/dropins/test_edge_numbers.py::"
 ODD = "cli/test_odd_scripts.py::"
 BLAME = "unit/launch/test_blame.py::"
 STEPS = "unit/launch/torch_script/test_observer.py::"
+RECOVERY = "unit/torch/recovery/test_recovering.py::"
+RESTORED = RECOVERY + "test_a_restored_training_goes_on_as_if_never_interrupted"
+SNAPSHOTS = "unit/recovery/test_files.py::"
 
 BREAKS = [
     Break(
@@ -473,6 +476,98 @@ BREAKS = [
         "`test_a_bomb_is_not_unpacked`",
         "`test_a_bomb_is_unpacked`",
         "docs/test_security.py",
+    ),
+    Break(
+        "recovery: NaN",
+        "torch/recovery/recovering.py",
+        "return state if sound else None",
+        "return state",
+        RECOVERY + "test_weights_with_nan_are_never_kept_as_good",
+    ),
+    Break(
+        "recovery: NaN",
+        "torch/recovery/recovering.py",
+        "[*_parameters(optimizer), *state_tensors(optimizer)]",
+        "[*_parameters(optimizer)]",
+        RECOVERY + "test_an_optimizer_state_with_nan_is_never_kept_as_good",
+    ),
+    Break(
+        "recovery: NaN",
+        "torch/recovery/recovering.py",
+        "and not any(bool(each.isnan().any()) for each in averages)",
+        "",
+        RECOVERY + "test_an_average_with_nan_is_never_kept_as_good",
+    ),
+    Break(
+        "recovery: kill -9",
+        "recovery/files.py",
+        'partial = path.with_suffix(".partial")',
+        "partial = path",
+        SNAPSHOTS + "test_a_snapshot_is_not_there_before_it_is_whole",
+    ),
+    Break(
+        "recovery: checksum",
+        "recovery/files.py",
+        "return content if hashlib.sha256(content).digest() == data[len(MAGIC) : head] else None",
+        "return content",
+        SNAPSHOTS + "test_a_broken_one_is_passed_over",
+    ),
+    Break(
+        "recovery: budget",
+        "recovery/judge.py",
+        "if self.rollbacks >= self.ladder.rollback:",
+        "if False:",
+        RECOVERY + "test_the_budget_ends_with_the_last_good_step",
+    ),
+    Break(
+        "recovery: generators",
+        "torch/recovery/recovering.py",
+        'set_generators(saved["generators"])',
+        "pass",
+        RESTORED + "[SGD]",
+    ),
+    Break(
+        "recovery: schedule and scaler",
+        "torch/recovery/recovering.py",
+        'missing = self.partners.restore(saved["partners"])',
+        "missing: list[str] = []",
+        RESTORED + "[AdamW-amsgrad]",
+    ),
+    Break(
+        "recovery: buffers",
+        "torch/recovery/recovering.py",
+        'self._buffers.put_back(saved["buffers"])',
+        "pass",
+        RESTORED + "[Adagrad]",
+    ),
+    Break(
+        "recovery: policy",
+        "torch/recovery/recovering.py",
+        'self._memory.load(saved["policy"])',
+        "pass",
+        RESTORED + "[Adagrad]",
+    ),
+    Break(
+        "recovery: optimizer",
+        "torch/recovery/training_state.py",
+        '    optimizer.load_state_dict(saved["optimizer"])',
+        "    pass",
+        RECOVERY + "test_a_restored_training_goes_on_as_if_never_interrupted",
+    ),
+    Break(
+        "recovery: ranks",
+        "torch/recovery/recovering.py",
+        "return agreed(reading, _parameters(optimizer)[0].device) if is_job() else reading",
+        "return reading",
+        "distributed/test_one_decision.py::test_all_ranks_skip_and_roll_back_together",
+    ),
+    Break(
+        "recovery: ranks",
+        "torch/recovery/agreement.py",
+        "if smallest(int(newest is not None and newest[0] == common), device):",
+        "if True:",
+        "distributed/test_one_decision.py::"
+        "test_ranks_go_on_from_the_newest_snapshot_that_is_whole_on_all_of_them",
     ),
 ]
 

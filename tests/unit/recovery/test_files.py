@@ -32,13 +32,29 @@ def test_a_broken_one_is_passed_over(tmp_path: Path) -> None:
         assert read_newest(tmp_path) == (1, b"first")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.007, 0.013])
-def test_a_kill_loses_at_most_the_one_being_written(tmp_path: Path, delay: float) -> None:
+def test_a_snapshot_is_not_there_before_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path, 1, b"first", 1)
+    during = []
+
+    def fsync(_: int) -> None:
+        during.extend(path.name for path in tmp_path.glob("*.snapshot"))
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(OSError, match="full"):
+        write_snapshot(tmp_path, 2, b"second", 1)
+    assert during == ["step-000000001.snapshot"]
+    assert read_newest(tmp_path) == (1, b"first")
+
+
+def test_a_kill_loses_at_most_the_one_being_written(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         last = [int(process.stdout.readline()) for _ in range(5)][-1]
-        time.sleep(delay)
+        time.sleep(0.007)
         process.kill()
         last = max([last, *map(int, process.stdout.read().split())])
     newest = read_newest(tmp_path)

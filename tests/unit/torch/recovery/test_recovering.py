@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 from collections.abc import Callable
@@ -30,6 +31,7 @@ Weights = dict[str, torch.Tensor]
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-3),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
     "AdamW-amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-3, amsgrad=True),
     "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
@@ -38,6 +40,7 @@ OPTIMIZERS = {
     "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-3),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3),
     "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-3),
+    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
     "ASGD": lambda p: torch.optim.ASGD(p, lr=1e-2),
     "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
 }
@@ -119,6 +122,50 @@ def test_a_restored_training_goes_on_as_if_never_interrupted(
     assert same(whole.end(), second.end())
 
 
+PARTICULAR = {
+    "LBFGS": (torch.nn.Linear(6, 3), lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3)),
+    "Muon": (torch.nn.Linear(6, 3, bias=False), lambda p: torch.optim.Muon(p, lr=0.01)),
+    "SparseAdam": (torch.nn.Embedding(64, 6, sparse=True), torch.optim.SparseAdam),
+}
+"""Optimizers that need a closure, matrices or sparse gradients."""
+
+
+@pytest.mark.parametrize("name", PARTICULAR)
+def test_a_particular_optimizer_is_restored_as_well(name: str, tmp_path: Path) -> None:
+    def begun(folder: str) -> tuple[torch.nn.Module, torch.optim.Optimizer, sg.Steady]:
+        model = copy.deepcopy(PARTICULAR[name][0])
+        optimizer = PARTICULAR[name][1](model.parameters())
+        spec = f"auto+snapshots:{tmp_path / folder},stride=4"
+        return model, optimizer, sg.attach(optimizer, "none", model, recover=spec)
+
+    def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for _ in steps:
+            order = torch.randperm(64)[:16]
+
+            def closure(chosen: torch.Tensor = order) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = model(chosen if name == "SparseAdam" else DATA[chosen]).square().mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+
+    torch.manual_seed(0)
+    whole, optimizer, steady = begun("whole")
+    train(whole, optimizer, range(10))
+    steady.detach()
+    torch.manual_seed(0)
+    first, optimizer, steady = begun("first")
+    train(first, optimizer, range(7))
+    steady.detach()
+    second, optimizer, steady = begun("first")
+    step = steady.restore()
+    assert step == 4
+    train(second, optimizer, range(step, 10))
+    steady.detach()
+    assert same(whole.state_dict(), second.state_dict())
+
+
 def nan_in_the_data(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
     if step == 40:
         inputs[0, 0] = torch.nan
@@ -180,11 +227,22 @@ def test_the_same_training_is_lost_without_recovery() -> None:
 
 
 def test_weights_with_nan_are_never_kept_as_good() -> None:
-    training = Training("SGD", "rollback:2+snapshots:stride=1")
-    training.model[0].weight.data[0, 0] = torch.nan
+    model = torch.nn.Embedding(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sg.attach(optimizer, "none", model, recover="rollback:2+snapshots:stride=5") as steady:
+        for step in range(14):
+            if step == 8:
+                model.weight.data[3] = torch.nan  # in use from step 13 on; a snapshot is due at 10
+            optimizer.zero_grad()
+            model(torch.tensor([0, 1, 3 if step == 13 else 2])).square().mean().backward()
+            optimizer.step()
+        assert [(each.act, each.to_step) for each in steady.recoveries] == [("rollback", 5)]
+    assert bool(model.weight.isfinite().all())
+    lost = Training("SGD", "rollback:2+snapshots:stride=1")
+    lost.model[0].weight.data[0, 0] = torch.nan
     with pytest.raises(RecoveryError, match="no good snapshot"):
-        training.train(0, 1)
-    training.end()
+        lost.train(0, 1)
+    lost.end()
 
 
 def test_the_budget_ends_with_the_last_good_step() -> None:
