@@ -252,11 +252,15 @@ def resumed(rank, wrap, folder):
 
     torch.manual_seed(rank)
     model, optimizer, steady = begun()
-    for _ in range(14):
+    own = pathlib.Path(folder, f"rank-{rank}")
+    for step in range(14):
         step_of(rank, model, optimizer)
-        time.sleep(0.01)  # for the thread that writes
+        due = own / f"step-{step - step % 4:09d}.snapshot"
+        until = time.monotonic() + 2.0
+        while not due.exists() and time.monotonic() < until:  # a thread writes it
+            time.sleep(0.002)
     steady.detach()
-    files = sorted(pathlib.Path(folder, f"rank-{rank}").iterdir())
+    files = sorted(own.iterdir())
     if rank == 1:
         files[-1].write_bytes(files[-1].read_bytes()[:-1])
     dist.barrier()
