@@ -18,8 +18,12 @@ Content = TypeVar("Content")
 SHARE = 0.01
 """Most of a step's time that snapshots may take."""
 LEAST_STRIDE, MOST_STRIDE = 10, 2000
+AIM = 0.75 * SHARE
+"""What a stride aims at: costs scatter, and the mean of a few may lie under what is to come."""
 GROWTH = 4
 """Most factor from one stride to the next: a first snapshot's cost is a poor measure."""
+ODD = 4
+"""Times the usual cost over which one counts no more: the machine was busy with something else."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ class SnapshotPace:
         >>> for _ in range(8):
         ...     pace.stepped(0.1)
         >>> pace.taken(0, 0.03)
-        >>> pace.stride, pace.due(29), pace.due(30)
-        (30, False, True)
+        >>> pace.stride, pace.due(39), pace.due(40)
+        (40, False, True)
     """
 
     def __init__(self, stride: int) -> None:
@@ -137,8 +141,9 @@ class SnapshotPace:
         self._cost = cost
         self._costs.append(cost)
         if not self._fixed and self._seconds:
-            usual = statistics.median_low(self._costs)
-            wanted = usual / (SHARE * max(statistics.median(self._seconds), 1e-9))
+            most_cost = ODD * statistics.median_low(self._costs)
+            usual = statistics.fmean(min(each, most_cost) for each in self._costs)
+            wanted = usual / (AIM * max(statistics.median(self._seconds), 1e-9))
             most = min(GROWTH * self.stride, MOST_STRIDE)
             self.stride = min(max(math.ceil(wanted - 1e-9), LEAST_STRIDE), most)
         self._next = step + self.stride
