@@ -12,6 +12,9 @@ from steadygrad.recovery.events import PERSISTENT, TRANSIENT, UNKNOWN
 from steadygrad.recovery.triggers import Reading
 from steadygrad.vocabulary import Nature
 
+NumberedContent: TypeAlias = "tuple[int, bytes]"
+"""The step and the content of a snapshot."""
+
 
 def agreed(reading: Reading, device: torch.device) -> Reading:
     """The same reading on every rank; one small all-reduce.
@@ -66,11 +69,11 @@ def common_nature(nature: Nature, device: torch.device) -> Nature:
     return order[largest(order.index(nature), device)]
 
 
-Found: TypeAlias = "tuple[int, bytes] | None"
-"""The step and the content of a snapshot, where there is one."""
-
-
-def common_newest(newest: Found, read: Callable[[int], Found], device: torch.device) -> Found:
+def common_newest(
+    newest: NumberedContent | None,
+    read: Callable[[int], NumberedContent | None],
+    device: torch.device,
+) -> NumberedContent | None:
     """The newest snapshot that is whole on every rank.
 
     Args:
