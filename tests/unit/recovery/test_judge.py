@@ -214,4 +214,4 @@ def test_the_pace_follows_the_cost() -> None:
     for step in range(6):
         pace.taken(step, 0.02)
         strides.append(pace.stride)
-    assert strides == [40, 160, 200, 200, 200, 200]
+    assert strides == [40, 160, 267, 267, 267, 267]  # 0.02 s are 0.75 % of 267 steps
