@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from steadygrad.sinks.opening import formats
+from steadygrad.sinks import formats
 
 
 @click.command()

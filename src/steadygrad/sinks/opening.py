@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import UsageError
-from steadygrad.sinks import listeners, loggers
+from steadygrad.sinks import formats, listeners
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter
@@ -30,16 +30,6 @@ def kinds() -> list[str]:
         True
     """
     return sorted([*formats(), *_names(listeners)])
-
-
-def formats() -> list[str]:
-    """The names of those that a finished run can be exported to.
-
-    Example:
-        >>> "csv" in formats(), "alerts" in formats()
-        (True, False)
-    """
-    return sorted(_names(loggers))
 
 
 def _names(folder: ModuleType) -> list[str]:
@@ -92,8 +82,9 @@ def open_sink(spec: str | Sink) -> Sink:
     if not isinstance(spec, str):
         return spec
     kind, target, tensors = read_spec(spec)
-    home = loggers if kind in formats() else listeners
-    made: Sink = importlib.import_module(f"{home.__name__}.{kind}").SINK(target, tensors=tensors)
+    home = "loggers" if kind in formats() else "listeners"
+    module = importlib.import_module(f"steadygrad.sinks.{home}.{kind}")
+    made: Sink = module.SINK(target, tensors=tensors)
     return made
 
 
