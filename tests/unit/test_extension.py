@@ -159,7 +159,7 @@ def test_the_command_line_knows_them(extended: Path, words: tuple[str, ...], fou
 
 def test_what_was_added_is_not_here() -> None:
     from steadygrad.policies import REGISTRY
-    from steadygrad.sinks import formats
+    from steadygrad.sinks.names import formats
 
     assert "halving" not in REGISTRY
     assert "counting" not in formats()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from steadygrad.sinks import formats
+from steadygrad.sinks.names import formats
 
 
 @click.command()

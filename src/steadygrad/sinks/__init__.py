@@ -7,8 +7,6 @@ see NumPy.
 from __future__ import annotations
 
 import importlib
-import os
-import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,17 +26,6 @@ _HOME = {
 }
 
 __all__ = ["Batch", "Sample", "Sink", "export", "kinds", "open_sink", "record", "replay"]
-
-
-def formats() -> list[str]:
-    """The names of the loggers, to which a finished run can be exported; loads none of them.
-
-    Example:
-        >>> "csv" in formats(), "alerts" in formats()
-        (True, False)
-    """
-    folders = [os.path.join(path, "loggers") for path in __path__]
-    return sorted(module.name for module in pkgutil.iter_modules(folders))
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import UsageError
-from steadygrad.sinks import formats, listeners
+from steadygrad.sinks import listeners
+from steadygrad.sinks.names import formats
 
 if TYPE_CHECKING:
     from steadygrad.runlog import RunWriter

@@ -14,7 +14,7 @@ BEFORE_THE_SCRIPT = {
 }
 """A start costs what is in here: it only grows for a reason."""
 
-NOT_FOR_HELP = ("steadygrad.launch", "steadygrad.sinks.", "dataclasses", "json", "numpy")
+NOT_FOR_HELP = ("steadygrad.launch", "steadygrad.sinks.opening", "dataclasses", "json", "numpy")
 NOT_FOR_A_START = {"hashlib", "json", "numpy", "random", "sqlite3"}
 
 
