@@ -445,7 +445,7 @@ BREAKS = [
     Break(
         "9 address",
         "sinks/delivery.py",
-        "return f\"{type(error).__name__}{f': {told}' if told else ''}\"",
+        "return f\"{type(error).__name__}{f': {detail}' if detail else ''}\"",
         "return f\"{type(error).__name__} {error} {getattr(error, 'filename', '')} S3CRET\"",
         ALERTS + "test_the_address_is_in_no_warning_and_no_name",
     ),
