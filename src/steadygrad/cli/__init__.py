@@ -9,6 +9,7 @@ sees the script's exceptions.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -35,8 +36,7 @@ class _Folder(click.Group):
     """A click group whose subcommands are the modules of this folder."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        names = (module.name for module in pkgutil.iter_modules(__path__))
-        return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
+        return list(_subcommands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
@@ -70,6 +70,12 @@ class _Folder(click.Group):
             raise
         except OSError as error:
             raise click.ClickException(_printable(_why(error))) from error
+
+
+@functools.cache  # click asks for it once a subcommand
+def _subcommands() -> tuple[str, ...]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
 
 
 def _make_printable(error: click.ClickException) -> None:
