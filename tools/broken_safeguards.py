@@ -552,7 +552,7 @@ BREAKS = [
         "torch/recovery/training_state.py",
         '    optimizer.load_state_dict(saved["optimizer"])',
         "    pass",
-        RECOVERY + "test_a_restored_training_goes_on_as_if_never_interrupted",
+        RESTORED + "[AdamW]",
     ),
     Break(
         "recovery: ranks",
