@@ -389,6 +389,12 @@ CASES = (
         poisoned_often(1e4, 5),
     ),
     Case(
+        "poisoned-statistics",
+        "MLP with BatchNorm, AdamW: inputs x 1e6, 3 batches",
+        classifier(AdamW, lr=3e-3),
+        poisoned_inputs(1e6, 3),
+    ),
+    Case(
         "inf-in-the-data",
         "MLP with BatchNorm, AdamW: one input of one batch is inf",
         classifier(AdamW, lr=3e-3),

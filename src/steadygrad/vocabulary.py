@@ -60,6 +60,7 @@ Trigger: TypeAlias = Literal[
     "weights not finite",
     "norm spike",
     "loss spike",
+    "statistics jump",
     "sustained divergence",
 ]
 """What struck a step, so that recovery acted."""

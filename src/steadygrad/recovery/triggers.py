@@ -48,6 +48,7 @@ GRADIENTS: Final = "gradients not finite"
 WEIGHTS: Final = "weights not finite"
 NORM_SPIKE: Final = "norm spike"
 LOSS_SPIKE: Final = "loss spike"
+STATISTICS: Final = "statistics jump"
 DIVERGED: Final = "sustained divergence"
 NONFINITE: tuple[Trigger, ...] = (LOSS, GRADIENTS, WEIGHTS)
 
@@ -62,6 +63,7 @@ class Reading(NamedTuple):
         loss_finite: whether the loss is finite; True where unknown.
         gradients_finite: whether all gradients are; True where a loss scaler looks after that.
         weights_finite: whether weights and buffers are; looked at where something else is not.
+        statistics_steady: whether running statistics are what batches like those before make them.
     """
 
     step: int
@@ -70,6 +72,7 @@ class Reading(NamedTuple):
     loss_finite: bool = True
     gradients_finite: bool = True
     weights_finite: bool = True
+    statistics_steady: bool = True
 
 
 class Fall(NamedTuple):
@@ -124,6 +127,8 @@ class StepWatch:
             return LOSS
         if not reading.gradients_finite:
             return GRADIENTS
+        if not reading.statistics_steady:
+            return STATISTICS
         log = _log(reading.norm)
         loss_limit, norm_limit = self._limits
         habit = self._habit(reading.step)

@@ -34,20 +34,19 @@ def agreed(reading: Reading, device: torch.device) -> Reading:
             float(not reading.loss_finite),
             float(not reading.gradients_finite),
             float(not reading.weights_finite),
+            float(not reading.statistics_steady),
         ],
         dtype=torch.float64,
         device=device,
     )
     dist.all_reduce(table)
-    loss, losses, norm, norms, bad_loss, bad_gradients, bad_weights = table.tolist()
+    loss, losses, norm, norms, *bad = table.tolist()
     nan = float("nan")
     return Reading(
         reading.step,
         loss / losses if losses else nan,
         norm / norms if norms else nan,
-        not bad_loss,
-        not bad_gradients,
-        not bad_weights,
+        *(not each for each in bad),
     )
 
 

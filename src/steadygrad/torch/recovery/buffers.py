@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.alive import alive
 
+JUMP = 1000.0
+"""Times its own variance over which a running statistic moves in a step whose inputs are broken."""
+ENOUGH = 24
+"""Steps before which running statistics are still on their way."""
 SMALL = 65536
 """Elements of a buffer that is copied after every step."""
 
@@ -38,12 +43,20 @@ class Buffers:
         self._places = [(module, name) for module in modules for name in module._buffers]
         self._copies: list[torch.Tensor | None] = [None] * len(self._places)
         self._versions = [-1] * len(self._places)
+        at = {(id(module), name): place for place, (module, name) in enumerate(self._places)}
+        self._statistics = [
+            (module.eps, at[id(module), "running_mean"], at[id(module), "running_var"])
+            for module in modules
+            if isinstance(module, _NormBase) and module.track_running_stats
+        ]
+        self._noted = 0
         self.note()
         # an attention mask holds -inf all its life
         self._meant = [copy is not None and not all_finite([copy]) for copy in self._copies]
 
     def note(self) -> None:
         """Copy them as they are now."""
+        self._noted += 1
         for index, (module, name) in enumerate(self._places):
             buffer, copy = _buffer(module, name), self._copies[index]
             if buffer is None:
@@ -53,6 +66,28 @@ class Buffers:
             elif buffer.numel() <= SMALL or _version(buffer) != self._versions[index]:
                 copy.copy_(buffer.detach())
             self._versions[index] = -1 if buffer is None else _version(buffer)
+
+    def jumped(self) -> bool:
+        """Whether running statistics have moved since then as no sound batch moves them.
+
+        A layer that normalises hides from loss and norm that all of its inputs are too large.
+        """
+        if self._noted <= ENOUGH:
+            return False
+        moves = [self._jump(*each) for each in self._statistics]
+        jumps = [each for each in moves if each is not None]
+        return bool(jumps) and bool(torch.stack([j.to(jumps[0].device) for j in jumps]).any())
+
+    def _jump(self, eps: float, mean: int, var: int) -> torch.Tensor | None:
+        """Whether one layer's have, 0-d; None where it has none now, or others."""
+        before, spread = self._copies[mean], self._copies[var]
+        now, wider = (_buffer(*self._places[each]) for each in (mean, var))
+        if before is None or spread is None or now is None or wider is None:
+            return None
+        if before.shape != now.shape or spread.shape != wider.shape:
+            return None
+        shift = (now - before).float().square().sum()
+        return torch.maximum(shift, wider.float().sum()) > JUMP * (spread + eps).float().sum()
 
     def copies(self) -> list[torch.Tensor | None]:
         """What was noted last, to keep."""

@@ -312,6 +312,7 @@ class Recovering:
             loss_finite,
             finite or scaled,
             weights,
+            not self._buffers.jumped(),
         )
         return agreed(reading, _parameters(optimizer)[0].device) if is_job() else reading
 

@@ -249,6 +249,27 @@ def test_weights_with_nan_are_never_kept_as_good() -> None:
     lost.end()
 
 
+@pytest.mark.parametrize("broken", [lambda x: x * 1e5, lambda x: x + 1e5])
+def test_inputs_that_running_statistics_alone_show_are_dropped(
+    broken: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU()
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with sg.attach(optimizer, "norm:1.0", model, recover="auto+snapshots:stride=10") as steady:
+        for step in range(60):
+            inputs = torch.randn(16, 6)
+            answers = inputs.sum(1, keepdim=True).sign()
+            given = broken(inputs) if 40 <= step < 44 else inputs
+            optimizer.zero_grad()
+            (model(given) - answers).square().mean().backward()
+            optimizer.step()
+        acts = [(each.step, each.act, each.trigger) for each in steady.recoveries if each.trigger]
+    assert acts == [(step, "skip", "statistics jump") for step in range(40, 44)]
+    assert float(model[1].running_var.max()) < 10.0
+
+
 def test_the_budget_ends_with_the_last_good_step() -> None:
     training = Training("SGD", "rollback:1+snapshots:stride=5")
 
