@@ -267,6 +267,6 @@ def test_norms_that_a_spike_left_higher_are_its_mark_and_no_growth(make):
     m.norms[40:] *= 40
     m.norms[40] *= 200
     m.norms *= np.geomspace(1, 2, m.steps)[:, None]
-    m.loss[41:] = 60.0
+    m.loss[40:] = 60.0
     assert m.ids[0] == "SG202"
     assert "SG201" not in m.ids
