@@ -478,10 +478,10 @@ def adversaries(attach: Attach) -> list[nn.Module]:
         real = torch.stack([angles.cos(), angles.sin()], 1) + 0.02 * torch.randn(32, 2)
         made = maker(torch.randn(32, 4))
         theirs.zero_grad()
-        (softplus(-critic(real)) + softplus(critic(made.detach()))).mean().backward()
+        (softplus(-critic(real)) + softplus(critic(made.detach()))).mean().backward()  # type: ignore[no-untyped-call]
         theirs.step()
         ours.zero_grad()
-        softplus(-critic(made)).mean().backward()
+        softplus(-critic(made)).mean().backward()  # type: ignore[no-untyped-call]
         ours.step()
     return [maker, critic]
 
@@ -505,7 +505,7 @@ def policy_gradient(attach: Attach) -> list[nn.Module]:
             reward += 10.0 * arrived - 0.1 * under_way
             under_way = under_way - arrived
         optimizer.zero_grad()
-        (-logs * (reward - baseline)).mean().backward()
+        (-logs * (reward - baseline)).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         baseline += 0.1 * (float(reward.mean()) - baseline)
     return [policy]
@@ -535,7 +535,7 @@ def q_learning(attach: Attach) -> list[nn.Module]:
             wanted = rewards + 0.9 * target(torch.eye(8)[after]).amax(1) * (after != 7)
         told = values(torch.eye(8)[before])[torch.arange(16), actions]
         optimizer.zero_grad()
-        mse_loss(told, wanted).backward()
+        mse_loss(told, wanted).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return [values]
 
@@ -555,8 +555,7 @@ def healthy(name: str, seed: int, recover: str | None) -> tuple[list[str], Weigh
     handles: list[sg.Steady] = []
 
     def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        more = {} if recover is None else {"recover": recover}
-        handles.append(sg.attach(optimizer, "norm:1.0", model, **more))
+        handles.append(sg.attach(optimizer, "norm:1.0", model, recover=recover))
 
     models = HEALTHY[name](attach)
     acts = [str(act) for steady in handles for act in steady.recoveries]
