@@ -74,7 +74,7 @@ class TableSink(Sink):
         """A row a step."""
         if not self._part:
             self._next_part()
-        elif self.tensors and not set(batch.names) <= set(self._columns):
+        elif self.tensors and not set(batch.names) <= set(self._part_tensors):
             self.end_part()
             self._next_part()
         self.rows(self._columns(batch))
@@ -87,9 +87,9 @@ class TableSink(Sink):
 
     def _next_part(self) -> None:
         self._part += 1
-        self._columns = self.tensor_names if self.tensors else ()
+        self._part_tensors = self.tensor_names if self.tensors else ()
         path = part_path(Path(self.target or f"steps{self.suffix}"), self._part)
-        self.begin_part(path, column_names(self._columns))
+        self.begin_part(path, column_names(self._part_tensors))
 
     @abstractmethod
     def begin_part(self, path: Path, names: list[str]) -> None:
@@ -110,7 +110,7 @@ class TableSink(Sink):
         ]
         for attribute in FIGURES:
             matrix = np.where(due[:, None], getattr(batch, attribute), np.nan)
-            values += _by_tensor(matrix, batch.names, self._columns)
+            values += _by_tensor(matrix, batch.names, self._part_tensors)
         return values
 
 
