@@ -49,6 +49,7 @@ RecoveryAct: TypeAlias = Literal[
     "accept",
     "stop",
     "restore",
+    "restart",
     "shrink",
     "lower rate",
 ]

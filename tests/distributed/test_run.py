@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steadygrad import diagnose
+from steadygrad.recovery.events import events_of
+from steadygrad.report.summary import summarise
+from steadygrad.rules.evidence.view import View
 from steadygrad.runlog import open_run
 
 
@@ -31,7 +35,7 @@ def restarted(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(path.name for path in folder.glob("*.db")) == ["run-2.db", "run.db"]
+    assert [path.name for path in folder.glob("*.db")] == ["run.db"]  # one of both starts
     return json.loads(done.stdout.splitlines()[-1]), folder
 
 
@@ -42,16 +46,26 @@ def rows_of(run, optimizer):
     return sorted(row for e in events for row in zip(*map(e.get, columns), strict=True))
 
 
+def first_of_second_start(run):
+    """Number of its first step."""
+    (act, *_) = events_of(run.events)
+    assert (act.act, act.trigger, act.to_step) == ("restart", "killed", 0)
+    return act.step + 1
+
+
 def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(restarted):
     expected, folder = restarted
-    run = open_run(folder / "run-2.db")
+    run = open_run(folder / "run.db")
+    begin = first_of_second_start(run)
     assert "troubles" not in run.info
     assert (run.info["ranks"], run.info["restart"]) == (2, 1)
     for optimizer, norms in enumerate(expected):
-        own = run.steps["optimizer"] == optimizer
+        own = (run.steps["optimizer"] == optimizer) & (run.steps["step"] >= begin)
+        assert run.steps["step"][own].tolist() == [begin, begin + 1, begin + 2]
+        assert View(run, optimizer).step.tolist() == [begin, begin + 1, begin + 2]
         assert run.steps["norm"][own] == pytest.approx(norms, rel=1e-5)
         assert np.all(run.steps["coef"][own] < 0.5)
-        rows = rows_of(run, optimizer)
+        rows = [(step - begin, *rest) for step, *rest in rows_of(run, optimizer) if step >= begin]
         assert [row[:2] for row in rows] == [(s, r) for s in range(3) for r in (0, 1)]
         for step in range(3):
             pieces = [row[2] for row in rows if row[0] == step]
@@ -62,8 +76,20 @@ def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(restarted):
 
 def test_a_rank_that_dies_leaves_what_it_told_in_a_file_that_opens(restarted):
     run = open_run(restarted[1] / "run.db")
-    assert "restart" not in run.info
-    assert len(run.steps["step"]) >= 3
-    told = [row[:2] for row in rows_of(run, 0)]
+    begin = first_of_second_start(run)
+    assert run.steps["step"][:begin].tolist() == list(range(begin))
+    assert begin >= 3
+    told = [row[:2] for row in rows_of(run, 0) if row[0] < begin]
     assert {(0, 1), (1, 1)} <= set(told)
     assert max(step for step, rank in told if rank == 1) < 3
+
+
+def test_what_reads_the_file_tells_of_the_restart_and_judges_the_last_start(restarted):
+    run = open_run(restarted[1] / "run.db")
+    (told,) = [f for f in diagnose(run) if f.id == "SG206"]
+    assert (told.severity, dict(told.figures)["undone"]) == ("info", 0)
+    assert told.title.startswith("The launcher started the job again 1 time")
+    begin = first_of_second_start(run)
+    (curve, *_) = summarise(run, "run.db")["series"]
+    assert curve["recovery"]["undone"] == [{"first": 0, "last": begin - 1}]
+    assert "job started again" in curve["recovery"]["acts"][0]["text"]

@@ -6,6 +6,9 @@ import os
 import time
 from dataclasses import dataclass, field
 
+_DEFAULT = "steadygrad-run-"
+_NEWEST = 8
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -86,4 +89,19 @@ def default_output() -> str:
     """The path of a new run file, named after the current second, where none was asked for."""
     from steadygrad.paths import next_free
 
-    return next_free(os.path.abspath(time.strftime("steadygrad-run-%Y%m%d-%H%M%S.db")))
+    return next_free(os.path.abspath(time.strftime(f"{_DEFAULT}%Y%m%d-%H%M%S.db")))
+
+
+def same_default(path: str) -> list[str]:
+    """The newest files beside one that was named by `default_output`; none beside another.
+
+    Example:
+        >>> same_default("/tmp/run.db")
+        []
+    """
+    if not os.path.basename(path).startswith(_DEFAULT):
+        return []
+    import glob
+
+    pattern = os.path.join(glob.escape(os.path.dirname(path)), f"{_DEFAULT}*.db")
+    return sorted(glob.glob(pattern), reverse=True)[:_NEWEST]

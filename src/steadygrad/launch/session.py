@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from steadygrad.launch import children
 from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
-from steadygrad.launch.plan import Plan, rank_of
+from steadygrad.launch.plan import Plan, rank_of, same_default
 from steadygrad.launch.process import become
 
 if TYPE_CHECKING:
@@ -149,8 +149,10 @@ class Session:
         return self._writer
 
     def _open(self, rank: int | None) -> RunWriter:
+        from steadygrad.elastic import job
         from steadygrad.paths import next_free, with_suffix
         from steadygrad.runlog import RunWriter
+        from steadygrad.runlog.continuing import file_of_job
 
         if rank is not None:  # the file of the job, whoever started this process
             self.plan = replace(self.plan, process="")
@@ -160,12 +162,14 @@ class Session:
             wanted = with_suffix(wanted, self.plan.process)
         elif rank is None and started_as:  # ranks that do not train together
             wanted = with_suffix(wanted, f"rank{started_as}")
-        path = wanted if self.plan.force else next_free(wanted)
+        earlier = file_of_job([wanted, *same_default(wanted)]) if job() else ""
+        path = earlier or (wanted if self.plan.force else next_free(wanted))
         writer = RunWriter(
             path,
             info=self._first_facts(),
-            force=self.plan.force,
+            force=self.plan.force and not earlier,
             record_arguments=self.plan.record_arguments,
+            goes_on=bool(earlier),
         )
         self.path = path
         writer.leave_by(self._conclude)

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from steadygrad.elastic import restarts
+from steadygrad.elastic import job, restarts
 from steadygrad.live.card import LiveCard
 from steadygrad.live.shell import shell_of_a_notebook, shell_of_ipython
 from steadygrad.paths import next_free
+from steadygrad.runlog.continuing import file_of_job
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.text import printable
 
@@ -69,8 +70,8 @@ def open_writer(
 
     Returns:
         The writer. In an interactive session a file that exists is not touched: the next free
-        name is taken, and printed; after an elastic restart it is taken, too. In a notebook it
-        has a live card.
+        name is taken, and printed. After an elastic restart the job's file is added to. In a
+        notebook it has a live card.
 
     Raises:
         RunFileError: the file exists, and the session is not interactive.
@@ -78,8 +79,8 @@ def open_writer(
     if not isinstance(run, (str, os.PathLike)):
         follow(run)
         return run
-    if restarts():
-        return RunWriter(next_free(os.path.abspath(run)), info=info)
+    if job():
+        return _next_writer_of_job(os.path.abspath(run), info, force)
     if not is_interactive():
         return RunWriter(run, info=info, force=force)
     asked = Path(run).absolute()
@@ -90,6 +91,13 @@ def open_writer(
     writer = RunWriter(path, info=info, force=force)
     follow(writer)
     return writer
+
+
+def _next_writer_of_job(path: str, info: Mapping[str, object] | None, force: bool) -> RunWriter:
+    earlier = file_of_job([path])
+    if not earlier and restarts():  # of a rank on another machine, or still open there
+        path = next_free(path)
+    return RunWriter(earlier or path, info=info, force=force, goes_on=bool(earlier))
 
 
 def follow(writer: RunWriter) -> None:

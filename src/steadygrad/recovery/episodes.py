@@ -10,6 +10,7 @@ from steadygrad.recovery.events import (
     ACCEPT,
     LEAVE_OUT,
     LOWER_RATE,
+    RESTART,
     RESTORE,
     ROLLBACK,
     SHRINK,
@@ -25,10 +26,12 @@ WORDS = {
     ACCEPT: "taken for a new level",
     STOP: "training ended",
     RESTORE: "restored",
+    RESTART: "job started again",
     SHRINK: "norm held to its usual size",
     LOWER_RATE: "learning rate lowered",
 }
-ALONE = (ROLLBACK, STOP, RESTORE, LOWER_RATE)
+_WHERE = {ROLLBACK: "to", STOP: "at", RESTART: "from"}
+ALONE = (ROLLBACK, STOP, RESTORE, RESTART, LOWER_RATE)
 """Acts that are told one by one, however near to one another they are."""
 
 
@@ -61,10 +64,8 @@ class Episode(NamedTuple):
             where = f"steps {self.first} to {self.last} ({self.times} of them)"
         struck = ", ".join(word for word in (self.trigger, self.nature) if word)
         done = WORDS.get(self.act, self.act)
-        if self.to_step is not None and self.act != RESTORE:
-            done += (
-                f" to step {self.to_step}" if self.act == ROLLBACK else f" at step {self.to_step}"
-            )
+        if self.to_step is not None and self.act in _WHERE:
+            done += f" {_WHERE[self.act]} step {self.to_step}"
         if self.until is not None and self.act == LOWER_RATE:
             done += f" until step {self.until}"
         return f"{where}: {struck + '; ' if struck else ''}{done}"
@@ -122,6 +123,7 @@ def counted(acts: Iterable[RecoveryEvent], undone: int = 0) -> str:
         (counts[LOWER_RATE], f"learning rate lowered {_many(counts[LOWER_RATE], 'time')}"),
         (counts[ACCEPT], f"{_many(counts[ACCEPT], 'new level')} accepted"),
         (counts[RESTORE], f"restored {_many(counts[RESTORE], 'time')}"),
+        (counts[RESTART], f"job started again {_many(counts[RESTART], 'time')}"),
         (counts[STOP], "training ended"),
     ]
     return ", ".join(text for count, text in parts if count)

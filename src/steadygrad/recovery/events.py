@@ -14,6 +14,7 @@ ROLLBACK: Final = "rollback"
 ACCEPT: Final = "accept"
 STOP: Final = "stop"
 RESTORE: Final = "restore"
+RESTART: Final = "restart"
 SHRINK: Final = "shrink"
 LOWER_RATE: Final = "lower rate"
 PERSISTENT: Final = "persistent"
@@ -27,6 +28,7 @@ ACTS: Mapping[RecoveryAct, str] = {
     ACCEPT: "what had looked like a strike was taken for the data's new level",
     STOP: "nothing was left to do, and the training was ended with an error",
     RESTORE: "a new process went on from a snapshot on disk",
+    RESTART: "the launcher started the job again once the step was over",
     SHRINK: "norms are held to their usual size for a while; this step's was larger",
     LOWER_RATE: "the learning rate is lower for a while from this step on",
 }
@@ -57,8 +59,8 @@ class RecoveryEvent:
         step: number of the step that was struck; of `restore`, the step that comes next.
         act: one of `ACTS`.
         trigger: what struck it, such as ``loss spike``; empty for an act that nothing struck.
-        to_step: of a rollback, restore or stop: the step before which the snapshot was taken, so
-            that the steps from `to_step` to `step` are undone; None without a snapshot.
+        to_step: of a rollback, restore, restart or stop: the step before which the snapshot was
+            taken, so that the steps from `to_step` to `step` are undone; None without a snapshot.
         until: of `shrink` and `lower rate`: the last step that they may touch; None otherwise.
         nature: of a NaN or inf: ``persistent`` where a replay of the step shows it again,
             ``transient`` where it does not, ``unknown`` where the step could not be replayed;

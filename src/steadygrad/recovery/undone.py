@@ -8,10 +8,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from steadygrad.recovery.events import LEAVE_OUT, ROLLBACK, SKIP, STOP, RecoveryEvent
+from steadygrad.recovery.events import (
+    LEAVE_OUT,
+    RESTART,
+    ROLLBACK,
+    SKIP,
+    STOP,
+    RecoveryEvent,
+)
 
-GOES_BACK = (ROLLBACK, STOP)
-DROPS = (SKIP, LEAVE_OUT, *GOES_BACK)
+GOES_BACK = (ROLLBACK, STOP, RESTART)
+DROPS = (SKIP, LEAVE_OUT, ROLLBACK, STOP)
 """Acts after which nothing remains of the step that they were done to."""
 
 

@@ -35,7 +35,7 @@ from steadygrad.runlog.items import (
     TensorsItem,
     stacked,
 )
-from steadygrad.runlog.records import STEP_DTYPE
+from steadygrad.runlog.records import STEP_DTYPE, TensorInfo
 from steadygrad.runlog.schema import (
     ADD_PLAIN_STEP,
     APPLICATION_ID,
@@ -77,12 +77,19 @@ class Store:
     Args:
         path: an existing empty file.
         mode: SQLite's journal; None chooses by the file system.
+        goes_on: the file is one that a store left, whose steps are added to.
+
+    Attributes:
+        tensors: those that the file knew before.
+        optimizers: numbers of those whose steps it held before.
+        next_step: number after the last of these steps.
+        facts: what it said of the run before; all but the landmarks is forgotten.
 
     Raises:
         sqlite3.Error: where SQLite cannot write there.
     """
 
-    def __init__(self, path: Path, mode: str | None = None) -> None:
+    def __init__(self, path: Path, mode: str | None = None, goes_on: bool = False) -> None:
         self.mode = mode or journal_mode(path)
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=1.0
@@ -97,19 +104,51 @@ class Store:
         self._highest = -math.inf
         self.landmarks: dict[str, int] = {}
         self._path, self._identity = path, _identity(path)
+        self.tensors: list[TensorInfo] = []
+        self.optimizers: set[int] = set()
+        self.next_step = 0
+        self.facts: dict[str, Any] = {}
         try:
-            self._create()
+            if goes_on:
+                self._go_on()
+            else:
+                self._create()
         except sqlite3.Error:
             self._connection.close()
             raise
 
-    def _create(self) -> None:
+    def _set_journal(self) -> None:
         run = self._connection.execute
-        run(f"PRAGMA application_id = {APPLICATION_ID}")
         run(f"PRAGMA journal_mode = {self.mode}")
         run("PRAGMA synchronous = NORMAL")
         run("PRAGMA wal_autocheckpoint = 0")  # the caller checkpoints by the clock
         run("PRAGMA cache_spill = OFF")  # a spill takes the lock in mid-transaction
+
+    def _go_on(self) -> None:
+        self._set_journal()
+        run = self._connection.execute
+        for _, name, shape, *rest in run("SELECT * FROM tensors ORDER BY id").fetchall():
+            self.tensors.append(TensorInfo(name, tuple(json.loads(shape)), *rest))
+        self._sizes = [_size(tensor) for tensor in self.tensors]
+        self.facts = {k: json.loads(v) for k, v in run("SELECT key, value FROM info").fetchall()}
+        self.landmarks = self.facts.pop("landmarks", {})
+        rows, layouts = (
+            f"SELECT max(first_row + rows) FROM {_CHUNKS}",
+            "SELECT max(id) + 1 FROM layouts",
+        )
+        self._layout_count = run(layouts).fetchone()[0] or 0
+        self._rows = self.committed_rows = self._chunk_start = run(rows).fetchone()[0] or 0
+        step, norm = run("SELECT max(step) + 1, max(norm) FROM steps").fetchone()
+        self.next_step, self._highest = step or 0, -math.inf if norm is None else norm
+        self.optimizers = {row[0] for row in run("SELECT DISTINCT optimizer FROM steps")}
+        run("BEGIN IMMEDIATE")
+        run("DELETE FROM info WHERE key != 'landmarks'")
+        run("COMMIT")
+
+    def _create(self) -> None:
+        run = self._connection.execute
+        run(f"PRAGMA application_id = {APPLICATION_ID}")
+        self._set_journal()
         run("BEGIN IMMEDIATE")
         for statement in TABLES:
             run(statement)
@@ -310,7 +349,7 @@ class Store:
 
     def _write_tensors(self, item: TensorsItem) -> None:
         for number, tensor in enumerate(item.tensors, item.first_id):
-            self._sizes.append(int(np.prod(tensor.shape, dtype=np.float64)))
+            self._sizes.append(_size(tensor))
             shape = json.dumps([int(length) for length in tensor.shape])
             row = (tensor.dtype, tensor.module, int(tensor.position), int(tensor.optimizer))
             self._connection.execute(
@@ -340,6 +379,10 @@ class Store:
             "INSERT OR REPLACE INTO info VALUES (?, ?)",
             [(key, to_json(value)) for key, value in item.values.items()],
         )
+
+
+def _size(tensor: TensorInfo) -> int:
+    return int(np.prod(tensor.shape, dtype=np.float64))
 
 
 def _identity(path: Path) -> tuple[int, int]:

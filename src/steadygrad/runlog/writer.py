@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -23,6 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from steadygrad.errors import RunFileError
+from steadygrad.runlog.continuing import facts_of_start
+from steadygrad.runlog.earlier import Earlier
 from steadygrad.runlog.facts import basic_facts, without_secrets
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.items import (
@@ -67,10 +70,11 @@ class RunWriter:
         info: facts about the run as JSON values (`update_info` adds more).
         force: replace an earlier run file at ``path``.
         record_arguments: keep ``command`` as it is; by default only what is harmless by its form.
+        goes_on: add to the file of an earlier start of the job; its steps are numbered on.
 
     Raises:
-        RunFileError: a file stands at ``path`` and ``force`` is not given, or it is not
-            a run file.
+        RunFileError: a file stands at ``path`` and neither ``force`` nor ``goes_on`` is given, or
+            it is not a run file.
 
     Example:
         >>> import tempfile
@@ -90,17 +94,22 @@ class RunWriter:
         info: Mapping[str, object] | None = None,
         force: bool = False,
         record_arguments: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self._record_arguments = record_arguments
         self.path = Path(path).absolute()
-        self._tensors = 0
         self._nan_losses: set[int] = set()
         self._lock = threading.Lock()
-        self._recorder = _Recorder(self.path, force)
+        self._recorder = _Recorder(self.path, force, goes_on)
+        store = self._recorder.store
+        self._tensors = 0 if store is None else len(store.tensors)
+        self._earlier = None if store is None or not store.next_step else Earlier(store)
         self._pump = self._recorder.pump
         self._close = weakref.finalize(self, self._recorder.close)
         _close_with_worker(self._recorder)
-        self.update_info(**{**basic_facts(), **(info or {})})
+        self.update_info(**{**basic_facts(), **facts_of_start(), **(info or {})})
+        if self._earlier is not None:
+            self.update_info(**self._earlier.facts)
 
     @property
     def info(self) -> RunInfo:
@@ -138,6 +147,10 @@ class RunWriter:
         Returns:
             Their numbers, for `write_step` and `write_sample`.
         """
+        if self._earlier is not None:
+            earlier_ids = self._earlier.ids(tensors)
+            if earlier_ids:
+                return earlier_ids
         with self._lock:
             first = self._tensors
             self._tensors += len(tensors)
@@ -180,6 +193,10 @@ class RunWriter:
             item: the step, in arrays that nobody writes to any more.
         """
         record = item.record
+        if self._earlier is not None:
+            number = self._numbered(record.step, record.optimizer)
+            record = replace(record, step=number)
+            item = item._replace(record=record)
         if record.loss_told and record.loss != record.loss:
             self._note_nan_loss(record)
         if not self._pump.put(item, bytes_of_step(len(item.tensor_ids))):
@@ -188,7 +205,15 @@ class RunWriter:
     def _note_nan_loss(self, record: StepRecord) -> None:
         if record.optimizer not in self._nan_losses:
             self._nan_losses.add(record.optimizer)
-            self.write_event(NAN_LOSS, {"optimizer": record.optimizer}, record.step)
+            data = {"optimizer": record.optimizer}
+            self._put(EventItem(NAN_LOSS, data, record.step, time.time()), 1000)
+
+    def _numbered(self, step: int, optimizer: int = 0) -> int:
+        """A step of this start, as the file numbers it."""
+        assert self._earlier is not None
+        for item in self._earlier.items_of_start(step, optimizer):
+            self._put(item, 1000)
+        return step + self._earlier.offset
 
     def write_sample(
         self,
@@ -206,7 +231,8 @@ class RunWriter:
             values: one float a tensor, kept exactly.
         """
         ids, floats = np.array(tensor_ids, np.int64), np.array(values, np.float64)
-        self._put(SampleItem(name, int(step), ids, floats), 500 + 2 * floats.nbytes)
+        number = int(step) if self._earlier is None else self._numbered(int(step))
+        self._put(SampleItem(name, number, ids, floats), 500 + 2 * floats.nbytes)
 
     def write_event(self, kind: str, data: Mapping[str, object], step: int | None = None) -> None:
         """Record something that happened once.
@@ -216,6 +242,9 @@ class RunWriter:
             data: JSON values.
             step: the step it belongs to, if any.
         """
+        if self._earlier is not None:
+            step = None if step is None else self._numbered(step)
+            data = self._earlier.numbered(data)
         self._put(EventItem(kind, dict(data), step, time.time()), 1000)
 
     def update_info(self, **values: object) -> None:
@@ -308,7 +337,7 @@ class RunWriter:
 class _Recorder:
     """The part that the thread keeps alive, so that a dropped `RunWriter` is closed."""
 
-    def __init__(self, path: Path, force: bool) -> None:
+    def __init__(self, path: Path, force: bool, goes_on: bool) -> None:
         self.path = path
         self.overhead = 0.0
         self.stop_reason = ""
@@ -322,7 +351,10 @@ class _Recorder:
         self.steps_seen = 0
         self._stopped: tuple[Store, str] | None = None
         self._began = self._checkpointed = time.monotonic()
-        self.store = self._create(force)
+        self.store = self._create(force, goes_on)
+        if self.store is not None:
+            self._tensors += self.store.tensors
+            self.steps_seen = self.store.committed_rows
         network = self.store is not None and self.store.mode != "WAL"
         self.pump: Pump[Handed] = Pump(
             self._consume,
@@ -331,13 +363,14 @@ class _Recorder:
             interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
         )
 
-    def _create(self, force: bool) -> Store | None:
+    def _create(self, force: bool, goes_on: bool) -> Store | None:
         try:
-            _claim(self.path, force)
-            return Store(self.path)
+            if not goes_on:
+                _claim(self.path, force)
+            return Store(self.path, goes_on=goes_on)
         except RunFileError:
             raise
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, ValueError, TypeError) as error:
             self._warn(error)
             return None
 

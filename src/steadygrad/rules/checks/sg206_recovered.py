@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from steadygrad.recovery.episodes import counted, episodes
-from steadygrad.recovery.events import ACCEPT, RESTORE, STOP
+from steadygrad.recovery.events import ACCEPT, RESTART, RESTORE, STOP
 from steadygrad.recovery.triggers import NONFINITE
 from steadygrad.rules.advice import clip_code, code, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
@@ -18,7 +18,7 @@ from steadygrad.rules.finding import Finding
 
 MOST = 8
 """Acts that are told one by one."""
-CALM = (ACCEPT, RESTORE)
+CALM = (ACCEPT, RESTORE, RESTART)
 """Acts that say of no harm."""
 
 _CAUSES = (
@@ -47,7 +47,7 @@ def _finding(view: View) -> Finding:
         "SG206",
         "error" if ended else "info" if calm else "warning",
         1.0,
-        f"Recovery acted {times}: {counted(view.acts, view.undone)}.",
+        _title(view, times),
         evidence=[
             *([f"What struck: {why}."] if why else []),
             *(f"{str(episode)[0].upper()}{str(episode)[1:]}." for episode in happened[:MOST]),
@@ -61,6 +61,12 @@ def _finding(view: View) -> Finding:
         fixes=() if calm else _fixes(view, set(triggers)),
         figures={"acts": len(view.acts), "undone": view.undone},
     )
+
+
+def _title(view: View, times: str) -> str:
+    if all(act.act == RESTART for act in view.acts):
+        return f"The launcher started the job again {times}; what follows is of the last start."
+    return f"Recovery acted {times}: {counted(view.acts, view.undone)}."
 
 
 def _cost(view: View) -> list[str]:

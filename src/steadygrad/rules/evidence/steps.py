@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from steadygrad.recovery.events import RecoveryEvent, events_of
+from steadygrad.recovery.events import RESTART, RecoveryEvent, events_of
 from steadygrad.recovery.undone import undone
 from steadygrad.robust import ENOUGH, spikes
 from steadygrad.runlog.info import RunInfo
@@ -32,7 +32,8 @@ class Steps:
 
     Attributes:
         acts: what recovery did with it.
-        undone: how many of its steps were taken back, and are not among those seen here.
+        undone: how many of its steps rollbacks took back, which are not among those seen here.
+        before_restart: how many belong to an earlier start of the job, and are not either.
     """
 
     def __init__(self, run: Run, optimizer: int) -> None:
@@ -43,7 +44,9 @@ class Steps:
         ]
         every: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
         gone = self.taken_back(run.steps["step"][every])
-        self.undone = int(gone.sum())
+        earlier = self._of_earlier_start(run.steps["step"][every])
+        self.before_restart = int(earlier.sum())
+        self.undone = int((gone & ~earlier).sum())
         self.rows: Array = every[~gone]
         numbers = np.unique(run.steps["optimizer"])
         self.several = len(numbers) > 1
@@ -65,8 +68,12 @@ class Steps:
         return len(self.rows)
 
     def taken_back(self, steps: Array) -> Array:
-        """Which of these step numbers a rollback took back."""
+        """Which of these step numbers a rollback or a restart of the job took back."""
         return undone(np.asarray(steps, dtype=np.int64), self.acts)
+
+    def _of_earlier_start(self, steps: Array) -> Array:
+        restarts = [act for act in self.acts if act.act == RESTART]
+        return undone(np.asarray(steps, dtype=np.int64), restarts)
 
     @property
     def info(self) -> RunInfo:
@@ -84,11 +91,14 @@ class Steps:
         return int(self.usable.sum()) >= ENOUGH
 
     def events(self, kind: str) -> list[Event]:
-        """The run's events of one kind that concern this optimizer."""
-        of_kind = (e for e in self.run.events if e.kind == kind)
-        return [
-            e for e in of_kind if int(e.data.get("optimizer", self.optimizer)) == self.optimizer
+        """The run's events of one kind that concern this optimizer, since the job's last start."""
+        of_kind = [
+            e
+            for e in self.run.events
+            if e.kind == kind and int(e.data.get("optimizer", self.optimizer)) == self.optimizer
         ]
+        earlier = self._of_earlier_start(np.array([e.step or 0 for e in of_kind], np.int64))
+        return [e for e, gone in zip(of_kind, earlier, strict=True) if e.step is None or not gone]
 
     @cached_property
     def first_broken(self) -> int:
