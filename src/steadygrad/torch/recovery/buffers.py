@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.alive import alive
+from steadygrad.torch.internals.private import NORMALISATION
 
 JUMP = 1000.0
 """Times its own variance over which a running statistic moves in a step whose inputs are broken."""
@@ -47,7 +47,7 @@ class Buffers:
         self._statistics = [
             (module.eps, at[id(module), "running_mean"], at[id(module), "running_var"])
             for module in modules
-            if isinstance(module, _NormBase) and module.track_running_stats
+            if isinstance(module, NORMALISATION) and module.track_running_stats
         ]
         self._noted = 0
         self.note()
