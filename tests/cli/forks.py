@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 SECONDS = 120
 
@@ -28,6 +29,8 @@ def child(path: str, observed: bool, stem: str) -> None:
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     atexit._clear()
+    weakref.finalize._registry.clear()  # as in a new process: the first one registers its exit
+    weakref.finalize._registered_with_atexit = False
     code = 0
     try:
         begin = watched if observed else plainly

@@ -33,7 +33,7 @@ CLIPS = ("--clip", "none", "--clip", "norm:1.0")
 def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "steadygrad", "compare", *CLIPS, "--seeds", "2", *options]
     return subprocess.run(
-        [*command, "--out", "results", "train.py"],
+        [*command, "--out", "results", "train.py", "--width", "4", "--api-key", "Hunter2"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -71,6 +71,8 @@ def test_results_as_json_and_page(finished: tuple[Path, Any]) -> None:
     assert first != second, "the seeds come from outside, though the script sets its own"
     assert len(one["curve"]["step"]) == 60
     page = (folder / "results" / "compare.html").read_text()
+    assert told["command"] == ["train.py", "--width", "4", "--api-key", "***"]
+    assert not [p for p in (folder / "results").iterdir() if b"Hunter2" in p.read_bytes()]
     assert told["sentence"].split(";")[0] in page
     assert 'http-equiv="Content-Security-Policy"' in page
     assert (folder / "results" / "report.html").exists()

@@ -68,10 +68,11 @@ class Cell:
         """
         try:
             note = json.loads(self.note.read_text())
-        except (OSError, ValueError):
+            digest, code, seconds = note["digest"], int(note["exit"]), float(note["seconds"])
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
-        shows = note.get("exit") != 0 or self.run_file.exists()
-        return note if note.get("digest") == self.digest and shows else None
+        shows = code != 0 or self.run_file.exists()
+        return {"exit": code, "seconds": seconds} if digest == self.digest and shows else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.rows import cells, troubles
 from steadygrad.compare.table import Comparison, judge_each
+from steadygrad.runlog.facts import harmless
 from steadygrad.text import printable
 
 MOST_OPTIMIZERS = 4
@@ -77,7 +78,9 @@ def run_grid(grid: Grid, *, jobs: int = 0) -> list[Comparison]:
 
         ended = run_cells(grid, jobs=jobs, done=done)
     outcomes = [outcome for cell in grid.cells for outcome in measure(cell, ended[cell])]
-    return judge_each(outcomes, [Path(grid.script).name, *grid.arguments])
+    script = Path(grid.script)
+    shown = harmless(grid.arguments, script.parent)  # the page is made to be handed on
+    return judge_each(outcomes, [script.name, *shown])
 
 
 def table(comparison: Comparison) -> Table:

@@ -105,7 +105,9 @@ class LeftOut:
 
 def _read(path: Path) -> set[int]:
     try:
+        if not path.is_file():  # to open a pipe waits for its other end
+            return set()
         listed = json.loads(path.read_text())["batches"]
-        return {int(number) for number in listed}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {number for number in listed if type(number) is int}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()

@@ -117,7 +117,9 @@ def _step(path: Path) -> int:
 
 def _checked(path: Path) -> bytes | None:
     try:
-        data = path.read_bytes()
+        data = (
+            path.read_bytes() if path.is_file() else b""
+        )  # to open a pipe waits for its other end
     except OSError:
         return None
     head = len(MAGIC) + _DIGEST

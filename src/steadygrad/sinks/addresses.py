@@ -80,10 +80,17 @@ def apprise_of(address: str) -> Any:
     log = logging.getLogger("apprise")
     before, log.disabled = log.disabled, True  # it would write the address that it cannot read
     try:
-        services = apprise.Apprise()
+        services = apprise.Apprise(asset=_without_redirects(apprise))
         readable = services.add(address)
     finally:
         log.disabled = before
     if not readable:
         raise UsageError("Apprise cannot read this address: see its page of services")
     return services
+
+
+def _without_redirects(apprise: Any) -> Any:
+    """A redirect may lead to another host; a message is refused in its place."""
+    asset = apprise.AppriseAsset()
+    asset.http_redirects = False  # unknown to older versions
+    return asset

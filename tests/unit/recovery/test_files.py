@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -99,6 +100,26 @@ def test_the_list_of_batches_is_not_written_anew_at_each_of_many(
     monkeypatch.undo()
     left_out.write()
     assert LeftOut(tmp_path / "skip_batches.json").numbers() == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"batches": [1e999, "x", [2], null, true, 3]}', '{"batches": ' + "[" * 99_999, "[1]", "\xff"],
+)
+def test_a_list_that_is_none_of_ours_leaves_out_what_is_sound_in_it(
+    content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "skip_batches.json").write_bytes(content.encode("latin-1"))
+    assert LeftOut(tmp_path / "skip_batches.json").numbers() in ([], [3])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_among_the_snapshots_is_not_opened(tmp_path: Path) -> None:
+    write_snapshot(tmp_path, 1, b"first", 3)
+    os.mkfifo(tmp_path / "step-000000002.snapshot")
+    os.mkfifo(tmp_path / "skip_batches.json")
+    assert read_newest(tmp_path) == (1, b"first")
+    assert LeftOut(tmp_path / "skip_batches.json").numbers() == []
 
 
 def test_batches_left_out_outlive_the_process(tmp_path: Path) -> None:

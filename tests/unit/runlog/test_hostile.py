@@ -333,6 +333,10 @@ def test_values_of_other_types_and_sizes(part: int, content: bytes, tmp_path: Pa
         ("UPDATE tensors SET shape = '[1' || hex(zeroblob(9000)) || ']'", "a number of 18001 d"),
         ("UPDATE layouts SET tensor_ids = x'ffffffffffffff7f'", "names some that are not there"),
         ("UPDATE step_columns SET name = 'norm'", "columns of steps"),
+        (  # SQLite repeats the name, and Python cannot read what it says
+            "UPDATE sqlite_schema SET name = CAST(x'ff' AS TEXT), sql = 'CREATE' WHERE name='info'",
+            "cannot be read",
+        ),
     ],
 )
 def test_the_sentence_says_what_is_wrong(

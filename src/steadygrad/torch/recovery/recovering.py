@@ -73,6 +73,8 @@ from steadygrad.torch.step.snapshot import Snapshot
 from steadygrad.vocabulary import RECOVERY, Nature
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
+_PARTS = frozenset({"weights", "optimizer", "buffers", "partners", "policy", "generators", "batch"})
+"""What a snapshot on disk holds."""
 STATES = 2
 """Copies of the weights that an optimizer's state is taken to be, before it is there."""
 
@@ -141,6 +143,7 @@ class Recovering:
         self._under_way: dict[str, int] = {}
         self._searches = 2  # a scheduler may be made after the first step
         self._writing: threading.Thread | None = None
+        self._readable = False  # whether a snapshot was seen to be read again
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -248,7 +251,20 @@ class Recovering:
         snapshot = self._agreed_newest(place, params)
         if snapshot is None:
             return 0
-        saved = as_tensors(unpacked(snapshot[1]), meshes_of(params))
+        try:
+            saved = unpacked(snapshot[1])
+        except ValueError as error:
+            raise UsageError(
+                f"restore: the snapshot of step {snapshot[0]} in {place} holds {error}, and no "
+                "code in it is run: remove it, and an earlier one is taken"
+            ) from None
+        lacking = ", ".join(sorted(_PARTS - saved.keys()))
+        if lacking:
+            raise UsageError(
+                f"restore: the snapshot of step {snapshot[0]} in {place} lacks {lacking}: remove "
+                "it, and an earlier one is taken"
+            )
+        saved = as_tensors(saved, meshes_of(params))
         odd = load_portable(optimizer, _places(params), params, saved)
         if odd:
             raise UsageError(
@@ -499,7 +515,17 @@ class Recovering:
 
         def write() -> None:
             try:
-                write_snapshot(folder, step, packed(content), keep)
+                data = packed(content)
+                if not self._readable:
+                    unpacked(data)
+                    self._readable = True
+                write_snapshot(folder, step, data, keep)
+            except ValueError as error:
+                warn_user(
+                    f"no snapshot was written to {folder}: it holds {error}, and could not be read "
+                    f"again. See what state_dict() gives of: {', '.join(self.partners.named)}",
+                    SteadyGradWarning,
+                )
             except Exception as error:  # a full disk must not end a training
                 warn_user(f"no snapshot was written to {folder}: {error}", SteadyGradWarning)
 

@@ -140,8 +140,15 @@ def packed(content: Mapping[str, object]) -> bytes:
 
 
 def unpacked(content: bytes) -> dict[str, Any]:
-    """What `packed` was given; no code in it is run."""
-    loaded: dict[str, object] = torch.load(
-        io.BytesIO(content), map_location="cpu", weights_only=True
-    )
+    """What `packed` was given; no code in it is run.
+
+    Raises:
+        ValueError: it is something else, or holds objects that only code can make.
+    """
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds; torch's words advise to run what the file brings
+        raise ValueError(f"more than plain values ({type(error).__name__})") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"a {type(loaded).__name__} in place of a dict")
     return loaded

@@ -255,6 +255,17 @@ def test_a_redirect_is_followed_to_the_same_place_only(
         assert all(words.startswith(b"POST ") for words in asked)
 
 
+def test_a_service_of_apprise_follows_no_redirect() -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(
+            b"HTTP/1.1 308 Permanent Redirect\r\nLocation: /b\r\nContent-Length: 0\r\n\r\n"
+        )
+
+    with raw_server(answer) as (root, asked):
+        assert not apprise_of(f"json://{root.partition('//')[2]}/a").notify("body", "title")
+    assert len(asked) == 1
+
+
 def test_a_server_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
 

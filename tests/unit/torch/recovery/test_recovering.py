@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import os
 import random
 import threading
 import time
@@ -18,6 +20,7 @@ import steadygrad.torch as sg
 from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
 from steadygrad.recovery import events_of
+from steadygrad.recovery.files import write_snapshot
 from steadygrad.recovery.resuming import RESUME
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
@@ -403,6 +406,67 @@ def test_what_is_written_is_the_snapshot_not_what_the_weights_are_by_then() -> N
     assert weight.tolist() == [0.5, 0.5]
     assert optimizer.state[weight]["momentum_buffer"].tolist() == [1.0, 1.0]
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+class Command:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder / "it ran"),)
+
+
+def saved_by_torch(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("case", ["code", "a list", "no snapshot", "no torch file"])
+def test_a_snapshot_from_elsewhere_runs_nothing_and_changes_nothing(
+    case: str, tmp_path: Path
+) -> None:
+    contents = {
+        "code": saved_by_torch({"weights": Command(tmp_path)}),
+        "a list": saved_by_torch([1]),
+        "no snapshot": saved_by_torch({"weights": {}}),
+        "no torch file": b"PK\x03\x04 and no more",
+    }
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    write_snapshot(tmp_path / "rank-0", 7, contents[case], 3)
+    with (
+        sg.attach(optimizer, clip="none", recover=f"auto+snapshots:{tmp_path}") as steady,
+        pytest.raises(UsageError, match=r"the snapshot of step 7 in .*: remove it") as caught,
+    ):
+        steady.restore()
+    assert "weights_only" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "it ran").exists()
+    assert weight.tolist() == [1.0, 1.0]
+
+
+def test_a_snapshot_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    class Sampler:
+        def state_dict(self) -> dict[str, object]:
+            return {"order": np.arange(3)}
+
+        def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+    def train() -> None:
+        weight = torch.nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        steady = sg.attach(optimizer, clip="none", recover=f"auto+snapshots:{tmp_path}")
+        steady.remember(sampler=Sampler())
+        weight.grad = torch.ones(2)
+        optimizer.step()
+        steady.detach()  # waits for the thread that writes
+
+    with pytest.warns(SteadyGradWarning, match=r"more than plain values.*of: sampler"):
+        train()
+    assert not list(tmp_path.rglob("*.snapshot"))
 
 
 def test_a_generator_of_another_kind_in_numpys_place_is_left_alone() -> None:
