@@ -54,9 +54,14 @@ def read_configuration(start: Path) -> Configuration:
 def _parsed(path: Path) -> Configuration:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
-    entries = table.get("tool", {}).get("steadygrad", {}).get("lint", {})
+    entries: dict[str, object] = table
+    for name in ("tool", "steadygrad", "lint"):
+        inside = entries.get(name, {})
+        if not isinstance(inside, dict):
+            raise UsageError(f"{path}: [tool.steadygrad.lint] must be a table; got {inside!r}")
+        entries = inside
     unknown = set(entries) - {"select", "ignore", "exclude", "fail-on"}
     if unknown:
         raise UsageError(

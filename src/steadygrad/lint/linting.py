@@ -103,8 +103,9 @@ def lint_paths(
             diagnostics += [source.placed(d) for d in lint_text(source.text, checks)]
         except UsageError as error:
             unread.append(str(error))
-        except (SyntaxError, ValueError, RecursionError) as error:
-            unread.append(f"{path} is not read as Python: {error}")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            # nested too deep, in the words of one Python or another
+            unread.append(f"{path} is not read as Python: {str(error) or type(error).__name__}")
     return Report(tuple(diagnostics), files, tuple(unread), fixed)
 
 
@@ -149,6 +150,6 @@ def _inside(folder: Path, exclude: tuple[str, ...]) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if f not in _LEFT_OUT and not f.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
-            wanted = name.endswith((".py", ".ipynb"))
+            wanted = name.endswith((".py", ".ipynb")) and path.is_file()  # a pipe is no file
             if wanted and not any(path.match(pattern) for pattern in exclude):
                 yield path

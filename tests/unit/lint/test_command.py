@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,8 @@ def test_the_projects_configuration(broken: Path) -> None:
     assert "must be a list of strings" in lint("train.py").output
     table.write_text("[tool.steadygrad.lint]\nignores = []\n")
     assert "has no entry" in lint("train.py").output
+    table.write_text("tool = 5\n")
+    assert "must be a table" in lint("train.py").output
 
 
 def test_fix_in_place(broken: Path) -> None:
@@ -143,6 +146,7 @@ def test_a_notebook_is_read_and_mended_cell_by_cell(broken: Path) -> None:
         ("broken.ipynb", b"{"),
         ("list.ipynb", b"[]"),
         ("deep.py", b"loss.backward()\nx = " + b"(" * 300 + b")" * 300),
+        ("deeper.py", b"loss.backward()\nx = " + b"-" * 10_000 + b"1"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_and_ends_nothing(
@@ -159,6 +163,12 @@ def test_a_path_that_does_not_exist(broken: Path) -> None:
     result = lint("nowhere.py")
     assert result.exit_code == 2
     assert "there is no file or folder 'nowhere.py'" in result.output
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_among_the_files_is_not_opened(broken: Path) -> None:
+    os.mkfifo("pipe.py")
+    assert "SG405" in lint(".").output
 
 
 def test_escape_sequences_in_names_are_shown_as_text(broken: Path) -> None:

@@ -436,6 +436,15 @@ def test_a_folder_in_the_place_of_a_journal(suffix: str, content: bytes, tmp_pat
         open_run(tmp_path / "run.db")
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "-o" in c], ids=lambda c: c[0])
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(
+    command: tuple[str, ...], content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "run.db").write_bytes(content)
+    said = run_commands(tmp_path / "run.db", tmp_path / "run.db", [command])  # a file, no folder
+    assert "Error: " in said[0]
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", b"\xff\xfe.db"])
 def test_names_that_cannot_be(name: Any, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(name)
