@@ -20,11 +20,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from steadygrad import calibrate, diagnose
+from steadygrad.recovery import RecoveryEvent
 from steadygrad.runlog import Run, decoding, encode
 from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.runlog.records import STEP_DTYPE, TensorInfo
-from steadygrad.vocabulary import GAP, NAN_LOSS, NAN_ORIGIN, RANKS, SCRIPT_CLIP, THROUGH_TIME
+from steadygrad.vocabulary import (
+    GAP,
+    NAN_LOSS,
+    NAN_ORIGIN,
+    RANKS,
+    RECOVERY,
+    SCRIPT_CLIP,
+    THROUGH_TIME,
+)
 
 FINDS = Path(__file__).with_name("finds")
 FUZZ = int(os.environ.get("STEADYGRAD_FUZZ", "0"))
@@ -89,6 +98,7 @@ EVENTS: dict[str, dict[str, Any]] = {
     GAP: {"steps": 3, "first_step": 7, "last_step": 9},
     RANKS: dict.fromkeys(decoding.RANK_COLUMNS, TWO) | {"rank": [0, 1], "step": [5, 5]},
     THROUGH_TIME: {"tensor": 0, "length": 2, "positions": [0, 1], "norms": TWO},
+    RECOVERY: dict(RecoveryEvent(5, "rollback", "loss spike", 3, 9, "transient").as_json()),
     NAN_ORIGIN: Origin(
         5,
         "loss",

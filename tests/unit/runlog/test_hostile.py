@@ -17,11 +17,12 @@ from click.testing import CliRunner
 
 from steadygrad.cli import group
 from steadygrad.errors import RunFileError, SteadyGradError
+from steadygrad.recovery import RecoveryEvent
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, decoding, open_run, reader, schema
 from steadygrad.runlog.encode import DamagedError, inflate, unpack, unpack_sparse
 from steadygrad.runlog.newest import newest_run
 from steadygrad.runlog.origin import Origin, Range
-from steadygrad.vocabulary import FIGURES
+from steadygrad.vocabulary import FIGURES, RECOVERY
 
 FLIPS = int(os.environ.get("STEADYGRAD_FUZZ", "0")) or 90
 EVERY = 1 if "STEADYGRAD_FUZZ" in os.environ else 4
@@ -63,6 +64,8 @@ def make(path: Path, steps: int = 120) -> Path:
         clip = {"optimizer": 0, "max_norm": "inf", "coef": 0.5, "norm": 2.0, "after_step": False}
         writer.write_event("script_clip", clip, 3)
         writer.write_event("gap", {"steps": 3, "first_step": 7, "last_step": 9}, 7)
+        back = RecoveryEvent(40, "rollback", "loss spike", 30)
+        writer.write_event(RECOVERY, back.as_json(), 40)
         origin = Origin(steps - 5, "loss", "log", inputs=(Range("input 0", (2,), "float32", 0, 1),))
         writer.write_event("nan_origin", origin.as_json(), steps - 5)
     return path
@@ -171,6 +174,11 @@ def wrong_values(every: int = 1) -> dict[str, Callable[[Path], Path]]:
         places[f"origin {field}"] = (
             f"UPDATE events SET data = json_set(data, '$.{field}', json(?)) "
             "WHERE kind = 'nan_origin' AND json_valid(?1)",
+        )
+    for field in ("act", "trigger", "to_step", "until", "nature", "optimizer"):
+        places[f"recovery {field}"] = (
+            f"UPDATE events SET data = json_set(data, '$.{field}', json(?)) "
+            "WHERE kind = 'recovery' AND json_valid(?1)",
         )
     for field in CLIP_FIELDS:
         places[f"clip {field}"] = (
