@@ -516,21 +516,26 @@ class Recovering:
         def write() -> None:
             try:
                 data = packed(content)
-                if not self._readable:
-                    unpacked(data)
-                    self._readable = True
+                self._require_readable(data)
                 write_snapshot(folder, step, data, keep)
-            except ValueError as error:
-                warn_user(
-                    f"no snapshot was written to {folder}: it holds {error}, and could not be read "
-                    f"again. See what state_dict() gives of: {', '.join(self.partners.named)}",
-                    SteadyGradWarning,
-                )
             except Exception as error:  # a full disk must not end a training
                 warn_user(f"no snapshot was written to {folder}: {error}", SteadyGradWarning)
 
         self._writing = threading.Thread(target=write, name="steadygrad-snapshot")
         self._writing.start()
+
+    def _require_readable(self, data: bytes) -> None:
+        """Refuse snapshots that could not be read again; the first one tells of all."""
+        if self._readable:
+            return
+        try:
+            unpacked(data)
+        except ValueError as error:
+            raise UsageError(
+                f"it holds {error}, and could not be read again. See what state_dict() gives of: "
+                f"{', '.join(self.partners.named)}"
+            ) from None
+        self._readable = True
 
     def _once(self, act: str, step: int, until: int) -> None:
         """Write an event where its cause begins, and not again while that goes on."""
