@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from steadygrad import calibrate, diagnose
-from steadygrad.recovery import RecoveryEvent
 from steadygrad.runlog import Run, decoding, encode
 from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.origin import Origin, Range
@@ -98,7 +97,6 @@ EVENTS: dict[str, dict[str, Any]] = {
     GAP: {"steps": 3, "first_step": 7, "last_step": 9},
     RANKS: dict.fromkeys(decoding.RANK_COLUMNS, TWO) | {"rank": [0, 1], "step": [5, 5]},
     THROUGH_TIME: {"tensor": 0, "length": 2, "positions": [0, 1], "norms": TWO},
-    RECOVERY: dict(RecoveryEvent(5, "rollback", "loss spike", 3, 9, "transient").as_json()),
     NAN_ORIGIN: Origin(
         5,
         "loss",
