@@ -29,7 +29,6 @@ from steadygrad.vocabulary import (
     NAN_LOSS,
     NAN_ORIGIN,
     RANKS,
-    RECOVERY,
     SCRIPT_CLIP,
     THROUGH_TIME,
 )
