@@ -89,9 +89,10 @@ test-keras: EXTRAS = keras,jax
 test-keras: SUITE = tests/unit/keras $(call without,tensorflow torch)
 test-tensorflow: SUITE = tests/unit/tensorflow tests/unit/keras $(call without,jax torch)
 test-jax: SUITE = tests/unit/jax
+test-jax: WITH = flax equinox flatbuffers  # models of theirs, and what jax.export asks for
 $(FRAMEWORKS:%=test-%): test-%:
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.$(if $(EXTRAS),[$(EXTRAS)])' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.$(if $(EXTRAS),[$(EXTRAS)])' pytest pytest-timeout pytest-xdist hypothesis $(WITH)
 	.venv-$*/bin/python -m pytest -n $(WORKERS) $(SUITE)
 
 test-oldest:
