@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from steadygrad.runlog import open_run
 
 SCRIPT = """
 import math
+import os
+import signal
 import torch
 
 torch.manual_seed(5)
 inputs = torch.randn(64, 4)
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.9)
-for _ in range(60):
+for step in range(60):
+    if step == 30 and os.path.exists("kill-once"):  # the test on a cluster makes it
+        os.unlink("kill-once")
+        os.kill(os.getppid(), signal.SIGKILL)
     optimizer.zero_grad()
     loss = (model(inputs) - 10 * inputs.sum(1, keepdim=True)).pow(4).mean()
     if not math.isfinite(loss.item()):
@@ -95,3 +104,44 @@ def test_mistakes_say_what_to_type(tmp_path: Path) -> None:
     done = compare(tmp_path)
     assert done.returncode == 2
     assert "there is no script train.py" in done.stderr
+
+
+def test_a_ray_cluster_comes_to_the_same_though_a_worker_is_killed(
+    finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    local = finished[0] / "results"
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "kill-once").touch()
+    done = compare(tmp_path, "--engine", "ray", "--jobs", "2", "--seeds", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "kill-once").exists(), "no worker was killed"
+    assert done.stdout.startswith("{"), done.stdout[:300]
+    ours, theirs = (
+        [row["seeds"][0] for row in json.loads(text)["policies"]]
+        for text in (done.stdout, (local / "compare.json").read_text())
+    )
+    for seed in (*ours, *theirs):
+        assert seed.pop("seconds") > 0
+    assert ours == theirs
+    paths = sorted((tmp_path / "results").glob("*.db"))
+    assert len(paths) == 2
+    for path in paths:
+        here, there = (open_run(each) for each in (local / path.name, path))
+        assert len(here.steps) > 1
+        for column in ("loss", "norm", "coef"):
+            np.testing.assert_array_equal(here.steps[column], there.steps[column])
+
+
+def test_a_cluster_that_does_not_answer_or_is_none_says_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        done = compare(tmp_path, "--engine", f"ray:127.0.0.1:{taken.getsockname()[1]}")
+    assert done.returncode == 2
+    assert "no Ray cluster answers at 127.0.0.1" in done.stderr
+    assert "ray start --head" in done.stderr
+    done = compare(tmp_path, "--engine", "rya")
+    assert "type --engine local, --engine ray or" in done.stderr
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('not here', name='ray')")
+    done = compare(tmp_path, "--engine", "ray")
+    assert 'pip install "steadygrad[ray]"' in done.stderr

@@ -21,6 +21,13 @@ DEFAULTS = ("none", "norm:1.0", "auto")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each policy.")
 @click.option("--jobs", default=0, metavar="N", help="Trainings at a time; default: one a core.")
 @click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    metavar="local|ray[:ADDRESS]",
+    help="Where to train: on this machine or on a Ray cluster.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False),
     metavar="FOLDER",
@@ -34,6 +41,7 @@ def command(
     specs: tuple[str, ...],
     seeds: int,
     jobs: int,
+    engine: str,
     out: str | None,
     as_json: bool,
     as_module: bool,
@@ -52,4 +60,4 @@ def command(
     name = script.rpartition(".")[2] if as_module else Path(script).stem
     folder = Path(out or f"compare-{name}").absolute()
     grid = Grid(script, arguments, specs or DEFAULTS, seeds, folder, as_module)
-    compare(grid, jobs=jobs, as_json=as_json)
+    compare(grid, jobs=jobs, engine=engine, as_json=as_json)

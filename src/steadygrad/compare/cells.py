@@ -1,4 +1,4 @@
-"""The grid of policies and seeds, and running its cells.
+"""The grid of policies and seeds.
 
 A finished cell leaves a small JSON file beside its run file, with a digest of all
 that went into it: script, arguments, policy, seed, version. Starting again reuses
@@ -11,11 +11,7 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,97 +110,32 @@ class Grid:
             raise UsageError(f"there is no script {self.script} in {os.getcwd()}")
 
     @cached_property
+    def source(self) -> bytes:
+        """The script, byte by byte; empty of a module."""
+        return b"" if self.as_module else Path(self.script).read_bytes()
+
+    @cached_property
     def cells(self) -> list[Cell]:
         """All cells, seed by seed, so that every policy has a result early on."""
         return [self._cell(spec, seed) for seed in range(self.seeds) for spec in self.specs]
 
     def _cell(self, spec: str, seed: int) -> Cell:
-        source = b"" if self.as_module else Path(self.script).read_bytes()
         parts = [self.script, *self.arguments, spec, str(seed), __version__]
-        digest = hashlib.sha256("\0".join(parts).encode() + b"\0" + source).hexdigest()
+        digest = hashlib.sha256("\0".join(parts).encode() + b"\0" + self.source).hexdigest()
         word = re.sub(r"[^A-Za-z0-9.*@]+", "-", spec).strip("-").replace("*", "all")
         return Cell(spec, seed, self.folder, f"{word}-seed{seed}-{digest[:4]}", digest)
 
-    def command(self, cell: Cell) -> list[str]:
-        """What runs a cell."""
+    def command(self, cell: Cell, run_file: str | Path = "") -> list[str]:
+        """What runs a cell, with the Python of this process.
+
+        Args:
+            cell: which one.
+            run_file: where to record it; by default where its result belongs.
+        """
         clip = [] if cell.spec == AS_WRITTEN else ["--clip", cell.spec]
         module = ["-m"] if self.as_module else []
         return [
             *(sys.executable, "-m", "steadygrad", "run", "--quiet", "--force"),
-            *("--seed", str(cell.seed), "--out", str(cell.run_file), *clip, *module),
+            *("--seed", str(cell.seed), "--out", str(run_file or cell.run_file), *clip, *module),
             *(self.script, *self.arguments),
         ]
-
-
-def run_cells(
-    grid: Grid, *, jobs: int = 0, done: Callable[[Cell, bool], None] = lambda cell, reused: None
-) -> dict[Cell, dict[str, object]]:
-    """Run every cell that is not finished, several at a time.
-
-    Args:
-        grid: what to compare.
-        jobs: processes at a time; 0 for one a core.
-        done: called after each cell, with whether it was finished already.
-
-    Returns:
-        How each cell ended: ``exit`` (its exit code) and ``seconds``.
-    """
-    grid.folder.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_once = jobs or cores or 1
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // at_once)))
-    ended = {cell: outcome for cell in grid.cells if (outcome := cell.finished())}
-    for cell in ended:
-        done(cell, True)
-    children: set[subprocess.Popen[bytes]] = set()
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting = {
-            pool.submit(_run, grid, cell, environment, children): cell
-            for cell in grid.cells
-            if cell not in ended
-        }
-        try:
-            _collect(waiting, ended, done)
-        except BaseException:  # an interrupt: leave no process behind
-            for future in waiting:
-                future.cancel()
-            for child in list(children):
-                child.terminate()
-            raise
-    return ended
-
-
-def _collect(
-    waiting: dict[Future[dict[str, object]], Cell],
-    ended: dict[Cell, dict[str, object]],
-    done: Callable[[Cell, bool], None],
-) -> None:
-    left = set(waiting)
-    while left:
-        finished, left = wait(left, return_when=FIRST_COMPLETED)
-        for future in finished:
-            ended[waiting[future]] = future.result()
-            done(waiting[future], False)
-
-
-def _run(
-    grid: Grid, cell: Cell, environment: dict[str, str], children: set[subprocess.Popen[bytes]]
-) -> dict[str, object]:
-    cell.note.unlink(missing_ok=True)
-    cell.run_file.unlink(missing_ok=True)
-    began = time.perf_counter()
-    with cell.log.open("wb") as log:
-        child = subprocess.Popen(
-            grid.command(cell),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-        children.add(child)
-        code = child.wait()
-        children.discard(child)
-    ended = {"digest": cell.digest, "exit": code, "seconds": time.perf_counter() - began}
-    cell.note.write_text(json.dumps(ended))
-    return ended

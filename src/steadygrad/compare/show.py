@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from steadygrad.compare.cells import Cell, Grid, run_cells
+from steadygrad.compare.cells import Cell, Grid
 from steadygrad.compare.measuring import measure
 from steadygrad.compare.page import write_page
 from steadygrad.compare.rows import cells, troubles
+from steadygrad.compare.running import run_cells
 from steadygrad.compare.table import Comparison, judge_each
 from steadygrad.runlog.facts import harmless
 from steadygrad.text import printable
@@ -25,18 +26,21 @@ from steadygrad.text import printable
 MOST_OPTIMIZERS = 4
 
 
-def compare(grid: Grid, *, jobs: int = 0, as_json: bool = False) -> list[Comparison]:
+def compare(
+    grid: Grid, *, jobs: int = 0, engine: str = "local", as_json: bool = False
+) -> list[Comparison]:
     """Run a grid, print what came of it, and write ``compare.json`` and ``compare.html``.
 
     Args:
         grid: what to compare.
-        jobs: processes at a time; 0 for one a core.
+        jobs: trainings at a time; 0 for as many as the engine has room for.
+        engine: ``local``, ``ray`` or ``ray:ADDRESS``.
         as_json: print JSON in place of the table.
 
     Returns:
         The comparison; one for each optimizer where the script has several.
     """
-    each = run_grid(grid, jobs=jobs)
+    each = run_grid(grid, jobs=jobs, engine=engine)
     text = json.dumps(as_plain(each), indent=1, allow_nan=False)
     (grid.folder / "compare.json").write_text(text + "\n")
     page = write_page(each, grid)
@@ -63,7 +67,7 @@ def as_plain(each: Sequence[Comparison]) -> dict[str, Any]:
     return {"optimizers": [{"optimizer": one.optimizer, **one.to_dict()} for one in each]}
 
 
-def run_grid(grid: Grid, *, jobs: int = 0) -> list[Comparison]:
+def run_grid(grid: Grid, *, jobs: int = 0, engine: str = "local") -> list[Comparison]:
     """Run a grid under a progress bar on standard error, and judge its outcomes."""
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
@@ -76,7 +80,7 @@ def run_grid(grid: Grid, *, jobs: int = 0) -> list[Comparison]:
             note = f" ({reused} reused)" if reused else ""
             progress.update(task, advance=1, description=f"trainings{note}")
 
-        ended = run_cells(grid, jobs=jobs, done=done)
+        ended = run_cells(grid, jobs=jobs, engine=engine, done=done)
     outcomes = [outcome for cell in grid.cells for outcome in measure(cell, ended[cell])]
     script = Path(grid.script)
     shown = harmless(grid.arguments, script.parent)  # the page is made to be handed on
