@@ -33,7 +33,7 @@ def file_of_job(paths: Iterable[str | os.PathLike[str]]) -> str:
         Its path; empty for none, and where somebody has it open.
     """
     own = job()
-    for path in map(os.fspath, paths) if own else ():
+    for path in [os.fspath(each) for each in paths] if own else ():
         facts = _facts(path)
         earlier = facts.get(JOB) == own and facts.get(PROCESS) != os.getpid()
         if earlier and not is_being_written(Path(path)):

@@ -6,14 +6,15 @@ asked of the object where it is used: it is as old as torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-graph_task: Any = torch._C._current_graph_task_id
+graph_task: Callable[[], int] = torch._C._current_graph_task_id
 """The number of the backward pass at work in this thread; -1 for none."""
 
-is_wrapped: Any = torch._C._functorch.is_functorch_wrapped_tensor
+is_wrapped: Callable[[torch.Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 """Whether a transform such as vmap has wrapped a tensor."""
 
 unwrapped: Any = torch._C._functorch.get_unwrapped
