@@ -93,6 +93,12 @@ tx = optax.MultiSteps(clipped(), 2)
 train("micro", tx, jax.jit(stepper(tx)))
 tx = optax.MultiSteps(clipped(), 2).gradient_transformation()
 train("micro_tx", tx, jax.jit(stepper(tx)))
+tx = optax.chain(optax.clip_by_global_norm(0.5), optax.MultiSteps(
+    optax.adam(1e-2), 2).gradient_transformation())
+train("micro_each", tx, jax.jit(stepper(tx)))
+# a clip behind a transformation that leaves finite gradients as they are
+tx = optax.chain(optax.zero_nans(), clipped())
+train("zeroed", tx, jax.jit(stepper(tx)))
 # the optimizer inside of lax.cond
 tx = optax.apply_if_finite(clipped(), 5)
 train("finite", tx, jax.jit(stepper(tx)))
@@ -262,6 +268,13 @@ def test_micro_batches_are_one_step(seen: Any) -> None:
         np.testing.assert_allclose(got["loss"], losses.reshape(3, 2).mean(1), rtol=1e-5)
         assert (got["threshold"] == 0.5).all()
         assert (got["coef"] < 1).all()
+    got = steps_of(run, "micro_each", plain)  # its clip stands before each micro-batch
+    np.testing.assert_allclose(got["norm"], plain["micro_each"]["norms"][1::2], rtol=1e-5)
+    number = list(plain).index("micro_each")
+    calls = [e.data for e in run.events if e.data.get("optimizer") == number]
+    norms = [call["norm"] for call in calls]
+    np.testing.assert_allclose(norms, plain["micro_each"]["norms"], rtol=1e-5)
+    assert [call["backward_since_step"] for call in calls] == [1, 2] * 3
 
 
 def test_learning_rates_are_read_where_optax_tells_them(seen: Any) -> None:

@@ -194,8 +194,9 @@ def nothing_seen(session: EndedRun) -> str:
     elif "tensorflow" in session.frameworks and seen:
         reason = (
             f"{seen} calls for gradients were seen, but no step of a Keras, tf_keras or "
-            "tf.compat.v1 optimizer after them. Updates by hand (assign_sub) cannot be seen, and "
-            "clip as the script has it; apply them by keras.optimizers.SGD(rate).apply_gradients"
+            "tf.compat.v1 optimizer after them, and no update by hand (assign_sub) that can be "
+            "followed to one call for gradients. Such updates clip as the script has it; apply "
+            "them by keras.optimizers.SGD(rate).apply_gradients"
         )
     elif session.plan.cell and "jax" in session.frameworks:
         reason = (

@@ -25,6 +25,9 @@ from steadygrad.runlog.hidden import HiddenThread, stay_hidden
 BUSY_SHARE = 0.01
 """A thread that computes less of the time than this does nothing."""
 
+REST = 300.0
+"""Times as long as the thread has computed until it looks at the queue again."""
+
 FORK_SECONDS = 0.5
 """How long a fork waits for all threads that are at work; it then happens beside them."""
 
@@ -72,11 +75,17 @@ class Pump(Generic[Item]):
         finish: called in the thread once, after the last item.
         fail: called in the thread with what `consume` or `finish` raised; the end of it. Called
             at once where the system allows no further thread.
-        interval: seconds between two looks at the queue.
+        interval: least seconds between two looks at the queue.
+        longest: most seconds between them, where a look is dear (`REST`): what the thread computes
+            is taken from the training where cores are few. 0 for always ``interval``.
         max_bytes: how much may wait, going by the size that `put` is told.
         patience: seconds for which `put` waits for room before it drops.
         batch: most items handed over in one call.
         deaf: as `HiddenThread` has it.
+
+    Attributes:
+        longest: as given; may be set.
+        stopped: no item goes anywhere any more.
     """
 
     def __init__(
@@ -86,14 +95,17 @@ class Pump(Generic[Item]):
         fail: Callable[[BaseException], None],
         *,
         interval: float = 0.2,
+        longest: float = 0.0,
         max_bytes: int = 32 << 20,
         patience: float = 1.0,
         batch: int = 1024,
         deaf: bool = True,
     ) -> None:
         self.stopped = False
+        self.longest = longest
         self._consume, self._finish, self._fail = consume, finish, fail
         self._interval, self._max_bytes = interval, max_bytes
+        self._rest = interval
         self._patience, self._batch = patience, batch
         self._queue: deque[Item | threading.Event] = deque()
         self._wake = threading.Event()
@@ -259,9 +271,10 @@ class Pump(Generic[Item]):
     def _round(self) -> bool:
         closing = self._closing
         if not closing:
-            self._wake.wait(self._interval)
+            self._wake.wait(self._rest)
             self._wake.clear()
             closing = self._closing
+        computed = self._computed()
         while True:
             items, tokens = self._drain()
             try:
@@ -276,6 +289,8 @@ class Pump(Generic[Item]):
             self._congested = False
             if not self._queue or (self._pausing and not closing):
                 break
+        dear = min(REST * (self._computed() - computed), self.longest)
+        self._rest = max(self._interval, dear)
         if closing:
             self._finish()
         return closing

@@ -266,10 +266,11 @@ class Store:
         return True
 
     def _append(self, steps: list[StepItem]) -> None:
-        self._connection.executemany(ADD_PLAIN_STEP, _table_of(steps).tolist())
+        table = _table_of(steps)
+        self._connection.executemany(ADD_PLAIN_STEP, table.tolist())
         self._fresh.extend(steps)
         if len(self._fresh) < self._chunk_rows:
-            self._write_chunk(self._rows, steps, FRESH_LEVEL)
+            self._write_chunk(self._rows, steps, FRESH_LEVEL, table)
         else:
             self._join_fresh()
         self._note_landmarks(steps)
@@ -302,10 +303,13 @@ class Store:
         row_bytes = 4 * 8 * max(1, len(self._sizes))
         return max(8, min(MAX_CHUNK_ROWS, MAX_CHUNK_BYTES // row_bytes))
 
-    def _write_chunk(self, first_row: int, steps: Sequence[StepItem], level: int) -> None:
+    def _write_chunk(
+        self, first_row: int, steps: Sequence[StepItem], level: int, table: Rows | None = None
+    ) -> None:
+        table = _table_of(steps) if table is None else table
         self._connection.execute(
             f"INSERT INTO {_CHUNKS} VALUES (?, ?, ?)",
-            (first_row, len(steps), encode_steps(_table_of(steps), level)),
+            (first_row, len(steps), encode_steps(table, level)),
         )
         for ids, places in _by_layout(steps).items():
             self._write_figures(first_row, ids, places, [steps[place] for place in places], level)

@@ -3,7 +3,7 @@
 Handing over copies four short arrays and appends them to a queue; everything else
 (quantising, compressing, SQLite, waiting for a disk) happens in a hidden thread. No signal
 handler is installed, because trainers compose the ones they find: a batch is committed
-every 200 ms instead, so that whatever ends the process costs less than a second of steps.
+every 200 to 800 ms instead, so that whatever ends the process costs less than a second of steps.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from steadygrad.runlog.thinning import LANDMARKS
 from steadygrad.vocabulary import GAP, NAN_LOSS
 
 COMMIT_SECONDS = 0.2
+RARELY_SECONDS = 0.8  # at least so often, where a commit is dear and nobody listens
 NETWORK_COMMIT_SECONDS = 0.5  # there a commit waits for the server's disk
 CHECKPOINT_SECONDS = 2.0
 SINK_SECONDS = 20.0
@@ -361,6 +362,7 @@ class _Recorder:
             self._finish,
             self._end_file,
             interval=NETWORK_COMMIT_SECONDS if network else COMMIT_SECONDS,
+            longest=RARELY_SECONDS,
         )
 
     def _create(self, force: bool, goes_on: bool) -> Store | None:
@@ -418,6 +420,7 @@ class _Recorder:
                 item.tap.begin(self._head())
                 item.tap.feed(_for_file(batch[place + 1 :]))
                 self._taps.append(item.tap)
+                self.pump.longest = 0.0
 
     def _head(self) -> Head:
         def write_event(kind: str, data: Mapping[str, object], step: int | None = None) -> None:

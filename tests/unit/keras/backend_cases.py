@@ -901,6 +901,8 @@ def observed(clip=None):
     backend = sys.modules[keras.backend.backend()]
     if backend.__name__ == "tensorflow":
         owners += [backend.GradientTape, backend.compat.v1.train.Optimizer]
+        variables = sys.modules["tensorflow.python.ops.resource_variable_ops"]
+        owners += [variables.BaseResourceVariable, variables.ResourceVariable]
         owners += [m for name, m in sys.modules.items() if name.split(".")[0] == "tensorflow"]
     elif backend.__name__ == "jax":
         owners += [backend]
@@ -1231,6 +1233,63 @@ def run_sees_clips_by_hand_and_changes_nothing():
         assert session.troubles == ["tf.clip_by_global_norm was replaced by --clip"]
         run = steadygrad.open_run(session.path)
         close([run.steps.norm, run.steps.coef], [raw, 0.5 / raw], rtol=1e-5)
+
+
+@case("tensorflow")
+def run_sees_updates_by_hand_and_changes_nothing():
+    import tensorflow as tf
+
+    def trained(clip, move, compiled, passes=1):
+        model = model_of("sgd")
+        x, y = data()
+        slots = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in model.trainable_variables]
+
+        def step():
+            for _ in range(passes):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean((model(3.0 * x) - 5.0 * y) ** 2)
+                raw = tape.gradient(loss, model.trainable_variables)
+            given = clip(tf, raw)
+            for row in zip(model.trainable_variables, given, slots, strict=True):
+                move(*row)
+            return raw, loss
+
+        step = tf.function(step) if compiled else step
+        told = []
+        for _ in range(6):
+            raw, loss = step()
+            wide = [t.numpy().astype(np.float64) for t in raw]
+            told.append([np.sqrt(sum((t**2).sum() for t in wide)), float(loss)])
+        return np.array(told).T, weights(model)
+
+    def plainly(variable, gradient, slot):
+        variable.assign_sub(0.01 * gradient)
+
+    def with_momentum(variable, gradient, slot):
+        slot.assign(0.9 * slot + gradient)
+        variable.assign(variable - 0.01 * slot)
+        variable.assign(tf.clip_by_value(variable, -1.0, 1.0))  # moved again: no step
+
+    for compiled in (False, True):
+        for move, name in ((plainly, "global"), (with_momentum, "none")):
+            clip = CLIPS["global"] if name == "global" else lambda tf, g: g
+            (norms, losses), plain = trained(clip, move, compiled)
+            with observed("norm:0.5" if compiled else None) as session:
+                _, seen = trained(clip, move, compiled)
+            assert equal(plain, seen), (name, compiled)
+            assert len(session.troubles) == compiled, session.troubles
+            assert all("not applied to updates by hand" in told for told in session.troubles)
+            run = steadygrad.open_run(session.path)
+            close([run.steps.norm, run.steps.loss], [norms, losses], rtol=1e-5)
+            assert [o["class"] for o in run.info["optimizers"]] == ["by hand"]
+            limit = 1.0 if name == "global" else np.inf
+            assert set(run.steps.threshold) == {limit}
+            close([run.steps.coef], [np.minimum(1.0, limit / norms)], rtol=1e-5)
+            assert all(tensor.name for tensor in run.tensors)
+    with observed() as session:
+        trained(lambda tf, g: g, plainly, False, passes=2)
+    assert session.path == ""
+    assert "asked for several times" in session.troubles[0]
 
 
 @case("tensorflow")

@@ -62,6 +62,7 @@ ALONE = {
         "rules_calibration_and_report_read_a_run",
         "run_reduces_over_replicas",
         "run_sees_clips_by_hand_and_changes_nothing",
+        "run_sees_updates_by_hand_and_changes_nothing",
     ],
 }
 

@@ -40,6 +40,9 @@ PER_TENSOR = ("clip_by_block_rms", "adaptive_grad_clip")
 ALONE = {*LIMITS, "ema", "identity", "zero_nans", "centralize", "add_noise", ""}
 """Transformations that are no optimizer where nothing else is inside of them."""
 
+PREPARES = ("zero_nans", "centralize", "add_noise", "ema")
+"""Those that change gradients before a clip; the first leaves finite ones as they are."""
+
 
 def is_clip(made: Made) -> bool:
     """Whether a transformation is one of the clips of optax or of steadygrad."""
@@ -64,8 +67,11 @@ class Flight:
         placed: where those stand, and one whose result was not used.
         makers: names of the functions that made the transformations inside.
         own: state of steadygrad's own clip inside, once it has acted.
+        unseen: clips that stand behind a change of the gradients, and the name of that change.
         dropped: whether a guard of optax has dropped the step, 0-d; None without one.
         acting: whether our policy has clipped, and the script's clips are left out.
+        closes: 0-d, whether the micro-batch at hand ends a step; None without `optax.MultiSteps`
+            inside.
     """
 
     gradients: Sequence[jax.Array]
@@ -76,10 +82,13 @@ class Flight:
     placed: list[Placement] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     own: ClipState | None = None
+    unseen: list[tuple[str, str]] = field(default_factory=list)
     dropped: ArrayLike | None = None
     acting: bool = False
+    closes: ArrayLike | None = None
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()
+    _changed: dict[int, str] = field(default_factory=dict)
     _factors: list[tuple[ArrayLike, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -131,6 +140,8 @@ class Flight:
     def clipped(self, made: Made, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
         """A clip has acted on the gradients."""
         if not self.hands_gradients(before):
+            changes = {change for leaf in before if (change := self._changed.get(id(leaf)))}
+            self.unseen += [(made.maker, change) for change in sorted(changes)]
             return
         limit = made.values.get(LIMITS.get(made.maker, ""), math.inf)
         self.placed.append(
@@ -153,6 +164,17 @@ class Flight:
         if self.trace.reaches(limit):
             fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
             self.threshold = min(limit, self.threshold) if fixed else limit
+
+    def prepared(self, made: Made, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
+        """A transformation of `PREPARES` has been called."""
+        if not self.hands_gradients(before) or len(after) != len(before):
+            return
+        self._entered = [*self._entered, *after]
+        for old, leaf in zip(before, after, strict=True):
+            if made.maker == "zero_nans":
+                self._places[id(leaf)] = self._places[id(old)]
+            else:
+                self._changed[id(leaf)] = made.maker
 
     def clip_acted(self, state: object) -> None:
         """A clip of steadygrad has acted: its state holds the figures."""

@@ -101,12 +101,8 @@ def _patch_multi_steps(kind: type[optax.MultiSteps], observer: JaxObserver) -> N
         **kwargs: object,
     ) -> tuple[PyTree, PyTree]:
         every = self._every_k_schedule(state.gradient_step)
-        before = observer.closing(state.mini_step == every - 1)
-        try:
-            with aside:
-                made: tuple[PyTree, PyTree] = original(self, updates, state, *args, **kwargs)
-            return made
-        finally:
-            observer.closing(before)
+        with observer.window(state.mini_step == every - 1), aside:
+            made: tuple[PyTree, PyTree] = original(self, updates, state, *args, **kwargs)
+        return made
 
     replace(kind, "update", update)

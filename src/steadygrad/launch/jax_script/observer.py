@@ -7,11 +7,12 @@ optimizer's state, and the gradients handed on are the script's own arrays.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
@@ -26,6 +27,7 @@ from steadygrad.launch.jax_script.flight import (
     ALONE,
     BY_NORM,
     LIMITS,
+    PREPARES,
     Flight,
     floating,
     is_clip,
@@ -147,10 +149,26 @@ class JaxObserver:
             self._guarded("a JAX optimizer's start is not observed", self.starts, owner, args[0])
         return state
 
-    def closing(self, closes: ArrayLike | None) -> ArrayLike | None:
-        """Set whether the micro-batch at hand ends a step; gives what was set before."""
+    @contextlib.contextmanager
+    def window(self, closes: ArrayLike) -> Iterator[None]:
+        """`optax.MultiSteps` works: the optimizer inside of it steps on the average.
+
+        Args:
+            closes: whether the micro-batch at hand is the last of its step.
+        """
         before, self._here.closes = self._here.closes, closes
-        return before
+        flight = self._here.flight
+        if flight is not None:  # a chain around it is called at every micro-batch
+            flight.closes = closes
+            if flight.acting:
+                self._session.mention(
+                    "--clip was applied to every micro-batch, since a chain stands around "
+                    "optax.MultiSteps; put MultiSteps around the whole chain"
+                )
+        try:
+            yield
+        finally:
+            self._here.closes = before
 
     def update(
         self, owner: Owner, original: Update, args: tuple[PyTree, ...], kwargs: Mapping[str, object]
@@ -229,6 +247,11 @@ class JaxObserver:
             self._session.mention("an optimizer inside of jax.vmap is not observed")
             return
         track = self._track(owner, flight.kind, names, leaves)
+        for clip, change in flight.unseen:
+            self._session.mention(
+                f"the script's {clip} stands behind {change}: norms on record are those of the "
+                "gradients before both, and what that clip does to them is not on record"
+            )
         head, fixed = self._head(flight)
         clips = () if flight.own is not None else tuple(flight.clips)
         if flight.own is not None:
@@ -246,7 +269,8 @@ class JaxObserver:
             row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
         else:
             row = eager_row_of(leaves, left, head, clips)
-        self._send(track, row, Arrival(fixed, placed=tuple(flight.placed)))
+        each = flight.closes is not None
+        self._send(track, row, Arrival(fixed, placed=tuple(flight.placed), each=each))
 
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """A row's first numbers: those on the device, and those that only the host has."""
@@ -254,8 +278,9 @@ class JaxObserver:
         loss, rate = self._losses.here(flight.trace), flight.rate
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)
-        if self._here.closes is not None:
-            head["steps"] = self._here.closes
+        closes = self._here.closes if flight.closes is None else flight.closes
+        if closes is not None:
+            head["steps"] = closes
         if isinstance(rate, (int, float)):
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
@@ -389,6 +414,8 @@ def _note(
         flight.clip_acted(result[1])
     elif is_clip(made):
         flight.clipped(made, before, floating(result[0]))
+    elif made.maker in PREPARES:
+        flight.prepared(made, before, floating(result[0]))
     elif made.maker == "apply_if_finite":
         flight.guarded(made, before, result[1])
     elif made.maker == "scale" and "step_size" in made.values:

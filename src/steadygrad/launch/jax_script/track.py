@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -63,11 +63,13 @@ class Arrival(NamedTuple):
         fixed: figures in place of the row's.
         devices: how many of this process tell a row at each step.
         placed: the script's clip calls.
+        each: they are made at every micro-batch, since they stand before `optax.MultiSteps`.
     """
 
     fixed: Mapping[str, float] = NOTHING
     devices: int = 1
     placed: tuple[Placement, ...] = ()
+    each: bool = False
 
 
 class JaxTrack:
@@ -95,6 +97,7 @@ class JaxTrack:
         self._part = 0
         self._queues: dict[int, deque[tuple[Head, Figures]]] = {}
         self._micro: list[float] = []
+        self._calls: list[tuple[Head, tuple[Placement, ...]]] = []
 
     def begins_anew(self) -> None:
         """The optimizer's state was made again: what comes is another training."""
@@ -132,15 +135,18 @@ class JaxTrack:
                 "is called; those of the first device are on record"
             )
         losses = [head["loss"] for head, _ in rows]
-        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], arrival.placed)
+        self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], arrival)
 
-    def _take(self, head: Head, figures: Figures, placed: Sequence[Placement]) -> None:
+    def _take(self, head: Head, figures: Figures, arrival: Arrival) -> None:
         if head["told"]:
             self._micro.append(head["loss"])
+        if arrival.each or head["steps"]:
+            self._calls.append((head, arrival.placed))
         if head["steps"]:
-            self._write(head, figures, placed)
+            self._write(head, figures)
+            self._calls = []
 
-    def _write(self, head: Head, figures: Figures, placed: Sequence[Placement]) -> None:
+    def _write(self, head: Head, figures: Figures) -> None:
         arrived = self._book.losses.since()
         step, self._part = self._part, self._part + 1
         self.steps += 1
@@ -158,12 +164,14 @@ class JaxTrack:
         has_loss = bool(head["told"]) or loss == loss
         record = record_of(step, self._index, {**head, "loss": loss}, figures, has_loss)
         writer.write_step(record, self._ids, *figures)
-        for placement in placed:
-            self._write_call(writer, placement, step, len(placed), head)
+        for batch, (figures_of, placed) in enumerate(self._calls, 1):
+            turn = CallTime(step, self._index, batch)
+            for placement in placed:
+                self._write_call(writer, placement, turn, len(placed), figures_of)
         self._write_start(writer, step)
 
     def _write_call(
-        self, writer: RunWriter, placement: Placement, step: int, calls: int, head: Head
+        self, writer: RunWriter, placement: Placement, turn: CallTime, calls: int, head: Head
     ) -> None:
         """One clip call of the script; the norm before it is known where it is the first."""
         limit = placement.max_norm
@@ -176,7 +184,7 @@ class JaxTrack:
             "norm": head["norm"] if norm_known else math.nan,
             "coef": head["coef"] if alone else math.nan,
         }
-        placement.enter(self._book.calls, writer, CallTime(step, self._index), figures)
+        placement.enter(self._book.calls, writer, turn, figures)
 
     def _write_start(self, writer: RunWriter, step: int) -> None:
         """What the weights were before the first step, where the script told them by `init`."""

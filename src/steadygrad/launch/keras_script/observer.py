@@ -238,6 +238,8 @@ class KerasObserver:
     ) -> None:
         """An optimizer's `apply` is called, or traced, with these gradients."""
         try:
+            if self.tensorflow is not None:
+                self.tensorflow.by_hand.forget()
             if self.clips(optimizer):
                 return  # its hook tells
             variables = list(trainable_variables(optimizer) if variables is None else variables)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from steadygrad.tensorflow.engine import Gradient
 
 CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
+MOVES = ("assign", "assign_add", "assign_sub", "scatter_sub")
+"""Methods by which a loop without an optimizer moves its variables."""
+VARIABLES = ("BaseResourceVariable", "ResourceVariable")
+"""Both have some of them: TensorFlow puts its own around those of the second."""
 
 Function = Callable[..., object]
 
@@ -71,6 +75,27 @@ class TensorFlowPatches:
     def heard(self, loss: object) -> None:
         """Gradients of this are asked for."""
         self._session.guarded("a loss is not seen", lambda: self.observer().heard(loss))
+
+    def differentiated(self, sources: object, gradients: object) -> None:
+        """A tape has returned these gradients."""
+        self._session.guarded(
+            "a loop's gradients are not seen",
+            lambda: self.observer().by_hand.differentiated(sources, gradients),
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether gradients were asked for that nothing was moved by yet."""
+        return self._observer is not None and self._observer.by_hand.waits
+
+    def moving(self, variable: object, change: object) -> AbstractContextManager[object]:
+        """A variable is about to be moved; a context to do it in, as `stepping`."""
+        try:
+            if self._depth == 0:
+                return self.observer().moved_by_hand(variable, change)
+        except Exception as error:
+            self._session.trouble("a TensorFlow step by hand is not observed", error)
+        return nullcontext()
 
     def clip_call(
         self, name: str, args: Sequence[object], kwargs: Mapping[str, object], result: object
@@ -129,10 +154,20 @@ def install(patches: TensorFlowPatches, tensorflow: ModuleType) -> None:
         original = getattr(tensorflow, name)
         _replace_everywhere(name, original, _watch_clip(name, original, patches))
     tape = tensorflow.GradientTape
-    replace(tape, "gradient", _watch_gradient(tape.gradient, patches))
+    replace(tape, "gradient", _watch_tape(tape.gradient, patches))
     first = tensorflow.compat.v1.train.Optimizer
     replace(first, "compute_gradients", _watch_gradient(first.compute_gradients, patches))
     patch_apply_gradients(first, patches)
+    _patch_variables(patches)
+
+
+def _patch_variables(patches: TensorFlowPatches) -> None:
+    """Have variables tell where a script moves them itself."""
+    module = sys.modules.get("tensorflow.python.ops.resource_variable_ops")
+    for kind in (getattr(module, name, None) for name in VARIABLES):
+        for name in MOVES:
+            if name in getattr(kind, "__dict__", ()):
+                replace(kind, name, _watch_move(getattr(kind, name), patches))
 
 
 def install_tf_keras(patches: TensorFlowPatches, tf_keras: ModuleType) -> None:
@@ -165,6 +200,32 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
             return original(self, pairs, *args, **kwargs)
 
     replace(kind, "apply_gradients", apply_gradients)
+
+
+def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:
+    heard = _watch_gradient(original, patches)
+
+    @functools.wraps(original)
+    @invisible
+    def gradient(self: object, *args: object, **kwargs: object) -> object:
+        result = heard(self, *args, **kwargs)
+        patches.differentiated(args[1] if len(args) > 1 else kwargs["sources"], result)
+        return result
+
+    return gradient
+
+
+def _watch_move(original: Function, patches: TensorFlowPatches) -> Function:
+    @functools.wraps(original)
+    @invisible
+    def move(self: object, *args: object, **kwargs: object) -> object:
+        if not patches.waits:
+            return original(self, *args, **kwargs)
+        change = args[0] if args else next(iter(kwargs.values()), None)
+        with aside, patches.moving(self, change):
+            return original(self, *args, **kwargs)
+
+    return move
 
 
 def _watch_gradient(original: Function, patches: TensorFlowPatches) -> Function:

@@ -10,18 +10,24 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from steadygrad.launch.placements import Placement
+from steadygrad.launch.tensorflow_script.by_hand import (
+    AskedGradients,
+    UpdatesByHand,
+    Variable,
+    VariablesByHand,
+)
 from steadygrad.launch.tensorflow_script.clips import (
     AppliedGradients,
     TensorFlowClipCall,
     TensorFlowClipLog,
 )
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
-from steadygrad.launch.tensorflow_script.side import TensorFlowSide
+from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
 from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
 from steadygrad.policies import Policy
 from steadygrad.policies.stepping import CLIP, NONE, measure
@@ -36,14 +42,6 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
 
 
-class Variable(Protocol):
-    """What is asked of a variable."""
-
-    name: str
-    shape: Sequence[int]
-    dtype: object
-
-
 class TensorFlowObserver:
     """Follows one process.
 
@@ -52,6 +50,7 @@ class TensorFlowObserver:
 
     Attributes:
         log: the script's clip calls.
+        by_hand: gradients that wait to be applied, by an optimizer or by the loop itself.
         tracks: every optimizer's steps, Keras' among them.
         loss: what was last differentiated; None where a step has taken it.
         backwards: backward passes seen, those of one trace counted once.
@@ -60,12 +59,14 @@ class TensorFlowObserver:
     def __init__(self, session: RunContext) -> None:
         self._session = session
         self.log = TensorFlowClipLog()
+        self.by_hand = UpdatesByHand()
         self.tracks = Tracks(session)
         self.side = TensorFlowSide()
         self.loss: tf.Tensor | None = None
         self.backwards = 0
         self._scaled: tuple[tf.Tensor | None, tf.Tensor | None] = (None, None)
         self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
+        self._loops: dict[tuple[int, ...], VariablesByHand] = {}
         self._engine = TensorFlowEngine()
 
     @property
@@ -100,6 +101,8 @@ class TensorFlowObserver:
         there = [(b, a) for b, a in pairs if b is not None and a is not None]
         call.tensors = [before for before, _ in there]
         self.log.note(call, call.tensors, [after for _, after in there])
+        if not self.log.deaf:
+            self.by_hand.clipped(call.tensors, [after for _, after in there])
 
     def clipped(
         self, gradients: Sequence[Gradient], divided_by: float | tf.Tensor | None = None
@@ -162,25 +165,88 @@ class TensorFlowObserver:
         Returns:
             A context to take the step in, so that a session runs what is added to its graph.
         """
+        self.by_hand.forget()
+        kind = type(optimizer).__name__
+        return self._step(
+            optimizer,
+            gradients,
+            variables,
+            kind,
+            f"{kind}: optimizers of tf.compat.v1 and tf_keras are recorded only, and clip as the "
+            "script has it. Use one of Keras 3 to clip here",
+        )
+
+    def moved_by_hand(self, variable: object, change: object) -> AbstractContextManager[object]:
+        """A variable is about to be moved, by no optimizer that is known.
+
+        Args:
+            variable: it.
+            change: what it is handed.
+
+        Returns:
+            As `step` has it.
+        """
+        asked = None if self.log.deaf else self.by_hand.moves(variable)
+        if asked is None:
+            return nullcontext()
+        variables = [ref() for ref in asked.owner.variables]
+        there = [each for each in variables if each is not None]
+        place = next((i for i, each in enumerate(variables) if each is variable), None)
+        if place is None or len(there) < len(variables):
+            return nullcontext()  # an id that is used again
+        gradients = asked.applied(place, change)
+        if not self._are_applied(asked, gradients):
+            return nullcontext()
+        return self._step(
+            self._loop_of(asked, there),
+            gradients,
+            there,
+            "by hand",
+            "updates by hand, which clip as the script has it. Apply them by "
+            "keras.optimizers.SGD(rate).apply_gradients to clip here",
+        )
+
+    def _are_applied(self, asked: AskedGradients, gradients: Sequence[Gradient | None]) -> bool:
+        """Whether the gradients tell what a loop applies; where not, the last words say so."""
+        reason = ""
+        if asked.calls > 1:
+            reason = "its gradients were asked for several times, and how they are joined is"
+        elif not all(g is not None and reached(g) for g in gradients):
+            reason = "its gradients are of another tf.function, and what becomes of them is"
+        if reason:
+            self._session.mention(f"an update by hand is not recorded: {reason} not seen")
+        return not reason
+
+    def _loop_of(self, asked: AskedGradients, variables: Sequence[Variable]) -> VariablesByHand:
+        """The owner of these variables at their first step, by which its steps are one track."""
+        key = tuple(map(id, variables))
+        owner = self._loops.get(key)
+        if owner is None or not owner.holds(variables):
+            owner = self._loops[key] = asked.owner
+        return owner
+
+    def _step(
+        self,
+        optimizer: object,
+        gradients: Sequence[Gradient | None],
+        variables: Sequence[Variable],
+        kind: str,
+        unclipped: str,
+    ) -> AbstractContextManager[object]:
+        """A step that is recorded, and never clipped here: ``unclipped`` says why."""
         pairs = zip(gradients, variables, strict=True)
         present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
         if not present:
             return nullcontext()
-        track = self._track(optimizer, variables)
-        gradients = list(present.values())
-        clipped = self.clipped(gradients)
-        place = self.placements(track, gradients, clipped)
-        stats = self.measured(
-            gradients if clipped is None else clipped.before, track, list(present)
-        )
+        track = self._track(optimizer, variables, kind)
+        there = list(present.values())
+        clipped = self.clipped(there)
+        place = self.placements(track, there, clipped)
+        stats = self.measured(there if clipped is None else clipped.before, track, list(present))
         row = self._row(optimizer, track, stats, list(present), clipped, place)
         handed_over = self.side.emit(track, row)
         if self._session.plan.clip is not None:
-            kind = type(optimizer).__name__
-            self._session.mention(
-                f"--clip was not applied to {kind}: optimizers of tf.compat.v1 and tf_keras are "
-                "recorded only, and clip as the script has it. Use one of Keras 3 to clip here"
-            )
+            self._session.mention(f"--clip was not applied to {unclipped}")
         if track.ring is None and not tf.executing_eagerly():
             waits: AbstractContextManager[object] = tf.control_dependencies([handed_over])
             return waits
@@ -211,7 +277,7 @@ class TensorFlowObserver:
         head = self.side.head(batch, [] if clipped is None else clipped.figures())
         return self.side.joined(head, self.side.body(step, figures, places, len(track.infos)))
 
-    def _track(self, optimizer: object, variables: Sequence[Variable]) -> Track:
+    def _track(self, optimizer: object, variables: Sequence[Variable], kind: str) -> Track:
         track = self._own.get(optimizer)
         if track is None or track.variables != list(map(id, variables)):
             index = self.tracks.next_index
@@ -222,7 +288,6 @@ class TensorFlowObserver:
                 "versions": versions_of("tensorflow", "numpy"),
             }
             ids = list(map(id, variables))
-            kind = type(optimizer).__name__
             track = self.tracks.add(kind, infos, ids, self.side.settle, facts)
             track.ring = self.side.ring(HEAD_WIDTH + body_width(len(infos)))
             self._own[optimizer] = track
@@ -231,7 +296,7 @@ class TensorFlowObserver:
     def finish(self) -> None:
         """Read what the device still holds, and say what was not seen."""
         self.tracks.finish()
-        for function in self.log.lost():
+        for function in self.log.lost() if self.steps else ():  # else there are no norms
             self._session.mention(
                 f"what tf.{function} returned went to no optimizer step as it was (through a "
                 "tf.function's result, a variable, or arithmetic); norms on record are those of "

@@ -29,8 +29,7 @@ class TensorFlowSide:
 
     def number(self, value: object) -> tf.Tensor:
         """Any scalar as a 0-d array; NaN where it cannot be reached from here."""
-        graph = getattr(value, "graph", None) if not tf.executing_eagerly() else None
-        if graph is not None and not _reaches(graph):
+        if not reached(value):
             value = math.nan  # of a function that was traced before
         return tf.reshape(tf.cast(tf.convert_to_tensor(value), tf.float64), [])
 
@@ -165,6 +164,13 @@ def _replica() -> tf.distribute.ReplicaContext | None:
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return None
     return tf.distribute.get_replica_context()
+
+
+def reached(value: object) -> bool:
+    """Whether a value may be used in the code that runs, or is traced, now."""
+    tensor = value.values if isinstance(value, tf.IndexedSlices) else value
+    graph = None if hasattr(tensor, "numpy") else getattr(tensor, "graph", None)
+    return graph is None or (not tf.executing_eagerly() and _reaches(graph))
 
 
 def _reaches(graph: tf.Graph) -> bool:

@@ -75,12 +75,13 @@ class Attachments:
 
         One that could not be attached to is let alone, too: to ask again at every step is dear.
         """
-        if optimizer in self._refused:
+        attached = optimizer in self._attached
+        if not attached and optimizer in self._refused:
             return True
-        if optimizer not in self._attached and is_facade(optimizer):
+        if not attached and is_facade(optimizer):
             self._refused.add(optimizer)  # those inside of it are met when they step
             return True
-        if optimizer in self._attached or getattr(optimizer, scaler.HANDLE, None) is None:
+        if attached or getattr(optimizer, scaler.HANDLE, None) is None:
             return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
         self._context.mention(
             f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
@@ -91,6 +92,8 @@ class Attachments:
 
     def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it steps inside the step of one that wraps it: that is one step, not two."""
+        if len(self._attached) == 1 and optimizer in self._attached:
+            return False
         handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
         return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
 

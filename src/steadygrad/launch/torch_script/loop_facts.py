@@ -33,6 +33,12 @@ class LoopWatch:
         self._chains: list[set[int]] = []
         self._names: dict[int, str] = {}
         self.changed = False
+        self._looking = 0
+
+    @property
+    def rests(self) -> bool:
+        """Whether there is nothing to learn any more, unless another optimizer comes."""
+        return not self._looking and not self._graphs.wanted
 
     def follow(
         self, optimizer: torch.optim.Optimizer, index: int, names: Mapping[int, str]
@@ -40,6 +46,8 @@ class LoopWatch:
         """An optimizer was seen for the first time; ``names`` by the ids of its parameters."""
         self._names.update(names)
         self._probes[id(optimizer)] = GradientProbe(weakref.ref(optimizer), index)
+        alive = (probe for probe in self._probes.values() if probe.optimizer() is not None)
+        self._looking = sum(probe.steps < MOST_STEPS for probe in alive)
 
     def saw_loose(self, leaves: Iterable[torch.Tensor]) -> None:
         """A backward reaches these, which no optimizer holds."""
@@ -77,6 +85,7 @@ class LoopWatch:
         if probe is None or not probe.looks:
             return
         probe.before_step()
+        self._looking -= probe.steps == MOST_STEPS
         self.changed = probe.steps in (LOOK_AT, MOST_STEPS)
         self._ownership.before_step(optimizer)
         if probe.steps == LOOK_AT:

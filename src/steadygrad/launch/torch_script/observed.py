@@ -56,14 +56,16 @@ class ObservingClipper(Clipper):
         try:
             own = batch.with_gradients()
             reading = self._reading_of(own.params)
-            if reading is None:
+            guarded = scaled or self.on_nonfinite != "propagate"
+            if reading is None and guarded:
                 return super().process(batch, step, scaled, scale_, skip)
+            if reading is None:  # there is nothing to decide
+                return StepOutcome(super().measure(batch))
             if batch.scale is not None:
                 reading.unscale(batch.scale)
             outcome = summed_up(reading, own)
             if own is not batch:
                 outcome = self._of_all_ranks(outcome, reading, batch, own)
-            guarded = scaled or self.on_nonfinite != "propagate"
             if guarded and bool(is_broken(outcome.stats)):
                 acted = super().process(batch, step, scaled, scale_)
                 return acted._replace(

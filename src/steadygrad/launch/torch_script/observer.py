@@ -96,12 +96,15 @@ class TorchObserver:
                     self._look_around(tensors)
             elif self._thread_by_hand == threading.get_ident():
                 self._by_hand = False
-            self._loop.before_backward(tensors, self._attachments.census)
+            if not self._loop.rests:
+                self._loop.before_backward(tensors, self._attachments.census)
             self.losses.saw(tensors, weights)
             self._amp = self._amp or self.losses.scale is not None
 
     def after_backward(self) -> None:
         """That backward is done."""
+        if self._loop.rests and not self._by_hand:
+            return
         with self._clock:
             self._loop.after_backward()
             if self._by_hand and self._thread_by_hand == threading.get_ident():
@@ -243,8 +246,10 @@ class TorchObserver:
                 self._told_by_scaler.discard(optimizer)
                 return
             self._steps += 1
-            self._count_grads(parameters_of(optimizer))
-            self._note_loop(optimizer)
+            if self._grads:
+                self._count_grads(parameters_of(optimizer))
+            if not self._loop.rests:
+                self._note_loop(optimizer)
             if not callable(closure):
                 self._tell_loss(steady)
             elif not self._hears_ends:
