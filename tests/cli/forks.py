@@ -16,6 +16,8 @@ import threading
 import time
 import types
 import weakref
+from collections.abc import Callable
+from typing import NoReturn
 
 SECONDS = 120
 
@@ -26,6 +28,11 @@ def child(path: str, observed: bool, stem: str) -> None:
         file = os.open(stem + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
+    end_as_python(lambda: (watched if observed else plainly)(path))
+
+
+def end_as_python(begin: Callable[[], None]) -> NoReturn:
+    """Call ``begin`` and end this fork as Python ends, on the files that 1 and 2 are now."""
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     atexit._clear()
@@ -33,10 +40,11 @@ def child(path: str, observed: bool, stem: str) -> None:
     weakref.finalize._registered_with_atexit = False
     code = 0
     try:
-        begin = watched if observed else plainly
-        begin(path)
+        begin()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
     except BaseException as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
@@ -89,12 +97,17 @@ def code_of(path: str, observed: bool) -> int:
     return -9
 
 
-if __name__ == "__main__":
+def load() -> None:
+    """Load, once for all forks, what takes seconds in each."""
     import torch
-    import torch._dynamo  # the first optimizer of a process loads it: seconds in each fork
+    import torch._dynamo  # the first optimizer of a process loads it
 
     import steadygrad.launch.torch_script.observer  # noqa: F401
 
     torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    load()
     for line in sys.stdin:
         print(json.dumps([code_of(line.strip(), False), code_of(line.strip(), True)]), flush=True)

@@ -1,3 +1,3 @@
 """Scripts of this folder that are run, not collected."""
 
-collect_ignore = ["run_page.py", "train.py"]
+collect_ignore = ["command.py", "forking.py", "run_page.py", "train.py"]

@@ -115,14 +115,19 @@ def _spikes(c: Calibration) -> str:
     return f"{len(c.spikes)}: {named}" if c.spikes else "none"
 
 
+def _rates(c: Calibration) -> dict[float, float]:
+    """Thresholds that say something, and the exact share of the steps over each."""
+    rates = dict(max(at for at in c.curve if at[0] <= c.percentiles[p]) for p in ("50", "95"))
+    rates[c.peak] = 0.0
+    rates.update((outcome.max_norm, outcome.clip_rate) for outcome in c.defaults)
+    rates[c.threshold] = c.clip_rate
+    return rates
+
+
 def _curve(c: Calibration) -> list[str]:
     """Thresholds and their clip rates, as bars."""
-    marks = sorted({c.threshold, c.percentiles["50"], c.percentiles["95"], c.peak, 0.5, 1.0, 5.0})
     lines = ["  max_norm  clips"]
-    for mark in marks:
-        rate = next((r for t, r in reversed(c.curve) if t <= mark), 1.0)
-        if mark == c.threshold:
-            rate = c.clip_rate
+    for mark, rate in sorted(_rates(c).items()):
         arrow = "  <- recommended" if mark == c.threshold else ""
         lines.append(f"  {mark:<8.3g}  {percent(rate):>11}  {'#' * round(BAR * rate)}{arrow}")
     return lines

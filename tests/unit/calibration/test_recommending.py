@@ -189,6 +189,9 @@ def test_text_marks_the_recommendation(spiky: Any) -> None:
     line = next(line for line in text.splitlines() if "<- recommended" in line)
     assert line.split()[0] == f"{c.threshold:.3g}"
     assert percent(c.clip_rate) in line
+    for mark in (0.5, 1.0, 5.0):  # as exact as the sentence above the table
+        line = next(line for line in text.splitlines() if line.startswith(f"  {mark:<8.3g} "))
+        assert line.split("%")[0].split()[1] == percent((spiky[30:] > mark).mean()).split()[0]
     assert "norm:1.0 would have clipped 100 %" in text
 
 
