@@ -55,12 +55,14 @@ CLIPS: dict[str, tuple[str, ...]] = {
     "fsdp2 offload": (NORM,),
     "fsdp2, frozen and tied": (NORM,),
     "fsdp2, no_sync, checkpointed": (NORM,),
+    "fsdp2, ignored parameters": (NORM, ELEMENTWISE),
     "hsdp": (NORM, ELEMENTWISE),
     "tp": (NORM, EVERY[1], ELEMENTWISE),
     "sequence parallel": (NORM, ELEMENTWISE),
     "fsdp2 x tp": EVERY,
     "fsdp2 x sequence parallel": (NORM,),
     "hsdp x tp": (NORM,),
+    "hsdp x tp, 2 x 2 x 1": (NORM,),
     "zero": (NORM, ADAPTIVE),
     "fsdp1": EVERY,
     "fsdp1 flat": (NORM,),
@@ -140,7 +142,10 @@ def engines(rank: int) -> dict[str, Engine]:
     """All of them; their process groups are made here, on all ranks alike."""
     flat = init_device_mesh("cpu", (4,))
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-    deep = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("rep", "dp", "tp"))
+    deep, wide = (
+        init_device_mesh("cpu", shape, mesh_dim_names=("rep", "dp", "tp"))
+        for shape in ((2, 1, 2), (2, 2, 1))
+    )
     row, column = divmod(rank, 2)
 
     def simple(wrap: Callable[[Net], nn.Module], **options: object) -> Callable:
@@ -184,8 +189,8 @@ def engines(rank: int) -> dict[str, Engine]:
     def two_ways(model: Net) -> nn.Module:
         return sharded(grid["dp"])(tensor_parallel(grid["tp"], model))
 
-    def three_ways(model: Net) -> nn.Module:
-        return sharded(deep["rep", "dp"])(tensor_parallel(deep["tp"], model))
+    def three_ways(mesh: object) -> Callable[[Net], nn.Module]:
+        return lambda model: sharded(mesh["rep", "dp"])(tensor_parallel(mesh["tp"], model))
 
     def zero() -> tuple[nn.Module, torch.optim.Optimizer]:
         # torch scripts functions when this is imported, and warns of that
@@ -219,6 +224,11 @@ def engines(rank: int) -> dict[str, Engine]:
         "fsdp2, frozen and tied": Engine(
             simple(lambda m: fully_shard(tied(m), mesh=flat)), everyone
         ),
+        "fsdp2, ignored parameters": Engine(
+            simple(lambda m: fully_shard(m, mesh=flat, ignored_params=set(m.norm.parameters()))),
+            everyone,
+            backward=averaging_ignored,
+        ),
         "fsdp2 mixed": Engine(simple(sharded(flat, mp_policy=mixed)), everyone),
         "fsdp2 bfloat16": Engine(simple(sharded(flat), dtype=torch.bfloat16), everyone),
         "fsdp2 offload": Engine(
@@ -231,7 +241,8 @@ def engines(rank: int) -> dict[str, Engine]:
         "fsdp2 x sequence parallel": Engine(
             simple(lambda m: sharded(grid["dp"])(sequence_parallel(grid["tp"], m))), half
         ),
-        "hsdp x tp": Engine(simple(three_ways), half),
+        "hsdp x tp": Engine(simple(three_ways(deep)), half),
+        "hsdp x tp, 2 x 2 x 1": Engine(simple(three_ways(wide)), everyone),
         "zero": Engine(zero, everyone),
         "fsdp1": Engine(
             simple(lambda m: FSDP1(m, use_orig_params=True, device_id=CPU)),
@@ -264,6 +275,12 @@ def in_two_micro_batches(model: nn.Module, x: torch.Tensor, y: torch.Tensor, bro
         (loss_of(model, *halves[0], broken) / 2).backward()
         model.set_requires_gradient_sync(True)
     (loss_of(model, *halves[1], False) / 2).backward()
+
+
+def averaging_ignored(model: nn.Module, x: torch.Tensor, y: torch.Tensor, broken: bool) -> None:
+    """Who has FSDP ignore parameters averages their gradients by hand."""
+    loss_of(model, x, y, broken).backward()
+    averaged([p for p in model.parameters() if not isinstance(p, DTensor)], None)
 
 
 def gathered(model: nn.Module, group: object = None) -> list[torch.Tensor]:

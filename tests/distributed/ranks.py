@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -136,6 +137,31 @@ def scaled(rank, wrap, count=2):
     for handle in handles:
         handle.detach()
     return {"records": records, "weights": whole_weights(model)}
+
+
+def scaler_of_its_own(rank, shared):
+    """A layer that each rank has alone, and a GradScaler on each; inf on rank 1 in one step."""
+    torch.manual_seed(3 + rank)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    made = ShardedGradScaler if shared else torch.amp.GradScaler
+    scaler = made("cpu", init_scale=1024.0, growth_interval=9)
+    records = []
+    groups = {"*": dist.group.WORLD}
+    with sg.attach(optimizer, clip="norm:0.1", model=model, process_group=groups) as steady:
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = model(batch()[0]).square().mean()
+            scaler.scale(loss * (math.inf if step == 1 and rank else 1.0)).backward()
+            scale = scaler.get_scale()
+            own = sum(float(p.grad.double().square().sum()) for p in model.parameters()) / scale**2
+            before = model.weight.detach().clone()
+            scaler.step(optimizer)
+            scaler.update()
+            still = torch.equal(before, model.weight)
+            last = steady.last
+            records.append([last.norm, own, last.action, still, scaler.get_scale()])
+    return records
 
 
 def in_backward(rank, wrap, count=2):
@@ -361,6 +387,8 @@ def main(rank, path):
             results[f"{name} {clip}"] = train(rank, wrap, clip)
         results[f"scaled {name}"] = scaled(rank, wrap)
         results[f"in_backward {name}"] = in_backward(rank, wrap)
+    results["own scaler"] = scaler_of_its_own(rank, shared=False)
+    results["shared scaler"] = scaler_of_its_own(rank, shared=True)
     results["compiled fsdp2"] = compiled(rank, fsdp2)
     results["experts"] = unsaid_experts(rank, path.replace(".json", ".db"))
     results["recovery ddp"] = recovery(rank, DistributedDataParallel)

@@ -24,7 +24,8 @@ _spec.loader.exec_module(engines)
 WHOLE = (
     *("ddp", "ddp, static graph, checkpointed", "ddp, no_sync", "ddp, PowerSGD hook"),
     *("fsdp2", "fsdp2 offload", "fsdp2, no_sync, checkpointed", "hsdp", "tp", "sequence parallel"),
-    *("fsdp2 x tp", "fsdp2 x sequence parallel", "hsdp x tp", "zero", "fsdp1"),
+    *("fsdp2 x tp", "fsdp2 x sequence parallel", "hsdp x tp", "hsdp x tp, 2 x 2 x 1"),
+    *("fsdp2, ignored parameters", "zero", "fsdp1"),
 )
 """Engines that end with whole float32 weights of `Net`."""
 APART = ("pipeline", "pipeline found", "pipeline x fsdp2", "experts")

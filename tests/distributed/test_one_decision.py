@@ -91,6 +91,19 @@ def test_norms_and_weights_are_those_of_one_process(two_ranks, case):
         assert ours == pytest.approx(expected, rel=0, abs=8 * 10 * 3 * 2**-24)
 
 
+@pytest.mark.parametrize("case", ["own scaler", "shared scaler"])
+def test_ranks_with_parameters_and_a_scaler_of_their_own_skip_together(two_ranks, case):
+    first, second = two_ranks[case]
+    for ours, theirs in zip(first, second, strict=True):
+        norms = ours[0], theirs[0]
+        assert norms == pytest.approx([math.sqrt(ours[1] + theirs[1])] * 2, rel=1e-6, nan_ok=True)
+        assert ours[2:4] == theirs[2:4]
+    assert [record[2:4] for record in first] == [["clip", False], ["skip", True], ["clip", False]]
+    scales = [[record[4] for record in rank] for rank in (first, second)]
+    backed_off = [1024.0, 512.0, 512.0]
+    assert scales == [backed_off if case == "shared scaler" else [1024.0] * 3, backed_off]
+
+
 def test_an_optimizer_that_steps_before_ddp_has_averaged_is_told_so(two_ranks):
     first, _ = two_ranks["in_backward ddp"]
     assert "step 0" in first["told"][0]

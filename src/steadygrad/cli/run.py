@@ -175,11 +175,13 @@ def _from_launcher() -> tuple[str, ...]:
 
 def _output(out: str | None, force: bool) -> str:
     from steadygrad.launch.plan import default_output, rank_of
+    from steadygrad.runlog.continuing import file_of_job
 
     if out is None:
         return default_output()
     path = os.path.abspath(out)
-    if os.path.exists(path) and not force and rank_of(os.environ) is None:
+    alone = rank_of(os.environ) is None
+    if os.path.exists(path) and not force and alone and not file_of_job([path]):
         raise click.UsageError(
             f"{out} exists already and is not overwritten: name another --out, or add --force"
         )

@@ -39,6 +39,12 @@ def main() -> None:
     truth = float(np.sqrt(sum(np.sum(np.square(v.astype(np.float64))) for v in host.values())))
     specs = {"split": P("x"), "whole": P()}
     tree = put(host, specs, mesh)
+    plain = None
+    if len(sys.argv) > 2:  # a step that knows nothing of steadygrad
+        usual = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+        small = put({key: value / 1e20 for key, value in host.items()}, specs, mesh)
+        updates, _ = jax.jit(usual.update)(small, usual.init(small), small)
+        plain = float(jax.jit(sg.global_norm)(updates)) - 1
     tx = sg.guard(optax.sgd(1.0), clip="norm:1.0")
     state = tx.init(tree)
     _, automatic = jax.jit(tx.update)(tree, state, tree)
@@ -89,6 +95,8 @@ def main() -> None:
             {
                 "devices": jax.device_count(),
                 "auto": float(automatic.clip.norm) / truth - 1,
+                "plain": plain,
+                "truth": truth,
                 "manual": manual,
                 "guarded": guarded,
             }

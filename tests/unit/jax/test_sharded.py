@@ -12,10 +12,11 @@ import pytest
 from steadygrad.runlog import open_run
 
 
-def start(devices, *place, run="", every=1):
+def start(devices, *place, run="", every=1, observed=()):
     flags = f"--xla_force_host_platform_device_count={devices // every}"
+    script = str(Path(__file__).with_name("sharded.py"))
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sharded.py")), str(devices), *place],
+        [sys.executable, *observed, script, str(devices), *place],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "RUN": run},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,8 +50,15 @@ def test_one_norm_and_one_record_over_two_processes(tmp_path):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     run = str(tmp_path / "run.db")
-    both = [start(4, rank, address, run=run, every=2) for rank in ("0", "1")]
+    observed = ("-m", "steadygrad", "run", "-q", "--out", str(tmp_path / "observed.db"))
+    both = [start(4, r, address, run=run, every=2, observed=observed) for r in ("0", "1")]
     for seen in list(map(seen_by, both)):
         holds(seen, 4)
-    assert [path.name for path in tmp_path.glob("*.db")] == ["run.db"]
+        assert seen["plain"] == pytest.approx(0, abs=1e-6)
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["observed.db", "run.db"]
     assert open_run(run).steps["action"].tolist() == ["clip"]
+    job = open_run(tmp_path / "observed.db")  # the plain step before its own clip, by `run`
+    assert job.info["ranks"] == 2
+    (trouble,) = job.info["troubles"]  # of the last steps, inside shard_map
+    assert "shard_map" in trouble
+    assert job.steps["norm"][0] == pytest.approx(seen["truth"] / 1e20, rel=1e-6)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
 from steadygrad import diagnose
+from steadygrad.cli.run import _output
 from steadygrad.live.session import open_writer
 from steadygrad.recovery.events import events_of
 from steadygrad.rules.evidence.view import View
@@ -80,11 +82,14 @@ def test_only_an_earlier_start_of_the_same_job_is_gone_on_with(
     process = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: process + 1)
     assert file_of_job([tmp_path / "no.db", path]) == str(path)
+    assert _output(str(path), force=False) == str(path), "also on one rank, that others left alone"
     with open_writer(path) as writer:
         assert file_of_job([path]) == "", "it is open"
     assert writer.info["restart"] == 1
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "b")
     assert file_of_job([path]) == ""
+    with pytest.raises(click.UsageError, match="exists already"):
+        _output(str(path), force=False)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert file_of_job([path]) == ""
     (tmp_path / "text.db").write_text("no run")
