@@ -332,6 +332,33 @@ def test_an_odd_script_does_the_same(
     assert observed == plain
 
 
+NOTICING = """
+import signal, warnings
+children = []
+signal.signal(signal.SIGCHLD, lambda *_: children.append(1))
+for number in range(4):
+    warnings.warn("due once")
+    if number == 1:
+        {attach}
+    step()
+print(len(children))
+"""
+ATTACH = "import steadygrad.torch as sg; sg.attach(opt, on_nonfinite='skip')"
+
+
+@pytest.mark.parametrize("attach", ["pass", ATTACH], ids=["observed", "attached"])
+def test_a_warning_comes_once_and_no_child_is_started(
+    forks: subprocess.Popen[str], tmp_path: Path, attach: str
+) -> None:
+    """Not by the first step either, at which the run file begins."""
+    script = tmp_path / "odd.py"
+    script.write_text(TRAINING.removesuffix("step()\n") + NOTICING.format(attach=attach))
+    plain, observed = both(forks, script)
+    for code, printed, errors in (plain, observed):
+        assert (code, printed) == ("0", "0\n"), errors
+        assert errors.count("UserWarning: due once") == 1
+
+
 def sections(told: str) -> dict[str, str]:
     return dict(part.split("\n", 1) for part in told.split("== ")[1:])
 

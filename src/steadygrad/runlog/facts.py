@@ -40,11 +40,21 @@ def basic_facts() -> dict[str, object]:
     return {
         "steadygrad": __version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": system(),
         "command": list(sys.argv),
         "started": time.time(),
         "kernel": extensions.install_state(),
     }
+
+
+def system() -> str:
+    """Operating system, its release and the machine's kind, as in ``Linux-6.1.0-x86_64``.
+
+    `platform.platform()` starts a process to learn the processor's name: a child that the script
+    did not start, with its signal, and Python forgets which warnings it has shown.
+    """
+    names = platform.uname()
+    return f"{names.system}-{names.release}-{names.machine}"
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -165,7 +165,13 @@ class Attachments:
             observing: ObservingClipper = clipper(optimizer, number)
             steady.act_through(observing)
         self._attached.add(optimizer)
+        its_own = weakref.ref(optimizer)
+        steady.give_way(lambda: self._left_to_script(its_own()))
         return steady
+
+    def _left_to_script(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if optimizer is not None:
+            self._attached.discard(optimizer)
 
     def _handle(
         self, optimizer: torch.optim.Optimizer, infos: dict[int, TensorInfo], number: int

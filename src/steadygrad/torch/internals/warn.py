@@ -1,10 +1,13 @@
-"""Warnings that point at the user's own line, however deep in hooks they arise."""
+"""Warnings: ours point at the user's own line, and what our own work stirs up is not shown."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -25,3 +28,19 @@ def warn_user(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith((_OURS, _TORCHS)):
         level, frame = level + 1, frame.f_back
     warnings.warn(printable(message), category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Show no warning meanwhile.
+
+    After `warnings.catch_warnings` Python forgets which warnings it has shown, and those of the
+    script that are due once would come again.
+    """
+    everything = ("ignore", None, Warning, None, 0)
+    cast("list[object]", warnings.filters).insert(0, everything)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # where what ran in between has put others there
+            cast("list[object]", warnings.filters).remove(everything)

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import io
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch.nn.modules import module as hooks
 
 from steadygrad.torch.internals.transforms import TorchDispatchMode
+from steadygrad.torch.internals.warn import without_warnings
 from steadygrad.torch.origin.entries import (
     OutsideTensor,
     Rebuilt,
@@ -354,8 +354,7 @@ def _undisturbed(roots: list[torch.nn.Module]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(generators_kept())
         stack.enter_context(modules_kept(eager))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        stack.enter_context(without_warnings())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if hasattr(torch.compiler, "set_stance") and "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))

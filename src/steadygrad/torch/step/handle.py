@@ -65,6 +65,8 @@ class Steady(Handle):
         process_group: Groups = None,
     ) -> None:
         attached = getattr(optimizer, scaler.HANDLE, None)
+        if attached is not None and attached.makes_room():
+            attached = None
         if attached is not None and is_interactive():
             attached.detach()  # a cell was run again
             say_detached(type(optimizer).__name__)
@@ -83,6 +85,7 @@ class Steady(Handle):
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
         ]
         self._loop: AttachedLoop | None = None
+        self._replaced: Callable[[], None] | None = None
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
         copies.mark_copies(optimizer)
@@ -261,6 +264,23 @@ class Steady(Handle):
             tell_difference: given a sentence where ranks differ in what they should hold alike.
         """
         self._engine.survive(tell, tell_difference)
+
+    def give_way(self, replaced: Callable[[], None]) -> None:
+        """Let a later `attach` to this optimizer take this handle's place.
+
+        Args:
+            replaced: called when that happens.
+        """
+        self._replaced = replaced
+
+    def makes_room(self) -> bool:
+        """Whether this handle was there for want of one of the script's own; it is gone then."""
+        if self._replaced is None:
+            return False
+        self.flush()
+        self.detach()
+        self._replaced()
+        return True
 
     def recover(self, ladder: Ladder, model: torch.nn.Module | None) -> None:
         """From now on, act on steps that are struck.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from steadygrad.errors import AttachError
+from steadygrad.torch.internals.warn import without_warnings
 from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
 from steadygrad.torch.step.inner import Rebuilding, inner_optimizers
 from steadygrad.torch.step.skipping import (
@@ -209,8 +209,7 @@ def _undisturbed() -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with only_stand_ins_step(), warnings.catch_warnings(), torch.random.fork_rng(devices):
-            warnings.simplefilter("ignore")
+        with only_stand_ins_step(), without_warnings(), torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(states[0])
