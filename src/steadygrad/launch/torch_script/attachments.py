@@ -41,11 +41,13 @@ class Attachments:
     Attributes:
         census: the script's modules and optimizers; None before the first backward or step.
         tensor_names: what the run file calls each parameter, by its id.
+        of_parts: each rank's optimizers hold a part of the weights, as a library has cut them.
     """
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self.census: Census | None = None
+        self.of_parts = False
         self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._classes: list[dict[str, object]] = []
         self._names_taken: set[str] = set()
@@ -157,7 +159,9 @@ class Attachments:
         steady = self._handle(optimizer, infos, number)
         context = self._context
         steady.survive(
-            lambda error: context.trouble("a step was not observed", error), context.mention
+            lambda error: context.trouble("a step was not observed", error),
+            context.mention,
+            self._tell_of_ranks,
         )
         self._number_of.update((id(p), number) for p in parameters)
         unmark_copies(optimizer)  # the script's own copies and pickles stay as they were
@@ -172,6 +176,10 @@ class Attachments:
     def _left_to_script(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None:
             self._attached.discard(optimizer)
+
+    def _tell_of_ranks(self, sentence: str) -> None:
+        if not self.of_parts:  # their norms differ, and nothing is amiss
+            self._context.mention(sentence)
 
     def _handle(
         self, optimizer: torch.optim.Optimizer, infos: dict[int, TensorInfo], number: int

@@ -232,9 +232,12 @@ class TorchPatches:
         self._session.guarded("DeepSpeed is not observed", self._name_deepspeed, arguments[0])
 
     def _name_deepspeed(self, engine: Any) -> None:
-        limit, parts = float(engine.gradient_clipping() or 0.0), engine.zero_optimization()
+        limit, parts = float(engine.gradient_clipping() or 0.0), bool(engine.zero_optimization())
+        observer = self.observer()
+        if observer is not None:
+            observer.engine_steps(engine.module.parameters(), parts)
         reasons = [f"DeepSpeed clips by itself (gradient_clipping={limit:g})"] * (limit > 0)
-        reasons += ["DeepSpeed's ZeRO splits gradients among processes"] * bool(parts)
+        reasons += ["DeepSpeed's ZeRO splits gradients among processes"] * parts
         if reasons:
             self._session.mention(
                 f"{' and '.join(reasons)} before the optimizer that is observed here is called: "

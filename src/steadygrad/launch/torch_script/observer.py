@@ -256,6 +256,17 @@ class TorchObserver:
                 self._hears_ends = True
                 register_optimizer_step_post_hook(eager(self._after_step))
 
+    def engine_steps(self, parameters: Iterable[torch.Tensor], parts: bool) -> None:
+        """A library is about to move these, by an optimizer of copies of theirs.
+
+        Args:
+            parameters: of the model.
+            parts: each rank's optimizer has a part of the copies.
+        """
+        with self._clock:
+            self._manual.forget(parameters)
+            self._attachments.of_parts = self._attachments.of_parts or parts
+
     def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
         """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
         self._manual.forget(parameters)

@@ -233,11 +233,14 @@ class Engine:
             self.recovery.again.stepped()
 
     def survive(
-        self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
+        self,
+        tell: Callable[[Exception], None],
+        tell_user: Callable[[str], None],
+        tell_of_ranks: Callable[[str], None],
     ) -> None:
         """From now on, let no fault or warning of ours into the training: it goes on as it is."""
-        self._tell_fault, self._tell_user = tell, tell_difference
-        self._table.tell = self.journal.tell = tell_difference
+        self._tell_fault, self._tell_user = tell, tell_user
+        self._table.tell = self.journal.tell = tell_of_ranks
 
     def fault(self, error: Exception) -> None:
         """Raise a fault of ours, or tell it, where the training is to survive it."""

@@ -255,15 +255,19 @@ class Steady(Handle):
         self._engine.act_through(clipper)
 
     def survive(
-        self, tell: Callable[[Exception], None], tell_difference: Callable[[str], None]
+        self,
+        tell: Callable[[Exception], None],
+        tell_user: Callable[[str], None],
+        tell_of_ranks: Callable[[str], None],
     ) -> None:
         """From now on, let no fault or warning of ours into the training: it goes on as it is.
 
         Args:
             tell: given each fault.
-            tell_difference: given a sentence where ranks differ in what they should hold alike.
+            tell_user: given a sentence on what the script does.
+            tell_of_ranks: given a sentence where ranks differ in what they should hold alike.
         """
-        self._engine.survive(tell, tell_difference)
+        self._engine.survive(tell, tell_user, tell_of_ranks)
 
     def give_way(self, replaced: Callable[[], None]) -> None:
         """Let a later `attach` to this optimizer take this handle's place.

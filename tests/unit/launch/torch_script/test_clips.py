@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_ as imported_early
 
 import steadygrad
+from steadygrad.torch.internals.scaler import HANDLE
 
 Observe = Callable[..., Any]
 STEPS = 24
@@ -263,28 +264,45 @@ DEEPSPEED = """
 import torch
 
 class DeepSpeedEngine:
-    def __init__(self, optimizer, limit):
-        self.optimizer, self.limit = optimizer, limit
+    def __init__(self, module, limit, parts):
+        self.module, self.limit, self.parts = module, limit, parts
+        self.weights = list(module.parameters())
+        copies = [torch.nn.Parameter(w.detach().clone()) for w in self.weights]
+        self.copies = copies if parts else self.weights
+        self.optimizer = torch.optim.SGD(self.copies, lr=0.5)
     def gradient_clipping(self):
         return self.limit
     def zero_optimization(self):
-        return False
+        return self.parts
     def _take_model_step(self, lr_kwargs):
+        for weight, copy in zip(self.weights, self.copies):
+            copy.grad = weight.grad
         self.optimizer.step()
+        for weight, copy in zip(self.weights, self.copies):
+            weight.data.copy_(copy.data)
+            weight.grad = None
 """
 
 
-@pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_deepspeeds_own_clipping_is_named(observe: Observe, tmp_path: Path, limit: float) -> None:
+@pytest.mark.parametrize(("limit", "parts"), [(0.0, False), (1.0, False), (0.0, True)])
+def test_deepspeeds_own_clipping_and_its_copies_are_named(
+    observe: Observe, tmp_path: Path, limit: float, parts: bool
+) -> None:
     module = loaded(tmp_path / "engine.py", DEEPSPEED)
-    seen, weight = observe(), nn.Parameter(torch.ones(1))
+    seen, model = observe(), nn.Linear(1, 1)
     seen.patches.watch_deepspeed(module)
-    engine = module.DeepSpeedEngine(torch.optim.SGD([weight], lr=1.0), limit)
-    for _ in range(2):
-        (weight * 3).sum().backward()
+    engine = module.DeepSpeedEngine(model, limit, parts)
+    for _ in range(3):
+        model(torch.ones(1, 1)).pow(2).sum().backward()
         engine._take_model_step({})
     named = [what for what in seen.session.troubles if "gradient_clipping=1" in what]
     assert len(named) == (limit > 0)
+    getattr(engine.optimizer, HANDLE)._engine.journal.tell("ranks differ")
+    assert ("ranks differ" in seen.session.troubles) is not parts
+    seen.session.troubles.clear()
+    run = seen.run()
+    assert [each["class"] for each in run.info["optimizers"]] == ["SGD"], "none by hand"
+    assert len(run.steps["norm"]) == 3
 
 
 def loaded(path: Path, source: str) -> Any:

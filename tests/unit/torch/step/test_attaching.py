@@ -245,6 +245,7 @@ def test_detach_restores_everything(sgd):
     ]
     gc.collect()  # optimizers of other tests that were dropped while attached
     code = torch.amp.GradScaler.step.__code__
+    of_others = dict(_global_forward_pre_hooks)
     steady = sg.attach(sgd.optimizer, clip="norm:0.1", model=sgd.model)
     assert torch.amp.GradScaler.step.__code__ is not code
     sgd.step()
@@ -256,7 +257,7 @@ def test_detach_restores_everything(sgd):
         dict(sgd.optimizer._optimizer_step_pre_hooks),
         dict(sgd.optimizer._optimizer_step_post_hooks),
     ] == hooks
-    assert not _global_forward_pre_hooks
+    assert dict(_global_forward_pre_hooks) == of_others
     sgd.backward(100.0)
     before = [g.clone() for g in sgd.grads()]
     sgd.optimizer.step()
