@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.robust import median
+from steadygrad.robust import Floats, median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import UNIT, input_size
@@ -23,6 +23,8 @@ FAR = 1000.0
 """The same where targets are guessed from the loss, which may be a sum."""
 ABSURD = 1e6
 """A first gradient norm, or a first loss, that unit inputs and targets do not give."""
+DEEP, A_LAYER = 6, 1.5
+"""Layers, and what each multiplies its inputs by, from which outputs grow by depth: no sum's."""
 LEFT, MUCH_LEFT = 0.1, 0.5
 """Shares of the first loss that say how much the training suffers."""
 
@@ -146,6 +148,8 @@ def _outputs(view: View) -> Iterator[Finding]:
     first, last = float(table[0, column]), float(table[-1, column])
     if not (first > FAR and last > FAR and input_size(view) < UNIT * 10):
         return
+    if _grow_by_depth(table[0, view.weights]):
+        return
     name = view.tensors[column].name
     yield finding(
         view,
@@ -176,6 +180,13 @@ def _outputs(view: View) -> Iterator[Finding]:
         ],
         figures={"first": first, "last": last},
     )
+
+
+def _grow_by_depth(sizes: Floats) -> bool:
+    """Whether outputs grow from layer to layer through many: the weights are at fault."""
+    with np.errstate(all="ignore"):
+        factors = sizes[1:] / sizes[:-1]
+    return len(sizes) >= DEEP and median(factors) > A_LAYER
 
 
 def _standardise(view: View) -> str:
