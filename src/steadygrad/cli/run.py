@@ -175,17 +175,27 @@ def _from_launcher() -> tuple[str, ...]:
 
 def _output(out: str | None, force: bool) -> str:
     from steadygrad.launch.plan import default_output, rank_of
-    from steadygrad.runlog.continuing import file_of_job
 
     if out is None:
         return default_output()
     path = os.path.abspath(out)
     alone = rank_of(os.environ) is None
-    if os.path.exists(path) and not force and alone and not file_of_job([path]):
+    if os.path.exists(path) and not force and alone and not _goes_on(path):
         raise click.UsageError(
             f"{out} exists already and is not overwritten: name another --out, or add --force"
         )
     return path
+
+
+def _goes_on(path: str) -> bool:
+    """Whether an earlier start of this process's job has written that file."""
+    from steadygrad.elastic import job
+
+    if not job():
+        return False
+    from steadygrad.runlog.continuing import file_of_job  # which loads NumPy
+
+    return bool(file_of_job([path]))
 
 
 def _alerts(logs: tuple[str, ...], alerts: tuple[str, ...]) -> list[str]:
