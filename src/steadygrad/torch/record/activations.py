@@ -52,6 +52,7 @@ class ActivationWatch:
         self.seconds = 0.0
         self.through_time = ThroughTime()
         self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove, self._handles).atexit = False
         self._clear()
 
     def _clear(self) -> None:
@@ -71,15 +72,15 @@ class ActivationWatch:
         """Begin to watch, unless a compiler would trace the hooks."""
         self._clear()
         if not self._handles and not _compiling():
-            self._handles = [
-                register_module_forward_pre_hook(self._timed(self._enter)),
-                register_module_forward_hook(self._timed(self._leave)),
+            own = type(self)
+            self._handles += [
+                register_module_forward_pre_hook(self._timed(own._enter)),
+                register_module_forward_hook(self._timed(own._leave)),
             ]
 
     def stop(self) -> None:
         """Take the hooks off; what was seen stays until the next start."""
-        while self._handles:
-            self._handles.pop().remove()
+        _remove(self._handles)
 
     def figures(self) -> dict[str, dict[int, Any]]:
         """The figures by their name; of each, one number a parameter, by the parameter's id."""
@@ -90,16 +91,19 @@ class ActivationWatch:
         return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
+        seen_by = weakref.ref(self)  # torch's list of hooks would keep it for good
+
         def hook(module: torch.nn.Module, *rest: object) -> None:
-            if not torch.is_grad_enabled():
+            watch = seen_by()
+            if watch is None or not torch.is_grad_enabled():
                 return
             began = time.perf_counter()
             try:
                 with torch.no_grad():
-                    note(module, *rest)
+                    note(watch, module, *rest)
             except Exception:  # whatever a module of the script returns, its forward pass goes on
-                self.stop()
-            self.seconds += time.perf_counter() - began
+                watch.stop()
+            watch.seconds += time.perf_counter() - began
 
         return hook
 
@@ -217,3 +221,8 @@ def _compiling() -> bool:
     frames = sys.modules.get("torch._dynamo.eval_frame")
     backends = getattr(frames, "cached_backends", None) or {}
     return any(backend is not None for backend in backends.values())
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import warnings
@@ -327,6 +328,7 @@ def test_a_loss_that_is_nan_under_a_scaler_is_explained() -> None:
 @pytest.fixture
 def compiler() -> Iterator[None]:
     """Forgets afterwards: nothing watches modules in a process that has compiled any."""
+    gc.collect()  # handles of tests before, which go with their optimizers
     yield
     torch._dynamo.reset()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.modules import module as torch_modules
 
 import steadygrad
 import steadygrad.torch as sg
+from steadygrad.runlog import RunWriter
 from steadygrad.runlog.sampled import SHARE, SPARE, UnusualSteps
 from steadygrad.torch.record.sampling import Sampler
 
@@ -243,3 +245,20 @@ def test_a_run_that_is_unusual_throughout_is_sampled_no_more_than_its_share():
     watch = UnusualSteps()
     asked = sum(watch.after(step, 10.0 ** (step % 7), 1.0) for step in range(1, 6400))
     assert asked <= SPARE + 6400 // SHARE
+
+
+def test_an_optimizer_that_is_dropped_takes_its_hooks_along(tmp_path):
+    """Else each of a script that makes one a task would slow down every forward pass after it."""
+    hooks = torch_modules._global_forward_hooks
+    gc.collect()
+    before = len(hooks)
+    writer = RunWriter(tmp_path / "run.db")
+    optimizers = [torch.optim.SGD(nn.Linear(2, 1).parameters(), 0.1) for _ in range(3)]
+    for optimizer in optimizers:
+        sg.attach(optimizer, run=writer)
+    assert len(hooks) == before + 3  # the first step is watched
+    optimizers.clear()
+    del optimizer
+    gc.collect()
+    assert len(hooks) == before
+    writer.close()
