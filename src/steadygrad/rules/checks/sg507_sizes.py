@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.robust import Floats, median
+from steadygrad.robust import median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.depth import Profile, profiles
 from steadygrad.rules.evidence.inputs import UNIT, input_size
 from steadygrad.rules.evidence.loop import sizes_of, summed_of
 from steadygrad.rules.evidence.view import View
@@ -148,7 +149,7 @@ def _outputs(view: View) -> Iterator[Finding]:
     first, last = float(table[0, column]), float(table[-1, column])
     if not (first > FAR and last > FAR and input_size(view) < UNIT * 10):
         return
-    if _grow_by_depth(table[0, view.weights]):
+    if any(_grows(profile) for profile in profiles(view, table[:1], view.weights)):
         return
     name = view.tensors[column].name
     yield finding(
@@ -182,11 +183,9 @@ def _outputs(view: View) -> Iterator[Finding]:
     )
 
 
-def _grow_by_depth(sizes: Floats) -> bool:
+def _grows(sizes: Profile) -> bool:
     """Whether outputs grow from layer to layer through many: the weights are at fault."""
-    with np.errstate(all="ignore"):
-        factors = sizes[1:] / sizes[:-1]
-    return len(sizes) >= DEEP and median(factors) > A_LAYER
+    return len(sizes.norms) >= DEEP and sizes.per_layer < 1 / A_LAYER
 
 
 def _standardise(view: View) -> str:
