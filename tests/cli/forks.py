@@ -86,7 +86,12 @@ def code_of(path: str, observed: bool) -> int:
             child(path, observed, stem)
         finally:
             os._exit(99)
-    end = time.monotonic() + SECONDS
+    return code_at_end(pid, SECONDS)
+
+
+def code_at_end(pid: int, seconds: float) -> int:
+    """The exit code of a child; one that takes longer is killed, and its code is -9."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

@@ -19,7 +19,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +26,7 @@ from typing import NoReturn
 sys.path.insert(1, str(Path(__file__).parents[1] / "cli"))
 
 from command import PLACE
-from forks import end_as_python, load
+from forks import code_at_end, end_as_python, load
 from run_page import main
 
 from steadygrad import cli
@@ -51,21 +50,10 @@ def page_in_fork(page: str, folder: str, output: str) -> int:
             os.setsid()
             be_page(page, folder, output, commands)
         try:
-            return code_of(pid)
+            return code_at_end(pid, SECONDS_A_PAGE)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-
-
-def code_of(pid: int) -> int:
-    """The exit code of a page's process; -9 where it takes too long."""
-    end = time.monotonic() + SECONDS_A_PAGE
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    return -9
 
 
 def be_page(page: str, folder: str, output: str, commands: str) -> NoReturn:
