@@ -72,6 +72,9 @@ Nature: TypeAlias = Literal["persistent", "transient", "unknown"]
 RECOVERY: Final = "recovery"
 """Kind of the event that holds a `RecoveryEvent`."""
 
+LADDER: Final = "recovery_ladder"
+"""Kind of the event that says what recovery may do, and where its snapshots are."""
+
 NAN_LOSS: Final = "nan_loss"
 """Kind of the event that says: from this step on, a NaN loss is a loss that was NaN."""
 

@@ -18,6 +18,9 @@ NOT_TAKEN = (
     "anew: type `for step in range(steady.restore(), steps):` after sg.attach(..., recover='auto')"
 )
 
+LONGEST_OFFER = 65_536
+"""Characters of an environment variable; from 128 KiB on, no process could be started any more."""
+
 
 def hand_over(path: str) -> None:
     """Hand the script the snapshots of a run.
@@ -61,6 +64,8 @@ def offer_of(path: str) -> dict[str, str]:
         if not any(Path(folder).glob("*/*.snapshot")):
             raise UsageError(f"there is no snapshot in {folder}, of which {path} tells")
     offer(folders)
+    if len(os.environ[RESUME]) > LONGEST_OFFER:
+        raise UsageError(f"{path} tells of snapshots of {len(folders):,} optimizers: too many")
     return {RESUME: os.environ[RESUME]}
 
 

@@ -11,9 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 
 from steadygrad.recovery.events import EventLike
+from steadygrad.vocabulary import LADDER
 
-LADDER = "recovery_ladder"
-"""Kind of the event that says what recovery may do, and where its snapshots are."""
 RESUME = "STEADYGRAD_RESUME"
 """Environment variable: number of an optimizer -> folder, as JSON."""
 

@@ -11,17 +11,26 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping, Set
+from types import NoneType, UnionType
+from typing import Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
+from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.runlog.encode import DamagedError
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.runlog.run import Event
-from steadygrad.runlog.shortfall import STOPPED
-from steadygrad.runlog.thinning import LANDMARKS
-from steadygrad.vocabulary import GAP, NAN_LOSS, NAN_ORIGIN, RANKS, SCRIPT_CLIP, THROUGH_TIME
+from steadygrad.vocabulary import (
+    GAP,
+    LADDER,
+    NAN_LOSS,
+    NAN_ORIGIN,
+    RANKS,
+    RECOVERY,
+    SCRIPT_CLIP,
+    THROUGH_TIME,
+)
 
 INT64 = 2**63
 MOST_WHOLE = 2**53
@@ -33,6 +42,8 @@ MOST_NAME = 1 << 20
 MOST_DEPTH = 32
 LONGEST_NUMBER = 400
 """Digits of a whole number in JSON; longer ones take square time to read."""
+
+LONGEST_PATH = 4096
 
 Field = Callable[[object], object]
 """Gives back a sound value, or raises ValueError or TypeError."""
@@ -192,77 +203,76 @@ _real = _a(int, float)
 _word = _a(str)
 
 
+def _path(value: object) -> object:
+    if not isinstance(value, str) or len(value) > LONGEST_PATH or "\0" in value:
+        raise TypeError
+    return value
+
+
 def _whole_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_WHOLE:
         raise TypeError
     return value
 
 
-def _whole(field: Field, *keys: str) -> Field:
-    """A table of which no part may be missing."""
+def _either(*fields: Field) -> Field:
+    def check(value: object) -> object:
+        for field in fields:
+            with contextlib.suppress(TypeError, ValueError):
+                return field(value)
+        raise TypeError
+
+    return check
+
+
+def _whole_table(fields: Mapping[str, Field], keys: Set[str]) -> Field:
+    """A table of which these parts may not be missing."""
+    table = _table_of(**fields)
 
     def check(value: object) -> object:
-        sound = field(value)
-        if isinstance(sound, dict) and not set(keys) <= sound.keys():
+        sound = table(value)
+        if isinstance(sound, dict) and not keys <= sound.keys():
             raise ValueError
         return sound
 
     return check
 
 
-_COUNTS = ("index", "judged", "held", "emptied", "passes", "undivided")
-_GROUP = _table_of(
-    names=_list_of(_word),
-    count=_whole_number,
-    elements=_whole_number,
-    index=_whole_number,
-    container=_word,
-)
+def fields_of(record: type) -> dict[str, Field]:
+    """What the fields of a class may hold, by its annotations.
 
-INFO: dict[str, Field] = {
-    **dict.fromkeys(
-        ("framework", "policy", "script", "observed_by", "on_nonfinite", "process", "stopped_by"),
-        _word,
-    ),
-    **dict.fromkeys(
-        ("overhead_seconds", "wall_seconds", "started", "ended", "rank", "ranks", "restart"), _real
-    ),
-    "exit": _a(str, int),
-    "command": lambda value: value if isinstance(value, str) else _list_of(_word)(value),
-    "frozen": _list_of(_whole_number),
-    "troubles": _list_of(_word),
-    "ranks_ended": _list_of(_word),
-    "clip_calls": _list_of(_a(dict)),
-    "optimizers": _list_of(
-        _table_of(**{"index": _whole_number, "class": _word, "eps": _real, "weight_decay": _real})
-    ),
-    "loop": _table_of(
-        optimizers=_list_of(_table_of(**dict.fromkeys(_COUNTS, _whole_number))),
-        loose=_list_of(_GROUP),
-        stale=_list_of(_GROUP),
-        logits=_whole(_table_of(loss=_word, before=_word), "loss", "before"),
-        targets=_whole(
-            _table_of(loss=_word, lowest=_number, highest=_number), "loss", "lowest", "highest"
-        ),
-        broadcast=_list_of(_whole_number),
-        criterion=_word,
-        chains=_list_of(_list_of(_word)),
-        summed=_whole_number,
-    ),
-    "lint": _list_of(_table_of(path=_word, line=_whole_number, id=_word)),
-    "models": _list_of(_word),
-    "kernel": _word,
-    "device": _word,
-    "results": _a(dict),
-    "versions": _a(dict),
-    LANDMARKS: _a(dict),
-    STOPPED: _whole(
-        _table_of(recorded=_whole_number, steps=_whole_number, reason=_word),
-        "recorded",
-        "steps",
-        "reason",
-    ),
+    Args:
+        record: a TypedDict, or a class of fields.
+
+    Example:
+        >>> fields_of(Event)["step"](None), fields_of(Event)["kind"]("gap")
+        (None, 'gap')
+    """
+    return {name: _field_of(hint) for name, hint in get_type_hints(record).items()}
+
+
+def _field_of(hint: object) -> Field:
+    if isinstance(hint, type) and is_typeddict(hint):
+        return _whole_table(fields_of(hint), getattr(hint, "__required_keys__"))  # noqa: B009
+    form, parts = get_origin(hint), get_args(hint)
+    if form is list:
+        return _list_of(_field_of(parts[0]))
+    if form in (Union, UnionType):
+        return _either(*map(_field_of, parts))
+    return _PLAIN[form or hint]
+
+
+_PLAIN: dict[object, Field] = {
+    str: _word,
+    int: _whole_number,
+    float: _number,
+    bool: _a(bool),
+    NoneType: _a(),
+    dict: _a(dict),
+    Mapping: _a(dict),
 }
+
+INFO: dict[str, Field] = fields_of(RunInfo) | {"seed": _a(int, float)}  # 64 bits, and only shown
 """What readers of a run's facts rely on."""
 
 RANK_COLUMNS = (
@@ -281,6 +291,8 @@ EVERY_EVENT: dict[str, Field] = {"optimizer": _whole_number, "step": _whole_numb
 EVENTS: dict[str, dict[str, Field]] = {
     NAN_LOSS: {},
     GAP: {"steps": _whole_number},
+    RECOVERY: fields_of(RecoveryEvent),
+    LADDER: {"ladder": _word, "folder": _path},
     RANKS: dict.fromkeys(RANK_COLUMNS, _list_of(_number, gaps=True))
     | dict.fromkeys(("rank", "step"), _list_of(_whole_number)),
     THROUGH_TIME: {

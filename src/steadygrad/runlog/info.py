@@ -85,6 +85,14 @@ class LintFact(TypedDict):
     id: str
 
 
+class StoppedFacts(TypedDict):
+    """How many steps are on record of at least how many where recording stopped, and why."""
+
+    recorded: int
+    steps: int
+    reason: str
+
+
 class RunInfo(TypedDict, total=False):
     """Facts about a run as a whole.
 
@@ -166,4 +174,4 @@ class RunInfo(TypedDict, total=False):
     troubles: list[str]
     sampling_ended: str
     landmarks: dict[str, object]
-    recording_stopped: dict[str, object]
+    recording_stopped: StoppedFacts

@@ -19,16 +19,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from steadygrad import calibrate, diagnose
+from steadygrad import calibrate, diagnose, vocabulary
+from steadygrad.recovery import RecoveryEvent
 from steadygrad.runlog import Run, decoding, encode
 from steadygrad.runlog.encode import DamagedError
+from steadygrad.runlog.info import LoopFacts, RunInfo
 from steadygrad.runlog.origin import Origin, Range
 from steadygrad.runlog.records import STEP_DTYPE, TensorInfo
 from steadygrad.vocabulary import (
+    ALERT,
     GAP,
+    LADDER,
     NAN_LOSS,
     NAN_ORIGIN,
     RANKS,
+    RECOVERY,
     SCRIPT_CLIP,
     THROUGH_TIME,
 )
@@ -54,7 +59,8 @@ def examples(count: int) -> settings:
 
 
 GROUP = {"names": ["fc.weight"], "count": 1, "elements": 4, "container": "list", "index": 0}
-INFO: dict[str, Any] = {
+WORDS = ("steadygrad", "python", "platform", "stopped_by", "kernel", "backend", "device", "process")
+INFO: dict[str, Any] = dict.fromkeys((*WORDS, "observed_by", "sampling_ended"), "x") | {
     "framework": "torch",
     "policy": "norm:1.0",
     "on_nonfinite": "skip",
@@ -62,11 +68,15 @@ INFO: dict[str, Any] = {
     "command": ["train.py", "--lr", "0.1"],
     "exit": "ok",
     "started": 1.7e9,
+    "ended": 1.7e9,
     "wall_seconds": 3.0,
     "overhead_seconds": 0.1,
     "rank": 0,
     "ranks": 2,
-    "seed": 1,
+    "restart": 1,
+    "ranks_ended": ["ok", "ValueError"],
+    "seed": 2**62,
+    "threads": 2,
     "amp": True,
     "frozen": [1],
     "versions": {"torch": "2.13.0"},
@@ -79,6 +89,10 @@ INFO: dict[str, Any] = {
         "loose": [GROUP],
         "stale": [GROUP],
         "logits": {"loss": "cross_entropy", "before": "softmax"},
+        "targets": {"loss": "cross_entropy", "lowest": -1.0, "highest": 2.0},
+        "sizes": {"loss": "mse_loss", "targets": 500.0, "spread": 2.0, "outputs": 1.0},
+        "broadcast": [8, 1],
+        "criterion": "cross_entropy",
         "chains": [["fc.weight", "fc2.weight"]],
         "summed": 1,
     },
@@ -96,6 +110,9 @@ EVENTS: dict[str, dict[str, Any]] = {
     GAP: {"steps": 3, "first_step": 7, "last_step": 9},
     RANKS: dict.fromkeys(decoding.RANK_COLUMNS, TWO) | {"rank": [0, 1], "step": [5, 5]},
     THROUGH_TIME: {"tensor": 0, "length": 2, "positions": [0, 1], "norms": TWO},
+    RECOVERY: RecoveryEvent(9, "rollback", "loss spike", 4, 12, "persistent").as_json(),
+    LADDER: {"ladder": "auto", "folder": "snapshots", "optimizer": 0},
+    ALERT: {"id": "SG101", "severity": "error", "title": "x"},
     NAN_ORIGIN: Origin(
         5,
         "loss",
@@ -191,6 +208,15 @@ def test_facts_keep_what_is_sound_and_are_the_same_when_read_again(rows: Any) ->
     assert sound.keys() <= facts.keys()
     same = [key for key in INFO if repr(facts.get(key)) == repr(INFO[key])]  # 0.0 is not 0
     assert {key: dict(sound)[key] for key in same} == {key: INFO[key] for key in same}
+
+
+def test_each_field_and_each_kind_of_event_has_a_sound_one_here() -> None:
+    assert RunInfo.__annotations__.keys() == INFO.keys()
+    assert LoopFacts.__annotations__.keys() == INFO["loop"].keys()
+    kinds = {
+        value for name, value in vars(vocabulary).items() if type(value) is str and name.isupper()
+    }
+    assert kinds == EVENTS.keys()
 
 
 def test_sound_facts_and_events_come_back_whole() -> None:

@@ -30,7 +30,6 @@ from steadygrad.recovery.files import claim, drop_after, read_newest, release, w
 from steadygrad.recovery.judge import SOUND, Act, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.memory import half_of_memory
-from steadygrad.recovery.resuming import LADDER
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.recovery.triggers import (
     DIVERGED,
@@ -70,7 +69,7 @@ from steadygrad.torch.recovery.training_state import (
 )
 from steadygrad.torch.step.clipper import Memory
 from steadygrad.torch.step.snapshot import Snapshot
-from steadygrad.vocabulary import RECOVERY, Nature
+from steadygrad.vocabulary import LADDER, RECOVERY, Nature
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
 _PARTS = frozenset({"weights", "optimizer", "buffers", "partners", "policy", "generators", "batch"})
