@@ -32,7 +32,7 @@ def printable(value: Shown) -> Shown:
     if isinstance(value, str):
         return cast("Shown", _UNPRINTABLE.sub("\ufffd", value))
     if isinstance(value, dict):
-        return cast("Shown", {key: printable(item) for key, item in value.items()})
+        return cast("Shown", {printable(key): printable(item) for key, item in value.items()})
     if isinstance(value, tuple):
         return cast("Shown", tuple(printable(item) for item in value))
     return cast("Shown", [printable(item) for item in value]) if isinstance(value, list) else value
