@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 
 from steadygrad import extensions
@@ -18,7 +19,10 @@ from steadygrad._version import __version__
 
 BLOT = "***"
 _SECRET = re.compile(
-    r"token|secret|pass|pwd|\bpw\b|\bpin\b|\botp\b|credential|\bkey\b|[-_]key|apikey|auth\b",
+    r"token|secret|pass|pwd|\bpw\b|\bpin\b|\botp\b|\bpsk\b|\bpat\b|\bdsn\b|cred|\bkey\b|[-_]key|apikey"
+    r"|(?-i:[a-z]Key\b)|auth\b"
+    r"|oauth|access|bearer|\bjwt|cookie|session|private|signature|signing|\bsig\b|licen[cs]e|webhook"
+    r"|login|mnemonic|\bsalt\b|[-_]phrase|\bphrase\b|contraseña|kennwort|senha|пароль|密码|密碼",
     re.IGNORECASE,
 )
 _NUMBER = r"[-+]?\d{0,12}\.?\d{1,12}(?:e[-+]?\d{1,3})?"
@@ -101,22 +105,32 @@ def harmless(arguments: Sequence[str], folder: str | os.PathLike[str] = ".") -> 
     behind_secret = False
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        secret = bool(_SECRET.search(name))
+        secret = _speaks_of_secret(name)
         if equals and (_OPTION.fullmatch(name) or _SETTING.fullmatch(name)):
             shown.append(f"{name}={BLOT if secret or not _is_harmless(value, folder) else value}")
-            behind_secret = False
+            behind_secret = not secret and _speaks_of_secret(value)
         elif _names_option(argument) and not (behind_secret and not argument.startswith("--")):
             shown.append(argument)
             behind_secret = secret
         else:
-            shown.append(argument if not behind_secret and _is_harmless(argument, folder) else BLOT)
-            behind_secret = False
+            # an option that nobody can read may ask for a secret
+            unread = argument.startswith("-") and not _is_number(argument)
+            blots = behind_secret or not _is_harmless(argument, folder)
+            shown.append(BLOT if blots else argument)
+            behind_secret = not behind_secret and (unread if blots else secret)
     return shown
 
 
+def _speaks_of_secret(name: str) -> bool:
+    return bool(_SECRET.search(unicodedata.normalize("NFKC", name)))
+
+
+def _is_number(argument: str) -> bool:
+    return bool(re.fullmatch(_NUMBER, argument, re.IGNORECASE))
+
+
 def _names_option(argument: str) -> bool:
-    number = re.fullmatch(_NUMBER, argument, re.IGNORECASE)
-    return bool(_OPTION.fullmatch(argument)) and not number
+    return bool(_OPTION.fullmatch(argument)) and not _is_number(argument)
 
 
 def _is_harmless(value: str, folder: str | os.PathLike[str]) -> bool:

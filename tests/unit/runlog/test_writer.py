@@ -161,6 +161,12 @@ def test_overhead_counts_the_time_of_handing_over(tmp_path: Path) -> None:
         (["a.py", "WANDB_API_KEY=abc"], ["a.py", "WANDB_API_KEY=***"]),
         (["a.py", "--password", "--fast"], ["a.py", "--password", "--fast"]),
         (["a.py", "--url", "s3://me:pw@host/x"], ["a.py", "--url", "***"]),
+        (["a.py", "password", "horse", "train"], ["a.py", "password", "***", "train"]),
+        (["a.py", "--set=token", "horse"], ["a.py", "--set=token", "***"]),
+        (["a.py", "--p4ssword", "horse", "x"], ["a.py", "***", "***", "x"]),
+        (["a.py", "--\uff50assword", "horse"], ["a.py", "***", "***"]),
+        (["a.py", "--seed-phrase", "horse"], ["a.py", "--seed-phrase", "***"]),
+        (["a.py", "--sshKey=horse", "--oauth2", "x"], ["a.py", "--sshKey=***", "--oauth2", "***"]),
         (["tokenizer.json", "--monkey", "1"], ["tokenizer.json", "--monkey", "1"]),
         (
             ["python", "a.py", "-u", "bob:x", "+m.lr=0.1"],
