@@ -24,6 +24,8 @@ WORKERS ?= 2
 # What runs on the oldest versions: clipping, policies, recording, rules, Keras, TensorFlow, torch.
 OLDEST ?= tests/unit/test_text.py tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/runlog tests/unit/rules tests/unit/calibration tests/unit/torch/dropins tests/unit/kernels --deselect 'tests/unit/policies/test_elementwise.py::test_agc_along_the_axes_of_optax[shape5]'  # compares with optax, which at 0.2.5 has no 5-D kernels
 export OMP_NUM_THREADS ?= 1
+# The tests start many processes: without bytecode each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 FRAMEWORKS := torch keras tensorflow jax core
 .PHONY: demo test lint bench corpus docs wheels coverage test-oldest sanitize fuzz clean $(FRAMEWORKS:%=test-%)
