@@ -14,6 +14,7 @@
     └── MissingExtraError (ImportError) a library that is not installed, with the pip command
     SteadyGradWarning (UserWarning)
     ├── NoGradientsWarning              nothing was measured or clipped
+    ├── ClippedTwiceWarning             the script clips what steadygrad clips too
     ├── NaNOriginWarning                where a NaN or inf came from, as asked for
     ├── ReplicasDifferWarning           ranks differ in what they should hold alike
     └── RecordingWarning                recording stopped; the training goes on
@@ -112,6 +113,10 @@ class SteadyGradWarning(UserWarning):
 
 class NoGradientsWarning(SteadyGradWarning):
     """Nothing was measured or clipped."""
+
+
+class ClippedTwiceWarning(SteadyGradWarning):
+    """The script clips what steadygrad clips too; says what is on record, and what to type."""
 
 
 class ReplicasDifferWarning(SteadyGradWarning):

@@ -16,7 +16,7 @@ from steadygrad.calibration.advice import NEARLY_ALWAYS, advise, judge
 from steadygrad.calibration.estimate import two_digits
 from steadygrad.calibration.result import Calibration, Spike
 from steadygrad.calibration.source import open_steps, recorded_norm_type
-from steadygrad.calibration.unseen import unseen_clip
+from steadygrad.calibration.unseen import clipped_before_policy, unseen_clip
 from steadygrad.errors import CalibrationError
 from steadygrad.robust import Floats, upper_sigma
 
@@ -121,6 +121,12 @@ def _require_steps(usable: int, rows: Rows) -> None:
 
 
 def _require_norms_before_clipping(run: Run, number: int) -> None:
+    if clipped_before_policy(run, number):
+        raise CalibrationError(
+            "this run gives no threshold: the script's own calls clip before the attached policy, "
+            "and norms on record are those after them. Take those calls out, or attach with "
+            "clip='none', and calibrate that run"
+        )
     clip = unseen_clip(run, number)
     if clip is not None:
         raise CalibrationError(

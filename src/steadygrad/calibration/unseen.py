@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.vocabulary import SCRIPT_CLIP
+
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
@@ -74,6 +76,22 @@ def unseen_clip(run: Run, optimizer: int) -> UnseenClip | None:
     if _often(at, usable) and _parts_vary(run, optimizer, at):
         return _clip_at_level(run, at, usable, float(np.median(norm[at])), by_value=False)
     return _clamped(run, optimizer, usable)
+
+
+def clipped_before_policy(run: Run, optimizer: int) -> bool:
+    """Whether the script's own calls clipped what a policy was then given, and recorded.
+
+    Args:
+        run: the run.
+        optimizer: its number.
+    """
+    return any(
+        event.kind == SCRIPT_CLIP
+        and event.data.get("optimizer") == optimizer
+        and "policy" in event.data
+        and float(event.data.get("coef") or 1.0) < 1
+        for event in run.events
+    )
 
 
 def _often(at: NDArray[np.intp], usable: NDArray[np.intp]) -> bool:

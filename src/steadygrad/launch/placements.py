@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from steadygrad.launch.clip_calls import CallBook, Place
+from steadygrad.runlog.clip_calls import CallBook, Place
 from steadygrad.vocabulary import SCRIPT_CLIP
 
 if TYPE_CHECKING:

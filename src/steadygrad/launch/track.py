@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.placements import CallTime, Placement
+from steadygrad.runlog.clip_calls import CallBook
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import ACTIONS, FIGURES
 

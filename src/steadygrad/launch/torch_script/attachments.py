@@ -11,7 +11,6 @@ import torch
 from steadygrad.errors import AttachError, UsageError
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
-from steadygrad.launch.torch_script.observed import ObservingClipper
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.ownership import spread_of
@@ -19,6 +18,7 @@ from steadygrad.torch.internals import scaler
 from steadygrad.torch.record.ranks import finish_ranks
 from steadygrad.torch.record.recording import settings_of
 from steadygrad.torch.step.observing import (
+    ObservingClipper,
     Steady,
     attach_unheard,
     is_facade,

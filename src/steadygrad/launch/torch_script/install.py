@@ -19,13 +19,13 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.launch.imports import watch
-from steadygrad.launch.torch_script.clipcall import (
+from steadygrad.launch.undoing import note
+from steadygrad.torch.clip_calls.clipcall import (
     Call,
     ClipVisit,
     Replacement,
     inside_another,
 )
-from steadygrad.launch.undoing import note
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Visit
@@ -34,8 +34,8 @@ from steadygrad.torch.internals.sites import Site
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
-    from steadygrad.launch.torch_script.clips import Unscaling
     from steadygrad.launch.torch_script.observer import TorchObserver
+    from steadygrad.torch.clip_calls.clips import Unscaling
     from steadygrad.torch.step.observing import StepOutcome
 
 

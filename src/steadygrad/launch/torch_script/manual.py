@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from steadygrad.launch.torch_script.clips import ClipLog
-from steadygrad.launch.torch_script.observed import summed_up
-from steadygrad.launch.torch_script.readings import GradientReading, read
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.clip_calls.clips import ClipLog
+from steadygrad.torch.clip_calls.readings import GradientReading, read
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.record.journal import hand_over, record_of
 from steadygrad.torch.record.recording import OptimizerRecorder
-from steadygrad.torch.step.observing import Clipper, StepOutcome
+from steadygrad.torch.step.observing import Clipper, StepOutcome, summed_up
 
 PROBE = 8
 

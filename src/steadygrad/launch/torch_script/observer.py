@@ -21,19 +21,18 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.errors import NonFiniteError
-from steadygrad.launch.clip_calls import CallBook
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.attachments import Attachments, parameters_of
-from steadygrad.launch.torch_script.calls import event_of, is_for_one, place_of
-from steadygrad.launch.torch_script.clipcall import Call
-from steadygrad.launch.torch_script.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.grad_calls import GradCalls, Pairs, weights_of
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.manual import ManualLoop
-from steadygrad.launch.torch_script.observed import ObservingClipper, summed_up
 from steadygrad.policies.choice import resolve
+from steadygrad.runlog.clip_calls import CallBook
+from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
+from steadygrad.torch.clip_calls.clipcall import Call
+from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.internals import scaler, sites
@@ -41,7 +40,13 @@ from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.record.recording import OptimizerRecorder
-from steadygrad.torch.step.observing import Clipper, Steady, StepOutcome
+from steadygrad.torch.step.observing import (
+    Clipper,
+    ObservingClipper,
+    Steady,
+    StepOutcome,
+    summed_up,
+)
 from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
 MOST_WALKS = 16

@@ -10,6 +10,7 @@ from steadygrad.rules.evidence.placed import fixes
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
+from steadygrad.text import printable
 
 
 def _twice(group: list[Call]) -> bool:
@@ -26,7 +27,12 @@ def _twice(group: list[Call]) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    groups = by_step(calls(view))
+    clip_calls = calls(view)
+    beside = [c for c in clip_calls if c.get("policy") and figure(c, "coef", 1) < 1]
+    if beside:
+        yield _beside_a_policy(view, beside)
+        return
+    groups = by_step(clip_calls)
     faulty = [step for step, group in groups.items() if _twice(group)]
     if not faulty or len(faulty) < MOST * len(groups):
         return
@@ -51,6 +57,30 @@ def check(view: View) -> Iterator[Finding]:
         ],
         fixes=fixes(view, min(group, key=lambda c: figure(c, "max_norm"))),
         figures={"calls": len(group)},
+    )
+
+
+def _beside_a_policy(view: View, clip_calls: list[Call]) -> Finding:
+    """The script's own calls clip what an attached policy clips after them."""
+    last = clip_calls[-1]
+    steps = sorted({int(call["step"]) for call in clip_calls})
+    return finding(
+        view,
+        "SG409",
+        "warning",
+        0.95,
+        "Gradients are clipped twice: by the script's own calls, then by "
+        f"{printable(str(last['policy']))}, which was attached.",
+        evidence=[
+            f"{len(steps)} of the steps whose calls are on record were clipped before the policy "
+            f"saw them, at {number(figure(last, 'max_norm'))}.",
+            "Norms and coefficients on record are of what those calls left.",
+        ],
+        steps=steps[:50],
+        tensors=[],
+        causes=["the script's clip call was left in when attach was added"],
+        fixes=fixes(view, last)[:1],
+        figures={"calls": 2},
     )
 
 

@@ -34,11 +34,12 @@ class Site:
         guarded: see `inlay`.
 
     Attributes:
+        name: of the function.
         parameters: names of its parameters, in order.
     """
 
     def __init__(self, name: str, places: Sequence[object], guarded: bool = True) -> None:
-        self._name, self._guarded = name, guarded
+        self.name, self._guarded = name, guarded
         self._places = [place for place in places if hasattr(place, name)]
         self._listeners: list[Begin] = []
         self._undo: list[Undo] = []
@@ -89,7 +90,7 @@ class Site:
 
     def _change(self) -> None:
         begin = eager(self._begin)
-        function = inspect.unwrap(vars(self._places[0])[self._name])
+        function = inspect.unwrap(vars(self._places[0])[self.name])
         code = None
         if isinstance(function, types.FunctionType):
             code = inlay(function, begin, self._guarded)
@@ -107,12 +108,12 @@ class Site:
         self._undo.append(undo)
 
     def _wrap(self, begin: Begin) -> None:
-        original = vars(self._places[0])[self._name]
+        original = vars(self._places[0])[self.name]
         wrapper = wrapped(original, begin, self._guarded)
         for place in self._places:
-            if vars(place).get(self._name) is original:
-                setattr(place, self._name, wrapper)
-                self._undo.append(functools.partial(_put_back, place, self._name, wrapper))
+            if vars(place).get(self.name) is original:
+                setattr(place, self.name, wrapper)
+                self._undo.append(functools.partial(_put_back, place, self.name, wrapper))
 
 
 class _Visits(Visit):

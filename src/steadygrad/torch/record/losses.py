@@ -221,6 +221,16 @@ def so_far() -> object:
     return _meter.so_far
 
 
+def backwards() -> int:
+    """Number of backward passes heard so far, in this thread."""
+    return _meter.backwards
+
+
+def last_scale() -> object:
+    """The loss scale that the last of them carried; None for none."""
+    return _meter.scale
+
+
 def forget(hearer: object) -> None:
     """Stop adding up losses for a hearer; after the last one, torch's functions are as before."""
     _hearing.release(hearer)

@@ -18,7 +18,7 @@ import torch
 from steadygrad.errors import AttachError, UsageError
 from steadygrad.live.handle import Handle
 from steadygrad.live.session import is_interactive, say_detached
-from steadygrad.policies import Policy
+from steadygrad.policies import NoClip, Policy
 from steadygrad.recovery.events import RecoveryEvent
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.resuming import take
@@ -26,6 +26,7 @@ from steadygrad.runlog.origin import Origin
 from steadygrad.runlog.records import StepRecord
 from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
+from steadygrad.torch.clip_calls.attached import AttachedClips, reading_of
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
@@ -38,6 +39,7 @@ from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of, steps_running
 from steadygrad.torch.step.naming import Names
+from steadygrad.torch.step.observed import ObservingClipper
 from steadygrad.vocabulary import OnNonfinite
 
 Batch = TypeVar("Batch")
@@ -85,6 +87,7 @@ class Steady(Handle):
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
         ]
         self._loop: AttachedLoop | None = None
+        self._clips: AttachedClips | None = None
         self._replaced: Callable[[], None] | None = None
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
@@ -200,6 +203,8 @@ class Steady(Handle):
         losses.forget(self)
         if self._loop is not None:
             self._loop.end()
+        if self._clips is not None:
+            self._clips.end()
         self._engine.close()
 
     def __reduce__(self) -> Any:
@@ -225,7 +230,10 @@ class Steady(Handle):
         self._watch_loop()
 
     def _watch_loop(self) -> None:
-        """Look at the first steps' losses and gradients, where a run is recorded by this alone."""
+        """Look at the first steps' losses, gradients and the script's clip calls.
+
+        Not where others watch the whole script.
+        """
         writer = self._engine.journal.writer
         observed_by = getattr(writer, "info", {}).get("observed_by")
         if writer is None or self._loop is not None or observed_by in ("run", "cell"):
@@ -234,6 +242,23 @@ class Steady(Handle):
         after = copies.UncopiedHook(eager(self._loop.after_step))
         self._hooks.append(self.optimizer.register_step_post_hook(after))
         self._loop.begin()
+        self._watch_clips(writer)
+
+    def _watch_clips(self, writer: RunWriter) -> None:
+        """Be told of the script's own clip calls: without a policy, figures are those before."""
+        engine, observes = self._engine, isinstance(self.policy, NoClip)
+        if observes:
+            engine.clipper = ObservingClipper(engine.clipper.on_nonfinite, reading_of)
+        policy = None if observes else self.policy.spec()
+        self._clips = AttachedClips(self.optimizer, engine.index, writer, policy)
+        after = copies.UncopiedHook(eager(self._end_of_clips))
+        self._hooks.append(self.optimizer.register_step_post_hook(after))
+        self._clips.begin()
+
+    def _end_of_clips(self, *_: object) -> None:
+        """A step is over, or was dropped."""
+        if self._clips is not None and self._engine.step is None:
+            self._clips.stepped(self._engine.steps - 1)
 
     def find_nan(self, quiet: bool = False) -> None:
         """From now on, find out where the first non-finite gradient or loss comes from.
@@ -386,6 +411,7 @@ class Steady(Handle):
     def scaler_leaves(self) -> None:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
         self._engine.scaler_leaves()
+        self._end_of_clips()
 
     def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the step that an optimizer begins is a part of the step under way here.

@@ -9,9 +9,11 @@ from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.inner import is_facade, is_stand_in
 from steadygrad.torch.step.naming import describe
+from steadygrad.torch.step.observed import ObservingClipper, summed_up
 
 __all__ = [
     "Clipper",
+    "ObservingClipper",
     "Scale",
     "Skip",
     "Steady",
@@ -21,5 +23,6 @@ __all__ = [
     "is_broken",
     "is_facade",
     "is_stand_in",
+    "summed_up",
     "unmark_copies",
 ]

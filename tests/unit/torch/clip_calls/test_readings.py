@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from steadygrad.launch.torch_script.clips import ClipLog
-from steadygrad.launch.torch_script.clocks import Clocks
-from steadygrad.launch.torch_script.readings import EVERY, joined, read
+from steadygrad.torch.clip_calls.clips import ClipLog
+from steadygrad.torch.clip_calls.clocks import Clocks
+from steadygrad.torch.clip_calls.readings import EVERY, joined, read
 
 
 def weights(*gradients):

@@ -16,14 +16,18 @@ import numpy as np
 import torch
 
 from steadygrad import kernels
-from steadygrad.launch.torch_script.readings import GradientReading
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
+from steadygrad.torch.clip_calls.readings import GradientReading
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
-from steadygrad.torch.gradients.outcome import Applied, compare, unit_of
-from steadygrad.torch.step.observing import Clipper, Scale, Skip, StepOutcome, is_broken
+from steadygrad.torch.gradients.outcome import Applied, StepOutcome, compare, is_broken, unit_of
+from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.vocabulary import OnNonfinite
+
+
+def _say_nothing(step: int, batch: GradientBatch) -> None:
+    """Nobody wants to be told."""
 
 
 class ObservingClipper(Clipper):
@@ -39,7 +43,7 @@ class ObservingClipper(Clipper):
         self,
         on_nonfinite: OnNonfinite,
         reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
-        stepping: Callable[[int, GradientBatch], None],
+        stepping: Callable[[int, GradientBatch], None] = _say_nothing,
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of

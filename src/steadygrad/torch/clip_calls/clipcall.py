@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from steadygrad.invisible import invisible
-from steadygrad.launch.torch_script.clips import ClipCall
+from steadygrad.torch.clip_calls.clips import ClipCall
 from steadygrad.torch.internals.inlay import Arguments, Visit
 
 FRAMES = 12

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad.launch.torch_script.clocks import Clock, Clocks, WeightAtCall
-from steadygrad.launch.torch_script.readings import EVERY, GradientReading, Part, joined, read
+from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
+from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, read_whole
 from steadygrad.torch.gradients.pieces import whole
 
@@ -108,7 +108,12 @@ class ClipLog:
         self.waiting: list[ClipCall] = []
 
     def before(
-        self, parameters: Sequence[object], max_norm: object, norm_type: float, kind: str
+        self,
+        parameters: Sequence[object],
+        max_norm: object,
+        norm_type: float,
+        kind: str,
+        reads: bool = True,
     ) -> ClipCall:
         """Read the gradients that a call is about to change.
 
@@ -118,6 +123,7 @@ class ClipLog:
             norm_type: its p; figures are of that norm.
             kind: ``value`` clamps elements, ``agc`` bounds units by their weights; any other
                 scales all by one factor.
+            reads: whether a call of that other kind is read: what it did is known without.
 
         Returns:
             The call, to be handed to `after`.
@@ -136,7 +142,8 @@ class ClipLog:
             and not any(p.requires_grad for p in owners),
         )
         self._place(call, ids, with_grads)
-        call.parts = self._parts(with_grads, norm_type)
+        if reads or kind in ("value", "agc"):
+            call.parts = self._parts(with_grads, norm_type)
         call.scale = self._scale_of(owners)
         if call.by_value:
             call.before = [_copies(part, max_norm) for part in call.parts]
@@ -244,6 +251,10 @@ class ClipLog:
         """Whether no backward has run since these last stepped."""
         now = self._backwards()
         return all(clock.step == now for clock in self._clocks.of(list(map(id, parameters))))
+
+    def forget(self) -> None:
+        """Let go of all that was read."""
+        self._readings, self.waiting, self._clocks = [], [], Clocks()
 
     def _drop(self, own: set[int]) -> None:
         # ids may be used again: what is known of a gradient does not outlive its step

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from steadygrad.launch.clip_calls import number
-from steadygrad.launch.torch_script.clips import ClipCall
+from steadygrad.runlog.clip_calls import number
+from steadygrad.torch.clip_calls.clips import ClipCall
 
 
 def place_of(call: ClipCall, of_params: int) -> dict[str, Any]:

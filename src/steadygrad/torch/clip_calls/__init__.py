@@ -1,0 +1,1 @@
+"""A script's own clip calls: what they were given, what they left, and where they stand."""

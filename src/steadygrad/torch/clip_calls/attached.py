@@ -1,0 +1,223 @@
+"""A script's own clip calls, as an attached optimizer that records a run is told of them.
+
+Without a policy of its own, what is recorded is what the gradients were before those calls, and
+what they left, as under `steadygrad run`. A policy acts on what they leave: that its norms are
+those after the script's clip is said once.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from steadygrad.errors import ClippedTwiceWarning
+from steadygrad.runlog.clip_calls import CallBook, number
+from steadygrad.runlog.writer import RunWriter
+from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
+from steadygrad.torch.clip_calls.clipcall import Call, ClipVisit, inside_another
+from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
+from steadygrad.torch.internals import scaler, sites
+from steadygrad.torch.internals.inlay import Arguments, Begin, Visit
+from steadygrad.torch.internals.patches import PatchSet
+from steadygrad.torch.internals.sites import Site
+from steadygrad.torch.internals.warn import warn_user
+from steadygrad.torch.record import losses
+from steadygrad.vocabulary import SCRIPT_CLIP
+
+Parameters = list[torch.Tensor]
+
+
+class AttachedClips:
+    """Writes down the clip calls that concern one attached optimizer.
+
+    Args:
+        optimizer: held weakly.
+        index: its number in the run.
+        writer: of the run file.
+        policy: spec of the policy that clips too; None where none does.
+
+    Attributes:
+        observes: no policy clips: what is recorded is what the calls did.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, index: int, writer: RunWriter, policy: str | None
+    ) -> None:
+        self._optimizer = weakref.ref(optimizer)
+        self._index, self._writer, self._policy = index, writer, policy
+        self._book = CallBook()
+        self._warned = self.observes = policy is None
+
+    def begin(self) -> None:
+        """From now on, be told of clip calls, until `end` or until this is gone."""
+        _listening.hold(self)
+
+    def end(self) -> None:
+        """Listen no more; with the last one, torch is as it was."""
+        _listening.release(self)
+
+    def stepped(self, step: int) -> None:
+        """The optimizer has stepped, or its step was dropped: calls before it are over.
+
+        Args:
+            step: its number.
+        """
+        with _lock:
+            params = self._parameters()
+            _unscaled.difference_update(map(id, params))
+            clip_calls = _log.stepped(params)
+            if clip_calls:
+                self._write(clip_calls, step, sum(p.grad is not None for p in params))
+
+    def clipped(self, call: ClipCall, function: str) -> None:
+        """A clip call is over: where a policy clips too, say so once.
+
+        Args:
+            call: what it did.
+            function: what the script called.
+        """
+        if self._warned or not _acts(call) or not call.concerns(set(map(id, self._parameters()))):
+            return
+        self._warned = True
+        limit = number(call.max_norm)
+        kind = "value" if call.by_value else "norm"
+        warn_user(
+            f"the script calls {function}({limit:g}), and steadygrad clips the same gradients by "
+            f"{self._policy} inside optimizer.step(): norms and coefficients on record are of "
+            "what that call leaves. Remove the call, so that attach clips alone; or type "
+            f"attach(..., clip='none') to record what the call does ({kind}:{limit:g})",
+            ClippedTwiceWarning,
+        )
+
+    def _write(self, clip_calls: list[ClipCall], step: int, of_params: int) -> None:
+        for call in clip_calls:
+            place, for_one = place_of(call, of_params), is_for_one(call, of_params)
+            if self._book.enter(place, step, self._index, call.max_norm, for_one):
+                event = event_of(call, step, of_params, self._index)
+                if self._policy is not None:
+                    event["policy"] = self._policy
+                self._writer.write_event(SCRIPT_CLIP, event, step)
+
+    def _parameters(self) -> Parameters:
+        return _parameters_of(self._optimizer())
+
+
+def _acts(call: ClipCall) -> bool:
+    """Whether it has changed gradients, as far as that is known without waiting for a device."""
+    if isinstance(call.coef, torch.Tensor) and call.coef.device.type != "cpu":
+        return number(call.max_norm) < np.inf
+    return number(call.coef) < 1
+
+
+def _parameters_of(optimizer: object) -> Parameters:
+    groups = getattr(optimizer, "param_groups", ())
+    return [p for group in groups for p in group["params"]]
+
+
+def _scale_of(parameters: Any) -> object:
+    if not parameters or id(parameters[0]) in _unscaled:
+        return None
+    return losses.last_scale()
+
+
+_log = ClipLog(losses.backwards, _scale_of)
+_lock = threading.RLock()
+_unscaled: set[int] = set()
+reading_of = _log.reading_of
+"""What gradients were before the script's calls; None where it made none."""
+
+
+def _make(patches: PatchSet) -> None:
+    for site, kind in (
+        (sites.CLIP_NORM, "norm"),
+        (sites.CLIP_WITH_NORM, "given norm"),
+        (sites.CLIP_VALUE, "value"),
+    ):
+        if site.exists:
+            patches.add(site.listen(_clips(site, kind)))
+    patches.add(sites.UNSCALE.listen(_unscale))
+
+
+def _forget() -> None:
+    """Nobody listens any more: what is known of gradients would not be true later."""
+    _log.forget()
+    _unscaled.clear()
+
+
+_listening = PatchSet(_make, _forget)
+
+
+def _listeners() -> list[AttachedClips]:
+    return [each for each in _listening.holders if isinstance(each, AttachedClips)]
+
+
+def _clips(site: Site, kind: str) -> Begin:
+    def over(call: Call, result: object) -> None:
+        _guarded(lambda: _clipped(call, result, site.name))
+
+    def begins(arguments: Arguments) -> Visit | None:
+        if not _listening.holders or inside_another(kind):
+            return None
+        call = Call(kind, site.parameters, arguments)
+        _guarded(lambda: _read(call))
+        return ClipVisit(call, over)
+
+    return begins
+
+
+def _read(call: Call) -> None:
+    reads = any(listener.observes for listener in _listeners())
+    call.note = _log.before(call.parameters, call.limit, call.norm_type, call.kind, reads)
+
+
+def _clipped(call: Call, result: object, function: str) -> None:
+    if call.note is not None:
+        _log.after(call.note, call.total_norm if call.kind == "given norm" else result)
+        for listener in _listeners():
+            listener.clipped(call.note, f"torch.nn.utils.{function}")
+
+
+def _unscale(arguments: Arguments) -> Visit | None:
+    if not _listening.holders or not arguments[0].is_enabled():
+        return None
+    visit = _Unscale(arguments)
+    _guarded(visit.begins)
+    return visit
+
+
+class _Unscale(Visit):
+    """One `GradScaler.unscale_`."""
+
+    _unscaling: Unscaling | None = None
+
+    def begins(self) -> None:
+        self._unscaling = _log.before_unscale(self._parameters())
+
+    def returns(self, result: object) -> object:
+        _guarded(self._over)
+        return result
+
+    def _over(self) -> None:
+        if self._unscaling is not None:
+            _log.after_unscale(self._unscaling)
+        _unscaled.update(map(id, self._parameters()))
+
+    def _parameters(self) -> Parameters:
+        return _parameters_of(scaler.unwrap(self.arguments[1]))
+
+
+def _guarded(look: Callable[[], None]) -> None:
+    """Look at a call of the script; a fault of ours ends the listening, and the call goes on."""
+    try:
+        with _lock, np.errstate(all="ignore"):
+            look()
+    except Warning:  # the script has warnings raise
+        raise
+    except Exception:
+        for listener in _listeners():
+            listener.end()
