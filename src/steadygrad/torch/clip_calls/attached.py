@@ -56,6 +56,8 @@ class AttachedClips:
     def begin(self) -> None:
         """From now on, be told of clip calls, until `end` or until this is gone."""
         _listening.hold(self)
+        with _lock:
+            _log.begin(self._parameters())
 
     def end(self) -> None:
         """Listen no more; with the last one, torch is as it was."""

@@ -252,6 +252,12 @@ class ClipLog:
         now = self._backwards()
         return all(clock.step == now for clock in self._clocks.of(list(map(id, parameters))))
 
+    def begin(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Count the backward passes before their first step from here."""
+        now = self._backwards()
+        for clock in self._clocks.of(list(map(id, parameters))):
+            clock.step = now
+
     def forget(self) -> None:
         """Let go of all that was read."""
         self._readings, self.waiting, self._clocks = [], [], Clocks()

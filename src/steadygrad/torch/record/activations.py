@@ -94,6 +94,8 @@ class ActivationWatch:
         seen_by = weakref.ref(self)  # torch's list of hooks would keep it for good
 
         def hook(module: torch.nn.Module, *rest: object) -> None:
+            if torch.compiler.is_dynamo_compiling():  # one that was put here before the model was
+                return
             watch = seen_by()
             if watch is None or not torch.is_grad_enabled():
                 return

@@ -16,6 +16,7 @@ import steadygrad
 import steadygrad.torch as sg
 from steadygrad.runlog import RunWriter
 from steadygrad.runlog.sampled import SHARE, SPARE, UnusualSteps
+from steadygrad.torch.record.activations import ActivationWatch
 from steadygrad.torch.record.sampling import Sampler
 
 
@@ -186,6 +187,17 @@ def test_sampling_changes_no_weight_and_draws_no_random_number():
     sampled = train(network(), x, 20, Sampler(Notes(), every=4))
     assert all(torch.equal(a, b) for a, b in zip(bare, sampled, strict=True))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_compiled_model_has_none_of_it_in_its_graph():
+    watch = ActivationWatch()
+    watch.start()
+    try:
+        whole = torch.compile(network(), backend="eager", fullgraph=True)  # a hook would break it
+        whole(torch.randn(3, 4)).sum().backward()
+    finally:
+        watch.stop()
+    assert not watch.figures()["activation_std"]
 
 
 def test_no_hook_is_left_in_modules_or_globally():
