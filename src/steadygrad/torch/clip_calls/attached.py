@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -121,7 +120,7 @@ def _parameters_of(optimizer: object) -> Parameters:
     return [p for group in groups for p in group["params"]]
 
 
-def _scale_of(parameters: Any) -> object:
+def _scale_of(parameters: Sequence[torch.Tensor]) -> object:
     if not parameters or id(parameters[0]) in _unscaled:
         return None
     return losses.last_scale()

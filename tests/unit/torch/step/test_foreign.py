@@ -134,7 +134,8 @@ class Run:
     def evaluate(self, factor):
         loss = self.t.backward(factor)
         if self.max_norm is not None:
-            sg.clip_grad_norm_(self.t.model.parameters(), self.max_norm)
+            groups = self.t.optimizer.param_groups
+            sg.clip_grad_norm_([p for g in groups for p in g["params"]], self.max_norm)
         return loss
 
     def ends_as(self, other):
