@@ -38,7 +38,7 @@ from torch.nn.functional import cross_entropy, mse_loss, softplus
 import steadygrad.torch as sg
 from steadygrad.errors import RecoveryError
 from steadygrad.recovery.ring import SnapshotPace
-from steadygrad.torch.recovery import recovering
+from steadygrad.torch.recovery import snapshots as torch_snapshots
 
 STEPS = 160
 STRIKE = 80
@@ -758,7 +758,7 @@ def cost(width: int, blocks: int) -> list[float]:
         the snapshots' share of the time with `auto`, in percent: at first, and later on.
     """
     sides = []
-    with mock.patch.object(recovering, "SnapshotPace", Clocked):
+    with mock.patch.object(torch_snapshots, "SnapshotPace", Clocked):
         for recover in (None, "auto"):
             torch.manual_seed(0)
             layers = [[nn.Linear(width, width), nn.ReLU()] for _ in range(4)]

@@ -8,16 +8,11 @@ when a snapshot is taken. A rollback waits until the step is over.
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
-from steadygrad.errors import SteadyGradWarning, UsageError
-from steadygrad.recovery.batches import FILE, LeftOut
 from steadygrad.recovery.events import (
     LOWER_RATE,
     PERSISTENT,
@@ -26,11 +21,9 @@ from steadygrad.recovery.events import (
     TRANSIENT,
     RecoveryEvent,
 )
-from steadygrad.recovery.files import claim, drop_after, read_newest, release, write_snapshot
 from steadygrad.recovery.judge import SOUND, Act, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder
-from steadygrad.recovery.memory import half_of_memory
-from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
+from steadygrad.recovery.ring import StoredSnapshot
 from steadygrad.recovery.triggers import (
     DIVERGED,
     LASTING,
@@ -39,47 +32,21 @@ from steadygrad.recovery.triggers import (
     Fall,
     Reading,
 )
-from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
-from steadygrad.torch.gradients.pieces import local
-from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.again import StepAgain
-from steadygrad.torch.recovery.agreement import (
-    agreed,
-    common_nature,
-    common_newest,
-    largest,
-    smallest,
-)
-from steadygrad.torch.recovery.buffers import Buffers, all_finite, modules_of
-from steadygrad.torch.recovery.displacement import FACTOR, Displacement
-from steadygrad.torch.recovery.generators import Generators, generators, set_generators
-from steadygrad.torch.recovery.partners import Partners
-from steadygrad.torch.recovery.shards import as_pieces, as_tensors, meshes_of
-from steadygrad.torch.recovery.training_state import (
-    TrainingState,
-    in_host_memory,
-    load_portable,
-    packed,
-    portable,
-    restore_weights,
-    state_tensors,
-    tensors_of,
-    unpacked,
-)
+from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
+from steadygrad.torch.recovery.buffers import all_finite
+from steadygrad.torch.recovery.displacement import FACTOR
+from steadygrad.torch.recovery.snapshots import Snapshots
+from steadygrad.torch.recovery.training_state import TrainingState, parameters_of
 from steadygrad.torch.step.clipper import Memory
-from steadygrad.torch.step.snapshot import Snapshot
 from steadygrad.vocabulary import LADDER, RECOVERY, Nature
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
-_PARTS = frozenset({"weights", "optimizer", "buffers", "partners", "policy", "generators", "batch"})
-"""What a snapshot on disk holds."""
-STATES = 2
-"""Copies of the weights that an optimizer's state is taken to be, before it is there."""
 
 
 class Recovering:
-    """Judges the steps of one optimizer, and keeps what it may go back to.
+    """Judges the steps of one optimizer, and takes back those that went wrong.
 
     Args:
         ladder: what may be done.
@@ -93,8 +60,8 @@ class Recovering:
         UsageError: the snapshots do not fit the memory budget.
 
     Attributes:
-        partners: schedulers, scaler and what else is saved and put back.
-        left_out: batches that are not to be used again.
+        snapshots: what it may go back to.
+        again: runs a step once more.
         acts: what was done so far.
     """
 
@@ -107,50 +74,25 @@ class Recovering:
         write_event: WriteEvent,
         index: int,
     ) -> None:
-        params = _parameters(optimizer)
-        self.partners = Partners()
         self.acts: list[RecoveryEvent] = []
-        self._judge = Judge(ladder)
-        self._ring: Ring[TrainingState] = Ring(ladder.keep, ladder.memory or half_of_memory())
-        if ladder.rollback:
-            size = sum(p.numel() * p.element_size() for p in local(params))
-            self._ring.require_room(size * (1 + STATES))
-        self._pace = SnapshotPace(ladder.stride)
+        self.snapshots = Snapshots(ladder, optimizer, model, memory, index)
         self.again = StepAgain(optimizer)
-        self._displacement = Displacement()
-        self._doubts = 0
-        self._buffers = Buffers(modules_of(model, params))
-        self._memory, self._write_event, self._index = memory, write_event, index
-        self._folder = _own_folder(ladder.folder, index)
-        claim(self._folder, self)
-        self.left_out = LeftOut(self._folder.parent / FILE if self._folder else None)
+        self._judge = Judge(ladder)
+        self._write_event, self._index = write_event, index
+        whole = self.snapshots.disk.whole
         write_event(
             LADDER,
-            {
-                "ladder": ladder.spec(),
-                "folder": str(self._folder.parent) if self._folder else "",
-                "optimizer": index,
-            },
+            {"ladder": ladder.spec(), "folder": str(whole or ""), "optimizer": index},
             None,
         )
-        self._candidate: tuple[int, TrainingState] | None = None
-        self._generators: Generators | None = None
+        self._doubts = 0
         self._rollback: StoredSnapshot[TrainingState] | None = None
         self._too_far = 1.0
         self._hot: tuple[float, list[float]] | None = None
         self._verdict = SOUND
         self._under_way: dict[str, int] = {}
-        self._searches = 2  # a scheduler may be made after the first step
-        self._writing: threading.Thread | None = None
-        self._readable = False  # whether a snapshot was seen to be read again
 
     # -- one step ----------------------------------------------------------------------------
-
-    def before_closure(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """A step with a closure begins: the optimizer may move weights before it evaluates it."""
-        if self._judge.ladder.rollback and self._pace.due(step):
-            self._find_partners(optimizer)
-            self._candidate = step, self._capture(optimizer)
 
     def judge(
         self,
@@ -187,12 +129,12 @@ class Recovering:
         elif verdict.trigger or verdict.act is Act.LEAVE_OUT:
             self._note(self._event(step, verdict.act, verdict.trigger, nature=nature))
             if verdict.drops and nature != TRANSIENT:
-                batch = self.left_out.current(step)
-                self.left_out.add(batch, batch)
+                batch = self.snapshots.left_out.current(step)
+                self.snapshots.left_out.add(batch, batch)
         elif not dropped and math.isfinite(reading.norm):
             self._vouch(optimizer, step)
             self._once(LOWER_RATE, step, verdict.slow_until)
-        self._candidate = None
+        self.snapshots.step_judged()
         return verdict
 
     def shrunk(self, step: int, verdict: StepVerdict) -> None:
@@ -203,33 +145,22 @@ class Recovering:
         """The step of this number is over, and nothing of it is under way."""
         verdict, self._verdict = self._verdict, SOUND
         if verdict.drops:
-            self._buffers.put_back()
+            self.snapshots.buffers.put_back()
         else:
-            self._buffers.note()
+            self.snapshots.buffers.note()
         rollback, self._rollback = self._rollback, None
         if rollback is not None:
-            self._restore(optimizer, rollback.content)
+            self.snapshots.put_back(optimizer, rollback.content)
             self._rolled_back(step, rollback)
-        self.left_out.write_when_due()
-        self._pace.step_ends(time.perf_counter())
-        due = self._judge.ladder.rollback and self._pace.due(step + 1)
-        self._generators = generators() if due else None
+        self.snapshots.step_ends(step)
 
     def close(self) -> None:
         """Wait for what is being written; look at no further step."""
         self.again.end()
-        self._wait()
-        self.left_out.write()
-        release(self._folder, self)
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-
-    # -- after a restart ---------------------------------------------------------------------
+        self.snapshots.close()
 
     def restore(self, optimizer: torch.optim.Optimizer, folder: str | None) -> int:
-        """Put back the newest snapshot in a folder that is whole.
+        """Put back the newest snapshot in a folder that is whole, after a restart.
 
         Args:
             optimizer: made as it was when that was written.
@@ -241,73 +172,11 @@ class Recovering:
         Raises:
             UsageError: no folder is known, or what was saved is of other weights.
         """
-        params = _parameters(optimizer)
-        place = self._folder if folder is None else _own_folder(folder, self._index)
-        if place is None:
-            raise UsageError(
-                "restore: no folder is known; type attach(..., recover='auto+snapshots:FOLDER')"
-            )
-        snapshot = self._agreed_newest(place, params)
-        if snapshot is None:
+        step = self.snapshots.restore_newest(optimizer, folder)
+        if step is None:
             return 0
-        try:
-            saved = unpacked(snapshot[1])
-        except ValueError as error:
-            raise UsageError(
-                f"restore: the snapshot of step {snapshot[0]} in {place} holds {error}, and no "
-                "code in it is run: remove it, and an earlier one is taken"
-            ) from None
-        lacking = ", ".join(sorted(_PARTS - saved.keys()))
-        if lacking:
-            raise UsageError(
-                f"restore: the snapshot of step {snapshot[0]} in {place} lacks {lacking}: remove "
-                "it, and an earlier one is taken"
-            )
-        saved = as_tensors(saved, meshes_of(params))
-        odd = load_portable(optimizer, _places(params), params, saved)
-        if odd:
-            raise UsageError(
-                f"restore: {place} holds other weights than this optimizer, or weights that are "
-                f"split over the ranks in another way: {', '.join(odd[:4])}"
-            )
-        self.partners.find(optimizer)
-        missing = self.partners.restore(saved["partners"])
-        _put_learning_rates(optimizer, saved["optimizer"])
-        self._buffers.put_back(saved["buffers"])
-        self._buffers.note()
-        self._memory.load(saved["policy"])
-        if saved["generators"] is None:
-            missing.append("random generators")
-        else:
-            set_generators(saved["generators"])
-            if saved["generators"]["numpy"] is None:
-                missing.append("NumPy's random generator, which is not its own")
-            self._generators = saved["generators"]
-        drop_after(place, snapshot[0])
-        if missing:
-            warn_user(
-                f"restored step {snapshot[0]}, but not {', '.join(missing)}: tell "
-                "steady.remember(name=object) of them before restore()",
-                SteadyGradWarning,
-            )
-        self._note(RecoveryEvent(snapshot[0], RESTORE, to_step=snapshot[0], optimizer=self._index))
-        self.left_out.position = int(saved["batch"])
-        return snapshot[0]
-
-    def _agreed_newest(
-        self, place: Path, params: Sequence[torch.Tensor]
-    ) -> tuple[int, bytes] | None:
-        newest = read_newest(place)
-        if not is_job():
-            return newest
-        common = common_newest(newest, lambda until: read_newest(place, until), params[0].device)
-        if common is None and newest is not None:
-            warn_user(
-                f"nothing was restored: {place} holds step {newest[0]}, but there is no step of "
-                "which every rank has a snapshot",
-                SteadyGradWarning,
-            )
-        return common
+        self._note(RecoveryEvent(step, RESTORE, to_step=step, optimizer=self._index))
+        return step
 
     # -- what the above are made of ----------------------------------------------------------
 
@@ -319,7 +188,7 @@ class Recovering:
         loss_finite = value is None or math.isfinite(value)
         weights = True
         if not (finite and loss_finite):
-            weights = all_finite(_parameters(optimizer))
+            weights = all_finite(parameters_of(optimizer))
         reading = Reading(
             step,
             math.nan if value is None else value,
@@ -327,53 +196,16 @@ class Recovering:
             loss_finite,
             finite or scaled,
             weights,
-            not self._buffers.jumped(),
+            not self.snapshots.buffers.jumped(),
         )
-        return agreed(reading, _parameters(optimizer)[0].device) if is_job() else reading
+        return agreed(reading, parameters_of(optimizer)[0].device) if is_job() else reading
 
     def _vouch(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The step is sound, and so are the weights that it was computed with."""
-        ladder = self._judge.ladder
-        if not ladder.rollback or not self._pace.due(step):
+        if not self.snapshots.is_due(step) or self._judge.suspects:
             return
-        if self._judge.suspects or self._is_doubtful(optimizer, step):
-            return
-        started = time.perf_counter()
-        state = self._sound_state(optimizer)
-        if is_job() and not smallest(int(state is not None), _parameters(optimizer)[0].device):
-            state = None  # a snapshot that one rank lacks is none
-        if state is not None:
-            self._learn_move(optimizer, step)
-            self._ring.add(step, state, state.weights.size)
-            if self._folder is not None:
-                self._write(optimizer, step, state)
-        self._pace.taken(step, time.perf_counter() - started)
-        if is_job() and not ladder.stride:
-            self._pace.agree(step, largest(self._pace.stride, _parameters(optimizer)[0].device))
-
-    def _sound_state(self, optimizer: torch.optim.Optimizer) -> TrainingState | None:
-        """What the step began with; None where that is not sound, or cannot be copied."""
-        taken = self._candidate
-        try:
-            self._find_partners(optimizer)
-            state = self._capture(optimizer) if taken is None else taken[1]
-            sound = self._is_sound(optimizer, state)
-        except Exception as error:  # no memory, a scheduler that cannot be copied: training goes on
-            warn(f"recover: no snapshot was taken: {error!r}", SteadyGradWarning)
-            return None
-        return state if sound else None
-
-    def _is_sound(self, optimizer: torch.optim.Optimizer, state: TrainingState) -> bool:
-        """Whether no weight, state, buffer or average in a snapshot is a NaN or inf."""
-        tensors = [*_parameters(optimizer), *state_tensors(optimizer)]
-        if self._candidate is not None:  # the optimizer may have moved them since
-            tensors = [*tensors, *state.weights.copies()]
-        averages = tensors_of(state.partners)
-        return (
-            all_finite(tensors)
-            and self._buffers.are_sound(state.buffers)
-            and not any(bool(each.isnan().any()) for each in averages)
-        )
+        if not self._is_doubtful(optimizer, step):
+            self.snapshots.take(optimizer, step)
 
     def _is_doubtful(self, optimizer: torch.optim.Optimizer, step: int) -> bool:
         """Weights that have just jumped are good only once more steps have been sound."""
@@ -381,24 +213,13 @@ class Recovering:
         self._doubts = self._doubts + 1 if doubtful else 0
         return doubtful
 
-    def _find_partners(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._searches:
-            self._searches -= 1
-            self.partners.find(optimizer)
-
-    def _learn_move(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        last = self._ring.newest(step)
-        if last is not None:
-            weights = last.content.weights
-            self._displacement.learn(weights, _parameters(optimizer), step - last.step)
-
     def _displaced(self, optimizer: torch.optim.Optimizer, step: int) -> bool | None:
         """Whether weights have moved further than usual since the last snapshot, on any rank."""
-        last = self._ring.newest(step)
+        last = self.snapshots.newest(step)
         if last is None:
             return None
-        params, weights = _parameters(optimizer), last.content.weights
-        unusual = self._displacement.is_unusual(weights, params, step - last.step)
+        params, weights = parameters_of(optimizer), last.content.weights
+        unusual = self.snapshots.displacement.is_unusual(weights, params, step - last.step)
         if is_job():
             code = largest(-1 if unusual is None else int(unusual), params[0].device)
             return None if code < 0 else bool(code)
@@ -408,11 +229,11 @@ class Recovering:
         self, optimizer: torch.optim.Optimizer, reading: Reading, until: int, fall: Fall
     ) -> bool | None:
         """Whether a snapshot's weights would have done better on this very batch, on all ranks."""
-        last = self._ring.newest(until)
+        last = self.snapshots.newest(until)
         if last is None:
             return None
-        weights, params = last.content.weights, _parameters(optimizer)
-        far = self._displacement.ratio(weights, params, reading.step - last.step)
+        weights, params = last.content.weights, parameters_of(optimizer)
+        far = self.snapshots.displacement.ratio(weights, params, reading.step - last.step)
         losses = self.again.losses(weights)
         gain = math.nan
         if losses is not None:
@@ -426,23 +247,6 @@ class Recovering:
             self._too_far = max(far or 1.0, 2.0)
         return better
 
-    def _capture(self, optimizer: torch.optim.Optimizer) -> TrainingState:
-        return TrainingState(
-            Snapshot(optimizer, copy=in_host_memory),
-            self._buffers.copies(),
-            self.partners.states(),
-            self._memory.export(),
-            self._generators,
-            self.left_out.position - 1 if self.left_out.heeded else -1,
-        )
-
-    def _restore(self, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
-        self.partners.restore(state.partners)
-        restore_weights(optimizer, state.weights)
-        self._buffers.put_back(state.buffers)
-        self._buffers.note()
-        self._memory.load(state.policy)
-
     def _nature(
         self, optimizer: torch.optim.Optimizer, verdict: StepVerdict
     ) -> Nature | Literal[""]:
@@ -450,12 +254,12 @@ class Recovering:
         if verdict.trigger not in NONFINITE:
             return ""
         nature = PERSISTENT if verdict.trigger == WEIGHTS else self.again.nature()
-        return common_nature(nature, _parameters(optimizer)[0].device) if is_job() else nature
+        return common_nature(nature, parameters_of(optimizer)[0].device) if is_job() else nature
 
     def _go_back(
         self, optimizer: torch.optim.Optimizer, step: int, verdict: StepVerdict, nature: str
     ) -> None:
-        snapshot = self._ring.newest(verdict.until)
+        snapshot = self.snapshots.newest(verdict.until)
         stops = verdict.act is Act.STOP or snapshot is None
         to = None if snapshot is None else snapshot.step
         act = Act.STOP if stops else Act.ROLLBACK
@@ -466,7 +270,7 @@ class Recovering:
                 self._hot = self._too_far, _rates(optimizer)
             return
         if snapshot is not None:
-            self._restore(optimizer, snapshot.content)
+            self.snapshots.put_back(optimizer, snapshot.content)
         raise given_up(step, verdict, to)
 
     def _cool(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -479,62 +283,13 @@ class Recovering:
         self._judge.slow_down(step, too_far * share)
 
     def _rolled_back(self, step: int, snapshot: StoredSnapshot[TrainingState]) -> None:
-        self._ring.drop_after(snapshot.step)
-        if self._folder is not None:
-            self._wait()
-            drop_after(self._folder, snapshot.step)
+        self.snapshots.rolled_back(step, snapshot.step)
         self._judge.rolled_back(step, snapshot.step)
-        heeded = self.left_out.heeded
-        first = snapshot.content.batch if heeded else snapshot.step
-        self.left_out.add(max(first, 0), self.left_out.current(step))
-        if heeded:
-            self.left_out.pending, self._judge.leave_out = self._judge.leave_out, 0
-        self._pace.agree(step, self._pace.stride)
-
-    def _write(self, optimizer: torch.optim.Optimizer, step: int, state: TrainingState) -> None:
-        """On disk too, by a thread; not while an earlier one is being written."""
-        params = _parameters(optimizer)
-        busy = self._writing is not None and self._writing.is_alive()
-        if largest(int(busy), params[0].device) if is_job() else busy:
-            return  # on all ranks: a step that one of them lacks is no snapshot
-        try:
-            content = portable(optimizer, _places(params), params, state.weights) | {
-                "buffers": state.buffers,
-                "partners": state.partners,
-                "policy": state.policy,
-                "generators": state.generators,
-                "batch": state.batch if state.batch >= 0 else step,
-            }
-            content = as_pieces(content, meshes_of(params))
-        except Exception as error:  # a state that cannot be copied: training goes on
-            warn(f"recover: no snapshot was written: {error!r}", SteadyGradWarning)
-            return
-        folder, keep = self._folder, self._judge.ladder.keep
-        assert folder is not None
-
-        def write() -> None:
-            try:
-                data = packed(content)
-                self._require_readable(data)
-                write_snapshot(folder, step, data, keep)
-            except Exception as error:  # a full disk must not end a training
-                warn_user(f"no snapshot was written to {folder}: {error}", SteadyGradWarning)
-
-        self._writing = threading.Thread(target=write, name="steadygrad-snapshot")
-        self._writing.start()
-
-    def _require_readable(self, data: bytes) -> None:
-        """Refuse snapshots that could not be read again; the first one tells of all."""
-        if self._readable:
-            return
-        try:
-            unpacked(data)
-        except ValueError as error:
-            raise UsageError(
-                f"it holds {error}, and could not be read again. See what state_dict() gives of: "
-                f"{', '.join(self.partners.named)}"
-            ) from None
-        self._readable = True
+        left_out = self.snapshots.left_out
+        first = snapshot.content.batch if left_out.heeded else snapshot.step
+        left_out.add(max(first, 0), left_out.current(step))
+        if left_out.heeded:
+            left_out.pending, self._judge.leave_out = self._judge.leave_out, 0
 
     def _once(self, act: str, step: int, until: int) -> None:
         """Write an event where its cause begins, and not again while that goes on."""
@@ -552,31 +307,8 @@ class Recovering:
         self._write_event(RECOVERY, dict(act.as_json()), act.step)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group.get("lr", 1.0)) for group in optimizer.param_groups]
-
-
-def _places(params: Sequence[torch.Tensor]) -> list[str]:
-    return [f"parameter {index}" for index in range(len(params))]
-
-
-def _own_folder(folder: str, index: int) -> Path | None:
-    """This rank's and optimizer's part of a folder; None where none was named."""
-    if not folder:
-        return None
-    whole = Path(folder).absolute()
-    rank = f"rank-{torch.distributed.get_rank() if is_job() else 0}"
-    return whole / (f"{rank}-optimizer-{index}" if index else rank)
-
-
-def _put_learning_rates(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """A scheduler that is restored may write its own; the optimizer's are those of the step."""
-    for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        group.update({key: value for key, value in old.items() if key != "params"})
 
 
 def _number(loss: Any) -> float | None:

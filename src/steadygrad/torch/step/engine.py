@@ -181,7 +181,7 @@ class Engine:
             if not self._ignores_closure:
                 self._prepare_closure()
                 if self.recovery is not None:
-                    self.recovery.before_closure(self.optimizer, self.steps)
+                    self.recovery.snapshots.before_closure(self.optimizer, self.steps)
                 return with_acting_closure(self, step, args, kwargs)
         outcome = self.process(fold=self.recovery is None)
         self._record(outcome, self._losses.take(None))

@@ -342,7 +342,7 @@ class Steady(Handle):
         Raises:
             UsageError: one has no state, or ``recover=`` was not asked for.
         """
-        self._recovery.partners.remember(**objects)
+        self._recovery.snapshots.partners.remember(**objects)
 
     def restore(self, folder: str | os.PathLike[str] | None = None) -> int:
         """Put back the newest whole snapshot on disk; call it before the training loop.
@@ -387,7 +387,7 @@ class Steady(Handle):
         Raises:
             UsageError: ``recover=`` was not asked for.
         """
-        left_out = self._recovery.left_out
+        left_out = self._recovery.snapshots.left_out
         return left_out.numbers() if loader is None else left_out.of(loader, start)
 
     @property
@@ -405,7 +405,7 @@ class Steady(Handle):
     def scaler_enters(self, scale: torch.Tensor, owner: torch.amp.GradScaler) -> None:
         """`GradScaler.step` begins on this optimizer."""
         if self._engine.recovery is not None:
-            self._engine.recovery.partners.named.setdefault("scaler", owner)
+            self._engine.recovery.snapshots.partners.named.setdefault("scaler", owner)
         self._engine.scaler_enters(scale)
 
     def scaler_leaves(self) -> None:
