@@ -63,6 +63,7 @@ Trigger: TypeAlias = Literal[
     "loss spike",
     "statistics jump",
     "sustained divergence",
+    "too hot from the start",
 ]
 """What struck a step, so that recovery acted."""
 

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 from steadygrad.errors import RecoveryError
 from steadygrad.recovery import events
+from steadygrad.recovery.beginning import LOOK, Beginning, Gone
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.triggers import (
     DIVERGED,
     LASTING,
     NONFINITE,
+    TOO_HOT,
     WEIGHTS,
     Fall,
     Reading,
@@ -31,6 +33,8 @@ PATIENCE = 16
 """Struck steps in a row that are dropped where the weights have moved no more than usual."""
 REGRETS, DENIALS = 4, 8
 """Batches in a row on which earlier weights do better; and in all on which they do not."""
+FOR_GOOD = 2**53
+"""Last step of what does not end."""
 MOST_SKIPS = 100
 """Steps in a row that a ladder without a rollback drops before it gives up."""
 
@@ -55,7 +59,7 @@ class StepVerdict(NamedTuple):
         cap: largest norm that may be applied; inf for any.
         lr_factor: what the learning rate is multiplied by for this step.
         capped_until: the last step of the cap.
-        slow_until: the last step of the lower rate.
+        slow_until: the last step of the lower rate; `FOR_GOOD` where it stays.
         until: a rollback goes to a snapshot of this step or an earlier one.
         reason: why a training is ended; empty otherwise.
     """
@@ -104,6 +108,10 @@ def _unknown() -> None:
 
 
 def _unasked(until: int, fall: Fall) -> None:
+    return None
+
+
+def _unmeasured() -> None:
     return None
 
 
@@ -158,17 +166,25 @@ class Judge:
         self._lowered = 0
         self._too_hot = 0
         self._regretted = self._denied = 0
+        self._beginning = Beginning()
 
     @property
     def suspects(self) -> bool:
         """Whether the weights of now may be worse than those of before."""
-        return self._watch.fall() is not None
+        may_begin_anew = self.ladder.lower_lr < 1.0 and self._beginning.doubtful
+        return self._watch.fall() is not None or may_begin_anew
+
+    @property
+    def too_far(self) -> float:
+        """How many times too far a rate that is too hot from the start took the weights."""
+        return self._beginning.too_far
 
     def judge(
         self,
         reading: Reading,
         displaced: Displaced = _unknown,
         regrets: Regrets = _unasked,
+        gone: Gone = _unmeasured,
     ) -> StepVerdict:
         """What to do with this step; call it once a step, in order.
 
@@ -179,6 +195,9 @@ class Judge:
             regrets: tells whether the weights of a step or before would have done markedly better
                 on this very batch, or None where that cannot be told; asked where a loss has
                 lasted far over an earlier one.
+            gone: tells how many times their own size the weights have gone since the oldest
+                snapshot, or None where that is not known; asked once, where the first steps have
+                gained little.
         """
         if self.leave_out > 0:
             self.leave_out -= 1
@@ -186,6 +205,8 @@ class Judge:
         trigger = self._watch.trigger(reading)
         if not trigger and self._is_regretted(reading.step, regrets):
             trigger = DIVERGED
+        if not trigger and self._is_too_hot(reading, gone):
+            trigger = TOO_HOT
         if not trigger:
             return self._sound(reading)
         self._in_a_row.append(reading)
@@ -204,7 +225,7 @@ class Judge:
         return Ahead(
             *self._watch.limits(step),
             self._watch.usual_norm if step <= self._shrink_until else math.inf,
-            self.ladder.lower_lr**self._lowered if step <= self._slow_until else 1.0,
+            self._lr_factor(step),
             self._slow_until if step <= self._slow_until else -1,
         )
 
@@ -218,14 +239,18 @@ class Judge:
         if too_far <= 1.0 or self.ladder.lower_lr == 1.0:
             return
         self._lowered += math.ceil(math.log(too_far) / -math.log(self.ladder.lower_lr))
+        if self._beginning.tries:
+            self._slow_until = step + LOOK
+            return
         # a rate that is too hot again once it is let up needs longer each time
-        self._slow_until = step + self.ladder.lr_steps * 2**self._too_hot
+        until = step + self.ladder.lr_steps * 2**self._too_hot
+        self._slow_until = max(self._slow_until, until)
         self._too_hot += 1
 
     def rolled_back(self, now: int, to: int) -> None:
         """The training is back at a snapshot, from the step `now`."""
         again = now - self._restored_at <= SETTLE
-        self._lowered = self._lowered + 1 if again else 0
+        self._lowered = self._lowered + again if again or self._slow_until == FOR_GOOD else 0
         if again and self.ladder.lower_lr < 1.0:
             self._slow_until = max(self._slow_until, now + self.ladder.lr_steps)
         self.rollbacks += 1
@@ -242,6 +267,8 @@ class Judge:
         self._in_a_row.clear()
         self._pristine = False
         self._watch.accept(reading)
+        if self._beginning.tries and self._beginning.pays(reading.loss):
+            self._slow_until = FOR_GOOD
         slow = reading.step <= self._slow_until
         shrinks = reading.step <= self._shrink_until
         if not (slow or shrinks):
@@ -249,10 +276,23 @@ class Judge:
         return StepVerdict(
             Act.NONE,
             cap=self._watch.usual_norm if shrinks else math.inf,
-            lr_factor=self.ladder.lower_lr**self._lowered if slow else 1.0,
+            lr_factor=self._lr_factor(reading.step),
             capped_until=self._shrink_until if shrinks else -1,
             slow_until=self._slow_until if slow else -1,
         )
+
+    def _lr_factor(self, step: int) -> float:
+        return self.ladder.lower_lr**self._lowered if step <= self._slow_until else 1.0
+
+    def _is_too_hot(self, reading: Reading, gone: Gone) -> bool:
+        """Whether the training is to begin anew, at a lower rate."""
+        ladder = self.ladder
+        if not ladder.rollback or ladder.lower_lr == 1.0:
+            return False
+        if not self._beginning.is_too_hot(reading.loss, gone):
+            return False
+        self._watch.forget()  # what later steps are compared with is to be of the lower rate
+        return True
 
     def _is_regretted(self, step: int, regrets: Regrets) -> bool:
         """Whether the weights are to blame for a loss that has fallen back.
@@ -281,6 +321,8 @@ class Judge:
             return self._struck_for_good(trigger, times)
         if trigger == WEIGHTS:
             return StepVerdict(Act.ROLLBACK, trigger, until=reading.step - self.ladder.back)
+        if trigger == TOO_HOT:
+            return StepVerdict(Act.ROLLBACK, trigger, until=-1)
         if trigger == DIVERGED:
             return self._back(reading.step, self._divergence, trigger)
         moved = displaced() if self.ladder.skip else None

@@ -50,6 +50,7 @@ NORM_SPIKE: Final = "norm spike"
 LOSS_SPIKE: Final = "loss spike"
 STATISTICS: Final = "statistics jump"
 DIVERGED: Final = "sustained divergence"
+TOO_HOT: Final = "too hot from the start"
 NONFINITE: tuple[Trigger, ...] = (LOSS, GRADIENTS, WEIGHTS)
 
 

@@ -171,6 +171,34 @@ def test_a_loss_that_lies_over_its_start_asks_what_the_first_weights_would_have_
     assert all(fall.over_start for fall in falls)
 
 
+@pytest.mark.parametrize(
+    ("gone", "rate", "factor"), [(3.0, 0.2, 1 / 32), (3.0, 1.0, 1.0), (1.9, 1.0, 1.0)]
+)
+def test_a_rate_that_is_too_hot_from_the_start_is_lowered_and_stays_so_where_that_pays(
+    gone: float, rate: float, factor: float
+) -> None:
+    judge, asked = Judge(parse_ladder("auto")), []
+
+    def far() -> float:
+        asked.append(gone)
+        return gone
+
+    draws, acts, lowered = np.random.default_rng(0), [], 1.0
+    for step in range(400):
+        loss = (5.0 if lowered == 1.0 else 5.0 * rate) + 0.1 * draws.normal()
+        verdict = judge.judge(Reading(step, loss, 1.0), gone=far)
+        lowered = verdict.lr_factor
+        acts += [(step, verdict.act, verdict.trigger, verdict.until)] if verdict.trigger else []
+        if verdict.act is Act.ROLLBACK:
+            judge.rolled_back(step, 0)
+            judge.slow_down(step + 1, judge.too_far)
+            lowered = judge.ahead(step + 1).lr_factor
+            assert lowered == 1 / 32
+    assert acts == ([(31, Act.ROLLBACK, "too hot from the start", -1)] if gone > 2 else [])
+    assert asked == [gone]
+    assert lowered == factor
+
+
 def test_a_batch_that_is_broken_beyond_all_measure_is_never_a_habit() -> None:
     judge = settled()
     for step in range(100, 200, 5):

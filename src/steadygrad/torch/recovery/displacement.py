@@ -78,6 +78,14 @@ class Displacement:
         return max(each / (most * root) if most else math.inf for each, most in pairs)
 
 
+def times_its_size(before: Snapshot, params: Sequence[torch.Tensor]) -> float | None:
+    """How far weights are from a snapshot, by its own 2-norm; None where that is 0."""
+    copies = [copy for p in params if (copy := before.copy_of(p)) is not None]
+    floats = [c.detach().float() for c in local(copies) if c.numel() and not c.is_complex()]
+    size = math.sqrt(sum(float(each.square().sum()) for each in floats))
+    return move(before, params).whole / size if size > 0 else None
+
+
 def move(before: Snapshot, params: Sequence[torch.Tensor]) -> Move:
     """The move from a snapshot to now; of sharded weights, this rank's part."""
     squares, largest = 0.0, 0.0

@@ -21,13 +21,14 @@ from steadygrad.recovery.events import (
     TRANSIENT,
     RecoveryEvent,
 )
-from steadygrad.recovery.judge import SOUND, Act, Judge, StepVerdict, given_up
+from steadygrad.recovery.judge import FOR_GOOD, SOUND, Act, Judge, StepVerdict, given_up
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.recovery.ring import StoredSnapshot
 from steadygrad.recovery.triggers import (
     DIVERGED,
     LASTING,
     NONFINITE,
+    TOO_HOT,
     WEIGHTS,
     Fall,
     Reading,
@@ -36,7 +37,7 @@ from steadygrad.torch.distributed.board import is_job
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
 from steadygrad.torch.recovery.buffers import all_finite
-from steadygrad.torch.recovery.displacement import FACTOR
+from steadygrad.torch.recovery.displacement import FACTOR, Displacement, times_its_size
 from steadygrad.torch.recovery.snapshots import Snapshots
 from steadygrad.torch.recovery.training_state import TrainingState, parameters_of
 from steadygrad.torch.step.clipper import Memory
@@ -122,6 +123,7 @@ class Recovering:
             reading,
             lambda: self._displaced(optimizer, step),
             lambda until, fall: self._regrets(optimizer, reading, until, fall),
+            lambda: self._gone(optimizer),
         )
         nature = self._nature(optimizer, verdict)
         if verdict.act is Act.STOP or verdict.act is Act.ROLLBACK:
@@ -225,6 +227,15 @@ class Recovering:
             return None if code < 0 else bool(code)
         return unusual
 
+    def _gone(self, optimizer: torch.optim.Optimizer) -> float | None:
+        """How many times their own size weights have gone since the oldest snapshot."""
+        first, params = self.snapshots.newest(-1), parameters_of(optimizer)
+        times = None if first is None else times_its_size(first.content.weights, params)
+        if not is_job():
+            return times
+        hundredths = largest(-1 if times is None else int(min(100 * times, 1e9)), params[0].device)
+        return None if hundredths < 0 else hundredths / 100
+
     def _regrets(
         self, optimizer: torch.optim.Optimizer, reading: Reading, until: int, fall: Fall
     ) -> bool | None:
@@ -268,6 +279,9 @@ class Recovering:
             self._rollback = snapshot
             if verdict.trigger == DIVERGED:
                 self._hot = self._too_far, _rates(optimizer)
+            if verdict.trigger == TOO_HOT:
+                self._hot = self._judge.too_far, _rates(optimizer)
+                self.snapshots.displacement = Displacement()
             return
         if snapshot is not None:
             self.snapshots.put_back(optimizer, snapshot.content)
@@ -294,7 +308,8 @@ class Recovering:
     def _once(self, act: str, step: int, until: int) -> None:
         """Write an event where its cause begins, and not again while that goes on."""
         if step > self._under_way.get(act, -1) and until >= step:
-            self._note(RecoveryEvent(step, act, until=until, optimizer=self._index))
+            last = None if until == FOR_GOOD else until
+            self._note(RecoveryEvent(step, act, until=last, optimizer=self._index))
             self._under_way[act] = until
 
     def _event(
