@@ -819,8 +819,13 @@ def main() -> None:
     for name, text in made.items():
         print(text)
         if options.write:
-            between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-            PAGE.write_text(between.sub(lambda _, text=text: f"\n{text}\n\n", PAGE.read_text()))
+            write(name, text)
+
+
+def write(name: str, text: str) -> None:
+    """Put a table into its place of the page."""
+    between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
+    PAGE.write_text(between.sub(lambda _: f"\n{text}\n\n", PAGE.read_text()))
 
 
 def proof(options: argparse.Namespace) -> str:
