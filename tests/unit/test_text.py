@@ -22,6 +22,7 @@ from steadygrad.live import session as interactive
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.notice import warn
 from steadygrad.text import printable
+from steadygrad.vocabulary import RECOVERY
 
 HOSTILE = "[red]\x1b[2J\u202e\x07\x9b31m\u2028"
 """Markup, commands of a terminal in two spellings, a turn of direction, a bell, a line end."""
@@ -41,6 +42,8 @@ def run_file(folder: Path, name: str = f"run{HOSTILE}.db") -> Path:
                 StepRecord(step, loss=1.0, norm=norm), ids, [norm], [1.0], [step == 30], [0]
             )
         writer.write_event(HOSTILE, {HOSTILE: HOSTILE}, 3)
+        writer.write_event(RECOVERY, dict.fromkeys(("act", "trigger", "nature"), HOSTILE), 3)
+        writer.update_info(loop={"criterion": HOSTILE, "chains": [[HOSTILE]]}, results={HOSTILE: 1})
     return path
 
 

@@ -143,7 +143,8 @@ def _recovery(curve: LastSteps) -> Text:
     line = Text(f"{'recovery':<{LABEL}} ", "dim", no_wrap=True, overflow="ellipsis")
     back = sum(last - first + 1 for first, last in stretches(curve.acts))
     line.append(counted(curve.acts, back), "default")
-    return line.append(f"; last: {episodes(curve.acts[-MOST_ACTS:])[-1]}", "dim")
+    last = str(episodes(curve.acts[-MOST_ACTS:])[-1])
+    return line.append(f"; last: {printable(last)}", "dim")
 
 
 def _line(label: str, value: float, drawn: Text) -> Text:

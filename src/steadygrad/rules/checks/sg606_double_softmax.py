@@ -28,11 +28,11 @@ def check(view: View) -> Iterator[Finding]:
     if logits is None:
         return
     loss, before = logits
-    if loss == "nll_loss":
+    if loss == "nll_loss" and before in _GETS:
         yield _no_logarithms(view, before)
     elif before == "linear":
         yield _no_probabilities(view, loss)
-    else:
+    elif before in _WHAT:
         yield _twice(view, loss, before)
 
 
