@@ -122,6 +122,11 @@ def test_a_comparison_shows_foreign_text(
     assert not obeyed(said)
 
 
+def test_what_is_printable_holds_for_names_too() -> None:
+    ((name, [(word, number)]),) = printable({HOSTILE: [(HOSTILE, 1)]}).items()
+    assert (obeyed(name + word), number) == (set(), 1)
+
+
 def _resort(folder: Path) -> None:
     session = Session(Plan("x.py", out=f"{folder}/run.db"))
     session.path = HOSTILE
