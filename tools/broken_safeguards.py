@@ -256,7 +256,7 @@ BREAKS = [
         "3 json",
         "runlog/decoding.py",
         "if isinstance(hint, type) and is_typeddict(hint):",
-        "if isinstance(hint, type) and is_typeddict(hint):\n        return _anything\n    if False:",
+        "if is_typeddict(hint):\n        return _anything\n    if False:",
         DECODING + "test_what_was_found_once_is_not_found_again",
     ),
     Break(
