@@ -25,7 +25,7 @@ from steadygrad.policies.base import NAMESPACE
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as tf_namespace
 
-STEPS, NAMES, SIZES = 90, ("a", "b", "c"), (4, 9, 1)
+STEPS, NAMES, SIZES = 70, ("a", "b", "c"), (4, 9, 1)
 
 SPECS = [*examples(), "skip:after=10+norm:1.0"]
 GROUPS = {"a": "zclip:warmup=5", "b": "none", "*": "norm:0.3"}

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 def wide() -> AbstractContextManager[None]:
     """A context in which float64 exists, for eager code and under any tracer."""
-    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-    context: AbstractContextManager[None] = enable(True)
+    context: AbstractContextManager[None] = jax.enable_x64(True)
     return context
 
 

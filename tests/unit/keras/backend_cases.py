@@ -79,7 +79,10 @@ def value(variable):
 @case()
 def fit_equals_global_clipnorm():
     x, y = data()
-    for make in (keras.optimizers.SGD, keras.optimizers.AdamW):
+    makers = [keras.optimizers.SGD]
+    if keras.backend.backend() == "torch":  # each is compiled anew on the others
+        makers.append(keras.optimizers.AdamW)
+    for make in makers:
         theirs = model_of(make(0.05, global_clipnorm=0.5))
         theirs.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
         optimizer = make(0.05)
@@ -87,11 +90,8 @@ def fit_equals_global_clipnorm():
         ours = model_of(optimizer)
         ours.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
         close(weights(ours), weights(theirs), rtol=1e-5)
-        assert steady.clip_rate > 0
+        assert steady.clip_rate > 0.5
         assert steady.last.step == 7
-        plain = model_of(make(0.05))
-        plain.fit(x, y, epochs=2, batch_size=8, verbose=0, shuffle=False)
-        assert not equal(weights(plain), weights(theirs))
 
 
 @case()
@@ -137,20 +137,21 @@ def observing_leaves_scaled_gradients_alone():
         )
         return weights(model), fitted.history
 
-    for name, scale in ways.items():
-        plain, _ = trained(scale, {})
-        seen, told = trained(scale, {}, [sg.GradientMonitor()])
-        assert equal(plain, seen), name
-        assert len(told["grad_norm"]) == 4
-    for more in ({"loss_scale_factor": 3.0}, {"gradient_accumulation_steps": 2}):
-        plain, _ = trained(ways["factor"], more)
-        seen, _ = trained(ways["factor"], more, [sg.GradientMonitor()])
-        assert equal(plain, seen), more
     norms = []
     each = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: norms.append((logs["grad_norm"], logs["norm"]))
     )
-    trained(ways["quotient"], {}, [sg.GradientMonitor(), each], tells=True)
+    for name, more, tells in (
+        ("global norm", {}, False),
+        ("quotient", {}, True),
+        ("factor", {"loss_scale_factor": 3.0}, False),
+        ("factor", {"gradient_accumulation_steps": 2}, False),
+    ):
+        monitors = [sg.GradientMonitor(), *[each] * tells]
+        plain, _ = trained(ways[name], more, tells=tells)
+        seen, told = trained(ways[name], more, monitors, tells)
+        assert equal(plain, seen), (name, more)
+        assert len(told["grad_norm"]) == 4
     close(*zip(*norms, strict=True), rtol=1e-6)
 
 
@@ -341,15 +342,10 @@ def other_policies():
         steady.optimizer.apply([tensor(grads)], [weight])
         close([value(weight)], [np.array(want)])
         assert steady.last.action == "clip", spec
-    for spec in (
-        "adagc",
-        "autoclip:10",
-        "auto",
-        "skip+norm:1.0",
-        "spam",
-        "update-rms",
-        "norm-schedule:5.0",
-    ):
+    stateful = ["auto", "spam"]
+    if keras.backend.backend() != "jax":  # which compiles each; their steps: tests/conformance
+        stateful += ["adagc", "autoclip:10", "skip+norm:1.0", "update-rms", "norm-schedule:5.0"]
+    for spec in stateful:
         steady, weight = pair(keras.optimizers.Adam(0.1), spec)
         for _ in range(3):
             steady.optimizer.apply([tensor([3.0, 4.0])], [weight])
@@ -1081,13 +1077,12 @@ def rules_on_weights_speak_of_an_observed_run():
     assert diagnosed(stack(2, start=constant), adam(1e-2)) == ["SG501"]
     assert diagnosed(stack(2), adam(3.0)) == ["SG502"]
     assert "SG204" in diagnosed(recurrent(2.5), sgd(1e-4))
-    if keras.backend.backend() == "tensorflow":  # the same figures on all of them
-        assert diagnosed(stack(2, start="zeros"), sgd(1e-2)) == ["SG501"]
-        assert diagnosed(stack(9, "sigmoid", "glorot_normal"), sgd(0.1)) == ["SG301"]
-        assert diagnosed(recurrent(0.3), sgd(0.1)) == ["SG305"]
-        assert diagnosed(stack(2), adam(1e-2), broken) == ["SG103"]
-        assert diagnosed(stack(2), adam(1e-2)) == []
-        assert diagnosed(recurrent(1.0), adam(1e-2)) == []
+    assert diagnosed(stack(2, start="zeros"), sgd(1e-2)) == ["SG501"]
+    assert diagnosed(stack(9, "sigmoid", "glorot_normal"), sgd(0.1)) == ["SG301"]
+    assert diagnosed(recurrent(0.3), sgd(0.1)) == ["SG305"]
+    assert diagnosed(stack(2), adam(1e-2), broken) == ["SG103"]
+    assert diagnosed(stack(2), adam(1e-2)) == []
+    assert diagnosed(recurrent(1.0), adam(1e-2)) == []
 
 
 @case("jax")
