@@ -17,6 +17,12 @@ from mkdocs.structure.pages import Page
 
 GUIDE_BOOST = 4
 ROOMS = ("rules", "lint")
+ALL = {
+    "rules": "All rules",
+    "lint": "All lint checks",
+    "methods": "All methods",
+    "reference": "All packages",
+}
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`|\]\([^)\n]+\)", re.DOTALL | re.MULTILINE)
 _ID = re.compile(r"(?<![\w\[])SG\d{3}\b")
 PACKAGE = Path(__file__).parents[1] / "src" / "steadygrad"
@@ -34,7 +40,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     room, _, name = page.file.src_uri.partition("/")
     if room == "guide":
         page.meta.setdefault("search", {})["boost"] = GUIDE_BOOST
-    return linked(markdown, room, name) if room in ROOMS else markdown
+    if room in ALL and name != "index.md":  # the navigation has none of these pages
+        heading, _, rest = linked(markdown, room, name).partition("\n")
+        return f"{heading}\n\n[{ALL[room]}](index.md)\n{rest}"
+    return markdown
 
 
 def linked(markdown: str, room: str, name: str) -> str:

@@ -1,9 +1,9 @@
 """The built documentation in a headless Chromium: what a search finds first, and pictures.
 
 ``python tools/docs_pictures.py [FOLDER]``, after ``make docs``, types words into the search of the
-site and fails where the wrong page comes first. With a folder it also puts pictures there, of one
-page of each kind and of the search, light and dark, wide and narrow, and fails where a page is
-wider than its window or a picture in it does not load.
+site and fails where the wrong page comes first, or where outputs look like code. With a folder it
+also puts pictures there, of one page of each kind and of the search, light and dark, wide and
+narrow, and fails where a page is wider than its window or a picture in it does not load.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIRST = {
     "gradient accumulation": "guide/",
     "SG201": "rules/SG201/",
     "AutoClip": "methods/",
-    "GradientMonitor": "keras/",
+    "choose a threshold": "guide/",
 }
 """Words, and where the page that is found first stands."""
 
@@ -86,6 +86,14 @@ def misled(tab: Any, address: str) -> list[str]:
     return wrong
 
 
+def outputs_like_code(tab: Any, address: str) -> list[str]:
+    """A word where what a block printed does not look unlike what one types."""
+    tab.goto(f"{address}guide/clipping/")
+    marked = "blocks => blocks.filter(b => getComputedStyle(b).borderLeftWidth !== '0px').length"
+    unlike = tab.locator("pre code").evaluate_all(marked)
+    return [] if 0 < unlike < tab.locator("pre code").count() else ["outputs look like code"]
+
+
 def pictured(browser: Any, address: str, folder: Path) -> list[str]:
     """What is wrong with the pages whose pictures are put into the folder."""
     wrong = []
@@ -114,7 +122,8 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        wrong = misled(browser.new_page(), address)
+        tab = browser.new_page()
+        wrong = misled(tab, address) + outputs_like_code(tab, address)
         if asked.folder:
             asked.folder.mkdir(parents=True, exist_ok=True)
             wrong += pictured(browser, address, asked.folder)
