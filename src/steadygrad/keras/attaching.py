@@ -229,7 +229,7 @@ class Steady(Handle):
 
     def _last(self) -> StepRecord | None:
         hook = classes.hook_of(self.optimizer)
-        return None if hook is None or hook.seen()["step"] == 0 else self.last
+        return None if hook is None or hook.state.seen()["step"] == 0 else self.last
 
     def look_at(self, model: keras.Model) -> None:
         """Learn which layers own the weights; `GradientMonitor` calls it in `fit`.
@@ -244,7 +244,7 @@ class Steady(Handle):
         criterion = criterion_of(model)
         if self.writer is not None and criterion:
             self.writer.update_info(loop=criterion)
-        if self.writer is not None and self.hook.seen()["step"] == 0:
+        if self.writer is not None and self.hook.state.seen()["step"] == 0:
             self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 
     @property
@@ -263,7 +263,7 @@ class Steady(Handle):
     def last(self) -> StepRecord:
         """The last step; reads the device. After `fit` on JAX, or inside a callback after
         ``model.jax_state_sync()``."""
-        seen = self.hook.seen()
+        seen = self.hook.state.seen()
         return StepRecord(
             step=int(seen["step"]) - 1,
             time=time.time(),
@@ -280,12 +280,12 @@ class Steady(Handle):
     @property
     def stats(self) -> GradientStats | None:
         """Per-tensor figures of the last step; None before the first."""
-        return self.hook.stats()
+        return self.hook.state.stats()
 
     @property
     def clip_rate(self) -> float:
         """Share of the steps so far that were clipped; 0 before the first."""
-        seen = self.hook.seen()
+        seen = self.hook.state.seen()
         return seen["clipped"] / seen["step"] if seen["step"] else 0.0
 
     def check(self) -> None:
@@ -316,7 +316,7 @@ class Steady(Handle):
             RecoveryError: recovery has nothing left to do; weights are those of the last good step.
         """
         idle = self.writer is None and self._recovery is None
-        if idle or not self.hook.variables:
+        if idle or not self.hook.state.all:
             self.check()
             return False
         last = self.last
@@ -337,7 +337,7 @@ class Steady(Handle):
 
     def _write(self, run: RunWriter, last: StepRecord, loss: float) -> None:
         began = time.perf_counter()
-        rows = to_numpy(self.hook.tensors).astype(np.float64)
+        rows = to_numpy(self.hook.state.tensors).astype(np.float64)
         run.write_step(StepRecord(**{**vars(last), "loss": loss}), self._tensor_ids(run), *rows)
         self._sample(run, self._recorded)
         run.overhead_seconds += time.perf_counter() - began
@@ -375,7 +375,7 @@ class Steady(Handle):
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
         """The policy's memory and the counters, as NumPy arrays; a saved model holds them too."""
-        return {v.name: to_numpy(v) for v in self.hook.variables}
+        return {v.name: to_numpy(v) for v in self.hook.state.all}
 
     def load_state_dict(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take back what `state_dict` gave.
@@ -386,11 +386,11 @@ class Steady(Handle):
         Raises:
             AttachError: the optimizer is not built, or was built for other tensors.
         """
-        if not self.hook.variables:
+        if not self.hook.state.all:
             raise AttachError(
                 "build the optimizer first: optimizer.build(model.trainable_variables)"
             )
-        for variable in self.hook.variables:
+        for variable in self.hook.state.all:
             value = state.get(variable.name)
             if value is None or tuple(np.shape(value)) != tuple(variable.shape):
                 raise AttachError(
@@ -413,7 +413,7 @@ class Steady(Handle):
 
     def _warn_of_idle_recovery(self) -> None:
         idle = self._recovery is not None and not self._recovery.judged
-        if idle and self.hook.seen()["step"]:
+        if idle and self.hook.state.seen()["step"]:
             warn(
                 "recover= judged no step, for none was recorded: type model.fit(..., callbacks="
                 "[GradientMonitor(steady)]), or steady.record(loss) in a loop of your own",
@@ -462,7 +462,9 @@ class Steady(Handle):
 
     def _infos(self) -> list[TensorInfo]:
         kinds = owners(self._seen)
-        rows = zip(self.hook.names, self.hook.shapes, self._measured_variables(), strict=True)
+        rows = zip(
+            self.hook.state.names, self.hook.state.shapes, self._measured_variables(), strict=True
+        )
         return [
             TensorInfo(name, shape, dtype, kinds.get(id(variable), ""))
             for name, (shape, dtype), variable in rows
@@ -474,7 +476,7 @@ class Steady(Handle):
             "versions": versions_of("keras", keras.backend.backend(), "numpy"),
             "backend": keras.backend.backend(),
             "policy": self.hook.policy.spec(),
-            "on_nonfinite": "raise" if self.hook.raises else self.hook.on_nonfinite,
+            "on_nonfinite": "raise" if self.hook.raises else self.hook.choice.on_nonfinite,
             "observed_by": "attach",
             "optimizers": [{"class": type(self.optimizer).plain.__name__, "index": 0}],
         }

@@ -86,12 +86,12 @@ class _Attached:
     @property
     def variables(self) -> list[keras.Variable]:
         hook = self.__dict__[_HOOK]
-        return [*super().variables, *([] if hook.hiding else hook.variables)]  # type: ignore[misc]
+        return [*super().variables, *([] if hook.hiding else hook.state.all)]  # type: ignore[misc]
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         super().build(variables)  # type: ignore[misc]
         hook = self.__dict__[_HOOK]
-        if not hook.variables:
+        if not hook.state.all:
             hook.build(self, list(variables))
 
     def apply(
@@ -138,7 +138,7 @@ class _Attached:
             **config,
             "steadygrad": {
                 "clip": hook.policy.spec(),
-                "on_nonfinite": "raise" if hook.raises else hook.on_nonfinite,
+                "on_nonfinite": "raise" if hook.raises else hook.choice.on_nonfinite,
                 "to_load": "import steadygrad.keras first",
                 **({"gated": True} if hook.gated else {}),
             },

@@ -17,40 +17,21 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import keras
-import numpy as np
 
 from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
+from steadygrad.keras.step_variables import StepVariables
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
-from steadygrad.policies.gated import GATES, Gated
-from steadygrad.policies.in_numpy import NUMPY, scalar
-from steadygrad.policies.stepping import CLIP, SKIP, StepGradients, Stepped, measure, step
-from steadygrad.stats import GradientStats, describe_nonfinite
-from steadygrad.vocabulary import FIGURES, OnNonfinite
+from steadygrad.policies.gated import Gated
+from steadygrad.policies.stepping import StepGradients, Stepped, measure, step
+from steadygrad.stats import describe_nonfinite
+from steadygrad.vocabulary import OnNonfinite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from steadygrad.typing import Array
-
-NUMBERS = (
-    "step",
-    "norm",
-    "threshold",
-    "coef",
-    "cosine",
-    "action",
-    "nonfinite",
-    "clipped",
-    "skipped",
-    "broken",
-)
-"""What the variable ``figures`` holds; ``step`` counts those taken so far, ``broken`` those
-skipped for what was not finite (a `LossScaleOptimizer`'s own not counted)."""
-
 
 WAITS, STEPS, DROPPED = 0, 1, 2
 """What a micro-batch is: one that is added up, the last of a window, one left out of it."""
@@ -73,8 +54,11 @@ class Hook:
         on_nonfinite: ``skip``, ``raise``, ``zero`` or ``propagate``.
 
     Attributes:
-        variables: what must be saved and traced with the optimizer's own variables.
-        names: the measured tensors', in order.
+        choice: the policy, and what is done where a gradient is not finite.
+        raises: a step that was dropped for what is not finite ends the training.
+        backend: Keras' backend in use.
+        state: what must be saved and traced with the optimizer's own variables.
+        reduced: gradients are the sums over all replicas already.
         only_observes: gradients are read alone, and the optimizer's own path is left as it is.
         hiding: the optimizer must not show these variables now.
         watcher: called with each step's outcome, its variables and what its micro-batch is
@@ -85,16 +69,11 @@ class Hook:
     """
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
-        self.policy = policy
         self.only_observes = Choice(policy, on_nonfinite).only_observes
         self.raises = on_nonfinite == "raise"
-        self.on_nonfinite = "skip" if self.raises else on_nonfinite
-        self.drops_windows = skips_by_itself(policy)
-        self.may_skip = self.on_nonfinite == "skip" or self.drops_windows
+        self.choice = Choice(policy, "skip" if self.raises else on_nonfinite)
         self.backend = engines.current()
-        self.variables: list[keras.Variable] = []
-        self.names: tuple[str, ...] = ()
-        self.shapes: list[tuple[tuple[int, ...], str]] = []
+        self.state = StepVariables(policy, self.backend)
         self.reduced = False
         self.hiding = False
         self.watcher: Callable[[Stepped, Sequence[keras.Variable], Array | None], None] | None = (
@@ -104,40 +83,22 @@ class Hook:
         self.incoming: Callable[[Gradients], Gradients] = list
         self.average: list[Array] = []
         self._broken_so_far = 0.0
-        self._key: Callable[[keras.Variable], object] = id
-        self._memory: dict[str, keras.Variable] = {}
-        self._places: dict[object, int] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """What decides."""
+        return self.choice.policy
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step can be dropped whole."""
+        return self.choice.on_nonfinite == "skip" or skips_by_itself(self.policy)
 
     def build(self, optimizer: keras.Optimizer, trainable: Sequence[keras.Variable]) -> None:
         """Make the variables; ``trainable`` are the optimizer's."""
         _refuse_accumulating_members(optimizer)
-        self._key = optimizer._var_key
-        written = [v for v in trainable if not optimizer._overwrite_variable_with_gradient(v)]
-        self.names = tuple(str(getattr(v, "path", v.name)) for v in written)
-        self.shapes = [
-            (tuple(v.shape), str(keras.backend.standardize_dtype(v.dtype))) for v in written
-        ]
-        self._places = {self._key(v): place for place, v in enumerate(written)}
-        count = len(written)
-        first = np.zeros(len(NUMBERS))
-        first[NUMBERS.index("threshold")] = np.inf
-        first[[NUMBERS.index("coef"), NUMBERS.index("cosine")]] = 1.0
-        self.figures = self._variable("figures", first)
-        self.tensors = self._variable("tensors", np.full((len(FIGURES), count), np.nan))
-        memory = self.policy.init(NUMPY, self.names, np.float64, np.int64)
-        self._memory = {key: self._variable(key, np.asarray(memory[key])) for key in sorted(memory)}
-        self.variables = [self.figures, self.tensors, *self._memory.values()]
-        self.built(self.names)
-
-    def _variable(self, name: str, value: NDArray[np.generic]) -> keras.Variable:
-        kind = np.issubdtype(value.dtype, np.floating)
-        return keras.Variable(
-            value,
-            dtype=self.backend.float_dtype if kind else self.backend.int_dtype,
-            trainable=False,
-            aggregation="only_first_replica",
-            name="steadygrad_" + name.replace("/", "_"),
-        )
+        self.state.build(optimizer, trainable)
+        self.built(self.state.names)
 
     def apply(
         self,
@@ -234,7 +195,7 @@ class Hook:
         """One micro-batch: decide on the window's average as if this were its last."""
         engine = self.backend.engine
         with engine.scope():
-            if self.on_nonfinite == "zero":
+            if self.choice.on_nonfinite == "zero":
                 cleaned = [engine.cleaned(self.backend.leaf(g)) for g in gradients]
                 gradients = self._relike(gradients, cleaned)
             done = self.decide(
@@ -242,13 +203,13 @@ class Hook:
             )
             self.average = done.leaves
             kind = engine.xp.where(self._closes(optimizer), STEPS, WAITS)
-            if self.on_nonfinite == "skip":
+            if self.choice.on_nonfinite == "skip":
                 kind = engine.xp.where(done.nonfinite > 0, DROPPED, kind)
             window = engine.xp.logical_and(kind == STEPS, done.skip)
             skip = engine.xp.logical_or(kind == DROPPED, window) if self.may_skip else None
 
         def note() -> None:
-            if self.drops_windows:
+            if skips_by_itself(self.policy):
                 self._forget_window(optimizer, window)
             self.note(done, variables, kind)
 
@@ -295,15 +256,9 @@ class Hook:
         """Measure gradients, decide and act; call it inside the engine's scope."""
         engine = self.backend.engine
         leaves = [self.backend.leaf(gradient) for gradient in gradients]
-        names = tuple(self.names[self._place_of(v)] for v in variables)
-        memory = {key: self._wide(v) for key, v in self._memory.items()}
+        names, memory = self.state.names_of(variables), self.state.memory()
         beside = self._beside(optimizer, variables)
-        choice = Choice(self.policy, self.on_nonfinite)
-        return step(engine, choice, memory, StepGradients(leaves, names, beside), full=True)
-
-    def _wide(self, variable: keras.Variable) -> Array:
-        value = self.backend.value(variable)
-        return self.backend.engine.widen(value) if "float" in str(variable.dtype) else value
+        return step(engine, self.choice, memory, StepGradients(leaves, names, beside), full=True)
 
     def _beside(
         self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]
@@ -334,30 +289,7 @@ class Hook:
         """
         xp = self.backend.engine.xp
         with self.backend.engine.scope():
-            before = self.backend.value(self.figures)
-            clipped, skipped = done.action == CLIP, done.action == SKIP
-            broken = xp.logical_and(skipped, done.nonfinite > 0)
-            figures = self.backend.pack(
-                [
-                    before[0] + 1,
-                    done.stats.total_norm,
-                    done.threshold,
-                    done.coef,
-                    done.cosine,
-                    done.action,
-                    done.nonfinite,
-                    before[7] + xp.astype(clipped, before.dtype),
-                    before[8] + xp.astype(skipped, before.dtype),
-                    before[9] + xp.astype(broken, before.dtype),
-                ],
-                self.backend.float_dtype,
-            )
-            rows = [getattr(done.stats, name) for name in FIGURES]
-            table = self._table(rows, variables)
-            kinds = {k: self.backend.value(v).dtype for k, v in self._memory.items()}
-            after = {k: xp.astype(done.state[k], kinds[k]) for k in self._memory}
-            written = [(self.figures, figures), (self.tensors, table)]
-            written += [(variable, after[key]) for key, variable in self._memory.items()]
+            written = self.state.after(done, variables)
             if kind is not None:
                 counts = kind != WAITS
                 written = [(v, xp.where(counts, x, self.backend.value(v))) for v, x in written]
@@ -365,7 +297,7 @@ class Hook:
             variable.assign(value)
         if self.watcher is not None:
             self.watcher(done, variables, kind)
-        if self.raises and self.backend.is_known(self.backend.value(self.figures)):
+        if self.raises and self.backend.is_known(self.backend.value(self.state.figures)):
             self.check()  # nothing is compiled: at once
 
     def check(self) -> None:
@@ -374,74 +306,28 @@ class Hook:
         Raises:
             NonFiniteError: one was; names the tensors if it was the last step.
         """
-        if not self.raises or not self.variables:
+        if not self.raises or not self.state.all:
             return
         broken, before = self._broken(), self._broken_so_far
         self._broken_so_far = broken
         if broken > before:
-            stats = self.stats()
+            stats = self.state.stats()
             assert stats is not None
-            step = int(self.seen()["step"]) - 1
+            step = int(self.state.seen()["step"]) - 1
             raise NonFiniteError(describe_nonfinite(stats, step))
 
     def _broken(self) -> float:
-        return self.seen()["broken"] if self.variables else 0.0
+        return self.state.seen()["broken"] if self.state.all else 0.0
 
     def reloaded(self) -> None:
         """The variables hold another run's figures now."""
         self._broken_so_far = self._broken()
-        self.set_gates({})
+        self.state.set_gates({})
 
     @property
     def gated(self) -> bool:
         """Whether limits can be set from the host."""
         return isinstance(self.policy, Gated)
-
-    @property
-    def own_variables(self) -> list[keras.Variable]:
-        """What tells of steps, and the limits: of no training's state, and never put back."""
-        gates = [self._memory[key] for key in GATES if key in self._memory]
-        return [self.figures, self.tensors, *gates] if self.variables else []
-
-    def set_gates(self, limits: Mapping[str, float]) -> None:
-        """Set limits that the next step heeds, and open the others."""
-        for key, usual in GATES.items():
-            if self.gated and key in self._memory:
-                self._memory[key].assign(limits.get(key, usual))
-
-    def seen(self) -> dict[str, float]:
-        """The figures, on the host."""
-        if not self.variables:
-            return {**dict.fromkeys(NUMBERS, 0.0), "coef": 1.0, "cosine": 1.0}
-        values = engines.to_numpy(self.figures).astype(np.float64).tolist()
-        return dict(zip(NUMBERS, values, strict=True))
-
-    def stats(self) -> GradientStats | None:
-        """Per-tensor figures of the last step, on the host; None before the first."""
-        seen = self.seen()
-        if seen["step"] == 0:
-            return None
-        table = engines.to_numpy(self.tensors).astype(np.float64)
-        rows = dict(zip(FIGURES, table, strict=True))
-        bad, zeros = (np.nan_to_num(rows[k]).astype(np.int64) for k in ("nonfinite", "zeros"))
-        sizes = tuple(int(np.prod(shape)) for shape, _ in self.shapes)
-        norm, p = scalar(seen["norm"]), self.policy.norm_type
-        return GradientStats(self.names, rows["norms"], rows["max_abs"], bad, zeros, sizes, norm, p)
-
-    def _table(self, rows: Sequence[Array], variables: Sequence[keras.Variable]) -> Array:
-        """Rows of figures over all tensors, NaN for those without a gradient."""
-        xp = self.backend.engine.xp
-        packed = self.backend.pack(rows, self.backend.float_dtype)
-        count = len(self.names)
-        if len(variables) == count:
-            return packed
-        present = [self._place_of(v) for v in variables]
-        columns = [present.index(i) if i in present else len(present) for i in range(count)]
-        gap = xp.full_like(packed[:, :1], float("nan"))
-        return xp.take(xp.concat([packed, gap], axis=1), xp.asarray(columns), axis=1)
-
-    def _place_of(self, variable: keras.Variable) -> int:
-        return self._places[self._key(variable)]
 
     def note_unseen(
         self, optimizer: keras.Optimizer, gradients: Sequence[Array | None], trainable: object
@@ -452,20 +338,9 @@ class Hook:
         with engine.scope():
             leaves = [self.backend.leaf(g) for g in there]
             stats = measure(engine, leaves, tuple(map(str, range(len(there)))), 2.0, full=False)
-            count = engine.xp.sum(stats.nonfinite)
-            was = self.backend.value(self.figures)
-            after: list[Array | float] = [
-                was[0] + 1,
-                stats.total_norm,
-                was[2],
-                1.0,
-                1.0,
-                SKIP,
-                count,
-                was[7],
-            ]
-            figures = self.backend.pack([*after, was[8] + 1, was[9]], self.backend.float_dtype)
-        self.figures.assign(figures)
+            written = self.state.after_unseen(stats)
+        for variable, value in written:
+            variable.assign(value)
 
 
 def accumulators(

@@ -113,9 +113,9 @@ class KerasTraining:
             *self._optimizer.variables,
             *getattr(outer, "variables", []),
         ]
-        own = {id(variable) for variable in self._hook.own_variables}
+        own = {id(variable) for variable in self._hook.state.own_variables}
         own.add(id(own_rate(self._optimizer)))  # the script's and recovery's, at every step
-        self._policy = {id(variable) for variable in self._hook.variables}
+        self._policy = {id(variable) for variable in self._hook.state.all}
         return list({id(v): v for v in candidates if id(v) not in own}.values())
 
 
@@ -170,7 +170,7 @@ class KerasRecovery:
         self.judged += 1
         ahead = self._recovery.after_step(figures, again)
         if (ahead.norm_limit, ahead.cap) != (self._ahead.norm_limit, self._ahead.cap):
-            self._hook.set_gates({LIMIT: rounded_up(ahead.norm_limit), CAP: ahead.cap})
+            self._hook.state.set_gates({LIMIT: rounded_up(ahead.norm_limit), CAP: ahead.cap})
         self._set_rate(ahead)
         self._ahead = ahead
 

@@ -193,7 +193,7 @@ def recovery_heals_and_changes_nothing_else():
         recoveries, losses = steady.recoveries, history.history["loss"]
         config = optimizer.get_config()["steadygrad"]
         if recover and not fault and keras.backend.backend() == "torch":  # the others save alike
-            steady.hook.set_gates({"recovery_limit": -1.0})
+            steady.hook.state.set_gates({"recovery_limit": -1.0})
             file = tempfile.mkdtemp() + "/m.keras"
             model.save(file)
             loaded = keras.models.load_model(file).optimizer
