@@ -105,7 +105,7 @@ def _patch_scaler(
         grads = list(grads)
         if takeover is not None:
             grads = takeover.unclipped(self, grads)
-        with aside, observer.scaling(self, grads):
+        with aside, observer.rows.scaling(self, grads):
             return original(self, grads, trainable_variables)
 
     replace(kind, "apply", apply)
@@ -127,7 +127,7 @@ def _patch_apply_of_many(kind: type[keras.Optimizer], observer: KerasObserver) -
             self.build(trainable_variables)
         if type(self) is not before:
             return self.apply(grads, trainable_variables)
-        with aside, observer.sharing():
+        with aside, observer.losses.sharing():
             return original(self, grads, trainable_variables)
 
     replace(kind, "apply", apply)
@@ -156,7 +156,7 @@ def _patch_scale_loss(kind: type[keras.Optimizer], observer: KerasObserver) -> N
     @functools.wraps(original)
     def scale_loss(self: keras.Optimizer, loss: Array) -> Array:
         scaled: Array = original(self, loss)
-        observer.scaled(scaled, loss)
+        observer.losses.scaled(scaled, loss)
         return scaled
 
     replace(kind, "scale_loss", scale_loss)
@@ -190,7 +190,7 @@ def _patch_value_and_grad(jax: ModuleType, observer: KerasObserver) -> None:
             result, grads = function(*inputs, **more)
             value = result[0] if has_aux else result
             # what Keras' own function returns may be scaled, and the loss itself stands aside
-            observer.loss = result[1][0] if scales else value
+            observer.losses.loss = result[1][0] if scales else value
             return result, grads
 
         return noting

@@ -97,7 +97,7 @@ class Takeover:
     def _as_before(
         self, optimizer: keras.Optimizer, gradients: Sequence[Array | None]
     ) -> list[Array | None]:
-        tensorflow = self._observer.tensorflow
+        tensorflow = self._observer.ground.tensorflow
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         hook = classes.hook_of(inner)
         if tensorflow is None or hook is None or hook.watcher is None:

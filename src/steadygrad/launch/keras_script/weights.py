@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
 
+    from steadygrad.launch.keras_script.ground import Ground
     from steadygrad.launch.track import Track
     from steadygrad.typing import Array, PyTree
 
@@ -33,13 +34,11 @@ class TracksByOptimizer(Protocol):
 
     Attributes:
         model: the one that trains.
+        ground: what Keras runs on.
     """
 
     model: keras.Model | None
-
-    @property
-    def on_jax(self) -> bool:
-        """Whether training passes its state around."""
+    ground: Ground
 
     @property
     def is_asked_to_stop(self) -> bool:
@@ -101,14 +100,16 @@ class WeightWatch:
         self._wait -= int(self._model.steps_per_execution)
         if self._wait > 0:
             return
-        self._look(cast("tuple[PyTree, JaxState]", returned)[1] if self._observer.on_jax else None)
+        self._look(
+            cast("tuple[PyTree, JaxState]", returned)[1] if self._observer.ground.is_jax else None
+        )
         waits = [self._sample(track) for track in self._tracks()]
         self._wait = min(waits, default=0)
         self._now = {}
 
     def _look(self, state: JaxState | None) -> None:
         """Note where JAX has its weights: first of all in what is passed around."""
-        if state is not None and self._observer.on_jax:
+        if state is not None and self._observer.ground.is_jax:
             pairs = zip(self._model.trainable_variables, state[0], strict=True)
             self._now = {id(variable): value for variable, value in pairs}
 
