@@ -89,7 +89,6 @@ def clipped_before_policy(run: Run, optimizer: int) -> bool:
         event.kind == SCRIPT_CLIP
         and event.data.get("optimizer") == optimizer
         and "policy" in event.data
-        and float(event.data.get("coef") or 1.0) < 1
         for event in run.events
     )
 

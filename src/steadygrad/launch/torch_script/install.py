@@ -26,6 +26,7 @@ from steadygrad.torch.clip_calls.clipcall import (
     Replacement,
     inside_another,
 )
+from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Visit
@@ -133,13 +134,8 @@ class TorchPatches:
     def _make(self, patches: PatchSet) -> None:
         patches.add(sites.BACKWARD.listen(self._backward))
         patches.add(sites.GRAD.listen(self._grad))
-        for site, kind in (
-            (sites.CLIP_NORM, "norm"),
-            (sites.CLIP_WITH_NORM, "given norm"),
-            (sites.CLIP_VALUE, "value"),
-        ):
-            if site.exists:  # torch before 2.6 has no clip_grads_with_norm_
-                patches.add(site.listen(self._clips(site, kind)))
+        for function in CLIP_FUNCTIONS:
+            patches.add(function.site.listen(self._clips(function)))
         patches.add(sites.SCALE.listen(self._scale))
         patches.add(sites.UNSCALE.listen(self._unscale))
         patches.add(sites.SCALER_STEP.listen(self._scaler_step))
@@ -155,7 +151,7 @@ class TorchPatches:
         """Observe timm's adaptive clipping, by which its ``dispatch_clip_grad`` clips too."""
         site = Site("adaptive_clip_grad", [module], guarded=False)
         if site.exists:
-            self.set.add(site.listen(self._clips(site, "agc")))
+            self.set.add(site.listen(self._clips(ClipFunction(site, "agc"))))
 
     def _backward(self, arguments: Arguments) -> Visit | None:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
@@ -193,12 +189,14 @@ class TorchPatches:
                 optimizer, kwargs.get("closure", args[1] if len(args) > 1 else None)
             )
 
-    def _clips(self, site: Site, kind: str) -> Any:
+    def _clips(self, function: ClipFunction) -> Any:
         def begins(arguments: Arguments) -> Visit | None:
             observer = self.observer()
-            if observer is None or inside_another(kind):
+            if observer is None or inside_another(function.kind):
                 return None
-            call = Call(kind, site.parameters, arguments)
+            call = function.call(arguments)
+            if call.only_measures:
+                return ClipVisit(call, observer.after_clip)
             if observer.acts_on(call.parameters):
                 result = call.norm_before()
                 observer.instead_of_clip(call.parameters)

@@ -400,7 +400,8 @@ class TorchObserver:
         with self._clock, _figures():
             if call.note is not None:
                 passes_norm = call.kind == "given norm"
-                self.log.after(call.note, call.total_norm if passes_norm else result)
+                norm = call.total_norm if passes_norm else result
+                self.log.after(call.note, norm, call.exact)
                 self.losses.clipped_at(call.note.norm)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure
+from steadygrad.rules.evidence.clips import MOST, Call, before_policy, by_step, calls, figure
 from steadygrad.rules.evidence.placed import fixes
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -27,12 +27,10 @@ def _twice(group: list[Call]) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    clip_calls = calls(view)
-    beside = [c for c in clip_calls if c.get("policy") and figure(c, "coef", 1) < 1]
+    beside = before_policy(view)
     if beside:
         yield _beside_a_policy(view, beside)
-        return
-    groups = by_step(clip_calls)
+    groups = by_step(calls(view))
     faulty = [step for step, group in groups.items() if _twice(group)]
     if not faulty or len(faulty) < MOST * len(groups):
         return

@@ -20,6 +20,15 @@ MOST = 0.6
 
 def calls(view: View) -> list[Call]:
     """The calls that concern this optimizer, each with its ``step``, oldest first."""
+    return [call for call in _all_calls(view) if "policy" not in call]
+
+
+def before_policy(view: View) -> list[Call]:
+    """Calls that clipped what an attached policy was then given, each with its ``step``."""
+    return [call for call in _all_calls(view) if "policy" in call]
+
+
+def _all_calls(view: View) -> list[Call]:
     return [{**e.data, "step": _step(e.step, e.data)} for e in view.events(SCRIPT_CLIP)]
 
 

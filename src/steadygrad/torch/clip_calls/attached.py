@@ -20,10 +20,10 @@ from steadygrad.runlog.writer import RunWriter
 from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
 from steadygrad.torch.clip_calls.clipcall import Call, ClipVisit, inside_another
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
+from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit
 from steadygrad.torch.internals.patches import PatchSet
-from steadygrad.torch.internals.sites import Site
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record import losses
 from steadygrad.vocabulary import SCRIPT_CLIP
@@ -96,6 +96,10 @@ class AttachedClips:
         )
 
     def _write(self, clip_calls: list[ClipCall], step: int, of_params: int) -> None:
+        if (
+            self._policy is not None
+        ):  # it is placed well: of calls beside it only their effect counts
+            clip_calls = [call for call in clip_calls if _acts(call)]
         for call in clip_calls:
             place, for_one = place_of(call, of_params), is_for_one(call, of_params)
             if self._book.enter(place, step, self._index, call.max_norm, for_one):
@@ -134,13 +138,8 @@ reading_of = _log.reading_of
 
 
 def _make(patches: PatchSet) -> None:
-    for site, kind in (
-        (sites.CLIP_NORM, "norm"),
-        (sites.CLIP_WITH_NORM, "given norm"),
-        (sites.CLIP_VALUE, "value"),
-    ):
-        if site.exists:
-            patches.add(site.listen(_clips(site, kind)))
+    for function in CLIP_FUNCTIONS:
+        patches.add(function.site.listen(_clips(function)))
     patches.add(sites.UNSCALE.listen(_unscale))
 
 
@@ -157,15 +156,16 @@ def _listeners() -> list[AttachedClips]:
     return [each for each in _listening.holders if isinstance(each, AttachedClips)]
 
 
-def _clips(site: Site, kind: str) -> Begin:
+def _clips(function: ClipFunction) -> Begin:
     def over(call: Call, result: object) -> None:
-        _guarded(lambda: _clipped(call, result, site.name))
+        _guarded(lambda: _clipped(call, result, function.name))
 
     def begins(arguments: Arguments) -> Visit | None:
-        if not _listening.holders or inside_another(kind):
+        if not _listening.holders or inside_another(function.kind):
             return None
-        call = Call(kind, site.parameters, arguments)
-        _guarded(lambda: _read(call))
+        call = function.call(arguments)
+        if not call.only_measures:
+            _guarded(lambda: _read(call))
         return ClipVisit(call, over)
 
     return begins
@@ -178,9 +178,10 @@ def _read(call: Call) -> None:
 
 def _clipped(call: Call, result: object, function: str) -> None:
     if call.note is not None:
-        _log.after(call.note, call.total_norm if call.kind == "given norm" else result)
+        norm = call.total_norm if call.kind == "given norm" else result
+        _log.after(call.note, norm, call.exact)
         for listener in _listeners():
-            listener.clipped(call.note, f"torch.nn.utils.{function}")
+            listener.clipped(call.note, function)
 
 
 def _unscale(arguments: Arguments) -> Visit | None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from steadygrad.invisible import invisible
+from steadygrad.runlog.clip_calls import number
 from steadygrad.torch.clip_calls.clips import ClipCall
+from steadygrad.torch.dropins.clip_norm import clip_grad_norm_
 from steadygrad.torch.internals.inlay import Arguments, Visit
 
 FRAMES = 12
@@ -25,15 +27,19 @@ class Call:
         kind: ``norm``, ``given norm``, ``value`` or ``agc``: the function.
         names: of its parameters, in order.
         arguments: their values.
+        exact: the coefficient is without torch's 1e-6, and where it is 1 nothing is written.
 
     Attributes:
+        exact: the coefficient is without torch's 1e-6, and where it is 1 nothing is written.
         parameters: what is to be clipped, as a list.
         arguments: their values for torch, which may still read them once.
         note: what was read before it.
     """
 
-    def __init__(self, kind: str, names: Sequence[str], arguments: Arguments) -> None:
-        self.kind, self.arguments = kind, arguments
+    def __init__(
+        self, kind: str, names: Sequence[str], arguments: Arguments, exact: bool = False
+    ) -> None:
+        self.kind, self.arguments, self.exact = kind, arguments, exact
         self.note: ClipCall | None = None
         self._of = dict(zip(names, arguments, strict=True))
         self.parameters = self._listed(arguments[0])
@@ -74,14 +80,22 @@ class Call:
         return self._of["clip_value" if self.kind == "value" else "max_norm"]
 
     @property
+    def only_measures(self) -> bool:
+        """Whether it is asked for the norm alone, at no threshold: nothing is written then."""
+        return self.exact and number(self.limit) == math.inf
+
+    @property
     def total_norm(self) -> Any:
         """The norm that the script hands to ``clip_grads_with_norm_``."""
         return self._of["total_norm"]
 
     def norm_before(self) -> object:
-        """What a replaced call returns: the norm before clipping, as torch computes it."""
+        """What a replaced call returns: the norm before clipping, as the function computes it."""
         if self.kind != "norm":
             return None
+        if self.exact:
+            raises = self._of["error_if_nonfinite"]
+            return clip_grad_norm_(self.parameters, math.inf, self._of["norm_type"], raises)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         more = (self._of[name] for name in ("norm_type", "error_if_nonfinite", "foreach"))
         return torch.nn.utils.get_total_norm(grads, *more)

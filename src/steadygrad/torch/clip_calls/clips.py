@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from steadygrad.policies.base import coefficient
 from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
 from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, read_whole
@@ -151,12 +152,13 @@ class ClipLog:
             call.before = [[g.detach().clone() for g in part.grads] for part in call.parts]
         return call
 
-    def after(self, call: ClipCall, total_norm: object) -> None:
+    def after(self, call: ClipCall, total_norm: object, exact: bool = False) -> None:
         """Note what a call has done.
 
         Args:
             call: as `before` returned it.
             total_norm: the norm that torch found, or None for a call by value.
+            exact: the function is one of ours, without torch's 1e-6.
         """
         total_norm = whole(total_norm)
         call.norm = total_norm if total_norm is not None else _total(call, "norms")
@@ -164,7 +166,8 @@ class ClipLog:
         if uneven:
             _note_clamped(call)
         else:
-            call.coef = torch_coefficient(call.max_norm, total_norm)
+            coefficient_of = exact_coefficient if exact else torch_coefficient
+            call.coef = coefficient_of(call.max_norm, total_norm)
         for reading, where, grads in call.parts:
             if not uneven:
                 reading.scale(call.coef, where)
@@ -352,6 +355,18 @@ def torch_coefficient(max_norm: Any, total_norm: Any) -> object:
         return torch.clamp(max_norm / (total_norm + 1e-6), max=1.0).detach()
     coef = float(max_norm) / (float(total_norm) + 1e-6)
     return coef if coef < 1.0 or coef != coef else 1.0
+
+
+def exact_coefficient(max_norm: Any, total_norm: Any) -> object:
+    """What our own functions multiply gradients by: 1 for a norm that is not finite.
+
+    Example:
+        >>> exact_coefficient(1.0, torch.tensor(4.0)), exact_coefficient(1.0, math.inf)
+        (0.25, 1.0)
+    """
+    if isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu":
+        return coefficient(torch, total_norm, max_norm)
+    return float(coefficient(np, np.float64(float(total_norm)), max_norm))
 
 
 def _copies(part: Part, clip_value: Any) -> list[torch.Tensor | None]:

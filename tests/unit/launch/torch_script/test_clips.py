@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_ as imported_early
 
 import steadygrad
+import steadygrad.torch as sg
 from steadygrad.torch.internals.scaler import HANDLE
 
 Observe = Callable[..., Any]
@@ -212,7 +213,7 @@ def test_calls_of_other_kinds_are_seen(observe: Observe) -> None:
     seen = observe()
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.0)
-    for kind in ("inf", "given", "deprecated", "keyword"):
+    for kind in ("inf", "given", "deprecated", "keyword", "ours", "our value"):
         optimizer.zero_grad()
         (weight * torch.tensor([3.0, 4.0])).sum().backward()
         if kind == "inf":
@@ -223,13 +224,22 @@ def test_calls_of_other_kinds_are_seen(observe: Observe) -> None:
             with pytest.warns(FutureWarning, match="deprecated") as caught:
                 torch.nn.utils.clip_grad_norm([weight], 1.0)
             assert caught[0].filename == __file__
-        else:
+        elif kind == "keyword":
             clip(parameters=iter([weight]), max_norm=1.0, norm_type=2)
+        elif kind == "ours":
+            assert sg.clip_grad_norm_(iter([weight]), 1.0).dtype == torch.float64
+            sg.clip_grad_norm_([weight], math.inf)  # which only reads
+        else:
+            sg.clip_grad_value_([weight], 3.0)
         optimizer.step()
-    steps = seen.run().steps
-    assert steps.norm.tolist() == [4.0, 5.0, 5.0, 5.0]
-    assert steps.threshold.tolist() == [2.0, 1.0, 1.0, 1.0]
-    assert steps.coef.tolist() == pytest.approx([0.5, 0.1, 0.2, 0.2], rel=1e-6)
+    run = seen.run()
+    steps = run.steps
+    assert steps.norm.tolist() == [4.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    assert steps.threshold.tolist() == [2.0, 1.0, 1.0, 1.0, 1.0, 3.0]
+    near = pytest.approx([0.5, 0.1, 0.2, 0.2, 0.2, math.hypot(3, 3) / 5], rel=1e-6)
+    assert steps.coef.tolist() == near
+    assert steps.coef[4] == 0.2  # without torch's 1e-6
+    assert [event.step for event in run.events if event.kind == "script_clip"] == [0, 1, 2, 3, 4, 5]
 
 
 def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) -> None:

@@ -30,6 +30,14 @@ def by_given_norm(t):
     clip_grads_with_norm_(parameters, 0.05, get_total_norm([p.grad for p in parameters]))
 
 
+def by_ours(t):
+    sg.clip_grad_norm_(t.model.parameters(), 0.05)
+
+
+def by_our_value(t):
+    sg.clip_grad_value_(t.model.parameters(), 0.01)
+
+
 def scaled_and_unscaled(t, scaler):
     scaler.unscale_(t.optimizer)
     by_norm(t)
@@ -66,7 +74,10 @@ def train(training, clip, path=None, scaled=False, steps=4, policy=None):
     return t, norms, coefs
 
 
-@pytest.mark.parametrize("clip", [by_norm, by_value, by_given_norm, scaled_and_unscaled, scaled])
+EVERY = [by_norm, by_value, by_given_norm, by_ours, by_our_value, scaled_and_unscaled, scaled]
+
+
+@pytest.mark.parametrize("clip", EVERY)
 def test_without_a_policy_the_norm_is_the_one_before_them(training, clip, tmp_path):
     with_scaler = clip in (scaled, scaled_and_unscaled)
     plain, norms, coefs = train(training, clip, scaled=with_scaler)
@@ -78,7 +89,7 @@ def test_without_a_policy_the_norm_is_the_one_before_them(training, clip, tmp_pa
     assert (run.steps.action[kept] == "clip").all()
     if not with_scaler:
         np.testing.assert_allclose(run.steps.coef, coefs, rtol=1e-5)
-    limit = 0.01 if clip is by_value else 0.05
+    limit = 0.01 if clip in (by_value, by_our_value) else 0.05
     np.testing.assert_allclose(run.steps.threshold[kept], limit)
     calls = [event.data for event in run.events if event.kind == "script_clip"]
     assert [call["step"] for call in calls] == [0, 1, 2, 3]
@@ -111,6 +122,7 @@ def test_beside_a_policy_it_is_said_once_that_the_norm_is_the_one_after(training
 def test_a_call_that_changes_nothing_is_no_second_clip(training, tmp_path):
     def measured(t):
         clip_grad_norm_(t.model.parameters(), math.inf)
+        sg.clip_grad_norm_(t.model.parameters(), math.inf)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
