@@ -19,7 +19,7 @@ import torch
 from steadygrad.policies.base import coefficient
 from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
 from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part, joined, read
-from steadygrad.torch.gradients.measuring import inner_products, read_whole
+from steadygrad.torch.gradients.measuring import inner_products, namespace, read_whole
 from steadygrad.torch.gradients.pieces import whole
 
 _GRAD = attrgetter("grad")
@@ -364,9 +364,10 @@ def exact_coefficient(max_norm: Any, total_norm: Any) -> object:
         >>> exact_coefficient(1.0, torch.tensor(4.0)), exact_coefficient(1.0, math.inf)
         (0.25, 1.0)
     """
-    if isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu":
-        return coefficient(torch, total_norm, max_norm)
-    return float(coefficient(np, np.float64(float(total_norm)), max_norm))
+    on_device = isinstance(total_norm, torch.Tensor) and total_norm.device.type != "cpu"
+    norm: Any = total_norm if on_device else np.float64(float(total_norm))
+    coef: Any = coefficient(namespace(norm), norm, float(max_norm))
+    return coef if on_device else float(coef)
 
 
 def _copies(part: Part, clip_value: Any) -> list[torch.Tensor | None]:
