@@ -9,7 +9,7 @@ since torch's, asked to "clip" at infinity, turns every gradient NaN when one is
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from steadygrad.errors import needed_for
 from steadygrad.integrations.common import ClipRate, figures, run_path
-from steadygrad.policies import Policy
+from steadygrad.policies import NoClip, Policy
 from steadygrad.runlog import RunWriter
 from steadygrad.torch import Steady, attach, clip_grad_norm_
 
@@ -40,7 +40,8 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
     """Clip, guard and record a Hugging Face training: ``Trainer(..., callbacks=[this])``.
 
     Args:
-        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``; ``"none"`` only
+            observes, and the Trainer clips by its own `max_grad_norm`.
         run: path of a new run file; a resumed training writes beside it (``-from<step>``).
         on_nonfinite: as in `steadygrad.torch.attach`.
         log_tensors: also log one norm a parameter.
@@ -71,6 +72,7 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         self._saved: dict[str, object] = {}
         self._rate = ClipRate()
         self._share = 0.0
+        self._theirs: tuple[Any, Callable[..., torch.Tensor]] | None = None
 
     def state(self) -> dict[str, TrainerState]:
         """What the Trainer keeps in its checkpoints (JSON)."""
@@ -92,7 +94,8 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
             if self._writer is not None:
                 self._writer.close()
             raise
-        self._take_over(args)
+        if not isinstance(self.steady.policy, NoClip):  # else the Trainer clips as it would
+            self._take_over(args)
         saved = (state.stateful_callbacks.get(type(self).__name__) or {}).get("attributes", {})
         if saved.get("_saved"):
             self.steady.load_state_dict(_from_json(saved["_saved"]))
@@ -148,7 +151,9 @@ class SteadyGradCallback(TrainerCallback, ExportableState):  # type: ignore[misc
         torch.nn.utils.clip_grad_norm_ = clip_grad_norm_
 
     def _give_back(self, args: TrainingArguments) -> None:
-        args.max_grad_norm, torch.nn.utils.clip_grad_norm_ = self._theirs
+        if self._theirs is not None:
+            args.max_grad_norm, torch.nn.utils.clip_grad_norm_ = self._theirs
+            self._theirs = None
 
 
 def _from_json(saved: Mapping[str, Any]) -> dict[str, object]:

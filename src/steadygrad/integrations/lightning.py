@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, cast
 
 from steadygrad.errors import UsageError, needed_for
 from steadygrad.integrations.common import ClipRate, figures, run_path
-from steadygrad.policies import Policy
+from steadygrad.policies import NoClip, Policy
+from steadygrad.policies.choice import policy_of
 from steadygrad.runlog import RunWriter
 from steadygrad.torch import Steady, attach
 
@@ -30,7 +31,8 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
     """Clip, guard and record a Lightning training: ``Trainer(callbacks=[this])``.
 
     Args:
-        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
+        clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``; ``"none"`` only
+            observes, beside the Trainer's own `gradient_clip_val` too.
         run: path of a new run file; a resumed training writes beside it (``-from<step>``).
         on_nonfinite: as in `steadygrad.torch.attach`.
         log_tensors: also log one norm a parameter.
@@ -61,7 +63,7 @@ class SteadyGradCallback(Callback):  # type: ignore[misc]
         self._rates: list[ClipRate] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.gradient_clip_val:
+        if trainer.gradient_clip_val and not isinstance(policy_of(self.clip), NoClip):
             raise UsageError(
                 f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) would clip before "
                 f"steadygrad does: remove it, and type SteadyGradCallback(clip="

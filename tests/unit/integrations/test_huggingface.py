@@ -59,6 +59,16 @@ def test_clips_in_place_of_max_grad_norm(tmp_path, make_model, samples) -> None:
     assert np.isfinite(run.steps.loss).all()
     assert {t.name for t in run.tensors} == {n for n, _ in ours.named_parameters()}
 
+    watched = make_model()  # "none" leaves the Trainer's own clip in force, and tells what it did
+    callback = SteadyGradCallback(clip="none", run=tmp_path / "none.db")
+    trainer = trainer_of(tmp_path, watched, samples, [callback], max_grad_norm=0.05)
+    trainer.train()
+    assert torch.equal(weights(theirs), weights(watched))
+    seen = steadygrad.open_run(tmp_path / "none.db").steps
+    assert np.allclose(seen.norm, run.steps.norm, rtol=1e-3)
+    assert seen.norm[0] == run.steps.norm[0] == trainer.state.log_history[0]["grad_norm/total"]
+    assert np.allclose(seen.coef * seen.norm, 0.05, rtol=1e-4)
+
 
 def test_a_layer_wise_optimizer_is_refused_and_nothing_is_taken_over(
     tmp_path, make_model, samples, caplog

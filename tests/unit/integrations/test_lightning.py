@@ -101,6 +101,14 @@ def test_clips_as_gradient_clip_val_does(tmp_path) -> None:
     assert float(trainer.callback_metrics["clip/rate"]) == 1.0
     assert "grad_norm/net.0.weight" in trainer.callback_metrics
 
+    watched = Regression()
+    watching = SteadyGradCallback(clip="none", run=tmp_path / "none.db")
+    fit(tmp_path, watched, watching, gradient_clip_val=0.5)
+    assert torch.equal(weights(theirs), weights(watched))
+    seen = steadygrad.open_run(tmp_path / "none.db").steps
+    assert np.allclose(seen.norm, run.steps.norm, rtol=1e-4)
+    assert set(seen.threshold) == {0.5}
+
 
 def test_refuses_a_second_clip(tmp_path) -> None:
     with pytest.raises(

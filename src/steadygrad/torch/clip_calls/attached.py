@@ -7,6 +7,7 @@ those after the script's clip is said once.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from steadygrad import kernels
 from steadygrad.errors import ClippedTwiceWarning
 from steadygrad.runlog.clip_calls import CallBook, number
 from steadygrad.runlog.writer import RunWriter
@@ -21,6 +23,7 @@ from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
 from steadygrad.torch.clip_calls.clipcall import Call, ClipVisit, inside_another
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
+from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit
 from steadygrad.torch.internals.patches import PatchSet
@@ -37,7 +40,7 @@ class AttachedClips:
     Args:
         optimizer: held weakly.
         index: its number in the run.
-        writer: of the run file.
+        writer: of the run file; None where this process writes none.
         policy: spec of the policy that clips too; None where none does.
 
     Attributes:
@@ -45,7 +48,11 @@ class AttachedClips:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, index: int, writer: RunWriter, policy: str | None
+        self,
+        optimizer: torch.optim.Optimizer,
+        index: int,
+        writer: RunWriter | None,
+        policy: str | None,
     ) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._index, self._writer, self._policy = index, writer, policy
@@ -72,8 +79,9 @@ class AttachedClips:
             params = self._parameters()
             _unscaled.difference_update(map(id, params))
             clip_calls = _log.stepped(params)
-            if clip_calls:
-                self._write(clip_calls, step, sum(p.grad is not None for p in params))
+            if clip_calls and self._writer is not None:
+                with_grad = sum(p.grad is not None for p in params)
+                self._write(self._writer, clip_calls, step, with_grad)
 
     def clipped(self, call: ClipCall, function: str) -> None:
         """A clip call is over: where a policy clips too, say so once.
@@ -95,7 +103,9 @@ class AttachedClips:
             ClippedTwiceWarning,
         )
 
-    def _write(self, clip_calls: list[ClipCall], step: int, of_params: int) -> None:
+    def _write(
+        self, writer: RunWriter, clip_calls: list[ClipCall], step: int, of_params: int
+    ) -> None:
         if (
             self._policy is not None
         ):  # it is placed well: of calls beside it only their effect counts
@@ -106,7 +116,7 @@ class AttachedClips:
                 event = event_of(call, step, of_params, self._index)
                 if self._policy is not None:
                     event["policy"] = self._policy
-                self._writer.write_event(SCRIPT_CLIP, event, step)
+                writer.write_event(SCRIPT_CLIP, event, step)
 
     def _parameters(self) -> Parameters:
         return _parameters_of(self._optimizer())
@@ -115,8 +125,8 @@ class AttachedClips:
 def _acts(call: ClipCall) -> bool:
     """Whether it has changed gradients, as far as that is known without waiting for a device."""
     if isinstance(call.coef, torch.Tensor) and call.coef.device.type != "cpu":
-        return number(call.max_norm) < np.inf
-    return number(call.coef) < 1
+        return number(call.max_norm) < math.inf
+    return not number(call.coef) >= 1  # NaN: it has, by what is not known
 
 
 def _parameters_of(optimizer: object) -> Parameters:
@@ -173,7 +183,18 @@ def _clips(function: ClipFunction) -> Begin:
 
 def _read(call: Call) -> None:
     reads = any(listener.observes for listener in _listeners())
+    exceeds = not reads and call.kind == "value" and _exceeds(call.parameters, number(call.limit))
     call.note = _log.before(call.parameters, call.limit, call.norm_type, call.kind, reads)
+    call.note.coef = math.nan if exceeds else 1.0
+
+
+def _exceeds(parameters: Sequence[object], limit: float) -> bool:
+    """Whether a clamp changes any of what this rank holds; a device is not waited for."""
+    held = [p.grad for p in parameters if isinstance(p, torch.Tensor) and p.grad is not None]
+    pieces = local(held)
+    if any(piece.device.type != "cpu" for piece in pieces):
+        return limit < math.inf
+    return bool(pieces) and bool((kernels.read(pieces, math.inf).max_abs > limit).any())
 
 
 def _clipped(call: Call, result: object, function: str) -> None:

@@ -124,7 +124,7 @@ class ClipLog:
             norm_type: its p; figures are of that norm.
             kind: ``value`` clamps elements, ``agc`` bounds units by their weights; any other
                 scales all by one factor.
-            reads: whether a call of that other kind is read: what it did is known without.
+            reads: whether gradients are read: what a call of that other kind did is known without.
 
         Returns:
             The call, to be handed to `after`.
@@ -143,7 +143,7 @@ class ClipLog:
             and not any(p.requires_grad for p in owners),
         )
         self._place(call, ids, with_grads)
-        if reads or kind in ("value", "agc"):
+        if reads:
             call.parts = self._parts(with_grads, norm_type)
         call.scale = self._scale_of(owners)
         if call.by_value:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from steadygrad.errors import AttachError, NoGradientsWarning, UsageError
+from steadygrad.policies import NoClip
 from steadygrad.policies.choice import Clip, policy_of, resolve
 from steadygrad.policies.idle_groups import idle_classes, idle_patterns
 from steadygrad.recovery.ladder import Ladder, parse_ladder
@@ -84,6 +85,8 @@ def attach(
     _warn_of_idle_groups(clip, steady, model)
     if run is not None:
         steady.hear_losses()
+    if run is not None or isinstance(steady.policy, NoClip):
+        steady.watch_clips()
     if find_nan:
         steady.find_nan()
     if ladder is not None:

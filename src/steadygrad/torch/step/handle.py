@@ -230,10 +230,7 @@ class Steady(Handle):
         self._watch_loop()
 
     def _watch_loop(self) -> None:
-        """Look at the first steps' losses, gradients and the script's clip calls.
-
-        Not where others watch the whole script.
-        """
+        """Look at the first steps' losses and gradients, where a run is recorded by this alone."""
         writer = self._engine.journal.writer
         observed_by = getattr(writer, "info", {}).get("observed_by")
         if writer is None or self._loop is not None or observed_by in ("run", "cell"):
@@ -242,10 +239,16 @@ class Steady(Handle):
         after = copies.UncopiedHook(eager(self._loop.after_step))
         self._hooks.append(self.optimizer.register_step_post_hook(after))
         self._loop.begin()
-        self._watch_clips(writer)
 
-    def _watch_clips(self, writer: RunWriter) -> None:
-        """Be told of the script's own clip calls: without a policy, figures are those before."""
+    def watch_clips(self) -> None:
+        """From now on, be told of the script's own clip calls.
+
+        Without a policy, figures are then those before such calls. Every rank is told: some of what
+        is read then is put together from all of them.
+        """
+        writer = self._engine.journal.writer
+        if getattr(writer, "info", {}).get("observed_by") in ("run", "cell"):
+            return
         engine, observes = self._engine, isinstance(self.policy, NoClip)
         if observes:
             engine.clipper = ObservingClipper(engine.clipper.on_nonfinite, reading_of)
