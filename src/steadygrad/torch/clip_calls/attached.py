@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -69,6 +69,10 @@ class AttachedClips:
         """Listen no more; with the last one, torch is as it was."""
         _listening.release(self)
 
+    def holds_any(self, ids: Collection[int]) -> bool:
+        """Whether a call with parameters of these ids may be for this optimizer."""
+        return not ids or any(id(p) in ids for p in self._parameters())
+
     def stepped(self, step: int) -> None:
         """The optimizer has stepped, or its step was dropped: calls before it are over.
 
@@ -90,7 +94,7 @@ class AttachedClips:
             call: what it did.
             function: what the script called.
         """
-        if self._warned or not _acts(call) or not call.concerns(set(map(id, self._parameters()))):
+        if self._warned or not _acts(call) or not self.holds_any(call.ids):
             return
         self._warned = True
         limit = number(call.max_norm)
@@ -182,7 +186,13 @@ def _clips(function: ClipFunction) -> Begin:
 
 
 def _read(call: Call) -> None:
-    reads = any(listener.observes for listener in _listeners())
+    # gradients in their place may be of any optimizer
+    tensors = [p for p in call.parameters if isinstance(p, torch.Tensor)]
+    ids = {id(p) for p in tensors if p.requires_grad}
+    concerned = [listener for listener in _listeners() if listener.holds_any(ids)]
+    if not concerned:
+        return
+    reads = any(listener.observes for listener in concerned)
     exceeds = not reads and call.kind == "value" and _exceeds(call.parameters, number(call.limit))
     call.note = _log.before(call.parameters, call.limit, call.norm_type, call.kind, reads)
     call.note.coef = math.nan if exceeds else 1.0

@@ -256,10 +256,13 @@ class ClipLog:
         return all(clock.step == now for clock in self._clocks.of(list(map(id, parameters))))
 
     def begin(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Count the backward passes before their first step from here."""
-        now = self._backwards()
-        for clock in self._clocks.of(list(map(id, parameters))):
-            clock.step = now
+        """Follow these from here on: what is known under their ids was of others before them."""
+        now, ids = self._backwards(), list(map(id, parameters))
+        self._drop(set(ids))
+        self.waiting = [call for call in self.waiting if call.ids.isdisjoint(ids)]
+        for clock in self._clocks.of(ids):
+            clock.stepped_at(now)
+            clock.stepped, clock.clip = False, -1
 
     def forget(self) -> None:
         """Let go of all that was read."""

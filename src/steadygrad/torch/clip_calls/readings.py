@@ -8,6 +8,7 @@ raises, whether its gradients are still as it saw them.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ class GradientReading:
 
     Args:
         params: the parameters; only their ids are kept.
-        grads: their gradients; only their ids and versions are kept.
+        grads: their gradients; held weakly, and their versions.
         figures: of these gradients now.
         norm_type: the p of the norms.
 
@@ -71,7 +72,8 @@ class GradientReading:
         self._dots: Any = None
         self.norm_type = norm_type
         self.threshold: Any = math.inf
-        self._grads, self._versions = list(map(id, grads)), list(map(_VERSION, grads))
+        # not their ids, which the next ones may be given while their versions are as low
+        self._grads, self._versions = list(map(weakref.ref, grads)), list(map(_VERSION, grads))
 
     @property
     def left(self) -> Any:
@@ -94,12 +96,14 @@ class GradientReading:
     def holds(self, params: Sequence[torch.Tensor]) -> bool:
         """Whether nothing has touched these parameters' gradients, all of the reading's."""
         grads = list(map(_GRAD, params))
-        return self._grads == list(map(id, grads)) and self._versions == list(map(_VERSION, grads))
+        alive = all(ref() is grad for ref, grad in zip(self._grads, grads, strict=False))
+        same = alive and len(grads) == len(self._grads)
+        return same and self._versions == list(map(_VERSION, grads))
 
     def holds_one(self, place: int, parameter: torch.Tensor) -> bool:
         """Whether nothing has touched one of them."""
         grad = parameter.grad
-        same = grad is not None and self._grads[place] == id(grad)
+        same = grad is not None and self._grads[place]() is grad
         return same and self._versions[place] == _VERSION(grad)
 
     def mark(self, grads: Sequence[torch.Tensor], where: Places) -> None:

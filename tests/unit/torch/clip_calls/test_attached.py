@@ -97,6 +97,22 @@ def test_without_a_policy_the_norm_is_the_one_before_them(training, clip, tmp_pa
     assert {call["unscaled"] for call in calls} == {clip is not scaled}
 
 
+def test_calls_for_others_are_no_calls_of_this_one_and_misplaced_ones_are_told(training, tmp_path):
+    t, other = training(adam), training(adam)
+    with sg.attach(t.optimizer, clip="none", model=t.model, run=tmp_path / "run.db"):
+        for _ in range(8):
+            other.backward()
+            clip_grad_norm_(other.model.parameters(), 0.05)
+            other.optimizer.step()
+            t.backward()
+            clip_grad_norm_([p.grad for p in t.model.parameters()], 0.05)
+            t.optimizer.step()
+    run = steadygrad.open_run(tmp_path / "run.db")
+    calls = [event.data for event in run.events if event.kind == "script_clip"]
+    assert [(call["step"], call["on_gradients"]) for call in calls] == [(n, True) for n in range(8)]
+    assert "SG410" in {finding.id for finding in steadygrad.diagnose(run)}
+
+
 def test_torchs_functions_are_as_they_were_after_the_last_handle(training, tmp_path):
     torchs = inspect.unwrap(clip_grad_norm_)
     code = torchs.__code__

@@ -46,6 +46,18 @@ def test_a_second_read_is_spared_until_a_gradient_is_touched(log):
     assert mixed.uneven
 
 
+def test_a_new_gradient_at_the_address_of_the_old_one_is_read_anew(log):
+    params = weights([3.0, 4.0])
+    log.before(params, 1.0, 2.0, "norm")  # a call that raised, and wrote nothing
+    address, params[0].grad = id(params[0].grad), None
+    others = []
+    while id(fresh := torch.tensor([6.0, 8.0])) != address:
+        others.append(fresh)
+        assert len(others) < 10_000
+    params[0].grad = fresh
+    assert log.reading_of(params) is None  # so that the step reads it
+
+
 def test_calls_on_parts_of_a_model_are_joined_in_the_order_of_the_step(log):
     params = weights([3.0, 4.0], [12.0], [0.5])
     clipped(log, params[1:2], 6.0)

@@ -189,6 +189,7 @@ def test_sampling_changes_no_weight_and_draws_no_random_number():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # which says that there are hooks
 def test_a_compiled_model_has_none_of_it_in_its_graph():
     watch = ActivationWatch()
     watch.start()
@@ -197,6 +198,7 @@ def test_a_compiled_model_has_none_of_it_in_its_graph():
         whole(torch.randn(3, 4)).sum().backward()
     finally:
         watch.stop()
+        torch._dynamo.reset()
     assert not watch.figures()["activation_std"]
 
 
@@ -226,6 +228,28 @@ def test_attach_samples_into_the_run_file(tmp_path):
     assert np.isfinite(norms).all()
     assert run.samples("update_ratio")[0].tolist() == [0, 1, 2, 4]
     assert np.isfinite(run.samples("activation_zero")[1][:, 0]).all()
+
+
+def test_weights_of_a_search_are_those_that_it_began_at(tmp_path):
+    model, x = network().eval(), torch.randn(16, 4)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    path, began = tmp_path / "run.db", []
+
+    def evaluated():
+        optimizer.zero_grad()
+        loss = (model(x) - 1).square().mean()
+        loss.backward()
+        return loss
+
+    with sg.attach(optimizer, clip="none", model=model, run=path):
+        for _ in range(3):
+            began.append([p.detach().double().norm().item() for p in model.parameters()])
+            optimizer.step(evaluated)
+    steps, norms = steadygrad.open_run(path).samples("weight_norm")
+    assert steps.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(norms, began, rtol=1e-6)
+    _, ratios = steadygrad.open_run(path).samples("update_ratio")
+    assert (ratios[:, 0] > 1e-4).all()
 
 
 def test_updates_after_an_unusual_step_are_sampled_and_the_schedule_stays():
