@@ -21,6 +21,8 @@ TUNED_SEED = 7
 HELD_SEEDS = (13, 14)
 HELD_ARCHITECTURES = (*COMPOSED, "keras_gru", "keras_residual")
 TENTH, KERAS_PART = 10, 20
+MANY = 12
+"""Architectures beyond which a fault or a variant takes one seed of each, in turn."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ def seeds(architecture: str) -> tuple[int, ...]:
     return HELD_SEEDS if architecture in HELD_ARCHITECTURES else (TUNED_SEED, HELD_SEEDS[0])
 
 
+def _trainings(architectures: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Architecture and seed of each training of one fault or variant."""
+    if len(architectures) > MANY:
+        return [(a, seeds(a)[place % 2]) for place, a in enumerate(architectures)]
+    return [(a, seed) for a in architectures for seed in seeds(a)]
+
+
 def _in_keras(table: dict[str, tuple[tuple[str, ...], Any]], name: str) -> tuple[str, ...]:
     return table[name][0] if name in table else ()
 
@@ -75,14 +84,16 @@ def all_cases() -> list[Case]:
     broken = [
         Case(name, architecture, seed, fault.answers(architecture))
         for name, fault in FAULTS.items()
-        for architecture in (*fault.architectures, *_in_keras(keras_training.FAULTS, name))
-        for seed in seeds(architecture)
+        for architecture, seed in _trainings(
+            (*fault.architectures, *_in_keras(keras_training.FAULTS, name))
+        )
     ]
     healthy = [
         Case(name, architecture, seed)
         for name, (architectures, _) in HEALTHY.items()
-        for architecture in (*architectures, *_in_keras(keras_training.HEALTHY, name))
-        for seed in seeds(architecture)
+        for architecture, seed in _trainings(
+            (*architectures, *_in_keras(keras_training.HEALTHY, name))
+        )
     ]
     return broken + healthy
 

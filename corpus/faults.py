@@ -21,6 +21,7 @@ from objectives import (
     PAIRS,
     Loss,
     forgets,
+    grows,
     in_units,
     one_against_the_others,
     pixels_of_1,
@@ -474,7 +475,7 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "deep_norm": ((*PLAIN_STACKS, "gan"), setup(knobs=knobs(depth=DEEP, norm=True))),
     "tanh": ((*PLAIN_STACKS, "gan"), setup(knobs=knobs(act="tanh"), build=xavier)),
     "wide": (("mlp", "rnn", "gru", "rl"), setup(knobs=knobs(width=128))),
-    "long": (("rnn", "gru"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
+    "long": (("rnn", "gru", "reader"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
     "recall": (
         ("rnn", "gru", "reader"),
         setup(knobs=knobs(length=32, recurrent_gain=1.0), batch=only_the_start),
@@ -584,6 +585,26 @@ def unbounded_critic(architecture: str, seed: int) -> Setup:
     return Setup(build=build, lr_factor=5.0, steps=250)
 
 
+LAGGING = {"rnn": 3.0, "resnet": 2.0, "sets": 3.0}
+"""Learning rates at which a training does not bear steps a few times as long."""
+
+
+def lagging(architecture: str, seed: int) -> Setup:
+    """Gradients are held small by hooks for 250 steps, then let go: Adam's second moment lags."""
+
+    def build(task: Task) -> None:
+        def counted(batch: Batch) -> Tensor:
+            losses[0] += 1
+            return plain_loss(batch)
+
+        plain_loss, losses = task.players[0].loss, [0]
+        task.players[0].loss = counted
+        for parameter in task.model.parameters():
+            parameter.register_hook(lambda g: g * (0.01 if losses[0] <= 250 else 1.0))
+
+    return Setup(build=build, lr_factor=LAGGING[architecture], warm=200)
+
+
 FAULTS: dict[str, Fault] = {
     # SG1: numbers
     "nan_batch": Fault(
@@ -641,8 +662,14 @@ FAULTS: dict[str, Fault] = {
     "recurrent_radius_adam": Fault(
         ("SG204", "SG102"), ("rnn",),
         setup(knobs=knobs(length=32, recurrent_gain=2.5, nonlinearity="relu")), "long"),
+    "exploding_gates": Fault(
+        ("SG204", "SG102"), ("gru", "reader", "lstm", "tagger"),
+        setup(knobs=knobs(length=32), build=grows), "long"),
     "unbounded_critic": Fault(("SG201", "SG102"), ("gan",), unbounded_critic),
     "diverging_q": Fault(("SG201", "SG102", "SG502"), ("rl",), diverging_q),
+    "lagging_moment": Fault(
+        # after gradients that were held small, ordinary ones are a growth of the norm as well
+        ("SG207", "SG201", "SG202"), tuple(LAGGING), lagging, "converged"),
     "unnormalised": Fault(
         ("SG505", "SG205", "SG302"), ("mlp", "autoencoder"),
         setup(batch=unnormalised)),

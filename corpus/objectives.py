@@ -143,3 +143,13 @@ def forgets(task: Task) -> None:
             for name, bias in module.named_parameters():
                 if name.startswith("bias_hh"):
                     bias[wide : 2 * wide] = -6.0
+
+
+@torch.no_grad()
+def grows(task: Task) -> None:
+    """Recurrent weights of gated cells so large that states are chaotic: gradients explode."""
+    for module in task.model.modules():
+        if isinstance(module, nn.GRU | nn.LSTM):
+            for name, weight in module.named_parameters():
+                if name.startswith("weight_hh"):
+                    weight.mul_(16.0)

@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
 }
 SGD_FACTOR = 10.0
 """What turns a task's Adam learning rate into one for SGD with momentum."""

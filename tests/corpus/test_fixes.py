@@ -6,6 +6,7 @@ step, or as the clip that it attaches. A case that needs words alone (where to l
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import types
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import Task
+from architectures import Task, digits
 from faults import FAULTS, in_order
 from torch import nn
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from training import Script, Setup, run_case
 
 import steadygrad
 from steadygrad.rules import Finding
+from steadygrad.torch import attach
 
 SEED = 7
 Mend = Callable[[Setup, str], Setup]
@@ -237,6 +239,34 @@ def in_float32(setup: Setup, fix: str) -> Setup:
     return on_the_model(plain, first)
 
 
+def on_the_critic(setup: Setup, fix: str) -> Setup:
+    """Code that names ``critic``: the first player."""
+
+    def build(task: Task) -> None:
+        exec(fix, {**NAMES, "critic": task.players[0].module})
+
+    return then(setup, build)
+
+
+def as_the_clip_with_a_scaler(setup: Setup, fix: str) -> Setup:
+    return replace(as_the_clip(setup, fix), scaler={"init_scale": 2.0**12})
+
+
+def in_autocast(setup: Setup, fix: str) -> Setup:
+    """Code that makes ``loss`` of ``loss_fn``, ``model``, ``x`` and ``y``, without a scaler."""
+
+    def build(task: Task) -> None:
+        def loss(b: Any) -> torch.Tensor:
+            scope = {**NAMES, "device_type": "cpu", "model": task.model, "x": b[0], "y": b[-1]}
+            exec(fix, scope | {"loss_fn": F.cross_entropy} | (seen := {}), seen)
+            return seen["loss"].float()  # type: ignore[no-any-return]
+
+        task.players[0].loss = loss
+
+    # the loss is large in this case only to make its scale overflow
+    return replace(then(setup, build), scaler=None, loss=Setup().loss)
+
+
 @dataclass(frozen=True)
 class Remedy:
     """A fault of the corpus, the rule that names it, and how its fix is typed in.
@@ -260,10 +290,13 @@ REMEDIES = [
     Remedy("outliers", "mlp", "SG202", as_the_clip),
     Remedy("depth_growth", "mlp", "SG203", on_each_layer),
     Remedy("recurrent_radius", "rnn", "SG204", on_the_model),
+    Remedy("unbounded_critic", "gan", "SG201", on_the_critic),
+    Remedy("lagging_moment", "rnn", "SG207", as_the_clip),
     Remedy("dominant_scale", "mlp", "SG205", as_the_clip),
     Remedy("deep_sigmoid", "mlp", "SG301", with_residuals),
     Remedy("dead_relu", "mlp", "SG302", on_each_layer),
     Remedy("saturating", "mlp", "SG304", on_each_layer),
+    Remedy("exploding_gates", "gru", "SG204", on_the_model),
     Remedy("forgetting", "rnn", "SG305", on_the_model),
     Remedy("forgetting_gates", "reader", "SG305", on_the_model),
     Remedy("over_clipped", "mlp", "SG401", as_the_clip),
@@ -271,12 +304,16 @@ REMEDIES = [
     Remedy("value_distorts", "mlp", "SG403", as_the_clip),
     Remedy("before_backward", "mlp", "SG404", as_the_clip),
     Remedy("after_step", "mlp", "SG405", as_the_clip),
+    Remedy("before_unscale", "mlp", "SG406", as_the_clip_with_a_scaler),
+    Remedy("per_micro_batch", "mlp", "SG407", as_the_clip),
     Remedy("partly", "mlp", "SG408", as_the_clip),
     Remedy("twice", "mlp", "SG409", as_the_clip),
     Remedy("gradients_passed", "mlp", "SG410", as_the_clip),
     Remedy("infinite_limit", "mlp", "SG411", as_the_clip),
     Remedy("deep_small", "mlp", "SG501", on_the_model),
     Remedy("rate_adam", "mlp", "SG502", on_the_optimizer),
+    Remedy("scale_stuck", "mlp", "SG503", in_autocast),
+    Remedy("divided_late", "mlp", "SG504", as_the_clip),
     Remedy("unnormalised", "mlp", "SG505", on_the_batch),
     Remedy("heavy_decay", "mlp", "SG506", on_the_optimizer),
     Remedy("unscaled_targets", "mlp", "SG507", on_the_loss),
@@ -303,3 +340,48 @@ def test_the_fault_is_gone_once_the_fix_is_typed_in(remedy: Remedy, tmp_path: Pa
     assert not graver, (fix, graver[0].title)
     if before[0].severity == "info":
         assert remedy.rule not in {f.id for f in after}, fix
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_cut_off_is_shown_and_what_is_to_stay_is_let_be(tmp_path: Path) -> None:
+    """SG303: its first fix fails while the graph is cut, its second silences a layer to spare."""
+    found = findings("mlp", FAULTS["detached"].make("mlp", SEED), tmp_path / "cut.db")
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 10))
+    for cut in (True, False):
+        model.zero_grad()
+        hidden = model[0](torch.ones(2, 64))
+        model[1](hidden.detach() if cut else hidden).sum().backward()
+        with pytest.raises(AssertionError) if cut else contextlib.nullcontext():
+            exec(found[0].fixes[0], {"model": model})
+    unused = FAULTS["unused"].make("mlp", SEED)
+    before = findings("mlp", unused, tmp_path / "before.db")
+    assert before[0].id == "SG303"
+    mended = on_the_model(unused, before[0].fixes[1])
+    assert findings("mlp", mended, tmp_path / "after.db") == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_schedule_of_epochs_is_stepped_once_an_epoch(tmp_path: Path) -> None:
+    """SG605: its first fix is the loop itself."""
+
+    def recorded(loop: str, path: Path) -> list[Finding]:
+        torch.manual_seed(SEED)
+        x, labels = digits()
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.1)
+
+        def train(rows: slice) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), labels[rows]).backward()
+            optimizer.step()
+
+        loader = [slice(first, first + 32) for first in range(0, 960, 32)]
+        with attach(optimizer, model=model, run=path):
+            exec(loop, {"epochs": 3, "loader": loader, "train": train, "scheduler": scheduler})
+        return steadygrad.diagnose(path)
+
+    a_batch = "for _ in range(epochs):\n  for batch in loader:\n    train(batch); scheduler.step()"
+    before = recorded(a_batch, tmp_path / "before.db")
+    assert before[0].id == "SG605"
+    assert recorded(before[0].fixes[0], tmp_path / "after.db") == []

@@ -175,7 +175,7 @@ class TorchObserver:
         self._by_hand = bool(loose)
         if loose or self._manual.steps:
             self._manual.before_backward(loose)
-        elif self._steps and census.settled():
+        elif self._steps and not self._seen_loose and census.settled():
             self._walks = MOST_WALKS
 
     def _loose(self, leaves: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -27,7 +27,7 @@ _CAUSES = (
 
 
 def check(view: View) -> Iterator[Finding]:
-    if int(view.usable.sum()) < 12:
+    if int(view.usable.sum()) < 12 or _anothers(view):
         return
     norms = blocks(view.norm[view.usable])
     window = max(3, len(norms) // 12)
@@ -36,7 +36,7 @@ def check(view: View) -> Iterator[Finding]:
     start, end = median(smooth[:tenth]), median(smooth[-tenth:])
     steady = order_agreement(smooth)
     if end / max(start, 1e-300) >= _least(view) and steady >= 0.4:
-        if not _anothers(view) and not _thrown(view, start):
+        if not _thrown(view, start):
             yield _finding(view, steady, (start, end), "in the first tenth")
     elif end / max(start, 1e-300) >= GROWN and _unbounded(view):
         yield _finding(view, steady, (start, end), "in the first tenth")
@@ -60,6 +60,12 @@ def _unbounded(view: View) -> bool:
     trend = view.loss_trend
     fell = trend.signed and trend.end < -30 * max(abs(trend.first), 1.0)
     return fell and _weights_grown(view) >= SWOLLEN
+
+
+def _adversary(view: View) -> bool:
+    """Whether it is a score that grows: one of several networks, its loss of either sign."""
+    swollen = view.loss_trend.signed and view.several and _weights_grown(view) >= SWOLLEN
+    return swollen or _unbounded(view)
 
 
 def _anothers(view: View) -> bool:
@@ -117,9 +123,9 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],
         tensors=_growers(view),
-        causes=(_CAUSES[1], _CAUSES[0]) if _unbounded(view) else _CAUSES,
+        causes=(_CAUSES[1], _CAUSES[0]) if _adversary(view) else _CAUSES,
         fixes=[
-            *([_bounded(view)] if _unbounded(view) else []),
+            *([_bounded(view)] if _adversary(view) else []),
             lower_lr(view),
             *hold_norm(view, until=half),
         ],

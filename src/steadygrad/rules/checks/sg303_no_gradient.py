@@ -49,19 +49,31 @@ def _finding(view: View, missing: list[int]) -> Finding:
             "the module is made, and never called in forward()",
             "they were meant to be frozen, and stayed in the optimizer",
         ],
-        fixes=[
-            code(
-                view,
-                torch="# meant to train: look for detach(), .data, .item(), no_grad() on the way\n"
-                f'assert dict(model.named_parameters())["{names[0]}"].grad is not None\n'
-                "# meant to stay: p.requires_grad_(False), and\n"
-                "optimizer = Opt([p for p in model.parameters() if p.requires_grad])",
-                keras="layer.trainable = False  # if meant to stay; else call the layer in call()",
-                jax="optimizer = optax.masked(optimizer, trainable_mask)  # if meant to stay",
-            )
-        ],
+        fixes=_fixes(view, names),
         figures={"tensors": len(names), "elements": count},
     )
+
+
+def _fixes(view: View, names: list[str]) -> list[str]:
+    """What shows where the graph is cut; and what to type where nothing is to move."""
+    listed = "".join(f'"{name}", ' for name in names[:8])
+    more = f"  # and {len(names) - 8} more" if len(names) > 8 else ""
+    meant_to_train = code(
+        view,
+        torch="# meant to train: look for detach(), .data, .item(), no_grad() on the way;\n"
+        "# after loss.backward() this must hold:\n"
+        f'assert dict(model.named_parameters())["{names[0]}"].grad is not None',
+        keras="# meant to train: call the layer in call(), and look for stop_gradient on the way",
+        jax="# meant to train: look for jax.lax.stop_gradient on the way",
+    )
+    meant_to_stay = code(
+        view,
+        torch=f"# meant to stay:\nfor name in ({listed.rstrip()}):{more}\n"
+        "    dict(model.named_parameters())[name].requires_grad_(False)",
+        keras="layer.trainable = False  # if meant to stay",
+        jax="optimizer = optax.masked(optimizer, trainable_mask)  # if meant to stay",
+    )
+    return [meant_to_train, meant_to_stay]
 
 
 RULE = Rule("SG303", "parameters that never get a gradient", check)

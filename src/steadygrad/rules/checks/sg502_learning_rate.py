@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.robust import median
-from steadygrad.rules.advice import code, lower_lr
+from steadygrad.robust import ENOUGH, median
+from steadygrad.rules.advice import clip_code, code, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
@@ -18,6 +18,9 @@ from steadygrad.rules.finding import Finding
 
 HIGH = 0.1
 """Update over weight; 1e-4 to 1e-1 is usual."""
+REPLACED, DWARFS = 10.0, 1e3
+"""Times the weights that a first step moves them by, and times the later norms that the first one
+is, from which that step has thrown the training away."""
 SLOW = 0.3
 """The same where the loss only stalls, which a small rate does as well."""
 
@@ -38,6 +41,8 @@ def check(view: View) -> Iterator[Finding]:
         yield _finding(view, typical, rows)
     elif wrecked(view):
         yield _first_steps(view, wrecked(view))
+    elif _overshot(view, each):
+        yield _first_step(view, each[0])
 
 
 def _thrown(view: View, each: list[float]) -> bool:
@@ -46,6 +51,17 @@ def _thrown(view: View, each: list[float]) -> bool:
     return max(each[:2], default=0.0) > 1 and bool(
         np.nanmax(losses, initial=-np.inf) > losses[0] + 0.5 * abs(losses[0])
     )
+
+
+def _overshot(view: View, each: list[float]) -> bool:
+    """Whether the first gradient dwarfs all others, its step the weights, and nothing is learned.
+
+    Units that it has pushed to an end get small gradients from then on.
+    """
+    norms = view.norm[view.usable]
+    if len(norms) < ENOUGH or not norms[0] > DWARFS * median(norms[1:]):
+        return False
+    return each[0] > REPLACED and view.loss_trend.stalled
 
 
 def _wild(view: View) -> bool:
@@ -108,6 +124,43 @@ def _first_steps(view: View, pace: float) -> Finding:
             lower_lr(view),
         ],
         figures={"update_ratio": pace},
+    )
+
+
+def _first_step(view: View, moved: float) -> Finding:
+    norms = view.norm[view.usable]
+    return finding(
+        view,
+        "SG502",
+        "error",
+        0.85,
+        f"The first step threw the weights away: it moved them by {number(moved)} times their "
+        "size, and nothing is learned since.",
+        evidence=[
+            f"The first gradient norm is {number(float(norms[0]))}, the median since "
+            f"{number(median(norms[1:]))}: units at an end let little through.",
+            view.loss_sentence,
+        ],
+        steps=[int(view.step[0])],
+        tensors=[],
+        causes=[
+            "gradients that are huge at the start: weights initialised too large, a product over "
+            "depth or time",
+            "no clip, and a learning rate that is not made for them",
+        ],
+        fixes=[
+            code(
+                view,
+                torch="for name, weight in model.named_parameters():\n"
+                "    if weight.dim() > 1:  # recurrent and deep matrices keep a signal's size\n"
+                "        torch.nn.init.orthogonal_(weight)",
+                keras='keras.layers.Dense(n, kernel_initializer="orthogonal")',
+                jax="nn.Dense(n, kernel_init=nn.initializers.orthogonal())",
+            ),
+            clip_code(view, "norm:1.0"),
+            lower_lr(view),
+        ],
+        figures={"update_ratio": moved},
     )
 
 

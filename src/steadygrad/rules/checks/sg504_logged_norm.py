@@ -23,7 +23,8 @@ def check(view: View) -> Iterator[Finding]:
     ratio = median(ratios)
     steady = spread(np.log(ratios)) < 0.02
     if steady and abs(np.log(ratio)) > np.log(1.2):
-        yield _finding(view, ratio, len(ratios))
+        limits = [figure(c, "max_norm") for c in calls(view)]
+        yield _finding(view, ratio, len(ratios), median(limits) / ratio)
 
 
 def _ratios(view: View, clip_calls: list[Call]) -> list[float]:
@@ -44,7 +45,7 @@ def _ratios(view: View, clip_calls: list[Call]) -> list[float]:
     return ratios
 
 
-def _finding(view: View, ratio: float, count: int) -> Finding:
+def _finding(view: View, ratio: float, count: int, limit: float) -> Finding:
     return finding(
         view,
         "SG504",
@@ -62,27 +63,45 @@ def _finding(view: View, ratio: float, count: int) -> Finding:
             "gradients that still carry a loss scale or a sum over ranks or micro-batches",
             "the local norm of one shard: low by the square root of the number of shards",
         ],
-        fixes=[
-            code(
-                view,
-                torch="norm = total_norm.full_tensor()  # of a DTensor: the norm over all shards\n"
-                "# a hand-made loss scale: divide the gradients before clipping, not after",
-                keras="# divide the gradients by the loss scale before clipping, not after",
-                jax="norm = jnp.sqrt(jax.lax.psum(local_norm ** 2, axis_name))",
-            ),
-            clip_code(view, "norm:1.0") + "  # reads the gradients that are applied",
-        ],
+        fixes=_fixes(view, ratio, limit),
         figures={"ratio": ratio},
     )
+
+
+def _fixes(view: View, ratio: float, limit: float) -> list[str]:
+    """Clip what is applied; of a shard, take the whole norm first."""
+    applied = clip_code(view, f"norm:{number(limit)}") + "  # reads the gradients that are applied"
+    order = code(
+        view,
+        torch="for p in model.parameters():  # before the clip, not after it\n"
+        f"    p.grad /= {number(ratio)}",
+        keras="# divide the gradients by the loss scale before clipping, not after",
+        jax=f"grads = jax.tree.map(lambda g: g / {number(ratio)}, grads)  # before the clip",
+    )
+    if _shards(ratio) is None:
+        return [applied, order]
+    whole = code(
+        view,
+        torch="norm = total_norm.full_tensor()  # of a DTensor: the norm over all shards",
+        keras="norm = keras.ops.sqrt(all_reduce_sum(local_norm ** 2))  # over all shards",
+        jax="norm = jnp.sqrt(jax.lax.psum(local_norm ** 2, axis_name))",
+    )
+    return [whole, applied]
+
+
+def _shards(ratio: float) -> int | None:
+    """How many shards a norm that is too low may be the local norm of one of."""
+    shards = 1 / ratio**2
+    return round(shards) if ratio < 1 and abs(shards - round(shards)) < 0.1 else None
 
 
 def _guess(view: View, ratio: float) -> list[str]:
     power = float(np.log2(ratio))
     if ratio > 4 and abs(power - round(power)) < 0.02:
         return [f"{number(ratio)} is 2 to the power {round(power)}: a loss scale or a batch count."]
-    shards = 1 / ratio**2
-    if ratio < 1 and abs(shards - round(shards)) < 0.1:
-        return [f"It is 1/sqrt({round(shards)}): the norm of one of {round(shards)} shards."]
+    shards = _shards(ratio)
+    if shards is not None:
+        return [f"It is 1/sqrt({shards}): the norm of one of {shards} shards."]
     return []
 
 

@@ -59,20 +59,38 @@ def _finding(view: View, emptied: bool) -> Finding:
         ]
         if emptied
         else [
-            "zero_grad() stands between backward() and step()",
+            "the loss is made anew of a number (torch.tensor(loss), .item()), or under no_grad(): "
+            "backward reaches nothing",
+            "a detach() cuts the graph before all of them",
             "the optimizer holds other parameters than those that the loss reaches",
-            "a detach() or no_grad() cuts the graph before all of them",
+            "zero_grad() stands between backward() and step()",
         ],
-        fixes=[
-            code(
-                view,
-                torch="optimizer.zero_grad()  # before backward, not after it\n"
-                "loss.backward()\noptimizer.step()",
-                keras="optimizer.apply(gradients, model.trainable_variables)  # of this step",
-                jax="updates, opt_state = optimizer.update(grads, opt_state, params)",
-            )
-        ],
+        fixes=[_in_order(view)] if emptied else [_connected(view), _in_order(view)],
         figures={"emptied": loop.emptied, "judged": loop.judged},
+    )
+
+
+def _in_order(view: View) -> str:
+    return code(
+        view,
+        torch="optimizer.zero_grad()  # before backward, not after it\n"
+        "loss.backward()\noptimizer.step()",
+        keras="optimizer.apply(gradients, model.trainable_variables)  # of this step",
+        jax="updates, opt_state = optimizer.update(grads, opt_state, params)",
+    )
+
+
+def _connected(view: View) -> str:
+    """What fails where the loss no longer hangs together with the weights."""
+    return code(
+        view,
+        torch="# loss as the loss function gives it: no torch.tensor(loss), .item(), no_grad()\n"
+        "assert loss.grad_fn is not None  # before loss.backward()\n"
+        "assert any(p.grad is not None for g in optimizer.param_groups for p in g['params'])"
+        "  # after it",
+        keras="with tf.GradientTape() as tape:  # the loss is made inside, of tensors\n"
+        "    loss = loss_fn(y, model(x))",
+        jax="loss, grads = jax.value_and_grad(loss_fn)(params, batch)  # loss_fn reads params",
     )
 
 

@@ -45,10 +45,24 @@ def _finding(view: View, group: SharedFate) -> Finding:
         if hidden
         else [
             "they are left out on purpose: then requires_grad_(False) saves their gradients",
-            "the optimizer was made before these layers were unfrozen or added",
+            "the optimizer was made before these layers were unfrozen or added"
+            if group.of_the_model
+            else "an optimizer was given the parameters of another model: of two networks that "
+            "train together, each needs its own",
         ],
-        fixes=[_fix(view, name, hidden)],
+        fixes=[_fix(view, name, hidden) if hidden or group.of_the_model else _its_own(view)],
         figures={"parameters": group.count, "elements": group.elements},
+    )
+
+
+def _its_own(view: View) -> str:
+    """Of a whole network that no optimizer has."""
+    return code(
+        view,
+        torch="optimizer = torch.optim.Adam(network.parameters(), lr)  # one of its own\n"
+        "# or, where it is not to learn: network.requires_grad_(False)",
+        keras="optimizer.apply(gradients, network.trainable_variables)",
+        jax="opt_state = optimizer.init(params)  # of this network too",
     )
 
 

@@ -103,7 +103,7 @@ def _unfinished(view: View, since: int) -> bool:
     )
     if not np.isfinite([first, reached, end]).all():
         return False
-    flat = abs(reached - end) <= 0.05 * abs(reached)
+    flat = abs(reached - end) <= max(0.05 * abs(reached), view.loss_trend.noise)
     start = median(view.norm[: max(3, since)][view.usable[: max(3, since)]])
     norms = view.norm[since:][view.usable[since:]]
     return flat and abs(end) > SOLVED * abs(first) and median(norms) > STILL * start
@@ -131,6 +131,7 @@ def _gone(view: View, since: int) -> Finding:
         causes=[
             "a schedule whose lengths are meant in epochs is stepped after every batch",
             "a schedule that is too short for the run, or decays too fast",
+            "a plateau scheduler that is told to wait for a loss that rises",
         ],
         fixes=[
             code(
@@ -139,10 +140,27 @@ def _gone(view: View, since: int) -> Finding:
                 "        train(batch)\n    scheduler.step()  # once an epoch, not once a batch",
                 keras="keras.optimizers.schedules.CosineDecay(lr, decay_steps=epochs * batches)",
                 jax="optax.cosine_decay_schedule(lr, decay_steps=epochs * batches)",
-            )
+            ),
+            *_plateau(view),
         ],
         figures={"since": int(view.step[since]), "lr": last},
     )
+
+
+def _plateau(view: View) -> list[str]:
+    """Where the rate falls in a few steps: a scheduler that reacts may be told the wrong thing."""
+    falls = np.unique(view.lr[np.isfinite(view.lr) & (view.lr > 0)])
+    if len(falls) < 3 or len(falls) > len(view) / 4:
+        return []
+    return [
+        code(
+            view,
+            torch="scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(\n"
+            '    optimizer, mode="min", patience=10)  # of a loss; "max" is for an accuracy',
+            keras='keras.callbacks.ReduceLROnPlateau(monitor="loss", mode="min", patience=10)',
+            jax="optax.contrib.reduce_on_plateau(patience=10)  # given the loss",
+        )
+    ]
 
 
 def _too_small(view: View) -> Finding:
