@@ -295,6 +295,22 @@ static PyObject *scale_table(PyObject *self, PyObject *args)
     return loops ? run_scale((const sg_tensor *)(uintptr_t)table, n, coefs, threads, loops) : NULL;
 }
 
+static PyObject *sum_rows(PyObject *self, PyObject *args)
+{
+    unsigned long long keys, values, out;
+    Py_ssize_t entries, width;
+    int type;
+    int64_t rows;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KnKniK", &keys, &entries, &values, &width, &type, &out))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rows = sg_sum_rows((const int64_t *)(uintptr_t)keys, entries, (const void *)(uintptr_t)values,
+                       width, type, (double *)(uintptr_t)out);
+    Py_END_ALLOW_THREADS
+    return rows < 0 ? PyErr_NoMemory() : PyLong_FromLongLong(rows);
+}
+
 static PyObject *instruction_sets(PyObject *self, PyObject *unused)
 {
     PyObject *names = PyList_New(0);
@@ -317,6 +333,7 @@ static PyMethodDef methods[] = {
      "(tensors, exchange, type, type, coefs, threads, set) -> -1, or the index refused"},
     {"read_table", read_table, METH_VARARGS, "(table, count, p, threads, set) -> rows"},
     {"scale_table", scale_table, METH_VARARGS, "(table, count, coefs, threads, set) -> -1"},
+    {"sum_rows", sum_rows, METH_VARARGS, "(keys, entries, values, width, type, out) -> rows"},
     {"instruction_sets", instruction_sets, METH_NOARGS, "() -> names, best first"},
     {NULL, NULL, 0, NULL},
 };

@@ -146,13 +146,22 @@ def _any_sparse(tensors: Sequence[torch.Tensor]) -> bool:
 
 def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:
     """A list with sparse tensors, in one call: C reads the elements that they store."""
-    dense = [reference.stored_values(tensor) for tensor in tensors]
+    dense = [_stored(tensor) for tensor in tensors]
     figures, refused = native.try_read(dense, p)
     if refused != native.ALL_SERVED:
         figures = _read_each(dense, p)
     pairs = zip(tensors, dense, strict=True)
     missing = np.array([whole.numel() - part.numel() for whole, part in pairs], np.int64)
     return figures._replace(zeros=figures.zeros + missing)
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """What `reference.stored_values` gives, duplicates added up in C."""
+    if tensor.layout is torch.sparse_coo and not tensor.is_coalesced():
+        summed = native.summed_rows(tensor)
+        if summed is not None:
+            return summed
+    return reference.stored_values(tensor)
 
 
 def _read_each(tensors: Sequence[torch.Tensor], p: float) -> Read:

@@ -3,11 +3,11 @@
 
 #include <stdlib.h>
 
+#include "mode.h"
 #include "parts.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
-#include <immintrin.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -59,33 +59,6 @@ const sg_loops *sg_loops_at(int rank)
     }
     return rank >= 0 && rank < n ? found[rank] : NULL;
 }
-
-/* A framework may have switched subnormals off in this thread; figures must not
- * depend on that, nor on which thread measures. */
-#if defined(__x86_64__) && defined(__GNUC__)
-typedef unsigned float_mode;
-static float_mode standard_mode(void)
-{
-    float_mode before = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* round to nearest, no flushing, no traps */
-    return before;
-}
-static void restore_mode(float_mode before) { _mm_setcsr(before); }
-#elif defined(__aarch64__) && defined(__GNUC__)
-typedef uint64_t float_mode;
-static float_mode standard_mode(void)
-{
-    float_mode before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
-    return before;
-}
-static void restore_mode(float_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
-#else
-typedef int float_mode;
-static float_mode standard_mode(void) { return 0; }
-static void restore_mode(float_mode before) { (void)before; }
-#endif
 
 int64_t sg_item_size(int type)
 {

@@ -66,6 +66,12 @@ double sg_total(const double *norms, int64_t count, double p);
 int sg_scale(const sg_tensor *tensors, int64_t count, const double *coefs, int threads,
              const sg_loops *loops);
 
+/* Adds up the rows of values that have the same key; `out` has room for all of them. The
+ * rows come in the order in which their keys come first. Types up to SG_BF16.
+ * Returns how many there are, or -1 when memory ran out. */
+int64_t sg_sum_rows(const int64_t *keys, int64_t entries, const void *values, int64_t width,
+                    int type, double *out);
+
 int64_t sg_item_size(int type);
 
 /* Bytes from which threads are worth their start, and what each must have to do. */

@@ -9,6 +9,7 @@ refused by index, so that the caller can send it elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ DTYPES = {
     torch.complex64: 4,
     torch.complex128: 5,
 }
+COMPLEX = 4  # less of a complex dtype's number is that of its parts
 ALL_SERVED = -1
 # struct sg_tensor of core.h
 ROW = np.dtype(
@@ -138,6 +140,54 @@ def try_scale(
         changed = tensors if every else [tensors[i] for i in written.tolist()]
         torch.autograd.graph.increment_version(changed)
     return int(refused)
+
+
+def summed_rows(sparse: torch.Tensor) -> torch.Tensor | None:
+    """What a COO tensor stores, elements of the same place added up in float64.
+
+    Args:
+        sparse: of any layout and device; it stays as it is, not coalesced.
+
+    Returns:
+        ``[places, ...]``, float64 or complex128; None for what C does not serve.
+
+    Example:
+        >>> twice = torch.sparse_coo_tensor([[3, 3]], [1.0, 2.0], (5,), check_invariants=True)
+        >>> summed_rows(twice)
+        tensor([[3.]], dtype=torch.float64)
+    """
+    if not AVAILABLE or sparse.layout is not torch.sparse_coo or sparse.device.type != "cpu":
+        return None
+    values, keys = sparse.detach()._values().resolve_conj(), _keys(sparse)
+    kind = DTYPES.get(values.dtype)
+    if keys is None or kind is None or not values.numel():
+        return None
+    is_complex = values.is_complex()
+    parts = torch.view_as_real(values) if is_complex else values
+    parts = parts.contiguous()
+    entries = keys.shape[-1]
+    width = parts.numel() // entries
+    rows = torch.empty((entries, width), dtype=torch.float64)
+    kind -= COMPLEX if is_complex else 0
+    count = _read.sum_rows(
+        keys.data_ptr(), entries, parts.data_ptr(), width, kind, rows.data_ptr()
+    )
+    rows = rows[:count]
+    return torch.view_as_complex(rows.view(count, -1, 2)) if is_complex else rows
+
+
+def _keys(sparse: torch.Tensor) -> torch.Tensor | None:
+    """The place of each entry as one number; None where 64 bits do not hold all places."""
+    indices = sparse._indices()
+    sizes = sparse.shape[: sparse.sparse_dim()]
+    if len(sizes) == 1:
+        return indices.contiguous()
+    if not sizes or math.prod(sizes) >= 1 << 63:
+        return None
+    keys = indices[0]
+    for place, size in zip(indices[1:], sizes[1:], strict=True):
+        keys = keys * size + place
+    return keys
 
 
 def each_coef(coefs: object, n: int) -> npt.NDArray[np.float64]:
