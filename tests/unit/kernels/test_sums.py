@@ -31,7 +31,11 @@ def _sparse(sizes: tuple[int, ...], dense: tuple[int, ...], dtype: torch.dtype) 
     values[2], values[3] = math.inf, -math.inf
     values[4], values[5] = math.nan, math.inf
     values[6:20] = 0
-    return torch.sparse_coo_tensor(places, values, (*sizes, *dense), check_invariants=True)
+    return _coo(places, values, (*sizes, *dense))
+
+
+def _coo(places: torch.Tensor, values: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=True)
 
 
 def _oracle(sparse: torch.Tensor) -> np.ndarray:
@@ -79,20 +83,20 @@ def _seen(whole: np.ndarray) -> np.ndarray:
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
 def test_what_stores_nothing_or_lies_elsewhere_in_memory() -> None:
-    empty = torch.sparse_coo_tensor(torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 4), (9, 4))
+    empty = _coo(torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 4), (9, 4))
     values = torch.arange(24.0).reshape(4, 6).T
-    gapped = torch.sparse_coo_tensor(torch.tensor([[2, 0, 2, 2, 0, 8]]), values, (9, 4))
+    gapped = _coo(torch.tensor([[2, 0, 2, 2, 0, 8]]), values, (9, 4))
     read = auto.read([empty, gapped])
     assert read.zeros[0] == 36
     np.testing.assert_allclose(read.norms[1], np.linalg.norm(_oracle(gapped)), rtol=1e-12)
-    vast = torch.sparse_coo_tensor(torch.ones(3, 2, dtype=torch.long), torch.ones(2), (1 << 20,) * 3)
+    vast = _coo(torch.ones(3, 2, dtype=torch.long), torch.ones(2), (1 << 20,) * 3)
     assert auto.read([vast]).norms[0] == 2.0
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
 def test_many_places_that_hash_alike() -> None:
     places = (torch.arange(3000) % 1000) * (1 << 40)
-    sparse = torch.sparse_coo_tensor(places[None], torch.ones(3000, 2), (1 << 52, 2))
+    sparse = _coo(places[None], torch.ones(3000, 2), (1 << 52, 2))
     rows = native.summed_rows(sparse)
     assert rows is not None
     assert torch.equal(rows, torch.full((1000, 2), 3.0, dtype=torch.float64))
