@@ -10,6 +10,7 @@ refused by index, so that the caller can send it elsewhere.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ ROW = np.dtype(
     ]
 )
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_TOTAL = struct.Struct("d")
 _NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
 
@@ -93,23 +95,51 @@ def try_read(
     tensors: list[torch.Tensor], p: float, *, threads: int | None = None, use: str | None = None
 ) -> tuple[Read, int]:
     """Measure all or none; the index of the first tensor refused, or `ALL_SERVED`."""
-    n = len(tensors)
-    threads = threads or torch.get_num_threads()
-    use = use or best()
+    rows = _rows(tensors, p, threads or torch.get_num_threads(), use or best())
+    return (_NOTHING_READ, rows) if isinstance(rows, int) else (opened(rows), ALL_SERVED)
+
+
+def try_seal(tensors: list[torch.Tensor]) -> bytearray | None:
+    """Measure 2-norms of all or none, and leave the figures as C wrote them: see `opened`.
+
+    Args:
+        tensors: what is to be measured; None among them is refused too.
+
+    Returns:
+        The figures; None where C does not serve one of the tensors, or was not built.
+    """
+    if not AVAILABLE:
+        return None
+    rows = _rows(tensors, 2.0, torch.get_num_threads(), _SETS[0])
+    return None if isinstance(rows, int) else rows
+
+
+def opened(rows: bytearray) -> Read:
+    """The figures that C has written, as arrays that share their memory."""
+    figures, counts = np.frombuffer(rows, np.float64), np.frombuffer(rows, np.int64)
+    n = len(figures) // 4
+    norms, max_abs = figures[:n], figures[n : 2 * n]
+    return Read(norms, max_abs, counts[2 * n : 3 * n], counts[3 * n : -1], figures[-1])
+
+
+def total_of(rows: bytearray) -> float:
+    """The norm of all tensors together, from figures that C has written."""
+    total: float = _TOTAL.unpack_from(rows, len(rows) - 8)[0]
+    return total
+
+
+def _rows(tensors: list[torch.Tensor], p: float, threads: int, use: str) -> bytearray | int:
+    """The figures as C writes them, or the index of the first tensor that it refuses."""
+    rows: bytearray | int
     if _EXCHANGE is not None:
         rows = _read.read_objects(
             tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use
         )
-    else:
-        table, _alive, rows = describe(tensors, writing=False)
-        if rows == ALL_SERVED:
-            rows = _read.read_table(table.ctypes.data, n, p, threads, use)
-    if isinstance(rows, int):
-        return _NOTHING_READ, rows
-    figures, counts = np.frombuffer(rows, np.float64), np.frombuffer(rows, np.int64)
-    norms, max_abs = figures[:n], figures[n : 2 * n]
-    figures_read = Read(norms, max_abs, counts[2 * n : 3 * n], counts[3 * n : -1], figures[-1])
-    return figures_read, ALL_SERVED
+        return rows
+    table, _alive, rows = describe(tensors, writing=False)
+    if rows == ALL_SERVED:
+        rows = _read.read_table(table.ctypes.data, len(tensors), p, threads, use)
+    return rows
 
 
 def try_scale(
@@ -169,9 +199,7 @@ def summed_rows(sparse: torch.Tensor) -> torch.Tensor | None:
     width = parts.numel() // entries
     rows = torch.empty((entries, width), dtype=torch.float64)
     kind -= COMPLEX if is_complex else 0
-    count = _read.sum_rows(
-        keys.data_ptr(), entries, parts.data_ptr(), width, kind, rows.data_ptr()
-    )
+    count = _read.sum_rows(keys.data_ptr(), entries, parts.data_ptr(), width, kind, rows.data_ptr())
     rows = rows[:count]
     return torch.view_as_complex(rows.view(count, -1, 2)) if is_complex else rows
 

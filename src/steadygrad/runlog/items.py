@@ -36,6 +36,16 @@ class StepItem(NamedTuple):
     zeros: NDArray[np.float64]
 
 
+class SealedStep:
+    """A step that the thread which writes makes a `StepItem` of, where it costs least."""
+
+    __slots__ = ()
+
+    def opened(self) -> StepItem:
+        """The step; the same at every call."""
+        raise NotImplementedError
+
+
 def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:
     """One figure of steps over the same tensors, ``[steps, tensors]``.
 
@@ -128,5 +138,5 @@ class TapItem(NamedTuple):
 Item = StepItem | TensorsItem | SampleItem | EventItem | InfoItem
 """What the file is told."""
 
-Handed = Item | TapItem | Exception
+Handed = Item | SealedStep | TapItem | Exception
 """What the thread is handed; an exception ends the recording."""

@@ -35,6 +35,7 @@ from steadygrad.runlog.items import (
     InfoItem,
     Item,
     SampleItem,
+    SealedStep,
     StepItem,
     Tap,
     TapItem,
@@ -202,6 +203,22 @@ class RunWriter:
             self._note_nan_loss(record)
         if not self._pump.put(item, bytes_of_step(len(item.tensor_ids))):
             self._recorder.missed(item.record)
+
+    def hand_over_sealed(self, step: SealedStep, tensors: int) -> bool:
+        """`hand_over` for a step that the thread opens, the shortest way to it.
+
+        Args:
+            step: the step.
+            tensors: number of those measured.
+
+        Returns:
+            False where it has to be handed over open: steps are numbered anew.
+        """
+        if self._earlier is not None:
+            return False
+        if not self._pump.put(step, bytes_of_step(tensors)):
+            self._recorder.missed(step.opened().record)
+        return True
 
     def _note_nan_loss(self, record: StepRecord) -> None:
         if record.optimizer not in self._nan_losses:
@@ -384,6 +401,7 @@ class _Recorder:
             self._missed = [*self._missed[:1], record]
 
     def _consume(self, batch: list[Handed]) -> None:
+        batch = [item.opened() if isinstance(item, SealedStep) else item for item in batch]
         items = _for_file(batch) + self._take_gap()
         self.steps_seen += sum(isinstance(item, StepItem) for item in items)
         try:
@@ -513,7 +531,7 @@ class _Recorder:
 
 
 def _for_file(batch: list[Handed]) -> list[Item]:
-    return [item for item in batch if not isinstance(item, (TapItem, Exception))]
+    return [item for item in batch if not isinstance(item, (TapItem, SealedStep, Exception))]
 
 
 def _claim(path: Path, force: bool) -> None:

@@ -48,7 +48,7 @@ class Attachments:
         self._context = context
         self.census: Census | None = None
         self.of_parts = False
-        self._attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._attached: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
         self._classes: list[dict[str, object]] = []
         self._names_taken: set[str] = set()
         self.tensor_names: dict[int, str] = {}
@@ -57,10 +57,24 @@ class Attachments:
         self._refused: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
-        return iter(list(self._attached))
+        refs = list(self._attached.values())
+        return iter([optimizer for ref in refs if (optimizer := ref()) is not None])
 
     def __contains__(self, optimizer: object) -> bool:
-        return optimizer in self._attached
+        ref = self._attached.get(id(optimizer))
+        return ref is not None and ref() is optimizer
+
+    def handle_of(self, optimizer: torch.optim.Optimizer) -> Steady | None:
+        """The handle of an optimizer that is attached to, and whose step is not part of another's.
+
+        Asked at every step; for None, `leaves_alone` knows more.
+        """
+        ref = self._attached.get(id(optimizer))
+        if ref is None or ref() is not optimizer:
+            return None
+        if len(self._attached) > 1 and self._is_part_of_a_step(optimizer):
+            return None
+        return getattr(optimizer, scaler.HANDLE, None)
 
     def counted(self) -> Census:
         """The census, made now where it was not."""
@@ -77,7 +91,7 @@ class Attachments:
 
         One that could not be attached to is let alone, too: to ask again at every step is dear.
         """
-        attached = optimizer in self._attached
+        attached = optimizer in self
         if not attached and optimizer in self._refused:
             return True
         if not attached and is_facade(optimizer):
@@ -94,10 +108,11 @@ class Attachments:
 
     def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it steps inside the step of one that wraps it: that is one step, not two."""
-        if len(self._attached) == 1 and optimizer in self._attached:
-            return False
-        handles = (getattr(each, scaler.HANDLE, None) for each in self._attached)
-        return any(handle is not None and handle.contains_step_of(optimizer) for handle in handles)
+        for each in self:
+            handle: Steady | None = getattr(each, scaler.HANDLE, None)
+            if each is not optimizer and handle is not None and handle.contains_step_of(optimizer):
+                return True
+        return False
 
     def will_act_on(self, parameters: Sequence[object]) -> bool:
         """Whether an optimizer that is, or will be, attached to holds any of these."""
@@ -123,7 +138,7 @@ class Attachments:
 
     def _can_attach(self, optimizer: torch.optim.Optimizer) -> bool:
         if getattr(optimizer, scaler.HANDLE, None) is not None:
-            return optimizer in self._attached
+            return optimizer in self
         if optimizer in self._refused:
             return False
         try:
@@ -140,7 +155,7 @@ class Attachments:
             clipper: makes what observes, given the optimizer and its number; unused under
                 ``--clip``.
         """
-        if optimizer in self._attached:
+        if optimizer in self:
             handle: Steady = getattr(optimizer, scaler.HANDLE)
             return handle
         try:
@@ -168,14 +183,15 @@ class Attachments:
         if plan.clip is None:
             observing: ObservingClipper = clipper(optimizer, number)
             steady.act_through(observing)
-        self._attached.add(optimizer)
         its_own = weakref.ref(optimizer)
+        self._attached = {key: ref for key, ref in self._attached.items() if ref() is not None}
+        self._attached[id(optimizer)] = its_own
         steady.give_way(lambda: self._left_to_script(its_own()))
         return steady
 
     def _left_to_script(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None:
-            self._attached.discard(optimizer)
+            self._attached.pop(id(optimizer), None)
 
     def _tell_of_ranks(self, sentence: str) -> None:
         if not self.of_parts:  # their norms differ, and nothing is amiss

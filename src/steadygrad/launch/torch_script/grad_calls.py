@@ -46,18 +46,22 @@ class GradCall:
 
 
 class GradCalls(threading.local):
-    """The calls of each thread since its optimizers' last steps."""
+    """The calls of each thread since its optimizers' last steps.
+
+    Attributes:
+        waiting: them.
+    """
 
     def __init__(self) -> None:
-        self._waiting: list[GradCall] = []
+        self.waiting: list[GradCall] = []
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     def saw(self, pairs: Pairs, loss: Heard) -> None:
         """Keep a call; its gradients are not kept alive."""
         refs = {id(leaf): weakref.ref(gradient) for leaf, gradient in pairs}
-        self._waiting = [*self._waiting[1 - MOST_WAITING :], GradCall(refs, loss)]
+        self.waiting = [*self.waiting[1 - MOST_WAITING :], GradCall(refs, loss)]
 
     def taken(self, parameters: Sequence[torch.Tensor], alone: bool) -> list[GradCall]:
         """The calls that made the gradients of these parameters; no call of theirs waits after.
@@ -67,11 +71,11 @@ class GradCalls(threading.local):
             alone: no `backward` has run since their last step.
         """
         ids = {id(p) for p in parameters}
-        theirs = [call for call in self._waiting if not ids.isdisjoint(call.gradients)]
+        theirs = [call for call in self.waiting if not ids.isdisjoint(call.gradients)]
         taken = [call for call in theirs if call.gave(parameters)]
         if not taken and alone and any(p.grad is not None for p in parameters):
             taken = theirs  # summed up, scaled or copied by the script
-        self._waiting = [call for call in self._waiting if call not in theirs]
+        self.waiting = [call for call in self.waiting if call not in theirs]
         return taken
 
 

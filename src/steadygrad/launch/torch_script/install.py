@@ -165,7 +165,8 @@ class TorchPatches:
             roots = arguments[0] if roots is None else list(roots)  # it may be read only once
             arguments = (roots, *arguments[1:])
         observer.before_backward(
-            sites.listed(roots), None if weights is None else sites.listed(weights)
+            [roots] if type(roots) is torch.Tensor else sites.listed(roots),
+            None if weights is None else sites.listed(weights),
         )
         self._thread.inside = True
         return _ScriptBackward(arguments, observer, self._thread)
@@ -293,7 +294,7 @@ class _ScriptBackward(Visit):
     def __init__(
         self, arguments: Arguments, observer: TorchObserver, thread: threading.local
     ) -> None:
-        super().__init__(arguments)
+        self.arguments = arguments
         self._observer, self._thread = observer, thread
 
     def returns(self, result: object) -> object:

@@ -24,7 +24,12 @@ LOOK_AT = 3
 
 
 class LoopWatch:
-    """What the first steps show of the script's loop."""
+    """What the first steps show of the script's loop.
+
+    Attributes:
+        changed: there is something new for the run file.
+        rests: there is nothing to learn any more, unless another optimizer comes.
+    """
 
     def __init__(self) -> None:
         self._probes: dict[int, GradientProbe] = {}
@@ -33,12 +38,11 @@ class LoopWatch:
         self._chains: list[set[int]] = []
         self._names: dict[int, str] = {}
         self.changed = False
+        self.rests = False
         self._looking = 0
 
-    @property
-    def rests(self) -> bool:
-        """Whether there is nothing to learn any more, unless another optimizer comes."""
-        return not self._looking and not self._graphs.wanted
+    def _may_rest(self) -> None:
+        self.rests = not self._looking and not self._graphs.wanted
 
     def follow(
         self, optimizer: torch.optim.Optimizer, index: int, names: Mapping[int, str]
@@ -48,6 +52,7 @@ class LoopWatch:
         self._probes[id(optimizer)] = GradientProbe(weakref.ref(optimizer), index)
         alive = (probe for probe in self._probes.values() if probe.optimizer() is not None)
         self._looking = sum(probe.steps < MOST_STEPS for probe in alive)
+        self._may_rest()
 
     def saw_loose(self, leaves: Iterable[torch.Tensor]) -> None:
         """A backward reaches these, which no optimizer holds."""
@@ -60,6 +65,7 @@ class LoopWatch:
             self._graphs.saw(tensors)
             if census is not None:
                 self._note_chains(chains_of(tensors, census.part_of))
+            self._may_rest()
         probes = [probe for probe in self._probes.values() if probe.looks and probe.steps]
         if probes:
             divided = any(begins_at_a_division(tensor) for tensor in tensors)
@@ -86,6 +92,7 @@ class LoopWatch:
             return
         probe.before_step()
         self._looking -= probe.steps == MOST_STEPS
+        self._may_rest()
         self.changed = probe.steps in (LOOK_AT, MOST_STEPS)
         self._ownership.before_step(optimizer)
         if probe.steps == LOOK_AT:

@@ -55,6 +55,7 @@ class ManualLoop:
         taken_from_calls: how many of them from gradients that `torch.autograd.grad` returned.
         unread: how many more, whose gradients are sums that only the script knows.
         index: number of this loop among the run's optimizers.
+        pending: gradients that wait for an update by hand; None for none.
 
     Args:
         log: the script's clip calls.
@@ -75,7 +76,7 @@ class ManualLoop:
         self.steps = self.unread = self.taken_from_calls = 0
         self._log, self._describe, self._recorder = log, describe, recorder
         self._stepped, self._clipper = stepped, clipper
-        self._pending: Pending | None = None
+        self.pending: Pending | None = None
         self._leaf_refs: dict[int, weakref.ref[torch.Tensor]] = {}
         self._infos: dict[int, TensorInfo] = {}
         self._announced: list[int] = []
@@ -84,10 +85,10 @@ class ManualLoop:
 
     def before_backward(self, leaves: Sequence[torch.Tensor]) -> None:
         """A backward is about to reach these leaves, which no optimizer holds."""
-        pending = self._pending
+        pending = self.pending
         if pending is not None and _was_reset(pending):
             self._commit(pending, {id(leaf) for leaf in leaves})
-            self._pending = None
+            self.pending = None
         self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
 
     def after_backward(self, loss: object) -> None:
@@ -98,7 +99,7 @@ class ManualLoop:
             return
         reading = read(with_gradients, 2.0)
         self._log.remember(reading)
-        self._pending = Pending(
+        self.pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in with_gradients],
             reading=reading,
             loss=loss,
@@ -110,12 +111,12 @@ class ManualLoop:
         self, leaves: Sequence[torch.Tensor], grads: Sequence[torch.Tensor], loss: object
     ) -> None:
         """`torch.autograd.grad` has returned gradients of leaves that no optimizer holds."""
-        pending, summed = self._pending, False
+        pending, summed = self.pending, False
         if pending is not None:
             summed = pending.returned and not _was_updated(pending)
             self._commit(pending, {id(leaf) for leaf in leaves})
         self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
-        self._pending = Pending(
+        self.pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in leaves],
             reading=read(leaves, 2.0, grads),
             loss=loss,
@@ -127,14 +128,14 @@ class ManualLoop:
 
     def forget(self, parameters: Iterable[torch.Tensor]) -> None:
         """An optimizer has stepped on these: their gradients were no update by hand."""
-        if self._pending is not None and any(id(p) in self._leaf_refs for p in parameters):
-            self._pending = None
+        if self.pending is not None and any(id(p) in self._leaf_refs for p in parameters):
+            self.pending = None
 
     def waiting(self) -> tuple[list[torch.Tensor], list[int]]:
         """The leaves whose gradients wait to be applied, and their non-finite elements."""
-        if self._pending is None:
+        if self.pending is None:
             return [], []
-        pairs = zip(self._pending.leaves, self._pending.reading.nonfinite.tolist(), strict=False)
+        pairs = zip(self.pending.leaves, self.pending.reading.nonfinite.tolist(), strict=False)
         alive = [(leaf, count) for ref, count in pairs if (leaf := ref()) is not None]
         return [leaf for leaf, _ in alive], [count for _, count in alive]
 
@@ -146,7 +147,7 @@ class ManualLoop:
 
     def owns(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether gradients of these are waiting for an update by hand."""
-        pending = self._pending
+        pending = self.pending
         if pending is None or pending.returned:
             return False
         return any(id(p) in self._leaf_refs for p in parameters)
@@ -154,21 +155,21 @@ class ManualLoop:
     def act(self, parameters: Sequence[torch.Tensor]) -> None:
         """Clip these parameters' gradients by our policy, where the script would have."""
         with_gradients = [p for p in parameters if p.grad is not None]
-        if self._pending is None or self._clipper is None or not with_gradients:
+        if self.pending is None or self._clipper is None or not with_gradients:
             return
         batch = self._batch(with_gradients)
         outcome = self._clipper.process(batch, self.steps)
         if outcome.skip:
             for grad in batch.grads:
                 grad.zero_()
-        self._pending.outcome = outcome
-        self._pending.leaves = [weakref.ref(p) for p in with_gradients]
+        self.pending.outcome = outcome
+        self.pending.leaves = [weakref.ref(p) for p in with_gradients]
 
     def finish(self) -> None:
         """The script is over: the last backward has no successor."""
-        if self._pending is not None and self.steps and _was_updated(self._pending):
-            self._commit(self._pending, set(self._leaf_refs))
-        self._pending = None
+        if self.pending is not None and self.steps and _was_updated(self.pending):
+            self._commit(self.pending, set(self._leaf_refs))
+        self.pending = None
 
     def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:
         unknown = [leaf for leaf in leaves if id(leaf) not in self._infos]

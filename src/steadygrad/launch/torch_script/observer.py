@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -30,11 +30,13 @@ from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.clip_calls import CallBook
+from steadygrad.runlog.clip_calls import number as number_of
 from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
 from steadygrad.torch.clip_calls.clipcall import Call
-from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
+from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps, Unscaling
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import GradientBatch
+from steadygrad.torch.gradients.outcome import Passed
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
@@ -50,6 +52,7 @@ from steadygrad.torch.step.observing import (
 from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
 MOST_WALKS = 16
+UNREAD = Passed()
 
 
 class TorchObserver:
@@ -72,6 +75,7 @@ class TorchObserver:
         self.log = ClipLog(lambda: self.losses.backwards, self._scale_of)
         self._book = CallBook()
         self._attachments = Attachments(context)
+        self._any_scaler = False
         self._told_by_scaler: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._steps = 0
         self._elsewhere = 0
@@ -96,7 +100,7 @@ class TorchObserver:
         with self._clock:
             self.backwards += 1
             # first what this backward ends: a step by hand, which has the losses so far
-            if self._walks < MOST_WALKS or self._waits_for_updates_by_hand():
+            if self._walks < MOST_WALKS or (self._by_hand and self._waits_for_updates_by_hand()):
                 with _figures():
                     self._look_around(tensors)
             elif self._thread_by_hand == threading.get_ident():
@@ -206,7 +210,7 @@ class TorchObserver:
 
     def _waits_for_updates_by_hand(self) -> bool:
         # a fine-tuned head leaves a backbone of loose weights that nobody ever updates
-        return self._by_hand and (self._manual.steps > 0 or self._steps == 0)
+        return self._manual.steps > 0 or self._steps == 0
 
     def _updates_by_hand(self) -> bool:
         """Whether the leaves that no optimizer holds are weights, and not inputs."""
@@ -220,6 +224,7 @@ class TorchObserver:
         if self._attachments.leaves_alone(inner):
             return
         with self._clock, _figures():
+            self._any_scaler = True
             steady = self._steady(inner)
             self._count_grads(parameters_of(inner))
             # told here, since the scaler does not call the step of one that overflows
@@ -242,16 +247,19 @@ class TorchObserver:
 
     def before_step(self, optimizer: torch.optim.Optimizer, closure: object = None) -> None:
         """An optimizer is about to step."""
-        if self._attachments.leaves_alone(optimizer):
+        steady = self._attachments.handle_of(optimizer)
+        if steady is None and self._attachments.leaves_alone(optimizer):
             return
         with self._clock:
-            steady = self._steady(optimizer)
-            self._manual.forget(p for group in optimizer.param_groups for p in group["params"])
-            if optimizer in self._told_by_scaler:
+            if steady is None:
+                steady = self._steady(optimizer)
+            if self._manual.pending is not None:
+                self._manual.forget(parameters_of(optimizer))
+            if self._any_scaler and optimizer in self._told_by_scaler:
                 self._told_by_scaler.discard(optimizer)
                 return
             self._steps += 1
-            if self._grads:
+            if self._grads.waiting:
                 self._count_grads(parameters_of(optimizer))
             if not self._loop.rests:
                 self._note_loop(optimizer)
@@ -348,7 +356,26 @@ class TorchObserver:
                 self._note_calls(step, parameters, len(batch.grads), number)
 
         choice = resolve("none", self.context.plan.on_nonfinite)
-        return ObservingClipper(choice.on_nonfinite, self.log.reading_of, stepping)
+        quietly = self._quietly(QuietSteps(self.log), number)
+        return ObservingClipper(choice.on_nonfinite, self.log.reading_of, stepping, quietly)
+
+    def _quietly(
+        self, steps: QuietSteps, number: int
+    ) -> Callable[[int, list[torch.Tensor]], Passed | None]:
+        def passes(step: int, params: list[torch.Tensor]) -> Passed | None:
+            if self._unscaled:
+                return None
+            if steps.passes(params):
+                return UNREAD
+            clipped = steps.clipped(params)
+            if clipped is None:
+                return None
+            reading, calls = clipped
+            if calls:
+                self._write_calls(calls, step, len(params), number)
+            return Passed(reading.sealed, number_of(reading.threshold), reading.factor)
+
+        return passes
 
     def _note_calls(
         self, step: int, parameters: list[torch.Tensor], with_grad: int, number: int

@@ -58,8 +58,8 @@ class Call:
             self.arguments = (_failing(items, error), *self.arguments[1:])
             return []
         # torch warns of an exhausted generator, and of nothing else
-        generator = isinstance(parameters, types.GeneratorType)
-        again: Any = (item for item in items) if generator else list(items)
+        spent = isinstance(parameters, types.GeneratorType) and not items
+        again: Any = (item for item in items) if spent else list(items)
         self.arguments = (again, *self.arguments[1:])
         return items
 

@@ -90,22 +90,85 @@ class Unscaling(NamedTuple):
     scale: Any
 
 
+class QuietSteps:
+    """One optimizer's steps before which the script has made no clip call.
+
+    Args:
+        log: the script's clip calls.
+    """
+
+    def __init__(self, log: ClipLog) -> None:
+        self._log = log
+        self._params: list[torch.Tensor] | None = None
+        self._ids: set[int] = set()
+        self._clocks: list[Clock] = []
+        self._sharing: object = None
+
+    def passes(self, params: list[torch.Tensor]) -> bool:
+        """The optimizer steps; what `ClipLog.stepped` does for such a step.
+
+        Args:
+            params: its own list of all its parameters, the same one until they change.
+
+        Returns:
+            False, and nothing done, where there was a call, or a reading of these gradients.
+        """
+        log = self._log
+        self._follow(params)
+        if log.waiting or (log.readings and log.has_read_some(self._ids)):
+            return False
+        now = log.backwards()
+        for clock in self._clocks:
+            clock.stepped_at(now)
+        return True
+
+    def clipped(self, params: list[torch.Tensor]) -> tuple[GradientReading, list[ClipCall]] | None:
+        """The optimizer steps after clip calls that have scaled all of its gradients alike.
+
+        Args:
+            params: as `passes` has them.
+
+        Returns:
+            The figures before them, and the calls; None, and nothing done, where there is more
+            to say.
+        """
+        reading = self._log.whole(params)
+        if reading is None or reading.sealed is None or not reading.is_usual:
+            return None
+        return reading, self._log.stepped_by(self._ids, self._clocks[:-1])
+
+    def _follow(self, params: list[torch.Tensor]) -> None:
+        log = self._log
+        if params is not self._params or log.clocks.sharing is not self._sharing:
+            ids = list(map(id, params))
+            self._params, self._ids = params, set(ids)
+            self._clocks = [*log.clocks.of(ids), log.any]
+            self._sharing = log.clocks.sharing
+
+
 class ClipLog:
     """Keeps what clip calls found and did, until the step that follows them.
 
     Args:
         backwards: gives the number of backward passes so far.
         scale_of: gives the loss scale that these parameters' gradients carry, or None.
+
+    Attributes:
+        backwards: as given.
+        clocks: when things last happened to each parameter.
+        any: when they last happened to any.
+        readings: of gradients that have not stepped yet.
+        waiting: calls whose step is still to come.
     """
 
     def __init__(
         self, backwards: Callable[[], int], scale_of: Callable[[Sequence[torch.Tensor]], object]
     ) -> None:
-        self._backwards = backwards
+        self.backwards = backwards
         self._scale_of = scale_of
-        self._readings: list[GradientReading] = []
-        self._clocks = Clocks()
-        self._any = Clock()
+        self.readings: list[GradientReading] = []
+        self.clocks = Clocks()
+        self.any = Clock()
         self.waiting: list[ClipCall] = []
 
     def before(
@@ -183,13 +246,13 @@ class ClipLog:
     def remember(self, reading: GradientReading) -> None:
         """Keep figures that were read elsewhere, for the clip call that may follow."""
         own = set(reading.ids)
-        self._readings = [r for r in self._readings if not own.issuperset(r.ids)][-MOST_WAITING:]
-        self._readings.append(reading)
+        self.readings = [r for r in self.readings if not own.issuperset(r.ids)][-MOST_WAITING:]
+        self.readings.append(reading)
 
     def whole(self, parameters: Sequence[torch.Tensor]) -> GradientReading | None:
         """The reading of exactly these parameters, where nothing has touched a gradient since."""
         ids = list(map(id, parameters))
-        for reading in self._readings:
+        for reading in self.readings:
             if reading.ids == ids:
                 return reading if reading.holds(parameters) else None
         return None
@@ -203,8 +266,8 @@ class ClipLog:
         Returns:
             A reading in their order; None where none of them was read, or is as it was then.
         """
-        whole = self.whole(parameters) if self._readings else None
-        if whole is not None or not self._readings:
+        whole = self.whole(parameters) if self.readings else None
+        if whole is not None or not self.readings:
             return whole
         rows = self._rows(parameters)
         readings = [reading for reading, _ in rows.values()]
@@ -228,32 +291,42 @@ class ClipLog:
         reading = joined([unscaling.rows[id(p)] for p in unscaling.parameters])
         reading.unscale(unscaling.scale)
         reading.mark([p.grad for p in unscaling.parameters if p.grad is not None], EVERY)
-        for other in self._readings:
+        for other in self.readings:
             other.forget(set(reading.ids))
         self.remember(reading)
 
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""
-        now = self._backwards()
         ids = list(map(id, parameters))
-        own = set(ids)
+        return self.stepped_by(set(ids), self.clocks.of(ids))
+
+    def stepped_by(self, own: set[int], clocks: list[Clock]) -> list[ClipCall]:
+        """`stepped`, by the ids of the parameters and by their clocks."""
+        now = self.backwards()
         self._drop(own)
-        by_hand = bool(self.waiting) and self.alone(parameters)
-        for clock in (*self._clocks.of(ids), self._any):
+        by_hand = bool(self.waiting) and all(clock.step == now for clock in clocks)
+        for clock in (*clocks, self.any):
             clock.stepped_at(now)
         if not self.waiting:
             return []
-        calls = [call for call in self.waiting if call.concerns(own)]
-        self.waiting = [call for call in self.waiting if not call.concerns(own)]
+        calls: list[ClipCall] = []
+        others: list[ClipCall] = []
+        for call in self.waiting:
+            (calls if call.concerns(own) else others).append(call)
+        self.waiting = others
         for call in calls if by_hand else ():
             # no backward at all: the gradients come from elsewhere, and stood there at the call
             call.backward_since_step, call.after_step = 1, False
         return calls
 
+    def has_read_some(self, ids: set[int]) -> bool:
+        """Whether there is a reading of gradients of these parameters."""
+        return any(not ids.isdisjoint(reading.ids) for reading in self.readings)
+
     def alone(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether no backward has run since these last stepped."""
-        now = self._backwards()
-        return all(clock.step == now for clock in self._clocks.of(list(map(id, parameters))))
+        now = self.backwards()
+        return all(clock.step == now for clock in self.clocks.of(list(map(id, parameters))))
 
     def begin(self, parameters: Sequence[torch.Tensor]) -> None:
         """Follow these from here on: what is known under their ids was of others before them."""
@@ -270,15 +343,15 @@ class ClipLog:
 
     def _drop(self, own: set[int]) -> None:
         # ids may be used again: what is known of a gradient does not outlive its step
-        self._readings = [r for r in self._readings if not own.issuperset(r.ids)]
-        for reading in self._readings:
+        self.readings = [r for r in self.readings if not own.issuperset(r.ids)]
+        for reading in self.readings:
             reading.forget(own)
 
     def _place(
         self, call: ClipCall, ids: Sequence[int], with_grads: Sequence[torch.Tensor]
     ) -> None:
-        now = self._backwards()
-        clocks = self._clocks.of(ids) if call.of_parameters else [self._any]
+        now = self.backwards()
+        clocks = self.clocks.of(ids) if call.of_parameters else [self.any]
         first = clocks[0]
         if first.is_renewed and now > first.clip:
             for clock in clocks:  # SAM: the gradients of the clip before were for other weights
@@ -299,11 +372,11 @@ class ClipLog:
         """The readings of these gradients; those without one are read now."""
         if not with_grads:
             return []
-        whole = self.whole(with_grads) if self._readings else None
+        whole = self.whole(with_grads) if self.readings else None
         if whole is not None:
             return [Part(whole, EVERY, _gradients(with_grads))]
         rows = self._rows(with_grads)
-        unknown = [p for p in with_grads if id(p) not in rows]
+        unknown = [p for p in with_grads if id(p) not in rows] if rows else with_grads
         parts = []
         for reading in {id(reading): reading for reading, _ in rows.values()}.values():
             mine = [p for p in with_grads if id(p) in rows and rows[id(p)][0] is reading]
@@ -316,9 +389,9 @@ class ClipLog:
 
     def _rows(self, parameters: Sequence[torch.Tensor]) -> dict[int, tuple[GradientReading, int]]:
         """The reading and row of each gradient that nothing has changed since, by parameter id."""
-        if not self._readings:
+        if not self.readings:
             return {}
-        rows = {each: (r, i) for r in self._readings for i, each in enumerate(r.ids)}
+        rows = {each: (r, i) for r in self.readings for i, each in enumerate(r.ids)}
         pairs = ((p, rows.get(id(p))) for p in parameters)
         return {id(p): row for p, row in pairs if row is not None and row[0].holds_one(row[1], p)}
 

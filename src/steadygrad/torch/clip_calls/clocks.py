@@ -85,11 +85,14 @@ class Clocks:
         >>> both.clip = 7
         >>> [clock.clip for clock in clocks.of([2])], len(clocks.of([1, 2])), len(clocks.of([3, 1]))
         ([7], 2, 2)
+
+    Attributes:
+        sharing: the clocks of ids that were asked for; another dict whenever a clock is split.
     """
 
     def __init__(self) -> None:
         self._each: dict[int, Clock] = {}
-        self._by_ids: dict[tuple[int, ...], list[Clock]] = {}
+        self.sharing: dict[tuple[int, ...], list[Clock]] = {}
 
     def of(self, ids: Sequence[int]) -> list[Clock]:
         """The clocks of these parameters and of no others, that of the first one first.
@@ -98,7 +101,7 @@ class Clocks:
             ids: of the parameters.
         """
         key = tuple(ids)
-        clocks = self._by_ids.get(key)
+        clocks = self.sharing.get(key)
         return self._part(key) if clocks is None else clocks
 
     def _part(self, ids: tuple[int, ...]) -> list[Clock]:
@@ -108,7 +111,7 @@ class Clocks:
         if sum(clock.members for clock in clocks.values()) != len(members):
             self._split(members)
             clocks = {id(clock): clock for each in ids if (clock := self._each[each])}
-        shared = self._by_ids[ids] = list(clocks.values())
+        shared = self.sharing[ids] = list(clocks.values())
         return shared
 
     def _split(self, members: set[int]) -> None:
@@ -121,4 +124,4 @@ class Clocks:
             mine = new if old is None else own.setdefault(id(old), replace(old, members=0))
             mine.members += 1
             self._each[each] = mine
-        self._by_ids = {}  # who shares a clock has changed
+        self.sharing = {}  # who shares a clock has changed

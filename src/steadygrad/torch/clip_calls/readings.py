@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from steadygrad.kernels import Read
+from steadygrad.kernels import Read, native
+from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.gradients.measuring import read_whole, unscaled
 
@@ -33,6 +34,7 @@ class GradientReading:
         grads: their gradients; held weakly, and their versions.
         figures: of these gradients now.
         norm_type: the p of the norms.
+        sealed: the same figures as C wrote them; None where another form read them.
 
     Attributes:
         ids: ids of the parameters, in order.
@@ -46,6 +48,7 @@ class GradientReading:
         uneven: whether they were changed otherwise than all by one factor.
         norm_type: the p of the norms.
         threshold: of the last clip call; inf before one.
+        sealed: the columns before, as C wrote them; None where they are not, or changed since.
 
     Example:
         >>> weight = torch.zeros(2, requires_grad=True)
@@ -62,7 +65,9 @@ class GradientReading:
         grads: Sequence[torch.Tensor],
         figures: Read,
         norm_type: float,
+        sealed: bytearray | None = None,
     ) -> None:
+        self.sealed = sealed
         self.ids = list(map(id, params))
         self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
         self.total, self.own = figures.total, figures.own
@@ -74,6 +79,14 @@ class GradientReading:
         self.threshold: Any = math.inf
         # not their ids, which the next ones may be given while their versions are as low
         self._grads, self._versions = list(map(weakref.ref, grads)), list(map(_VERSION, grads))
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether one factor on the host says all: nothing broken, nothing lost."""
+        total, factor = self.total, self.factor
+        if self.uneven or not (isinstance(total, float) and isinstance(factor, float)):
+            return False
+        return math.isfinite(total) and factor > 0
 
     @property
     def left(self) -> Any:
@@ -144,6 +157,7 @@ class GradientReading:
         self._dots = self.dots / (by * by)
         self._left, self.factor = self.left / by, 1.0
         self.norms, self.max_abs, self.total = self.norms / by, self.max_abs / by, None
+        self.sealed = None
         self.own = self.own if self.own is None else unscaled(self.own, by)
         self.uneven = True
         self.threshold = self.threshold / by
@@ -183,6 +197,11 @@ def read(
     """
     spread = spread_of_some(params, _say_nothing)
     grads = list(map(_GRAD, params)) if grads is None else grads
+    sealed = None
+    if norm_type == 2.0 and spread[0] is NOWHERE:
+        sealed = native.try_seal(list(grads))
+    if sealed is not None:
+        return GradientReading(params, grads, native.opened(sealed), norm_type, sealed)
     return GradientReading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
 
 
@@ -205,6 +224,7 @@ def joined(rows: Sequence[tuple[GradientReading, int]]) -> GradientReading:
     whole.nonfinite, whole.zeros = _column(rows, "nonfinite"), _column(rows, "zeros")
     whole._left, whole._dots = _column(rows, "left"), _column(rows, "dots")
     whole.total, whole.own, whole.factor, whole.uneven = None, None, 1.0, True
+    whole.sealed = None
     whole.norm_type = rows[0][0].norm_type
     whole.threshold = next((r.threshold for r, _ in rows if _is_set(r.threshold)), math.inf)
     whole._grads = [reading._grads[place] for reading, place in rows]

@@ -46,6 +46,21 @@ class StepOutcome(NamedTuple):
     present: list[int] | None = None
 
 
+class Passed(NamedTuple):
+    """A step that goes by: nothing of ours is done to it.
+
+    Attributes:
+        figures: of all gradients before the script clipped them, as `native.try_seal` gave them;
+            None where nobody has read them yet.
+        threshold: the `max_norm` of the script's own clip; inf for none.
+        coef: norm after that clip over norm before.
+    """
+
+    figures: bytearray | None = None
+    threshold: float = float("inf")
+    coef: float = 1.0
+
+
 def compare(stats: GradientStats, left: Any, dots: Any, clipped: Any) -> Applied:
     """Join per-tensor figures into one coefficient and one cosine.
 

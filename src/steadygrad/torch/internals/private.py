@@ -55,6 +55,16 @@ def loader_iterator() -> Any:
     return torch.utils.data.dataloader._BaseDataLoaderIter
 
 
+def in_process_group() -> bool:
+    """Whether this process may train together with others; asked at every step."""
+    world = getattr(_GROUPS, "_world", None)
+    return getattr(world, "_default_pg", world) is not None
+
+
+_GROUPS = getattr(torch.distributed, "distributed_c10d", None)
+"""The module of process groups; None where torch was built without them."""
+
+
 def job_store() -> Any:
     """The store that the ranks of a job share."""
     get_store: Any = torch.distributed.distributed_c10d._get_default_store

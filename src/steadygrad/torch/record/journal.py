@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from steadygrad.kernels import native
 from steadygrad.runlog.items import StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.run import Floats
@@ -21,10 +22,12 @@ from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
-from steadygrad.torch.gradients.outcome import StepOutcome
+from steadygrad.torch.gradients.outcome import Passed, StepOutcome
+from steadygrad.torch.internals.private import in_process_group
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
+from steadygrad.torch.record.sealed import MeasuredStep
 from steadygrad.vocabulary import Action, OnNonfinite
 
 
@@ -58,7 +61,7 @@ class Journal:
         self.announced: tuple[TensorInfo, ...] | None = None
         self._recorder = None if run is None else OptimizerRecorder(run, facts)
         self._outbox = Outbox()
-        self._last: StepRecord | None = None
+        self._last: StepRecord | MeasuredStep | None = None
         self._index = index
         self._seconds = 0.0
         self._ranks: RankLog | None = None
@@ -68,7 +71,14 @@ class Journal:
     def last(self) -> StepRecord | None:
         """The last step's record; waits for figures on a device. None before the first step."""
         self._empty()
+        if isinstance(self._last, MeasuredStep):
+            self._last = self._last.opened().record
         return self._last
+
+    @property
+    def takes_sealed(self) -> bool:
+        """Whether a step may come by `file_sealed`: it is recorded, and by nobody else."""
+        return not (self._recorder is None or self._outbox.under_way or in_process_group())
 
     @property
     def ends_by_itself(self) -> Callable[[], None]:
@@ -146,6 +156,33 @@ class Journal:
         if self._outbox.under_way:
             self._empty()
         self._deliver(record_of(*facts), outcome.stats, present)
+
+    def file_sealed(
+        self, step: int, passed: Passed, figures: bytearray, loss: Any, lr: Any
+    ) -> None:
+        """Take a finished step that was only looked at, where `takes_sealed` says so.
+
+        Args:
+            step: its number.
+            passed: what the script did.
+            figures: of all parameters, as `native.try_seal` gave them.
+            loss: as `file` has it.
+            lr: as `file` has it.
+        """
+        recorder = self._recorder
+        assert recorder is not None
+        value = loss if type(loss) is float else number(loss)
+        rate = lr if type(lr) is float else number(lr)
+        ids, told = recorder.ids, loss is not None
+        measured = MeasuredStep(
+            step, time.time(), value, told, rate, self._index, ids, figures, passed
+        )
+        self._last = measured
+        writer = recorder.writer
+        # a loss that is NaN is an event of its own
+        if value != value or not writer.hand_over_sealed(measured, len(ids)):
+            writer.hand_over(measured.opened())
+        recorder.sampler.notice(step, native.total_of(figures), value)
 
     def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""

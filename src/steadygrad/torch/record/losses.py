@@ -71,6 +71,9 @@ class LossMeter(threading.local):
             tensors: its roots; only single numbers are losses.
             weights: ``grad_tensors``, or None.
         """
+        if weights is None and self._scaled is None and _is_plain_loss(tensors):
+            self._add(tensors[0].item(), None)
+            return
         self.take(self.heard(tensors, weights))
 
     def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> Heard:
@@ -89,8 +92,11 @@ class LossMeter(threading.local):
 
     def take(self, heard: Heard) -> None:
         """Add the loss of one backward pass to the sum."""
+        self._add(heard.loss, heard.scale)
+
+    def _add(self, total: Any, scale: Any) -> None:
         self.backwards += 1
-        total, self.scale = heard
+        self.scale = scale
         if total is None:
             return
         if self._fresh and self._clip_norm is not None:
@@ -132,6 +138,17 @@ class LossMeter(threading.local):
     def _scale_of(self, tensor: torch.Tensor) -> Any:
         """The scale by which a GradScaler multiplied this tensor; None where it did not."""
         return self._scaled[1] if self._scaled is not None and self._scaled[0]() is tensor else None
+
+
+def _is_plain_loss(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether this is what nearly every backward starts from: one number on the CPU."""
+    tensor = tensors[0] if len(tensors) == 1 else None
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_cpu
+        and tensor.is_floating_point()
+        and tensor.numel() == 1
+    )
 
 
 def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:

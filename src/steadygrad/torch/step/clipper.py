@@ -32,7 +32,14 @@ from steadygrad.stats import GradientStats, describe_nonfinite
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
-from steadygrad.torch.gradients.outcome import Applied, StepOutcome, compare, is_broken, unit_of
+from steadygrad.torch.gradients.outcome import (
+    Applied,
+    Passed,
+    StepOutcome,
+    compare,
+    is_broken,
+    unit_of,
+)
 from steadygrad.torch.gradients.pieces import local, scale_each_once, zero_nonfinite
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.vocabulary import OnNonfinite
@@ -59,7 +66,10 @@ class Clipper:
         memory: the policy's state.
         may_skip: whether a step may be skipped.
         may_stop: whether a step may end in nothing: skipped, or by an error.
+        only_looks: nothing is decided: steps may go by with `passes` in place of `process`.
     """
+
+    only_looks = False
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
@@ -104,6 +114,19 @@ class Clipper:
         self.memory.state = state
         applied = self.act(batch, stats, decision, scale_)
         return StepOutcome(stats, decision.threshold, applied, skip=stop if taken else False)
+
+    def passes(self, step: int, params: list[torch.Tensor]) -> Passed | None:
+        """Let a step go by at which nothing is to be decided.
+
+        Args:
+            step: its number.
+            params: all parameters of the optimizer.
+
+        Returns:
+            What is known of it; None, and nothing done, where it is one for `process`, which may
+            follow in any case.
+        """
+        return None
 
     def _skips(self, scaled: bool) -> bool:
         return scaled or self.on_nonfinite == "skip"

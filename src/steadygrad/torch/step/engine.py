@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
+from steadygrad.kernels import native
 from steadygrad.policies import Policy, State
 from steadygrad.recovery.judge import StepVerdict
 from steadygrad.stats import GradientStats
+from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
@@ -44,6 +47,11 @@ from steadygrad.torch.step.table import ParameterTable
 from steadygrad.torch.step.trial import skipping_of
 from steadygrad.vocabulary import OnNonfinite
 
+SPENT_EVERY = 16
+"""Steps after which the run file is told what was spent on those that were only looked at."""
+
+_GRAD = attrgetter("grad")
+
 
 class Engine:
     """What is done at each step of one optimizer.
@@ -66,8 +74,8 @@ class Engine:
         origins: finds out where a NaN came from, once that is asked for.
         recovery: judges every step and goes back where one is struck; None where not asked for.
         index: number of this optimizer within the run.
+        losses: the loss of the step under way.
         skipping: how the optimizer is skipped; None where no step may be.
-        stats: the last step's figures.
         steps: number of steps, skipped ones included.
         seconds: spent here so far.
         step: the step under way; None between steps.
@@ -94,14 +102,16 @@ class Engine:
         self.journal = Journal(optimizer, policy.spec(), on_nonfinite, run, index)
         self.origins = OriginSearch(index)
         self.recovery: Recovering | None = None
-        self.stats: GradientStats | None = None
+        self._stats: GradientStats | None = None
+        self._sealed: bytearray | None = None
+        self._looked_at = StepInFlight()
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
         self.index = index
         self._names = names
         self._folding = Folding()
-        self._losses = StepLosses()
+        self.losses = StepLosses()
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
         self._silent = False
@@ -109,6 +119,15 @@ class Engine:
         self._tell_fault: Callable[[Exception], None] | None = None
         self._tell_user: Callable[[str], None] = _warn_of_gradients
         self._inner_hooks = self._watch_inner(optimizer)
+
+    @property
+    def stats(self) -> GradientStats | None:
+        """The last step's figures; None before the first."""
+        if self._sealed is not None:
+            read, table = native.opened(self._sealed), self._table
+            self._stats = GradientStats(table.names, *read[:4], table.sizes, read.total)
+            self._sealed = None
+        return self._stats
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -165,12 +184,55 @@ class Engine:
             self.step.depth += 1
             return None
         try:
+            plain = self.step is None and len(args) == 1 and not kwargs
+            if plain and self.clipper.only_looks and self._look(optimizer):
+                return None
             return self._begin(args, kwargs)
         except NonFiniteError:
             raise
         except Exception as error:
             self.fault(error)
             return None
+
+    def _look(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Take a step at which there is nothing to decide by the shortest way there is.
+
+        At most steps `steadygrad run` does nothing else, and between them the training puts what is
+        here out of the caches: each call costs some microseconds.
+
+        Returns:
+            False, and nothing done, where something about the step is not as at most.
+        """
+        started = time.perf_counter()
+        table, journal = self._table, self.journal
+        self._follow(optimizer)
+        if (
+            self._loss_scale is not None
+            or self.origins.wanted
+            or self.recovery is not None
+            or table.spread is not NOWHERE
+            or journal.announced is not table.infos
+            or not journal.takes_sealed
+            or _carried_scale(optimizer) is not None
+        ):
+            return False
+        params = table.params
+        passed = self.clipper.passes(self.steps, params) if params else None
+        if passed is None:
+            return False
+        figures = passed.figures or native.try_seal(list(map(_GRAD, params)))
+        if figures is None:
+            return False
+        self._sealed, table.present = figures, None
+        journal.sample(self.steps, params)
+        rate = optimizer.param_groups[0].get("lr")
+        journal.file_sealed(self.steps, passed, figures, self.losses.take(None), rate)
+        self.step, self._looked_at.depth = self._looked_at, 1
+        self.steps += 1
+        self.seconds += time.perf_counter() - started
+        if self.steps % SPENT_EVERY == 0:
+            journal.spent(self.seconds)
+        return True
 
     def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
@@ -184,7 +246,7 @@ class Engine:
                     self.recovery.snapshots.before_closure(self.optimizer, self.steps)
                 return with_acting_closure(self, step, args, kwargs)
         outcome = self.process(fold=self.recovery is None)
-        self._record(outcome, self._losses.take(None))
+        self._record(outcome, self.losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
         if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
             return None
@@ -200,8 +262,11 @@ class Engine:
         """
         if self._optimizer() is not optimizer:
             return
-        if self.step is not None:
-            self._end(self.step)
+        step = self.step
+        if step is self._looked_at and step.depth == 1:
+            self.step = None
+        elif step is not None:
+            self._end(step)
         if self.step is None:
             self.journal.stop_if_asked()
 
@@ -290,7 +355,7 @@ class Engine:
         self, recovery: Recovering, outcome: StepOutcome, batch: GradientBatch, before: State | None
     ) -> StepOutcome:
         """The outcome after recovery has had its say."""
-        norm, loss = float(outcome.stats.total_norm), self._losses.so_far()
+        norm, loss = float(outcome.stats.total_norm), self.losses.so_far()
         scaled, dropped = self._loss_scale is not None, outcome.skip is True
         memory = self.clipper.memory
         after, memory.state = memory.state, before  # a snapshot is of what was before the step
@@ -320,7 +385,7 @@ class Engine:
     def _record(self, outcome: StepOutcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
         started = time.perf_counter()
-        self.stats = outcome.stats
+        self._stats, self._sealed = outcome.stats, None
         if sample:
             self.journal.sample(self.steps, self._table.params)
         lr = self.optimizer.param_groups[0].get("lr")
@@ -370,7 +435,7 @@ class Engine:
                 "from the next step on they are clipped as they are when step() is called"
             )
             step.outcome = StepOutcome(self.clipper.measure(self._gather()))
-        self._record(step.outcome, self._losses.take(step.closure_value), sample=False)
+        self._record(step.outcome, self.losses.take(step.closure_value), sample=False)
 
     # -- what a step is made of --------------------------------------------------------------
 
@@ -428,10 +493,6 @@ class Engine:
 
     # -- what others tell --------------------------------------------------------------------
 
-    def tell_loss(self, value: object) -> None:
-        """A loss whose gradients the next step applies; several are summed."""
-        self._losses.tell(value)
-
     def hear_losses(
         self, since_last_step: Callable[[], object], so_far: Callable[[], object]
     ) -> None:
@@ -441,7 +502,7 @@ class Engine:
             since_last_step: returns the loss since its last call, and starts a new sum.
             so_far: returns the same loss, and goes on adding to it.
         """
-        self._losses.heard, self._losses.heard_so_far = since_last_step, so_far
+        self.losses.heard, self.losses.heard_so_far = since_last_step, so_far
 
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence."""
@@ -469,14 +530,14 @@ class Engine:
         stats = self.clipper.measure(batch)
         self._seek_origin(stats)
         self._judge_overflow(stats)
-        self._record(self.clipper.skipped(stats, batch.present), self._losses.take(None))
+        self._record(self.clipper.skipped(stats, batch.present), self.losses.take(None))
         if self.recovery is not None:
             self.recovery.step_ends(self.optimizer, self.steps - 1)
         self._stepped()
 
     def _judge_overflow(self, stats: GradientStats) -> None:
         if self.recovery is not None:
-            loss, norm = self._losses.so_far(), stats.total_norm
+            loss, norm = self.losses.so_far(), stats.total_norm
             self.recovery.judge(self.optimizer, self.steps, loss, norm, scaled=True, dropped=True)
 
     # -- the handle's ------------------------------------------------------------------------
@@ -503,6 +564,7 @@ class Engine:
     def close(self) -> None:
         """Deliver what is under way, and end."""
         self.abandon()
+        self.journal.spent(self.seconds)
         if self.recovery is not None:
             self.recovery.close()
         self.origins.end()

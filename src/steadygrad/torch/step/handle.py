@@ -222,7 +222,8 @@ class Steady(Handle):
         Args:
             value: unscaled, a number or a tensor of one element; kept without its graph.
         """
-        self._engine.tell_loss(value.detach() if isinstance(value, torch.Tensor) else value)
+        value = value.detach() if isinstance(value, torch.Tensor) else value
+        self._engine.losses.tell(value)
 
     def hear_losses(self) -> None:
         """From now on, know the losses on which `backward` is called without being told."""

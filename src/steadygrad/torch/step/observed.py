@@ -7,10 +7,8 @@ is recorded as if a policy had done it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,14 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.clip_calls.readings import GradientReading
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
-from steadygrad.torch.gradients.outcome import Applied, StepOutcome, compare, is_broken, unit_of
+from steadygrad.torch.gradients.outcome import (
+    Applied,
+    Passed,
+    StepOutcome,
+    compare,
+    is_broken,
+    unit_of,
+)
 from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.vocabulary import OnNonfinite
 
@@ -37,6 +42,8 @@ class ObservingClipper(Clipper):
         on_nonfinite: what to do with gradients that hold NaN or inf.
         reading_of: gives what gradients were before the script's calls; None where it made none.
         stepping: told of every step's number and gradients, after its figures were taken.
+        quietly: see `Clipper.passes`; `stepping` is not told of what goes by. None where nothing
+            may.
     """
 
     def __init__(
@@ -44,10 +51,14 @@ class ObservingClipper(Clipper):
         on_nonfinite: OnNonfinite,
         reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
         stepping: Callable[[int, GradientBatch], None] = _say_nothing,
+        quietly: Callable[[int, list[torch.Tensor]], Passed | None] | None = None,
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
         self._stepping = stepping
+        if quietly is not None:
+            self.only_looks = on_nonfinite == "propagate"
+            self.passes = quietly  # type: ignore[method-assign]  # one call less a step
 
     def process(
         self,
@@ -132,7 +143,7 @@ def summed_up(reading: GradientReading, batch: GradientBatch) -> StepOutcome:
         norm_type=norm_type,
         own=reading.own,
     )
-    if not reading.uneven and _is_usual(stats.total_norm, reading.factor):
+    if reading.is_usual:
         applied = Applied(reading.factor, 1.0, reading.factor != 1.0)
         return StepOutcome(stats, reading.threshold, applied)
     with np.errstate(all="ignore"):  # not finite, or lost in a clamp: NaN says so
@@ -140,9 +151,3 @@ def summed_up(reading: GradientReading, batch: GradientBatch) -> StepOutcome:
         changed = namespace(norms).any(reading.left != norms)
         applied = compare(stats, reading.left / unit, reading.dots / unit / unit, changed)
     return StepOutcome(stats, reading.threshold, applied)
-
-
-def _is_usual(total_norm: Any, factor: Any) -> bool:
-    """Whether one factor on the host says all: nothing broken, nothing lost."""
-    both_floats = isinstance(total_norm, float) and isinstance(factor, float)
-    return both_floats and math.isfinite(total_norm) and factor > 0
