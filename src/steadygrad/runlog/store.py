@@ -44,7 +44,8 @@ from steadygrad.runlog.schema import (
     chunks_table,
 )
 
-FRESH_LEVEL, CHUNK_LEVEL = 1, 6
+FRESH_LEVEL, CHUNK_LEVEL = 0, 6
+"""How hard zlib tries; a fresh chunk is soon replaced, and so is not compressed."""
 MAX_CHUNK_ROWS = 256
 MAX_CHUNK_BYTES = 8 << 20
 MAX_LAYOUTS = 256

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from steadygrad.kernels import native
-from steadygrad.runlog.items import StepItem
+from steadygrad.runlog.items import SealedStep, StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.run import Floats
 from steadygrad.runlog.writer import RunWriter
@@ -61,7 +63,7 @@ class Journal:
         self.announced: tuple[TensorInfo, ...] | None = None
         self._recorder = None if run is None else OptimizerRecorder(run, facts)
         self._outbox = Outbox()
-        self._last: StepRecord | MeasuredStep | None = None
+        self._last: StepRecord | SealedStep | None = None
         self._index = index
         self._seconds = 0.0
         self._ranks: RankLog | None = None
@@ -71,7 +73,7 @@ class Journal:
     def last(self) -> StepRecord | None:
         """The last step's record; waits for figures on a device. None before the first step."""
         self._empty()
-        if isinstance(self._last, MeasuredStep):
+        if isinstance(self._last, SealedStep):
             self._last = self._last.opened().record
         return self._last
 
@@ -149,6 +151,9 @@ class Journal:
             present: places of the parameters with a gradient; None for all.
         """
         facts = (step, outcome, loss, lr, loss_scale, self._index)
+        if self.takes_sealed and isinstance(outcome.stats.total_norm, float):
+            self._seal(step, outcome, loss, lr, loss_scale, present)
+            return
         if isinstance(outcome.stats.total_norm, torch.Tensor):
             self._outbox.send(*begun_record(*facts), outcome.stats, present)
             self._empty(wait=False)
@@ -169,20 +174,46 @@ class Journal:
             loss: as `file` has it.
             lr: as `file` has it.
         """
-        recorder = self._recorder
-        assert recorder is not None
+        assert self._recorder is not None
         value = loss if type(loss) is float else number(loss)
         rate = lr if type(lr) is float else number(lr)
-        ids, told = recorder.ids, loss is not None
+        ids, told = self._recorder.ids, loss is not None
         measured = MeasuredStep(
             step, time.time(), value, told, rate, self._index, ids, figures, passed
         )
-        self._last = measured
+        self._hand_over(measured, len(ids), step, native.total_of(figures), value, told)
+
+    def _seal(
+        self,
+        step: int,
+        outcome: StepOutcome,
+        loss: Any,
+        lr: Any,
+        loss_scale: torch.Tensor | None,
+        present: list[int] | None,
+    ) -> None:
+        """Take a finished step whose figures are NumPy's; its record is made in the thread."""
+        assert self._recorder is not None
+        value = loss if loss is None or type(loss) is float else number(loss)
+        rate = lr if type(lr) is float else number(lr)
+        scale = None if loss_scale is None else number(loss_scale)
+        ids = self._recorder.ids if present is None else self._recorder.ids[present]
+        decided = DecidedStep(time.time(), ids, step, outcome, value, rate, scale, self._index)
+        norm = outcome.stats.total_norm
+        known = math.nan if value is None else value
+        self._hand_over(decided, len(ids), step, cast("float", norm), known, loss is not None)
+
+    def _hand_over(
+        self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, told: bool
+    ) -> None:
+        recorder = self._recorder
+        assert recorder is not None
+        self._last = sealed
         writer = recorder.writer
         # a loss that is NaN is an event of its own
-        if value != value or not writer.hand_over_sealed(measured, len(ids)):
-            writer.hand_over(measured.opened())
-        recorder.sampler.notice(step, native.total_of(figures), value)
+        if (told and loss != loss) or not writer.hand_over_sealed(sealed, tensors):
+            writer.hand_over(sealed.opened())
+        recorder.sampler.notice(step, norm, loss)
 
     def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""
@@ -247,10 +278,32 @@ def hand_over(
         present: places in the optimizer's order of the tensors measured; None for all.
     """
     ids = recorder.ids if present is None else recorder.ids[present]
-    figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
-    of_numpy = cast("tuple[Floats, Floats, Floats, Floats]", figures)
-    recorder.writer.hand_over(StepItem(record, record.time, ids, *of_numpy))
+    recorder.writer.hand_over(StepItem(record, record.time, ids, *_figures_of(stats)))
     recorder.sampler.notice(record.step, record.norm, record.loss)
+
+
+def _figures_of(stats: GradientStats) -> tuple[Floats, Floats, Floats, Floats]:
+    figures = (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)
+    return cast("tuple[Floats, Floats, Floats, Floats]", figures)
+
+
+class DecidedStep(SealedStep):
+    """A step at which a policy decided, with figures in NumPy.
+
+    Args:
+        when: seconds since the Unix epoch.
+        tensor_ids: numbers of the tensors in the run file.
+        facts: as `record_of` takes them.
+    """
+
+    __slots__ = ("_facts", "_tensor_ids", "_when")
+
+    def __init__(self, when: float, tensor_ids: NDArray[np.int64], *facts: Any) -> None:
+        self._when, self._tensor_ids, self._facts = when, tensor_ids, facts
+
+    def opened(self) -> StepItem:
+        record = record_of(*self._facts, when=self._when)
+        return StepItem(record, self._when, self._tensor_ids, *_figures_of(self._facts[1].stats))
 
 
 def record_of(
@@ -260,6 +313,7 @@ def record_of(
     lr: object,
     loss_scale: object = None,
     optimizer: int = 0,
+    when: float | None = None,
 ) -> StepRecord:
     """The record of a step whose figures are read here.
 
@@ -270,6 +324,7 @@ def record_of(
         lr: the learning rate, likewise.
         loss_scale: the factor that its gradients carried; None for none.
         optimizer: number of the optimizer within the run.
+        when: seconds since the Unix epoch; None for now.
 
     Returns:
         The record, of plain numbers.
@@ -277,7 +332,7 @@ def record_of(
     applied, norm = outcome.applied, float(outcome.stats.total_norm)
     return StepRecord(
         step,
-        time.time(),
+        time.time() if when is None else when,
         loss if type(loss) is float else number(loss),
         norm,
         float(outcome.threshold),

@@ -48,7 +48,7 @@ from steadygrad.torch.step.trial import skipping_of
 from steadygrad.vocabulary import OnNonfinite
 
 SPENT_EVERY = 16
-"""Steps after which the run file is told what was spent on those that were only looked at."""
+"""Steps after which the run file is told what was spent on them."""
 
 _GRAD = attrgetter("grad")
 
@@ -393,7 +393,8 @@ class Engine:
         self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, present)
         self.steps += 1
         self.seconds += time.perf_counter() - started
-        self.journal.spent(self.seconds)
+        if self.steps % SPENT_EVERY == 0:
+            self.journal.spent(self.seconds)
 
     def _scale(self, grads: Sequence[torch.Tensor], coef: object) -> None:
         optimizer = self.optimizer

@@ -1,0 +1,94 @@
+"""A step at which nothing is decided goes a shorter way than others, and is recorded alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from steadygrad.kernels import native
+from steadygrad.torch.step.engine import Engine
+
+Train = Callable[[nn.Module, torch.optim.Optimizer, int], None]
+
+
+def _plain(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    (model(torch.randn(8, 3)) - 1).square().mean().backward()
+    optimizer.step()
+
+
+def _clipping(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    (model(torch.randn(8, 3)) - 1).square().mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.5 if step % 2 else 50.0)
+    optimizer.step()
+
+
+def _odd(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Steps of all kinds: some without a gradient or a loss, with NaN, inf, or clipped by value."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 3)) - 1).square().mean()
+    (loss * float("nan") if step == 7 else loss).backward()
+    first = next(model.parameters())
+    if step == 9:
+        first.grad = None
+    elif step == 11:
+        first.grad[0, 0] = float("inf")
+    elif step == 13:
+        nn.utils.clip_grad_value_(model.parameters(), 0.01)
+    elif step == 15:
+        nn.utils.clip_grad_norm_([first], 0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01) if step == 17 else 0.01 / (step + 1)
+    optimizer.step()
+    if step in (7, 11):
+        nn.init.constant_(model[0].weight, 0.1)
+        for p in model.parameters():
+            p.data.nan_to_num_(0.1, 0.1, 0.1)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+@pytest.mark.parametrize(("train", "short"), [(_plain, 24), (_clipping, 24), (_odd, 18)])
+def test_both_ways_give_the_same_record(
+    train: Train, short: int, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, bool]] = []
+    look = Engine._look
+
+    def counted(engine: Engine, optimizer: torch.optim.Optimizer) -> bool:
+        taken.append((engine.index, look(engine, optimizer)))
+        return taken[-1][1]
+
+    monkeypatch.setattr(Engine, "_look", counted)
+    observation = observe()
+    for index in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        for step in range(24):
+            train(model, optimizer, step)
+            if index:
+                optimizer._steadygrad._engine.clipper.only_looks = False
+    run = observation.run()
+    assert sum(went for index, went in taken if index == 0) >= short - 1  # the first is announced
+    assert sum(went for index, went in taken if index == 1) == 0
+    one, other = (run.steps[run.steps.optimizer == index] for index in (0, 1))
+    assert len(one) == len(other) == 24
+    for column in set(one.dtype.names) - {"time", "optimizer"}:
+        np.testing.assert_array_equal(one[column], other[column], column)
+    for figures in (run.tensor_norms, run.tensor_max_abs, run.tensor_nonfinite, run.tensor_zeros):
+        halves = figures[run.steps.optimizer == 0], figures[run.steps.optimizer == 1]
+        np.testing.assert_array_equal(halves[0][:, :4], halves[1][:, 4:])
+    calls: list[list[str]] = [[], []]  # but the first, which counts the other's backward passes
+    for event in run.events:
+        if event.kind == "script_clip" and event.step:
+            data = dict(event.data)
+            calls[data.pop("optimizer")].append(str((event.step, data)))
+    assert calls[0] == calls[1]
