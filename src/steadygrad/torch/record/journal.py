@@ -302,7 +302,7 @@ class DecidedStep(SealedStep):
         self._when, self._tensor_ids, self._facts = when, tensor_ids, facts
 
     def opened(self) -> StepItem:
-        record = record_of(*self._facts, when=self._when)
+        record = record_of(*self._facts, self._when)
         return StepItem(record, self._when, self._tensor_ids, *_figures_of(self._facts[1].stats))
 
 
