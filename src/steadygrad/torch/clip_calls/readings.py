@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,8 +109,8 @@ class GradientReading:
     def holds(self, params: Sequence[torch.Tensor]) -> bool:
         """Whether nothing has touched these parameters' gradients, all of the reading's."""
         grads = list(map(_GRAD, params))
-        alive = all(ref() is grad for ref, grad in zip(self._grads, grads, strict=False))
-        same = alive and len(grads) == len(self._grads)
+        read = [ref() for ref in self._grads]
+        same = len(grads) == len(read) and all(map(is_, read, grads))
         return same and self._versions == list(map(_VERSION, grads))
 
     def holds_one(self, place: int, parameter: torch.Tensor) -> bool:
