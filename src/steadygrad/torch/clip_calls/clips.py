@@ -330,16 +330,16 @@ class ClipLog:
 
     def begin(self, parameters: Sequence[torch.Tensor]) -> None:
         """Follow these from here on: what is known under their ids was of others before them."""
-        now, ids = self._backwards(), list(map(id, parameters))
+        now, ids = self.backwards(), list(map(id, parameters))
         self._drop(set(ids))
         self.waiting = [call for call in self.waiting if call.ids.isdisjoint(ids)]
-        for clock in self._clocks.of(ids):
+        for clock in self.clocks.of(ids):
             clock.stepped_at(now)
             clock.stepped, clock.clip = False, -1
 
     def forget(self) -> None:
         """Let go of all that was read."""
-        self._readings, self.waiting, self._clocks = [], [], Clocks()
+        self.readings, self.waiting, self.clocks = [], [], Clocks()
 
     def _drop(self, own: set[int]) -> None:
         # ids may be used again: what is known of a gradient does not outlive its step
