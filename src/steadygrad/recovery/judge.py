@@ -203,8 +203,9 @@ class Judge:
             self.leave_out -= 1
             return StepVerdict(Act.LEAVE_OUT)
         trigger = self._watch.trigger(reading)
-        if not trigger and self._is_regretted(reading.step, regrets):
-            trigger = DIVERGED
+        if trigger in ("", DIVERGED):
+            regretted = self._is_regretted(reading.step, regrets)
+            trigger = trigger if regretted is None else DIVERGED if regretted else ""
         if not trigger and self._is_too_hot(reading, gone):
             trigger = TOO_HOT
         if not trigger:
@@ -294,17 +295,18 @@ class Judge:
         self._watch.forget()  # what later steps are compared with is to be of the lower rate
         return True
 
-    def _is_regretted(self, step: int, regrets: Regrets) -> bool:
+    def _is_regretted(self, step: int, regrets: Regrets) -> bool | None:
         """Whether the weights are to blame for a loss that has fallen back.
 
         The data may have become harder, a reward larger, a schedule hotter as it was meant to: on
-        the same batch, earlier weights then do no better.
+        the same batch, earlier weights then do no better. None where nobody can tell.
         """
         fall = self._watch.fall() if self.ladder.rollback else None
         if fall is None:
             self._regretted = self._denied = 0
-            return False
-        if regrets(self._further_back(step, self._divergence), fall):
+            return None
+        better = regrets(self._further_back(step, self._divergence), fall)
+        if better:
             self._regretted += 1
         else:
             self._regretted = 0
@@ -312,7 +314,7 @@ class Judge:
         if self._denied >= DENIALS:
             self._watch.settle()
             self._denied = 0
-        return self._regretted >= REGRETS
+        return None if better is None else self._regretted >= REGRETS
 
     def _struck(self, reading: Reading, trigger: str, displaced: Displaced) -> StepVerdict:
         times = len(self._in_a_row)

@@ -246,17 +246,17 @@ class Recovering:
         weights, params = last.content.weights, parameters_of(optimizer)
         far = self.snapshots.displacement.ratio(weights, params, reading.step - last.step)
         losses = self.again.losses(weights)
-        gain = math.nan
+        answer = -1  # not to be told
         if losses is not None:
             now, then = losses
             unit = now / reading.loss if reading.loss else 1.0  # a loss scale, or parts of a loss
             gain = (now - then) / unit if unit > 0 else math.nan
-        better = gain >= fall.lost / 2 and (fall.over_start or (far or 0.0) > FACTOR)
+            answer = gain >= fall.lost / 2 and (fall.over_start or (far or 0.0) > FACTOR)
         if is_job():
-            better = bool(smallest(int(better), params[0].device))
-        if better:
+            answer = smallest(int(answer), params[0].device)
+        if answer > 0:
             self._too_far = max(far or 1.0, 2.0)
-        return better
+        return None if answer < 0 else bool(answer)
 
     def _nature(
         self, optimizer: torch.optim.Optimizer, verdict: StepVerdict
