@@ -597,6 +597,20 @@ BREAKS = [
         "docs/test_security.py",
     ),
     Break(
+        "recovery: young",
+        "recovery/triggers.py",
+        "return max(1.0, self._ladder.window / self._accepted) ** 2",
+        "return 1.0",
+        "unit/recovery/test_judge.py::test_what_a_young_training_has_not_seen_yet_is_no_spike",
+    ),
+    Break(
+        "recovery: young",
+        "recovery/judge.py",
+        'trigger = trigger if regretted is None else DIVERGED if regretted else ""',
+        "trigger = DIVERGED if regretted else trigger",
+        "unit/recovery/test_judge.py::test_what_a_young_training_has_not_seen_yet_is_no_spike",
+    ),
+    Break(
         "recovery: too hot",
         "recovery/beginning.py",
         "if times is None or not times > FAR:",
