@@ -134,6 +134,15 @@ PARTICULAR = {
 """Optimizers that need a closure, matrices or sparse gradients."""
 
 
+def test_every_optimizer_of_torch_is_restored_in_a_test() -> None:
+    kinds = {
+        name
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    assert kinds - {"Optimizer"} <= OPTIMIZERS.keys() | PARTICULAR.keys()
+
+
 @pytest.mark.parametrize("name", PARTICULAR)
 def test_a_particular_optimizer_is_restored_as_well(name: str, tmp_path: Path) -> None:
     def begun(folder: str) -> tuple[torch.nn.Module, torch.optim.Optimizer, sg.Steady]:
