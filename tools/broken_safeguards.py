@@ -608,7 +608,7 @@ BREAKS = [
         "recovery/judge.py",
         'trigger = trigger if regretted is None else DIVERGED if regretted else ""',
         "trigger = DIVERGED if regretted else trigger",
-        "unit/recovery/test_judge.py::test_what_a_young_training_has_not_seen_yet_is_no_spike",
+        "unit/recovery/test_judge.py::test_a_divergence_that_a_replay_denies_is_none",
     ),
     Break(
         "recovery: too hot",

@@ -99,24 +99,25 @@ def test_healthy_curves_are_left_alone() -> None:
             assert judge.judge(Reading(step, loss, norm)).act is Act.NONE, (seed, step)
 
 
-def rewarded(regrets: bool | None) -> list[str]:
-    """What strikes a training whose first rewards come at step 24, and lift its losses for good."""
+def lifted(since: int, loss: float, norm: float, regrets: bool | None) -> list[str]:
+    """What strikes a training whose losses and norms are so many times larger from a step on."""
     judge, draws = Judge(parse_ladder("auto")), np.random.default_rng(0)
     triggers = []
     for step in range(160):
-        scale = 1.0 if step < 24 else 8.0 + 0.2 * (step - 24)
-        loss, norm = (0.4 * scale * math.exp(0.1 * draws.normal()) for _ in range(2))
-        verdict = judge.judge(Reading(step, loss, norm), regrets=lambda until, fall: regrets)
+        times = (loss, norm) if step >= since else (1.0, 1.0)
+        values = (0.4 * each * math.exp(0.1 * draws.normal()) for each in times)
+        verdict = judge.judge(Reading(step, *values), regrets=lambda until, fall: regrets)
         triggers += [verdict.trigger] if verdict.trigger else []
     return triggers
 
 
 def test_what_a_young_training_has_not_seen_yet_is_no_spike() -> None:
-    assert rewarded(False) == []
+    assert lifted(24, 8.0, 8.0, False) == []
 
 
 def test_a_divergence_that_a_replay_denies_is_none() -> None:
-    assert set(rewarded(None)) == {"sustained divergence"}
+    assert lifted(80, 3.0, 16.0, False) == []
+    assert set(lifted(80, 3.0, 16.0, None)) == {"sustained divergence"}
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(2.0, 0.0), (math.nan, 1.0), (math.nan, 0.0)])
