@@ -599,7 +599,7 @@ BREAKS = [
     Break(
         "recovery: young",
         "recovery/triggers.py",
-        "return max(1.0, self._ladder.window / self._accepted) ** 2",
+        "return max(1.0, grown / self._accepted) ** 2",
         "return 1.0",
         "unit/recovery/test_judge.py::test_what_a_young_training_has_not_seen_yet_is_no_spike",
     ),

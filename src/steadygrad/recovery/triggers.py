@@ -225,20 +225,20 @@ class StepWatch:
         of_norm = self._norm_limit(logs) if logs.size >= ENOUGH else math.inf
         return of_loss, of_norm
 
-    @property
-    def _youth(self) -> float:
-        """By how much more a value must stand out as long as there is no whole window of steps.
+    def _youth(self, grown: int) -> float:
+        """By how much more a value must stand out as long as so many steps were not taken.
 
         First rewards, or another player that begins to learn, lift losses and norms for good.
         """
-        return max(1.0, self._ladder.window / self._accepted) ** 2
+        return max(1.0, grown / self._accepted) ** 2
 
     def _loss_limit(self, losses: robust.Floats) -> float:
         if self._ladder.rule == "olmo":
             return float(losses.mean() + self._ladder.sigma * losses.std(ddof=1))
-        sigma = self._ladder.sigma * self._youth
+        youth = self._youth(self._ladder.window)
+        sigma = self._ladder.sigma * youth
         middle = robust.median(losses)
-        undone = 0.5 * self._youth * max(abs(middle), robust.median(self._first) - middle)
+        undone = 0.5 * youth * max(abs(middle), robust.median(self._first) - middle)
         limit = max(middle + max(sigma * robust.spread(losses), undone), float(losses.max()))
         if losses.min() <= 0:
             return limit
@@ -252,8 +252,9 @@ class StepWatch:
         if self._ladder.rule == "olmo":
             norms = np.exp(logs)
             return _log(float(norms.mean() + sigma * norms.std(ddof=1)))
-        over = max(math.log(RATIO * self._youth), sigma * self._youth * robust.spread(logs))
-        usual = float(np.quantile(self._levels, 0.9)) + math.log(3 * self._youth)
+        youth = self._youth(2 * ENOUGH)
+        over = max(math.log(RATIO * youth), sigma * youth * robust.spread(logs))
+        usual = float(np.quantile(self._levels, 0.9)) + math.log(3 * youth)
         return max(robust.median(logs) + over, usual, float(logs.max()))
 
     def _diverges(self) -> bool:

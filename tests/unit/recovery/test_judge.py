@@ -99,9 +99,11 @@ def test_healthy_curves_are_left_alone() -> None:
             assert judge.judge(Reading(step, loss, norm)).act is Act.NONE, (seed, step)
 
 
-def lifted(since: int, loss: float, norm: float, regrets: bool | None) -> list[str]:
+def lifted(
+    since: int, loss: float, norm: float, regrets: bool | None, spec: str = "auto"
+) -> list[str]:
     """What strikes a training whose losses and norms are so many times larger from a step on."""
-    judge, draws = Judge(parse_ladder("auto")), np.random.default_rng(0)
+    judge, draws = Judge(parse_ladder(spec)), np.random.default_rng(0)
     triggers = []
     for step in range(160):
         times = (loss, norm) if step >= since else (1.0, 1.0)
@@ -112,12 +114,13 @@ def lifted(since: int, loss: float, norm: float, regrets: bool | None) -> list[s
 
 
 def test_what_a_young_training_has_not_seen_yet_is_no_spike() -> None:
-    assert lifted(24, 8.0, 8.0, False) == []
+    assert lifted(24, 8.0, 1.0, False) == lifted(24, 1.0, 20.0, False) == []
 
 
 def test_a_divergence_that_a_replay_denies_is_none() -> None:
-    assert lifted(80, 3.0, 16.0, False) == []
-    assert set(lifted(80, 3.0, 16.0, None)) == {"sustained divergence"}
+    no_spikes = "auto+spike:sigma=40"
+    assert lifted(80, 3.0, 16.0, False, no_spikes) == []
+    assert set(lifted(80, 3.0, 16.0, None, no_spikes)) == {"sustained divergence"}
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(2.0, 0.0), (math.nan, 1.0), (math.nan, 0.0)])
