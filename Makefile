@@ -66,7 +66,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(VENV)/.dev
 	CFLAGS="$(SANITIZERS) -g -O1" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py --quiet build_ext --inplace --force
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 1800 tests/unit/kernels/test_native.py tests/conformance/test_kernel_forms.py; \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider --timeout 1800 tests/unit/kernels/test_native.py tests/unit/kernels/test_sums.py tests/conformance/test_kernel_forms.py; \
 	  status=$$?; $(BIN)/python setup.py --quiet build_ext --inplace --force && exit $$status
 
 docs: $(VENV)/.docs
