@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import sys
 import types
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 
 Original = TypeVar("Original")
@@ -48,6 +50,12 @@ _OPAQUE = (
     types.BuiltinFunctionType,
     str,
     bytes,
+)
+_SOURCES_OF_NUMBERS = (
+    torch.Generator,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
 )
 _DEEPEST = 3
 """How far an optimizer is looked for: behind an attribute, in a container, in an object there."""
@@ -135,10 +143,10 @@ class Rebuilding:
         self._note(original, second)
         for key, value in vars(original).items():
             if key == "param_groups":
-                second.__dict__[key] = self._once(value, self._groups)
+                second.__dict__[key] = self._once(value, self._groups_of_its_own)
             elif key == "state":
                 second.__dict__[key] = self._once(value, self._state)
-            elif key in HOOKS or key == "defaults":
+            elif key in HOOKS:
                 second.__dict__[key] = value
             else:
                 second.__dict__[key] = self._value(value, 0)
@@ -146,6 +154,15 @@ class Rebuilding:
         second.__dict__[STAND_IN] = True
         second.__dict__["step"] = functools.partial(self._bare_step, second)
         return second
+
+    def _groups_of_its_own(self, originals: list[dict[str, object]]) -> list[dict[str, object]]:
+        """The groups; what a step writes into one, such as a list of step sizes, is another's."""
+        groups = self._groups(originals)
+        for group in groups:
+            if id(group) not in self._built:  # of a wrapper and its inner optimizer, both
+                self._note(group, group)
+                group.update((k, self._value(v, 1)) for k, v in group.items() if k != "params")
+        return groups
 
     def _once(self, original: Original, build: Callable[[Original], Original]) -> Original:
         if id(original) not in self._built:
@@ -163,6 +180,8 @@ class Rebuilding:
             return self.optimizer(value)
         if id(value) in self._built:
             return self._built[id(value)]
+        if isinstance(value, _SOURCES_OF_NUMBERS):
+            return self._once(value, _same_source)
         if isinstance(value, types.MethodType):
             owner = value.__self__
             if not isinstance(owner, torch.optim.Optimizer):
@@ -183,15 +202,47 @@ class Rebuilding:
             self._note(value, second)
             second.update((key, self._value(each, depth)) for key, each in value.items())
             return second
-        if type(value) in (list, tuple):
-            return type(value)(self._value(each, depth) for each in value)
-        if getattr(value, "__dict__", None) and _search_finds(value):
+        if type(value) is tuple:
+            return tuple(self._value(each, depth) for each in value)
+        if type(value) in (list, deque):
+            row = copy.copy(value)
+            self._note(value, row)
+            row.clear()
+            row.extend([self._value(each, depth) for each in value])
+            return row
+        if isinstance(value, (set, bytearray, np.ndarray)):
+            return self._once(value, copy.copy)
+        if getattr(value, "__dict__", None) and (_search_finds(value) or _may_be_copied(value)):
+            return self._object(value, depth)
+        return value
+
+    def _object(self, value: object, depth: int) -> object:
+        """A helper of an optimizer, such as a schedule that its steps move on."""
+        try:
             second = copy.copy(value)
+        except Exception:  # it cannot be copied: both have it
+            return value
+        if second is not value:
             self._note(value, second)
             for key, each in vars(value).items():
                 second.__dict__[key] = self._value(each, depth)
-            return second
-        return value
+        return second
+
+
+def _may_be_copied(value: object) -> bool:
+    """Whether a second one may come and go: it holds no file, lock, thread or the like."""
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    return not hasattr(kind, "__del__") and library not in sys.stdlib_module_names
+
+
+def _same_source(source: Any) -> Any:
+    """A second generator of random numbers in the same state."""
+    if not isinstance(source, torch.Generator):
+        return copy.deepcopy(source)
+    second = torch.Generator(source.device)
+    second.set_state(source.get_state())
+    return second
 
 
 def without_parameters(groups: list[dict[str, object]]) -> list[dict[str, object]]:

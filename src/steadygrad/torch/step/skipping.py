@@ -65,7 +65,7 @@ def by_taking_gradients(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[torch.optim.Optimizer, PutBack]:
     """The optimizer itself, its gradients taken away until after the step."""
-    return optimizer, _replace_gradients(optimizer, lambda grad: None)
+    return optimizer, _replace_gradients(optimizer, lambda parameter, grad: None)
 
 
 def by_putting_back(
@@ -120,7 +120,15 @@ def keep_random_states(optimizer: torch.optim.Optimizer) -> PutBack:
 
 def zero_gradients(optimizer: torch.optim.Optimizer) -> PutBack:
     """Zeros in the place of the gradients, which stay as they are until they are put back."""
-    return _replace_gradients(optimizer, torch.zeros_like)
+    return _replace_gradients(optimizer, _zero)
+
+
+def _zero(parameter: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """A gradient of 0; with a graph where the one that was there has one, as for second orders."""
+    if grad.grad_fn is None:
+        return torch.zeros_like(grad)
+    with torch.enable_grad():
+        return parameter * 0.0
 
 
 STOCK = Skipping(by_shadow, gradients_read_last=True)
@@ -144,12 +152,13 @@ def raw_step(optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) 
 
 
 def _replace_gradients(
-    optimizer: torch.optim.Optimizer, other: Callable[[torch.Tensor], torch.Tensor | None]
+    optimizer: torch.optim.Optimizer,
+    other: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
 ) -> PutBack:
     # from the parameter to what stood there: a step may call zero_grad itself
     taken = [(p, p.grad) for p in _parameters(optimizer) if p.grad is not None]
     for parameter, grad in taken:
-        parameter.grad = other(grad)
+        parameter.grad = other(parameter, grad)
 
     def put_back() -> None:
         for parameter, grad in taken:

@@ -81,8 +81,8 @@ MAKERS |= {
 
 
 OFTEN_USED = (
-    *("AdaBelief", "Adai", "Apollo", "Kate", "Lamb", "Lion", "MADGRAD", "Prodigy", "Ranger"),
-    *("SGDP", "SOAP", "ScalableShampoo", "StableAdamW", "Tiger"),
+    *("AdaBelief", "Apollo", "Lamb", "Prodigy", "Ranger", "SOAP", "ScalableShampoo"),
+    "StableAdamW",
 )
 WRAPPERS = (
     "SAM",

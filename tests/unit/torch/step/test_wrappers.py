@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import random
+from collections import deque
 
 import pytest
 import torch
@@ -108,6 +110,46 @@ class Lookahead(torch.optim.Optimizer):
             for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
                 slow.lerp_(p, 0.5)
                 p.copy_(slow)
+        return loss
+
+
+class Plan:
+    """A schedule that an optimizer moves on by itself."""
+
+    def __init__(self):
+        self.count = 0
+
+    def rate(self):
+        self.count += 1
+        return 1.0 / self.count
+
+
+class Remembers(torch.optim.Optimizer):
+    """Keeps what its steps write in its groups, in a helper, in a queue, and in random numbers.
+
+    As RAdam does in several packages, it looks step sizes up that an earlier step has written.
+    """
+
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, {"lr": lr, "buffer": [[None, None] for _ in range(10)]})
+        self.plan, self.random, self.rates = Plan(), random.Random(3), deque(maxlen=2)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        rate = self.plan.rate()
+        self.rates.append(rate * (1 + self.random.random()))
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                state["step"] = state.get("step", 0) + 1
+                row = group["buffer"][state["step"] % 10]
+                if row[0] != state["step"]:
+                    row[:] = state["step"], group["lr"]
+                p.sub_(p.grad, alpha=row[1] * sum(self.rates))
         return loss
 
 
@@ -230,6 +272,21 @@ def test_attaching_and_its_trial_change_nothing(training):
     assert same_bits(grads, [p.grad for p in t.model.parameters()])
     assert torch.equal(random, torch.get_rng_state())
     assert t.optimizer.count.item() == 1
+
+
+def test_what_an_optimizer_keeps_beside_its_state_is_not_written_by_a_trial_or_a_skip(training):
+    def ends(factors, clip=None):
+        t = training(lambda m: Remembers(m.parameters()))
+        steady = sg.attach(t.optimizer, clip=clip) if clip else None
+        for factor in factors:
+            t.step(factor)
+            assert math.isfinite(factor) or steady.last.action == "skip"
+        return all_of(t)
+
+    plain = ends([1.0] * 8)
+    assert same_bits(ends([1.0] * 8, "norm:1e9"), plain)
+    broken = [math.nan, *[1.0] * 4, math.inf, *[1.0] * 4]
+    assert same_bits(ends(broken, "norm:1e9"), plain)
 
 
 def test_a_sam_that_is_never_stepped_itself_is_told_what_to_attach_to(training):
