@@ -374,7 +374,7 @@ class Engine:
         if verdict.lr_factor < 1.0 and self.step is not None:
             self.step.slow_down(self.optimizer, verdict.lr_factor)
         applied, norm = outcome.applied, float(outcome.stats.total_norm)
-        coef = float(applied.coef) if applied.coef.ndim == 0 else 1.0
+        coef = float(applied.coef) if np.ndim(applied.coef) == 0 else 1.0
         if norm * coef <= verdict.cap:
             return outcome
         recovery.shrunk(self.steps, verdict)

@@ -7,6 +7,7 @@ attribute of their own. Whatever is done to the outer one must reach the inner o
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import random
 import sys
@@ -51,7 +52,7 @@ _OPAQUE = (
     str,
     bytes,
 )
-_SOURCES_OF_NUMBERS = (
+SOURCES_OF_NUMBERS = (
     torch.Generator,
     random.Random,
     np.random.Generator,
@@ -180,7 +181,7 @@ class Rebuilding:
             return self.optimizer(value)
         if id(value) in self._built:
             return self._built[id(value)]
-        if isinstance(value, _SOURCES_OF_NUMBERS):
+        if isinstance(value, SOURCES_OF_NUMBERS):
             return self._once(value, _same_source)
         if isinstance(value, types.MethodType):
             owner = value.__self__
@@ -212,7 +213,7 @@ class Rebuilding:
             return row
         if isinstance(value, (set, bytearray, np.ndarray)):
             return self._once(value, copy.copy)
-        if getattr(value, "__dict__", None) and (_search_finds(value) or _may_be_copied(value)):
+        if getattr(value, "__dict__", None) and (_search_finds(value) or is_helper(value)):
             return self._object(value, depth)
         return value
 
@@ -229,11 +230,45 @@ class Rebuilding:
         return second
 
 
-def _may_be_copied(value: object) -> bool:
-    """Whether a second one may come and go: it holds no file, lock, thread or the like."""
+def is_helper(value: object) -> bool:
+    """Whether this is an object of an optimizer's own, such as a schedule, that steps may write to.
+
+    It holds no file, lock, thread or the like, so that a second one may come and go.
+
+    Example:
+        >>> class Schedule:
+        ...     count = 0
+        >>> plan = Schedule()
+        >>> plan.count += 1
+        >>> is_helper(plan), is_helper(torch.nn.Linear(1, 1)), is_helper(sys)
+        (True, False, False)
+    """
     kind = type(value)
-    library = kind.__module__.partition(".")[0]
-    return not hasattr(kind, "__del__") and library not in sys.stdlib_module_names
+    foreign = kind.__module__.partition(".")[0] in sys.stdlib_module_names
+    known = isinstance(value, (*_OPAQUE, torch.optim.Optimizer, enum.Enum))
+    has_parts = bool(getattr(value, "__dict__", None))
+    return has_parts and not (known or foreign or hasattr(kind, "__del__"))
+
+
+def source_state(source: Any) -> Any:
+    """The state of a generator of random numbers, nothing of which it changes later."""
+    if isinstance(source, torch.Generator):
+        return source.get_state()
+    if isinstance(source, random.Random):
+        return source.getstate()
+    if isinstance(source, np.random.RandomState):
+        return source.get_state()
+    return copy.deepcopy(source.bit_generator.state)
+
+
+def set_source_state(source: Any, state: Any) -> None:
+    """Put a generator back where `source_state` found it."""
+    if isinstance(source, random.Random):
+        source.setstate(state)
+    elif isinstance(source, (torch.Generator, np.random.RandomState)):
+        source.set_state(state)
+    else:
+        source.bit_generator.state = state
 
 
 def _same_source(source: Any) -> Any:

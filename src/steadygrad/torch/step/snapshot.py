@@ -10,7 +10,20 @@ import numpy as np
 import torch
 
 from steadygrad.torch.gradients.pieces import local
-from steadygrad.torch.step.inner import HOOKS, inner_optimizers
+from steadygrad.torch.step.inner import (
+    HOOKS,
+    SOURCES_OF_NUMBERS,
+    inner_optimizers,
+    is_helper,
+    set_source_state,
+    source_state,
+)
+
+HELPERS_WITHIN = 2
+"""How deep in an optimizer's attributes its helpers are looked for: in a group, in a list there."""
+
+MOST_IN_HELPERS = 4096
+"""Elements of what a helper holds; more than that is data, which no step writes."""
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 
@@ -95,25 +108,39 @@ class Snapshot:
             for optimizer, attributes in self._optimizers
         )
 
-    def _save(self, value: object) -> Any:
+    def _save(self, value: Any, depth: int = 0, in_helper: bool = False) -> Any:
         if isinstance(value, _PLAIN):
             return value
         copy = self._saved.get(id(value))
         if copy is not None:
             return copy
-        content = None if self._is_large(value) else _content(value, self._copy)
+        large = self._is_large(value) or (in_helper and _size(value) > MOST_IN_HELPERS)
+        content = None if large else _content(value, self._copy)
+        parts = value if isinstance(value, dict) else None
+        if content is None and not large and depth <= HELPERS_WITHIN and is_helper(value):
+            content, parts, in_helper = {}, vars(value), True
         if content is None:
             return value  # an object whose content is not known here
         saved = self._saved[id(value)] = _Saved(value, content)  # first: it may hold itself
-        if isinstance(value, dict):
-            content.update((key, self._save(each)) for key, each in value.items())
+        if parts is not None:
+            each = ((key, self._save(part, depth + 1, in_helper)) for key, part in parts.items())
+            content.update(each)
         elif isinstance(value, (list, tuple, deque)):
-            content.extend(map(self._save, value))
+            content.extend(self._save(part, depth + 1, in_helper) for part in value)
         return saved
 
     def _is_large(self, value: Any) -> bool:
         limited = self._largest is not None and isinstance(value, torch.Tensor)
         return limited and value.numel() > self._largest
+
+
+def _size(value: Any) -> int:
+    """Elements of a tensor or an array, entries of a container; 1 of anything else."""
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    if isinstance(value, np.ndarray):
+        return int(value.size)
+    return len(value) if isinstance(value, (dict, list, tuple, deque, set)) else 1
 
 
 def same_bits(left: object, right: object) -> bool:
@@ -144,8 +171,8 @@ def _content(value: object, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any
         return copy(value.detach())
     if isinstance(value, (np.ndarray, set)):
         return value.copy()
-    if isinstance(value, torch.Generator):
-        return value.get_state()
+    if isinstance(value, SOURCES_OF_NUMBERS):
+        return source_state(value)
     if isinstance(value, dict):
         return {}
     return [] if isinstance(value, (list, tuple, deque)) else None
@@ -182,8 +209,11 @@ def _put_back(saved: object, done: set[int]) -> Any:
     elif isinstance(original, set):
         original.clear()
         original.update(content)
-    elif isinstance(original, torch.Generator):
-        original.set_state(content)
+    elif isinstance(original, SOURCES_OF_NUMBERS):
+        set_source_state(original, content)
+    else:
+        vars(original).clear()
+        vars(original).update({key: _put_back(each, done) for key, each in content.items()})
     return original
 
 
@@ -198,8 +228,11 @@ def _is_as_saved(value: object, saved: object) -> bool:
     if isinstance(value, (list, tuple, deque)):
         alike = isinstance(content, list) and len(value) == len(content)
         return alike and all(map(_is_as_saved, value, content))
-    if isinstance(value, torch.Generator):
-        return same_bits(value.get_state(), content)
+    if isinstance(value, SOURCES_OF_NUMBERS):
+        return same_bits(source_state(value), content)
     if isinstance(value, (torch.Tensor, np.ndarray, set)):
         return type(value) is type(saved.original) and same_bits(value, content)
-    return False
+    if value is not saved.original:
+        return False
+    alike = vars(value).keys() == content.keys()
+    return alike and all(_is_as_saved(vars(value)[key], content[key]) for key in content)

@@ -154,6 +154,7 @@ class Remembers(torch.optim.Optimizer):
 
 
 MAKERS = {
+    "remembers": lambda m: Remembers(m.parameters()),
     "sam": lambda m: Sam(m.parameters(), lr=0.05, momentum=0.9),
     "sam that measures": lambda m: SamThatMeasures(m.parameters(), lr=0.05, momentum=0.9),
     "sam every fifth": lambda m: EveryFifth(m.parameters(), lr=0.05, momentum=0.9),
