@@ -311,6 +311,7 @@ REMEDIES = [
     Remedy("gradients_passed", "mlp", "SG410", as_the_clip),
     Remedy("infinite_limit", "mlp", "SG411", as_the_clip),
     Remedy("deep_small", "mlp", "SG501", on_the_model),
+    Remedy("constant", "mlp", "SG501", on_the_model),
     Remedy("rate_adam", "mlp", "SG502", on_the_optimizer),
     Remedy("scale_stuck", "mlp", "SG503", in_autocast),
     Remedy("divided_late", "mlp", "SG504", as_the_clip),

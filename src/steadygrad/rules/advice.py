@@ -100,6 +100,25 @@ def lower_lr(view: View, factor: float = 10.0) -> str:
     )
 
 
+def keep_size(view: View) -> str:
+    """Code that begins with matrices that neither grow nor shrink what they multiply.
+
+    Args:
+        view: the run.
+
+    Returns:
+        The snippet.
+    """
+    return code(
+        view,
+        torch="for weight in model.parameters():  # recurrent and deep ones keep a signal's size\n"
+        "    if weight.dim() > 1:\n"
+        "        torch.nn.init.orthogonal_(weight)",
+        keras='keras.layers.Dense(n, kernel_initializer="orthogonal")',
+        jax="nn.Dense(n, kernel_init=nn.initializers.orthogonal())",
+    )
+
+
 def recommended(view: View, until: int | None = None) -> float:
     """A clipping threshold for this run: calibrated where that is possible.
 

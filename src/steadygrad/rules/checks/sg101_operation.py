@@ -56,7 +56,7 @@ def check(view: View) -> Iterator[Finding]:
         steps=[story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES,
-        fixes=[*origins.fixes(view), _fix(view)],
+        fixes=[*origins.fixes(view), *origins.look(view), _fix(view)],
         figures={"growth_before": story.growth, "share": story.share},
     )
 

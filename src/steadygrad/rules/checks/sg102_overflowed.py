@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import median
-from steadygrad.rules.advice import hold_norm, lower_lr
+from steadygrad.rules.advice import clip_code, hold_norm, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
@@ -54,8 +54,10 @@ def check(view: View) -> Iterator[Finding]:
         evidence=[*tell(view, story), *origins.sentences(view)],
         steps=[*range(max(0, story.step - 5), story.step), story.step],
         tensors=story.tensors[:8],
-        causes=_CAUSES,
-        fixes=hold_norm(view, lower_lr(view), until=_departure(view, story)),
+        causes=_CAUSES[1:] if story.huge else _CAUSES,
+        fixes=[keep_size(view), clip_code(view, "norm:1.0"), lower_lr(view)]
+        if story.huge
+        else hold_norm(view, lower_lr(view), until=_departure(view, story)),
         figures={"growth_before": story.growth, "share": story.share},
     )
 

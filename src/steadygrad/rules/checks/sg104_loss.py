@@ -48,6 +48,7 @@ def check(view: View) -> Iterator[Finding]:
         causes=_CAUSES,
         fixes=[
             *origins.fixes(view),
+            *origins.look(view),
             code(
                 view,
                 torch="for name, term in terms.items():\n"

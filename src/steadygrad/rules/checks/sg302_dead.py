@@ -36,6 +36,11 @@ _ASLEEP = (
     "units that no input wakes: biases or weights that are far below zero from the start",
     "a detach, a mask or a comparison that cuts the graph behind them",
 )
+_CUT = (
+    "nn.Dropout(1.0), which drops all, or a mask of zeros",
+    "sign, round, argmax or a comparison on the way: their slope is 0",
+    "a stop_gradient or detach whose result is multiplied by 0",
+)
 _CAUSES = (
     "ReLU units pushed below zero for every input: a learning rate too high, a large negative bias",
     "inputs or weights so large that every unit saturates to exactly 0",
@@ -132,6 +137,7 @@ def _whole(view: View, columns: Array) -> Finding:
     every = len(columns) == int(_mattering(view).sum())
     at_once = bool((columns_median(view.zeros[view.good][:3])[columns] == 1).all())
     asleep = at_once and not every and not _normalised(view)
+    cut = asleep and _alive(view)
     names = [view.tensors[i].name for i in columns]
     with_loss = view.loss_trend.recorded
     return finding(
@@ -154,8 +160,12 @@ def _whole(view: View, columns: Array) -> Finding:
         ],
         steps=[int(view.step[-1])],
         tensors=names[:8],
-        causes=_ASLEEP if asleep else _AT_ONCE if at_once else _CAUSES,
-        fixes=[_awake(view)] if asleep else _look_at_output(view) if at_once else _fixes(view),
+        causes=_CUT if cut else _ASLEEP if asleep else _AT_ONCE if at_once else _CAUSES,
+        fixes=_let_through(view, cut)
+        if asleep
+        else _look_at_output(view)
+        if at_once
+        else _fixes(view),
         figures={"tensors": len(names)},
     )
 
@@ -211,6 +221,29 @@ def _normalised(view: View) -> bool:
 
 def _fixes(view: View) -> list[str]:
     return [lower_lr(view), _awake(view)]
+
+
+def _alive(view: View) -> bool:
+    """Whether units were seen at the start, and none of the layers slept."""
+    _, dead = view.sample("activation_zero")
+    known = len(dead) > 0 and bool(np.isfinite(dead[0]).any())
+    return known and not np.nanmax(dead[0]) >= DEAD
+
+
+def _let_through(view: View, cut: bool) -> list[str]:
+    """Of units that are awake, what stands behind them; where nobody saw them, that as well."""
+    through = code(
+        view,
+        torch="nn.Dropout(0.1)  # p is the share that is dropped: 1.0 drops all\n"
+        "b = w + (torch.sign(w) - w).detach()  # sign, round, argmax: straight through\n"
+        "assert mask.any()  # a mask that is 0 everywhere lets nothing through",
+        keras="# look for stop_gradient, round, sign, argmax or a mask of zeros behind them\n"
+        "b = w + keras.ops.stop_gradient(keras.ops.sign(w) - w)  # straight through",
+        jax="# look for jax.lax.stop_gradient, jnp.round, jnp.sign, argmax or a mask of zeros\n"
+        "b = w + jax.lax.stop_gradient(jnp.sign(w) - w)  # straight through",
+    )
+    unseen = not len(view.sample("activation_zero")[1])
+    return [through] if cut else [through, _awake(view)] if unseen else [_awake(view)]
 
 
 def _awake(view: View) -> str:

@@ -100,7 +100,7 @@ def _constant(view: View, start: _Start, same: Array) -> Finding:
         steps=[int(view.step[0])],
         tensors=names[:8],
         causes=["an initialisation with zeros or one constant"],
-        fixes=[_fix(view)],
+        fixes=[_differ(view, names), _fix(view)],
         figures={"matrices": len(names)},
     )
 
@@ -149,6 +149,19 @@ def _loss(view: View) -> str:
     if not trend.recorded:
         return view.loss_sentence
     return f"The loss starts at {number(trend.start)} and gets to {number(trend.lowest)}."
+
+
+def _differ(view: View, names: list[str]) -> str:
+    """Code that draws these matrices at random, whatever module holds them."""
+    listed = "".join(f'"{name}", ' for name in names[:8]).rstrip()
+    return code(
+        view,
+        torch=f"for name in ({listed}):\n"
+        "    nn.init.kaiming_normal_(dict(model.named_parameters())[name])\n"
+        "# of two factors that are multiplied, one may start at 0",
+        keras='keras.layers.Dense(n, kernel_initializer="he_normal")',
+        jax="nn.Dense(n, kernel_init=nn.initializers.he_normal())",
+    )
 
 
 def _fix(view: View) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import ENOUGH, median
-from steadygrad.rules.advice import clip_code, code, lower_lr
+from steadygrad.rules.advice import clip_code, code, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
@@ -149,14 +149,7 @@ def _first_step(view: View, moved: float) -> Finding:
             "no clip, and a learning rate that is not made for them",
         ],
         fixes=[
-            code(
-                view,
-                torch="for name, weight in model.named_parameters():\n"
-                "    if weight.dim() > 1:  # recurrent and deep matrices keep a signal's size\n"
-                "        torch.nn.init.orthogonal_(weight)",
-                keras='keras.layers.Dense(n, kernel_initializer="orthogonal")',
-                jax="nn.Dense(n, kernel_init=nn.initializers.orthogonal())",
-            ),
+            keep_size(view),
             clip_code(view, "norm:1.0"),
             lower_lr(view),
         ],

@@ -23,6 +23,13 @@ _GETS = {
 }
 
 
+_PROBABILITIES = {
+    "softmax": "torch.softmax(model(x), 1)",
+    "log_softmax": "torch.softmax(model(x), 1)",
+    "sigmoid": "torch.sigmoid(model(x))",
+}
+
+
 def check(view: View) -> Iterator[Finding]:
     logits = logits_of(view)
     if logits is None:
@@ -134,7 +141,7 @@ def _twice(view: View, loss: str, before: str) -> Finding:
             code(
                 view,
                 torch=f"return logits  # in forward, in place of {before}(logits)\n"
-                "probabilities = torch.softmax(model(x), 1)  # only where they are read",
+                f"probabilities = {_PROBABILITIES[before]}  # only where they are read",
                 keras="keras.losses."
                 f"{_class_of(criterion_of(view) or 'sparse_categorical_crossentropy')}"
                 "(from_logits=False)",

@@ -63,6 +63,18 @@ def sentences(view: View) -> list[str]:
     return origin.sentences() if origin is not None else []
 
 
+def look(view: View) -> list[str]:
+    """How to have the operation named, where nobody has looked for it; PyTorch only."""
+    if origin_of(view) is not None or view.framework != "torch":
+        return []
+    return [
+        "# names the operation, the line and the rows:\n"
+        "#   steadygrad run --find-nan train.py\n"
+        "import steadygrad.torch as sg\n"
+        "sg.attach(optimizer, model=model, find_nan=True)  # the same in code"
+    ]
+
+
 def fixes(view: View) -> list[str]:
     """Code for the operation at fault; none where it is not known.
 
