@@ -58,7 +58,7 @@ def _left(view: View) -> float:
 
 def _unexplained(view: View, sizes: SizeFacts) -> float:
     """The last loss over what the mean of the targets gives: 1 where only the mean was learned."""
-    spread = sizes["spread"]
+    spread = sizes.get("spread", 0.0)  # files of earlier versions have none
     constant = spread * spread if sizes["loss"] == "mse_loss" else spread  # inf, where ** raises
     trend = view.loss_trend
     return trend.end / constant if trend.recorded and constant > 0 else 0.0
