@@ -243,7 +243,7 @@ def _let_through(view: View, cut: bool) -> list[str]:
         "b = w + jax.lax.stop_gradient(jnp.sign(w) - w)  # straight through",
     )
     unseen = not len(view.sample("activation_zero")[1])
-    return [through] if cut else [through, _awake(view)] if unseen else [_awake(view)]
+    return [through] if cut else [through, _awake(view)] if unseen else [_awake(view), through]
 
 
 def _awake(view: View) -> str:

@@ -17,6 +17,8 @@ from steadygrad.rules.finding import Finding
 
 LOST = float(np.finfo(np.float32).eps)
 """Share of the gradient under which the early steps are rounded away beside the late ones."""
+NEXT_TO_NOTHING = 1e-5
+"""The same where it was measured and the loss stands: under the noise of any batch."""
 GATED = ("LSTM", "GRU")
 """Cells that carry the gradient past their matrix."""
 
@@ -27,7 +29,7 @@ def check(view: View) -> Iterator[Finding]:
     samples = measured(view)
     for column, seen in samples.items():
         late = seen[len(seen) // 2 :]
-        if median([sample.reach for sample in late]) < LOST:
+        if median([sample.reach for sample in late]) < NEXT_TO_NOTHING:
             yield _measured(view, column, late[-1])
     yield from _by_radius(view, set(samples))
 
@@ -80,7 +82,8 @@ def _measured(view: View, column: int, sample: Measured) -> Finding:
         [
             sentence(sample),
             *said,
-            f"float32 keeps {number(LOST)}: what lies further back is not learned from.",
+            "Beside the noise of the late time steps that is nothing: what lies further back is "
+            "not learned from.",
         ],
         {"reach": sample.reach, "length": sample.length, "half_life": sample.half_life},
         power,

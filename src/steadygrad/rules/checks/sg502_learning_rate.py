@@ -21,6 +21,8 @@ HIGH = 0.1
 REPLACED, DWARFS = 10.0, 1e3
 """Times the weights that a first step moves them by, and times the later norms that the first one
 is, from which that step has thrown the training away."""
+LITTLE = 0.3
+"""Fall of the loss up to which next to nothing was learned."""
 SLOW = 0.3
 """The same where the loss only stalls, which a small rate does as well."""
 
@@ -61,7 +63,7 @@ def _overshot(view: View, each: list[float]) -> bool:
     norms = view.norm[view.usable]
     if len(norms) < ENOUGH or not norms[0] > DWARFS * median(norms[1:]):
         return False
-    return each[0] > REPLACED and view.loss_trend.stalled
+    return each[0] > REPLACED and (view.loss_trend.stalled or view.loss_trend.fall < LITTLE)
 
 
 def _wild(view: View) -> bool:
