@@ -372,6 +372,23 @@ def test_a_loss_that_is_summed_up(reduction: str) -> None:
     assert summed_of([x[0].sum()]) == 0  # three terms are no batch
 
 
+def test_a_generator_that_no_optimizer_holds_is_seen_between_the_critics_steps(
+    observe: Callable[..., Any],
+) -> None:
+    """Both optimizers were given the critic: only every other backward reaches the generator."""
+    seen = observe()
+    generator, critic = nn.Linear(3, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD(critic.parameters(), lr=0.01) for _ in range(2)]
+    for step in range(2 * STEPS):
+        for module in (generator, critic):
+            module.zero_grad()
+        made = generator(torch.ones(4, 3))
+        critic(made if step % 2 else made.detach()).mean().backward()
+        optimizers[step % 2].step()
+    (group,) = seen.run().info["loop"]["loose"]
+    assert (group["count"], group["of_the_model"]) == (2, False)
+
+
 def test_an_optimizer_a_task_is_not_looked_for_each_time(
     observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,19 @@ def ratios(m, value):
     m.sample("update_ratio", {t.name: value for t in m.tensors}, steps=(0, 1, 2, 4, 8, 64))
 
 
+def test_a_first_step_that_throws_the_weights_away(make):
+    m = make()
+    m.loss = np.linspace(0.70, 0.66, m.steps)
+    m.norms[0] *= 1e7
+    moved = np.array([2e4, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5])[:, None] * np.ones(len(m.tensors))
+    m.samples["update_ratio"] = (np.array([0, 1, 2, 4, 8, 64]), moved)
+    (found,) = [f for f in m.findings if f.id == "SG502"]
+    assert found.title.startswith("The first step threw the weights away: it moved them by 2e+04")
+    assert "orthogonal_" in found.fixes[0]
+    m.loss = np.linspace(0.70, 0.10, m.steps)  # it was got over
+    assert "SG502" not in m.ids
+
+
 def test_learning_rate(make):
     m = make()
     ratios(m, 0.8)
