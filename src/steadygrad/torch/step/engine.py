@@ -50,6 +50,9 @@ from steadygrad.vocabulary import OnNonfinite
 SPENT_EVERY = 16
 """Steps after which the run file is told what was spent on them."""
 
+REFUSED_FOR = 64
+"""Steps for which gradients that C has refused are not offered to it again."""
+
 _GRAD = attrgetter("grad")
 
 
@@ -105,6 +108,7 @@ class Engine:
         self._stats: GradientStats | None = None
         self._sealed: bytearray | None = None
         self._looked_at = StepInFlight()
+        self._refused = -REFUSED_FOR
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
@@ -207,7 +211,8 @@ class Engine:
         table, journal = self._table, self.journal
         self._follow(optimizer)
         if (
-            self._loss_scale is not None
+            self.steps - self._refused < REFUSED_FOR
+            or self._loss_scale is not None
             or self.origins.wanted
             or self.recovery is not None
             or table.spread is not NOWHERE
@@ -220,8 +225,11 @@ class Engine:
         passed = self.clipper.passes(self.steps, params) if params else None
         if passed is None:
             return False
-        figures = passed.figures or native.try_seal(list(map(_GRAD, params)))
+        grads = [] if passed.figures else list(map(_GRAD, params))
+        figures = passed.figures or native.try_seal(grads)
         if figures is None:
+            if type(None) not in set(map(type, grads)):
+                self._refused = self.steps  # sparse ones, say, of which C needs a millisecond
             return False
         self._sealed, table.present = figures, None
         journal.sample(self.steps, params)
