@@ -49,7 +49,7 @@ def test_a_clipped_and_recorded_step_passes_few_files(sgd, tmp_path):
         sgd.model(torch.ones(2, 4)).sum().backward()
         files, queued = files_to_the_queue(sgd.optimizer.step)
         assert steady.last.action == "clip"
-    assert queued[0].record.step == 29
+    assert queued[0].opened().record.step == 29
     assert len(files) <= MOST_FILES, files
 
 
