@@ -22,7 +22,7 @@ import torch
 from steadygrad.elastic import restarts
 from steadygrad.runlog.sampled import due
 from steadygrad.torch.distributed.exchange import TOLERANCE
-from steadygrad.torch.internals.private import in_process_group, job_store
+from steadygrad.torch.internals.private import job_store, process_group
 
 SEGMENT = 64
 """Steps that share one key of the store."""
@@ -189,7 +189,7 @@ def first_ones(step: int) -> bool:
 def is_job() -> bool:
     """Whether this process trains together with others, as far as torch knows."""
     here = torch.distributed
-    return in_process_group() and here.is_initialized() and here.get_world_size() > 1
+    return process_group() is not None and here.is_initialized() and here.get_world_size() > 1
 
 
 def is_first_rank() -> bool:

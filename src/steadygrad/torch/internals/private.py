@@ -6,6 +6,7 @@ asked of the object where it is used: it is as old as torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,14 +56,11 @@ def loader_iterator() -> Any:
     return torch.utils.data.dataloader._BaseDataLoaderIter
 
 
-def in_process_group() -> bool:
-    """Whether this process may train together with others; asked at every step."""
-    world = getattr(_GROUPS, "_world", None)
-    return getattr(world, "_default_pg", world) is not None
+_WORLD = getattr(getattr(torch.distributed, "distributed_c10d", None), "_world", None)
+"""What knows the process groups; None where torch was built without them."""
 
-
-_GROUPS = getattr(torch.distributed, "distributed_c10d", None)
-"""The module of process groups; None where torch was built without them."""
+process_group: Callable[[], object] = functools.partial(getattr, _WORLD, "_default_pg", _WORLD)
+"""The group in which this process may train with others; None for none. Asked at every step."""
 
 
 def job_store() -> Any:

@@ -25,7 +25,7 @@ from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.gradients.outcome import Passed, StepOutcome
-from steadygrad.torch.internals.private import in_process_group
+from steadygrad.torch.internals.private import process_group
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
@@ -80,7 +80,8 @@ class Journal:
     @property
     def takes_sealed(self) -> bool:
         """Whether a step may come by `file_sealed`: it is recorded, and by nobody else."""
-        return not (self._recorder is None or self._outbox.under_way or in_process_group())
+        alone = process_group() is None
+        return alone and self._recorder is not None and not self._outbox.under_way
 
     @property
     def ends_by_itself(self) -> Callable[[], None]:
