@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from steadygrad import calibrate, diagnose, vocabulary
@@ -232,6 +232,7 @@ cells = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.t
 
 @examples(100)
 @given(st.tuples(*[st.one_of(cells, st.binary(max_size=5), anything.map(json.dumps))] * 6))
+@example(("w", "[-1]", "float32", "", 0, 0))
 def test_rows_of_tables_are_typed_or_refused(row: tuple[Any, ...]) -> None:
     try:
         tensor = decoding.tensor(row)
