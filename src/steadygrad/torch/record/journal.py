@@ -152,7 +152,8 @@ class Journal:
             present: places of the parameters with a gradient; None for all.
         """
         facts = (step, outcome, loss, lr, loss_scale, self._index)
-        if self.takes_sealed and isinstance(outcome.stats.total_norm, float):
+        sealable = self._recorder is not None and not self._outbox.under_way
+        if sealable and isinstance(outcome.stats.total_norm, float):
             self._seal(step, outcome, loss, lr, loss_scale, present)
             return
         if isinstance(outcome.stats.total_norm, torch.Tensor):
@@ -203,6 +204,9 @@ class Journal:
         norm = outcome.stats.total_norm
         known = math.nan if value is None else value
         self._hand_over(decided, len(ids), step, cast("float", norm), known, loss is not None)
+        ranks = self._open_ranks()
+        if ranks is not None:
+            ranks.share(decided.opened().record, outcome.stats)
 
     def _hand_over(
         self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, told: bool
