@@ -388,7 +388,7 @@ BREAKS = [
     Break(
         "6 secrets",
         "runlog/facts.py",
-        "secret = bool(_SECRET.search(name))",
+        "secret = _speaks_of_secret(name)",
         "secret = False",
         WRITER + "test_secrets_in_the_command_line_are_blotted_out",
     ),
