@@ -36,7 +36,7 @@ from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps, Unscaling
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import GradientBatch
-from steadygrad.torch.gradients.outcome import Passed
+from steadygrad.torch.gradients.outcome import PassedStep
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
@@ -52,7 +52,7 @@ from steadygrad.torch.step.observing import (
 from steadygrad.vocabulary import NAN_ORIGIN, SCRIPT_CLIP
 
 MOST_WALKS = 16
-UNREAD = Passed()
+UNREAD = PassedStep()
 
 
 class TorchObserver:
@@ -361,8 +361,8 @@ class TorchObserver:
 
     def _quietly(
         self, steps: QuietSteps, number: int
-    ) -> Callable[[int, list[torch.Tensor]], Passed | None]:
-        def passes(step: int, params: list[torch.Tensor]) -> Passed | None:
+    ) -> Callable[[int, list[torch.Tensor]], PassedStep | None]:
+        def passes(step: int, params: list[torch.Tensor]) -> PassedStep | None:
             if self._unscaled:
                 return None
             if steps.passes(params):
@@ -373,7 +373,7 @@ class TorchObserver:
             reading, calls = clipped
             if calls:
                 self._write_calls(calls, step, len(params), number)
-            return Passed(reading.sealed, number_of(reading.threshold), reading.factor)
+            return PassedStep(reading.sealed, number_of(reading.threshold), reading.factor)
 
         return passes
 

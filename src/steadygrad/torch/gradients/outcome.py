@@ -46,7 +46,7 @@ class StepOutcome(NamedTuple):
     present: list[int] | None = None
 
 
-class Passed(NamedTuple):
+class PassedStep(NamedTuple):
     """A step that goes by: nothing of ours is done to it.
 
     Attributes:

@@ -24,7 +24,7 @@ from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
-from steadygrad.torch.gradients.outcome import Passed, StepOutcome
+from steadygrad.torch.gradients.outcome import PassedStep, StepOutcome
 from steadygrad.torch.internals.private import process_group
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
@@ -165,7 +165,7 @@ class Journal:
         self._deliver(record_of(*facts), outcome.stats, present)
 
     def file_sealed(
-        self, step: int, passed: Passed, figures: bytearray, loss: Any, lr: Any
+        self, step: int, passed: PassedStep, figures: bytearray, loss: Any, lr: Any
     ) -> None:
         """Take a finished step that was only looked at, where `takes_sealed` says so.
 
@@ -179,11 +179,11 @@ class Journal:
         assert self._recorder is not None
         value = loss if type(loss) is float else number(loss)
         rate = lr if type(lr) is float else number(lr)
-        ids, told = self._recorder.ids, loss is not None
+        ids, has_loss = self._recorder.ids, loss is not None
         measured = MeasuredStep(
-            step, time.time(), value, told, rate, self._index, ids, figures, passed
+            step, time.time(), value, has_loss, rate, self._index, ids, figures, passed
         )
-        self._hand_over(measured, len(ids), step, native.total_of(figures), value, told)
+        self._hand_over(measured, len(ids), step, native.total_of(figures), value, has_loss)
 
     def _seal(
         self,
@@ -202,21 +202,21 @@ class Journal:
         ids = self._recorder.ids if present is None else self._recorder.ids[present]
         decided = DecidedStep(time.time(), ids, step, outcome, value, rate, scale, self._index)
         norm = outcome.stats.total_norm
-        known = math.nan if value is None else value
-        self._hand_over(decided, len(ids), step, cast("float", norm), known, loss is not None)
+        loss_or_nan = math.nan if value is None else value
+        self._hand_over(decided, len(ids), step, cast("float", norm), loss_or_nan, loss is not None)
         ranks = self._open_ranks()
         if ranks is not None:
             ranks.share(decided.opened().record, outcome.stats)
 
     def _hand_over(
-        self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, told: bool
+        self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, has_loss: bool
     ) -> None:
         recorder = self._recorder
         assert recorder is not None
         self._last = sealed
         writer = recorder.writer
         # a loss that is NaN is an event of its own
-        if (told and loss != loss) or not writer.hand_over_sealed(sealed, tensors):
+        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, tensors):
             writer.hand_over(sealed.opened())
         recorder.sampler.notice(step, norm, loss)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from steadygrad.kernels import native
 from steadygrad.runlog.items import SealedStep, StepItem
 from steadygrad.runlog.records import StepRecord
-from steadygrad.torch.gradients.outcome import Passed
+from steadygrad.torch.gradients.outcome import PassedStep
 
 
 class MeasuredStep(SealedStep):
@@ -50,7 +50,7 @@ class MeasuredStep(SealedStep):
         optimizer: int,
         tensor_ids: NDArray[np.int64],
         figures: bytearray,
-        passed: Passed,
+        passed: PassedStep,
     ) -> None:
         self.step, self.time, self.loss, self.loss_told = step, time, loss, loss_told
         self.lr, self.optimizer, self.tensor_ids = lr, optimizer, tensor_ids

@@ -34,7 +34,7 @@ from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import (
     Applied,
-    Passed,
+    PassedStep,
     StepOutcome,
     compare,
     is_broken,
@@ -115,7 +115,7 @@ class Clipper:
         applied = self.act(batch, stats, decision, scale_)
         return StepOutcome(stats, decision.threshold, applied, skip=stop if taken else False)
 
-    def passes(self, step: int, params: list[torch.Tensor]) -> Passed | None:
+    def passes(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
         """Let a step go by at which nothing is to be decided.
 
         Args:

@@ -21,7 +21,7 @@ from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import (
     Applied,
-    Passed,
+    PassedStep,
     StepOutcome,
     compare,
     is_broken,
@@ -51,7 +51,7 @@ class ObservingClipper(Clipper):
         on_nonfinite: OnNonfinite,
         reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
         stepping: Callable[[int, GradientBatch], None] = _say_nothing,
-        quietly: Callable[[int, list[torch.Tensor]], Passed | None] | None = None,
+        quietly: Callable[[int, list[torch.Tensor]], PassedStep | None] | None = None,
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
