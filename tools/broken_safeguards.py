@@ -213,7 +213,7 @@ BREAKS = [
     Break(
         "3 files",
         "cli/__init__.py",
-        "raise click.ClickException(printable(_why(error))) from error",
+        "raise click.ClickException(_printable(_why(error))) from error",
         "raise",
         HOSTILE + "test_a_place_that_cannot_be_written_is_told_in_a_sentence",
     ),
