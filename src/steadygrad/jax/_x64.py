@@ -7,22 +7,50 @@ while tracing; what leaves those lines is cast down again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from jax.typing import ArrayLike, DTypeLike
+
+    from steadygrad.typing import PyTree
+
+Result = TypeVar("Result")
 
 
 def wide() -> AbstractContextManager[None]:
     """A context in which float64 exists, for eager code and under any tracer."""
     context: AbstractContextManager[None] = jax.enable_x64(True)
     return context
+
+
+def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
+    """A function of arrays that runs where float64 exists, and so do its derivatives.
+
+    What differentiates a jitted function does that outside of it, where there is none.
+    """
+
+    def inside(*operands: PyTree) -> Result:
+        with wide():
+            return function(*operands)
+
+    def derivative(
+        operands: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
+    ) -> tuple[Result, Result]:
+        with wide():
+            both: tuple[Result, Result] = jax.jvp(function, operands, tangents)
+            return both
+
+    made: jax.custom_jvp[Result] = jax.custom_jvp(inside)
+    made.defjvp(derivative)
+    differentiable: Callable[..., Result] = made
+    return differentiable
 
 
 def widen(x: ArrayLike) -> jax.Array:

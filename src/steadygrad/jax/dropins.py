@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from steadygrad.errors import NoGradientsWarning, UsageError
-from steadygrad.jax._x64 import narrow, wide, widen
+from steadygrad.jax._x64 import in_float64, narrow, wide, widen
 from steadygrad.jax.engine import JaxEngine, leaf_names
 from steadygrad.jax.norms import leaf_norms
 from steadygrad.policies.base import coefficient
@@ -25,6 +25,8 @@ from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jax.typing import ArrayLike, DTypeLike
 
     from steadygrad.typing import PyTree
@@ -45,9 +47,9 @@ def global_norm(updates: PyTree) -> jax.Array:
         3000.0
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
-    with wide():
-        total = _total(leaves)
-        return lax.convert_element_type(total, _figure_dtype(leaves))
+    dtype = _figure_dtype(leaves)
+    norm: jax.Array = in_float64(lambda *x: lax.convert_element_type(_total(x), dtype))(*leaves)
+    return norm
 
 
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
@@ -75,14 +77,14 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
     _require_threshold(max_norm, "max_norm", "clip_by_global_norm")
 
+    @in_float64
+    def scaled(max_norm: ArrayLike, *leaves: jax.Array) -> list[jax.Array]:
+        coef = coefficient(jnp, _total(leaves), _limit(max_norm))
+        return JaxEngine().scaled(leaves, JaxEngine().computed_once(coef))
+
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(updates)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        with wide():
-            limit = _limit(max_norm)
-            coef = JaxEngine().computed_once(coefficient(jnp, _total(leaves), limit))
-            scaled = JaxEngine().scaled(leaves, coef)
-        return jax.tree.unflatten(structure, scaled), state
+        return jax.tree.unflatten(structure, scaled(max_norm, *map(jnp.asarray, leaves))), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -108,17 +110,15 @@ def clip_by_block_rms(threshold: ArrayLike) -> optax.GradientTransformation:
 
     _require_threshold(threshold, "threshold", "clip_by_block_rms")
 
+    @in_float64
+    def scaled(threshold: ArrayLike, *leaves: jax.Array) -> list[jax.Array]:
+        roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
+        coefs = coefficient(jnp, leaf_norms(leaves)[0] / roots, _limit(threshold))
+        return JaxEngine().scaled(leaves, JaxEngine().computed_once(coefs))
+
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(updates)
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        with wide():
-            limit = _limit(threshold)
-            roots = jnp.asarray([max(1, leaf.size) for leaf in leaves], jnp.float64) ** 0.5
-            coefs = JaxEngine().computed_once(
-                coefficient(jnp, leaf_norms(leaves)[0] / roots, limit)
-            )
-            scaled = JaxEngine().scaled(leaves, coefs)
-        return jax.tree.unflatten(structure, scaled), state
+        return jax.tree.unflatten(structure, scaled(threshold, *map(jnp.asarray, leaves))), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -155,6 +155,7 @@ def adaptive_grad_clip(
     _require_threshold(clipping, "clipping", "adaptive_grad_clip")
     _require_threshold(eps, "eps", "adaptive_grad_clip")
 
+    @in_float64
     def one(update: jax.Array, weight: jax.Array) -> jax.Array:
         axes = _unit_axes(update.shape, axis)
         norms, weights = _unit_norms(update, axes), _unit_norms(weight, axes)
@@ -166,8 +167,7 @@ def adaptive_grad_clip(
             raise UsageError(
                 "adaptive_grad_clip reads the weights; type tx.update(updates, state, params)"
             )
-        with wide():
-            return jax.tree.map(one, updates, params), state
+        return jax.tree.map(one, updates, params), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -229,7 +229,7 @@ def _no_state(params: PyTree) -> optax.EmptyState:
     return optax.EmptyState()
 
 
-def _total(leaves: list[jax.Array]) -> jax.Array:
+def _total(leaves: Sequence[jax.Array]) -> jax.Array:
     norms, _ = leaf_norms(leaves)
     return combine_norms(jnp, norms, 2.0) if leaves else jnp.zeros((), jnp.float64)
 

@@ -79,17 +79,33 @@ def test_adaptive_grad_clip_says_what_it_needs():
     assert float(kept[0, 0, 0, 0, 0, 0]) == pytest.approx(0.1, rel=1e-6)
 
 
-def test_gradients_go_through_the_drop_ins():
+@pytest.mark.parametrize(
+    ("make", "slope"),
+    [
+        (lambda: sg.clip_by_global_norm(1.0), 3 / 30**0.5),
+        (lambda: sg.clip_by_block_rms(1.0), 3 / 12.5**0.5),
+        (lambda: sg.adaptive_grad_clip(0.1), 0.3),
+    ],
+)
+def test_gradients_go_through_the_drop_ins(make, slope):
     # warnings are errors here: JAX warns where a float64 of ours leaks into its derivative
     given = {"w": jnp.array([3.0, 4.0]), "b": jnp.ones(5)}
-    tx = sg.clip_by_global_norm(1.0)
+    tx = make()
 
     def clipped(x):
-        updates, _ = tx.update(jax.tree.map(lambda leaf: leaf * x, given), tx.init(given))
+        updates, _ = tx.update(jax.tree.map(lambda leaf: leaf * x, given), tx.init(given), given)
         return updates["w"][0] * x
 
-    for derivative in (jax.grad, lambda f: jax.jit(jax.grad(f))):
-        assert float(derivative(clipped)(2.0)) == pytest.approx(3 / 30**0.5, rel=1e-6)
+    # of a jitted function the derivative is made outside, where there is no float64
+    ways = (jax.grad, lambda f: jax.jit(jax.grad(f)), lambda f: jax.grad(jax.jit(f)))
+    for derivative in ways:
+        assert float(derivative(clipped)(2.0)) == pytest.approx(slope, rel=1e-6)
+
+
+def test_gradients_go_through_a_norm():
+    norm = jax.jit(lambda x: sg.global_norm([jnp.array([3.0, 4.0]) * x]))
+    assert float(jax.grad(norm)(2.0)) == pytest.approx(5.0, rel=1e-6)
+    assert float(sg.global_norm([])) == 0.0
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), None, "one"])
