@@ -242,23 +242,26 @@ def test_the_same_training_is_lost_without_recovery() -> None:
     assert not all(bool(each.isfinite().all()) for each in training.end().values())
 
 
-def test_weights_with_nan_are_never_kept_as_good() -> None:
+def nan_in_a_row_that_is_used_late(struck: int) -> tuple[torch.nn.Embedding, sg.Steady]:
+    """A row breaks before the step `struck`, and is in use from step 13 on."""
     model = torch.nn.Embedding(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with sg.attach(optimizer, "none", model, recover="rollback:2+snapshots:stride=5") as steady:
         for step in range(14):
-            if step == 8:
-                model.weight.data[3] = torch.nan  # in use from step 13 on; a snapshot is due at 10
+            if step == struck:
+                model.weight.data[3] = torch.nan
             optimizer.zero_grad()
             model(torch.tensor([0, 1, 3 if step == 13 else 2])).square().mean().backward()
             optimizer.step()
-        assert [(each.act, each.to_step) for each in steady.recoveries] == [("rollback", 5)]
+    return model, steady
+
+
+def test_weights_with_nan_are_never_kept_as_good() -> None:
+    model, steady = nan_in_a_row_that_is_used_late(struck=8)  # a snapshot is due at 10
+    assert [(each.act, each.to_step) for each in steady.recoveries] == [("rollback", 5)]
     assert bool(model.weight.isfinite().all())
-    lost = Training("SGD", "rollback:2+snapshots:stride=1")
-    lost.model[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(RecoveryError, match="no good snapshot"):
-        lost.train(0, 1)
-    lost.end()
+    with pytest.raises(RecoveryError, match="no good snapshot"):  # they never moved into it
+        nan_in_a_row_that_is_used_late(struck=0)
 
 
 @pytest.mark.parametrize("broken", [lambda x: x * 1e5, lambda x: x + 1e5])
