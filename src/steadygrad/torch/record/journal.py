@@ -304,10 +304,10 @@ class DecidedStep(SealedStep):
     __slots__ = ("_facts", "_tensor_ids", "_when")
 
     def __init__(self, when: float, tensor_ids: NDArray[np.int64], *facts: Any) -> None:
-        self._when, self._tensor_ids, self._facts = when, tensor_ids, facts
+        self._when, self._tensor_ids, self._facts = when, tensor_ids, (*facts, when)
 
     def opened(self) -> StepItem:
-        record = record_of(*self._facts, self._when)
+        record = record_of(*self._facts)
         return StepItem(record, self._when, self._tensor_ids, *_figures_of(self._facts[1].stats))
 
 

@@ -58,7 +58,7 @@ class ObservingClipper(Clipper):
         self._stepping = stepping
         if quietly is not None:
             self.only_looks = on_nonfinite == "propagate"
-            self.passes = quietly  # type: ignore[method-assign]  # one call less a step
+            self.passes = quietly  # type: ignore[assignment]  # one call less a step
 
     def process(
         self,
