@@ -145,8 +145,8 @@ class KerasObserver:
             present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
             if present:
                 there = [variables[i] for i in present]
-                given = StepGiven(optimizer, there, list(present), list(present.values()))
-                self.rows.observe(self.track(optimizer, variables), given, variables)
+                inputs = StepGiven(optimizer, there, list(present), list(present.values()))
+                self.rows.observe(self.track(optimizer, variables), inputs, variables)
         except Exception as error:
             if type(error).__name__ == "_RequestedStop":
                 raise  # so tf.distribute ends the threads of replicas

@@ -277,7 +277,7 @@ class TorchPatches:
         scaler, optimizer = arguments
         if observer is None or not scaler.is_enabled():
             return None
-        return _Unscale(arguments, observer, observer.before_unscale(optimizer))
+        return _ScriptUnscale(arguments, observer, observer.before_unscale(optimizer))
 
     def _scaler_step(self, arguments: Arguments) -> Visit | None:
         # a scaler does not call the step of an optimizer whose gradients overflow
@@ -330,7 +330,7 @@ class _Scale(Visit):
         return result
 
 
-class _Unscale(Visit):
+class _ScriptUnscale(Visit):
     """One `GradScaler.unscale_`."""
 
     def __init__(

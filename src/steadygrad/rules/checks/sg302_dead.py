@@ -226,8 +226,8 @@ def _fixes(view: View) -> list[str]:
 def _alive(view: View) -> bool:
     """Whether units were seen at the start, and none of the layers slept."""
     _, dead = view.sample("activation_zero")
-    known = len(dead) > 0 and bool(np.isfinite(dead[0]).any())
-    return known and not np.nanmax(dead[0]) >= DEAD
+    measured = len(dead) > 0 and bool(np.isfinite(dead[0]).any())
+    return measured and not np.nanmax(dead[0]) >= DEAD
 
 
 def _let_through(view: View, cut: bool) -> list[str]:

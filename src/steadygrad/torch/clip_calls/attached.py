@@ -200,8 +200,8 @@ def _read(call: Call) -> None:
 
 def _exceeds(parameters: Sequence[object], limit: float) -> bool:
     """Whether a clamp changes any of what this rank holds; a device is not waited for."""
-    held = [p.grad for p in parameters if isinstance(p, torch.Tensor) and p.grad is not None]
-    pieces = local(held)
+    gradients = [p.grad for p in parameters if isinstance(p, torch.Tensor) and p.grad is not None]
+    pieces = local(gradients)
     if any(piece.device.type != "cpu" for piece in pieces):
         return limit < math.inf
     return bool(pieces) and bool((kernels.read(pieces, math.inf).max_abs > limit).any())

@@ -245,9 +245,9 @@ def is_helper(value: object) -> bool:
     """
     kind = type(value)
     foreign = kind.__module__.partition(".")[0] in sys.stdlib_module_names
-    known = isinstance(value, (*_OPAQUE, torch.optim.Optimizer, enum.Enum))
+    single = isinstance(value, (*_OPAQUE, torch.optim.Optimizer, enum.Enum))
     has_parts = bool(getattr(value, "__dict__", None))
-    return has_parts and not (known or foreign or hasattr(kind, "__del__"))
+    return has_parts and not (single or foreign or hasattr(kind, "__del__"))
 
 
 def source_state(source: Any) -> Any:
