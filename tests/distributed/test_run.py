@@ -49,7 +49,9 @@ def rows_of(run, optimizer):
 def first_of_second_start(run):
     """Number of its first step."""
     (act, *_) = events_of(run.events)
-    assert (act.act, act.trigger, act.to_step) == ("restart", "killed", 0)
+    assert (act.act, act.to_step) == ("restart", 0)
+    # rank 0 waits for rank 1: either the launcher kills it first, or the lost connection does
+    assert act.trigger in ("killed", "ended by RuntimeError")
     return act.step + 1
 
 
