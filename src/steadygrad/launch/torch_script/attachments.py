@@ -14,6 +14,7 @@ from steadygrad.launch.torch_script.census import Census
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.ownership import spread_of
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.record.ranks import finish_ranks
 from steadygrad.torch.record.recording import settings_of
@@ -263,8 +264,3 @@ class Attachments:
         """Of the optimizers whose handle the script, or another run, has not taken away."""
         handles = (getattr(optimizer, scaler.HANDLE, None) for optimizer in self)
         return [handle for handle in handles if handle is not None]
-
-
-def parameters_of(optimizer: torch.optim.Optimizer) -> Parameters:
-    """An optimizer's parameters, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.launch.contracts import RunContext
-from steadygrad.launch.torch_script.attachments import Attachments, parameters_of
+from steadygrad.launch.torch_script.attachments import Attachments
 from steadygrad.launch.torch_script.facts import facts
 from steadygrad.launch.torch_script.grad_calls import GradCalls, Pairs, weights_of
 from steadygrad.launch.torch_script.graph import leaves_of
@@ -31,12 +31,13 @@ from steadygrad.launch.torch_script.manual import ManualLoop
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.clip_calls import CallBook
 from steadygrad.runlog.clip_calls import number as number_of
-from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
+from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps, Unscaling
 from steadygrad.torch.distributed.ownership import is_flat
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import PassedStep
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.origin.finder import Finder
@@ -388,12 +389,8 @@ class TorchObserver:
 
     def _write_calls(self, calls: list[ClipCall], step: int, of_params: int, number: int) -> None:
         writer = self.context.writer()
-        for call in calls:
-            place = place_of(call, of_params)
-            for_one = is_for_one(call, of_params)
-            entered = self._book.enter(place, step, number, call.max_norm, for_one)
-            if entered and writer is not None:
-                event = event_of(call, step, of_params, number)
+        for event in new_events(self._book, calls, step, of_params, number):
+            if writer is not None:
                 writer.write_event(SCRIPT_CLIP, event, step)
 
     def _write_facts(self) -> None:

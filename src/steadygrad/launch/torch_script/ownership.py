@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals.alive import alive
 from steadygrad.torch.loop.elements import elements_of
 
@@ -38,7 +39,7 @@ class Ownership:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note which parameters have a gradient at a step."""
         graded = self._graded.setdefault(id(optimizer), set())
-        graded.update(id(p) for p in _parameters(optimizer) if p.grad is not None)
+        graded.update(id(p) for p in parameters_of(optimizer) if p.grad is not None)
 
     def settle(self, optimizer: torch.optim.Optimizer, index: int, census: Census) -> None:
         """Describe what was seen of one optimizer, while its model is alive."""
@@ -46,7 +47,7 @@ class Ownership:
         if not census.refresh():  # who is new may hold what seems to be nobody's
             return
         loose = self._living(census)
-        parameters = _parameters(optimizer)
+        parameters = parameters_of(optimizer)
         reached = {id(r) for p in [*loose, *parameters] if _reached(p, graded, loose)
                    for r in census.roots(p)}  # fmt: skip
         stale = [
@@ -84,10 +85,6 @@ class Ownership:
         if first is None or now is None:
             return first is not None  # its elements are gone: FSDP1 takes them away, and so owns it
         return first.shape != now.shape or not torch.equal(first.to(now), now)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _reached(p: torch.Tensor, graded: set[int], loose: list[torch.Tensor]) -> bool:

@@ -19,10 +19,11 @@ from steadygrad import kernels
 from steadygrad.errors import ClippedTwiceWarning
 from steadygrad.runlog.clip_calls import CallBook, number
 from steadygrad.runlog.writer import RunWriter
-from steadygrad.torch.clip_calls.calls import event_of, is_for_one, place_of
+from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clipcall import Call, ClipVisit, inside_another
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit
@@ -110,20 +111,16 @@ class AttachedClips:
     def _write(
         self, writer: RunWriter, clip_calls: list[ClipCall], step: int, of_params: int
     ) -> None:
-        if (
-            self._policy is not None
-        ):  # it is placed well: of calls beside it only their effect counts
+        beside: dict[str, object] = {}
+        if self._policy is not None:  # placed well: of calls beside it only their effect counts
             clip_calls = [call for call in clip_calls if _acts(call)]
-        for call in clip_calls:
-            place, for_one = place_of(call, of_params), is_for_one(call, of_params)
-            if self._book.enter(place, step, self._index, call.max_norm, for_one):
-                event = event_of(call, step, of_params, self._index)
-                if self._policy is not None:
-                    event["policy"] = self._policy
-                writer.write_event(SCRIPT_CLIP, event, step)
+            beside = {"policy": self._policy}
+        for event in new_events(self._book, clip_calls, step, of_params, self._index):
+            writer.write_event(SCRIPT_CLIP, event | beside, step)
 
     def _parameters(self) -> Parameters:
-        return _parameters_of(self._optimizer())
+        optimizer = self._optimizer()
+        return [] if optimizer is None else parameters_of(optimizer)
 
 
 def _acts(call: ClipCall) -> bool:
@@ -131,11 +128,6 @@ def _acts(call: ClipCall) -> bool:
     if isinstance(call.coef, torch.Tensor) and call.coef.device.type != "cpu":
         return number(call.max_norm) < math.inf
     return not number(call.coef) >= 1  # NaN: it has, by what is not known
-
-
-def _parameters_of(optimizer: object) -> Parameters:
-    groups = getattr(optimizer, "param_groups", ())
-    return [p for group in groups for p in group["params"]]
 
 
 def _scale_of(parameters: Sequence[torch.Tensor]) -> object:
@@ -241,7 +233,8 @@ class _Unscale(Visit):
         _unscaled.update(map(id, self._parameters()))
 
     def _parameters(self) -> Parameters:
-        return _parameters_of(scaler.unwrap(self.arguments[1]))
+        optimizer = scaler.unwrap(self.arguments[1])
+        return parameters_of(optimizer) if hasattr(optimizer, "param_groups") else []
 
 
 def _guarded(look: Callable[[], None]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from steadygrad.runlog.clip_calls import number
+from steadygrad.runlog.clip_calls import CallBook, number
 from steadygrad.torch.clip_calls.clips import ClipCall
 
 
@@ -25,6 +26,27 @@ def place_of(call: ClipCall, of_params: int) -> dict[str, Any]:
         "no_gradients": call.with_grad == 0,
         "on_gradients": call.on_gradients,
     }
+
+
+def new_events(
+    book: CallBook, calls: Iterable[ClipCall], step: int, of_params: int, optimizer: int
+) -> Iterator[dict[str, object]]:
+    """Count calls; the events of those that stand otherwise than the ones before.
+
+    Args:
+        book: counts them.
+        calls: of one step.
+        step: its number.
+        of_params: how many parameters the step has.
+        optimizer: number of the optimizer that takes it.
+
+    Yields:
+        Events for the run file.
+    """
+    for call in calls:
+        place, for_one = place_of(call, of_params), is_for_one(call, of_params)
+        if book.enter(place, step, optimizer, call.max_norm, for_one):
+            yield event_of(call, step, of_params, optimizer)
 
 
 def event_of(call: ClipCall, step: int, of_params: int, optimizer: int) -> dict[str, object]:

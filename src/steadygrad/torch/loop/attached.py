@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from steadygrad.runlog.writer import RunWriter
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
@@ -38,7 +39,7 @@ class AttachedLoop:
         self._writer = writer
         self._steps = 0
         self._over = False
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = parameters_of(optimizer)
         self._at_hand = all(p.device.type == "cpu" for p in parameters)
 
     def begin(self) -> None:

@@ -79,7 +79,7 @@ class Journal:
 
     @property
     def takes_sealed(self) -> bool:
-        """Whether a step may come by `file_sealed`: it is recorded, and by nobody else."""
+        """Whether a step's record may be made later: written here, and shared with no rank."""
         alone = process_group() is None
         return alone and self._recorder is not None and not self._outbox.under_way
 
@@ -151,11 +151,10 @@ class Journal:
             loss_scale: the factor that its gradients carried; None for none.
             present: places of the parameters with a gradient; None for all.
         """
-        facts = (step, outcome, loss, lr, loss_scale, self._index)
-        sealable = self._recorder is not None and not self._outbox.under_way
-        if sealable and isinstance(outcome.stats.total_norm, float):
+        if self.takes_sealed and isinstance(outcome.stats.total_norm, float):
             self._seal(step, outcome, loss, lr, loss_scale, present)
             return
+        facts = (step, outcome, loss, lr, loss_scale, self._index)
         if isinstance(outcome.stats.total_norm, torch.Tensor):
             self._outbox.send(*begun_record(*facts), outcome.stats, present)
             self._empty(wait=False)
@@ -204,9 +203,6 @@ class Journal:
         norm = outcome.stats.total_norm
         loss_or_nan = math.nan if value is None else value
         self._hand_over(decided, len(ids), step, cast("float", norm), loss_or_nan, loss is not None)
-        ranks = self._open_ranks()
-        if ranks is not None:
-            ranks.share(decided.opened().record, outcome.stats)
 
     def _hand_over(
         self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, has_loss: bool

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from steadygrad.recovery.events import PERSISTENT, TRANSIENT, UNKNOWN
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.origin import patches
 from steadygrad.torch.origin.entries import TapeEntry
 from steadygrad.torch.origin.replay import BackwardReplay, Impossible
@@ -72,7 +73,7 @@ class StepAgain:
         optimizer = self._optimizer()
         if optimizer is None:
             return None
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = parameters_of(optimizer)
         backwards = self._tape.backwards_of(optimizer)
         copies = [then.copy_of(p) for p in params]
         if not 0 < len(backwards) <= MOST_BACKWARDS or any(c is None for c in copies):

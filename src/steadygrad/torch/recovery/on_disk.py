@@ -13,6 +13,7 @@ from steadygrad.errors import SteadyGradWarning, UsageError
 from steadygrad.recovery.files import claim, drop_after, read_newest, release, write_snapshot
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.agreement import common_newest, largest
 from steadygrad.torch.recovery.shards import as_pieces, as_tensors, meshes_of
@@ -20,7 +21,6 @@ from steadygrad.torch.recovery.training_state import (
     TrainingState,
     load_portable,
     packed,
-    parameters_of,
     portable,
     unpacked,
 )

@@ -34,13 +34,13 @@ from steadygrad.recovery.triggers import (
     Reading,
 )
 from steadygrad.torch.distributed.board import is_job
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
 from steadygrad.torch.recovery.buffers import all_finite
 from steadygrad.torch.recovery.displacement import FACTOR, Displacement, times_its_size
 from steadygrad.torch.recovery.snapshots import Snapshots
-from steadygrad.torch.recovery.training_state import TrainingState, parameters_of
-from steadygrad.torch.step.clipper import Memory
+from steadygrad.torch.recovery.training_state import TrainingState
 from steadygrad.vocabulary import LADDER, RECOVERY, Nature
 
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
@@ -52,16 +52,12 @@ class Recovering:
     Args:
         ladder: what may be done.
         optimizer: whose steps.
-        model: whose buffers are put back too; None for the modules that hold the parameters.
-        memory: the clip policy's state.
+        snapshots: what it may go back to.
         write_event: takes what was done, for the run file.
         index: number of the optimizer within the run.
 
-    Raises:
-        UsageError: the snapshots do not fit the memory budget.
-
     Attributes:
-        snapshots: what it may go back to.
+        snapshots: as given.
         again: runs a step once more.
         acts: what was done so far.
     """
@@ -70,13 +66,12 @@ class Recovering:
         self,
         ladder: Ladder,
         optimizer: torch.optim.Optimizer,
-        model: torch.nn.Module | None,
-        memory: Memory,
+        snapshots: Snapshots,
         write_event: WriteEvent,
         index: int,
     ) -> None:
         self.acts: list[RecoveryEvent] = []
-        self.snapshots = Snapshots(ladder, optimizer, model, memory, index)
+        self.snapshots = snapshots
         self.again = StepAgain(optimizer)
         self._judge = Judge(ladder)
         self._write_event, self._index = write_event, index

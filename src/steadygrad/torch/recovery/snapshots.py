@@ -14,6 +14,7 @@ from steadygrad.recovery.memory import half_of_memory
 from steadygrad.recovery.ring import Ring, SnapshotPace, StoredSnapshot
 from steadygrad.runlog.notice import warn
 from steadygrad.torch.distributed.board import is_job
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.agreement import largest, smallest
@@ -25,7 +26,6 @@ from steadygrad.torch.recovery.partners import Partners
 from steadygrad.torch.recovery.training_state import (
     TrainingState,
     in_host_memory,
-    parameters_of,
     restore_weights,
     state_tensors,
     tensors_of,

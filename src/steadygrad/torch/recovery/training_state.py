@@ -39,11 +39,6 @@ class TrainingState:
     batch: int
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """All parameters of an optimizer, group by group."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory; from a GPU it arrives while the training goes on."""
     if tensor.device.type != "cuda" or type(tensor) is not torch.Tensor:

@@ -34,6 +34,7 @@ from steadygrad.torch.loop.attached import AttachedLoop
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
+from steadygrad.torch.recovery.snapshots import Snapshots
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.engine import Engine
@@ -326,13 +327,10 @@ class Steady(Handle):
             UsageError: the snapshots do not fit the memory budget.
         """
         engine = self._engine
+        optimizer, index = engine.optimizer, engine.index
+        snapshots = Snapshots(ladder, optimizer, model, engine.clipper.memory, index)
         engine.recovery = Recovering(
-            ladder,
-            engine.optimizer,
-            model,
-            engine.clipper.memory,
-            engine.journal.write_event,
-            engine.index,
+            ladder, optimizer, snapshots, engine.journal.write_event, index
         )
         engine.guard()
         self.hear_losses()
