@@ -19,6 +19,8 @@ from pathlib import Path
 from command import PLACE
 from pages import Block, blocks
 
+from steadygrad.live.handle import Handle
+
 TOLERANCE = 0.05
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -50,6 +52,7 @@ def run(block: Block, names: dict[str, object]) -> str:
         Path(block.title).write_text(block.code, encoding="utf-8")
         return ""
     if block.language == "bash":
+        end_script(names)
         return shell(block.code)
     # blank lines in front, so that a traceback shows the page's own line numbers
     code = "\n" * (block.line - 1) + block.code
@@ -61,6 +64,13 @@ def run(block: Block, names: dict[str, object]) -> str:
 def example(name: str) -> None:
     """For setups: put a script of this folder where the page's commands run."""
     shutil.copy(Path(__file__).with_name(name), name)
+
+
+def end_script(names: dict[str, object]) -> None:
+    """Put on record what the Python blocks above recorded: a reader's script has ended by now."""
+    for value in list(names.values()):
+        if isinstance(value, Handle):
+            value.flush()
 
 
 def shell(code: str) -> str:
