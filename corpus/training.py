@@ -23,6 +23,7 @@ import steadygrad.torch as sg
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.torch_script.observer import TorchObserver
 from steadygrad.runlog import RunWriter
+from steadygrad.torch.gradients.parameters import parameters_of
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -209,9 +210,10 @@ class Script:
         self.observer.log.after(call, torch.nn.utils.clip_grad_norm_(given, max_norm))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        divided = self.observer.before_unscale(optimizer)
+        unscaling = self.observer.before_unscale(parameters_of(optimizer))
         self.scaler.unscale_(optimizer)
-        self.observer.after_unscale(optimizer, divided)
+        if unscaling is not None:
+            self.observer.after_unscale(unscaling)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler:

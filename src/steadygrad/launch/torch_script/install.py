@@ -27,6 +27,7 @@ from steadygrad.torch.clip_calls.clipcall import (
     inside_another,
 )
 from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
+from steadygrad.torch.clip_calls.unscaling import UnscaleVisit, unscaled_by
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Visit
@@ -36,7 +37,6 @@ from steadygrad.torch.internals.sites import Site
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.torch_script.observer import TorchObserver
-    from steadygrad.torch.clip_calls.clips import Unscaling
     from steadygrad.torch.step.observing import StepOutcome
 
 
@@ -274,10 +274,10 @@ class TorchPatches:
 
     def _unscale(self, arguments: Arguments) -> Visit | None:
         observer = self.observer()
-        scaler, optimizer = arguments
-        if observer is None or not scaler.is_enabled():
+        if observer is None or not arguments[0].is_enabled():
             return None
-        return _ScriptUnscale(arguments, observer, observer.before_unscale(optimizer))
+        unscaling = observer.before_unscale(unscaled_by(arguments))
+        return UnscaleVisit(arguments, unscaling, observer.after_unscale)
 
     def _scaler_step(self, arguments: Arguments) -> Visit | None:
         # a scaler does not call the step of an optimizer whose gradients overflow
@@ -327,20 +327,6 @@ class _Scale(Visit):
 
     def returns(self, result: object) -> object:
         self._observer.losses.scaled(result, self.arguments[0]._scale)
-        return result
-
-
-class _ScriptUnscale(Visit):
-    """One `GradScaler.unscale_`."""
-
-    def __init__(
-        self, arguments: Arguments, observer: TorchObserver, divided: Unscaling | None
-    ) -> None:
-        super().__init__(arguments)
-        self._observer, self._divided = observer, divided
-
-    def returns(self, result: object) -> object:
-        self._observer.after_unscale(self.arguments[1], self._divided)
         return result
 
 

@@ -11,6 +11,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clipcall import Call, ClipVisit, inside_another
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
+from steadygrad.torch.clip_calls.unscaling import UnscaleVisit, unscaled_by
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import local
-from steadygrad.torch.internals import scaler, sites
+from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit
 from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.internals.warn import warn_user
@@ -33,6 +35,7 @@ from steadygrad.torch.record import losses
 from steadygrad.vocabulary import SCRIPT_CLIP
 
 Parameters = list[torch.Tensor]
+Result = TypeVar("Result")
 
 
 class AttachedClips:
@@ -82,7 +85,6 @@ class AttachedClips:
         """
         with _lock:
             params = self._parameters()
-            _unscaled.difference_update(map(id, params))
             clip_calls = _log.stepped(params)
             if clip_calls and self._writer is not None:
                 with_grad = sum(p.grad is not None for p in params)
@@ -130,15 +132,8 @@ def _acts(call: ClipCall) -> bool:
     return not number(call.coef) >= 1  # NaN: it has, by what is not known
 
 
-def _scale_of(parameters: Sequence[torch.Tensor]) -> object:
-    if not parameters or id(parameters[0]) in _unscaled:
-        return None
-    return losses.last_scale()
-
-
-_log = ClipLog(losses.backwards, _scale_of)
+_log = ClipLog(losses.backwards, losses.last_scale)
 _lock = threading.RLock()
-_unscaled: set[int] = set()
 reading_of = _log.reading_of
 """What gradients were before the script's calls; None where it made none."""
 
@@ -152,7 +147,6 @@ def _make(patches: PatchSet) -> None:
 def _forget() -> None:
     """Nobody listens any more: what is known of gradients would not be true later."""
     _log.forget()
-    _unscaled.clear()
 
 
 _listening = PatchSet(_make, _forget)
@@ -210,40 +204,22 @@ def _clipped(call: Call, result: object, function: str) -> None:
 def _unscale(arguments: Arguments) -> Visit | None:
     if not _listening.holders or not arguments[0].is_enabled():
         return None
-    visit = _Unscale(arguments)
-    _guarded(visit.begins)
-    return visit
+    unscaling = _guarded(lambda: _log.before_unscale(unscaled_by(arguments)))
+    return UnscaleVisit(arguments, unscaling, _unscaled)
 
 
-class _Unscale(Visit):
-    """One `GradScaler.unscale_`."""
-
-    _unscaling: Unscaling | None = None
-
-    def begins(self) -> None:
-        self._unscaling = _log.before_unscale(self._parameters())
-
-    def returns(self, result: object) -> object:
-        _guarded(self._over)
-        return result
-
-    def _over(self) -> None:
-        if self._unscaling is not None:
-            _log.after_unscale(self._unscaling)
-        _unscaled.update(map(id, self._parameters()))
-
-    def _parameters(self) -> Parameters:
-        optimizer = scaler.unwrap(self.arguments[1])
-        return parameters_of(optimizer) if hasattr(optimizer, "param_groups") else []
+def _unscaled(unscaling: Unscaling) -> None:
+    _guarded(lambda: _log.after_unscale(unscaling))
 
 
-def _guarded(look: Callable[[], None]) -> None:
+def _guarded(look: Callable[[], Result]) -> Result | None:
     """Look at a call of the script; a fault of ours ends the listening, and the call goes on."""
     try:
         with _lock, np.errstate(all="ignore"):
-            look()
+            return look()
     except Warning:  # the script has warnings raise
         raise
     except Exception:
         for listener in _listeners():
             listener.end()
+    return None

@@ -80,12 +80,14 @@ class Unscaling(NamedTuple):
     """Gradients that a GradScaler divides by its scale.
 
     Attributes:
-        parameters: theirs.
+        ids: of all parameters that it is for.
+        read: those of them with a gradient that was read.
         rows: where each was read, by the parameter's id.
-        scale: the loss scale.
+        scale: the loss scale; None where these carried none, or none of them was read.
     """
 
-    parameters: list[torch.Tensor]
+    ids: frozenset[int]
+    read: list[torch.Tensor]
     rows: dict[int, tuple[GradientReading, int]]
     scale: Any
 
@@ -111,11 +113,12 @@ class QuietSteps:
             params: its own list of all its parameters, the same one until they change.
 
         Returns:
-            False, and nothing done, where there was a call, or a reading of these gradients.
+            False, and nothing done, where there was a call, or a reading of these gradients, or
+            a loss scale was divided out of some.
         """
         log = self._log
         self._follow(params)
-        if log.waiting or (log.readings and log.has_read_some(self._ids)):
+        if log.waiting or log.unscaled or (log.readings and log.has_read_some(self._ids)):
             return False
         now = log.backwards()
         for clock in self._clocks:
@@ -132,7 +135,7 @@ class QuietSteps:
             The figures before them, and the calls; None, and nothing done, where there is more
             to say.
         """
-        reading = self._log.whole(params)
+        reading = None if self._log.unscaled else self._log.whole(params)
         if reading is None or reading.sealed is None or not reading.is_usual:
             return None
         return reading, self._log.stepped_by(self._ids, self._clocks[:-1])
@@ -151,21 +154,21 @@ class ClipLog:
 
     Args:
         backwards: gives the number of backward passes so far.
-        scale_of: gives the loss scale that these parameters' gradients carry, or None.
+        loss_scale: gives the one that the last backward's gradients carry, or None.
 
     Attributes:
         backwards: as given.
+        unscaled: ids of parameters whose gradients were divided by it already, until they step.
         clocks: when things last happened to each parameter.
         any: when they last happened to any.
         readings: of gradients that have not stepped yet.
         waiting: calls whose step is still to come.
     """
 
-    def __init__(
-        self, backwards: Callable[[], int], scale_of: Callable[[Sequence[torch.Tensor]], object]
-    ) -> None:
+    def __init__(self, backwards: Callable[[], int], loss_scale: Callable[[], object]) -> None:
         self.backwards = backwards
-        self._scale_of = scale_of
+        self._loss_scale = loss_scale
+        self.unscaled: set[int] = set()
         self.readings: list[GradientReading] = []
         self.clocks = Clocks()
         self.any = Clock()
@@ -279,21 +282,29 @@ class ClipLog:
         rows.update({id(p): (fresh, place) for place, p in enumerate(lacking)})
         return joined([rows[id(p)] for p in parameters])
 
-    def before_unscale(self, parameters: Sequence[torch.Tensor]) -> Unscaling | None:
-        """A `GradScaler.unscale_` begins; None where nothing of these gradients is known."""
+    def before_unscale(self, parameters: Sequence[torch.Tensor]) -> Unscaling:
+        """A `GradScaler.unscale_` begins on the gradients of these."""
         rows = self._rows(parameters)
-        divided = [p for p in parameters if id(p) in rows]
-        scale = self._scale_of(divided) if divided else None
-        return None if scale is None else Unscaling(divided, rows, scale)
+        read = [p for p in parameters if id(p) in rows]
+        return Unscaling(frozenset(map(id, parameters)), read, rows, self._scale_of(read))
 
     def after_unscale(self, unscaling: Unscaling) -> None:
         """It is over: the figures of the gradients that it divided stay valid, divided too."""
-        reading = joined([unscaling.rows[id(p)] for p in unscaling.parameters])
+        self.unscaled |= unscaling.ids
+        if unscaling.scale is None:
+            return
+        reading = joined([unscaling.rows[id(p)] for p in unscaling.read])
         reading.unscale(unscaling.scale)
-        reading.mark([p.grad for p in unscaling.parameters if p.grad is not None], EVERY)
+        reading.mark([p.grad for p in unscaling.read if p.grad is not None], EVERY)
         for other in self.readings:
             other.forget(set(reading.ids))
         self.remember(reading)
+
+    def _scale_of(self, parameters: Sequence[torch.Tensor]) -> object:
+        """The loss scale that these parameters' gradients carry, or None."""
+        if not parameters or id(parameters[0]) in self.unscaled:
+            return None
+        return self._loss_scale()
 
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""
@@ -304,6 +315,8 @@ class ClipLog:
         """`stepped`, by the ids of the parameters and by their clocks."""
         now = self.backwards()
         self._drop(own)
+        if self.unscaled:
+            self.unscaled -= own
         by_hand = bool(self.waiting) and all(clock.step == now for clock in clocks)
         for clock in (*clocks, self.any):
             clock.stepped_at(now)
@@ -332,6 +345,7 @@ class ClipLog:
         """Follow these from here on: what is known under their ids was of others before them."""
         now, ids = self.backwards(), list(map(id, parameters))
         self._drop(set(ids))
+        self.unscaled.difference_update(ids)
         self.waiting = [call for call in self.waiting if call.ids.isdisjoint(ids)]
         for clock in self.clocks.of(ids):
             clock.stepped_at(now)
@@ -340,6 +354,7 @@ class ClipLog:
     def forget(self) -> None:
         """Let go of all that was read."""
         self.readings, self.waiting, self.clocks = [], [], Clocks()
+        self.unscaled.clear()
 
     def _drop(self, own: set[int]) -> None:
         # ids may be used again: what is known of a gradient does not outlive its step

@@ -294,7 +294,7 @@ def test_a_backbone_that_nobody_updates_is_left_alone(observe: Observe) -> None:
     run = seen.run()
     assert set(run.steps["optimizer"]) == {0}
     assert len(run.steps) == 20
-    assert not seen.patches._observer._by_hand
+    assert not seen.patches._observer._by_hand.active
 
 
 def test_an_optimizer_made_after_the_first_one_is_no_loop_by_hand(observe: Observe) -> None:

@@ -28,7 +28,7 @@ def clipped(log, params, max_norm):
 
 @pytest.fixture
 def log():
-    return ClipLog(lambda: 1, lambda params: None)
+    return ClipLog(lambda: 1, lambda: None)
 
 
 def test_a_second_read_is_spared_until_a_gradient_is_touched(log):
@@ -80,7 +80,7 @@ def test_a_call_on_a_part_of_what_was_read_changes_that_part_alone(log):
 
 
 def test_figures_follow_a_loss_scale_that_is_divided_out(log):
-    log._scale_of = lambda params: torch.tensor(8.0)
+    log._loss_scale = lambda: torch.tensor(8.0)
     generator, critic = weights([24.0, 32.0], [96.0])
     clipped(log, [generator, critic], 52.0)
 
@@ -96,6 +96,17 @@ def test_figures_follow_a_loss_scale_that_is_divided_out(log):
     other = log.reading_of([critic])
     assert other.norms.tolist() == [96.0]
     assert other.threshold == 52.0
+
+
+def test_a_loss_scale_is_divided_out_until_the_step_and_of_no_later_optimizer(log):
+    log._loss_scale = lambda: 8.0
+    generator, critic = weights([24.0, 32.0], [96.0])
+    for is_over in (log.stepped, log.begin):  # the step, or another optimizer with the same ids
+        log.after_unscale(log.before_unscale([generator]))
+        scales = [log.before([p], 1.0, 2.0, "norm").scale for p in (generator, critic)]
+        assert scales == [None, 8.0]
+        is_over([generator])
+        assert log.before([generator], 1.0, 2.0, "norm").scale == 8.0
 
 
 def test_a_clamp_counts_from_what_stood_before_it():

@@ -1,0 +1,54 @@
+"""The way in for whatever a script's calls tell: one thread at a time, timed, faults told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import numpy as np
+
+from steadygrad.errors import NonFiniteError
+from steadygrad.launch.contracts import RunContext
+
+
+class Entry:
+    """To stand around what is done at a call of the script; a failure there is none of its own.
+
+    Args:
+        context: the run, which is told of a failure.
+
+    Attributes:
+        seconds: spent inside so far.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self.seconds = 0.0
+        self._context = context
+        self._lock = threading.RLock()
+        self._entered: list[float] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._entered.append(time.perf_counter())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self.seconds += time.perf_counter() - self._entered.pop()
+        self._lock.release()
+        if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
+            return False  # the latter is what --on-nonfinite raise asks for
+        self._context.trouble("part of the run was not observed", error)
+        return True
+
+
+def figures() -> np.errstate:
+    """To stand around arithmetic with figures: they may be inf, and a script may have NumPy raise.
+
+    It costs a microsecond, which what every step does without figures is spared.
+    """
+    return np.errstate(all="ignore")

@@ -1,0 +1,132 @@
+"""The script's own clip calls on their way to the run file."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+
+from steadygrad.launch.contracts import RunContext
+from steadygrad.policies.choice import resolve
+from steadygrad.runlog.clip_calls import CallBook, Count
+from steadygrad.runlog.clip_calls import number as number_of
+from steadygrad.torch.clip_calls.calls import new_events
+from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps
+from steadygrad.torch.gradients.batch import GradientBatch
+from steadygrad.torch.gradients.outcome import PassedStep
+from steadygrad.torch.gradients.parameters import parameters_of
+from steadygrad.torch.step.observing import ObservingClipper, StepOutcome, summed_up
+from steadygrad.vocabulary import SCRIPT_CLIP
+
+UNREAD = PassedStep()
+
+
+class ScriptClips:
+    """Writes down the clip calls before each step, of whatever optimizer or loop.
+
+    Args:
+        context: the run.
+        log: what those calls found and did.
+    """
+
+    def __init__(self, context: RunContext, log: ClipLog) -> None:
+        self._context, self._log = context, log
+        self._book = CallBook()
+
+    def stepped(
+        self, step: int, parameters: list[torch.Tensor], of_params: int, number: int
+    ) -> None:
+        """A step is taken or dropped: the calls before it are over.
+
+        Args:
+            step: its number.
+            parameters: what it moves.
+            of_params: how many of them have a gradient.
+            number: the optimizer's, or that of a loop by hand.
+        """
+        calls = self._log.stepped(parameters)
+        if calls:
+            self._write(calls, step, of_params, number)
+
+    def stepped_elsewhere(
+        self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
+    ) -> StepOutcome | None:
+        """An optimizer that is not torch's is about to step.
+
+        Args:
+            parameters: what it is about to move.
+            names: theirs.
+            step: the step's number.
+            number: that optimizer's.
+
+        Returns:
+            The figures before those calls and what they left; None where there were none.
+        """
+        with_grads = [p for p in parameters if p.grad is not None]
+        whole = len(with_grads) == len(parameters)
+        reading = self._log.reading_of(with_grads) if whole else None
+        calls = self._log.stepped(parameters)
+        self._write(calls, step, len(with_grads), number)
+        if reading is None or not calls:
+            return None
+        grads = [grad for p in with_grads if (grad := p.grad) is not None]
+        sizes = tuple(p.numel() for p in with_grads)
+        return summed_up(reading, GradientBatch(grads, with_grads, names, sizes))
+
+    def clipper(self, optimizer: torch.optim.Optimizer, number: int) -> ObservingClipper:
+        """What clips nothing and tells here of each step of an optimizer.
+
+        Args:
+            optimizer: held weakly.
+            number: its number within the run.
+        """
+        alive = weakref.ref(optimizer)
+
+        def stepping(step: int, batch: GradientBatch) -> None:
+            optimizer = alive()
+            if optimizer is not None:
+                parameters = batch.params
+                if batch.present is not None:  # calls on those without a gradient count too
+                    parameters = parameters_of(optimizer)
+                self.stepped(step, parameters, len(batch.grads), number)
+
+        choice = resolve("none", self._context.plan.on_nonfinite)
+        quietly = self._quietly(QuietSteps(self._log), number)
+        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, quietly)
+
+    def _quietly(
+        self, steps: QuietSteps, number: int
+    ) -> Callable[[int, list[torch.Tensor]], PassedStep | None]:
+        def passes(step: int, params: list[torch.Tensor]) -> PassedStep | None:
+            if steps.passes(params):
+                return UNREAD
+            clipped = steps.clipped(params)
+            if clipped is None:
+                return None
+            reading, calls = clipped
+            if calls:
+                self._write(calls, step, len(params), number)
+            return PassedStep(reading.sealed, number_of(reading.threshold), reading.factor)
+
+        return passes
+
+    def finish(self, step: int, owner_of: Callable[[frozenset[int]], int]) -> None:
+        """The script is over: calls that no step has followed.
+
+        Args:
+            step: how many there were.
+            owner_of: gives the number of the optimizer that holds parameters of some ids.
+        """
+        for call in self._log.waiting if step else ():
+            self._write([call], step, 0, owner_of(call.ids))
+
+    def summary(self) -> list[Count]:
+        """All calls so far, counted, for the run file."""
+        return self._book.summary()
+
+    def _write(self, calls: list[ClipCall], step: int, of_params: int, number: int) -> None:
+        writer = self._context.writer()
+        for event in new_events(self._book, calls, step, of_params, number):
+            if writer is not None:
+                writer.write_event(SCRIPT_CLIP, event, step)
