@@ -48,7 +48,7 @@ class TorchObserver:
     def __init__(self, context: RunContext) -> None:
         self._entry = Entry(context)
         self.losses = losses = LossMeter()
-        self.log = ClipLog(lambda: losses.backwards, lambda: losses.scale)
+        self.log = ClipLog(losses)
         self._attachments = Attachments(context)
         self._loop = LoopWatch()
         clips = ScriptClips(context, self.log)

@@ -132,7 +132,7 @@ def _acts(call: ClipCall) -> bool:
     return not number(call.coef) >= 1  # NaN: it has, by what is not known
 
 
-_log = ClipLog(losses.backwards, losses.last_scale)
+_log = ClipLog(losses.HEARD)
 _lock = threading.RLock()
 reading_of = _log.reading_of
 """What gradients were before the script's calls; None where it made none."""

@@ -8,7 +8,7 @@ second read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
 from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, namespace, read_whole
 from steadygrad.torch.gradients.pieces import whole
+from steadygrad.torch.record.losses import LossMeter
 
 _GRAD = attrgetter("grad")
 
@@ -120,7 +121,7 @@ class QuietSteps:
         self._follow(params)
         if log.waiting or log.unscaled or (log.readings and log.has_read_some(self._ids)):
             return False
-        now = log.backwards()
+        now = log.losses.backwards
         for clock in self._clocks:
             clock.stepped_at(now)
         return True
@@ -153,11 +154,10 @@ class ClipLog:
     """Keeps what clip calls found and did, until the step that follows them.
 
     Args:
-        backwards: gives the number of backward passes so far.
-        loss_scale: gives the one that the last backward's gradients carry, or None.
+        losses: counts backward passes, and knows the loss scale of the last.
 
     Attributes:
-        backwards: as given.
+        losses: as given.
         unscaled: ids of parameters whose gradients were divided by it already, until they step.
         clocks: when things last happened to each parameter.
         any: when they last happened to any.
@@ -165,9 +165,8 @@ class ClipLog:
         waiting: calls whose step is still to come.
     """
 
-    def __init__(self, backwards: Callable[[], int], loss_scale: Callable[[], object]) -> None:
-        self.backwards = backwards
-        self._loss_scale = loss_scale
+    def __init__(self, losses: LossMeter) -> None:
+        self.losses = losses
         self.unscaled: set[int] = set()
         self.readings: list[GradientReading] = []
         self.clocks = Clocks()
@@ -304,7 +303,7 @@ class ClipLog:
         """The loss scale that these parameters' gradients carry, or None."""
         if not parameters or id(parameters[0]) in self.unscaled:
             return None
-        return self._loss_scale()
+        return self.losses.scale
 
     def stepped(self, parameters: Sequence[torch.Tensor]) -> list[ClipCall]:
         """An optimizer steps: forget its figures, and return its calls since the last step."""
@@ -313,7 +312,7 @@ class ClipLog:
 
     def stepped_by(self, own: set[int], clocks: list[Clock]) -> list[ClipCall]:
         """`stepped`, by the ids of the parameters and by their clocks."""
-        now = self.backwards()
+        now = self.losses.backwards
         self._drop(own)
         if self.unscaled:
             self.unscaled -= own
@@ -338,12 +337,12 @@ class ClipLog:
 
     def alone(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether no backward has run since these last stepped."""
-        now = self.backwards()
+        now = self.losses.backwards
         return all(clock.step == now for clock in self.clocks.of(list(map(id, parameters))))
 
     def begin(self, parameters: Sequence[torch.Tensor]) -> None:
         """Follow these from here on: what is known under their ids was of others before them."""
-        now, ids = self.backwards(), list(map(id, parameters))
+        now, ids = self.losses.backwards, list(map(id, parameters))
         self._drop(set(ids))
         self.unscaled.difference_update(ids)
         self.waiting = [call for call in self.waiting if call.ids.isdisjoint(ids)]
@@ -365,7 +364,7 @@ class ClipLog:
     def _place(
         self, call: ClipCall, ids: Sequence[int], with_grads: Sequence[torch.Tensor]
     ) -> None:
-        now = self.backwards()
+        now = self.losses.backwards
         clocks = self.clocks.of(ids) if call.of_parameters else [self.any]
         first = clocks[0]
         if first.is_renewed and now > first.clip:

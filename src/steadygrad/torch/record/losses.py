@@ -206,7 +206,8 @@ def _nothing_heard() -> None:
     return None
 
 
-_meter = LossMeter()
+HEARD = LossMeter()
+"""The losses that handles hear of, all of them."""
 
 
 def _make(patches: PatchSet) -> None:
@@ -229,23 +230,13 @@ def hear(hearer: object) -> Callable[[], object]:
         A function that gives the loss since the last step, as `LossMeter.of_step` does.
     """
     _hearing.hold(hearer)
-    _meter.of_step()  # what was heard before, perhaps of another training, is not of its steps
-    return _meter.of_step
+    HEARD.of_step()  # what was heard before, perhaps of another training, is not of its steps
+    return HEARD.of_step
 
 
 def so_far() -> object:
     """The loss since the last step, as `LossMeter.so_far`; the sum goes on."""
-    return _meter.so_far
-
-
-def backwards() -> int:
-    """Number of backward passes heard so far, in this thread."""
-    return _meter.backwards
-
-
-def last_scale() -> object:
-    """The loss scale that the last of them carried; None for none."""
-    return _meter.scale
+    return HEARD.so_far
 
 
 def forget(hearer: object) -> None:
@@ -258,7 +249,7 @@ def _backward(arguments: Arguments) -> Visit | None:
         return None
     roots, weights = arguments[0], arguments[1]
     if isinstance(roots, (torch.Tensor, tuple, list)):
-        _meter.saw(sites.listed(roots), None if weights is None else sites.listed(weights))
+        HEARD.saw(sites.listed(roots), None if weights is None else sites.listed(weights))
     return None
 
 
@@ -266,7 +257,7 @@ class _Scaled(Visit):
     """One `GradScaler.scale`."""
 
     def returns(self, result: object) -> object:
-        _meter.scaled(result, self.arguments[0]._scale)
+        HEARD.scaled(result, self.arguments[0]._scale)
         return result
 
 

@@ -11,6 +11,7 @@ import torch
 from steadygrad.torch.clip_calls.clips import ClipLog
 from steadygrad.torch.clip_calls.clocks import Clocks
 from steadygrad.torch.clip_calls.readings import EVERY, joined, read
+from steadygrad.torch.record.losses import LossMeter
 
 
 def weights(*gradients):
@@ -28,7 +29,9 @@ def clipped(log, params, max_norm):
 
 @pytest.fixture
 def log():
-    return ClipLog(lambda: 1, lambda: None)
+    losses = LossMeter()
+    losses.backwards = 1
+    return ClipLog(losses)
 
 
 def test_a_second_read_is_spared_until_a_gradient_is_touched(log):
@@ -80,7 +83,7 @@ def test_a_call_on_a_part_of_what_was_read_changes_that_part_alone(log):
 
 
 def test_figures_follow_a_loss_scale_that_is_divided_out(log):
-    log._loss_scale = lambda: torch.tensor(8.0)
+    log.losses.scale = torch.tensor(8.0)
     generator, critic = weights([24.0, 32.0], [96.0])
     clipped(log, [generator, critic], 52.0)
 
@@ -99,7 +102,7 @@ def test_figures_follow_a_loss_scale_that_is_divided_out(log):
 
 
 def test_a_loss_scale_is_divided_out_until_the_step_and_of_no_later_optimizer(log):
-    log._loss_scale = lambda: 8.0
+    log.losses.scale = 8.0
     generator, critic = weights([24.0, 32.0], [96.0])
     for is_over in (log.stepped, log.begin):  # the step, or another optimizer with the same ids
         log.after_unscale(log.before_unscale([generator]))
