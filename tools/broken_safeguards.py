@@ -758,6 +758,8 @@ def tried(one: Break, folder: Path, sound: dict[str, int]) -> str:
     path.write_text(code.replace(one.code, one.broken))
     status = outcome(folder, one.test)
     path.write_text(code)
+    if status not in (0, 1):  # neither passed nor failed
+        print((folder / "log.txt").read_text()[-4000:], file=sys.stderr)
     return "" if status == 1 else f"its test ends with {status}"
 
 

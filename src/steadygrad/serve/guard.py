@@ -72,7 +72,8 @@ class Guard:
     def _without_token(self, request: Request) -> Response | None:
         shown = request.query_params.get("token")
         if shown is not None and self._is_token(shown):
-            answer = RedirectResponse(request.url.path, 303)  # out of the address bar
+            here = "/" + request.url.path.lstrip("/")  # of two slashes a browser makes a host
+            answer = RedirectResponse(here, 303)  # out of the address bar
             answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             return answer
         if self._is_token(request.cookies.get(COOKIE, "")):

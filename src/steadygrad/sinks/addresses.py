@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import string
 import warnings
-from typing import Any
-from urllib.parse import urlsplit
+from base64 import b64encode
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from steadygrad.errors import MissingExtraError, UsageError
 
@@ -33,20 +36,63 @@ def check_address(address: str) -> None:
     if not is_web(address):
         apprise_of(address)
         return
+    webhook_of(address)
+
+
+class Webhook(NamedTuple):
+    """What is asked of a webhook.
+
+    Attributes:
+        url: as it is sent: ASCII, and without a user.
+        headers: what the user and the password of the address become.
+    """
+
+    url: str
+    headers: dict[str, str]
+
+
+def webhook_of(address: str) -> Webhook:
+    """Take a webhook's address apart; the messages do not repeat it.
+
+    Args:
+        address: of http or https; letters of any script, a user and a password may be in it.
+
+    Raises:
+        UsageError: what is wrong with it.
+
+    Example:
+        >>> webhook_of("https://me:secret@bücher.example/café").url
+        'https://xn--bcher-kva.example/caf%C3%A9'
+    """
     if any(not character.isprintable() or character.isspace() for character in address):
         raise UsageError("the address of a webhook holds a space or an unprintable character")
     try:
         parts = urlsplit(address)
-        named, port = parts.hostname, parts.port
-    except ValueError:
-        named, port = None, None
+        named, port = _host(parts.hostname or ""), parts.port
+    except ValueError:  # half an IPv6 address, a label that is too long
+        named, port = "", None
     if not named or port == 0:
         raise UsageError("the address of a webhook names no host, or a port that cannot be")
+    host = named if port is None else f"{named}:{port}"
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    headers: dict[str, str] = {}
+    if "@" in parts.netloc:
+        login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    return Webhook(urlunsplit((parts.scheme, host, path or "/", query, "")), headers)
+
+
+def _host(name: str) -> str:
+    """A host as it is asked for, in ASCII; empty for one that cannot be."""
+    if ":" in name:
+        return f"[{name}]"
+    spelt = name.encode("idna").decode()
+    return spelt if re.fullmatch(r"[A-Za-z0-9._-]*", spelt) else ""
 
 
 def is_web(address: str) -> bool:
     """Whether an address is a webhook's, which needs no library."""
-    return address.startswith(("http://", "https://"))
+    return address.lower().startswith(("http://", "https://"))
 
 
 @functools.cache

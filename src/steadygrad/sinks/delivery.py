@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from steadygrad.rules import Finding
 from steadygrad.runlog.hidden import HiddenThread
 from steadygrad.runlog.notice import warn
-from steadygrad.sinks.addresses import apprise_of, check_address, is_web
+from steadygrad.sinks.addresses import apprise_of, is_web, webhook_of
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage
@@ -153,12 +153,13 @@ def post(address: str, data: Mapping[str, object]) -> None:
 
     Raises:
         OSError: it cannot be reached, or answers with an error, or with a redirect to elsewhere.
-        UsageError: not an http address.
+        UsageError: an address that cannot be.
     """
-    check_address(address)
+    webhook = webhook_of(address)
     text = f"{data.get('id')}: {data.get('title')}"  # what chat services show
     body = json.dumps({"text": text, **data}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **webhook.headers}
+    request = urllib.request.Request(webhook.url, body, headers)
     opener = urllib.request.build_opener(_SamePlace)
     with opener.open(request, timeout=WEBHOOK_SECONDS):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,9 @@ def test_elsewhere_needs_the_token_that_is_printed(folder: Path) -> None:
         assert server.answer(Cookie=f"steadygrad-token={token}") == 200
         assert server.answer("/events", Cookie="steadygrad-token=wrong") == 403
         assert server.answer(Cookie=f"steadygrad-token={token}", Origin="http://evil") == 403
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as asking:
+            asking.request("GET", f"//evil.example/?token={token}")
+            assert asking.getresponse().getheader("Location") == "/evil.example/"
     finally:
         server.close()
 

@@ -174,6 +174,9 @@ def test_a_webhook_that_fails_costs_a_warning(server: HTTPServer, tmp_path: Path
         ("https:///S3CRET", "names no host"),
         ("http://h:S3CRET/", "a port that cannot be"),
         ("http://[::1/S3CRET", "names no host"),
+        ("http://h..S3CRET/", "names no host"),
+        (f"http://{'h' * 64}/S3CRET", "names no host"),
+        ("http://h<S3CRET>/", "names no host"),
         ("http://h/S3CRET x", "a space"),
         ("http://h/S3CRET\r\nHost: x", "a space or an unprintable"),
     ],
@@ -190,6 +193,18 @@ def test_an_address_that_cannot_be_is_refused_at_the_start_and_not_repeated(
         assert "S3CRET" not in said.output
 
 
+def test_an_address_is_asked_for_as_a_browser_would() -> None:
+    with raw_server(lambda c: c.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")) as (root, asked):
+        host = root.partition("//")[2]
+        delivery.post(f"HTTP://me:p%40ss@{host}/caf\u00e9?q=\u00e9#here", {"id": "SG101"})
+        delivery.post(f"{root}?q", {"id": "SG101"})
+    first, second = asked
+    assert first.startswith(b"POST /caf%C3%A9?q=%C3%A9 HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Basic bWU6cEBzcw==\r\n" in first
+    assert second.startswith(b"POST /?q HTTP/1.1\r\n")
+    assert b"Authorization" not in second
+
+
 def test_the_address_is_in_no_warning_and_no_name() -> None:
     sink = Alerts("http://127.0.0.1:9/S3CRET?token=S3CRET", quiet=True)
     assert str(sink) == "alerts"
@@ -200,7 +215,7 @@ def test_the_address_is_in_no_warning_and_no_name() -> None:
 
 @contextmanager
 def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers in its own way; its address, and the requests' first lines."""
+    """A server that answers in its own way; its address, and the requests."""
     listening = socket.create_server(("127.0.0.1", 0))
     asked: list[bytes] = []
 
@@ -211,7 +226,7 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, l
             except OSError:
                 return
             with connection, suppress(OSError):
-                asked.append(connection.recv(65536).split(b"\r\n")[0])
+                asked.append(connection.recv(65536))
                 answer(connection)
 
     thread = threading.Thread(target=serve)
