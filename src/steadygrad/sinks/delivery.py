@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPResponse
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from steadygrad.rules import Finding
@@ -46,6 +48,7 @@ class Address:
 
     def __init__(self, text: str) -> None:
         self.__text = text
+        self.__wires: list[HTTPConnection] = []
 
     def __bool__(self) -> bool:
         return bool(self.__text)
@@ -64,9 +67,17 @@ class Address:
         """
         with _no_logs_of(self.__text):
             if is_web(self.__text):
-                post(self.__text, finding.to_dict())
+                self.__wires = []
+                post(self.__text, finding.to_dict(), self.__wires)
             else:
                 _notify(self.__text, finding)
+
+    def hang_up(self) -> None:
+        """End a delivery to a webhook that goes on and on: its thread would never end."""
+        for wire in self.__wires:
+            if wire.sock is not None:
+                with suppress(OSError):  # it has just ended by itself
+                    wire.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Post:
@@ -96,6 +107,7 @@ class Post:
         self._thread = HiddenThread(deliver, deaf=False)
         if not self._thread.join(DELIVERY_SECONDS):
             failures.append(f"the webhook has not answered within {DELIVERY_SECONDS:.0f} s")
+            self._address.hang_up()
         if failures:
             warn(f"an alert ({finding.id}) did not arrive: {failures[0]}")
 
@@ -148,8 +160,15 @@ def _no_logs_of(address: str) -> Iterator[None]:
             logger.removeFilter(harmless)
 
 
-def post(address: str, data: Mapping[str, object]) -> None:
+def post(
+    address: str, data: Mapping[str, object], wires: list[HTTPConnection] | None = None
+) -> None:
     """Post JSON to a webhook; the answer's body is not read.
+
+    Args:
+        address: where to.
+        data: what to say.
+        wires: the connections that are made are added, for whoever wants to hang up.
 
     Raises:
         OSError: it cannot be reached, or answers with an error, or with a redirect to elsewhere.
@@ -160,9 +179,37 @@ def post(address: str, data: Mapping[str, object]) -> None:
     body = json.dumps({"text": text, **data}).encode()
     headers = {"Content-Type": "application/json", **webhook.headers}
     request = urllib.request.Request(webhook.url, body, headers)
-    opener = urllib.request.build_opener(_SamePlace)
+    made = [] if wires is None else wires
+    opener = urllib.request.build_opener(_SamePlace, _Http(made), _Https(made))
     with opener.open(request, timeout=WEBHOOK_SECONDS):
         pass
+
+
+class _Listed(urllib.request.AbstractHTTPHandler):
+    """Tells of the connections that it makes."""
+
+    def __init__(self, wires: list[HTTPConnection]) -> None:
+        super().__init__()
+        self._wires = wires
+
+    def do_open(
+        self, http_class: Callable[..., HTTPConnection], req: urllib.request.Request, **options: Any
+    ) -> HTTPResponse:
+        """Ask for something, over a connection that is listed."""
+
+        def listed(host: str, **how: Any) -> HTTPConnection:
+            self._wires.append(http_class(host, **how))
+            return self._wires[-1]
+
+        return super().do_open(listed, req, **options)
+
+
+class _Http(_Listed, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Listed, urllib.request.HTTPSHandler):
+    pass
 
 
 class _SamePlace(urllib.request.HTTPRedirectHandler):
@@ -183,4 +230,5 @@ class _SamePlace(urllib.request.HTTPRedirectHandler):
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if code not in (307, 308) or (before.scheme, before.netloc) != (after.scheme, after.netloc):
             return None
+        fp.close()  # urllib reads the body of a redirect whole, and it may have no end
         return urllib.request.Request(newurl, req.data, dict(req.header_items()))

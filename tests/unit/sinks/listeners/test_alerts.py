@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import pickle
+import resource
 import socket
 import threading
 import time
@@ -294,12 +295,35 @@ def test_a_server_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         sink = Alerts(f"{root}/a", quiet=True)
         with pytest.warns(RecordingWarning, match="has not answered within"):
             sink._posts[0].send(finding)
-        with pytest.warns(RecordingWarning, match="still holds the one before"):
-            sink._posts[0].send(finding)
-        over.set()
         assert sink._posts[0]._thread is not None
-        assert sink._posts[0]._thread.join(10)
+        assert sink._posts[0]._thread.join(10)  # and not listened to any longer
+        over.set()
     assert len(asked) == 1
+
+
+def test_an_alert_waits_for_none_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 0.1)
+    over = threading.Event()
+    post = delivery.Post(delivery.Address("json://localhost"))
+    monkeypatch.setattr(delivery, "_notify", lambda *_: over.wait(10))  # as a service may
+    finding = Finding("SG101", "NaN", "error", 1.0)
+    with pytest.warns(RecordingWarning, match="has not answered within"):
+        post.send(finding)
+    with pytest.warns(RecordingWarning, match="still holds the one before"):
+        post.send(finding)
+    over.set()
+
+
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    def endless(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /b\r\n\r\n")
+        for _ in range(5_000):
+            connection.sendall(b"x" * 100_000)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with raw_server(endless) as (root, _), pytest.raises(urllib.error.HTTPError):
+        delivery.post(f"{root}/a", {"id": "SG101"})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 @pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 " + b"x" * 100_000])
