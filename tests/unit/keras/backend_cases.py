@@ -1130,10 +1130,42 @@ def run_hears_losses_of_its_own_trace():
         assert np.isnan(run.steps.loss[[1, 2, 4, 5]]).all(), run.steps.loss
 
 
+def by_global_norm(grads, limit):
+    total = np.sqrt(sum(np.sum(g**2) for g in grads))
+    return [g * min(1.0, limit / total) for g in grads]
+
+
+def by_norm(grads, limit):
+    return [g * min(1.0, limit / np.linalg.norm(g)) for g in grads]
+
+
+def by_value(grads, limit):
+    return [np.clip(g, -limit, limit) for g in grads]
+
+
+KEYWORDS = {"global_clipnorm": by_global_norm, "clipnorm": by_norm, "clipvalue": by_value}
+
+
+def oracle_norms(rate, clip=lambda grads: grads):
+    """In float64 with NumPy alone: the norm before clipping at each step of `model_of`'s SGD."""
+    kernel, bias, out, shift = (w.astype(np.float64) for w in weights(model_of("sgd")))
+    norms = []
+    for x, y in zip(*(np.split(part.astype(np.float64), 4) for part in data()), strict=True):
+        hidden = np.tanh(x @ kernel + bias)
+        error = 2.0 * (hidden @ out + shift - y) / len(x)
+        back = error @ out.T * (1.0 - hidden**2)
+        grads = [x.T @ back, back.sum(0), hidden.T @ error, error.sum(0)]
+        norms.append(np.sqrt(sum(np.sum(g**2) for g in grads)))
+        steps = [rate * g for g in clip(grads)]
+        kernel, bias = kernel - steps[0], bias - steps[1]
+        out, shift = out - steps[2], shift - steps[3]
+    return norms
+
+
 @case()
 def run_records_what_keras_clips_by_itself():
     x, y = data()
-    for keyword, coefs in (("global_clipnorm", 1), ("clipnorm", 2), ("clipvalue", 2)):
+    for keyword, clip in KEYWORDS.items():
         limits = {keyword: 0.05}
 
         def fitted(limits=limits):
@@ -1148,13 +1180,15 @@ def run_records_what_keras_clips_by_itself():
             assert equal(plain, fitted()), keyword
         assert session.troubles == [], session.troubles
         run, unclipped = steadygrad.open_run(session.path), steadygrad.open_run(free.path)
-        close([run.steps.norm[:1]], [unclipped.steps.norm[:1]])  # the same weights, not clipped
+        close([unclipped.steps.norm], [oracle_norms(0.1)], rtol=1e-5)
+        before_clip = oracle_norms(0.1, functools.partial(clip, limit=0.05))
+        close([run.steps.norm], [before_clip], rtol=1e-5)
         assert run.steps.threshold.tolist() == [np.float32(0.05)] * 4 or set(
             run.steps.threshold
         ) == {0.05}
         assert set(run.steps.action) == {"clip"}, keyword
         assert (run.steps.coef < 0.2).all(), run.steps.coef
-        if coefs == 1:
+        if keyword == "global_clipnorm":
             close([run.steps.coef], [0.05 / run.steps.norm])
             assert set(run.steps.cosine) == {1.0}
         else:
