@@ -127,8 +127,8 @@ def _packages() -> Iterator[tuple[str, list[str]]]:
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         module = ".".join(part for part in parts if part != "__init__")
         exported = _exported(path)
-        is_public = path.name == "__init__.py" or parts[1] in ("integrations", "errors", "stats")
-        if exported and is_public:
+        is_public = path.name == "__init__.py" or parts[1] in ("integrations", "errors")
+        if exported and is_public and parts[1] != "cli":  # the commands have pages of their own
             yield module, exported
 
 
@@ -144,5 +144,5 @@ def _exported(path: Path) -> list[str]:
 def _package(name: str, exported: list[str]) -> str:
     parts = [f"# {name}", ""]
     for member in exported:
-        parts += [f"::: {name}.{member}", ""]
+        parts += [f"::: {name}.{member}", "    options:", "      inherited_members: true", ""]
     return "\n".join(parts)

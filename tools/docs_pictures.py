@@ -1,9 +1,10 @@
 """The built documentation in a headless Chromium: what a search finds first, and pictures.
 
 ``python tools/docs_pictures.py [FOLDER]``, after ``make docs``, types words into the search of the
-site and fails where the wrong page comes first, or where outputs look like code. With a folder it
-also puts pictures there, of one page of each kind and of the search, light and dark, wide and
-narrow, and fails where a page is wider than its window or a picture in it does not load.
+site and fails where the wrong page comes first, where outputs look like code, or where the
+reference shows what is internal. With a folder it also puts pictures there, of one page of each
+kind and of the search, light and dark, wide and narrow, and fails where a page is wider than its
+window or a picture in it does not load.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ FIRST = {
     "choose a threshold": "guide/",
 }
 """Words, and where the page that is found first stands."""
+
+REFERENCE = {"detach": True, "diagnose": True, "makes_room": False}
+"""Methods of PyTorch's handle, one of them inherited, and whether they are for users."""
 
 PAGES = {
     "home": "",
@@ -94,6 +98,13 @@ def outputs_like_code(tab: Any, address: str) -> list[str]:
     return [] if 0 < unlike < tab.locator("pre code").count() else ["outputs look like code"]
 
 
+def wrongly_referred_to(tab: Any, address: str) -> list[str]:
+    """The methods that the reference shows and should not, or the other way round."""
+    tab.goto(f"{address}reference/steadygrad.torch/")
+    shown = {n: tab.locator(f"[id='steadygrad.torch.Steady.{n}']").count() > 0 for n in REFERENCE}
+    return [f"the reference shows {n}: {shown[n]}" for n in shown if shown[n] != REFERENCE[n]]
+
+
 def pictured(browser: Any, address: str, folder: Path) -> list[str]:
     """What is wrong with the pages whose pictures are put into the folder."""
     wrong = []
@@ -124,6 +135,7 @@ def main() -> None:
         )
         tab = browser.new_page()
         wrong = misled(tab, address) + outputs_like_code(tab, address)
+        wrong += wrongly_referred_to(tab, address)
         if asked.folder:
             asked.folder.mkdir(parents=True, exist_ok=True)
             wrong += pictured(browser, address, asked.folder)

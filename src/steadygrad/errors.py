@@ -28,6 +28,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = [
+    "AttachError",
+    "CalibrationError",
+    "ClippedTwiceWarning",
+    "KernelError",
+    "MissingExtraError",
+    "NaNOriginWarning",
+    "NoGradientsWarning",
+    "NonFiniteError",
+    "RecordingWarning",
+    "RecoveryError",
+    "ReplicasDifferWarning",
+    "RunFileError",
+    "SpecError",
+    "SteadyGradError",
+    "SteadyGradWarning",
+    "UsageError",
+]
+
 
 class SteadyGradError(Exception):
     """Base of every steadygrad error."""

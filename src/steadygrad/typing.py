@@ -7,7 +7,7 @@ namespace is what stands here, and mypy holds every method to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +20,18 @@ PyTree: TypeAlias = object
 
 DType: TypeAlias = object
 """A library's own dtype object: to be compared, and given back to its namespace."""
+
+
+Member = TypeVar("Member")
+
+
+def internal(member: Member) -> Member:
+    """Mark a method of a public class as the package's own: the reference leaves it out.
+
+    Args:
+        member: the function; it is returned as it is.
+    """
+    return member
 
 
 class Array(Protocol):

@@ -28,6 +28,7 @@ from steadygrad.live.session import hand_over_late_steps, is_interactive, open_w
 from steadygrad.processes import writes_for_all
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.typing import internal
 from steadygrad.vocabulary import ACTIONS
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Recorder(Handle):
             self._numbers = {**dict(named), **self._numbers}
         return self._ids[number]
 
+    @internal
     def hand_over(self) -> None:
         """Write the step that is still on its way."""
         while self._waiting:

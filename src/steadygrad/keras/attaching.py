@@ -38,6 +38,7 @@ from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.notice import warn
 from steadygrad.stats import GradientStats
+from steadygrad.typing import internal
 from steadygrad.vocabulary import ACTIONS
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class Steady(Handle):
         if run is not None:
             self.write_to(run)
 
+    @internal
     def write_to(self, run: str | os.PathLike[str] | RunWriter) -> None:
         """Have `record` write into a run file.
 
@@ -231,6 +233,7 @@ class Steady(Handle):
         hook = classes.hook_of(self.optimizer)
         return None if hook is None or hook.state.seen()["step"] == 0 else self.last
 
+    @internal
     def look_at(self, model: keras.Model) -> None:
         """Learn which layers own the weights; `GradientMonitor` calls it in `fit`.
 
@@ -248,6 +251,7 @@ class Steady(Handle):
             self._start = {id(v): to_numpy(v) for v in model.trainable_variables}
 
     @property
+    @internal
     def hook(self) -> Hook:
         """What stands inside the optimizer.
 
@@ -344,6 +348,7 @@ class Steady(Handle):
 
     # -- recovery ----------------------------------------------------------------------------
 
+    @internal
     def recover(self, ladder: Ladder, model: keras.Model) -> None:
         """Judge every step from now on; what `attach` does for ``recover=``.
 
@@ -364,10 +369,12 @@ class Steady(Handle):
         """What recovery did so far, in order; empty without ``recover=``."""
         return [] if self._recovery is None else list(self._recovery.acts)
 
+    @internal
     def averaged_loss(self) -> float | None:
         """With ``recover=``: the loss since the last step, from Keras' own average in `fit`."""
         return None if self._recovery is None else self._recovery.training.loss()
 
+    @internal
     def begin_epoch(self) -> None:
         """Keras begins its averages anew; `GradientMonitor` calls it."""
         if self._recovery is not None:

@@ -49,6 +49,7 @@ from steadygrad.runlog.shortfall import STOPPED
 from steadygrad.runlog.stopping import TrainingStopped
 from steadygrad.runlog.store import Store, is_being_written, remove_side_files
 from steadygrad.runlog.thinning import LANDMARKS
+from steadygrad.typing import internal
 from steadygrad.vocabulary import GAP, NAN_LOSS
 
 COMMIT_SECONDS = 0.2
@@ -188,6 +189,7 @@ class RunWriter:
         self.hand_over(item)
         self._recorder.overhead += time.perf_counter() - began
 
+    @internal
     def hand_over(self, item: StepItem) -> None:
         """`write_step` for a caller that keeps its own account of time.
 
@@ -204,6 +206,7 @@ class RunWriter:
         if not self._pump.put(item, bytes_of_step(len(item.tensor_ids))):
             self._recorder.missed(item.record)
 
+    @internal
     def hand_over_sealed(self, step: SealedStep, tensors: int) -> bool:
         """`hand_over` for a step that the thread opens, the shortest way to it.
 
@@ -317,10 +320,12 @@ class RunWriter:
         """
         return self._pump.flush(timeout) and self.recording
 
+    @internal
     def stay_open_at_exit(self) -> None:
         """Have the interpreter's end not close the file: the caller does, after other exits."""
         self._close.atexit = False
 
+    @internal
     def leave_by(self, leave: Callable[[], None]) -> None:
         """Have a process that ends call this in place of `close`, which it must then do itself.
 

@@ -41,6 +41,7 @@ from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of, steps_running
 from steadygrad.torch.step.naming import Names
 from steadygrad.torch.step.observed import ObservingClipper
+from steadygrad.typing import internal
 from steadygrad.vocabulary import OnNonfinite
 
 Batch = TypeVar("Batch")
@@ -226,6 +227,7 @@ class Steady(Handle):
         value = value.detach() if isinstance(value, torch.Tensor) else value
         self._engine.losses.tell(value)
 
+    @internal
     def hear_losses(self) -> None:
         """From now on, know the losses on which `backward` is called without being told."""
         self._engine.hear_losses(losses.hear(self), losses.so_far)
@@ -242,6 +244,7 @@ class Steady(Handle):
         self._hooks.append(self.optimizer.register_step_post_hook(after))
         self._loop.begin()
 
+    @internal
     def watch_clips(self) -> None:
         """From now on, be told of the script's own clip calls.
 
@@ -265,6 +268,7 @@ class Steady(Handle):
         if self._clips is not None and self._engine.step is None:
             self._clips.stepped(self._engine.steps - 1)
 
+    @internal
     def find_nan(self, quiet: bool = False) -> None:
         """From now on, find out where the first non-finite gradient or loss comes from.
 
@@ -273,6 +277,7 @@ class Steady(Handle):
         """
         self._engine.origins.find(self.optimizer, quiet)
 
+    @internal
     def act_through(self, clipper: Clipper) -> None:
         """Measure and act through another clipper, in silence.
 
@@ -284,6 +289,7 @@ class Steady(Handle):
         """
         self._engine.act_through(clipper)
 
+    @internal
     def survive(
         self,
         tell: Callable[[Exception], None],
@@ -299,6 +305,7 @@ class Steady(Handle):
         """
         self._engine.survive(tell, tell_user, tell_of_ranks)
 
+    @internal
     def give_way(self, replaced: Callable[[], None]) -> None:
         """Let a later `attach` to this optimizer take this handle's place.
 
@@ -307,6 +314,7 @@ class Steady(Handle):
         """
         self._replaced = replaced
 
+    @internal
     def makes_room(self) -> bool:
         """Whether this handle was there for want of one of the script's own; it is gone then."""
         if self._replaced is None:
@@ -316,6 +324,7 @@ class Steady(Handle):
         self._replaced()
         return True
 
+    @internal
     def recover(self, ladder: Ladder, model: torch.nn.Module | None) -> None:
         """From now on, act on steps that are struck.
 
@@ -404,17 +413,20 @@ class Steady(Handle):
             raise UsageError("no recovery was asked for: type attach(optimizer, recover='auto')")
         return self._engine.recovery
 
+    @internal
     def scaler_enters(self, scale: torch.Tensor, owner: torch.amp.GradScaler) -> None:
         """`GradScaler.step` begins on this optimizer."""
         if self._engine.recovery is not None:
             self._engine.recovery.snapshots.partners.named.setdefault("scaler", owner)
         self._engine.scaler_enters(scale)
 
+    @internal
     def scaler_leaves(self) -> None:
         """`GradScaler.step` is over; where it called no `step`, it found an overflow."""
         self._engine.scaler_leaves()
         self._end_of_clips()
 
+    @internal
     def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the step that an optimizer begins is a part of the step under way here.
 
