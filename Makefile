@@ -24,7 +24,7 @@ WORKERS ?= 2
 # What runs on the oldest versions: clipping, policies, recording, rules, Keras, TensorFlow, torch, JAX.
 # Two compare with optax, which at 0.2.5 has no 5-D kernels; two files need packages that are not in this environment.
 NOT_OLDEST := --ignore tests/unit/jax/test_models.py --ignore tests/unit/runlog/test_plain_steps.py \
-  --deselect 'tests/unit/policies/test_elementwise.py::test_agc_along_the_axes_of_optax[shape5]' \
+  --deselect 'tests/unit/policies/test_methods_elementwise.py::test_agc_along_the_axes_of_optax[shape5]' \
   --deselect 'tests/unit/jax/test_dropins.py::test_adaptive_grad_clip_against_optax[shape6]'
 OLDEST ?= tests/unit/test_text.py tests/unit/policies tests/unit/tensorflow tests/unit/keras tests/unit/runlog tests/unit/rules tests/unit/calibration tests/unit/torch/dropins tests/unit/kernels tests/unit/jax $(NOT_OLDEST)
 export OMP_NUM_THREADS ?= 1
@@ -89,7 +89,7 @@ coverage: $(VENV)/.dev
 EXTRAS = $(filter-out core,$*)
 without = $(1:%=--deselect 'tests/unit/keras/test_backends.py::test_every_case_holds[%]')
 test-core: SUITE = tests/unit/test_extensions.py tests/unit/rules tests/unit/runlog tests/unit/calibration --ignore tests/unit/runlog/test_plain_steps.py  # other tools' packages read a run
-test-torch: SUITE = tests/unit/torch tests/unit/kernels --ignore tests/unit/torch/step/test_foreign.py  # other packages' optimizers
+test-torch: SUITE = tests/unit/torch tests/unit/kernels --ignore tests/unit/torch/step/test_trial.py  # other packages' optimizers
 # Keras comes with no backend of its own; JAX is the smallest.
 test-keras: EXTRAS = keras,jax
 test-keras: SUITE = tests/unit/keras $(call without,tensorflow torch)

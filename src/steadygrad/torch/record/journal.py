@@ -151,11 +151,15 @@ class Journal:
             loss_scale: the factor that its gradients carried; None for none.
             present: places of the parameters with a gradient; None for all.
         """
-        if self.takes_sealed and isinstance(outcome.stats.total_norm, float):
-            self._seal(step, outcome, loss, lr, loss_scale, present)
+        norm = outcome.stats.total_norm
+        if self.takes_sealed and isinstance(norm, float):
+            assert self._recorder is not None
+            ids = self._recorder.ids if present is None else self._recorder.ids[present]
+            scale = None if loss_scale is None else number(loss_scale)
+            self._seal(DecidedStep, step, ids, norm, loss, lr, outcome, scale)
             return
         facts = (step, outcome, loss, lr, loss_scale, self._index)
-        if isinstance(outcome.stats.total_norm, torch.Tensor):
+        if isinstance(norm, torch.Tensor):
             self._outbox.send(*begun_record(*facts), outcome.stats, present)
             self._empty(wait=False)
             return
@@ -176,43 +180,40 @@ class Journal:
             lr: as `file` has it.
         """
         assert self._recorder is not None
-        value = loss if type(loss) is float else number(loss)
-        rate = lr if type(lr) is float else number(lr)
-        ids, has_loss = self._recorder.ids, loss is not None
-        measured = MeasuredStep(
-            step, time.time(), value, has_loss, rate, self._index, ids, figures, passed
-        )
-        self._hand_over(measured, len(ids), step, native.total_of(figures), value, has_loss)
+        ids, norm = self._recorder.ids, native.total_of(figures)
+        self._seal(MeasuredStep, step, ids, norm, loss, lr, figures, passed)
 
     def _seal(
         self,
+        kind: Callable[..., SealedStep],
         step: int,
-        outcome: StepOutcome,
+        tensor_ids: NDArray[np.int64],
+        norm: float,
         loss: Any,
         lr: Any,
-        loss_scale: torch.Tensor | None,
-        present: list[int] | None,
+        *figures: object,
     ) -> None:
-        """Take a finished step whose figures are NumPy's; its record is made in the thread."""
-        assert self._recorder is not None
-        value = loss if loss is None or type(loss) is float else number(loss)
-        rate = lr if type(lr) is float else number(lr)
-        scale = None if loss_scale is None else number(loss_scale)
-        ids = self._recorder.ids if present is None else self._recorder.ids[present]
-        decided = DecidedStep(time.time(), ids, step, outcome, value, rate, scale, self._index)
-        norm = outcome.stats.total_norm
-        loss_or_nan = math.nan if value is None else value
-        self._hand_over(decided, len(ids), step, cast("float", norm), loss_or_nan, loss is not None)
+        """Hand over a finished step of which the thread makes the record.
 
-    def _hand_over(
-        self, sealed: SealedStep, tensors: int, step: int, norm: float, loss: float, has_loss: bool
-    ) -> None:
+        Args:
+            kind: what makes it then.
+            step: its number.
+            tensor_ids: of its tensors in the run file.
+            norm: total norm of its gradients.
+            loss: as `file` has it.
+            lr: as `file` has it.
+            figures: what that kind needs beside these.
+        """
         recorder = self._recorder
         assert recorder is not None
-        self._last = sealed
+        has_loss = loss is not None
+        loss = loss if type(loss) is float else number(loss)
+        lr = lr if type(lr) is float else number(lr)
+        now = time.time()
+        sealed = self._last = kind(step, now, loss, has_loss, lr, self._index, tensor_ids, *figures)
         writer = recorder.writer
         # a loss that is NaN is an event of its own
-        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, tensors):
+        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, len(tensor_ids)):
             writer.hand_over(sealed.opened())
         recorder.sampler.notice(step, norm, loss)
 
@@ -292,19 +293,37 @@ class DecidedStep(SealedStep):
     """A step at which a policy decided, with figures in NumPy.
 
     Args:
+        step: its number.
         when: seconds since the Unix epoch.
+        loss: its loss; NaN where unknown.
+        loss_told: whether somebody told it.
+        lr: the learning rate; NaN where unknown.
+        optimizer: number of the optimizer within the run.
         tensor_ids: numbers of the tensors in the run file.
-        facts: as `record_of` takes them.
+        outcome: its figures, and what was done.
+        loss_scale: the factor that its gradients carried; None for none.
     """
 
-    __slots__ = ("_facts", "_tensor_ids", "_when")
+    __slots__ = ("_facts", "_tensor_ids")
 
-    def __init__(self, when: float, tensor_ids: NDArray[np.int64], *facts: Any) -> None:
-        self._when, self._tensor_ids, self._facts = when, tensor_ids, (*facts, when)
+    def __init__(
+        self,
+        step: int,
+        when: float,
+        loss: float,
+        loss_told: bool,
+        lr: float,
+        optimizer: int,
+        tensor_ids: NDArray[np.int64],
+        outcome: StepOutcome,
+        loss_scale: float | None,
+    ) -> None:
+        self._tensor_ids = tensor_ids
+        self._facts = step, outcome, loss if loss_told else None, lr, loss_scale, optimizer, when
 
     def opened(self) -> StepItem:
-        record = record_of(*self._facts)
-        return StepItem(record, self._when, self._tensor_ids, *_figures_of(self._facts[1].stats))
+        record, outcome = record_of(*self._facts), self._facts[1]
+        return StepItem(record, record.time, self._tensor_ids, *_figures_of(outcome.stats))
 
 
 def record_of(

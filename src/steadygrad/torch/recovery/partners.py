@@ -53,6 +53,10 @@ class Partners:
                 )
         self.named |= objects
 
+    def met_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """A loss scaler steps the optimizer: save and restore it too, unless one was named."""
+        self.named.setdefault("scaler", scaler)
+
     def find(self, optimizer: torch.optim.Optimizer) -> None:
         """Find the schedulers of an optimizer, and the loss scaler where there is but one."""
         known_ids = {id(each) for each in self.named.values()}

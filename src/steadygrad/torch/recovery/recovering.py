@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from steadygrad.recovery.events import (
@@ -34,7 +35,10 @@ from steadygrad.recovery.triggers import (
     Reading,
 )
 from steadygrad.torch.distributed.board import is_job
+from steadygrad.torch.gradients.batch import GradientBatch
+from steadygrad.torch.gradients.outcome import StepOutcome
 from steadygrad.torch.gradients.parameters import parameters_of
+from steadygrad.torch.gradients.pieces import local, scale_each_once
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.agreement import agreed, common_nature, largest, smallest
 from steadygrad.torch.recovery.buffers import all_finite
@@ -134,9 +138,28 @@ class Recovering:
         self.snapshots.step_judged()
         return verdict
 
-    def shrunk(self, step: int, verdict: StepVerdict) -> None:
-        """A gradient was held to the verdict's cap."""
+    def shrunk(
+        self, step: int, verdict: StepVerdict, outcome: StepOutcome, batch: GradientBatch
+    ) -> StepOutcome:
+        """Hold a step's gradients to a verdict's cap, beyond what the policy did to them.
+
+        Args:
+            step: its number.
+            verdict: on this step.
+            outcome: what the policy did.
+            batch: the gradients.
+
+        Returns:
+            The outcome of both.
+        """
+        applied, norm = outcome.applied, float(outcome.stats.total_norm)
+        coef = float(applied.coef) if np.ndim(applied.coef) == 0 else 1.0
+        if norm * coef <= verdict.cap:
+            return outcome
         self._once(SHRINK, step, verdict.capped_until)
+        by = verdict.cap / (norm * coef)
+        scale_each_once(local(batch.grads), by)
+        return outcome._replace(applied=applied._replace(coef=coef * by, clipped=True))
 
     def step_ends(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """The step of this number is over, and nothing of it is under way."""

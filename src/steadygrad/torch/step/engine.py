@@ -16,34 +16,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.hooks import RemovableHandle
 
-from steadygrad.errors import NoGradientsWarning, NonFiniteError, UsageError
+from steadygrad.errors import NonFiniteError, UsageError
 from steadygrad.kernels import native
 from steadygrad.policies import Policy, State
 from steadygrad.recovery.judge import StepVerdict
+from steadygrad.recovery.ladder import Ladder
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
-from steadygrad.torch.gradients.pieces import local, scale_each_once
+from steadygrad.torch.gradients.pieces import scale_each_once
 from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
-from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.record.losses import StepLosses
 from steadygrad.torch.recovery.recovering import Recovering
+from steadygrad.torch.recovery.snapshots import Snapshots
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
-from steadygrad.torch.step.copies import UncopiedHook
 from steadygrad.torch.step.folding import Folding
 from steadygrad.torch.step.in_flight import StepInFlight
-from steadygrad.torch.step.inner import inner_optimizers, is_stand_in, steps_running
+from steadygrad.torch.step.inner import steps_running
+from steadygrad.torch.step.lone import sentence_on, watch_inner
 from steadygrad.torch.step.naming import ModelNames, Names
 from steadygrad.torch.step.origins import OriginSearch
 from steadygrad.torch.step.patterns import by_parameter_groups
 from steadygrad.torch.step.skipping import Skipping, stock_skipping
 from steadygrad.torch.step.table import ParameterTable
+from steadygrad.torch.step.telling import Telling
 from steadygrad.torch.step.trial import skipping_of
 from steadygrad.vocabulary import OnNonfinite
 
@@ -118,11 +119,9 @@ class Engine:
         self.losses = StepLosses()
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
-        self._silent = False
         self._ignores_closure = False
-        self._tell_fault: Callable[[Exception], None] | None = None
-        self._tell_user: Callable[[str], None] = _warn_of_gradients
-        self._inner_hooks = self._watch_inner(optimizer)
+        self._telling = Telling()
+        self._inner_hooks = watch_inner(optimizer, self._inner_stepped)
 
     @property
     def stats(self) -> GradientStats | None:
@@ -153,14 +152,36 @@ class Engine:
         """Whether this engine is attached to that very optimizer, and not to a copy of it."""
         return self._optimizer() is optimizer
 
-    def guard(self) -> None:
-        """Any step may have to be dropped from now on.
+    def recover(self, ladder: Ladder, model: torch.nn.Module | None) -> None:
+        """Judge every step from now on; any of them may have to be dropped.
+
+        Args:
+            ladder: what may be done.
+            model: whose buffers are put back too.
 
         Raises:
+            UsageError: the snapshots do not fit the memory budget.
             AttachError: this optimizer cannot be skipped.
         """
-        self.clipper.may_skip = self.clipper.may_stop = True
-        self.skipping = skipping_of(self.optimizer)
+        optimizer, clipper = self.optimizer, self.clipper
+        snapshots = Snapshots(ladder, optimizer, model, clipper.memory, self.index)
+        write_event = self.journal.write_event
+        self.recovery = Recovering(ladder, optimizer, snapshots, write_event, self.index)
+        clipper.may_skip = clipper.may_stop = True
+        self.skipping = skipping_of(optimizer)
+
+    def restore(self, recovery: Recovering, folder: str | None) -> int:
+        """Go on from the newest snapshot on disk.
+
+        Args:
+            recovery: of this engine.
+            folder: as `Recovering.restore` has it.
+
+        Returns:
+            Number of the step to go on with.
+        """
+        self.steps = recovery.restore(self.optimizer, folder)
+        return self.steps
 
     # -- one step ----------------------------------------------------------------------------
 
@@ -312,15 +333,13 @@ class Engine:
         tell_of_ranks: Callable[[str], None],
     ) -> None:
         """From now on, let no fault or warning of ours into the training: it goes on as it is."""
-        self._tell_fault, self._tell_user = tell, tell_user
+        self._telling.survive(tell, tell_user)
         self._table.tell = self.journal.tell = tell_of_ranks
 
     def fault(self, error: Exception) -> None:
         """Raise a fault of ours, or tell it, where the training is to survive it."""
         self.abandon()
-        if self._tell_fault is None:
-            raise error
-        self._tell_fault(error)
+        self._telling.fault(error)
 
     def abandon(self) -> None:
         """Undo what was done for one step only; also after a step that raised."""
@@ -381,14 +400,7 @@ class Engine:
         """Shrink gradients and lower the rate of one step, as far as a verdict says so."""
         if verdict.lr_factor < 1.0 and self.step is not None:
             self.step.slow_down(self.optimizer, verdict.lr_factor)
-        applied, norm = outcome.applied, float(outcome.stats.total_norm)
-        coef = float(applied.coef) if np.ndim(applied.coef) == 0 else 1.0
-        if norm * coef <= verdict.cap:
-            return outcome
-        recovery.shrunk(self.steps, verdict)
-        shrunk = verdict.cap / (norm * coef)
-        scale_each_once(local(batch.grads), shrunk)
-        return outcome._replace(applied=applied._replace(coef=coef * shrunk, clipped=True))
+        return recovery.shrunk(self.steps, verdict, outcome, batch)
 
     def _record(self, outcome: StepOutcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
@@ -438,7 +450,7 @@ class Engine:
             return  # acted on and recorded when it began
         if step.outcome is None:
             self._ignores_closure = True
-            self._warn(
+            self._telling.warn(
                 f"step {self.steps}: this {type(self.optimizer).__name__} did not evaluate the "
                 "closure that its step() was given, so this step's gradients were not clipped; "
                 "from the next step on they are clipped as they are when step() is called"
@@ -455,7 +467,7 @@ class Engine:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
         if not batch.grads:
-            self._warn(
+            self._telling.warn(
                 f"step {self.steps}: no parameter of this {type(optimizer).__name__} has a "
                 "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
                 "and zero_grad() after it"
@@ -473,32 +485,9 @@ class Engine:
             self._table.describe(self.optimizer)
         self.journal.announce(self._table.infos)
 
-    def _warn(self, message: str) -> None:
-        if not self._silent:
-            self._silent = True
-            self._tell_user(message)
-
-    def _watch_inner(self, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
-        """Notice that an inner optimizer steps alone: then nothing here ever acts."""
-        engine = weakref.ref(self)
-
-        def stepped(inner: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-            own = engine()
-            if own is not None and own.step is None and not is_stand_in(inner):
-                own._warn_of_lone_step(inner)
-
-        hook = UncopiedHook(stepped)
-        return [each.register_step_post_hook(hook) for each in inner_optimizers(optimizer)]
-
-    def _warn_of_lone_step(self, inner: torch.optim.Optimizer) -> None:
-        outer = type(self.optimizer).__name__
-        held_as = next((f".{k}" for k, v in vars(self.optimizer).items() if v is inner), None)
-        what = "each of the optimizers inside" if held_as is None else f"optimizer{held_as}"
-        self._warn(
-            f"the {type(inner).__name__} inside this {outer} has stepped and the {outer}'s own "
-            "step() was not called, so nothing is clipped or recorded. Type steadygrad.torch."
-            f"attach({what}, ...), without attaching to the {outer}"
-        )
+    def _inner_stepped(self, inner: torch.optim.Optimizer) -> None:
+        if self.step is None:
+            self._telling.warn(sentence_on(self.optimizer, inner))
 
     # -- what others tell --------------------------------------------------------------------
 
@@ -513,10 +502,14 @@ class Engine:
         """
         self.losses.heard, self.losses.heard_so_far = since_last_step, so_far
 
-    def act_through(self, clipper: Clipper) -> None:
-        """Measure and act through another clipper, in silence."""
+    def measure_through(self, clipper: Clipper) -> None:
+        """Measure and act through another clipper from the next step on."""
         self.clipper = clipper
-        self._silent = True
+
+    def act_through(self, clipper: Clipper) -> None:
+        """The same, in silence."""
+        self.measure_through(clipper)
+        self._telling.silent = True
 
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on the optimizer."""
@@ -599,10 +592,6 @@ class Engine:
 
 def _skipping(optimizer: torch.optim.Optimizer, clipper: Clipper) -> Skipping | None:
     return skipping_of(optimizer) if clipper.may_skip else stock_skipping(optimizer)
-
-
-def _warn_of_gradients(message: str) -> None:
-    warn_user(message, NoGradientsWarning)
 
 
 def _carried_scale(optimizer: torch.optim.Optimizer) -> object:

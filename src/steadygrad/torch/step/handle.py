@@ -34,7 +34,6 @@ from steadygrad.torch.loop.attached import AttachedLoop
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
-from steadygrad.torch.recovery.snapshots import Snapshots
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.engine import Engine
@@ -256,7 +255,7 @@ class Steady(Handle):
             return
         engine, observes = self._engine, isinstance(self.policy, NoClip)
         if observes:
-            engine.clipper = ObservingClipper(engine.clipper.on_nonfinite, reading_of)
+            engine.measure_through(ObservingClipper(engine.clipper.on_nonfinite, reading_of))
         policy = None if observes else self.policy.spec()
         self._clips = AttachedClips(self.optimizer, engine.index, writer, policy)
         after = copies.UncopiedHook(eager(self._end_of_clips))
@@ -334,14 +333,9 @@ class Steady(Handle):
 
         Raises:
             UsageError: the snapshots do not fit the memory budget.
+            AttachError: this optimizer cannot be skipped.
         """
-        engine = self._engine
-        optimizer, index = engine.optimizer, engine.index
-        snapshots = Snapshots(ladder, optimizer, model, engine.clipper.memory, index)
-        engine.recovery = Recovering(
-            ladder, optimizer, snapshots, engine.journal.write_event, index
-        )
-        engine.guard()
+        self._engine.recover(ladder, model)
         self.hear_losses()
 
     def remember(self, **objects: Stateful) -> None:
@@ -374,8 +368,7 @@ class Steady(Handle):
         """
         recovery = self._recovery
         place = take(self._engine.index) if folder is None else os.fspath(folder)
-        self._engine.steps = recovery.restore(self.optimizer, place)
-        return self._engine.steps
+        return self._engine.restore(recovery, place)
 
     @overload
     def skip_batches(self) -> list[int]: ...
@@ -417,7 +410,7 @@ class Steady(Handle):
     def scaler_enters(self, scale: torch.Tensor, owner: torch.amp.GradScaler) -> None:
         """`GradScaler.step` begins on this optimizer."""
         if self._engine.recovery is not None:
-            self._engine.recovery.snapshots.partners.named.setdefault("scaler", owner)
+            self._engine.recovery.snapshots.partners.met_scaler(owner)
         self._engine.scaler_enters(scale)
 
     @internal
