@@ -40,6 +40,7 @@ TEMPLATE = """<!doctype html>
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.15rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { white-space: nowrap; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #8884; }
 .scroll { overflow-x: auto; }
 .plot { height: 30rem; }
@@ -70,7 +71,7 @@ aria-label="Loss over steps, one band a policy. {{ part.sentence }}"></div>
 SCRIPT = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+const dark = matchMedia("(prefers-color-scheme: dark)").matches, lines = "#8885";
 data.forEach((part, place) => {
 const traces = [];
 part.policies.forEach((p, i) => {
@@ -89,9 +90,13 @@ const low = Math.min(...losses), high = Math.max(...losses);
 const log = low > 0 && high > 20 * low;
 Plotly.newPlot("plot" + place, traces, {
   paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-  font: {color: dark ? "#ddd" : "#222"}, margin: {t: 10},
-  xaxis: {title: {text: "step"}},
-  yaxis: {title: {text: "loss"}, type: log ? "log" : "linear"}, hovermode: "x unified",
+  font: {color: dark ? "#ddd" : "#222"}, margin: {t: 10, r: 10},
+  legend: {orientation: "h", y: -0.2},
+  hoverlabel: {bgcolor: dark ? "#222" : "#fff"},
+  xaxis: {title: {text: "step"}, gridcolor: lines, zerolinecolor: lines},
+  yaxis: {title: {text: "loss"}, type: log ? "log" : "linear", exponentformat: "power",
+    gridcolor: lines, zerolinecolor: lines, automargin: true},
+  hovermode: "x unified",
 }, {responsive: true, displaylogo: false});
 });
 """

@@ -158,12 +158,14 @@ def _clipped(run: Run, rows: object) -> tuple[str, str, str]:
 def _broken(rows: Any) -> tuple[str, str, str]:
     bad = int((~np.isfinite(rows["norm"]) | (rows["nonfinite"] > 0)).sum())
     skipped = int((rows["action"] == "skip").sum())
-    return "NaN or inf", f"{bad:,}", f"steps; {skipped:,} skipped" if skipped else "steps"
+    steps = "step" if bad == 1 else "steps"
+    return "NaN or inf", f"{bad:,}", f"{steps}; {skipped:,} skipped" if skipped else steps
 
 
 def _unstable(scored: Stability) -> tuple[str, str, str]:
     recovered = f", {scored.recoveries:,} undone" if scored.recoveries else ""
-    return "Unstable steps", unstable(scored), f"{scored.spikes:,} spike{recovered}"
+    spikes = "1 spike" if scored.spikes == 1 else f"{scored.spikes:,} spikes"
+    return "Unstable steps", unstable(scored), f"{spikes}{recovered}"
 
 
 def unstable(scored: Stability) -> str:

@@ -83,7 +83,7 @@ def test_thresholds_and_levels_are_of_the_steps_that_remain() -> None:
     assert steadygrad.calibrate(healed()).threshold == left.threshold
     figures = {f["label"]: f for f in build([healed()])["runs"][0]["figures"]}
     assert figures["Median norm"]["note"] == f"peak {kept['norm'].max():.3g}"
-    assert figures["Unstable steps"]["note"] == "0 spike, 46 undone"
+    assert figures["Unstable steps"]["note"] == "0 spikes, 46 undone"
 
 
 def test_it_is_drawn_and_told() -> None:
