@@ -24,6 +24,7 @@ BEAT_SECONDS = 0.3
 QUIET_BEATS = 50
 """Beats without news until a comment is sent: so a closed page is noticed."""
 MOST_RUNS = 12
+STREAM = "text/event-stream"
 
 
 def application(folder: Folder, token: str = "") -> Guard:
@@ -55,9 +56,11 @@ def application(folder: Folder, token: str = "") -> Guard:
         return HTMLResponse(page)
 
     async def events(request: Request) -> Response:
+        if request.method == "HEAD":  # has an end
+            return Response(media_type=STREAM)
         keys, mark = _keys(request), request.query_params.get("mark")
         news = _of_runs(folder, keys, mark) if keys else _of_list(folder)
-        return StreamingResponse(_events(request, news), media_type="text/event-stream")
+        return StreamingResponse(_events(request, news), media_type=STREAM)
 
     routes = [
         Route("/", front),
@@ -65,10 +68,14 @@ def application(folder: Folder, token: str = "") -> Guard:
         Route("/events", events),
         Route("/assets/{name}", _send_asset),
     ]
-    return Guard(Starlette(routes=routes, lifespan=watching), token)
+    made = Starlette(routes=routes, lifespan=watching)
+    made.router.redirect_slashes = False  # to an address made of what was asked
+    return Guard(made, token)
 
 
 def _page(folder: Folder, keys: tuple[str, ...]) -> str:
+    if not keys:
+        raise RunFileError("name a run: the list at / has an address for each")
     report, mark = folder.report(keys)
     return render(report, live=urlencode({"runs": ",".join(keys), "mark": mark}))
 

@@ -35,6 +35,8 @@ from steadygrad.serve.entries import (
 )
 
 LOOK_SECONDS = 0.5
+AGAIN_SECONDS = 10.0
+"""Until a file that could not be read is tried again: its permissions, say, leave no mark on it."""
 REST = 4.0
 """Times as long as a run took to judge, until it is judged again: a fifth of a core."""
 MOST_REPORTS = 8
@@ -89,7 +91,8 @@ class _Row:
         entry: what the list shows of it.
         changed: the version at which that last changed.
         stamp: of the contents that were read; None before.
-        next_read: not to be read again before then, in seconds of the monotonic clock.
+        last_read: when that was, in seconds of the monotonic clock.
+        next_read: not to be read again before then.
         judged: of the contents that were judged; None before.
         next_judged: as `next_read`.
         drawn: what can be shown of a long run before it is judged.
@@ -99,6 +102,7 @@ class _Row:
     entry: RunEntry
     changed: int
     stamp: Stamp | None = None
+    last_read: float = 0.0
     next_read: float = 0.0
     judged: Stamp | None = None
     next_judged: float = 0.0
@@ -264,14 +268,19 @@ class Folder:
             return
         stamp = stamp_of(row.path)
         before = row.entry
-        if stamp == row.stamp and before.state != "running":
+        again = before.state == "running" or (
+            before.state == "unreadable" and began > row.last_read + AGAIN_SECONDS
+        )
+        if stamp == row.stamp and not again:
             return
         entry, _ = read(row.path)
-        now = time.monotonic()
+        now = row.last_read = time.monotonic()
         row.next_read = now + max(LOOK_SECONDS, REST * (now - began))
         if entry.started != before.started and before.started is not None:
             self._reports.pop(before.key, None)  # another run, under the name of an earlier one
             row.drawn = None
+        elif before.state == "unreadable":
+            row.judged = None
         elif entry.state != "unreadable":
             entry = replace(entry, level=before.level, word=before.word, sentence=before.sentence)
         row.stamp = stamp

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 COOKIE = "steadygrad-token"
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?")
+"""A name or an address, and a port: no user, no path, nothing that others might read otherwise."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -56,13 +58,13 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("this page only reads", 405)
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if not (_is_address(f"//{host}") and _is_address(origin or "")):
+        hosts, origin = request.headers.getlist("host"), request.headers.get("origin")
+        named = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if named is None:
             return PlainTextResponse("no address", 403)
-        if not self._token and urlsplit(f"//{host}").hostname not in LOCAL:
+        if not self._token and named[1].lower().strip("[]") not in LOCAL:
             return PlainTextResponse("served to this machine alone: use 127.0.0.1", 403)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}"):
             return PlainTextResponse("not for pages from elsewhere", 403)
         site, mode = (request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
         if site in ("cross-site", "same-site") and mode != "navigate":
@@ -82,11 +84,3 @@ class Guard:
 
     def _is_token(self, shown: str) -> bool:
         return secrets.compare_digest(shown.encode(), self._token.encode())
-
-
-def _is_address(text: str) -> bool:
-    try:
-        urlsplit(text)
-    except ValueError:  # half an IPv6 address
-        return False
-    return True

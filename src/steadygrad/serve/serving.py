@@ -34,7 +34,8 @@ def serve(path: Path, host: str, port: int) -> None:
     print(printable(f"steadygrad: {path.absolute()} is served at {address}"), flush=True)
     config = uvicorn.Config(
         application(Folder(path), token),
-        log_level="warning",
+        log_level="error",  # not a line for whatever a stranger sends
+        ws="none",
         access_log=False,  # an address may hold the token
         server_header=False,
         timeout_graceful_shutdown=1,

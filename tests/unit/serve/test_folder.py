@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,25 @@ def test_what_is_written_before_the_page_listens_is_news(tmp_path: Path) -> None
     assert news() == {"changed": True}
     assert news() is None
     writer.close()
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, or permissions, which leave no mark on it."""
+    broken(tmp_path / "run.db", 5).close()
+    folder = Folder(tmp_path)
+    folder._list()
+    (row,) = folder._rows.values()
+    unreadable = replace(row.entry, state="unreadable", word="Unreadable", sentence="no")
+    with monkeypatch.context() as failing:
+        failing.setattr(folders, "read", lambda _: (unreadable, None))
+        folder._read(row)
+        folder._judge(row)
+    for state, last_read in (("unreadable", row.last_read), ("ended", -folders.AGAIN_SECONDS)):
+        row.next_read, row.last_read = 0.0, last_read
+        folder._read(row)
+        assert row.entry.state == state
+    assert (row.entry.word, row.entry.sentence) == ("", "")
+    row.next_judged = 0.0
+    assert folder._due() == [row]

@@ -65,6 +65,11 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def raw_answer(self, headers: str) -> int:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as asking:
+            asking.sendall(f"GET / HTTP/1.1\r\n{headers}\r\n".encode())
+            return int(asking.recv(12).removeprefix(b"HTTP/1.1 "))
+
     def close(self) -> None:
         self.process.terminate()
         self.process.wait(20)
@@ -79,20 +84,36 @@ def server(folder: Path) -> Iterator[Server]:
     started.close()
 
 
+ELSEWHERE = [
+    *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", "127.1"),
+    *("2130706433", "[::ffff:127.0.0.1]", "[", "", "127.0.0.1#evil.example", "u@127.0.0.1"),
+    *("127.0.0.1/evil", "127.0.0.1?evil", "127.0.0.1:80:80", "localhost,evil.example"),
+]
+"""Names that lead to this machine where somebody wants it, and what readers differ over."""
+
+
 def test_only_this_machine_is_answered_and_only_for_reading(server: Server) -> None:
     assert server.address == f"http://127.0.0.1:{server.port}/"
     assert server.answer() == 200
     assert server.answer(Host=f"localhost:{server.port}") == 200
-    assert server.answer(Host="evil.example") == 403
-    assert server.answer(Host="127.0.0.1.evil.example") == 403
-    assert server.answer(Host="[") == 403
-    assert server.answer(Origin="http://[") == 403
-    assert server.answer(Origin="http://evil.example") == 403
+    for host in ELSEWHERE:
+        assert server.answer(Host=host) == 403, host
+    for origin in ("http://[", "http://evil.example", "null", f"http://u@127.0.0.1:{server.port}"):
+        assert server.answer(Origin=origin) == 403, origin
     assert server.answer(Origin=f"http://127.0.0.1:{server.port}") == 200
     assert server.answer(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors") == 403
     assert {server.answer(method=m) for m in ("POST", "PUT", "DELETE", "OPTIONS")} == {405}
     assert server.answer("/assets/..%2f..%2fpage.py") == 404
     assert server.answer("/report?runs=../../etc/passwd") == 404
+    assert server.answer("/report") == server.answer("/report/") == 404
+    assert server.answer("/events", method="HEAD") == 200  # and it ends
+    here, there = f"Host: 127.0.0.1:{server.port}\r\n", "Host: evil.example\r\n"
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
+    assert server.raw_answer(here + there) == server.raw_answer(there + upgrade) == 403
+    assert server.raw_answer(here + upgrade) == 200  # as any other question
 
 
 def test_elsewhere_needs_the_token_that_is_printed(folder: Path) -> None:
