@@ -105,6 +105,11 @@ def _apprise() -> Any:
             apprise.Apprise().add("json://localhost")
     except ImportError as error:
         raise MissingExtraError("apprise", "alerts", "an alert to this address") from error
+    if not hasattr(apprise.AppriseAsset, "http_redirects"):
+        raise UsageError(
+            f"Apprise {apprise.__version__} sends messages wherever a redirect leads: "
+            'pip install --upgrade "steadygrad[alerts]"'
+        )
     return apprise
 
 
@@ -115,7 +120,7 @@ def apprise_of(address: str) -> Any:
         address: of a service that Apprise knows, such as ``slack://...``.
 
     Raises:
-        UsageError: Apprise cannot read it.
+        UsageError: Apprise cannot read it, or is too old to be kept from redirects.
         MissingExtraError: Apprise is not installed.
     """
     if "://" not in address:
@@ -138,5 +143,5 @@ def apprise_of(address: str) -> Any:
 def _without_redirects(apprise: Any) -> Any:
     """A redirect may lead to another host; a message is refused in its place."""
     asset = apprise.AppriseAsset()
-    asset.http_redirects = False  # unknown to older versions
+    asset.http_redirects = False
     return asset

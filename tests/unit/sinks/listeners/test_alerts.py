@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import apprise
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -34,7 +35,7 @@ from steadygrad.launch.plan import Plan
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, TrainingStopped, open_run
 from steadygrad.runlog.items import Head, StepItem
-from steadygrad.sinks import delivery, record
+from steadygrad.sinks import addresses, delivery, record
 from steadygrad.sinks.addresses import apprise_of
 from steadygrad.sinks.listeners import alerts
 from steadygrad.sinks.listeners.alerts import Alerts
@@ -280,6 +281,13 @@ def test_a_service_of_apprise_follows_no_redirect() -> None:
     with raw_server(answer) as (root, asked):
         assert not apprise_of(f"json://{root.partition('//')[2]}/a").notify("body", "title")
     assert len(asked) == 1
+
+
+def test_an_apprise_that_would_follow_redirects_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses._apprise.cache_clear()
+    monkeypatch.delattr(apprise.AppriseAsset, "http_redirects")
+    with pytest.raises(UsageError, match=r"Apprise [\d.]+ sends messages wherever"):
+        Alerts("json://localhost")
 
 
 def test_a_server_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
