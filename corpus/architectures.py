@@ -70,6 +70,8 @@ class Task:
     lr: float
     optimizer: str = "adam"
     extra: dict[str, Any] = field(default_factory=dict)
+    score: Callable[[Batch], Tensor] | None = None
+    """What falls as it learns, where the first player's loss does not show that."""
 
 
 @functools.cache
@@ -243,7 +245,11 @@ def gan(seed: int, knobs: Knobs) -> Task:
         Player(judge, lambda b: judged(b[0], maker(b[1]).detach())),
         Player(maker, lambda b: F.softplus(-judge(maker(b[1]))).mean()),
     ]
-    return Task(nn.ModuleList([judge, maker]), players, batch, 1e-3)
+
+    def off_the_ring(b: Batch) -> Tensor:
+        return (maker(b[1]).norm(dim=1) - 1).abs().mean()
+
+    return Task(nn.ModuleList([judge, maker]), players, batch, 1e-3, score=off_the_ring)
 
 
 def rl(seed: int, knobs: Knobs) -> Task:
@@ -413,9 +419,14 @@ def policy(seed: int, knobs: Knobs) -> Task:
         logs = F.log_softmax(model(b[0]), 1)
         action = (logs.detach().exp().cumsum(1) < b[2]).sum(1).clamp_max(3)
         reward = (action == b[1]).float()
-        return -(logs.gather(1, action[:, None])[:, 0] * (reward - reward.mean())).mean()
+        entropy = -(logs.exp() * logs).sum(1).mean()  # a policy that is certain learns no more
+        surrogate = (logs.gather(1, action[:, None])[:, 0] * (reward - reward.mean())).mean()
+        return -surrogate - 0.1 * entropy
 
-    return Task(model, [Player(model, loss)], batch, 3e-3)
+    def missed(b: Batch) -> Tensor:
+        return 1 - model(b[0]).softmax(1).gather(1, b[1][:, None]).mean()
+
+    return Task(model, [Player(model, loss)], batch, 3e-3, score=missed)
 
 
 class Tagger(nn.Module):

@@ -22,7 +22,9 @@ HELD_SEEDS = (13, 14)
 HELD_ARCHITECTURES = (*COMPOSED, "keras_gru", "keras_residual")
 TENTH, KERAS_PART = 10, 20
 MANY = 12
-"""Architectures beyond which a fault or a variant takes one seed of each, in turn."""
+"""Runs of one fault or variant: of more architectures it takes as many in turn, one seed each."""
+EVERYWHERE = ("plain", "slow", "clipped")
+"""Variants that are trained in every architecture all the same."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,23 @@ def seeds(architecture: str) -> tuple[int, ...]:
     return HELD_SEEDS if architecture in HELD_ARCHITECTURES else (TUNED_SEED, HELD_SEEDS[0])
 
 
-def _trainings(architectures: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Architecture and seed of each training of one fault or variant."""
-    if len(architectures) > MANY:
-        return [(a, seeds(a)[place % 2]) for place, a in enumerate(architectures)]
-    return [(a, seed) for a in architectures for seed in seeds(a)]
+def _trainings(name: str, place: int, architectures: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Architecture and seed of each training of one fault or variant.
+
+    Args:
+        name: of the fault or variant.
+        place: its place among the others: each begins with another architecture.
+        architectures: where it can happen.
+    """
+    if 2 * len(architectures) <= MANY:
+        return [(a, seed) for a in architectures for seed in seeds(a)]
+    wide = len(architectures)
+    runs = wide if name in EVERYWHERE else min(wide, MANY)
+    chosen = sorted((place + run * wide // runs) % wide for run in range(runs))
+    return [
+        (architectures[index], seeds(architectures[index])[(place + turn) % 2])
+        for turn, index in enumerate(chosen)
+    ]
 
 
 def _in_keras(table: dict[str, tuple[tuple[str, ...], Any]], name: str) -> tuple[str, ...]:
@@ -83,16 +97,16 @@ def all_cases() -> list[Case]:
     """Every broken case, then every healthy one."""
     broken = [
         Case(name, architecture, seed, fault.answers(architecture))
-        for name, fault in FAULTS.items()
+        for place, (name, fault) in enumerate(FAULTS.items())
         for architecture, seed in _trainings(
-            (*fault.architectures, *_in_keras(keras_training.FAULTS, name))
+            name, place, (*fault.architectures, *_in_keras(keras_training.FAULTS, name))
         )
     ]
     healthy = [
         Case(name, architecture, seed)
-        for name, (architectures, _) in HEALTHY.items()
+        for place, (name, (architectures, _)) in enumerate(HEALTHY.items())
         for architecture, seed in _trainings(
-            (*architectures, *_in_keras(keras_training.HEALTHY, name))
+            name, place, (*architectures, *_in_keras(keras_training.HEALTHY, name))
         )
     ]
     return broken + healthy

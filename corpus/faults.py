@@ -20,7 +20,7 @@ from objectives import (
     MISTAKEN,
     PAIRS,
     Loss,
-    forgets,
+    gates_at,
     grows,
     in_units,
     one_against_the_others,
@@ -478,7 +478,10 @@ HEALTHY: dict[str, tuple[tuple[str, ...], Make]] = {
     "long": (("rnn", "gru", "reader"), setup(knobs=knobs(length=32, recurrent_gain=1.0))),
     "recall": (
         ("rnn", "gru", "reader"),
-        setup(knobs=knobs(length=32, recurrent_gain=1.0), batch=only_the_start),
+        # gates that begin half open lose what stands at the start within a few steps
+        setup(
+            knobs=knobs(length=32, recurrent_gain=1.0), batch=only_the_start, build=gates_at(4.0)
+        ),
     ),
     "frozen": (SINGLE, setup(build=freeze_first)),
     "converged": (
@@ -691,7 +694,7 @@ FAULTS: dict[str, Fault] = {
         setup(knobs=knobs(length=32, recurrent_gain=0.3), batch=only_the_start), "recall"),
     "forgetting_gates": Fault(
         ("SG305",), ("gru", "reader"),
-        setup(knobs=knobs(length=32), batch=only_the_start, build=forgets), "recall"),
+        setup(knobs=knobs(length=32), batch=only_the_start, build=gates_at(-6.0)), "recall"),
     "dead_relu": Fault(
         ("SG302",), PLAIN_STACKS, setup(build=kill_units)),
     "masked": Fault(("SG302",), SINGLE, setup(loss=masked)),

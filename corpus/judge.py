@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import tempfile
@@ -27,11 +28,13 @@ class Verdict:
         case: the case.
         ids: ids found, the gravest first; those of severity info have a trailing ``?``.
         others: for each other detector, whether it raised an alarm, and whether one was right.
+        scores: of a healthy run, what falls as its task is learned: untrained, and at the end.
     """
 
     case: Case
     ids: tuple[str, ...]
     others: dict[str, tuple[bool, bool]]
+    scores: tuple[float, ...] = ()
 
     @property
     def detected(self) -> bool:
@@ -47,6 +50,11 @@ class Verdict:
     def alarmed(self) -> bool:
         """Whether an error or a warning was raised."""
         return any(not i.endswith("?") for i in self.ids)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a run that is called healthy learns nothing: then it is none."""
+        return bool(self.scores) and not self.scores[1] < self.scores[0]
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "held_out": self.case.held_out}
@@ -77,7 +85,7 @@ def judge(case: Case, keep: Path | None = None) -> Verdict:
             right = any(alarm & set(case.accepted) for alarm in alarms)
             others[name] = (bool(alarms), right)
     ids = tuple(f.id + "?" * (f.severity == "info") for f in found)
-    return Verdict(case, ids, others)
+    return Verdict(case, ids, others, tuple(trace.scores))
 
 
 def _recorded(case: Case, path: Path) -> Trace:
@@ -86,7 +94,7 @@ def _recorded(case: Case, path: Path) -> Trace:
     if beside.exists():
         return Trace(**json.loads(beside.read_text()))
     path.unlink(missing_ok=True)
-    run = run_keras_case if case.in_keras else run_case
+    run = run_keras_case if case.in_keras else functools.partial(run_case, scored=not case.accepted)
     gc.freeze()  # the observer looks through all objects for the model: it is a new one
     try:
         trace = run(case.architecture, case.seed, case.setup(), path)

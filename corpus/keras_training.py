@@ -23,6 +23,8 @@ import steadygrad
 from steadygrad.runlog import Run
 
 STEPS, ROWS = 100, 32
+STEPS_SCORED = 10
+"""First and last steps whose losses say what was learned."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,10 @@ def run_keras_case(architecture: str, seed: int, setup: KerasSetup, path: Path) 
     model.fit(x, labels, callbacks=[sg.GradientMonitor(steady)], **options)
     steady.detach()
     keras.utils.clear_session()
-    return _trace(steadygrad.open_run(path))
+    trace = _trace(steadygrad.open_run(path))
+    losses = np.array(trace.losses)
+    trace.scores = [float(losses[:STEPS_SCORED].mean()), float(losses[-STEPS_SCORED:].mean())]
+    return trace
 
 
 def _trace(run: Run) -> Trace:

@@ -134,15 +134,19 @@ def told(architecture: str, losses: dict[str, Loss]) -> Callable[[Task], None]:
     return (with_loss if own_head else with_one_output)(losses[architecture])
 
 
-@torch.no_grad()
-def forgets(task: Task) -> None:
-    """Gates that let nothing stay: a GRU's update gate and an LSTM's forget gate shut."""
-    for module in task.model.modules():
-        if isinstance(module, nn.GRU | nn.LSTM):
-            wide = module.hidden_size
-            for name, bias in module.named_parameters():
-                if name.startswith("bias_hh"):
-                    bias[wide : 2 * wide] = -6.0
+def gates_at(value: float) -> Callable[[Task], None]:
+    """What keeps the state, shut (far below 0) or open: a GRU's update, an LSTM's forget gate."""
+
+    @torch.no_grad()
+    def build(task: Task) -> None:
+        for module in task.model.modules():
+            if isinstance(module, nn.GRU | nn.LSTM):
+                wide = module.hidden_size
+                for name, bias in module.named_parameters():
+                    if name.startswith("bias_hh"):
+                        bias[wide : 2 * wide] = value
+
+    return build
 
 
 @torch.no_grad()

@@ -28,6 +28,10 @@ def sections(verdicts: list[Verdict], seconds: float, processes: int) -> dict[st
         f"{len(verdicts)} runs: {broken} broken, {len(verdicts) - broken} healthy, {held} of them "
         f"held out; {seconds:.0f} s in {processes} processes."
     )
+    scored = [v for v in verdicts if v.scores]
+    if scored:
+        learned = share(not v.idle for v in scored)
+        summary += f" Of the healthy ones {learned} learn: measured before and after."
     odd = wrong(verdicts)
     listed = "\n".join(["Missed, answered second or accused falsely, all of it:", "", *odd])
     return {
@@ -116,10 +120,10 @@ def confusion(verdicts: list[Verdict]) -> str:
 
 
 def wrong(verdicts: list[Verdict]) -> list[str]:
-    """Cases that were missed, answered second, or accused falsely."""
-    odd = [v for v in verdicts if (not v.first if v.case.accepted else v.alarmed)]
+    """Cases missed, answered second or accused falsely, and healthy ones that learn nothing."""
+    odd = [v for v in verdicts if (not v.first if v.case.accepted else v.alarmed or v.idle)]
     return [
         f"- `{v.case}`: accepted {' '.join(v.case.accepted) or 'nothing'}, "
-        f"said {' '.join(v.ids) or 'nothing'}"
+        f"said {' '.join(v.ids) or 'nothing'}{', and learns nothing' if v.idle else ''}"
         for v in odd
     ]

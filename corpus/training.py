@@ -31,6 +31,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
 }
+PROBES = 8
+"""Batches on which is measured what was learned."""
 SGD_FACTOR = 10.0
 """What turns a task's Adam learning rate into one for SGD with momentum."""
 
@@ -64,6 +66,8 @@ class Trace:
     norms: list[list[float]] = field(default_factory=list)
     zeros: list[list[float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    """What falls as the task is learned, on the same batches: untrained, and at the end."""
 
     def note(self, module: torch.nn.Module, loss: Tensor) -> None:
         weights = [(n, p) for n, p in module.named_parameters() if p.dim() > 1]
@@ -78,7 +82,7 @@ class Trace:
         return np.array(getattr(self, name), dtype=np.float64)
 
 
-def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
+def run_case(architecture: str, seed: int, setup: Setup, path: Path, scored: bool = False) -> Trace:
     """Train, record into `path`, and return what others' rules need.
 
     Args:
@@ -86,13 +90,17 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
         seed: of the weights and the batches.
         setup: healthy, or with a fault.
         path: a new run file.
+        scored: measure what is learned, before and after.
 
     Returns:
         The first player's trace.
     """
+    make = (ARCHITECTURES | COMPOSED)[architecture]
+    probes = _probes(make(seed, setup.knobs), setup) if scored else []
     torch.manual_seed(seed)
-    task = (ARCHITECTURES | COMPOSED)[architecture](seed, setup.knobs)
+    task = make(seed, setup.knobs)
     setup.build(task)
+    untrained = _score(task, probes)
     optimizers = [_optimizer(task, player, setup) for player in task.players]
     for step in range(setup.warm):
         _plain_step(task, setup, optimizers, step, None)
@@ -100,7 +108,22 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path) -> Trace:
     with RunWriter(path, info={"framework": "torch", "policy": setup.clip, "seed": seed}) as writer:
         train = _observed if setup.script else _attached
         train(task, setup, optimizers, writer, trace)
+    if scored:
+        trace.scores = [untrained, _score(task, probes)]
     return trace
+
+
+def _probes(task: Task, setup: Setup) -> list[Batch]:
+    """Batches as the last steps get them, drawn from a task that nobody trains."""
+    return [setup.batch(setup.steps - 1, task.batch(0)) for _ in range(PROBES)]
+
+
+@torch.no_grad()
+def _score(task: Task, probes: list[Batch]) -> float:
+    measure = task.score or task.players[0].loss
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return sum(float(measure(batch)) for batch in probes) / PROBES
 
 
 def _optimizer(task: Task, player: Player, setup: Setup) -> torch.optim.Optimizer:

@@ -21,6 +21,11 @@ def test_no_healthy_run_is_accused(verdicts: list[Verdict]) -> None:
     assert [str(v.case) for v in verdicts if v.alarmed] == [], wrong(verdicts)
 
 
+def test_what_is_called_healthy_learns(verdicts: list[Verdict]) -> None:
+    assert all(len(v.scores) == 2 for v in verdicts)
+    assert [str(v.case) for v in verdicts if v.idle] == []
+
+
 def test_the_table_shows_every_detector(verdicts: list[Verdict]) -> None:
     text = table(verdicts)
     assert text.count("**steadygrad**") == 2

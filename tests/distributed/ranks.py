@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import pathlib
 import sys
 import time
+import types
 import warnings
 from unittest import mock
 
@@ -372,6 +374,77 @@ def observed(rank, run, faulty):
     return [titles, sorted(busy)]
 
 
+def mended_nan(rank, path):
+    """A rank that brings NaN, then the first fix of SG802: what is said, and are weights finite."""
+
+    def trained(run, fix):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(net())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        scope = {"optimizer": optimizer, "model": model}
+        scope["sg"] = types.SimpleNamespace(attach=functools.partial(sg.attach, run=run))
+        exec(f"steady = {fix}", scope)
+        with scope["steady"]:
+            for step in range(6):
+                optimizer.zero_grad()
+                x, y = batch()
+                x = x * (math.nan if rank and step == 3 else 1.0)
+                ((model(x) - y) ** 2).mean().backward()
+                optimizer.step()
+        finite = all(bool(p.isfinite().all()) for p in model.parameters())
+        found = diagnose(open_run(run)) if rank == 0 else []
+        (fix,) = shared(rank, [f.fixes[0] for f in found if f.id == "SG802"])
+        return [[f.id, f.severity] for f in found], finite, fix
+
+    before = 'sg.attach(optimizer, model=model, on_nonfinite="propagate")'
+    *broken, fix = trained(path.replace(".db", "-before.db"), before)
+    *mended, _ = trained(path.replace(".db", "-after.db"), fix)
+    return [broken, mended]
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows that take a while to read."""
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        time.sleep(PAUSE / 40)
+        return torch.full((4,), float(index % 7))
+
+
+def mended_straggler(rank, path):
+    """A rank whose batches are larger, then the first fix that SG801 shows: who said what."""
+
+    def trained(run, make):
+        model = DistributedDataParallel(net())
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        scope = {"data": Rows(), "batch_size": 4, "DataLoader": torch.utils.data.DataLoader}
+        scope["DistributedSampler"] = torch.utils.data.DistributedSampler
+        exec(make, scope)
+        with sg.attach(optimizer, run=run, model=model):
+            for x in itertools.islice(scope["loader"], 28):
+                optimizer.zero_grad()
+                model(x).square().mean().backward()
+                optimizer.step()
+        dist.barrier()
+        found = diagnose(open_run(run)) if rank == 0 else []
+        said = [f for f in found if f.id == "SG801"]
+        return [f.title for f in said], shared(rank, [f.fixes[0] for f in said])
+
+    unequal = f"loader = DataLoader(data, {80 if rank else 4}, sampler=[*range(400)] * 6)"
+    before, (fix,) = trained(path.replace(".db", "-before.db"), unequal)
+    after, _ = trained(path.replace(".db", "-after.db"), fix)
+    return [before, after]
+
+
+def shared(rank, fixes):
+    """What rank 0 was told, on both."""
+    told = [fixes]
+    dist.broadcast_object_list(told)
+    return told[0] or [""]
+
+
 def main(rank, path):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     results = {
@@ -403,6 +476,8 @@ def main(rank, path):
     results["origins"] = events_of(rank, found, "nan_origin")
     for name in ("faulty", "sound"):
         results[name] = observed(rank, path.replace(".json", f"-{name}.db"), name == "faulty")
+    results["mended nan"] = mended_nan(rank, path.replace(".json", "-nan.db"))
+    results["mended straggler"] = mended_straggler(rank, path.replace(".json", "-slow.db"))
     if rank:
         tell_end("ValueError")
     dist.barrier()

@@ -164,3 +164,14 @@ def test_the_rank_that_brings_nan_and_what_a_slow_one_is_busy_with_are_on_record
     assert len(busy) == 6
     assert busy[1] >= ranks.PAUSE  # what it slept is its own, at all steps but perhaps the first
     assert two_ranks["sound"][0][0] == []
+
+
+def test_the_fixes_for_ranks_help_once_they_are_typed_in(two_ranks):
+    (broken, mended), _ = two_ranks["mended nan"]
+    assert broken[0][0] == ["SG802", "error"]
+    assert not broken[1]
+    assert [each for each in mended[0] if each[1] == "error"] == []
+    assert mended[1]
+    (before, after), _ = two_ranks["mended straggler"]
+    assert [title.split(":")[0] for title in before] == ["Rank 1 holds the others up"]
+    assert after == []

@@ -9,6 +9,7 @@ import numpy as np
 from steadygrad.robust import ENOUGH, median, spread
 from steadygrad.rules.advice import clip_code, hold_norm
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -20,6 +21,10 @@ _CAUSES = (
     "an optimizer state that is stale after a change of data or learning rate",
 )
 
+AROUND = 16
+"""Steps before and after a spike over which the loss is compared."""
+NEXT_TO = 0.05
+"""Share of the loss's jump at the spike that may be left of it afterwards."""
 MILD = 20.0
 """Times the median up to which one spike alone may be an ordinary batch."""
 
@@ -44,23 +49,35 @@ def _harmless_because(view: View, index: Array, places: Array) -> str:
     mild = norms[places].max() < MILD * median(norms)
     if len(index) == 1 and mild and _unnoticed(view, int(index[0])):
         return "the loss shows nothing of it"
+    if normalises(view) and all(_back_at_once(view, int(place)) for place in index):
+        return "the optimizer's steps do not grow with them, and the loss was back at once"
     return ""
 
 
 def _unnoticed(view: View, place: int) -> bool:
     """Whether the loss stood among those before it, at the spike and in the steps after."""
-    before, after = view.loss[max(0, place - 16) : place], view.loss[place + 1 : place + 17]
+    before = view.loss[max(0, place - AROUND) : place]
+    return _back_at_once(view, place) and bool(view.loss[place] <= before.max())
+
+
+def _back_at_once(view: View, place: int) -> bool:
+    """Whether the loss of the steps after a spike is next to what it was before it."""
+    before, after = (
+        view.loss[max(0, place - AROUND) : place],
+        view.loss[place + 1 : place + 1 + AROUND],
+    )
     if len(after) < ENOUGH or not np.isfinite([*before, view.loss[place], *after]).all():
         return False
-    usual = median(before) + spread(before)
-    return bool(view.loss[place] <= before.max() and median(after) <= usual)
+    usual, shock = median(before), abs(view.loss[place] - median(before))
+    left = max(spread(before), min(NEXT_TO * shock, abs(usual) / 2))
+    return bool(median(after) <= usual + left)
 
 
 def _ruined(view: View, index: Array) -> bool:
     """Whether the loss went up with the first spike and stayed at twice what it was before."""
     first = int(index[0])
-    before, after = view.loss[max(0, first - 16) : first], view.loss[first + 1 :]
-    if len(after) < 16 or not np.isfinite(median(before)):
+    before, after = view.loss[max(0, first - AROUND) : first], view.loss[first + 1 :]
+    if len(after) < AROUND or not np.isfinite(median(before)):
         return False
     later = np.quantile(after[np.isfinite(after)], 0.25) if np.isfinite(after).any() else np.inf
     return bool(median(before) > 0 and later > 2 * median(before))

@@ -12,7 +12,7 @@ from steadygrad.robust import median
 from steadygrad.rules.advice import clip_code, code, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, calls, figure, share
-from steadygrad.rules.evidence.loop import optimizer_class
+from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -25,12 +25,6 @@ LEARNS = 0.3
 """Share of the first loss that a run must have shed for its clipping to be what holds it."""
 WIDE = 1.05
 """Spectral radius at the start from which a recurrent matrix is what makes the norms."""
-NORMALISED = (
-    "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
-    "sophia", "adan", "novograd", "prodigy",
-)  # fmt: skip
-"""In the names of optimizers whose step does not change when all gradients are multiplied by one
-number: with them a low threshold is common practice, and takes nothing but the spikes."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -68,7 +62,7 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
     return finding(
         view,
         "SG401",
-        "warning" if typical < HARD and not _normalised(view) else "info",
+        "warning" if typical < HARD and not normalises(view) else "info",
         min(0.95, 0.6 + 0.35 * rate),
         _title(view, rate, typical),
         evidence=[
@@ -95,7 +89,7 @@ def _learns(view: View) -> bool:
 
 
 def _fixes(view: View, threshold: float, better: float, typical: float) -> list[str]:
-    if typical < FAR or _normalised(view) or not _learns(view):
+    if typical < FAR or normalises(view) or not _learns(view):
         return [clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"]
     return [
         *_at_the_source(view),
@@ -123,23 +117,18 @@ def _at_the_source(view: View) -> list[str]:
     ]
 
 
-def _normalised(view: View) -> bool:
-    name = optimizer_class(view)
-    return any(word in name for word in NORMALISED)
-
-
 def _title(view: View, rate: float, typical: float) -> str:
     often = (
         f"{percent(rate)} of the steps are clipped, by a median coefficient of {number(typical)}"
     )
-    if _normalised(view):
+    if normalises(view):
         return f"{often}; this optimizer's steps do not depend on it."
     return f"Over-clipping: {often}; the threshold has become the learning rate."
 
 
 def _steps(view: View) -> str:
     """What the higher threshold does to the steps."""
-    if _normalised(view):
+    if normalises(view):
         return "\n# the optimizer divides by the size of its gradients: steps stay as they are"
     return "\n# steps get as long as lr says: if the loss jumps, lower lr, not the threshold"
 

@@ -77,8 +77,8 @@ def _finding(
         fixes=[
             code(
                 view,
-                torch="loader = DataLoader(data, sampler=DistributedSampler(data), num_workers=4,\n"
-                "                    persistent_workers=True, pin_memory=True)\n"
+                torch="loader = DataLoader(data, batch_size, sampler=DistributedSampler(data),\n"
+                "                    num_workers=4, persistent_workers=True)\n"
                 "# and on this rank: log and save every 100th step, not at each",
                 keras="data = data.shard(ranks, rank).prefetch(tf.data.AUTOTUNE)",
                 jax="data = data[jax.process_index()::jax.process_count()]  # parts of equal size",

@@ -9,6 +9,12 @@ from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts, SizeFa
 
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
+NORMALISED = (
+    "adam", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "lion", "lamb", "lars", "muon",
+    "sophia", "adan", "novograd", "prodigy",
+)  # fmt: skip
+"""In the names of optimizers whose step does not change when all gradients are multiplied by one
+number: with them a low threshold is common practice, and a spike lengthens a step a few times."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,12 @@ def summed_of(view: View) -> int:
 def optimizer_class(view: View) -> str:
     """The class of this optimizer in lower case; empty where unknown."""
     return str(optimizer_facts(view).get("class", "")).lower()
+
+
+def normalises(view: View) -> bool:
+    """Whether the optimizer's step does not grow with its gradients."""
+    name = optimizer_class(view)
+    return any(word in name for word in NORMALISED)
 
 
 def optimizer_facts(view: View) -> OptimizerFacts:

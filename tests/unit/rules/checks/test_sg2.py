@@ -68,6 +68,21 @@ def test_one_mild_spike_of_which_the_loss_shows_nothing_is_worth_a_note_only(mak
     assert [(f.id, f.severity) for f in m.findings if f.id == "SG202"] == [("SG202", severity)]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "after", "severity"),
+    [("Adam", 1.0, "info"), ("Adam", 2.0, "warning"), ("SGD", 1.0, "warning")],
+)
+def test_spikes_that_shake_neither_a_bounded_step_nor_the_loss_are_worth_a_note_only(
+    make, optimizer, after, severity
+):
+    m = make()
+    m.info["optimizers"] = [{"class": optimizer, "index": 0}]
+    m.norms[[50, 80]] *= 100
+    m.loss[[50, 80]] *= 4
+    m.loss[81:] *= after
+    assert [(f.id, f.severity) for f in m.findings if f.id == "SG202"] == [("SG202", severity)]
+
+
 def test_a_run_without_any_gradient_has_no_dominant_tensor(make):
     m = make()
     m.norms[:] = 0.0
