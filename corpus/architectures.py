@@ -246,10 +246,7 @@ def gan(seed: int, knobs: Knobs) -> Task:
         Player(maker, lambda b: F.softplus(-judge(maker(b[1]))).mean()),
     ]
 
-    def off_the_ring(b: Batch) -> Tensor:
-        return (maker(b[1]).norm(dim=1) - 1).abs().mean()
-
-    return Task(nn.ModuleList([judge, maker]), players, batch, 1e-3, score=off_the_ring)
+    return Task(nn.ModuleList([judge, maker]), players, batch, 1e-3)
 
 
 def rl(seed: int, knobs: Knobs) -> Task:

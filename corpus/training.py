@@ -108,7 +108,7 @@ def run_case(architecture: str, seed: int, setup: Setup, path: Path, scored: boo
     with RunWriter(path, info={"framework": "torch", "policy": setup.clip, "seed": seed}) as writer:
         train = _observed if setup.script else _attached
         train(task, setup, optimizers, writer, trace)
-    if scored:
+    if scored and len(task.players) == 1:  # of two that play against each other no loss need fall
         trace.scores = [untrained, _score(task, probes)]
     return trace
 

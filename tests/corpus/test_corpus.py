@@ -1,4 +1,4 @@
-"""Every third broken case of a fixed tenth of the corpus, held to what the whole is held to.
+"""Every second broken case of a fixed tenth of the corpus, held to what the whole is held to.
 
 Thirty-eight more, of a rule each, are in `test_fixes.py`, and kinds from public reports in
 `test_field.py`.
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.timeout(900)  # the first test runs all cases
 @pytest.fixture(scope="module")
 def verdicts() -> list[Verdict]:
     broken = [case for case in tenth() if case.accepted and not case.in_keras]
-    return [judge(case) for case in broken[::3]]  # the others: python -m corpus --tenth
+    return [judge(case) for case in broken[::2]]  # the others: python -m corpus --tenth
 
 
 def test_faults_are_detected(verdicts: list[Verdict]) -> None:
-    assert len(verdicts) > 25
+    assert len(verdicts) > 20
     assert [str(v.case) for v in verdicts if not v.detected] == []
 
 

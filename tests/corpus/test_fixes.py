@@ -7,6 +7,7 @@ step, or as the clip that it attaches. A case that needs words alone (where to l
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import sys
 import types
@@ -248,6 +249,28 @@ def on_the_critic(setup: Setup, fix: str) -> Setup:
     return then(setup, build)
 
 
+def with_still_targets(setup: Setup, fix: str) -> Setup:
+    """Code that makes ``target_net`` of ``net``, and ``target`` of what it says."""
+    copied, targets = fix.split("\n", 1)
+
+    def build(task: Task) -> None:
+        net = task.extra["online"]
+        scope = {**NAMES, "copy": copy, "net": net}
+        passes = [0]
+
+        def loss(b: Any) -> torch.Tensor:
+            if passes[0] % 10 == 0:
+                exec(copied, scope)
+            passes[0] += 1
+            scope.update(reward=b[2], next_state=b[3])
+            exec(targets, scope)
+            return F.mse_loss(net(b[0]).gather(1, b[1][:, None])[:, 0], scope["target"])
+
+        task.players[0].loss = loss
+
+    return then(setup, build)
+
+
 def as_the_clip_with_a_scaler(setup: Setup, fix: str) -> Setup:
     return replace(as_the_clip(setup, fix), scaler={"init_scale": 2.0**12})
 
@@ -291,6 +314,7 @@ REMEDIES = [
     Remedy("depth_growth", "mlp", "SG203", on_each_layer),
     Remedy("recurrent_radius", "rnn", "SG204", on_the_model),
     Remedy("unbounded_critic", "gan", "SG201", on_the_critic),
+    Remedy("diverging_q", "rl", "SG201", with_still_targets),
     Remedy("lagging_moment", "rnn", "SG207", as_the_clip),
     Remedy("dominant_scale", "mlp", "SG205", as_the_clip),
     Remedy("deep_sigmoid", "mlp", "SG301", with_residuals),

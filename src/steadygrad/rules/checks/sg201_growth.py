@@ -9,6 +9,7 @@ import numpy as np
 from steadygrad.robust import blocks, median, order_agreement, running_median
 from steadygrad.rules.advice import code, hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
@@ -16,6 +17,8 @@ from steadygrad.rules.finding import Finding
 GROWN = 10.0
 SWOLLEN, STEADY = 3.0, 1.5
 """Growth of the weights from which they explain that of gradients, and up to which they do not."""
+RUN_OFF, CLIMBING = 10.0, 0.9
+"""Growth of an error, and how steady that of the norms, that tell targets which run off."""
 BEFORE = 8
 """Steps before the first spike that show the level it came from."""
 
@@ -123,13 +126,45 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],
         tensors=_growers(view),
-        causes=(_CAUSES[1], _CAUSES[0]) if _adversary(view) else _CAUSES,
+        causes=(_CAUSES[1], _CAUSES[0])
+        if _adversary(view)
+        else _CAUSES[::-1]
+        if _feeds_itself(view, steady)
+        else _CAUSES,
         fixes=[
             *([_bounded(view)] if _adversary(view) else []),
+            *([_still_targets(view)] if _feeds_itself(view, steady) else []),
             lower_lr(view),
             *hold_norm(view, until=half),
         ],
         figures={"growth": grown, "rising": steady},
+    )
+
+
+def _feeds_itself(view: View, steady: float) -> bool:
+    """Whether an error grows on and on although the steps are of one length: its targets run off.
+
+    A rate that is too high makes such an optimizer jump about, not climb.
+    """
+    trend = view.loss_trend
+    ran_off = trend.blew_up and not trend.signed and trend.end > RUN_OFF * abs(trend.first)
+    return ran_off and steady >= CLIMBING and normalises(view)
+
+
+def _still_targets(view: View) -> str:
+    """Code for targets that do not move with every step; a discount under 1 bounds them."""
+    return code(
+        view,
+        torch="target_net = copy.deepcopy(net)"
+        "  # and every 200 steps: target_net.load_state_dict(net.state_dict())\n"
+        "with torch.no_grad():\n"
+        "    target = reward + 0.99 * target_net(next_state).max(1).values  # a discount below 1",
+        keras="target_net = keras.models.clone_model(net)"
+        "  # and every 200 steps: target_net.set_weights(net.get_weights())\n"
+        "target = reward + 0.99 * keras.ops.max(target_net(next_state), 1)  # a discount below 1",
+        jax="value = net.apply(target_params, next_state).max(1)"
+        "  # every 200 steps: target_params = params\n"
+        "target = reward + 0.99 * jax.lax.stop_gradient(value)  # a discount below 1",
     )
 
 

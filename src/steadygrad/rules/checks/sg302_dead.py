@@ -224,10 +224,23 @@ def _fixes(view: View) -> list[str]:
 
 
 def _alive(view: View) -> bool:
-    """Whether units were seen at the start, and none of the layers slept."""
+    """Whether units were seen at the start, and none of the layers slept of its own accord."""
     _, dead = view.sample("activation_zero")
-    measured = len(dead) > 0 and bool(np.isfinite(dead[0]).any())
-    return measured and not np.nanmax(dead[0]) >= DEAD
+    if not len(dead) or not np.isfinite(dead[0]).any():
+        return False
+    return all(_zeroed_behind(view, int(column)) for column in np.flatnonzero(dead[0] >= DEAD))
+
+
+def _zeroed_behind(view: View, column: int) -> bool:
+    """Whether what a layer gives is spread around 0, so that zeros are made of it behind it."""
+    _, spreads = view.sample("activation_std")
+    _, sizes = view.sample("weight_norm")
+    layer = view.tensors[column].name.rpartition(".")[0]
+    bias = [i for i in biases(view) if view.tensors[i].name.rpartition(".")[0] == layer]
+    if not len(spreads) or not len(sizes) or not bias:
+        return False
+    offset = sizes[0, bias[0]] / np.sqrt(np.prod(view.tensors[bias[0]].shape))
+    return bool(offset < spreads[0, column])
 
 
 def _let_through(view: View, cut: bool) -> list[str]:
