@@ -31,7 +31,12 @@ def _outcomes(script, count, folder):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     started = [_start(script, rank, port, folder) for rank in range(count)]
-    ended = [process.communicate(timeout=840)[0][-2000:] for process in started]
+    try:
+        ended = [process.communicate(timeout=840)[0][-2000:] for process in started]
+    finally:  # where one fails or hangs, the others wait for it for ever
+        for process in started:
+            with process:
+                process.kill()
     assert [process.returncode for process in started] == [0] * count, ended
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
     return {case: tuple(rank[case] for rank in ranks) for case in ranks[0]}

@@ -335,6 +335,7 @@ def test_values_of_other_types_and_sizes(part: int, content: bytes, tmp_path: Pa
     ("statement", "message"),
     [
         ("DROP TABLE info", "table info is missing.*before the first step"),
+        ("ALTER TABLE info ADD COLUMN more", "its table info is not as steadygrad makes it"),
         ("UPDATE step_chunks SET rows = 9000000000000000", "number 0 is not whole"),
         ("UPDATE step_chunks SET first_row = first_row + 7", "number 0 is not whole"),
         ("DELETE FROM tensors WHERE id = 3", "tensor 3 is missing"),
