@@ -4,62 +4,25 @@ The training thread only appends to a deque, which needs no lock. The thread loo
 it every few tenths of a second instead of being woken, since waking a thread costs more
 than the append. When the queue is full the producer waits a moment, then drops and counts:
 a slow disk must neither stop a training nor eat its memory. A forked child inherits the
-object without the thread, so there every method returns at once. In the parent the thread ends
-before a fork and another begins after it: so no fork happens in the midst of a commit, and Python
-3.12 has no thread of ours to warn of.
+object without the thread (`steadygrad.runlog.pausing`), so there every method returns at once.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
-from steadygrad.runlog.hidden import HiddenThread, stay_hidden
-
-BUSY_SHARE = 0.01
-"""A thread that computes less of the time than this does nothing."""
+from steadygrad.runlog.hidden import stay_hidden
+from steadygrad.runlog.pausing import PausingThread
 
 REST = 300.0
 """Times as long as the thread has computed until it looks at the queue again."""
 
-FORK_SECONDS = 0.5
-"""How long a fork waits for all threads that are at work; it then happens beside them."""
-
 Item = TypeVar("Item")
-
-_LIVE: weakref.WeakSet[Pump[object]] = weakref.WeakSet()
-
-
-def _pause_before_fork() -> None:
-    pumps = list(_LIVE)
-    deadline = time.monotonic() + FORK_SECONDS
-    asked = [pump for pump in pumps if pump.ask_to_pause(deadline)]
-    for pump in asked:
-        pump.await_pause(deadline)
-
-
-def _resume_after_fork() -> None:
-    for pump in list(_LIVE):
-        pump.resume()
-
-
-def _disown_after_fork() -> None:
-    for pump in list(_LIVE):
-        pump.stopped = True
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(
-        before=_pause_before_fork,
-        after_in_parent=_resume_after_fork,
-        after_in_child=_disown_after_fork,
-    )
 
 
 def bytes_of_step(tensors: int) -> int:
@@ -111,29 +74,26 @@ class Pump(Generic[Item]):
         self._wake = threading.Event()
         self._congested = False
         self._closing = False
-        self._pausing = self._paused = False
-        self._turn = threading.Lock()  # held for a moment, to read or change the two
-        self._coming_or_going = threading.Lock()  # held through a fork, and through `close`
-        self._fork_thread = 0
-        self._deaf = deaf
-        self._clock: int | None = None
-        self._pid = os.getpid()
-        _LIVE.add(cast("Pump[object]", self))
-        self._thread: HiddenThread | None = None
-        self._start()
+        self._thread = PausingThread(
+            self._round, self._wake.set, self._over, self._disowned, deaf=deaf
+        )
+        self._thread.start()
 
-    def _start(self) -> None:
+    def _over(self, error: BaseException | None) -> None:
+        self.stopped = True
         try:
-            self._thread = HiddenThread(self._run, deaf=self._deaf)
-        except RuntimeError as error:
-            self.stopped = True
+            if error is not None:
+                self._fail(error)
+        finally:
             self._release_waiters()
-            self._fail(error)
+
+    def _disowned(self) -> None:
+        self.stopped = True
 
     @property
     def usable(self) -> bool:
         """Whether items still go anywhere: not after a failure, `close`, or a fork."""
-        return not (self.stopped or self._closing) and os.getpid() == self._pid
+        return not (self.stopped or self._closing) and self._thread.is_here
 
     def put(self, item: Item, size: int) -> bool:
         """Queue an item of about ``size`` bytes; False where it had to be dropped."""
@@ -161,7 +121,7 @@ class Pump(Generic[Item]):
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything queued was consumed; False where that took too long."""
-        if not self.usable or self._thread is None or self._thread.is_current:
+        if not self.usable or self._thread.is_current:
             return False
         token = threading.Event()
         self._queue.append(token)
@@ -178,95 +138,11 @@ class Pump(Generic[Item]):
         Returns:
             Whether the thread has ended.
         """
-        if os.getpid() != self._pid:
+        if not self._thread.is_here:
             return False
         self._closing = True
         self._wake.set()
-        if self._thread is None or self._thread.is_current:
-            return self._thread is None
-        if self._coming_or_going.acquire(timeout=timeout):
-            try:
-                self._join(self._thread, timeout, idle)
-            finally:
-                self._coming_or_going.release()
-        return not self._thread.alive
-
-    def ask_to_pause(self, deadline: float) -> bool:
-        """Have the thread end where it is between two batches, for `resume` to begin another.
-
-        Args:
-            deadline: until when (`time.monotonic`) to wait for another thread's fork or `close`.
-
-        Returns:
-            Whether it was asked.
-        """
-        thread = self._thread
-        if self.stopped or thread is None or thread.is_current or os.getpid() != self._pid:
-            return False
-        if not self._coming_or_going.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            return False
-        self._fork_thread = threading.get_ident()
-        self._pausing = True
-        self._wake.set()
-        return True
-
-    def await_pause(self, deadline: float) -> None:
-        """Wait for the thread that was asked to pause.
-
-        Args:
-            deadline: until when (`time.monotonic`) at most.
-        """
-        thread = self._thread
-        if thread is not None and thread.join(max(0.0, deadline - time.monotonic())):
-            while thread.listed_by_system and time.monotonic() < deadline:
-                time.sleep(0.0001)
-
-    def resume(self) -> None:
-        """Go on after `ask_to_pause`; nothing where this thread has not asked."""
-        if self._fork_thread != threading.get_ident():
-            return
-        self._fork_thread = 0
-        with self._turn:
-            self._pausing = False
-            paused, self._paused = self._paused, False
-        if paused:
-            self._start()
-        self._coming_or_going.release()
-
-    def _join(self, thread: HiddenThread, timeout: float, idle: float) -> None:
-        deadline = time.monotonic() + timeout
-        while thread.alive and (left := deadline - time.monotonic()) > 0:
-            computed = self._computed()
-            thread.join(min(left, idle))
-            if self._computed() - computed < BUSY_SHARE * idle < math.inf:
-                return
-
-    def _computed(self) -> float:
-        """Processor seconds of the thread so far; 0 where the system does not tell."""
-        try:
-            return 0.0 if self._clock is None else time.clock_gettime(self._clock)
-        except OSError:  # the thread is gone
-            return 0.0
-
-    def _run(self) -> None:
-        if hasattr(time, "pthread_getcpuclockid"):
-            self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        paused = False
-        try:
-            while not (paused or self._round()):
-                paused = self._pauses()
-        except Exception as error:
-            self.stopped = True
-            self._fail(error)
-        finally:
-            if not paused:
-                self.stopped = True
-                self._release_waiters()
-
-    def _pauses(self) -> bool:
-        with self._turn:
-            self._paused = self._pausing
-            return self._paused
+        return self._thread.end(timeout, idle)
 
     def _round(self) -> bool:
         closing = self._closing
@@ -274,7 +150,7 @@ class Pump(Generic[Item]):
             self._wake.wait(self._rest)
             self._wake.clear()
             closing = self._closing
-        computed = self._computed()
+        computed = self._thread.computed
         while True:
             items, tokens = self._drain()
             try:
@@ -287,9 +163,9 @@ class Pump(Generic[Item]):
                     token.set()
                 stay_hidden()
             self._congested = False
-            if not self._queue or (self._pausing and not closing):
+            if not self._queue or (self._thread.pausing and not closing):
                 break
-        dear = min(REST * (self._computed() - computed), self.longest)
+        dear = min(REST * (self._thread.computed - computed), self.longest)
         self._rest = max(self._interval, dear)
         if closing:
             self._finish()

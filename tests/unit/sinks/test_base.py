@@ -158,7 +158,7 @@ def test_a_sink_that_hangs_neither_stops_the_training_nor_its_end(
     assert len(caught) == 1
     assert "ended" in open_run(tmp_path / "run.db").info
     sink.gate.set()
-    sink._pump._thread.join(10)
+    sink._pump._thread.end(10)
 
 
 def test_a_sink_that_was_too_slow_says_how_much_is_missing(
