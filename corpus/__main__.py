@@ -63,7 +63,7 @@ def _judged(cases: list[Case], arguments: argparse.Namespace) -> Iterator[Verdic
     """Verdicts as they come. TensorFlow keeps what it compiled: its processes are renewed."""
     go = functools.partial(judge, keep=arguments.keep)
     start = multiprocessing.get_context("spawn")
-    for in_keras, tasks, size in ((True, 25, 1), (False, None, 4)):
+    for in_keras, tasks, size in ((True, 50, 1), (False, None, 4)):
         some = [case for case in cases if case.in_keras == in_keras]
         if some:
             with start.Pool(arguments.n, maxtasksperchild=tasks) as pool:

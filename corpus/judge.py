@@ -85,7 +85,8 @@ def judge(case: Case, keep: Path | None = None) -> Verdict:
             right = any(alarm & set(case.accepted) for alarm in alarms)
             others[name] = (bool(alarms), right)
     ids = tuple(f.id + "?" * (f.severity == "info") for f in found)
-    return Verdict(case, ids, others, tuple(trace.scores))
+    scores = () if case.accepted else tuple(trace.scores)
+    return Verdict(case, ids, others, scores)
 
 
 def _recorded(case: Case, path: Path) -> Trace:
