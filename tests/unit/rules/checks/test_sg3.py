@@ -104,6 +104,20 @@ def test_dead_is_told_from_vanishing(make):
     assert m.ids == ["SG302"]
 
 
+@pytest.mark.parametrize(("bias", "first"), [(0.8, "nn.Dropout"), (120.0, "act = nn.LeakyReLU")])
+def test_zeros_made_behind_a_layer_are_told_from_units_that_sleep(make, bias, first):
+    m = make()
+    m.norms[:, :10] = 0.0
+    m.zeros[:, :10] = 1.0
+    m.loss[:] = 2.3
+    m.sample("activation_zero", {"4.weight": 1.0})
+    m.sample("activation_std", {"4.weight": 0.6})
+    m.sample("weight_norm", {"4.weight": 3.0, "4.bias": bias})  # 0.2 an element, or 30
+    (found,) = m.findings
+    assert found.id == "SG302"
+    assert found.fixes[0].startswith(first)
+
+
 @pytest.mark.parametrize("stalls", [True, False])
 def test_dead_units_need_a_loss_that_stalls(make, stalls):
     m = make()
