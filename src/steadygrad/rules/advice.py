@@ -142,11 +142,11 @@ def recommended(view: View, until: int | None = None) -> float:
 
 
 def _calibrated(view: View) -> float:
-    from steadygrad.calibration import calibrate
+    from steadygrad.calibration.recommending import quick_threshold
     from steadygrad.errors import CalibrationError
 
     try:
-        threshold = calibrate(view.run).threshold
+        threshold = quick_threshold(view.run)
     except CalibrationError:
         return math.nan
     usable = isinstance(threshold, float) and math.isfinite(threshold) and threshold > 0

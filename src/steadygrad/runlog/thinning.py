@@ -14,7 +14,7 @@ from steadygrad.runlog.run import Event, Floats, Run
 
 LONG = 120_000
 """Steps up to which a run is read whole."""
-END = 20_000
+END = 10_000
 STRETCHES, STRETCH = 48, 640
 LANDMARKS = "landmarks"
 """Fact of a run file: rows that a reader of some steps must not miss."""
@@ -37,7 +37,7 @@ def thinned(run: Run, stretches: int = STRETCHES) -> Run:
     Example:
         >>> run = Run.from_arrays(steps={"norm": np.ones(300_000)})
         >>> len(thinned(run))
-        70720
+        50720
     """
     if len(run) <= LONG:
         return run
