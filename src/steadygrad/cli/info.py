@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def command() -> None:
-    """Say what is installed here: versions, the compiled kernel, frameworks, loggers.
+    """Say what is installed here: versions, the compiled kernel, frameworks.
 
     Nothing is imported for it. The lines are for reading, and for a bug report.
     """

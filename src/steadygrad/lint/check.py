@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.module import Module
 
+TRAINING = (
+    r"clip_(?:grad|by|val)|clip_?norm|clipvalue|adaptive_grad_clip|global_norm|max_grad_norm|optax"
+    r"|backward\(|gradient_clip"
+)
+"""A regular expression of words that a source which trains has."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -26,6 +32,7 @@ class Check:
         assumes: what the check takes for true without seeing it.
         find: yields diagnostics; must not raise on any source that parses.
         fixable: whether ``--fix`` can mend at least some of what it finds.
+        words: a regular expression; a source where no check's words are found is not parsed.
     """
 
     id: str
@@ -34,6 +41,7 @@ class Check:
     assumes: str
     find: Callable[[Module], Iterable[Diagnostic]] = field(repr=False)
     fixable: bool = False
+    words: str = field(default=TRAINING, repr=False)
 
 
 def at(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,13 +16,6 @@ from steadygrad.lint.diagnostic import Diagnostic, Fix
 from steadygrad.lint.module import Module
 from steadygrad.lint.rewriting import apply
 from steadygrad.lint.source import SourceFile, read, rewritten, silenced
-
-_WORDS = re.compile(
-    r"clip_(?:grad|by|val)|clip_?norm|clipvalue|adaptive_grad_clip|global_norm|max_grad_norm|optax"
-    r"|backward\(|cross_entropy|CrossEntropyLoss|with_logits|BCEWithLogits|gradient_clip"
-    r"|\[\s*(?:torch\.)?nn\.|append\(\s*(?:torch\.)?nn\."
-)
-"""A file without any of these has nothing that a check could speak of, and is not parsed."""
 
 _LEFT_OUT = frozenset({"__pycache__", "node_modules", "build", "dist", "site-packages", "venv"})
 
@@ -59,13 +53,19 @@ def lint_text(text: str, checks: Iterable[Check]) -> list[Diagnostic]:
     Raises:
         SyntaxError: the text is no Python, and has words that a check looks for.
     """
-    if not _WORDS.search(text):
+    checks = list(checks)
+    if not _any_of(frozenset(check.words for check in checks)).search(text):
         return []
     module = Module.parse(text)
     lines = text.split("\n")
     diagnostics = {d: None for check in checks for d in check.find(module)}
     spoken = [d for d in diagnostics if not silenced(lines, d)]
     return sorted(spoken, key=lambda d: (d.line, d.column, d.id))
+
+
+@functools.cache
+def _any_of(words: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{each})" for each in sorted(words)))
 
 
 def lint_paths(

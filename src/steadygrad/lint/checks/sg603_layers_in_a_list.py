@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from steadygrad.lint.check import Check, at
+from steadygrad.lint.check import TRAINING, Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.module import Function, Module, dotted, tail
 from steadygrad.lint.rewriting import rewrite
@@ -153,4 +153,5 @@ CHECK = Check(
     assumes="the layers are meant to be trained",
     find=find,
     fixable=True,
+    words=TRAINING + r"|\[\s*(?:torch\.)?nn\.|append\(\s*(?:torch\.)?nn\.",
 )

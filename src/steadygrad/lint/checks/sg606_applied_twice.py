@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from steadygrad.lint.check import Check, at
+from steadygrad.lint.check import TRAINING, Check, at
 from steadygrad.lint.diagnostic import Diagnostic, Fix, Severity
 from steadygrad.lint.module import Module, dotted, tail
 from steadygrad.lint.rewriting import rewrite
@@ -162,4 +162,5 @@ CHECK = Check(
     assumes="nothing",
     find=find,
     fixable=True,
+    words=TRAINING + "|cross_entropy|CrossEntropyLoss|with_logits|BCEWithLogits",
 )
