@@ -40,7 +40,7 @@ TEMPLATE = """<!doctype html>
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.15rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { white-space: nowrap; }
+th, td { white-space: nowrap; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid #8884; }
 .scroll { overflow-x: auto; }
 .plot { height: 30rem; }
