@@ -205,5 +205,5 @@ RULE = Rule(
     "SG204",
     "gradients that explode through time",
     check,
-    supersedes=("SG101", "SG102", "SG201", "SG202", "SG203", "SG205"),
+    supersedes=("SG101", "SG102", "SG201", "SG202", "SG203", "SG205", "SG305"),
 )

@@ -119,6 +119,10 @@ def test_growth_through_time_has_its_radius(make):
     recurrent(m, 1.2)
     m.norms[30] *= 300
     m.break_from(60)
+    # weights that have exploded saturate the states: then nothing goes back through them
+    flat = {"tensor": 0, "length": 50, "positions": [0, 25, 49], "norms": [0.0, 0.0, 4.6e34]}
+    m.events.append(Event(58, 0.0, "through_time", flat))
+    m.loss[:] = 2.3
     found = m.findings
     assert [f.id for f in found] == ["SG204"]
     assert dict(found[0].figures)["radius"] == 1.2
