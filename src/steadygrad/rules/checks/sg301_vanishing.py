@@ -29,13 +29,23 @@ _CAUSES = (
     "no residual connections and no normalisation",
 )
 
+_CLAMPED = (
+    "weights held small by hand, as a Wasserstein critic's are: each layer shrinks what passes it, "
+    "both ways"
+)
+
 
 def check(view: View) -> Iterator[Finding]:
     profile = _steepest(view) if view.enough and not wrecked(view) else None
     if profile is not None and profile.ratio >= _least(view) and profile.agreement >= 0.5:
         yield _finding(view, profile)
-    elif view.enough and view.faint and view.stuck and len(view.weights) >= DEEP:
+    elif view.enough and view.faint and _tells(view) and len(view.weights) >= DEEP:
         yield _under_epsilon(view)
+
+
+def _tells(view: View) -> bool:
+    """Whether faint gradients are no success: of two that play against each other no loss says."""
+    return view.stuck or (view.several and view.ever_faint)
 
 
 def _least(view: View) -> float:
@@ -138,9 +148,21 @@ def _under_epsilon(view: View) -> Finding:
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[view.tensors[i].name for i in view.weights[:4]],
-        causes=_CAUSES,
-        fixes=_fixes(view),
+        causes=(_CLAMPED, *_CAUSES) if view.several else _CAUSES,
+        fixes=[*([_unclamped(view)] if view.several else []), *_fixes(view)],
         figures={"norm": norm},
+    )
+
+
+def _unclamped(view: View) -> str:
+    """Code that bounds a critic's slope without making its weights small."""
+    return code(
+        view,
+        torch="for layer in critic.modules():  # and clamp no weights\n"
+        "    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n"
+        "        nn.utils.parametrizations.spectral_norm(layer)",
+        keras="layer = keras.layers.SpectralNormalization(layer)  # and clamp no weights",
+        jax="x = nn.SpectralNorm(layer)(x, update_stats=True)  # and clamp no weights",
     )
 
 

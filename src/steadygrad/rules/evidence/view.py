@@ -36,12 +36,24 @@ class View(LossesOfSteps, TensorsOfSteps):
 
     @cached_property
     def faint(self) -> bool:
-        """Whether gradients are so small that the epsilon of an Adam outweighs them."""
+        """Whether gradients are so small that the epsilon they are divided by outweighs them."""
+        norms = self.norm[self.usable]
+        return bool(len(norms)) and median(norms) < self._felt
+
+    @cached_property
+    def ever_faint(self) -> bool:
+        """Whether they are so from the first steps on, so that nothing can have been learned."""
+        norms = self.norm[self.usable][max(1, len(self) // 20) :]
+        return bool(len(norms)) and bool((norms < self._felt).all())
+
+    @cached_property
+    def _felt(self) -> float:
+        """Norm from which an Adam or RMSprop feels its gradients; 0 for other optimizers."""
         own = (o for o in self.info.get("optimizers") or () if o.get("index") == self.optimizer)
         facts = next(own, None)
-        if facts is None or "adam" not in str(facts.get("class", "")).lower():
-            return False
+        kind = "" if facts is None else str(facts.get("class", "")).lower()
+        if facts is None or not ("adam" in kind or "rmsprop" in kind):
+            return 0.0
         epsilon = float(facts.get("eps") or 0.0)
         elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
-        norms = self.norm[self.usable]
-        return bool(len(norms)) and median(norms) < epsilon * math.sqrt(max(elements, 1))
+        return epsilon * math.sqrt(max(elements, 1))

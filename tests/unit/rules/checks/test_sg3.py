@@ -277,3 +277,21 @@ def test_gradients_under_the_epsilon_of_an_adam(make):
     assert (found.id, found.severity) == ("SG301", "error")
     m.info["optimizers"][0]["class"] = "SGD"  # its rate may explain it
     assert "SG301" not in m.ids
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "of", "late", "ids"),
+    [("RMSprop", 2, 1e-12, ["SG301"]), ("RMSprop", 2, 1.0, []), ("RMSprop", 1, 1e-12, []),
+     ("SGD", 2, 1e-12, [])],
+)  # fmt: skip
+def test_of_two_adversaries_one_may_get_nothing_from_the_start(make, optimizer, of, late, ids):
+    m = make()
+    m.norms[:60] *= 1e-12
+    m.norms[60:] *= late
+    m.loss[:] = np.linspace(1e-4, -1e-4, m.steps)  # a score: it tells nothing
+    facts = {"class": optimizer, "eps": 1e-8}
+    m.info["optimizers"] = [{**facts, "index": i} for i in range(of)]
+    m.columns["optimizer"] = np.zeros(m.steps, np.int64)
+    if of == 2:
+        m.columns["optimizer"][-3:] = 1
+    assert [f.id for f in m.findings if f.id == "SG301"] == ids
