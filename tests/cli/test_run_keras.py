@@ -241,6 +241,45 @@ def test_clip_reaches_keras_optimizers(bench: Any) -> None:
     assert np.isnan(run.steps.norm[1])
 
 
+THROWN_AWAY = """
+import numpy as np, keras, tensorflow as tf
+rng = np.random.default_rng(0)
+x = rng.standard_normal((32, 4)).astype("float32")
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+optimizer = keras.optimizers.SGD(0.01)
+{fix}
+
+@tf.function
+def step():
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((model(x) - 5 * x[:, :1]) ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    {clip}
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+
+for _ in range(20):
+    before = model.get_weights()
+    step()
+pairs = zip(before, model.get_weights(), strict=True)
+print(np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs)))
+"""
+
+
+def test_the_fix_for_gradients_that_are_thrown_away_clips(bench: Any) -> None:
+    def run(name: str, fix: str, clip: str) -> tuple[float, list[Any]]:
+        bench.write(f"{name}.py", THROWN_AWAY.format(fix=fix, clip=clip))
+        done = bench.steadygrad("run", "--out", f"{name}.db", f"{name}.py")
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout), steadygrad.diagnose(bench.folder / f"{name}.db")
+
+    moved, found = run("thrown", "", "clipped, _ = tf.clip_by_global_norm(gradients, 0.5)")
+    assert found[0].id == "SG709"
+    assert moved > 2 * 0.01 * 0.5
+    moved, found = run("kept", found[0].fixes[0], "")
+    assert moved == pytest.approx(0.01 * 0.5, rel=1e-3)
+    assert "SG709" not in {f.id for f in found}
+
+
 def test_a_jax_script_is_told_what_to_add(bench: Any) -> None:
     bench.write("loop.py", "import jax\nprint(float(jax.grad(lambda x: x * x)(3.0)))\n")
     done = bench.steadygrad("run", "loop.py")

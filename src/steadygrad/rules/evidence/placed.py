@@ -35,6 +35,6 @@ def fixes(view: View, call: Call, order: str | None = None) -> list[str]:
         jax=f"optimizer = optax.chain(optax.clip_by_global_norm({threshold:g}), optimizer)",
     )
     return [
-        clip_code(view, spec) + "  # acts inside optimizer.step(): drop your own call",
+        clip_code(view, spec) + "  # acts inside the step: drop your own call",
         corrected,
     ]
