@@ -674,7 +674,7 @@ FAULTS: dict[str, Fault] = {
         # after gradients that were held small, ordinary ones are a growth of the norm as well
         ("SG207", "SG201", "SG202"), tuple(LAGGING), lagging, "converged"),
     "unnormalised": Fault(
-        ("SG505", "SG205", "SG302"), ("mlp", "autoencoder"),
+        ("SG505", "SG205", "SG302"), ("mlp", "autoencoder", "vae"),
         setup(batch=unnormalised)),
     # SG3: vanishing and dead
     "deep_sigmoid": Fault(
