@@ -229,7 +229,7 @@ class Script:
 
     def clip(self, parameters: Iterator[Tensor] | list[Tensor], max_norm: float) -> None:
         given = list(parameters)
-        call = self.observer.log.before(given, max_norm, 2.0, False)
+        call = self.observer.log.before(given, max_norm, 2.0, "norm")
         self.observer.log.after(call, torch.nn.utils.clip_grad_norm_(given, max_norm))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
