@@ -102,6 +102,11 @@ train("zeroed", tx, jax.jit(stepper(tx)))
 # the optimizer inside of lax.cond
 tx = optax.apply_if_finite(clipped(), 5)
 train("finite", tx, jax.jit(stepper(tx)))
+# clips of each unit and each element, compiled with the optimizer; one behind zero_nans
+tx = optax.chain(optax.adaptive_grad_clip(0.1), optax.adam(1e-2))
+train("units", tx, jax.jit(stepper(tx)))
+tx = optax.chain(optax.zero_nans(), optax.clip(0.02), optax.clip_by_block_rms(0.01), optax.sgd(0.1))
+train("elements", tx, jax.jit(stepper(tx)))
 # made anew inside of the step
 train("anew", clipped(), jax.jit(lambda p, s, x, y: stepper(clipped())(p, s, x, y)))
 # several devices, by two ways
@@ -192,7 +197,7 @@ SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(para
 print(json.dumps(SEEN))
 """
 
-FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf}
+FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elements": 0.01}
 """Thresholds of the trainings whose clip is not that of the others."""
 
 
@@ -291,6 +296,13 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
     assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()
+    elements = steps_of(run, "elements", plain)
+    left = elements["coef"] * elements["norm"]  # by the second clip, of what the first had left
+    np.testing.assert_allclose(left, 0.01 * np.sqrt(8 * 16 + 16 + 16), rtol=1e-5)
+    for name in ("elements", "units"):
+        got = steps_of(run, name, plain)
+        assert ((got["coef"] > 0) & (got["coef"] < 1)).all(), name
+        assert (got["action"] == "clip").all(), name
 
 
 def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any) -> None:

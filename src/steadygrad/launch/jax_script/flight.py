@@ -9,13 +9,14 @@ has made of them: the same arrays, not equal ones. Clips of updates, as in Adafa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from steadygrad.jax.transform import ClipState, GuardState
 from steadygrad.launch.jax_script.internals import JaxTrace, Made
@@ -23,6 +24,10 @@ from steadygrad.launch.placements import Placement
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
+
+    from steadygrad.typing import PyTree
+
+Update = Callable[..., "tuple[PyTree, PyTree]"]
 
 LIMITS = {
     "clip_by_global_norm": "max_norm",
@@ -54,6 +59,20 @@ def is_ours(made: Made) -> bool:
     return made.module == "steadygrad.jax.transform" and made.maker in ("clip", "guard")
 
 
+class ClipCall(NamedTuple):
+    """One call of a clip of the script, so that it can be made again.
+
+    Attributes:
+        update: what was called.
+        args: with what: gradients, state and maybe parameters.
+        left: the floating leaves that came of it.
+    """
+
+    update: Update
+    args: tuple[PyTree, ...]
+    left: Sequence[jax.Array]
+
+
 @dataclass
 class Flight:
     """What one `update` of an optimizer has done so far, while it runs.
@@ -72,6 +91,7 @@ class Flight:
         acting: whether our policy has clipped, and the script's clips are left out.
         closes: 0-d, whether the micro-batch at hand ends a step; None without `optax.MultiSteps`
             inside.
+        calls: the clips that acted, in order.
     """
 
     gradients: Sequence[jax.Array]
@@ -86,6 +106,7 @@ class Flight:
     dropped: ArrayLike | None = None
     acting: bool = False
     closes: ArrayLike | None = None
+    calls: list[ClipCall] = field(default_factory=list)
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()
     _changed: dict[int, str] = field(default_factory=dict)
@@ -131,13 +152,21 @@ class Flight:
         self.placed = list(before.placed)
         self.gradients, self.left = before.gradients, list(leaves)
         self.threshold, self.clips = before.threshold, list(before.clips)
+        self.calls = list(before.calls)
         return True
 
     def hands_gradients(self, leaves: Sequence[jax.Array]) -> bool:
         """Whether all leaves are gradients, as they were or as clips have left them."""
         return bool(leaves) and all(id(leaf) in self._places for leaf in leaves)
 
-    def clipped(self, made: Made, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
+    def clipped(
+        self,
+        made: Made,
+        update: Update,
+        args: tuple[PyTree, ...],
+        before: Sequence[jax.Array],
+        after: Sequence[jax.Array],
+    ) -> None:
         """A clip has acted on the gradients."""
         if not self.hands_gradients(before):
             changes = {change for leaf in before if (change := self._changed.get(id(leaf)))}
@@ -157,6 +186,7 @@ class Flight:
             )
         )
         self.clips.append(made.maker)
+        self.calls.append(ClipCall(update, args, after))
         for old, leaf in zip(before, after, strict=True):
             place = self._places[id(old)]
             self._places[id(leaf)] = place
@@ -221,6 +251,22 @@ class Flight:
         """Whether the clips' results live in the same trace as the gradients."""
         return all(self.trace.reaches(leaf) for leaf in self.left)
 
+    def left_again(self) -> list[jax.Array]:
+        """What the clips leave, computed a second time, from copies.
+
+        Compiled code that read what the clips themselves have left would keep XLA from fusing them
+        with the optimizer, and so change its bits: seen with `optax.adaptive_grad_clip`.
+        """
+        again = dict(zip(map(id, self.gradients), _copies(self.gradients), strict=True))
+        for call in self.calls:
+            leaves, structure = jax.tree.flatten(call.args)
+            first = [leaf for leaf in leaves if id(leaf) not in again]
+            handed = {**dict(zip(map(id, first), _copies(first), strict=True)), **again}
+            args = jax.tree.unflatten(structure, [handed[id(leaf)] for leaf in leaves])
+            updates, _ = call.update(*args)
+            again.update(zip(map(id, call.left), floating(updates), strict=True))
+        return [again[id(leaf)] for leaf in self.left]
+
     @property
     def kind(self) -> str:
         """The optimizer's name, from the transformations that it is made of."""
@@ -234,5 +280,15 @@ class Flight:
 
 def floating(tree: object) -> list[jax.Array]:
     """The floating leaves of a tree: the arrays themselves, since they are compared by identity."""
-    leaves = jax.tree.leaves(tree)
-    return [x for x in leaves if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return [leaf for leaf in jax.tree.leaves(tree) if _is_floating(leaf)]
+
+
+def _is_floating(leaf: ArrayLike) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def _copies(leaves: Sequence[object]) -> list[object]:
+    """The same values, of which XLA does not know that they are the same."""
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    apart = iter(lax.optimization_barrier([lax.stop_gradient(array) for array in arrays]))
+    return [next(apart) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]

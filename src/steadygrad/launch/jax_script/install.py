@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import optax
 
     from steadygrad.launch.contracts import RunContext
+    from steadygrad.launch.jax_script.flight import Update
     from steadygrad.launch.jax_script.losses import Losses
-    from steadygrad.launch.jax_script.observer import JaxObserver, Update
+    from steadygrad.launch.jax_script.observer import JaxObserver
     from steadygrad.typing import PyTree
 
 

@@ -29,6 +29,7 @@ from steadygrad.launch.jax_script.flight import (
     LIMITS,
     PREPARES,
     Flight,
+    Update,
     floating,
     is_clip,
     is_ours,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.typing import PyTree
 
-Update = Callable[..., "tuple[PyTree, PyTree]"]
 Answer = TypeVar("Answer")
 P = ParamSpec("P")
 Structure = tuple[tuple[str, tuple[int, ...], str], ...]
@@ -220,7 +220,14 @@ class JaxObserver:
             return args[0], args[1]
         result = original(*args, **kwargs)
         self._guarded(
-            "a clip of the script is not observed", _note, flight, made, before, args, result
+            "a clip of the script is not observed",
+            _note,
+            flight,
+            made,
+            before,
+            original,
+            args,
+            result,
         )
         return result
 
@@ -262,13 +269,12 @@ class JaxObserver:
             head["threshold"] = flight.threshold
         if flight.dropped is not None:
             head[DROPPED] = flight.dropped
-        left = []
-        if set(clips) - {BY_NORM} and flight.traces_on:
-            left = [lax.stop_gradient(leaf) for leaf in flight.left]
+        reads_left = bool(set(clips) - {BY_NORM}) and flight.traces_on
         if any(is_traced(leaf) for leaf in leaves):
+            left = flight.left_again() if reads_left else []
             row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
         else:
-            row = eager_row_of(leaves, left, head, clips)
+            row = eager_row_of(leaves, flight.left if reads_left else [], head, clips)
         each = flight.closes is not None
         self._send(track, row, Arrival(fixed, placed=tuple(flight.placed), each=each))
 
@@ -406,6 +412,7 @@ def _note(
     flight: Flight,
     made: Made,
     before: Sequence[jax.Array],
+    original: Update,
     args: tuple[PyTree, ...],
     result: tuple[PyTree, PyTree],
 ) -> None:
@@ -413,7 +420,7 @@ def _note(
     if is_ours(made):
         flight.clip_acted(result[1])
     elif is_clip(made):
-        flight.clipped(made, before, floating(result[0]))
+        flight.clipped(made, original, args, before, floating(result[0]))
     elif made.maker in PREPARES:
         flight.prepared(made, before, floating(result[0]))
     elif made.maker == "apply_if_finite":
