@@ -463,6 +463,13 @@ BREAKS = [
         SERVE + "test_elsewhere_needs_the_token_that_is_printed",
     ),
     Break(
+        "6 live page",
+        "serve/folder.py",
+        'before.state == "unreadable" and began > row.last_read + AGAIN_SECONDS',
+        "False",
+        "unit/serve/test_folder.py::test_a_file_that_could_not_be_read_is_tried_again",
+    ),
+    Break(
         "7 text",
         "text.py",
         'return cast("Shown", _UNPRINTABLE.sub("\\ufffd", value))',
@@ -567,6 +574,13 @@ BREAKS = [
         "asset.http_redirects = False",
         "pass",
         ALERTS + "test_a_service_of_apprise_follows_no_redirect",
+    ),
+    Break(
+        "9 redirects",
+        "sinks/addresses.py",
+        'if not hasattr(apprise.AppriseAsset, "http_redirects"):',
+        "if False:",
+        ALERTS + "test_an_apprise_that_would_follow_redirects_is_refused",
     ),
     Break(
         "9 slow servers",
