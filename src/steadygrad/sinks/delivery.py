@@ -181,8 +181,12 @@ def post(
     request = urllib.request.Request(webhook.url, body, headers)
     made = [] if wires is None else wires
     opener = urllib.request.build_opener(_SamePlace, _Http(made), _Https(made))
-    with opener.open(request, timeout=WEBHOOK_SECONDS):
-        pass
+    try:
+        with opener.open(request, timeout=WEBHOOK_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        error.close()  # the answer, whose socket it holds
+        raise
 
 
 class _Listed(urllib.request.AbstractHTTPHandler):
