@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -159,3 +159,60 @@ class Placement:
 
 
 Event = dict[str, float | str]
+
+
+class PlacementTable:
+    """Clip calls by the number under which a step's row of figures refers to them."""
+
+    def __init__(self) -> None:
+        self._calls: list[list[Placement]] = []
+        self._numbers: dict[tuple[Placement, ...], int] = {}
+        self._traced: set[int] = set()
+        self._late: list[Placement] = []
+
+    def enter(self, placements: Sequence[Placement], traced: bool = False) -> int:
+        """Register the clip calls of one trace.
+
+        Args:
+            placements: the calls.
+            traced: they are of code that runs again, to which `add_late` may add.
+
+        Returns:
+            Their number; -1 for no calls that could become some.
+        """
+        key = (*placements, *self._late)
+        self._late = []
+        if not key and not traced:
+            return -1
+        if not traced and key in self._numbers:
+            return self._numbers[key]
+        self._calls.append(list(key))
+        number = len(self._calls) - 1
+        if traced:
+            self._traced.add(number)
+        else:
+            self._numbers[key] = number
+        return number
+
+    def add_late(self, number: int, placement: Placement) -> None:
+        """Note a clip call that stands behind the step, in the code that is traced.
+
+        Args:
+            number: the step's, as `enter` gave it; -1 where nothing is traced: the call is then
+                told with the step that follows.
+            placement: the call.
+        """
+        calls = self._late if number < 0 else self._calls[number]
+        for index, other in enumerate(calls):
+            if other.goes_with(placement):
+                calls[index] = other.joined(placement)
+                return
+        calls.append(placement)
+
+    def at(self, number: int) -> Sequence[Placement]:
+        """The calls of a number; none for -1."""
+        return self._calls[number] if number >= 0 else ()
+
+    def is_behind(self, number: int, placement: Placement) -> bool:
+        """Whether a call stands behind the step that it was traced with, so before the next."""
+        return placement.late and number in self._traced

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from steadygrad.launch import children
 from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
-from steadygrad.launch.plan import Plan, rank_of, same_default
+from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
 
 if TYPE_CHECKING:
@@ -149,60 +149,28 @@ class Session:
         return self._writer
 
     def _open(self, rank: int | None) -> RunWriter:
-        from steadygrad.elastic import job
-        from steadygrad.paths import next_free, with_suffix
-        from steadygrad.runlog import RunWriter
-        from steadygrad.runlog.continuing import file_of_job
+        from steadygrad.launch.opening import open_run_file
 
         if rank is not None:  # the file of the job, whoever started this process
             self.plan = replace(self.plan, process="")
-        wanted = self.plan.out
-        started_as = rank_of(os.environ)
-        if self.plan.process:
-            wanted = with_suffix(wanted, self.plan.process)
-        elif rank is None and started_as:  # ranks that do not train together
-            wanted = with_suffix(wanted, f"rank{started_as}")
-        earlier = file_of_job([wanted, *same_default(wanted)]) if job() else ""
-        path = earlier or (wanted if self.plan.force else next_free(wanted))
-        writer = RunWriter(
-            path,
-            info=self._first_facts(),
-            force=self.plan.force and not earlier,
-            record_arguments=self.plan.record_arguments,
-            goes_on=bool(earlier),
-        )
-        self.path = path
+        self.path, writer = open_run_file(self.plan, rank, self._first_facts())
         writer.leave_by(self._conclude)
         if self.plan.logs or self.plan.stop_on:
             from steadygrad.launch.loggers import add_loggers
 
-            add_loggers(writer, self.plan, rank or started_as)
+            add_loggers(writer, self.plan, rank or rank_of(os.environ))
         # `finish` closes it, which stands before the script's own exit functions and so runs last
         writer.stay_open_at_exit()
         return writer
 
+    def _first_facts(self) -> dict[str, object]:
+        from steadygrad.launch.opening import first_facts
+
+        return first_facts(self.plan, self.began)
+
     def observe(self, observer: Observer) -> None:
         """Count an observer in: its steps are the run's, and it is told when the script is over."""
         self.observers.append(observer)
-
-    def _first_facts(self) -> dict[str, object]:
-        from steadygrad.launch.job import facts_of_job
-
-        facts: dict[str, Any] = {
-            "command": self.plan.command,
-            "script": self.plan.target,
-            "observed_by": "run",
-            "started": self.began,
-            "policy": self.plan.clip or "none",
-        }
-        if self.plan.on_nonfinite:
-            facts["on_nonfinite"] = self.plan.on_nonfinite
-        if self.plan.process:
-            facts["process"] = self.plan.process
-        rank = rank_of(os.environ)
-        if rank is not None:
-            facts["rank"] = rank
-        return {**facts, **facts_of_job()}
 
     def _guarded(
         self, name: str, observe: Callable[[Session, ModuleType], None]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from steadygrad.launch.placements import CallTime, Placement
+from steadygrad.launch.placements import CallTime, PlacementTable
 from steadygrad.runlog.clip_calls import CallBook
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import ACTIONS, FIGURES
@@ -148,6 +148,7 @@ class Track:
         steps: how many have been taken.
         ring: where rows wait; None where they are handed over at once.
         ids: the tensors' numbers in the run file; None before the first step.
+        placements: the clip calls that rows refer to.
     """
 
     def __init__(
@@ -164,54 +165,12 @@ class Track:
         self.ring: DeviceRows | None = None
         self.ids: NDArray[np.int64] | None = None
         self._session, self._settle, self._book = session, settle, book
-        self._places: list[list[Placement]] = []
-        self._shared: dict[tuple[Placement, ...], int] = {}
-        self._traced: set[int] = set()
-        self._late: list[Placement] = []
+        self.placements = PlacementTable()
         self._rows: deque[NDArray[np.float64]] = deque()
         self._losses: list[float] = []
         self._calls: list[tuple[int, int, NDArray[np.float64]]] = []
         self._batches = 0
         self._lock = threading.Lock()
-
-    def place(self, placements: Sequence[Placement], traced: bool = False) -> int:
-        """Register the clip calls of one trace, and return the number by which rows refer to them.
-
-        Args:
-            placements: the calls.
-            traced: they are of code that runs again, to which `add_late` may add.
-
-        Returns:
-            A number; -1 for no calls that could become some.
-        """
-        key = (*placements, *self._late)
-        self._late = []
-        if not key and not traced:
-            return -1
-        if not traced and key in self._shared:
-            return self._shared[key]
-        self._places.append(list(key))
-        number = len(self._places) - 1
-        if traced:
-            self._traced.add(number)
-        else:
-            self._shared[key] = number
-        return number
-
-    def add_late(self, place: int, placement: Placement) -> None:
-        """Note a clip call that stands behind the step, in the code that is traced.
-
-        Args:
-            place: the step's, as `place` gave it; -1 where nothing is traced: the call is then
-                told with the step that follows.
-            placement: the call.
-        """
-        calls = self._late if place < 0 else self._places[place]
-        for number, other in enumerate(calls):
-            if other.goes_with(placement):
-                calls[number] = other.joined(placement)
-                return
-        calls.append(placement)
 
     @property
     def writer(self) -> RunWriter | None:
@@ -278,15 +237,14 @@ class Track:
         calls, self._calls, self._batches = self._calls, [], 0
         for batch, place, numbers in calls:
             rows = iter(numbers.reshape(MOST_CALLS, len(CALL)).tolist())
-            for placement in self._places[place] if place >= 0 else ():
+            for placement in self.placements.at(place):
                 row = [placement.max_norm, math.nan, 1.0]
                 if placement.own:
                     row = [placement.max_norm, *(outcome if placement.depth == 0 else row[1:])]
                 elif not placement.without_effect:
                     row = next(rows, row)
                 figures = dict(zip(CALL, row, strict=True))
-                # a call behind a step stands before the next one
-                behind = placement.late and place in self._traced
+                behind = self.placements.is_behind(place, placement)
                 turn = CallTime(step + behind, self.index, batch)
                 placement.enter(self._book, self.writer, turn, figures)
 

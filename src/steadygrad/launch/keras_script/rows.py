@@ -140,7 +140,7 @@ class StepRows:
         own = own_clip(inputs.optimizer)
         if self._ground.tensorflow is None:
             places = [] if own is None else [own.placement(len(inputs.places), 0)]
-            return None, track.place(places)
+            return None, track.placements.enter(places)
         clipped = None
         if self._scalers:
             scaler, clipped = self._scalers[-1]

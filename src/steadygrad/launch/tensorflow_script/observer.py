@@ -141,11 +141,11 @@ class TensorFlowObserver:
         places: list[Placement] = [] if clipped is None else clipped.placements()
         places += self.log.discarded(gradients, len(gradients))
         places += own
-        number = track.place(places, traced)
+        number = track.placements.enter(places, traced)
         refs = {id(gradient): weakref.ref(gradient) for gradient in gradients}
 
         def tell(placement: Placement) -> None:
-            track.add_late(number if traced else -1, placement)
+            track.placements.add_late(number if traced else -1, placement)
 
         self.log.stepped(AppliedGradients(refs, tell))
         return number
