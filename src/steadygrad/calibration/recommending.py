@@ -107,6 +107,78 @@ def _no_interval(x: Floats, figure: Callable[[Floats], float]) -> tuple[float, f
     return value, value
 
 
+class _Basis:
+    """The steps of a run from which its threshold is concluded.
+
+    Args:
+        run: the run.
+        number: of the optimizer.
+        rows: all of its steps.
+        used_rows: those with a norm over 0 that is finite.
+        stretch: which of those tell what is normal.
+        diverged_at: the step from which norms left their range for good; None where they did not.
+        setback: where the loss fell and came back.
+
+    Attributes:
+        logs: logarithms of the stretch's norms.
+        norms: its norms.
+        steps: its steps' numbers.
+        rise: the loss at the start and at the end, where it rose.
+        figure: gives the logarithm of a threshold for such logarithms.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        rows: Rows,
+        used_rows: Rows,
+        stretch: slice,
+        diverged_at: int | None,
+        setback: estimate.Setback | None = None,
+    ) -> None:
+        self.run, self.number, self.rows, self.used_rows = run, number, rows, used_rows
+        self.diverged_at, self.setback = diverged_at, setback
+        self.steps = used_rows["step"][stretch]
+        self.norms = used_rows["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
+        self.logs = np.log(self.norms)
+        self.norm_type = recorded_norm_type(run)
+        self.rise = estimate.loss_rise(rows["loss"])
+        self.figure = _middle if setback else estimate.log_threshold
+
+    @property
+    def failed(self) -> bool:
+        """Whether the loss came back, or only rose."""
+        return self.setback is not None or self.rise is not None
+
+    @property
+    def threshold(self) -> float:
+        """What to clip at, two digits of it."""
+        over_the_usual = float(np.exp(self.figure(self.logs)))
+        return two_digits(min(over_the_usual, CAUTIOUS) if self.failed else over_the_usual)
+
+    def spikes(self) -> tuple[Spike, ...]:
+        """The steps of the stretch that stand over its level."""
+        places, heights = estimate.above_level(self.logs)
+        return tuple(
+            Spike(int(self.steps[i]), float(self.norms[i]), float(np.exp(h)))
+            for i, h in zip(places, heights, strict=True)
+        )
+
+    def require_a_guide(self, change: float) -> None:
+        """Refuse where the run says nothing of what the next one needs.
+
+        Args:
+            change: log change of the norm over the stretch; 0 where it does not move.
+
+        Raises:
+            CalibrationError: says why, and which run would give a threshold.
+        """
+        first = float(np.median(self.used_rows["norm"][:START_NORMS]))
+        rise = None if self.setback else self.rise
+        _require_a_guide(self.norms, change, first, rise, self.setback, self.rows["loss"])
+
+
 def _calibrated(
     run: Run | str | os.PathLike[str], optimizer: int | None, interval: Interval
 ) -> Calibration:
@@ -122,9 +194,8 @@ def _calibrated(
     calm = int(usable[: back.place].sum()) if back else 0
     if calm >= MIN_CALM:
         calm = calm if end is None else min(calm, end)
-        return _conclude(
-            recorded, number, rows, used_rows, x, slice(0, calm), diverged_at, back, interval
-        )
+        basis = _Basis(recorded, number, rows, used_rows, slice(0, calm), diverged_at, back)
+        return _conclude(basis, interval)
     start = min(int(x.size * START_SHARE), START_STEPS, x.size - MIN_STEPS)
     stretch = slice(start, end)
     if x[stretch].size < MIN_STEPS:
@@ -133,7 +204,7 @@ def _calibrated(
             f"normal here (needed: {MIN_STEPS} steps). Record a run that lasts longer, for example "
             "with --clip norm:1.0 or a tenth of the learning rate, and calibrate that"
         )
-    return _conclude(recorded, number, rows, used_rows, x, stretch, diverged_at, None, interval)
+    return _conclude(_Basis(recorded, number, rows, used_rows, stretch, diverged_at), interval)
 
 
 def _require_steps(usable: int, rows: Rows) -> None:
@@ -224,52 +295,28 @@ def _require_a_guide(
     raise CalibrationError(f"this run gives no threshold: {reason}, and calibrate that")
 
 
-def _conclude(
-    run: Run,
-    number: int,
-    rows: Rows,
-    used_rows: Rows,
-    x: Floats,
-    stretch: slice,
-    diverged_at: int | None,
-    back: estimate.Setback | None,
-    interval: Interval,
-) -> Calibration:
-    stable, steps = x[stretch], used_rows["step"][stretch]
-    norms = used_rows["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
-    figure = _middle if back else estimate.log_threshold
-    found_at = float(np.exp(figure(stable)))
-    rise = estimate.loss_rise(rows["loss"])
-    failed = back is not None or rise is not None
-    threshold = two_digits(min(found_at, CAUTIOUS) if failed else found_at)
-    places, heights = estimate.above_level(stable)
-    reasons = tuple(
-        Spike(int(steps[i]), float(norms[i]), float(np.exp(h)))
-        for i, h in zip(places, heights, strict=True)
-    )
+def _conclude(basis: _Basis, interval: Interval) -> Calibration:
+    stable, steps, norms, rows = basis.logs, basis.steps, basis.norms, basis.rows
     change, moving = estimate.drift(stable)
-    first = float(np.median(used_rows["norm"][:START_NORMS]))
-    travel = change if moving else 0.0
-    _require_a_guide(norms, travel, first, None if back else rise, back, rows["loss"])
-    low, high = (float(np.exp(v)) for v in interval(stable, figure))
-    median = float(np.median(norms))
+    basis.require_a_guide(change if moving else 0.0)
+    threshold = basis.threshold
+    low, high = (float(np.exp(v)) for v in interval(stable, basis.figure))
+    spikes, median = basis.spikes(), float(np.median(norms))
     broken = int((~np.isfinite(rows["norm"])).sum())
-    norm_type = recorded_norm_type(run)
-    spec = "auto" if moving else f"norm:{threshold}" + ("" if norm_type == 2 else f",p={norm_type}")
     evidence = Calibration(
         threshold=threshold,
         median=median,
-        peak=float(used_rows["norm"].max()),
+        peak=float(basis.used_rows["norm"].max()),
         clip_rate=float((norms > threshold).mean()),
         interval=(min(low, threshold), max(high, threshold)),
         stationary=not moving,
         advice=(),
-        spec=spec,
-        needed=bool(reasons) or diverged_at is not None or broken > 0 or failed,
+        spec="auto" if moving else _spec(threshold, basis.norm_type),
+        needed=bool(spikes) or basis.diverged_at is not None or broken > 0 or basis.failed,
         trend=("rising" if change > 0 else "falling") if moving else "flat",
         drift=float(np.exp(change)),
         percentiles={p: float(np.percentile(norms, float(p))) for p in PERCENTILES},
-        spikes=reasons,
+        spikes=spikes,
         curve=_curve(norms),
         defaults=tuple(judge(norms, median, t) for t in COMMON),
         sigma=upper_sigma(stable, float(np.median(stable))),
@@ -277,11 +324,15 @@ def _conclude(
         first_step=int(steps[0]),
         last_step=int(steps[-1]),
         nonfinite=broken,
-        diverged_at=diverged_at,
-        norm_type=norm_type,
-        optimizer=number,
+        diverged_at=basis.diverged_at,
+        norm_type=basis.norm_type,
+        optimizer=basis.number,
     )
-    return advise(evidence, run.info, rows, back)
+    return advise(evidence, basis.run.info, rows, basis.setback)
+
+
+def _spec(threshold: float, norm_type: float) -> str:
+    return f"norm:{threshold}" + ("" if norm_type == 2 else f",p={norm_type}")
 
 
 def _middle(x: Floats) -> float:

@@ -19,6 +19,7 @@ from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.errors import UsageError
 from steadygrad.policies import Policy, parse
 from steadygrad.policies.in_numpy import NUMPY, scalar
+from steadygrad.robust import Floats
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.text import percent
 
@@ -165,26 +166,33 @@ def _stats(
     """The run's figures as the policy would have met them, step by step."""
     p, recorded = policy.norm_type, recorded_norm_type(run)
     columns = [i for i, t in enumerate(run.tensors) if t.optimizer == number]
-    largest = run.tensor_max_abs[:, columns] if columns else rows["norm"][:, None]
     if p not in (recorded, INF) or (p == INF != recorded and not columns):
         raise UsageError(
             f"{policy.spec()} wants the {p:g}-norm; the run holds the {recorded:g}-norm"
         )
-    norms = run.tensor_norms[:, columns] if columns else rows["norm"][:, None]
+    norms, largest = _columns(run, columns, rows)
     norms = largest if p == INF else norms
     names = tuple(run.tensors[i].name for i in columns) or ("all gradients",)
     sizes = tuple(int(np.prod(run.tensors[i].shape)) for i in columns) or (1,)
-    where = where if columns else np.arange(rows.size)
-    for i, row in enumerate(where):
+    for i, row in enumerate(where if columns else np.arange(rows.size)):
         total = rows["norm"][i] if p == recorded else combine_norms(NUMPY, norms[row], p)
         broken = (~np.isfinite(norms[row])).astype(np.int64)
+        nothing = np.zeros_like(broken)
+        total_norm = scalar(float(total))
         yield GradientStats(
-            names=names,
-            norms=norms[row],
-            max_abs=largest[row],
-            nonfinite=broken,
-            zeros=np.zeros_like(broken),
-            sizes=sizes,
-            total_norm=scalar(float(total)),
-            norm_type=p,
+            names, norms[row], largest[row], broken, nothing, sizes, total_norm, norm_type=p
         )
+
+
+def _columns(run: Run, columns: list[int], rows: Rows) -> tuple[Floats, Floats]:
+    """Norms and largest magnitudes of some tensors; of all gradients as one where there are none.
+
+    Args:
+        run: the run.
+        columns: places of the tensors.
+        rows: the steps, as the one tensor has them.
+    """
+    if columns:
+        return run.tensor_norms[:, columns], run.tensor_max_abs[:, columns]
+    whole = rows["norm"][:, None]
+    return whole, whole
