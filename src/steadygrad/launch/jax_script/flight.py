@@ -59,7 +59,7 @@ def is_ours(made: Made) -> bool:
     return made.module == "steadygrad.jax.transform" and made.maker in ("clip", "guard")
 
 
-class ClipCall(NamedTuple):
+class RepeatableClip(NamedTuple):
     """One call of a clip of the script, so that it can be made again.
 
     Attributes:
@@ -106,7 +106,7 @@ class Flight:
     dropped: ArrayLike | None = None
     acting: bool = False
     closes: ArrayLike | None = None
-    calls: list[ClipCall] = field(default_factory=list)
+    calls: list[RepeatableClip] = field(default_factory=list)
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()
     _changed: dict[int, str] = field(default_factory=dict)
@@ -186,7 +186,7 @@ class Flight:
             )
         )
         self.clips.append(made.maker)
-        self.calls.append(ClipCall(update, args, after))
+        self.calls.append(RepeatableClip(update, args, after))
         for old, leaf in zip(before, after, strict=True):
             place = self._places[id(old)]
             self._places[id(leaf)] = place
