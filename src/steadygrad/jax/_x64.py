@@ -44,6 +44,7 @@ def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
         operands: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
     ) -> tuple[Result, Result]:
         with wide():
+            tangents = jax.tree.map(_as_wide_as, tangents, operands)
             both: tuple[Result, Result] = jax.jvp(function, operands, tangents)
             return both
 
@@ -51,6 +52,11 @@ def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
     made.defjvp(derivative)
     differentiable: Callable[..., Result] = made
     return differentiable
+
+
+def _as_wide_as(tangent: jax.Array, primal: ArrayLike) -> jax.Array:
+    """A tangent whose primal is a Python number is float64 here: JAX 0.8.1 hands it in float32."""
+    return lax.convert_element_type(tangent, jnp.float64) if type(primal) is float else tangent
 
 
 def widen(x: ArrayLike) -> jax.Array:
