@@ -25,7 +25,7 @@ def verdicts() -> list[Verdict]:
 
 def test_faults_are_told_and_healthy_runs_are_not_accused(verdicts: list[Verdict]) -> None:
     assert len({v.case.architecture for v in verdicts}) >= 3
-    assert len([v for v in verdicts if v.case.accepted]) >= 4
+    assert len([v for v in verdicts if v.case.accepted]) >= 3
     assert [v for v in verdicts if not v.case.accepted]
     assert wrong(verdicts) == []
 
