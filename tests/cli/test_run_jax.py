@@ -11,6 +11,8 @@ import pytest
 import steadygrad
 from steadygrad.runlog import Run
 
+pytestmark = pytest.mark.timeout(600)  # all trainings compile in a set-up
+
 TRAIN = """
 import functools, hashlib, json, sys
 import jax

@@ -10,6 +10,8 @@ import pytest
 import steadygrad
 from steadygrad.runlog import Run
 
+pytestmark = pytest.mark.timeout(600)  # each test starts frameworks twice or more
+
 TRAIN = """
 import hashlib, os, sys
 os.environ["KERAS_BACKEND"] = sys.argv[1]
