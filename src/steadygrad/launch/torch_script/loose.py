@@ -16,9 +16,6 @@ class LooseLeaves:
 
     Args:
         attachments: the script's optimizers.
-
-    Attributes:
-        any_seen: whether there were some when the script's optimizers were last searched for.
     """
 
     def __init__(self, attachments: Attachments) -> None:

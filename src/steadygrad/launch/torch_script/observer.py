@@ -194,17 +194,7 @@ class TorchObserver:
     def clipped_elsewhere(
         self, parameters: list[torch.Tensor], names: tuple[str, ...], step: int, number: int
     ) -> StepOutcome | None:
-        """Record the script's clip calls before the step of an optimizer that is not torch's.
-
-        Args:
-            parameters: what it is about to move.
-            names: theirs.
-            step: the step's number.
-            number: that optimizer's.
-
-        Returns:
-            The figures before those calls and what they left; None where there were none.
-        """
+        """`ScriptClips.stepped_elsewhere`, in one thread at a time; None where that fails, too."""
         with self._entry, figures():
             return self._seen.clips.stepped_elsewhere(parameters, names, step, number)
         return None
