@@ -24,6 +24,12 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
 
 
+def nested(model):
+    """Each layer is put together for its own passes, and is in pieces in between."""
+    fully_shard(model[0], mesh=MESH)
+    return fully_shard(model, mesh=MESH)
+
+
 def whole_norm(model):
     """Float64, of gathered gradients."""
     grads = [p.grad.full_tensor() for p in model.parameters()]
@@ -75,7 +81,7 @@ def main():
     fsdp1 = FullyShardedDataParallel(net(), use_orig_params=True, device_id=torch.device("cpu"))
     norms = [
         train(fully_shard(net(), mesh=MESH), mine, by_norm),  # 3 rows on 2 ranks: uneven
-        train(fully_shard(net(), mesh=MESH), mine, by_value),
+        train(nested(net()), mine, by_value),
         train(parallelize_module(net(), MESH, plan), x, by_norm),
         train(fsdp1, mine, lambda model: float(model.clip_grad_norm_(1.0))),
     ]

@@ -61,6 +61,8 @@ def test_norms_on_record_are_those_before_the_clip_call_of_all_ranks(restarted):
     begin = first_of_second_start(run)
     assert "troubles" not in run.info
     assert (run.info["ranks"], run.info["restart"]) == (2, 1)
+    # what is gathered for a pass belongs to the optimizer that holds its pieces
+    assert run.info["loop"]["loose"] == []
     for optimizer, norms in enumerate(expected):
         own = (run.steps["optimizer"] == optimizer) & (run.steps["step"] >= begin)
         assert run.steps["step"][own].tolist() == [begin, begin + 1, begin + 2]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steadygrad.launch.torch_script.census import Census
+from steadygrad.torch.distributed.ownership import gathered_for_a_pass
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals.alive import alive
 from steadygrad.torch.loop.elements import elements_of
@@ -70,7 +71,7 @@ class Ownership:
 
         What has moved is somebody's: a copy of master weights, an average, an update by hand.
         """
-        owned = census.owned()
+        owned = census.owned() | gathered_for_a_pass()
         again = [ref() for ref, seen in self._loose.values() if seen > 1]
         return [
             leaf

@@ -30,6 +30,7 @@ Groups: TypeAlias = "ProcessGroup | Mapping[str, ProcessGroup | None] | None"
 """A group whose ranks have other parameters each, or ``{name pattern: group}``."""
 
 FSDP1 = "torch.distributed.fsdp.fully_sharded_data_parallel"
+FSDP2 = "torch.distributed.fsdp._fully_shard._fsdp_param"
 PIPELINING = "torch.distributed.pipelining.stage"
 
 _groups: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -187,6 +188,13 @@ def is_flat(parameter: object) -> bool:
     return bool(
         getattr(parameter, "_fsdp_flattened", False) or getattr(parameter, "_is_flat_param", False)
     )
+
+
+def gathered_for_a_pass() -> set[int]:
+    """Ids of the leaves that `fully_shard` puts together for a pass; optimizers hold the pieces."""
+    module = sys.modules.get(FSDP2)
+    shards = alive(module.FSDPParam) if module is not None else ()
+    return {id(getattr(shard, "_unsharded_param", None)) for shard in shards}
 
 
 def _find_flat_pieces() -> None:
