@@ -67,7 +67,8 @@ def _patch(tape: Tape, patches: PatchSet) -> None:
     replace = patches.replace
     replace(torch.nn.Module, "__call__", _module_call(torch.nn.Module.__call__, tape))
     apply = vars(torch.autograd.Function)["apply"]
-    replace(torch.autograd.Function, "apply", classmethod(_function_apply(apply.__func__, tape)))
+    apply = getattr(apply, "__func__", apply)  # torch 2.14's is written in C, and has none
+    replace(torch.autograd.Function, "apply", classmethod(_function_apply(apply, tape)))
     replace(torch.Tensor, "backward", _unheard(torch.Tensor.backward, tape, ends=True))
     patches.add(sites.BACKWARD.listen(_backward_of(tape)))
     replace(optimizer, "zero_grad", _unheard(optimizer.zero_grad, tape))
