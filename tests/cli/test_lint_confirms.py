@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 
 from steadygrad.lint import CHECKS, lint_text
 from steadygrad.rules import diagnose
+
+from ..workbench import Workbench
 
 sys.path.append(str(Path(__file__).parents[2] / "corpus"))
 
@@ -35,15 +36,15 @@ for step in range(60):
 
 
 @pytest.mark.parametrize("check", ["SG404", "SG410", "SG602", "SG606"])
-def test_the_run_and_the_source_name_the_same_fault(tmp_path: Path, check: str) -> None:
+def test_the_run_and_the_source_name_the_same_fault(forked: Workbench, check: str) -> None:
     operator = next(operator for id, operator in mutations.OPERATORS if id == check)
     mutant = operator(SCRIPT)
     assert mutant is not None
     [line] = [d.line for d in lint_text(mutant, CHECKS.values()) if d.id == check]
-    (tmp_path / "train.py").write_text(mutant)
-    command = [sys.executable, "-m", "steadygrad", "run", "--out", "run.db", "train.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    findings = {f.id: f for f in diagnose(tmp_path / "run.db")}
+    forked.write("train.py", mutant)
+    done = forked.steadygrad("run", "--out", "run.db", "train.py")
+    assert done.returncode == 0, done.stderr
+    findings = {f.id: f for f in diagnose(forked.run_file())}
     assert check in findings
     sentence = f"The source shows it too: train.py:{line} (steadygrad lint)."
     assert sentence in findings[check].evidence

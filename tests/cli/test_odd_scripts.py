@@ -6,18 +6,13 @@ exit code are compared. What cannot be mended is named in docs/run.md.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
 
 import pytest
 
 from steadygrad.runlog import open_run
+
+from ..workbench import Workbench
 
 TRAINING = """import torch, traceback
 from torch import nn
@@ -296,39 +291,24 @@ def tried(name, case):
 """
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    yield process
-    process.communicate(timeout=60)
-
-
-def both(forks: subprocess.Popen[str], script: Path) -> tuple[list[str], list[str]]:
+def both(bench: Workbench, code: str) -> tuple[list[str], list[str]]:
     """Exit code, standard output and error of the script, plain and observed."""
-    into: IO[str] | None = forks.stdin
-    answers: IO[str] | None = forks.stdout
-    assert into is not None
-    assert answers is not None
-    print(script, file=into, flush=True)
-    codes = json.loads(answers.readline())
-    told = []
-    for code, kind in zip(codes, ("plain", "observed"), strict=True):
-        streams = [script.with_suffix(f".{kind}.{name}").read_text() for name in ("out", "err")]
-        told.append([str(code), *(re.sub(r"0x[0-9a-f]+|ForkProcess-\d+", "", s) for s in streams)])
-    return told[0], told[1]
+    bench.write("odd.py", code)
+    plain, observed = (
+        [str(done.returncode), *map(without_numbers, (done.stdout, done.stderr))]
+        for done in bench.both("odd.py")
+    )
+    return plain, observed
+
+
+def without_numbers(told: str) -> str:
+    """What is told, without addresses and numbers of processes."""
+    return re.sub(r"0x[0-9a-f]+|ForkProcess-\d+", "", told)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_odd_script_does_the_same(
-    forks: subprocess.Popen[str], tmp_path: Path, name: str
-) -> None:
-    script = tmp_path / "odd.py"
-    script.write_text(TRAINING + SCRIPTS[name])
-    plain, observed = both(forks, script)
+def test_an_odd_script_does_the_same(forked: Workbench, name: str) -> None:
+    plain, observed = both(forked, TRAINING + SCRIPTS[name])
     assert observed == plain
 
 
@@ -347,13 +327,10 @@ ATTACH = "import steadygrad.torch as sg; sg.attach(opt, on_nonfinite='skip')"
 
 
 @pytest.mark.parametrize("attach", ["pass", ATTACH], ids=["observed", "attached"])
-def test_a_warning_comes_once_and_no_child_is_started(
-    forks: subprocess.Popen[str], tmp_path: Path, attach: str
-) -> None:
+def test_a_warning_comes_once_and_no_child_is_started(forked: Workbench, attach: str) -> None:
     """Not by the first step either, at which the run file begins."""
-    script = tmp_path / "odd.py"
-    script.write_text(TRAINING.removesuffix("step()\n") + NOTICING.format(attach=attach))
-    plain, observed = both(forks, script)
+    code = TRAINING.removesuffix("step()\n") + NOTICING.format(attach=attach)
+    plain, observed = both(forked, code)
     for code, printed, errors in (plain, observed):
         assert (code, printed) == ("0", "0\n"), errors
         assert errors.count("UserWarning: due once") == 1
@@ -363,16 +340,12 @@ def sections(told: str) -> dict[str, str]:
     return dict(part.split("\n", 1) for part in told.split("== ")[1:])
 
 
-def test_what_is_done_between_two_steps_does_the_same(
-    forks: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_what_is_done_between_two_steps_does_the_same(forked: Workbench) -> None:
     code = TRAINING + BETWEEN
     for number, (name, case) in enumerate(CASES.items()):
         body = case.replace("\n", "\n    ")
         code += f"def case{number}():\n    {body}\ntried({name!r}, case{number})\n"
-    script = tmp_path / "odd.py"
-    script.write_text(code)
-    plain, observed = both(forks, script)
+    plain, observed = both(forked, code)
     assert plain[0] == observed[0] == "0", observed[2]
     assert list(sections(plain[1])) == list(CASES)
     told, expected = sections(observed[1]), sections(plain[1])
@@ -381,17 +354,14 @@ def test_what_is_done_between_two_steps_does_the_same(
     assert told == expected
 
 
-def test_steps_at_exit_are_recorded(forks: subprocess.Popen[str], tmp_path: Path) -> None:
-    script = tmp_path / "odd.py"
+def test_steps_at_exit_are_recorded(forked: Workbench) -> None:
     # the script's exit function is older than the first finalizer, as where torch comes after it
     first = "import atexit, weakref\nweakref.finalize._registered_with_atexit = False\n"
-    script.write_text(f"{first}atexit.register(lambda: [step(), step()])\n{TRAINING}")
-    both(forks, script)
-    assert len(open_run(tmp_path / "odd.db").steps) == 3
+    both(forked, f"{first}atexit.register(lambda: [step(), step()])\n{TRAINING}")
+    assert len(open_run(forked.run_file()).steps) == 3
 
 
-def test_the_comparison_can_fail(forks: subprocess.Popen[str], tmp_path: Path) -> None:
-    script = tmp_path / "odd.py"
-    script.write_text("import sys\nprint([m for m in sys.modules if 'steadygrad.launch.s' in m])")
-    plain, observed = both(forks, script)
+def test_the_comparison_can_fail(forked: Workbench) -> None:
+    code = "import sys\nprint([m for m in sys.modules if 'steadygrad.launch.s' in m])"
+    plain, observed = both(forked, code)
     assert observed != plain

@@ -28,12 +28,12 @@ print(*(p.double().sum().item() for p in net.parameters()), torch.rand(1).item()
 LINE = SCRIPT.splitlines().index("    loss = -torch.log(shares).mean()") + 1
 
 
-def test_the_line_is_named_and_the_script_left_alone(bench):
-    bench.write("train.py", SCRIPT)
-    plain = bench.python("train.py")
-    found = bench.steadygrad("run", "--find-nan", "--out", "run.db", "train.py")
+def test_the_line_is_named_and_the_script_left_alone(forked):
+    forked.write("train.py", SCRIPT)
+    plain = forked.python("train.py")
+    found = forked.steadygrad("run", "--find-nan", "--out", "run.db", "train.py")
     assert (found.stdout, found.returncode) == (plain.stdout, 0)
-    run = open_run(bench.run_file())
+    run = open_run(forked.run_file())
     events = [event for event in run.events if event.kind == NAN_ORIGIN]
     assert [event.step for event in events] == [5]
     origin = Origin.from_json(events[0].data)

@@ -29,7 +29,7 @@ class Heard(io.StringIO):
         sys.__stderr__.write(text)
         return super().write(text)
 
-observed = "steadygrad" in sys.modules
+observed = len(sys.argv) > 1
 if observed:
     sys.stderr = Heard()
 os.mkdir("elsewhere")
@@ -80,21 +80,23 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     thread.join()
 
 
-def test_steps_go_to_loggers_and_a_nan_is_told_at_once(bench: Any, hook: Any) -> None:
+def test_steps_go_to_loggers_and_a_nan_is_told_at_once(forked: Any, hook: Any) -> None:
     address, posted = hook
-    bench.write("breaks.py", BREAKS)
-    plain = bench.python("breaks.py")
+    forked.write("breaks.py", BREAKS)
+    plain = forked.python("breaks.py")
     logs = ["--log", "csv:sub/steps.csv,tensors=1", "--log", "jsonl", "--log", "tensorboard:logs"]
-    done = bench.steadygrad("run", "-q", "--out", "run.db", *logs, "--alert", address, "breaks.py")
+    done = forked.steadygrad(
+        "run", "-q", "--out", "run.db", *logs, "--alert", address, "breaks.py", "observed"
+    )
     assert (done.returncode, done.stdout) == (0, plain.stdout), done.stderr
 
-    run = steadygrad.open_run(bench.run_file())
-    rows = list(csv.DictReader((bench.folder / "sub/steps.csv").read_text().splitlines()))
+    run = steadygrad.open_run(forked.run_file())
+    rows = list(csv.DictReader((forked.folder / "sub/steps.csv").read_text().splitlines()))
     assert [float(row["norm"]) for row in rows[:35]] == run.steps.norm[:35].tolist()
     assert len(rows) == 40
     assert "grad_norm/0.weight" in rows[0]
-    assert len((bench.folder / "run.jsonl").read_text().splitlines()) == 40
-    assert len(list((bench.folder / "logs").glob("events.out.tfevents.*"))) == 1
+    assert len((forked.folder / "run.jsonl").read_text().splitlines()) == 40
+    assert len(list((forked.folder / "logs").glob("events.out.tfevents.*"))) == 1
 
     assert done.stderr.count("steadygrad alert: SG101 at step 35") == 1
     assert "  fix:\n" in done.stderr

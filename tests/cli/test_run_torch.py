@@ -146,29 +146,29 @@ raise ValueError("the script's own end")
 """
 
 
-def test_the_last_words_name_what_broke_and_what_to_type(bench: Any) -> None:
-    bench.write("diverges.py", DIVERGES)
-    plain = bench.python("diverges.py", "1e4")
-    told = bench.steadygrad("run", "--out", "run.db", "diverges.py", "1e4")
+def test_the_last_words_name_what_broke_and_what_to_type(forked: Any) -> None:
+    forked.write("diverges.py", DIVERGES)
+    plain = forked.python("diverges.py", "1e4")
+    told = forked.steadygrad("run", "--out", "run.db", "diverges.py", "1e4")
     assert (plain.returncode, plain.stdout) == (1, "finite False\n")
     assert (told.returncode, told.stdout) == (1, "finite False\n")
     assert told.stderr.startswith(plain.stderr)  # the traceback, then our words
     words = told.stderr.removeprefix(plain.stderr)
     assert words.startswith("steadygrad: ")
-    findings = steadygrad.diagnose(bench.run_file())
+    findings = steadygrad.diagnose(forked.run_file())
     assert findings[0].severity == "error"
     for expected in (findings[0].id, "fix:", "Observing cost", "Next: steadygrad report run.db"):
         assert expected in words
-    assert steadygrad.open_run(bench.run_file()).info["exit"] == "ValueError"
+    assert steadygrad.open_run(forked.run_file()).info["exit"] == "ValueError"
 
 
-def test_a_spec_replaces_the_scripts_own_clipping(bench: Any) -> None:
-    bench.write("diverges.py", DIVERGES)
-    told = bench.steadygrad(
+def test_a_spec_replaces_the_scripts_own_clipping(forked: Any) -> None:
+    forked.write("diverges.py", DIVERGES)
+    told = forked.steadygrad(
         "run", "--out", "run.db", "--clip", "norm:0.1", "diverges.py", "0.1", "3"
     )
     assert (told.returncode, told.stdout) == (3, "finite True\n")
-    run = steadygrad.open_run(bench.run_file())
+    run = steadygrad.open_run(forked.run_file())
     assert set(run.steps.threshold.tolist()) == {0.1}
     assert (run.steps.action == "clip").any()
     assert (run.info["policy"], run.info["exit"]) == ("norm:0.1", 3)
@@ -205,30 +205,30 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_that_the_script_starts_are_observed_too(bench: Any, same: Same) -> None:
-    bench.write("children.py", CHILDREN)
-    plain = bench.python("children.py", "spawn")
-    told = bench.steadygrad("run", "--out", "run.db", "children.py", "spawn")
+def test_processes_that_the_script_starts_are_observed_too(forked: Any, same: Same) -> None:
+    forked.write("children.py", CHILDREN)
+    plain = forked.python("children.py", "spawn")
+    told = forked.steadygrad("run", "--out", "run.db", "children.py", "spawn")
     assert (told.stdout, told.returncode) == (plain.stdout, 0)
     assert "run-SpawnProcess-1.db" in told.stderr
-    assert not Path(bench.run_file()).exists()  # the parent took no step
-    run = steadygrad.open_run(bench.run_file("run-SpawnProcess-1.db"))
+    assert not Path(forked.run_file()).exists()  # the parent took no step
+    run = steadygrad.open_run(forked.run_file("run-SpawnProcess-1.db"))
     assert len(run.steps) == 6
     assert run.info["process"] == "SpawnProcess-1"
 
 
-def test_after_a_fork_and_os_exit_both_run_files_are_whole(bench: Any, same: Same) -> None:
-    bench.write("children.py", CHILDREN)
-    assert same(bench.both("children.py", "fork")).returncode == 7
-    files = sorted(bench.folder.glob("run*.db"))
+def test_after_a_fork_and_os_exit_both_run_files_are_whole(forked: Any, same: Same) -> None:
+    forked.write("children.py", CHILDREN)
+    assert same(forked.both("children.py", "fork")).returncode == 7
+    files = sorted(forked.folder.glob("run*.db"))
     assert len(files) == 2
     assert [len(steadygrad.open_run(file).steps) for file in files] == [6, 6]
 
 
-def test_a_run_file_that_cannot_be_written_does_not_stop_the_script(bench: Any) -> None:
-    bench.write("diverges.py", DIVERGES)
-    bench.write("a_file", "")
-    done = bench.steadygrad("run", "--out", "a_file/run.db", "diverges.py", "0.1", "0")
+def test_a_run_file_that_cannot_be_written_does_not_stop_the_script(forked: Any) -> None:
+    forked.write("diverges.py", DIVERGES)
+    forked.write("a_file", "")
+    done = forked.steadygrad("run", "--out", "a_file/run.db", "diverges.py", "0.1", "0")
     assert (done.returncode, done.stdout) == (0, "finite True\n")
     assert "a_file/run.db" in done.stderr
 
@@ -249,10 +249,10 @@ print(steady.last.action, steady.last.loss == loss.item())
 """
 
 
-def test_an_optimizer_that_the_script_attaches_is_left_to_it(bench: Any) -> None:
-    bench.write("attaches.py", ATTACHES)
-    told = bench.steadygrad("run", "--out", "run.db", "attaches.py")
+def test_an_optimizer_that_the_script_attaches_is_left_to_it(forked: Any) -> None:
+    forked.write("attaches.py", ATTACHES)
+    told = forked.steadygrad("run", "--out", "run.db", "attaches.py")
     assert (told.returncode, told.stdout) == (0, "clip True\n")
     assert "attaches steadygrad to its SGD itself" in " ".join(told.stderr.split())
     assert "fault" not in told.stderr
-    assert len(steadygrad.open_run(bench.run_file("own.db")).steps) == 4
+    assert len(steadygrad.open_run(forked.run_file("own.db")).steps) == 4

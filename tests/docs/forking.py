@@ -23,12 +23,12 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-sys.path.insert(1, str(Path(__file__).parents[1] / "cli"))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from command import PLACE
-from forks import code_at_end, end_as_python, load
 from run_page import main
 
+from forks import code_at_end, end_as_python, load
 from steadygrad import cli
 
 SECONDS_A_PAGE = 900  # a guard against hanging, not a measure
@@ -122,6 +122,6 @@ def take_files(files: list[int]) -> None:
 if __name__ == "__main__":
     import triton  # noqa: F401  # before TensorFlow: see tests/conftest.py
 
-    load()
+    load("torch", "steadygrad.launch.torch_script.observer")
     for line in sys.stdin:
         print(page_in_fork(*json.loads(line)), flush=True)

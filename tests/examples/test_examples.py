@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,8 @@ import pytest
 import torch
 
 from steadygrad import open_run
+
+from ..workbench import Workbench
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(
@@ -26,22 +26,6 @@ STEPS = 6
 def words(script: str) -> list[str]:
     options = ["--steps", str(STEPS), "--seed", "3", "--out", "weights.pt"]
     return [str(EXAMPLES / f"{script}.py"), *options]
-
-
-def observed(folder: Path, *options: str, script: str) -> str:
-    """What the script prints under `steadygrad run`."""
-    folder.mkdir()
-    command = [sys.executable, "-m", "steadygrad", "run", "-q", "--out", "run.db", *options]
-    done = subprocess.run(
-        [*command, *words(script)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -73,18 +57,20 @@ def test_the_examples_do_not_know_of_steadygrad(script: str) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_observed_example_ends_with_the_same_weights(
-    script: str, tmp_path: Path, plainly: Callable[[Path, str], str]
+    script: str, tmp_path: Path, plainly: Callable[[Path, str], str], forked: Workbench
 ) -> None:
     said = plainly(tmp_path / "plain", script)
-    assert observed(tmp_path / "observed", script=script) == said
+    done = forked.steadygrad("run", "-q", "--out", "run.db", *words(script))
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert said.startswith("final loss ")
     weights = (tmp_path / "plain" / "weights.pt").read_bytes()
-    assert (tmp_path / "observed" / "weights.pt").read_bytes() == weights
-    run = open_run(tmp_path / "observed" / "run.db")
+    assert Path(forked.run_file("weights.pt")).read_bytes() == weights
+    run = open_run(forked.run_file())
     assert len(run) == STEPS
     assert f"final loss {run.steps.loss[-1]:.4f}\n" == said
     assert (run.steps.norm > 0).all()
     assert all(t.name for t in run.tensors)
     if script == "deep_mlp":  # the comparison of weights can fail: here they must differ
-        observed(tmp_path / "clipped", "--clip", "norm:0.001", script=script)
-        assert (tmp_path / "clipped" / "weights.pt").read_bytes() != weights
+        clipped = ["--out", "clipped.db", "--clip", "norm:0.001"]
+        assert forked.steadygrad("run", "-q", *clipped, *words(script)).returncode == 0
+        assert Path(forked.run_file("weights.pt")).read_bytes() != weights

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ...workbench import Forks, Workbench
 
 SCRIPT = """
 import json, random, sys
@@ -22,21 +21,19 @@ print(json.dumps([unseeded, seeded, own]))
 """
 
 
-def draws(folder: Path, *options: str) -> Any:
-    script = folder / "draws.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "steadygrad", "run", "-q", *options, str(script)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("seeds")
+def drawn(tmp_path_factory: pytest.TempPathFactory, torch_forks: Forks) -> dict[str, Any]:
+    bench = Workbench(tmp_path_factory.mktemp("seeds"), torch_forks)
+    bench.write("draws.py", SCRIPT)
+
+    def draws(*options: str) -> Any:
+        done = bench.steadygrad("run", "-q", *options, "draws.py")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
     seeds = {"plain": (), "0": ("--seed", "0"), "7": ("--seed", "7"), "8": ("--seed", "8")}
-    found = {name: draws(folder, *options) for name, options in seeds.items()}
-    found["7 again"] = draws(folder, "--seed", "7")
+    found = {name: draws(*options) for name, options in seeds.items()}
+    found["7 again"] = draws("--seed", "7")
     return found
 
 

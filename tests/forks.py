@@ -1,14 +1,16 @@
-"""Runs scripts plainly and observed, in forks of one process that has torch loaded.
+"""Runs commands in forks of one process that has a framework loaded, which takes seconds in each.
 
-    python forks.py FOLDER
+    python forks.py MODULE...
 
-For each line of standard input, a script's path, two forks run it; their exit codes stand in
-one line of the answer, their output in ``NAME.plain.out``, ``NAME.observed.err`` and so on.
+For each line of standard input, ``[words, folder, environment, stem]`` in JSON, a fork is what
+`python` would be with these words; its output stands in ``STEM.out`` and ``STEM.err``, and its
+exit code is the answer.
 """
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import sys
@@ -22,13 +24,37 @@ from typing import NoReturn
 SECONDS = 120
 
 
-def child(path: str, observed: bool, stem: str) -> None:
-    """Be the script, in a fork; never returns."""
-    for number, name in ((1, ".out"), (2, ".err")):
-        file = os.open(stem + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def command_in_fork(words: list[str], folder: str, environment: dict[str, str], stem: str) -> int:
+    """The exit code of `python WORDS`; -9 where that takes too long."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            be_command(words, folder, environment, stem)
+        finally:
+            os._exit(99)
+    return code_at_end(pid, SECONDS)
+
+
+def be_command(words: list[str], folder: str, environment: dict[str, str], stem: str) -> NoReturn:
+    """Be `python WORDS`, in a fork."""
+    for number, name in enumerate((os.devnull, stem + ".out", stem + ".err")):
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
-    end_as_python(lambda: (watched if observed else plainly)(path))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    if words[:2] == ["-m", "steadygrad"]:
+        from steadygrad import cli
+
+        sys.argv = [cli.__file__, *words[2:]]
+        sys.path[0] = folder
+        end_as_python(cli.main)
+    sys.argv = words
+    path = os.path.abspath(words[0])
+    sys.path[0] = os.path.dirname(path)
+    end_as_python(lambda: plainly(path))
 
 
 def end_as_python(begin: Callable[[], None]) -> NoReturn:
@@ -58,35 +84,14 @@ def end_as_python(begin: Callable[[], None]) -> NoReturn:
     os._exit(code)
 
 
-def watched(path: str) -> None:
-    """As ``steadygrad run -q`` does it."""
-    from steadygrad.launch.plan import Plan
-    from steadygrad.launch.session import launch
-
-    launch(Plan(path, out=path.removesuffix(".py") + ".db", quiet=True, force=True))
-
-
 def plainly(path: str) -> None:
     """As Python does it."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __annotations__={})
     sys.modules["__main__"] = main
-    sys.argv = [path]
     with open(path, "rb") as file:
         code = compile(file.read(), path, "exec", dont_inherit=True)
     exec(code, main.__dict__)
-
-
-def code_of(path: str, observed: bool) -> int:
-    """Run a script to its end; -9 where that takes too long."""
-    stem = path.removesuffix(".py") + (".observed" if observed else ".plain")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child(path, observed, stem)
-        finally:
-            os._exit(99)
-    return code_at_end(pid, SECONDS)
 
 
 def code_at_end(pid: int, seconds: float) -> int:
@@ -102,17 +107,18 @@ def code_at_end(pid: int, seconds: float) -> int:
     return -9
 
 
-def load() -> None:
+def load(*modules: str) -> None:
     """Load, once for all forks, what takes seconds in each."""
-    import torch
-    import torch._dynamo  # the first optimizer of a process loads it
+    for module in modules:
+        importlib.import_module(module)
+    if "torch" in modules:
+        import torch
+        import torch._dynamo  # the first optimizer of a process loads it
 
-    import steadygrad.launch.torch_script.observer  # noqa: F401
-
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 if __name__ == "__main__":
-    load()
+    load(*sys.argv[1:])
     for line in sys.stdin:
-        print(json.dumps([code_of(line.strip(), False), code_of(line.strip(), True)]), flush=True)
+        print(command_in_fork(*json.loads(line)), flush=True)
