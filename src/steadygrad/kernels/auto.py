@@ -8,6 +8,7 @@ Triton is imported for the first tensor on a GPU, not before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ class Form(Protocol):
     def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None: ...
 
 
+_LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _FORMS: dict[str, Form] = {"reference": reference, **native.FORMS}
 
 
@@ -141,7 +143,36 @@ class _Sparse:
 
 
 def _any_sparse(tensors: Sequence[torch.Tensor]) -> bool:
-    return any(tensor.layout is not torch.strided for tensor in tensors)
+    return not set(map(_LAYOUT, tensors)) <= _STRIDED
+
+
+def seal(tensors: list[torch.Tensor]) -> bytearray | None:
+    """Measure 2-norms of all or none on the host, and leave the figures as C wrote them.
+
+    Args:
+        tensors: what is to be measured, sparse ones too; None among them is refused.
+
+    Returns:
+        What `native.opened` opens; None where C does not serve one of the tensors, or was not
+        built.
+    """
+    figures = None
+    if not _Sparse.met:
+        figures = native.try_seal(tensors)
+        if figures is not None or not native.AVAILABLE:
+            return figures
+    if type(None) in set(map(type, tensors)):
+        return None
+    if not _any_sparse(tensors):
+        return native.try_seal(tensors) if _Sparse.met else None
+    _Sparse.met = True
+    dense = [_stored(tensor) for tensor in tensors]
+    figures = native.try_seal(dense)
+    if figures is not None:
+        counts = memoryview(figures).cast("q")
+        for place, missing in enumerate(_not_stored(tensors, dense), 3 * len(tensors)):
+            counts[place] += missing
+    return figures
 
 
 def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:
@@ -150,9 +181,13 @@ def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:
     figures, refused = native.try_read(dense, p)
     if refused != native.ALL_SERVED:
         figures = _read_each(dense, p)
+    return figures._replace(zeros=figures.zeros + np.array(_not_stored(tensors, dense), np.int64))
+
+
+def _not_stored(tensors: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) -> list[int]:
+    """How many elements of each are not stored, which are zeros."""
     pairs = zip(tensors, dense, strict=True)
-    missing = np.array([whole.numel() - part.numel() for whole, part in pairs], np.int64)
-    return figures._replace(zeros=figures.zeros + missing)
+    return [whole.numel() - part.numel() for whole, part in pairs]
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

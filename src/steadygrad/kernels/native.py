@@ -186,20 +186,23 @@ def summed_rows(sparse: torch.Tensor) -> torch.Tensor | None:
         >>> summed_rows(twice)
         tensor([[3.]], dtype=torch.float64)
     """
-    if not AVAILABLE or sparse.layout is not torch.sparse_coo or sparse.device.type != "cpu":
+    if not AVAILABLE or sparse.layout is not torch.sparse_coo or not sparse.is_cpu:
         return None
-    values, keys = sparse.detach()._values().resolve_conj(), _keys(sparse)
+    if sparse.requires_grad:
+        sparse = sparse.detach()
+    values, keys = sparse._values(), _keys(sparse)
     kind = DTYPES.get(values.dtype)
     if keys is None or kind is None or not values.numel():
         return None
-    is_complex = values.is_complex()
-    parts = torch.view_as_real(values) if is_complex else values
-    parts = parts.contiguous()
+    is_complex = kind >= COMPLEX
+    if is_complex:
+        values, kind = torch.view_as_real(values.resolve_conj()), kind - COMPLEX
+    values = values.contiguous()
     entries = keys.shape[-1]
-    width = parts.numel() // entries
+    width = values.numel() // entries
     rows = torch.empty((entries, width), dtype=torch.float64)
-    kind -= COMPLEX if is_complex else 0
-    count = _read.sum_rows(keys.data_ptr(), entries, parts.data_ptr(), width, kind, rows.data_ptr())
+    where, out = values.data_ptr(), rows.data_ptr()
+    count = _read.sum_rows(keys.data_ptr(), entries, where, width, kind, out)
     rows = rows[:count]
     return torch.view_as_complex(rows.view(count, -1, 2)) if is_complex else rows
 

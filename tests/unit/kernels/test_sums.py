@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,11 @@ def test_the_figures_are_those_of_the_sums(shape: str, dtype: torch.dtype, finit
     if finite:
         sparse._values().nan_to_num_(0.0, 0.0, 0.0)
     before = sparse._values().clone()
-    read = auto.read([torch.ones(3), sparse, torch.zeros(2)])
+    tensors = [torch.ones(3), sparse, torch.zeros(2)]
+    read, sealed = auto.read(tensors), auto.seal(tensors)
+    assert sealed is not None
+    for one, other in zip(read[:4], native.opened(sealed)[:4], strict=True):
+        np.testing.assert_array_equal(one, other)
     whole = _oracle(sparse)
     magnitudes = np.abs(whole)
     good = np.isfinite(whole)
@@ -91,6 +96,14 @@ def test_what_stores_nothing_or_lies_elsewhere_in_memory() -> None:
     np.testing.assert_allclose(read.norms[1], np.linalg.norm(_oracle(gapped)), rtol=1e-12)
     vast = _coo(torch.ones(3, 2, dtype=torch.long), torch.ones(2), (1 << 20,) * 3)
     assert auto.read([vast]).norms[0] == 2.0
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+def test_none_among_them_is_refused_beside_sparse_ones_too() -> None:
+    whole: list[Any] = [torch.ones(3), torch.ones(2).to_sparse()]
+    assert auto.seal(whole) is not None
+    assert auto.seal([*whole, None]) is None
+    assert auto.seal([torch.ones(3), None]) is None  # type: ignore[list-item]
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")

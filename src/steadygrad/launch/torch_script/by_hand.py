@@ -67,8 +67,9 @@ class LoopByHand:
         if self.walks < MOST_WALKS or self._waits():
             with figures():
                 self._walk(tensors)
-        elif self._is_this_thread:
+        elif self._is_this_thread and self.active:
             self.active = False
+            self.loop.rest()
 
     @property
     def _is_this_thread(self) -> bool:

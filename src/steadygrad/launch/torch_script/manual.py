@@ -78,6 +78,7 @@ class ManualLoop:
         self._stepped, self._clipper = stepped, clipper
         self.pending: Pending | None = None
         self._leaf_refs: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._inputs: set[int] = set()
         self._infos: dict[int, TensorInfo] = {}
         self._announced: list[int] = []
         self._open: OptimizerRecorder | None = None
@@ -99,6 +100,8 @@ class ManualLoop:
             return
         reading = read(with_gradients, 2.0)
         self._log.remember(reading)
+        if not self.steps:
+            self._inputs.update(reading.ids)
         self.pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in with_gradients],
             reading=reading,
@@ -130,6 +133,12 @@ class ManualLoop:
         """An optimizer has stepped on these: their gradients were no update by hand."""
         if self.pending is not None and any(id(p) in self._leaf_refs for p in parameters):
             self.pending = None
+
+    def rest(self) -> None:
+        """Let go of gradients that were read before the first step: of inputs, as it seems now."""
+        self.pending = None
+        self._log.drop(self._inputs)
+        self._inputs = set()
 
     def waiting(self) -> tuple[list[torch.Tensor], list[int]]:
         """The leaves whose gradients wait to be applied, and their non-finite elements."""

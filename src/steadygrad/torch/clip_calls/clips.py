@@ -313,7 +313,7 @@ class ClipLog:
     def stepped_by(self, own: set[int], clocks: list[Clock]) -> list[ClipCall]:
         """`stepped`, by the ids of the parameters and by their clocks."""
         now = self.losses.backwards
-        self._drop(own)
+        self.drop(own)
         if self.unscaled:
             self.unscaled -= own
         by_hand = bool(self.waiting) and all(clock.step == now for clock in clocks)
@@ -343,7 +343,7 @@ class ClipLog:
     def begin(self, parameters: Sequence[torch.Tensor]) -> None:
         """Follow these from here on: what is known under their ids was of others before them."""
         now, ids = self.losses.backwards, list(map(id, parameters))
-        self._drop(set(ids))
+        self.drop(set(ids))
         self.unscaled.difference_update(ids)
         self.waiting = [call for call in self.waiting if call.ids.isdisjoint(ids)]
         for clock in self.clocks.of(ids):
@@ -355,7 +355,12 @@ class ClipLog:
         self.readings, self.waiting, self.clocks = [], [], Clocks()
         self.unscaled.clear()
 
-    def _drop(self, own: set[int]) -> None:
+    def drop(self, own: set[int]) -> None:
+        """Forget what was read of gradients of these parameters.
+
+        Args:
+            own: their ids.
+        """
         # ids may be used again: what is known of a gradient does not outlive its step
         self.readings = [r for r in self.readings if not own.issuperset(r.ids)]
         for reading in self.readings:

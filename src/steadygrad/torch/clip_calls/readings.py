@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from steadygrad import kernels
 from steadygrad.kernels import Read, native
 from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import spread_of_some
@@ -199,7 +200,7 @@ def read(
     grads = list(map(_GRAD, params)) if grads is None else grads
     sealed = None
     if norm_type == 2.0 and spread[0] is NOWHERE:
-        sealed = native.try_seal(list(grads))
+        sealed = kernels.seal(list(grads))
     if sealed is not None:
         return GradientReading(params, grads, native.opened(sealed), norm_type, sealed)
     return GradientReading(params, grads, read_whole(grads, norm_type, *spread), norm_type)

@@ -50,7 +50,7 @@ class PassedStep(NamedTuple):
     """A step that goes by: nothing of ours is done to it.
 
     Attributes:
-        figures: of all gradients before the script clipped them, as `native.try_seal` gave them;
+        figures: of all gradients before the script clipped them, as `kernels.seal` gave them;
             None where nobody has read them yet.
         threshold: the `max_norm` of the script's own clip; inf for none.
         coef: norm after that clip over norm before.

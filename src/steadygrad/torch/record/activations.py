@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class ActivationWatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._own: set[int] | None = None
         self.through_time = ThroughTime()
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles).atexit = False
@@ -68,9 +69,15 @@ class ActivationWatch:
         self._convolved = False
         self._noted: Callable[[], object] = _nothing
 
-    def start(self) -> None:
-        """Begin to watch, unless a compiler would trace the hooks."""
+    def start(self, params: Sequence[torch.Tensor] | None = None) -> None:
+        """Begin to watch, unless a compiler would trace the hooks.
+
+        Args:
+            params: of whose modules activations are read: those of another optimizer's are its
+                own watch's. None for any.
+        """
         self._clear()
+        self._own = None if params is None else set(map(id, params))
         if not self._handles and not _compiling():
             own = type(self)
             self._handles += [
@@ -121,6 +128,9 @@ class ActivationWatch:
         self.through_time.saw(module, args, output)
         matrix = _matrix(module)
         if matrix is None:
+            return
+        if self._own is not None and id(matrix) not in self._own:
+            self._last = None
             return
         self._last = matrix
         self._convolved = isinstance(module, CONVOLUTION)

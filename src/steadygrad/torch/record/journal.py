@@ -175,7 +175,7 @@ class Journal:
         Args:
             step: its number.
             passed: what the script did.
-            figures: of all parameters, as `native.try_seal` gave them.
+            figures: of all parameters, as `kernels.seal` gave them.
             loss: as `file` has it.
             lr: as `file` has it.
         """

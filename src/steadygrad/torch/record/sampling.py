@@ -120,7 +120,7 @@ class Sampler:
         self._watch.stop()
         following = next_due(step + 1, self._every)
         if following == step + 1:
-            self._watch.start()
+            self._watch.start(params)
         self.idle_before = step + 1 if self._figures.waits else following - 1
 
     def close(self) -> None:

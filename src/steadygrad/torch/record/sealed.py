@@ -24,7 +24,7 @@ class MeasuredStep(SealedStep):
         lr: the learning rate; NaN where unknown.
         optimizer: number of the optimizer within the run.
         tensor_ids: numbers of the tensors in the run file.
-        figures: theirs, as `native.try_seal` gave them.
+        figures: theirs, as `kernels.seal` gave them.
         passed: what the script did.
     """
 

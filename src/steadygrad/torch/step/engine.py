@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from steadygrad import kernels
 from steadygrad.errors import NonFiniteError, UsageError
 from steadygrad.kernels import native
 from steadygrad.policies import Policy, State
@@ -247,10 +248,10 @@ class Engine:
         if passed is None:
             return False
         grads = [] if passed.figures else list(map(_GRAD, params))
-        figures = passed.figures or native.try_seal(grads)
+        figures = passed.figures or kernels.seal(grads)
         if figures is None:
             if type(None) not in set(map(type, grads)):
-                self._refused = self.steps  # sparse ones, say, of which C needs a millisecond
+                self._refused = self.steps  # of which C may need a millisecond
             return False
         self._sealed, table.present = figures, None
         journal.sample(self.steps, params)

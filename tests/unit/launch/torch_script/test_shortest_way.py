@@ -54,8 +54,24 @@ def _odd(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
             p.data.nan_to_num_(0.1, 0.1, 0.1)
 
 
+def _sparse(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Of one parameter each row's gradient comes in two entries, of another some rows are zeros."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    (model(torch.randn(8, 3)) - 1).square().mean().backward()
+    first, other = next(model.parameters()), model[2].weight
+    rows = torch.arange(4).repeat(2)[None]
+    values = torch.cat([first.grad * 3, first.grad * -2])
+    first.grad = torch.sparse_coo_tensor(rows, values, first.shape, check_invariants=True)
+    other.grad[step % 2] = 0
+    other.grad = other.grad.to_sparse(1)
+    optimizer.step()
+
+
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
-@pytest.mark.parametrize(("train", "short"), [(_plain, 24), (_clipping, 24), (_odd, 18)])
+@pytest.mark.parametrize(
+    ("train", "short"), [(_plain, 24), (_clipping, 24), (_odd, 18), (_sparse, 24)]
+)
 def test_both_ways_give_the_same_record(
     train: Train, short: int, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,23 @@ def test_a_compiled_model_has_none_of_it_in_its_graph():
     assert not watch.figures()["activation_std"]
 
 
+def test_modules_of_another_optimizer_are_its_own_watchs():
+    first, second = network(), network()
+    figures = []
+    for params in (first.parameters(), second.parameters(), None):
+        watch = ActivationWatch()
+        watch.start(None if params is None else list(params))
+        torch.manual_seed(1)
+        (first(torch.randn(5, 4)) + second(torch.randn(5, 4))).sum().backward()
+        watch.stop()
+        figures.append(watch.figures())
+    for name, of_all in figures[2].items():
+        halves = figures[0][name], figures[1][name]
+        assert halves[0].keys() | halves[1].keys() == of_all.keys()
+        assert halves[0].keys().isdisjoint(halves[1])
+        assert {**halves[0], **halves[1]} == of_all
+
+
 def test_no_hook_is_left_in_modules_or_globally():
     model = network()
     sampler = Sampler(Notes())
