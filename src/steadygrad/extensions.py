@@ -12,6 +12,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +21,8 @@ from steadygrad import fingerprint
 READ = "steadygrad.kernels._read"
 XLA = "steadygrad.jax._xla"
 PACKAGE = Path(__file__).parent
-REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir steadygrad"
+REBUILD = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary=steadygrad steadygrad"
+"""Builds it here: where there is no wheel but the pure one, pip would take that again."""
 
 
 def load(name: str) -> ModuleType | None:
@@ -102,19 +104,23 @@ def advice(state_of_install: str) -> str:
         The sentence; empty where nothing is wrong.
 
     Example:
-        >>> print(advice("missing"))
-        Measuring on the CPU is slower than it need be: the C kernel was not built here. With a C
-        compiler on the PATH type: pip install --force-reinstall --no-deps --no-cache-dir steadygrad
+        >>> print(advice("stale"))
+        Measuring on the CPU is slower than it need be: the C kernel was built from other sources
+        than those that lie here. In their folder, with a C compiler on the PATH, type:
+        pip install -e .
         >>> advice("built")
         ''
     """
-    reasons = {
-        "missing": "the C kernel was not built here",
-        "stale": "the C kernel was built from other sources than those that are installed",
-    }
-    if state_of_install not in reasons:
+    if state_of_install == "stale":
+        reason = (
+            "the C kernel was built from other sources\n"
+            "than those that lie here. In their folder, with a C compiler on the PATH, type:\n"
+            "pip install -e ."
+        )
+    elif state_of_install == "missing" and sys.platform == "win32":
+        reason = "the C kernel is not made for Windows."
+    elif state_of_install == "missing":
+        reason = f"the C kernel was not built here. With a C\ncompiler on the PATH type:\n{REBUILD}"
+    else:
         return ""
-    return (
-        f"Measuring on the CPU is slower than it need be: {reasons[state_of_install]}. With a C\n"
-        f"compiler on the PATH type: {REBUILD}"
-    )
+    return f"Measuring on the CPU is slower than it need be: {reason}"

@@ -87,3 +87,5 @@ def test_info_and_the_report_say_what_to_type(monkeypatch: pytest.MonkeyPatch) -
     run = {"info": {"kernel": "missing"}, "optimizers": []}
     assert extensions.REBUILD in dict(facts(run))["Kernel"]
     assert "Kernel" not in dict(facts({"info": {"kernel": "built"}, "optimizers": []}))
+    monkeypatch.setattr(sys, "platform", "win32")  # where no compiler helps
+    assert extensions.REBUILD not in extensions.advice("missing") != ""

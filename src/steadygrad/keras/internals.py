@@ -25,6 +25,13 @@ def jax_trainer() -> type[keras.Model]:
     return trainer
 
 
+def renew_shardings(model: keras.Model) -> None:
+    """Count a model's variables anew: Keras 3.10 on JAX has done so before it traces a step."""
+    record = getattr(model, "_record_training_state_sharding_spec", None)
+    if record is not None:
+        record()
+
+
 def trainable_variables(optimizer: keras.Optimizer) -> list[keras.Variable]:
     """The variables that an optimizer was built for; empty before."""
     return list(optimizer._trainable_variables)

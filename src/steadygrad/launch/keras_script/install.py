@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from steadygrad.keras.internals import base_optimizer, jax_trainer
+from steadygrad.keras.internals import base_optimizer, jax_trainer, renew_shardings
 from steadygrad.launch.blame import aside
 from steadygrad.launch.keras_script.observer import KerasObserver
 from steadygrad.launch.keras_script.takeover import Takeover
@@ -143,6 +143,7 @@ def _patch_make_train_function(
         afresh = observer.is_compiled_without_us(self)
         if afresh and takeover is not None and self.optimizer is not None:
             takeover.clip(self.optimizer)  # one that is built already, before anything is traced
+            renew_shardings(self)
         made = original(self, force or afresh)
         observer.guarded("weights are not sampled", observer.watch_weights, self)
         return made
