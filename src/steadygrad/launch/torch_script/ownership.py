@@ -45,19 +45,18 @@ class Ownership:
     def settle(self, optimizer: torch.optim.Optimizer, index: int, census: Census) -> None:
         """Describe what was seen of one optimizer, while its model is alive."""
         graded = self._graded.pop(id(optimizer), set())
+        parameters = parameters_of(optimizer)
+        left_out = [p for p in parameters if id(p) not in graded and p.requires_grad]
+        again = self._seen_again()
+        if not again and not left_out:  # as at most: the census takes a while
+            self._orphans = []
+            return
         if not census.refresh():  # who is new may hold what seems to be nobody's
             return
-        loose = self._living(census)
-        parameters = parameters_of(optimizer)
+        loose = self._living(again, census)
         reached = {id(r) for p in [*loose, *parameters] if _reached(p, graded, loose)
                    for r in census.roots(p)}  # fmt: skip
-        stale = [
-            p
-            for p in parameters
-            if id(p) not in graded
-            and p.requires_grad
-            and _left_behind(p, census, reached, loose, parameters)
-        ]
+        stale = [p for p in left_out if _left_behind(p, census, reached, loose, parameters)]
         if stale:
             self._stale.append({"index": index, **_described(stale, census)})
         self._orphans = _orphans(loose, parameters, census)
@@ -66,20 +65,20 @@ class Ownership:
         """All of it, for the run file."""
         return {"loose": self._orphans, "stale": self._stale}
 
-    def _living(self, census: Census) -> list[torch.Tensor]:
-        """The loose leaves that came again, so that they are no inputs, and have no owner yet.
+    def _seen_again(self) -> list[torch.nn.Parameter]:
+        """The loose parameters that several backward passes have reached: they are no inputs."""
+        again = (ref() for ref, seen in self._loose.values() if seen > 1)
+        return [leaf for leaf in again if isinstance(leaf, torch.nn.Parameter)]
+
+    def _living(self, again: list[torch.nn.Parameter], census: Census) -> list[torch.nn.Parameter]:
+        """Those of the loose parameters that have no owner yet.
 
         What has moved is somebody's: a copy of master weights, an average, an update by hand.
         """
-        owned = census.owned() | gathered_for_a_pass()
-        again = [ref() for ref, seen in self._loose.values() if seen > 1]
-        return [
-            leaf
-            for leaf in again
-            if isinstance(leaf, torch.nn.Parameter)
-            and id(leaf) not in owned
-            and not self._moved(leaf)
-        ]
+        owned = census.owned()
+        nobodys = [leaf for leaf in again if id(leaf) not in owned]
+        gathered = gathered_for_a_pass() if nobodys else set()
+        return [leaf for leaf in nobodys if id(leaf) not in gathered and not self._moved(leaf)]
 
     def _moved(self, leaf: torch.Tensor) -> bool:
         first, now = self._firsts.get(id(leaf)), elements_of(leaf)

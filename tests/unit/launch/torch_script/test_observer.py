@@ -587,6 +587,22 @@ def test_a_clip_call_that_no_policy_would_replace_stays(observe: Observe) -> Non
     seen.session.troubles.clear()
 
 
+def test_a_training_whose_parameters_all_have_gradients_is_searched_for_once(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    refresh = Census.refresh
+    monkeypatch.setattr(Census, "refresh", lambda self: (looks.append(1), refresh(self))[1])
+    seen = observe()
+    nets = [model(), model()]
+    for optimizer in [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets] * 4:
+        optimizer.zero_grad()
+        sum(net(data()).square().mean() for net in nets).backward()
+        optimizer.step()
+    assert seen.patches.steps == 8
+    assert len(looks) == 1
+
+
 def test_inputs_that_need_gradients_cost_no_census_each(
     observe: Observe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
