@@ -65,12 +65,12 @@ class Ownership:
         """All of it, for the run file."""
         return {"loose": self._orphans, "stale": self._stale}
 
-    def _seen_again(self) -> list[torch.nn.Parameter]:
+    def _seen_again(self) -> list[torch.Tensor]:
         """The loose parameters that several backward passes have reached: they are no inputs."""
         again = (ref() for ref, seen in self._loose.values() if seen > 1)
         return [leaf for leaf in again if isinstance(leaf, torch.nn.Parameter)]
 
-    def _living(self, again: list[torch.nn.Parameter], census: Census) -> list[torch.nn.Parameter]:
+    def _living(self, again: list[torch.Tensor], census: Census) -> list[torch.Tensor]:
         """Those of the loose parameters that have no owner yet.
 
         What has moved is somebody's: a copy of master weights, an average, an update by hand.
