@@ -156,7 +156,6 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         What `native.opened` opens; None where C does not serve one of the tensors, or was not
         built.
     """
-    figures = None
     if not _Sparse.met:
         figures = native.try_seal(tensors)
         if figures is not None or not native.AVAILABLE:
@@ -165,6 +164,8 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         return None
     if not _any_sparse(tensors):
         return native.try_seal(tensors) if _Sparse.met else None
+    if not all(tensor.is_cpu for tensor in tensors):
+        return None
     _Sparse.met = True
     dense = [_stored(tensor) for tensor in tensors]
     figures = native.try_seal(dense)
