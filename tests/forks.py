@@ -10,6 +10,7 @@ exit code is the answer.
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -21,7 +22,7 @@ import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
-SECONDS = 120
+SECONDS = 240
 
 
 def command_in_fork(words: list[str], folder: str, environment: dict[str, str], stem: str) -> int:
@@ -94,6 +95,26 @@ def plainly(path: str) -> None:
     exec(code, main.__dict__)
 
 
+def all_end(calls: list[Callable[[], None]]) -> None:
+    """Make each call in a fork; where one fails, the others wait for it for ever: end them."""
+    left = {fork_of(call) for call in calls}
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        if status:
+            for other in left:
+                os.kill(other, 9)
+            sys.exit(1)
+
+
+def fork_of(call: Callable[[], None]) -> int:
+    """The number of a fork that makes the call, and ends."""
+    pid = os.fork()
+    if pid == 0:
+        end_as_python(call)
+    return pid
+
+
 def code_at_end(pid: int, seconds: float) -> int:
     """The exit code of a child; one that takes longer is killed, and its code is -9."""
     end = time.monotonic() + seconds
@@ -116,6 +137,7 @@ def load(*modules: str) -> None:
         import torch._dynamo  # the first optimizer of a process loads it
 
         torch.set_num_threads(1)
+    gc.freeze()  # which forks would copy otherwise, page by page, as they look for garbage
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,11 +52,14 @@ def compare(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def finished(once: Any) -> tuple[Path, Any]:
     """A folder with a finished comparison, and what it printed."""
-    folder = tmp_path_factory.mktemp("compare")
-    (folder / "train.py").write_text(SCRIPT)
-    return folder, compare(folder)
+
+    def finish(folder: Path) -> tuple[Path, Any]:
+        (folder / "train.py").write_text(SCRIPT)
+        return folder, compare(folder)
+
+    return once("compare", finish)
 
 
 def test_a_failed_run_is_a_result(finished: tuple[Path, Any]) -> None:
@@ -88,8 +92,9 @@ def test_results_as_json_and_page(finished: tuple[Path, Any]) -> None:
     assert (folder / "results" / "report.html").exists()
 
 
-def test_starting_again_reuses_finished_cells(finished: tuple[Path, Any]) -> None:
-    folder, _ = finished
+def test_starting_again_reuses_finished_cells(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "again"  # others may read the first meanwhile
+    shutil.copytree(finished[0], folder)
     files = sorted((folder / "results").glob("*.db"))
     before = [path.stat().st_mtime_ns for path in files]
     (folder / "results" / "compare.json").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,19 +205,20 @@ FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elem
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory, workbench: Any) -> tuple[Any, Any, Run]:
+def seen(workbench: Any, once: Any) -> tuple[Any, Any, Run]:
     """What the script printed plainly, what it printed observed, and the run."""
-    bench = workbench(tmp_path_factory.mktemp("jax"))
-    bench.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    bench.write("train.py", TRAIN)
-    plain, observed = bench.both("train.py")
-    assert plain.returncode == observed.returncode == 0, observed.stderr
-    assert "RuntimeWarning" not in observed.stderr
-    return (
-        json.loads(plain.stdout),
-        json.loads(observed.stdout),
-        steadygrad.open_run(bench.run_file()),
-    )
+
+    def train(folder: Path) -> tuple[Any, Any, str]:
+        bench = workbench(folder)
+        bench.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        bench.write("train.py", TRAIN)
+        plain, observed = bench.both("train.py")
+        assert plain.returncode == observed.returncode == 0, observed.stderr
+        assert "RuntimeWarning" not in observed.stderr
+        return json.loads(plain.stdout), json.loads(observed.stdout), bench.run_file()
+
+    plain, observed, path = once("jax", train)
+    return plain, observed, steadygrad.open_run(path)
 
 
 def steps_of(run: Run, name: str, plain: Any) -> dict[str, Any]:

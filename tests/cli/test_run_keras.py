@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 import steadygrad
 from steadygrad.runlog import Run
+
+from ..workbench import Forks, Workbench
 
 pytestmark = pytest.mark.timeout(600)  # each test starts frameworks twice or more
 
@@ -91,16 +95,20 @@ print(hashed(model))
 
 
 @pytest.fixture(scope="module", params=["tensorflow", "jax"])
-def trained(request: Any, workbench: Any, tmp_path_factory: Any) -> tuple[str, Any, Any, Run]:
+def trained(request: Any, workbench: Any, once: Any) -> tuple[str, Any, Any, Run]:
     """The backend, the script trained plainly and observed, and the run file of that."""
-    bench = workbench(tmp_path_factory.mktemp("keras"))
-    bench.write("train.py", TRAIN)
-    plain = bench.python("train.py", request.param)
-    observed = bench.steadygrad("run", "--out", "run.db", "train.py", request.param)
-    return request.param, plain, observed, steadygrad.open_run(bench.run_file())
+
+    def train(folder: Path) -> tuple[Any, Any, str]:
+        bench = workbench(folder)
+        bench.write("train.py", TRAIN)
+        plain = bench.python("train.py", request.param)
+        observed = bench.steadygrad("run", "--out", "run.db", "train.py", request.param)
+        return plain, observed, bench.run_file()
+
+    plain, observed, path = once(f"keras-{request.param}", train)
+    return request.param, plain, observed, steadygrad.open_run(path)
 
 
-@pytest.mark.xdist_group("keras-scripts")
 def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
     backend, plain, observed, run = trained
     assert plain.returncode == 0, plain.stderr
@@ -122,7 +130,6 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
         np.testing.assert_allclose(by_tape["norm"], said[:, 1], rtol=1e-5)
 
 
-@pytest.mark.xdist_group("keras-scripts")
 def test_a_train_step_of_ones_own_is_observed_and_unchanged(trained: Any) -> None:
     backend, plain, observed, run = trained
     *_, told, after = plain.stdout.splitlines()
@@ -162,12 +169,12 @@ for _ in range(5):
 """
 
 
-def test_a_clip_by_torch_before_a_step_of_keras_is_seen(bench: Any) -> None:
-    bench.write("train.py", BY_TORCH)
-    plain, observed = bench.both("train.py")
+def test_a_clip_by_torch_before_a_step_of_keras_is_seen(forked: Workbench) -> None:
+    forked.write("train.py", BY_TORCH)
+    plain, observed = forked.both("train.py")
     assert plain.returncode == 0, plain.stderr
     assert observed.stdout == plain.stdout
-    run = steadygrad.open_run(bench.run_file())
+    run = steadygrad.open_run(forked.run_file())
     said = np.array([line.split() for line in plain.stdout.splitlines()], float)
     np.testing.assert_allclose(run.steps.loss, said[:, 0], rtol=1e-6)
     np.testing.assert_allclose(run.steps.norm, said[:, 1], rtol=1e-6)
@@ -175,6 +182,21 @@ def test_a_clip_by_torch_before_a_step_of_keras_is_seen(bench: Any) -> None:
     assert run.steps.threshold.tolist() == [0.5] * 5
     (calls,) = run.info["clip_calls"]
     assert (calls["count"], calls["before_backward"], calls["per_micro_batch"]) == (5, False, False)
+
+
+@pytest.fixture(scope="module")
+def tensorflow_forks() -> Iterator[Forks]:
+    forks = Forks("tensorflow")
+    with forks.process:
+        yield forks
+
+
+@pytest.fixture
+def tensorflow_forked(tmp_path: Path, tensorflow_forks: Forks) -> Workbench:
+    """A workbench for scripts of TensorFlow, whose loading takes seven seconds a process."""
+    folder = tmp_path / "tensorflow_forked"
+    folder.mkdir()
+    return Workbench(folder, tensorflow_forks)
 
 
 CLIPPED = """
@@ -222,10 +244,10 @@ moved(step)
 """
 
 
-def test_clip_reaches_keras_optimizers(bench: Any) -> None:
+def test_clip_reaches_keras_optimizers(tensorflow_forked: Workbench) -> None:
     # on the other backends: `run_clips_many_optimizers_and_windows` in tests/unit/keras
-    bench.write("train.py", CLIPPED)
-    done = bench.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
+    tensorflow_forked.write("train.py", CLIPPED)
+    done = tensorflow_forked.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
     assert done.returncode == 0, done.stderr
     moved, survived, *by_tape = done.stdout.splitlines()
     assert float(moved) == pytest.approx(0.5, rel=1e-3)
@@ -235,7 +257,7 @@ def test_clip_reaches_keras_optimizers(bench: Any) -> None:
     said = " ".join(done.stderr.split())
     assert "SGD's own global_clipnorm=100.0 was replaced by --clip" in said
     assert "tf.clip_by_global_norm was replaced" in said
-    run = steadygrad.open_run(bench.run_file())
+    run = steadygrad.open_run(tensorflow_forked.run_file())
     assert run.steps.action.tolist() == ["clip", "skip", *["clip"] * len(by_tape)]
     assert run.steps.threshold[0] == 0.5
     assert run.steps.coef[0] == pytest.approx(0.5 / run.steps.norm[0], rel=1e-6)
@@ -267,12 +289,12 @@ print(np.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs)))
 """
 
 
-def test_the_fix_for_gradients_that_are_thrown_away_clips(bench: Any) -> None:
+def test_the_fix_for_gradients_that_are_thrown_away_clips(tensorflow_forked: Workbench) -> None:
     def run(name: str, fix: str, clip: str) -> tuple[float, list[Any]]:
-        bench.write(f"{name}.py", THROWN_AWAY.format(fix=fix, clip=clip))
-        done = bench.steadygrad("run", "--out", f"{name}.db", f"{name}.py")
+        tensorflow_forked.write(f"{name}.py", THROWN_AWAY.format(fix=fix, clip=clip))
+        done = tensorflow_forked.steadygrad("run", "--out", f"{name}.db", f"{name}.py")
         assert done.returncode == 0, done.stderr
-        return float(done.stdout), steadygrad.diagnose(bench.folder / f"{name}.db")
+        return float(done.stdout), steadygrad.diagnose(tensorflow_forked.run_file(f"{name}.db"))
 
     moved, found = run("thrown", "", "clipped, _ = tf.clip_by_global_norm(gradients, 0.5)")
     assert found[0].id == "SG709"
@@ -315,13 +337,15 @@ with v1.Session() as session:
 """
 
 
-def test_graphs_in_sessions_are_observed_and_keep_their_own_clip(bench: Any) -> None:
-    bench.write("train.py", SESSION)
-    plain = bench.python("train.py")
-    done = bench.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
+def test_graphs_in_sessions_are_observed_and_keep_their_own_clip(
+    tensorflow_forked: Workbench,
+) -> None:
+    tensorflow_forked.write("train.py", SESSION)
+    plain = tensorflow_forked.python("train.py")
+    done = tensorflow_forked.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
     assert (done.stdout, done.returncode) == (plain.stdout, 0), done.stderr
     assert "--clip was not applied to MomentumOptimizer" in " ".join(done.stderr.split())
-    run = steadygrad.open_run(bench.run_file())
+    run = steadygrad.open_run(tensorflow_forked.run_file())
     said = np.array([line.split() for line in plain.stdout.splitlines()[:10]], float)
     np.testing.assert_allclose(run.steps.norm, said[:, 0], rtol=1e-5)
     np.testing.assert_allclose(run.steps.loss, said[:, 1], rtol=1e-5)

@@ -47,12 +47,17 @@ def script() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory, workbench: Any) -> tuple[Run, str]:
+def observed(workbench: Any, once: Any) -> tuple[Run, str]:
     """One observed process that trains by every trainer: each has an optimizer number."""
-    bench = workbench(tmp_path_factory.mktemp("trainers"))
-    done = bench.steadygrad("run", "-q", "--out", "run.db", str(SCRIPT), *NAMES)
-    assert done.returncode == 0, done.stderr
-    return steadygrad.open_run(bench.run_file()), done.stdout
+
+    def train(folder: Path) -> tuple[str, str]:
+        bench = workbench(folder)
+        done = bench.steadygrad("run", "-q", "--out", "run.db", str(SCRIPT), *NAMES)
+        assert done.returncode == 0, done.stderr
+        return bench.run_file(), done.stdout
+
+    path, said = once("trainers", train)
+    return steadygrad.open_run(path), said
 
 
 @pytest.mark.parametrize("name", NAMES[:4])

@@ -6,6 +6,7 @@ Thirty-eight more, of a rule each, are in `test_fixes.py`, and kinds from public
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ pytestmark = pytest.mark.timeout(900)  # the first test runs all cases
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> list[Verdict]:
+def verdicts(once: Callable[..., list[Verdict]]) -> list[Verdict]:
     broken = [case for case in tenth() if case.accepted and not case.in_keras]
-    return [judge(case) for case in broken[::2]]  # the others: python -m corpus --tenth
+    half = broken[::2]  # the others: python -m corpus --tenth
+    return once("corpus", lambda folder: [judge(case) for case in half])
 
 
 def test_faults_are_detected(verdicts: list[Verdict]) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from unittest import mock
 
 import torch
@@ -478,7 +480,7 @@ def resharded(folder: str) -> list:
 def main(rank: int, path: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=4)
     results = {}
-    only = sys.argv[3:]
+    only = sys.argv[2:]
     for name, engine in engines(rank).items():
         if only and name not in only:
             continue
@@ -501,4 +503,7 @@ def main(rank: int, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))
+    from forks import all_end
+
+    all_end([partial(main, rank, f"{sys.argv[1]}/{rank}.json") for rank in range(4)])

@@ -491,4 +491,7 @@ def main(rank, path):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))
+    from forks import all_end
+
+    all_end([functools.partial(main, rank, f"{sys.argv[1]}/{rank}.json") for rank in range(2)])

@@ -19,9 +19,12 @@ from steadygrad.runlog import open_run
 
 
 @pytest.fixture(scope="module")
-def restarted(tmp_path_factory):
+def restarted(once):
     """`script.py` under torchrun: its true norms, and the run files; rank 1 dies in a first try."""
-    folder = tmp_path_factory.mktemp("job")
+    return once("torchrun", train)
+
+
+def train(folder):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     observed = ["--max-restarts=1", "-m", "steadygrad", "run", "--out", "run.db"]
     script = str(Path(__file__).with_name("script.py"))

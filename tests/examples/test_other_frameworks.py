@@ -1,36 +1,27 @@
 """The Keras and JAX examples: they train, and leave a run file that the rules can read."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import steadygrad
 
+from ..workbench import Workbench
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 3
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("script", "framework", "tensors"),
     [("jax_char", "jax", 4), ("keras_lstm", "keras", 9), ("keras_transformer", "keras", 38)],
 )
 def test_an_example_trains_and_records(
-    script: str, framework: str, tensors: int, tmp_path: Path
+    script: str, framework: str, tensors: int, forked: Workbench
 ) -> None:
-    path = tmp_path / "run.db"
-    settings = {"KERAS_BACKEND": "torch", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, f"{script}.py", "--steps", str(STEPS), "--run", str(path)],
-        cwd=EXAMPLES,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
+    path = forked.run_file()
+    forked.environment |= {"KERAS_BACKEND": "torch", "JAX_PLATFORMS": "cpu"}
+    done = forked.python(str(EXAMPLES / f"{script}.py"), "--steps", str(STEPS), "--run", path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "clip rate" in done.stdout
     run = steadygrad.open_run(path)

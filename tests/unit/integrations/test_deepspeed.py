@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,10 +100,9 @@ def run_ranks(folder: Path, world: int, stages: str) -> list[dict[str, dict[str,
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, dict]]]:
+def trained(once: Any) -> tuple[Path, list[dict[str, dict]]]:
     """A folder with one run file a stage, and what each of two ranks told, by stage."""
-    folder = tmp_path_factory.mktemp("deepspeed")
-    return folder, run_ranks(folder, 2, "0123")
+    return once("deepspeed", lambda folder: (folder, run_ranks(folder, 2, "0123")))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

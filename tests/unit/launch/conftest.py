@@ -45,11 +45,8 @@ def observe(tmp_path: Path) -> Iterator[Callable[..., Observation]]:
         made.append(Observation(session, patches))
         return made[-1]
 
-    # every new optimizer looks through the living objects: those of other tests are left out
-    gc.collect()
-    gc.freeze()
+    gc.collect()  # every new optimizer looks through the living objects
     yield start
-    gc.unfreeze()
     for observation in made:
         observation.session._conclude()
     undo_all()

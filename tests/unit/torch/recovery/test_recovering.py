@@ -26,7 +26,7 @@ from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
 from steadygrad.torch.recovery.generators import generators, set_generators
 from steadygrad.torch.recovery.training_state import load_portable, packed, portable, unpacked
-from steadygrad.torch.step.snapshot import Snapshot
+from steadygrad.torch.step.snapshot import Snapshot, same_bits
 
 STEPS = 60
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
@@ -114,6 +114,7 @@ def test_a_restored_training_goes_on_as_if_never_interrupted(
     spec = f"auto+snapshots:{tmp_path / 'snapshots'},stride=10"
     whole = Training(optimizer, None)
     whole.train(0, 30, scaled=scaled)
+    drawn = generators()
     first = Training(optimizer, spec)
     first.train(0, 27, scaled=scaled)
     first.end()
@@ -123,6 +124,8 @@ def test_a_restored_training_goes_on_as_if_never_interrupted(
     step = second.steady.restore()
     assert step in (10, 20)  # a disk may be slow, and weights that jump wait
     second.train(step, 30, scaled=scaled)
+    # or something else in this process has drawn, a thread of another test perhaps
+    assert same_bits(generators(), drawn)
     assert same(whole.end(), second.end())
 
 
