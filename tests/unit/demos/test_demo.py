@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +12,15 @@ from steadygrad import diagnose, open_run
 from steadygrad.demos.demo import TRAININGS, recommended
 from steadygrad.demos.rnn import RADIUS, PixelReader, digits, train
 
+from ...workbench import Workbench
 
-def demo(out: Path, steps: int) -> str:
-    command = [sys.executable, "-m", "steadygrad", "demo", "--out", str(out), "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+
+def test_it_trains_three_ways_and_ends_with_the_path_of_one_report(
+    forked: Workbench, tmp_path: Path
+) -> None:
+    done = forked.steadygrad("demo", "--out", str(tmp_path / "out"), "--steps", "40")
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_it_trains_three_ways_and_ends_with_the_path_of_one_report(tmp_path: Path) -> None:
-    said = demo(tmp_path / "out", 40)
+    said = done.stdout
     report = Path(said.splitlines()[-1])
     assert report == tmp_path / "out" / "report.html"
     assert report.is_file()

@@ -16,17 +16,18 @@ import pytest
 import steadygrad
 
 SCRIPT = """
-import json, os, sys
+import functools, json, os, sys
 import deepspeed, torch
 import deepspeed.ops
 # DeepSpeed compiles this optional kernel at first use; gloo serves without it
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 from steadygrad.integrations.deepspeed import observe
 
-RANK = int(os.environ["RANK"])
+sys.path.append(sys.argv[1])
+from forks import all_end
 
 
-def train(stage, path):
+def train(rank, stage, path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
     config = {
@@ -41,7 +42,7 @@ def train(stage, path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     observer = observe(engine, run=path)
-    generator = torch.Generator().manual_seed(1 + RANK)  # each rank has batches of its own
+    generator = torch.Generator().manual_seed(1 + rank)  # each rank has batches of its own
     norms, seen = [], []
     for _ in range(6):
         x = torch.randn(4, 8, generator=generator)
@@ -57,52 +58,41 @@ def train(stage, path):
     observer.close()
     return {"norms": norms, "seen": seen}
 
-folder = sys.argv[1]
-told = {stage: train(stage, f"{folder}/stage{stage}.db") for stage in map(int, sys.argv[2:])}
-print("TOLD", json.dumps(told))
-torch.distributed.destroy_process_group()
+def be(rank):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    told = {stage: train(rank, stage, f"stage{stage}.db") for stage in range(4)}
+    with open(f"{rank}.json", "w") as file:
+        json.dump(told, file)
+    torch.distributed.destroy_process_group()
+
+all_end([functools.partial(be, rank) for rank in range(2)])
 """
 
 
-def run_ranks(folder: Path, world: int, stages: str) -> list[dict[str, dict[str, list]]]:
-    """Train with so many processes; what each rank told, by stage."""
+def run_ranks(folder: Path) -> list[dict[str, dict[str, list]]]:
+    """Train with two processes; what each rank told, by stage."""
     script = folder / "train.py"
     script.write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(script), str(folder), *stages]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    told = []
-    for process in ranks:
-        out, err = process.communicate(timeout=250)
-        assert process.returncode == 0, err[-3000:]
-        line = next(line for line in out.splitlines() if line.startswith("TOLD"))
-        told.append(json.loads(line.removeprefix("TOLD")))
-    return told
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = subprocess.run(
+        [sys.executable, str(script), str(Path(__file__).parents[2])],
+        cwd=folder,
+        env={**os.environ, **place, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def trained(once: Any) -> tuple[Path, list[dict[str, dict]]]:
     """A folder with one run file a stage, and what each of two ranks told, by stage."""
-    return once("deepspeed", lambda folder: (folder, run_ranks(folder, 2, "0123")))
+    return once("deepspeed", lambda folder: (folder, run_ranks(folder)))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

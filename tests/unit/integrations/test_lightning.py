@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -176,10 +175,9 @@ def fit_on_two_ranks(folder: Path) -> None:
     fit(folder, TwoOptimizers(), Seen(folder, ours), ours, devices=2, strategy="ddp_fork")
 
 
-def test_two_ranks_take_one_decision_and_write_one_file(tmp_path) -> None:
-    # a process of its own: this one may hold JAX, which does not survive a fork
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+def test_two_ranks_take_one_decision_and_write_one_file(tmp_path, forked) -> None:
+    # not forked from this process: it may hold JAX, which does not survive a fork
+    done = forked.python(__file__, str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1)]
     assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])

@@ -1,4 +1,4 @@
-"""torch.compile, in a process of its own: once used, it changes what others do in theirs."""
+"""torch.compile, in a fork: once used, it changes what others do in their process."""
 
 from __future__ import annotations
 
@@ -61,10 +61,8 @@ print("done")
 """
 
 
-def test_clipping_in_and_around_compiled_code():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=250, check=False
-    )
+def test_clipping_in_and_around_compiled_code(forked):
+    done = forked.python(forked.write("compiled.py", SCRIPT))
     assert done.stdout == "done\n", done.stderr
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from ....workbench import Workbench
 
 SCRIPT = """
 import sys
@@ -49,35 +50,27 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_training_that_is_resumed_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = [sys.executable, str(script), "first.db", "snapshots", "0.02"]
+def test_a_killed_training_that_is_resumed_ends_as_if_it_had_not_been(
+    forked: Workbench, tmp_path: Path
+) -> None:
+    name = forked.write("train.py", SCRIPT)
+    first = [sys.executable, name, "first.db", "snapshots", "0.02"]
     with subprocess.Popen(
-        first, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        first, cwd=forked.folder, env=forked.environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line == "step 25\n":
                 process.kill()  # a snapshot is under way at every step
                 break
-    command = [sys.executable, "-m", "steadygrad", "run", "--resume", "first.db"]
-    again = subprocess.run(
-        [*command, str(script), "second.db", "snapshots", "0"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = forked.steadygrad("run", "--resume", "first.db", name, "second.db", "snapshots", "0")
     assert again.returncode == 0, again.stderr
     lines = again.stdout.splitlines()
     begins = [int(line.split()[1]) for line in lines if line.startswith("begins")]
     assert begins
     assert 0 < begins[0] <= 26
     ends = [line for line in lines if line.startswith("ends")]
-    train = runpy.run_path(str(script))["train"]
+    train = runpy.run_path(forked.run_file(name))["train"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
