@@ -3,7 +3,8 @@
 A fork copies the thread that forks and no other: what another was about is then left half done in
 the child, a commit or a lock. So in the parent such a thread ends between two turns before the
 fork, and another begins after it; no fork happens in the midst of a commit, and Python 3.12 has no
-thread of ours to warn of. The child has the object without a thread.
+thread of ours to warn of. (Python 3.13 and newer count after the fork, so they warn of the other.)
+The child has the object without a thread.
 """
 
 from __future__ import annotations

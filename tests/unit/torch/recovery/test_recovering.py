@@ -347,12 +347,13 @@ def test_a_new_process_is_handed_the_snapshots_of_a_run(
 ) -> None:
     monkeypatch.setenv(RESUME, "{}")
     first = Training("SGD", f"auto+snapshots:{tmp_path / 'first'},stride=5", tmp_path / "run.db")
+    first.steady.remember(scaler=first.scaler)  # of several, none is taken for its own
     first.train(0, 12)
     first.end()
     hand_over(str(tmp_path / "run.db"))
     assert trouble_at_the_end() == NOT_TAKEN
     second = Training("SGD", f"auto+snapshots:{tmp_path / 'second'},stride=5")
-    second.steady.remember(scaler=second.scaler)  # of several, none is taken for its own
+    second.steady.remember(scaler=second.scaler)
     assert second.steady.restore() in (5, 10)
     assert trouble_at_the_end() == ""
     second.end()
