@@ -1,7 +1,7 @@
 # Everything runs from here on a machine that has Python 3.11 and make.
 #   make demo    install, run the demo, end with the report's path
 #   make test    install everything, run every test
-#   make lint    ruff and mypy
+#   make lint    ruff, mypy, codespell, clang-format, bandit
 #   make bench   the benchmark table        make corpus   the diagnosis table
 #   make docs    the documentation, into site/
 #   make wheels  a wheel of this machine's kind, stripped, tagged and accepted by auditwheel, into dist/
@@ -46,6 +46,9 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run -Werror $$(find src tests -name '*.[ch]')
+	$(BIN)/bandit --quiet -ll --configfile pyproject.toml --recursive src
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev

@@ -489,7 +489,7 @@ python benchmarks/comparison.py
 ```
 
 {seeds} seeds a policy; {machine}. The final loss is the median of the last 5 % of the
-steps, meaned over the seeds that did not diverge; the spread is the range from the best seed
+steps, averaged over the seeds that did not diverge; the spread is the range from the best seed
 to the worst, and a difference counts only where it exceeds the larger of the two spreads.
 Clipped and skipped are shares of the steps. The cosine is that between the gradient and what
 was applied: 1 where clipping keeps the direction.

@@ -30,6 +30,8 @@ RETRIES = 3
 """How often a cell is begun anew whose worker or node has died."""
 PATIENCE = 5.0
 """Most seconds to wait for an address to answer."""
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # nosec B108
+"""Where Ray keeps the address of the cluster that it started here last."""
 KILLED = -9
 _KILL_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
@@ -178,7 +180,7 @@ def _connected(address: str) -> Iterator[ModuleType]:
 
 def _cluster_is_known() -> bool:
     """Whether `ray.init` would look for a cluster before it starts one."""
-    return bool(os.environ.get("RAY_ADDRESS")) or Path("/tmp/ray/ray_current_cluster").exists()
+    return bool(os.environ.get("RAY_ADDRESS")) or CURRENT_CLUSTER.exists()
 
 
 def _require_answer(address: str) -> None:

@@ -191,10 +191,9 @@ static PyObject *handlers(PyObject *self, PyObject *unused)
 {
     (void)self;
     (void)unused;
-    return Py_BuildValue("{s:N,s:N}", "steadygrad_read",
-                         PyCapsule_New((void *)(uintptr_t)read_leaves, NULL, NULL),
-                         "steadygrad_scale",
-                         PyCapsule_New((void *)(uintptr_t)scale_leaves, NULL, NULL));
+    return Py_BuildValue(
+        "{s:N,s:N}", "steadygrad_read", PyCapsule_New((void *)(uintptr_t)read_leaves, NULL, NULL),
+        "steadygrad_scale", PyCapsule_New((void *)(uintptr_t)scale_leaves, NULL, NULL));
 }
 
 static PyMethodDef methods[] = {

@@ -190,8 +190,8 @@ static sg_figures figures_in(PyObject *bytes, Py_ssize_t n)
     return (sg_figures){rows, rows + n, (int64_t *)(rows + 2 * n), (int64_t *)(rows + 3 * n)};
 }
 
-/* The figures as the bytes of four rows, and the total norm after them: made here, since asking an array for its address
- * takes longer than reading a small model's gradients. */
+/* The figures as the bytes of four rows, and the total norm after them: made here, since asking an
+ * array for its address takes longer than reading a small model's gradients. */
 static PyObject *run_read(const sg_tensor *tensors, Py_ssize_t n, double p, int threads,
                           const sg_loops *loops)
 {

@@ -111,9 +111,9 @@ static void walk_on(walk *w, int64_t run, int64_t item)
     }
 }
 
-#define MOVE(type, to, to_step, from, from_step)                                           \
-    for (int64_t i = 0; i < run; i++)                                                      \
-    memcpy((to) + i * (to_step) * (int64_t)sizeof(type),                                   \
+#define MOVE(type, to, to_step, from, from_step)         \
+    for (int64_t i = 0; i < run; i++)                    \
+    memcpy((to) + i * (to_step) * (int64_t)sizeof(type), \
            (from) + i * (from_step) * (int64_t)sizeof(type), sizeof(type))
 
 static void move_run(char *to, int64_t to_step, const char *from, int64_t from_step, int64_t run,
@@ -178,8 +178,8 @@ static int needs_powers(const job *j, const sg_part *part)
 }
 
 /* Apart from `measure` for its large frame, which flat tensors need not pay for. */
-static __attribute__((noinline)) void read_gathered(const job *j, const sg_tensor *t,
-                                                    int64_t first, int64_t size, sg_part *part)
+static __attribute__((noinline)) void read_gathered(const job *j, const sg_tensor *t, int64_t first,
+                                                    int64_t size, sg_part *part)
 {
     char buffer[SG_GATHER_BYTES];
     exchange(t, first, size, buffer, 0);
@@ -478,8 +478,8 @@ static int useful_threads(const job *j, int threads)
     return bytes / SG_BYTES_A_THREAD < threads ? (int)(bytes / SG_BYTES_A_THREAD) : threads;
 }
 
-int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads,
-            const sg_loops *loops, sg_figures out)
+int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads, const sg_loops *loops,
+            sg_figures out)
 {
     job j = {tensors, count, p, NULL, loops};
     float_mode before = standard_mode();

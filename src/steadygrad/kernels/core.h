@@ -24,8 +24,8 @@ typedef struct {
 } sg_tensor;
 
 typedef struct {
-    double *norms;      /* p-norm; nan where the tensor holds NaN, else inf where it holds inf */
-    double *max_abs;    /* over finite elements */
+    double *norms;   /* p-norm; nan where the tensor holds NaN, else inf where it holds inf */
+    double *max_abs; /* over finite elements */
     int64_t *nonfinite;
     int64_t *zeros;
 } sg_figures;
@@ -56,8 +56,8 @@ typedef struct {
 const sg_loops *sg_loops_at(int rank);
 
 /* 0, or -1 when memory for the chunks ran out. */
-int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads,
-            const sg_loops *loops, sg_figures out);
+int sg_read(const sg_tensor *tensors, int64_t count, double p, int threads, const sg_loops *loops,
+            sg_figures out);
 
 /* The p-norm of all tensors taken as one vector, from theirs. */
 double sg_total(const double *norms, int64_t count, double p);

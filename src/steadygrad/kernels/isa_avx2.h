@@ -73,8 +73,8 @@ ISA_INLINE vf ISA(join)(__m128 low, __m128 high)
 ISA_INLINE __m128i ISA(halve)(__m256d mask)
 {
     __m256 both = _mm256_castpd_ps(mask);
-    return _mm_castps_si128(_mm_shuffle_ps(_mm256_castps256_ps128(both),
-                                           _mm256_extractf128_ps(both, 1), 0x88));
+    return _mm_castps_si128(
+        _mm_shuffle_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1), 0x88));
 }
 ISA_INLINE __m128 ISA(odd)(vd x)
 {
@@ -99,7 +99,7 @@ ISA_INLINE void ISA(store_bf16)(uint16_t *p, vd low, vd high)
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     up = _mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan);
     up = _mm256_srli_epi32(up, 16);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi32(_mm256_castsi256_si128(up),
-                                                    _mm256_extracti128_si256(up, 1)));
+    _mm_storeu_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1)));
 }
 ISA_INLINE void ISA(fetch)(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }

@@ -9,15 +9,19 @@
 #define FLOATS 4
 #define DOUBLES 2
 
-typedef struct { float at[4]; } sg_f4;
-typedef struct { double at[2]; } sg_d2;
+typedef struct {
+    float at[4];
+} sg_f4;
+typedef struct {
+    double at[2];
+} sg_d2;
 #define vf sg_f4
 #define vd sg_d2
 #define vz int64_t
-#define EACH(type, n, value)       \
-    type out;                      \
-    for (int i = 0; i < (n); i++)  \
-        out.at[i] = (value);       \
+#define EACH(type, n, value)      \
+    type out;                     \
+    for (int i = 0; i < (n); i++) \
+        out.at[i] = (value);      \
     return out
 
 ISA_INLINE vf ISA(abs_f)(vf x) { EACH(vf, 4, fabsf(x.at[i])); }
@@ -53,13 +57,13 @@ ISA_INLINE vd ISA(load_f64)(const double *p) { EACH(vd, 2, p[i]); }
 ISA_INLINE vf ISA(load_f16)(const uint16_t *p) { EACH(vf, 4, sg_f16_to_float(p[i])); }
 ISA_INLINE vf ISA(load_bf16)(const uint16_t *p) { EACH(vf, 4, sg_bf16_to_float(p[i])); }
 
-#define PUT(convert)                        \
-    for (int i = 0; i < 2; i++) {           \
-        p[i] = convert(low.at[i]);          \
-        p[i + 2] = convert(high.at[i]);     \
+#define PUT(convert)                    \
+    for (int i = 0; i < 2; i++) {       \
+        p[i] = convert(low.at[i]);      \
+        p[i + 2] = convert(high.at[i]); \
     }
 #define F16_ONCE(x) sg_f16_of_float(sg_float_odd(x))
 #define BF16_ONCE(x) sg_bf16_of_float(sg_float_odd(x))
-ISA_INLINE void ISA(store_f16)(uint16_t *p, vd low, vd high) { PUT(F16_ONCE) }
-ISA_INLINE void ISA(store_bf16)(uint16_t *p, vd low, vd high) { PUT(BF16_ONCE) }
+ISA_INLINE void ISA(store_f16)(uint16_t *p, vd low, vd high) { PUT(F16_ONCE); }
+ISA_INLINE void ISA(store_bf16)(uint16_t *p, vd low, vd high) { PUT(BF16_ONCE); }
 ISA_INLINE void ISA(fetch)(const void *p) { (void)p; }

@@ -24,20 +24,20 @@ static ISA_FN double ISA(join_lanes)(double *lanes)
 }
 
 /* A chunk that holds NaN or inf: its sum is of no use, the finite maximum is. */
-#define RECOUNT(kind, type, to_double)                                                     \
-    static ISA_FN void ISA(recount_##kind)(const type *x, int64_t size, sg_part *part)     \
-    {                                                                                      \
-        double largest = 0;                                                                \
-        for (int64_t i = 0; i < size; i++) {                                               \
-            double a = fabs((double)to_double(x[i]));                                      \
-            if (a <= DBL_MAX) {                                                            \
-                largest = a > largest ? a : largest;                                       \
-            } else {                                                                       \
-                part->nonfinite++;                                                         \
-                part->has_nan |= a != a;                                                   \
-            }                                                                              \
-        }                                                                                  \
-        part->max_abs = largest;                                                           \
+#define RECOUNT(kind, type, to_double)                                                 \
+    static ISA_FN void ISA(recount_##kind)(const type *x, int64_t size, sg_part *part) \
+    {                                                                                  \
+        double largest = 0;                                                            \
+        for (int64_t i = 0; i < size; i++) {                                           \
+            double a = fabs((double)to_double(x[i]));                                  \
+            if (a <= DBL_MAX) {                                                        \
+                largest = a > largest ? a : largest;                                   \
+            } else {                                                                   \
+                part->nonfinite++;                                                     \
+                part->has_nan |= a != a;                                               \
+            }                                                                          \
+        }                                                                              \
+        part->max_abs = largest;                                                       \
     }
 
 RECOUNT(f32, float, )
@@ -159,29 +159,28 @@ static ISA_FN void ISA(read_f64)(const void *data, int64_t size, const char *ahe
 }
 
 /* The group that ends a chunk is worked on in a copy, so that nothing past it is touched. */
-#define SCALE(kind, type, step)                                                            \
-    static ISA_FN void ISA(scale_##kind)(void *data, int64_t size, const char *ahead,      \
-                                         double coef)                                      \
-    {                                                                                      \
-        type *x = data, tail[LANES] = {0};                                                 \
-        vd times = ISA(set_d)(coef);                                                       \
-        int64_t body = size / LANES * LANES, rest = size - body;                           \
-        for (int64_t i = 0; i < body; i += LANES) {                                        \
-            for (int64_t byte = 0; byte < LANES * (int64_t)sizeof(type); byte += 64)       \
-                ISA(fetch)(ahead + i * (int64_t)sizeof(type) + byte);                      \
-            for (int at = 0; at < LANES; at += step)                                       \
-                ISA(times_##kind)(x + i + at, times);                                      \
-        }                                                                                  \
-        memcpy(tail, x + body, (size_t)rest * sizeof(type));                               \
-        for (int at = 0; at < rest; at += step)                                            \
-            ISA(times_##kind)(tail + at, times);                                           \
-        memcpy(x + body, tail, (size_t)rest * sizeof(type));                               \
+#define SCALE(kind, type, step)                                                                    \
+    static ISA_FN void ISA(scale_##kind)(void *data, int64_t size, const char *ahead, double coef) \
+    {                                                                                              \
+        type *x = data, tail[LANES] = {0};                                                         \
+        vd times = ISA(set_d)(coef);                                                               \
+        int64_t body = size / LANES * LANES, rest = size - body;                                   \
+        for (int64_t i = 0; i < body; i += LANES) {                                                \
+            for (int64_t byte = 0; byte < LANES * (int64_t)sizeof(type); byte += 64)               \
+                ISA(fetch)(ahead + i * (int64_t)sizeof(type) + byte);                              \
+            for (int at = 0; at < LANES; at += step)                                               \
+                ISA(times_##kind)(x + i + at, times);                                              \
+        }                                                                                          \
+        memcpy(tail, x + body, (size_t)rest * sizeof(type));                                       \
+        for (int at = 0; at < rest; at += step)                                                    \
+            ISA(times_##kind)(tail + at, times);                                                   \
+        memcpy(x + body, tail, (size_t)rest * sizeof(type));                                       \
     }
 
-#define TIMES_HALF(kind)                                                                   \
-    ISA_INLINE void ISA(times_##kind)(uint16_t *x, vd coef)                                \
-    {                                                                                      \
-        vf v = ISA(load_##kind)(x);                                                        \
+#define TIMES_HALF(kind)                                                                     \
+    ISA_INLINE void ISA(times_##kind)(uint16_t *x, vd coef)                                  \
+    {                                                                                        \
+        vf v = ISA(load_##kind)(x);                                                          \
         ISA(store_##kind)(x, ISA(mul_d)(ISA(low)(v), coef), ISA(mul_d)(ISA(high)(v), coef)); \
     }
 

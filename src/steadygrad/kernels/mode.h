@@ -28,7 +28,10 @@ static inline float_mode standard_mode(void)
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
     return before;
 }
-static inline void restore_mode(float_mode before) { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+static inline void restore_mode(float_mode before)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+}
 #else
 typedef int float_mode;
 static inline float_mode standard_mode(void) { return 0; }

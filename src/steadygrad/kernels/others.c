@@ -8,55 +8,55 @@
 
 #define LANES 8
 
-#define READ_COMPLEX(kind, type)                                                           \
-    static void pass_##kind(const type *z, int64_t size, double scale, sg_part *part)      \
-    {                                                                                      \
-        double sums[LANES] = {0}, largest = 0;                                             \
-        int64_t zeros = 0, at = 0;                                                         \
-        for (int64_t i = 0; i < size; i++) {                                               \
-            double re = z[2 * i] * scale, im = z[2 * i + 1] * scale;                       \
-            double square = re * re + im * im;                                             \
-            sums[i % LANES] += square;                                                     \
-            at = square > largest ? i : at;                                                \
-            largest = square > largest ? square : largest;                                 \
-            zeros += z[2 * i] == 0 && z[2 * i + 1] == 0;                                   \
-        }                                                                                  \
-        part->sum = 0;                                                                     \
-        for (int i = 0; i < LANES; i++)                                                    \
-            part->sum += sums[i];                                                          \
-        part->max_abs = hypot(z[2 * at], z[2 * at + 1]);                                   \
-        part->zeros = zeros;                                                               \
-    }                                                                                      \
+#define READ_COMPLEX(kind, type)                                                                 \
+    static void pass_##kind(const type *z, int64_t size, double scale, sg_part *part)            \
+    {                                                                                            \
+        double sums[LANES] = {0}, largest = 0;                                                   \
+        int64_t zeros = 0, at = 0;                                                               \
+        for (int64_t i = 0; i < size; i++) {                                                     \
+            double re = z[2 * i] * scale, im = z[2 * i + 1] * scale;                             \
+            double square = re * re + im * im;                                                   \
+            sums[i % LANES] += square;                                                           \
+            at = square > largest ? i : at;                                                      \
+            largest = square > largest ? square : largest;                                       \
+            zeros += z[2 * i] == 0 && z[2 * i + 1] == 0;                                         \
+        }                                                                                        \
+        part->sum = 0;                                                                           \
+        for (int i = 0; i < LANES; i++)                                                          \
+            part->sum += sums[i];                                                                \
+        part->max_abs = hypot(z[2 * at], z[2 * at + 1]);                                         \
+        part->zeros = zeros;                                                                     \
+    }                                                                                            \
     /* The largest part tells the unit: a magnitude's square could have over- or underflowed. */ \
-    static double scan_##kind(const type *z, int64_t size, sg_part *part)                  \
-    {                                                                                      \
-        double part_max = 0, largest = 0;                                                  \
-        for (int64_t i = 0; i < size; i++) {                                               \
-            double re = fabs((double)z[2 * i]), im = fabs((double)z[2 * i + 1]);           \
-            double magnitude = hypot(re, im);                                              \
-            if (magnitude <= DBL_MAX) {                                                    \
-                largest = magnitude > largest ? magnitude : largest;                       \
-                part_max = re > part_max ? re : part_max;                                  \
-                part_max = im > part_max ? im : part_max;                                  \
-            } else {                                                                       \
-                part->nonfinite++;                                                         \
-                part->has_nan |= re != re || im != im;                                     \
-            }                                                                              \
-        }                                                                                  \
-        part->max_abs = largest;                                                           \
-        return part_max;                                                                   \
-    }                                                                                      \
-    void sg_read_##kind(const void *data, int64_t size, const char *ahead, sg_part *part)  \
-    {                                                                                      \
-        (void)ahead;                                                                       \
-        pass_##kind(data, size, 1.0, part);                                                \
-        if (part->sum <= DBL_MAX && sg_unit(part->max_abs) == 1.0 && part->max_abs > 0)    \
-            return;                                                                        \
-        double unit = sg_unit(scan_##kind(data, size, part));                              \
-        if (unit != 1.0 && part->nonfinite == 0) {                                         \
-            pass_##kind(data, size, 1.0 / unit, part);                                     \
-            part->unit = unit;                                                             \
-        }                                                                                  \
+    static double scan_##kind(const type *z, int64_t size, sg_part *part)                        \
+    {                                                                                            \
+        double part_max = 0, largest = 0;                                                        \
+        for (int64_t i = 0; i < size; i++) {                                                     \
+            double re = fabs((double)z[2 * i]), im = fabs((double)z[2 * i + 1]);                 \
+            double magnitude = hypot(re, im);                                                    \
+            if (magnitude <= DBL_MAX) {                                                          \
+                largest = magnitude > largest ? magnitude : largest;                             \
+                part_max = re > part_max ? re : part_max;                                        \
+                part_max = im > part_max ? im : part_max;                                        \
+            } else {                                                                             \
+                part->nonfinite++;                                                               \
+                part->has_nan |= re != re || im != im;                                           \
+            }                                                                                    \
+        }                                                                                        \
+        part->max_abs = largest;                                                                 \
+        return part_max;                                                                         \
+    }                                                                                            \
+    void sg_read_##kind(const void *data, int64_t size, const char *ahead, sg_part *part)        \
+    {                                                                                            \
+        (void)ahead;                                                                             \
+        pass_##kind(data, size, 1.0, part);                                                      \
+        if (part->sum <= DBL_MAX && sg_unit(part->max_abs) == 1.0 && part->max_abs > 0)          \
+            return;                                                                              \
+        double unit = sg_unit(scan_##kind(data, size, part));                                    \
+        if (unit != 1.0 && part->nonfinite == 0) {                                               \
+            pass_##kind(data, size, 1.0 / unit, part);                                           \
+            part->unit = unit;                                                                   \
+        }                                                                                        \
     }
 
 READ_COMPLEX(c64, float)

@@ -10,18 +10,18 @@
 
 static double same(double x) { return x; }
 
-#define ADD_ROW(kind, type, wide)                                                          \
-    static void put_##kind(double *to, const void *values, int64_t from, int64_t width)    \
-    {                                                                                      \
-        const type *row = (const type *)values + from;                                     \
-        for (int64_t i = 0; i < width; i++)                                                \
-            to[i] = (double)wide(row[i]);                                                  \
-    }                                                                                      \
-    static void add_##kind(double *to, const void *values, int64_t from, int64_t width)    \
-    {                                                                                      \
-        const type *row = (const type *)values + from;                                     \
-        for (int64_t i = 0; i < width; i++)                                                \
-            to[i] += (double)wide(row[i]);                                                 \
+#define ADD_ROW(kind, type, wide)                                                       \
+    static void put_##kind(double *to, const void *values, int64_t from, int64_t width) \
+    {                                                                                   \
+        const type *row = (const type *)values + from;                                  \
+        for (int64_t i = 0; i < width; i++)                                             \
+            to[i] = (double)wide(row[i]);                                               \
+    }                                                                                   \
+    static void add_##kind(double *to, const void *values, int64_t from, int64_t width) \
+    {                                                                                   \
+        const type *row = (const type *)values + from;                                  \
+        for (int64_t i = 0; i < width; i++)                                             \
+            to[i] += (double)wide(row[i]);                                              \
     }
 
 ADD_ROW(f32, float, same)
@@ -35,8 +35,8 @@ static const row_mover put[] = {put_f32, put_f64, put_f16, put_bf16};
 static const row_mover add_to[] = {add_f32, add_f64, add_f16, add_bf16};
 
 typedef struct {
-    int64_t *rows;   /* 1 + the row of the key that hashes to here or just before; 0 for none */
-    int64_t *keys;   /* of each row */
+    int64_t *rows; /* 1 + the row of the key that hashes to here or just before; 0 for none */
+    int64_t *keys; /* of each row */
     int64_t count;
     int bits;
 } table;

@@ -26,8 +26,8 @@ static void put(int type, int64_t i, double value)
     else if (type == SG_F64 || type == SG_C128)
         ((double *)given)[i] = value;
     else
-        ((uint16_t *)given)[i] = type == SG_F16 ? sg_f16_of_float((float)value)
-                                                : sg_bf16_of_float((float)value);
+        ((uint16_t *)given)[i] =
+            type == SG_F16 ? sg_f16_of_float((float)value) : sg_bf16_of_float((float)value);
 }
 
 static double get(const unsigned char *from, int type, int64_t i)
