@@ -91,6 +91,8 @@ class LoopByHand:
             self.loop.before_backward(loose)
         elif self._seen.steps and not self.loose.any_seen and self._is_settled():
             self.walks = MOST_WALKS
+        if not self.active and self.walks >= MOST_WALKS and not self._waits():
+            self.loop.rest()
 
     def _is_settled(self) -> bool:
         return self._seen.attachments.counted().settled()
