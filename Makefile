@@ -131,4 +131,4 @@ $(VENV)/.docs: $(INPUTS) | $(VENV)/bin/python
 	touch $@ $(VENV)/.dev $(VENV)/.demo
 
 clean:
-	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .coverage* .pytest_cache .mypy_cache .ruff_cache
