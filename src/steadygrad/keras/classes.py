@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, cast
 
 import keras
 
-from steadygrad.keras.hook import Hook, name_scope
+from steadygrad.keras.hook import Hook
+from steadygrad.keras.internals import name_scope
 from steadygrad.policies.choice import resolve
 from steadygrad.policies.gated import Gated
 

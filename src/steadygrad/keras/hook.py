@@ -13,7 +13,7 @@ micro-batch is dropped, and the rest counts where it is the last indeed: Keras t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import keras
@@ -381,9 +381,3 @@ def unscaled(optimizer: keras.Optimizer) -> Iterator[Array | None]:
         yield scale
     finally:
         optimizer.loss_scale_factor = scale
-
-
-def name_scope(optimizer: keras.Optimizer) -> AbstractContextManager[None]:
-    """Keras' scope for an optimizer's variables."""
-    scope: AbstractContextManager[None] = keras.name_scope(optimizer.name, caller=optimizer)
-    return scope if scope is not None else nullcontext()

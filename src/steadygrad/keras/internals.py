@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
+
+DROPS_OF_SCALERS = ("_stateful_handle_non_finite_grads", "_stateless_handle_non_finite_grads")
+"""What a `LossScaleOptimizer` calls where it drops a step, with variables and without."""
 
 
 def base_optimizer() -> type[keras.Optimizer]:
@@ -61,3 +65,10 @@ def own_rate(optimizer: keras.Optimizer) -> keras.Variable | None:
 def members(optimizer: keras.Optimizer) -> Sequence[keras.Optimizer]:
     """The optimizers inside of a `MultiOptimizer`."""
     return list(getattr(optimizer, "_inner_optimizers", []))
+
+
+def name_scope(optimizer: keras.Optimizer) -> AbstractContextManager[None]:
+    """Keras' scope for an optimizer's variables."""
+    keras = sys.modules["keras"]
+    scope: AbstractContextManager[None] = keras.name_scope(optimizer.name, caller=optimizer)
+    return scope if scope is not None else nullcontext()

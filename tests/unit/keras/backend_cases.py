@@ -988,6 +988,52 @@ def run_counts_real_steps_and_changes_nothing():
     assert {t.module for t in run.tensors} == {"Dense"}
 
 
+def by_numpy(start, x, y, clip):
+    """Norms and weights of SGD's steps on batches of 8 in float64; one that overflows is left out."""
+    parameters, norms = [np.array(w, np.float64) for w in start], []
+    for rows, targets in zip(x.reshape(-1, 8, 4), y.reshape(-1, 8, 1), strict=True):
+        kernel, bias, out, last = parameters
+        with np.errstate(invalid="ignore"):
+            hidden = np.tanh(rows.astype(np.float64) @ kernel + bias)
+            error = (hidden @ out + last - targets) / 4  # of the mean over 8 rows
+            inward = error @ out.T * (1 - hidden**2)
+            grads = [rows.T @ inward, inward.sum(0), hidden.T @ error, error.sum(0)]
+            norms.append(np.sqrt(sum(np.sum(g**2) for g in grads)))
+        if np.isfinite(norms[-1]):
+            rate = 0.01 * min(1, clip / norms[-1])
+            parameters = [p - rate * g for p, g in zip(parameters, grads, strict=True)]
+    return norms, parameters
+
+
+@case()
+def run_tells_what_a_scaler_drops():
+    x, y = data()
+    x[9] = np.inf
+
+    def train():
+        inner = keras.optimizers.SGD(0.01)
+        model = model_of(keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0))
+        start = weights(model)
+        model.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+        return start, weights(model)
+
+    start, plain = train()
+    for clip, limit in ((None, np.inf), ("norm:0.5", 0.5)):
+        with observed(clip) as session:
+            after = train()[1]
+        assert session.troubles == [], session.troubles
+        assert clip or equal(after, plain)
+        norms, expected = by_numpy(start, x, y, limit)
+        close(after, expected)
+        steps = steadygrad.open_run(session.path).steps
+        acted = "clip" if clip else "none"
+        assert steps.action.tolist() == [acted, "skip", acted, acted]
+        assert steps.loss_scale.tolist() == [1024.0, 1024.0, 512.0, 512.0]
+        assert np.allclose(steps.norm, norms, rtol=1e-5, equal_nan=True), (steps.norm, norms)
+        assert np.isnan(steps.loss).tolist() == [False, True, False, False]
+        assert np.allclose(steps.coef[2:], np.minimum(1, limit / np.array(norms[2:])), rtol=1e-5)
+
+
 @case()
 def run_clips_many_optimizers_and_windows():
     x, y = data()

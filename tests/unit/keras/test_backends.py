@@ -33,6 +33,7 @@ COMMON = [
     "recovery_of_what_cannot_be_is_refused",
     "raising_names_the_tensors_and_leaves_the_weights",
     "run_clips_many_optimizers_and_windows",
+    "run_tells_what_a_scaler_drops",
     "run_counts_real_steps_and_changes_nothing",
     "run_records_broken_steps",
     "run_records_what_keras_clips_by_itself",

@@ -43,6 +43,11 @@ class Ground:
         """What follows TensorFlow, where Keras runs on it."""
         return None if self._under is None else self._under()
 
+    @property
+    def replicas(self) -> int:
+        """How many of a model there are that train together in this process."""
+        return 1 if self.tensorflow is None else self.tensorflow.replicas
+
     @functools.cached_property
     def backend(self) -> Backend:
         """What Keras runs on: made at the first step, since a script configures its devices

@@ -7,14 +7,21 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from steadygrad.keras.internals import base_optimizer, jax_trainer, renew_shardings
+from steadygrad.keras.internals import (
+    DROPS_OF_SCALERS,
+    base_optimizer,
+    jax_trainer,
+    name_scope,
+    renew_shardings,
+)
 from steadygrad.launch.blame import aside
 from steadygrad.launch.keras_script.observer import KerasObserver
+from steadygrad.launch.keras_script.rows import ScaledStep
 from steadygrad.launch.keras_script.takeover import Takeover
 from steadygrad.launch.undoing import note, replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
 
     import keras
@@ -51,7 +58,7 @@ def install(
         observer.clips = takeover.clips
         note(takeover.leave)
     _patch_apply(base, observer, takeover)
-    _patch_scaler(keras.optimizers.LossScaleOptimizer, observer, takeover)
+    _patch_scaler(keras, observer, takeover)
     if backend != "jax":  # there it is a tracer of another trace
         for kind in (base, keras.optimizers.LossScaleOptimizer):
             _patch_scale_loss(kind, observer)
@@ -90,11 +97,11 @@ def _patch_apply(
     replace(base, "apply", apply)
 
 
-def _patch_scaler(
-    kind: type[keras.Optimizer], observer: KerasObserver, takeover: Takeover | None
-) -> None:
-    """Have a `LossScaleOptimizer` tell what it was given: inside of it all is divided."""
-    original = kind.apply
+def _patch_scaler(keras: ModuleType, observer: KerasObserver, takeover: Takeover | None) -> None:
+    """Have a `LossScaleOptimizer` tell what it was given: inside, all is divided or dropped."""
+    kind = keras.optimizers.LossScaleOptimizer
+    original, stateless = kind.apply, kind.stateless_apply
+    drop, drop_stateless = (getattr(kind, name) for name in DROPS_OF_SCALERS)
 
     @functools.wraps(original)
     def apply(
@@ -102,13 +109,52 @@ def _patch_scaler(
         grads: Iterable[Array | None],
         trainable_variables: Iterable[keras.Variable] | None = None,
     ) -> object:
-        grads = list(grads)
+        before, grads = type(self), list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if takeover is not None and not self.built:  # which changes its class, to clip
+                with name_scope(self):
+                    self.build(trainable_variables)
+        if type(self) is not before:
+            return self.apply(grads, trainable_variables)
         if takeover is not None:
             grads = takeover.unclipped(self, grads)
-        with aside, observer.rows.scaling(self, grads):
+        with aside, observer.rows.scaling(ScaledStep(self, grads, trainable_variables)):
             return original(self, grads, trainable_variables)
 
+    @functools.wraps(stateless)
+    def stateless_apply(
+        self: keras.Optimizer,
+        optimizer_variables: Sequence[Array],
+        grads: Sequence[Array | None],
+        trainable_variables: Sequence[Array],
+    ) -> object:
+        # its scale is one of these arrays: the variable itself is another trace's
+        scale = next(
+            (x for v, x in zip(self.variables, optimizer_variables, strict=True)
+             if v is self.dynamic_scale), None)  # fmt: skip
+        with aside, observer.rows.scaling(ScaledStep(self, list(grads), None, scale)):
+            return stateless(self, optimizer_variables, grads, trainable_variables)
+
+    @functools.wraps(drop)
+    def dropped(self: keras.Optimizer) -> object:
+        observer.dropped()
+        return drop(self)
+
+    @functools.wraps(drop_stateless)
+    def dropped_stateless(
+        self: keras.Optimizer,
+        optimizer_variables: Sequence[Array],
+        trainable_variables: Sequence[Array],
+    ) -> object:
+        with keras.StatelessScope(list(zip(self.variables, optimizer_variables, strict=True))):
+            observer.dropped()
+        return drop_stateless(self, optimizer_variables, trainable_variables)
+
     replace(kind, "apply", apply)
+    replace(kind, "stateless_apply", stateless_apply)
+    for name, wrapped in zip(DROPS_OF_SCALERS, (dropped, dropped_stateless), strict=True):
+        replace(kind, name, wrapped)
 
 
 def _patch_apply_of_many(kind: type[keras.Optimizer], observer: KerasObserver) -> None:

@@ -52,8 +52,16 @@ class HeardLoss:
             if self._session.plan.clip is None:
                 self.take()  # else the hook of them all tells it yet
 
+    @property
+    def _heard(self) -> TensorFlowObserver | HeardLoss:
+        return self._ground.tensorflow or self
+
+    def peek(self) -> object:
+        """The loss that the next step will take."""
+        return self._heard.loss
+
     def take(self) -> object:
         """The loss; the step after this one has another, unless several share it."""
-        heard: TensorFlowObserver | HeardLoss = self._ground.tensorflow or self
+        heard = self._heard
         loss, heard.loss = heard.loss, heard.loss if self._shares else None
         return loss

@@ -152,6 +152,23 @@ class KerasObserver:
                 raise  # so tf.distribute ends the threads of replicas
             self._session.trouble("a Keras step is not observed", error)
 
+    def dropped(self) -> None:
+        """The `LossScaleOptimizer` at work drops its step, or that branch is traced."""
+        self.guarded("a dropped Keras step is not recorded", self._tell_dropped)
+
+    def _tell_dropped(self) -> None:
+        step = self.rows.scaled_step
+        if step is None or self.ground.replicas > 1:
+            return
+        optimizer = step.scaler.inner_optimizer
+        variables = list(step.variables or trainable_variables(optimizer))
+        pairs = zip(step.gradients, variables, strict=True)
+        present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
+        if present and not members(optimizer):
+            there = [variables[i] for i in present]
+            inputs = StepGiven(optimizer, there, list(present), list(present.values()))
+            self.rows.drop(self.track(optimizer, variables), inputs, step)
+
     def track(self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> Track:
         """The rows of an optimizer, made at its first step."""
         track = self._of.get(optimizer)

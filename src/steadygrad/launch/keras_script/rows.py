@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from steadygrad.keras.internals import index_of, iterations
+from steadygrad.keras.internals import index_of, iterations, name_scope
 from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
 from steadygrad.launch.keras_script.side import Side
-from steadygrad.launch.track import STEPS, WAITS, Track, body_width
+from steadygrad.launch.track import DROPPED, STEPS, WAITS, Track, body_width
 from steadygrad.policies.choice import Choice
-from steadygrad.policies.stepping import StepGradients, Stepped, measure, step
+from steadygrad.policies.stepping import SKIP, StepGradients, Stepped, measure, step
 from steadygrad.stats import GradientStats
 from steadygrad.vocabulary import FIGURES
 
@@ -45,6 +45,32 @@ class StepGiven:
     gradients: list[Array]
 
 
+@dataclass
+class ScaledStep:
+    """What one call of a `LossScaleOptimizer` was given.
+
+    Attributes:
+        scaler: it.
+        gradients: times the loss scale.
+        variables: one for each; None for the optimizer's.
+        scale: the loss scale; None where its variable has it.
+        clipped: the script's clip calls that the gradients have passed.
+        loss: what was heard before.
+    """
+
+    scaler: keras.Optimizer
+    gradients: list[Array | None]
+    variables: list[keras.Variable] | None
+    scale: Array | None = None
+    clipped: Clipped | None = None
+    loss: object = None
+
+    @property
+    def factor(self) -> Array:
+        """The loss scale that the gradients have."""
+        return self.scaler.dynamic_scale if self.scale is None else self.scale
+
+
 class StepRows:
     """Makes the rows of every optimizer's steps.
 
@@ -56,7 +82,7 @@ class StepRows:
 
     def __init__(self, session: RunContext, ground: Ground, losses: HeardLoss) -> None:
         self._session, self._ground, self._losses = session, ground, losses
-        self._scalers: list[tuple[keras.Optimizer, Clipped | None]] = []
+        self._scaled: list[ScaledStep] = []
 
     @property
     def _backend(self) -> Backend:
@@ -66,21 +92,27 @@ class StepRows:
     def _side(self) -> Side[Array]:
         return self._ground.side
 
+    @property
+    def scaled_step(self) -> ScaledStep | None:
+        """What the `LossScaleOptimizer` at work was given; None outside of one."""
+        return self._scaled[-1] if self._scaled else None
+
     @contextlib.contextmanager
-    def scaling(self, scaler: keras.Optimizer, gradients: Sequence[Array | None]) -> Iterator[None]:
+    def scaling(self, step: ScaledStep) -> Iterator[None]:
         """A `LossScaleOptimizer` divides gradients, and hands them to the one inside of it."""
-        self._scalers.append((scaler, None))
-        self._session.guarded("a clip call is not seen", self._follow_scaled, scaler, gradients)
+        self._scaled.append(step)
+        self._session.guarded("a clip call is not seen", self._follow_scaled, step)
         try:
             yield
         finally:
-            self._scalers.pop()
+            self._scaled.pop()
 
-    def _follow_scaled(self, scaler: keras.Optimizer, gradients: Sequence[Array | None]) -> None:
-        """Note which clip calls scaled gradients have passed: those inside are other tensors."""
+    def _follow_scaled(self, step: ScaledStep) -> None:
+        """Note the loss, and the clip calls passed: inside, gradients are other tensors."""
+        step.loss = self._losses.peek()
         if self._ground.tensorflow is not None:
-            there = [gradient for gradient in gradients if gradient is not None]
-            self._scalers[-1] = (scaler, self._ground.tensorflow.clipped(there))
+            there = [gradient for gradient in step.gradients if gradient is not None]
+            step.clipped = self._ground.tensorflow.clipped(there)
 
     def observe(self, track: Track, inputs: StepGiven, variables: list[keras.Variable]) -> None:
         """An optimizer is about to step, or its step is traced.
@@ -127,6 +159,33 @@ class StepRows:
             body = self._body(track, done.stats, places, outcome)
             self._side.emit(track, self._side.joined(self._side.head(batch, []), body))
 
+    def drop(self, track: Track, inputs: StepGiven, scaled: ScaledStep) -> None:
+        """A `LossScaleOptimizer` drops a step whose scaled gradients overflowed.
+
+        Args:
+            track: the rows of the optimizer inside.
+            inputs: what the scaler was given.
+            scaled: the same, with the loss scale.
+        """
+        before = inputs.gradients if scaled.clipped is None else scaled.clipped.before
+        leaves = [self._backend.leaf(g) for g in self._divided(before, _value(scaled.factor))]
+        names = tuple(track.infos[i].name for i in inputs.places)
+        number, side = self._side.number, self._side
+        self._losses.take()
+        batch = [
+            side.loss(scaled.loss, inputs.variables, leaves[0]),
+            number(getattr(inputs.optimizer, "learning_rate", math.nan)),
+            number(scaled.factor),
+            number(DROPPED),
+            number(-1),
+        ]
+        with self._backend.engine.scope():
+            stats = measure(self._backend.engine, leaves, names, 2.0, full=True)
+            one = self._backend.engine.xp.ones_like(stats.total_norm)
+            outcome = [one * math.inf, one, one, one * SKIP]
+            body = self._body(track, stats, inputs.places, outcome)
+            side.emit(track, side.joined(side.head(batch, []), body))
+
     def _divided(self, gradients: Sequence[Array], scale: Array | float | None) -> list[Array]:
         """Gradients for reading, without their loss scale; not by the optimizer's own operations,
         with which TensorFlow would merge ours."""
@@ -142,10 +201,10 @@ class StepRows:
             places = [] if own is None else [own.placement(len(inputs.places), 0)]
             return None, track.placements.enter(places)
         clipped = None
-        if self._scalers:
-            scaler, clipped = self._scalers[-1]
+        if self._scaled:
+            clipped = self._scaled[-1].clipped
             if clipped is not None:
-                clipped.scale = scaler.dynamic_scale.value
+                clipped.scale = _value(self._scaled[-1].factor)
         if clipped is None:
             clipped = self._ground.tensorflow.clipped(
                 inputs.gradients, inputs.optimizer.loss_scale_factor
@@ -160,7 +219,7 @@ class StepRows:
         """What torch's own clip functions did to the gradients of a step, on torch."""
         optimizer = inputs.optimizer
         summed = optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps
-        if self._ground.name != "torch" or self._scalers or summed or own_clip(optimizer):
+        if self._ground.name != "torch" or self._scaled or summed or own_clip(optimizer):
             return None
         names = tuple(track.infos[i].name for i in inputs.places)
         seen: tuple[GradientStats, list[float]] | None
@@ -215,7 +274,7 @@ class StepRows:
         self, inputs: StepGiven, variables: list[keras.Variable]
     ) -> tuple[list[Array], Array | None]:
         """The gradients that the optimizer acts on, and what kind of micro-batch this is."""
-        from steadygrad.keras.hook import accumulators, name_scope
+        from steadygrad.keras.hook import accumulators
 
         optimizer, gradients = inputs.optimizer, inputs.gradients
         scale, every = optimizer.loss_scale_factor, optimizer.gradient_accumulation_steps
@@ -273,9 +332,8 @@ class StepRows:
         ]
 
     def _loss_scale(self, optimizer: keras.Optimizer) -> Array | float:
-        if self._scalers:
-            scale: Array = self._scalers[-1][0].dynamic_scale
-            return scale
+        if self._scaled:
+            return self._scaled[-1].factor
         factor: float = optimizer.loss_scale_factor or 1.0
         return factor
 
@@ -285,3 +343,9 @@ class StepRows:
         """The figures of a step, in the order of `STEP` and `FIGURES`."""
         figures = [getattr(stats, name) for name in FIGURES]
         return self._side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
+
+
+def _value(scale: Array) -> Array:
+    """A variable's value; what is an array already, as it is."""
+    value: Array = getattr(scale, "value", scale)
+    return value

@@ -74,6 +74,11 @@ class TensorFlowObserver:
         """Steps seen so far."""
         return self.tracks.steps
 
+    @property
+    def replicas(self) -> int:
+        """How many replicas of a model train together here."""
+        return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
     # -- backward ------------------------------------------------------------------------------
 
     def heard(self, loss: object) -> None:
