@@ -185,6 +185,19 @@ def thrown(params, state, x, y):
     u, state = second.update(g, state, params)
     return optax.apply_updates(params, u), state, loss, g
 train("thrown", second, thrown)
+# line searches, which differentiate by themselves; the loss is computed here, or stored by them
+def searching(tx, of_stored):
+    def step(params, state, x, y):
+        of = lambda p: loss_fn(p, x, y)
+        stored = optax.value_and_grad_from_state(of)
+        loss, g = stored(params, state=state) if of_stored else value_and_grad(of)(params)
+        u, state = tx.update(g, state, params, value=loss, grad=g, value_fn=of)
+        return optax.apply_updates(params, u), state, loss, g
+    return jax.jit(step)
+tx = optax.lbfgs()
+train("stored", tx, searching(tx, True))
+tx = optax.chain(optax.clip_by_global_norm(0.5), optax.lbfgs())
+train("search", tx, searching(tx, False))
 # a guard of optax drops the third step and the fifth
 params = fresh()
 guarding = optax.apply_if_finite(clipped(), 1)
@@ -200,7 +213,8 @@ SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(para
 print(json.dumps(SEEN))
 """
 
-FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elements": 0.01}
+FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elements": 0.01,
+         "stored": np.inf}  # fmt: skip
 """Thresholds of the trainings whose clip is not that of the others."""
 
 

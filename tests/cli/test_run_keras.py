@@ -16,6 +16,61 @@ from ..workbench import Forks, Workbench
 
 pytestmark = pytest.mark.timeout(600)  # each test starts frameworks twice or more
 
+TF_KERAS = """
+from types import SimpleNamespace
+import tensorflow as tf
+
+class Optimizer:
+    clipnorm = clipvalue = None
+
+    def __init__(self, learning_rate, global_clipnorm):
+        self.learning_rate, self.global_clipnorm = learning_rate, global_clipnorm
+
+    def apply_gradients(self, grads_and_vars):
+        gradients, variables = zip(*grads_and_vars)
+        gradients, _ = tf.clip_by_global_norm(gradients, self.global_clipnorm)
+        for gradient, variable in zip(gradients, variables):
+            variable.assign_sub(self.learning_rate * gradient)
+
+class SGD(Optimizer):
+    pass
+
+class Base:
+    dynamic = True
+
+class LossScaleOptimizerV3(Base):
+    def __init__(self, inner):
+        self.inner_optimizer, self._scale = inner, tf.Variable(1024.0, trainable=False)
+
+    @property
+    def loss_scale(self):
+        return tf.convert_to_tensor(self._scale)
+
+    def get_scaled_loss(self, loss):
+        return loss * self.loss_scale
+
+    def get_unscaled_gradients(self, gradients):
+        return [gradient / self.loss_scale for gradient in gradients]
+
+    def apply_gradients(self, grads_and_vars):
+        pairs = list(grads_and_vars)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g, _ in pairs])
+
+        def apply():
+            self.inner_optimizer.apply_gradients(pairs)
+            return tf.constant(0)
+
+        def drop():
+            self._scale.assign(self._scale / 2)
+            return tf.constant(0)
+
+        tf.cond(finite, apply, drop)
+
+optimizers = SimpleNamespace(Optimizer=Optimizer, legacy=SimpleNamespace(Optimizer=SGD))
+mixed_precision = SimpleNamespace(LossScaleOptimizer=Base)
+"""
+"""What `steadygrad run` touches of tf_keras, which is not among the packages of the tests."""
+
 TRAIN = """
 import hashlib, os, sys
 os.environ["KERAS_BACKEND"] = sys.argv[1]
@@ -48,6 +103,24 @@ if sys.argv[1] == "tensorflow":
 
     for start in range(0, 64, 16):
         print(*(float(figure) for figure in step(x[start:start + 16], y[start:start + 16])))
+    import tf_keras
+    weight = tf.Variable(tf.ones([4, 1]))
+    scaler = tf_keras.LossScaleOptimizerV3(tf_keras.SGD(0.01, global_clipnorm=0.5))
+
+    @tf.function
+    def scaled(a, b):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((a @ weight - b) ** 2)
+            big = scaler.get_scaled_loss(loss)
+        grads = scaler.get_unscaled_gradients(tape.gradient(big, [weight]))
+        scaler.apply_gradients(zip(grads, [weight]))
+        return loss
+
+    for factor in (1, 2, np.inf, 3):
+        a, b, w = factor * np.abs(x[:16, 0]), y[:16], weight.numpy().astype(float)
+        norm = np.linalg.norm(2 * a.astype(float).T @ (a @ w - b) / 16)
+        print(float(scaled(a, b)), norm)
+    print(weight.numpy().tobytes().hex())
 print(len(model.optimizer.variables), hashed(model))
 model.save("model.keras")
 
@@ -101,6 +174,7 @@ def trained(request: Any, workbench: Any, once: Any) -> tuple[str, Any, Any, Run
     def train(folder: Path) -> tuple[Any, Any, str]:
         bench = workbench(folder)
         bench.write("train.py", TRAIN)
+        bench.write("tf_keras.py", TF_KERAS)
         plain = bench.python("train.py", request.param)
         observed = bench.steadygrad("run", "--out", "run.db", "train.py", request.param)
         return plain, observed, bench.run_file()
@@ -128,6 +202,15 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
         said = np.array([line.split() for line in plain.stdout.splitlines()[:4]], float)
         np.testing.assert_allclose(by_tape["loss"], said[:, 0], rtol=1e-6)
         np.testing.assert_allclose(by_tape["norm"], said[:, 1], rtol=1e-5)
+        of_keras_2 = run.steps[run.steps["optimizer"] == 2]
+        said = np.array([line.split() for line in plain.stdout.splitlines()[4:8]], float)
+        np.testing.assert_allclose(of_keras_2["loss"], said[:, 0], rtol=1e-6)
+        np.testing.assert_allclose(of_keras_2["norm"], said[:, 1], rtol=1e-5)
+        assert list(of_keras_2["action"]) == ["clip", "clip", "skip", "clip"]
+        assert of_keras_2["loss_scale"].tolist() == [1024.0, 1024.0, 1024.0, 512.0]
+        applied = of_keras_2[[0, 1, 3]]
+        np.testing.assert_allclose(applied["coef"], 0.5 / said[[0, 1, 3], 1], rtol=1e-5)
+        assert set(applied["threshold"]) == {0.5}
 
 
 def test_a_train_step_of_ones_own_is_observed_and_unchanged(trained: Any) -> None:

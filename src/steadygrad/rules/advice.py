@@ -46,6 +46,13 @@ def clip_code(view: View, spec: str) -> str:
         The snippet, import included.
     """
     in_cell = view.run.info.get("observed_by") == "cell"
+    name, _, limit = spec.partition(":")
+    if view.framework == "tensorflow" and name == "norm":  # steps that no attach can reach
+        return (
+            "import steadygrad.tensorflow as sg\n"
+            f"gradients, _ = sg.clip_by_global_norm(gradients, {limit})  # before apply_gradients\n"
+            f"# or, where the optimizer is one of tf_keras: Adam(lr, global_clipnorm={limit})"
+        )
     return (f"# %%steadygrad --clip {spec}   does it for this cell; in code:\n" * in_cell) + code(
         view,
         torch=_PREFIX["torch"] + f'sg.attach(optimizer, clip="{spec}", model=model)',

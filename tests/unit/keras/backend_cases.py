@@ -989,7 +989,7 @@ def run_counts_real_steps_and_changes_nothing():
 
 
 def by_numpy(start, x, y, clip):
-    """Norms and weights of SGD's steps on batches of 8 in float64; one that overflows is left out."""
+    """Norms and weights of SGD on batches of 8 in float64; a step that overflows is left out."""
     parameters, norms = [np.array(w, np.float64) for w in start], []
     for rows, targets in zip(x.reshape(-1, 8, 4), y.reshape(-1, 8, 1), strict=True):
         kernel, bias, out, last = parameters

@@ -80,6 +80,7 @@ class Flight:
     Attributes:
         gradients: the leaves it was handed, in order.
         trace: where it is being traced.
+        value: the loss at the parameters, where the script hands it over, as a line search needs.
         left: the leaves as the script's clips have left them so far.
         threshold: the least that a clip has in force; inf without one.
         clips: names of the clips that acted.
@@ -96,6 +97,7 @@ class Flight:
 
     gradients: Sequence[jax.Array]
     trace: JaxTrace
+    value: ArrayLike | None = None
     left: list[jax.Array] = field(init=False)
     threshold: ArrayLike = math.inf
     clips: list[str] = field(default_factory=list)

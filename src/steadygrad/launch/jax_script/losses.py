@@ -7,9 +7,10 @@ comes to the host by itself, and the host takes the mean of what came since the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import jax
@@ -58,6 +59,16 @@ class Losses:
             jax.debug.callback(self.arrive, loss)
         else:
             self._arrived = [*self._arrived[-63:], loss]
+
+    @contextlib.contextmanager
+    def muted(self) -> Iterator[None]:
+        """An optimizer works: what it differentiates itself, as a line search does, is its own."""
+        before = getattr(self._nesting, "inside", False)
+        self._nesting.inside = True
+        try:
+            yield
+        finally:
+            self._nesting.inside = before
 
     def arrive(self, loss: ArrayLike) -> None:
         """A loss has come to the host."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from steadygrad.jax._x64 import wide
@@ -184,16 +185,17 @@ class JaxObserver:
         self, owner: Owner, original: Update, args: tuple[PyTree, ...], kwargs: Mapping[str, object]
     ) -> tuple[PyTree, PyTree]:
         gradients = floating(args[0])
-        flight = Flight(gradients, current_trace())
+        flight = Flight(gradients, current_trace(), _scalar(kwargs.get("value")))
         if self._here.alone is not None:
             flight.continues(self._here.alone, gradients)
         self._here.alone, self._here.flight = None, flight
         try:
-            step = self._clipped(owner, flight, args)
-            if step is None:
-                result = self._inside(flight, owner.made, original, args, kwargs)
-            else:
-                result = self._applied(owner, flight, step, original, args, kwargs)
+            with self._losses.muted():
+                step = self._clipped(owner, flight, args)
+                if step is None:
+                    result = self._inside(flight, owner.made, original, args, kwargs)
+                else:
+                    result = self._applied(owner, flight, step, original, args, kwargs)
         finally:
             self._here.flight = None
         if not flight.is_step:
@@ -282,6 +284,7 @@ class JaxObserver:
         """A row's first numbers: those on the device, and those that only the host has."""
         head: dict[str, ArrayLike] = {}
         loss, rate = self._losses.here(flight.trace), flight.rate
+        loss = flight.value if loss is None else loss
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)
         closes = self._here.closes if flight.closes is None else flight.closes
@@ -381,6 +384,12 @@ class JaxObserver:
             head.update({name: getattr(step.done, name) for name in OUTCOME})
             row = packed(head, step.done.stats)
         self._send(step.track, row, Arrival(fixed))
+
+
+def _scalar(value: object) -> ArrayLike | None:
+    """What the script hands an optimizer as ``value``, where it is one number."""
+    one = value is not None and np.shape(cast("ArrayLike", value)) == ()
+    return cast("ArrayLike", value) if one else None
 
 
 class ClippedStep(NamedTuple):

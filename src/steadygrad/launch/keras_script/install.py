@@ -97,9 +97,9 @@ def _patch_apply(
     replace(base, "apply", apply)
 
 
-def _patch_scaler(keras: ModuleType, observer: KerasObserver, takeover: Takeover | None) -> None:
+def _patch_scaler(library: ModuleType, observer: KerasObserver, takeover: Takeover | None) -> None:
     """Have a `LossScaleOptimizer` tell what it was given: inside, all is divided or dropped."""
-    kind = keras.optimizers.LossScaleOptimizer
+    kind = library.optimizers.LossScaleOptimizer
     original, stateless = kind.apply, kind.stateless_apply
     drop, drop_stateless = (getattr(kind, name) for name in DROPS_OF_SCALERS)
 
@@ -147,7 +147,7 @@ def _patch_scaler(keras: ModuleType, observer: KerasObserver, takeover: Takeover
         optimizer_variables: Sequence[Array],
         trainable_variables: Sequence[Array],
     ) -> object:
-        with keras.StatelessScope(list(zip(self.variables, optimizer_variables, strict=True))):
+        with library.StatelessScope(list(zip(self.variables, optimizer_variables, strict=True))):
             observer.dropped()
         return drop_stateless(self, optimizer_variables, trainable_variables)
 

@@ -58,7 +58,7 @@ class OwnClip:
         )
 
 
-def own_clip(optimizer: Optimizer) -> OwnClip | None:
+def own_clip(optimizer: object) -> OwnClip | None:
     """What an optimizer clips by itself.
 
     Args:

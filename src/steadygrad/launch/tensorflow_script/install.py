@@ -76,6 +76,13 @@ class TensorFlowPatches:
         """Gradients of this are asked for."""
         self._session.guarded("a loss is not seen", lambda: self.observer().heard(loss))
 
+    def scaled(self, scaled: object, loss: object) -> None:
+        """A loss was multiplied by a loss scale; where it is a function, nothing is there yet."""
+        if not callable(loss):
+            self._session.guarded(
+                "a loss is not seen", lambda: self.observer().scaled(scaled, loss)
+            )
+
     def differentiated(self, sources: object, gradients: object) -> None:
         """A tape has returned these gradients."""
         self._session.guarded(
@@ -181,6 +188,9 @@ def install_tf_keras(patches: TensorFlowPatches, tf_keras: ModuleType) -> None:
         for base in reversed(kind.__mro__):
             if "apply_gradients" in vars(base):
                 patch_apply_gradients(base, patches)
+    for kind in tf_keras.mixed_precision.LossScaleOptimizer.__subclasses__():
+        patch_apply_gradients(kind, patches)
+        replace(kind, "get_scaled_loss", _watch_scaling(kind.get_scaled_loss, patches))
 
 
 def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) -> None:
@@ -200,6 +210,16 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
             return original(self, pairs, *args, **kwargs)
 
     replace(kind, "apply_gradients", apply_gradients)
+
+
+def _watch_scaling(original: Function, patches: TensorFlowPatches) -> Function:
+    @functools.wraps(original)
+    def get_scaled_loss(self: object, loss: object) -> object:
+        scaled = original(self, loss)
+        patches.scaled(scaled, loss)
+        return scaled
+
+    return get_scaled_loss
 
 
 def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
 from steadygrad.launch.placements import Placement
 from steadygrad.launch.tensorflow_script.by_hand import (
     AskedGradients,
@@ -30,7 +31,8 @@ from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
 from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
 from steadygrad.policies import Policy
-from steadygrad.policies.stepping import CLIP, NONE, measure
+from steadygrad.policies.choice import Choice
+from steadygrad.policies.stepping import CLIP, NONE, SKIP, StepGradients, measure, step
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
@@ -163,7 +165,7 @@ class TensorFlowObserver:
         """An optimizer of `tf.compat.v1` or tf_keras is given gradients.
 
         Args:
-            optimizer: it.
+            optimizer: it; a `LossScaleOptimizer` of tf_keras is given them unscaled.
             gradients: one for each variable, or None.
             variables: what it is to move.
 
@@ -171,7 +173,7 @@ class TensorFlowObserver:
             A context to take the step in, so that a session runs what is added to its graph.
         """
         self.by_hand.forget()
-        kind = type(optimizer).__name__
+        kind = type(inner_of(optimizer)).__name__
         return self._step(
             optimizer,
             gradients,
@@ -244,11 +246,19 @@ class TensorFlowObserver:
         if not present:
             return nullcontext()
         track = self._track(optimizer, variables, kind)
-        there = list(present.values())
-        clipped = self.clipped(there)
-        place = self.placements(track, there, clipped)
-        stats = self.measured(there if clipped is None else clipped.before, track, list(present))
-        row = self._row(optimizer, track, stats, list(present), clipped, place)
+        there, places = list(present.values()), list(present)
+        clipped, own = self.clipped(there), own_clip(inner_of(optimizer))
+        depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
+        owns = [] if own is None else [own.placement(len(there), depth)]
+        place = self.placements(track, there, clipped, owns)
+        before = there if clipped is None else clipped.before
+        stats, outcome = self._left(before, clipped, own, [track.infos[i].name for i in places])
+        row = self._row(optimizer, track, stats, places, clipped, place, outcome)
+        if self.replicas > 1:
+            self._session.mention(
+                f"norms on record of {kind} are those of one replica's gradients, before they are "
+                "summed"
+            )
         handed_over = self.side.emit(track, row)
         if self._session.plan.clip is not None:
             self._session.mention(f"--clip was not applied to {unclipped}")
@@ -257,13 +267,21 @@ class TensorFlowObserver:
             return waits
         return nullcontext()
 
-    def measured(
-        self, gradients: Sequence[Gradient], track: Track, places: Sequence[int]
-    ) -> GradientStats:
-        """The figures of gradients, at these places of a track."""
-        leaves = [unread(values(merged(gradient))) for gradient in gradients]
-        names = tuple(track.infos[i].name for i in places)
-        return measure(self._engine, leaves, names, 2.0, full=True)
+    def _left(
+        self,
+        before: Sequence[Gradient],
+        clipped: Clipped | None,
+        own: OwnClip | None,
+        names: Sequence[str],
+    ) -> tuple[GradientStats, list[tf.Tensor]]:
+        """The figures before clipping, and what the script's calls and the optimizer's own left."""
+        leaves = [unread(values(merged(gradient))) for gradient in before]
+        if clipped is None and own is not None:
+            choice, inputs = Choice(own.policy, "propagate"), StepGradients(leaves, tuple(names))
+            done = step(self._engine, choice, {}, inputs, full=True)
+            return done.stats, [done.threshold, done.coef, done.cosine, done.action]
+        stats = measure(self._engine, leaves, tuple(names), 2.0, full=True)
+        return stats, step_figures(clipped, stats, None if own is None else own.policy)
 
     def _row(
         self,
@@ -273,14 +291,21 @@ class TensorFlowObserver:
         places: Sequence[int],
         clipped: Clipped | None,
         place: int,
+        outcome: Sequence[tf.Tensor],
     ) -> tf.Tensor:
-        number = self.side.number
-        batch = [self.side.loss(self.take_loss(), (), stats.total_norm), number(rate_of(optimizer))]
-        batch += [number(1.0), number(STEPS), number(place)]
+        number, inner = self.side.number, inner_of(optimizer)
+        scale = 1.0 if inner is optimizer else getattr(optimizer, "loss_scale", 1.0)
+        batch = [self.side.loss(self.take_loss(), (), stats.total_norm), number(rate_of(inner))]
+        batch += [number(scale), number(STEPS), number(place)]
+        if inner is not optimizer and getattr(optimizer, "dynamic", False):
+            one = tf.ones_like(stats.total_norm)
+            dropped = tf.reduce_sum(stats.nonfinite) > 0
+            drop = (one * math.inf, one, one, one * SKIP)
+            outcome = [tf.where(dropped, d, o) for d, o in zip(drop, outcome, strict=True)]
         figures = [getattr(stats, name) for name in FIGURES]
-        step = [stats.total_norm, *step_figures(clipped, stats)]
         head = self.side.head(batch, [] if clipped is None else clipped.figures())
-        return self.side.joined(head, self.side.body(step, figures, places, len(track.infos)))
+        body = self.side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
+        return self.side.joined(head, body)
 
     def _track(self, optimizer: object, variables: Sequence[Variable], kind: str) -> Track:
         track = self._own.get(optimizer)
@@ -328,6 +353,11 @@ def step_figures(
     outcome = clipped.outcome(stats, then)
     action = tf.where(outcome.clipped, one * CLIP, one * NONE)
     return [outcome.threshold, outcome.coef, outcome.cosine, action]
+
+
+def inner_of(optimizer: object) -> object:
+    """The optimizer inside of a `LossScaleOptimizer`; any other is its own."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def rate_of(optimizer: object) -> object:
