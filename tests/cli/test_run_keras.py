@@ -205,10 +205,11 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
         of_keras_2 = run.steps[run.steps["optimizer"] == 2]
         said = np.array([line.split() for line in plain.stdout.splitlines()[4:8]], float)
         np.testing.assert_allclose(of_keras_2["loss"], said[:, 0], rtol=1e-6)
-        np.testing.assert_allclose(of_keras_2["norm"], said[:, 1], rtol=1e-5)
+        assert not np.isfinite(of_keras_2["norm"][2])
         assert list(of_keras_2["action"]) == ["clip", "clip", "skip", "clip"]
         assert of_keras_2["loss_scale"].tolist() == [1024.0, 1024.0, 1024.0, 512.0]
         applied = of_keras_2[[0, 1, 3]]
+        np.testing.assert_allclose(applied["norm"], said[[0, 1, 3], 1], rtol=1e-5)
         np.testing.assert_allclose(applied["coef"], 0.5 / said[[0, 1, 3], 1], rtol=1e-5)
         assert set(applied["threshold"]) == {0.5}
 

@@ -84,6 +84,8 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(updates)
+        if not leaves:
+            _warn_of_nothing("clip_by_global_norm", "clipped")
         return jax.tree.unflatten(structure, scaled(max_norm, *map(jnp.asarray, leaves))), state
 
     return optax.GradientTransformation(_no_state, update)
@@ -190,12 +192,7 @@ def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
     """
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
     if not leaves:
-        warnings.warn(
-            "measure was given a pytree without arrays: nothing was measured. Pass the gradients, "
-            "as jax.grad returns them",
-            NoGradientsWarning,
-            stacklevel=2,
-        )
+        _warn_of_nothing("measure", "measured")
     with wide():
         stats = measure_leaves(JaxEngine(), leaves, leaf_names(updates), norm_type, full=True)
         single = {
@@ -203,6 +200,15 @@ def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
             for key in ("norms", "max_abs", "total_norm")
         }
         return dataclasses.replace(stats, **single)
+
+
+def _warn_of_nothing(caller: str, done: str) -> None:
+    warnings.warn(
+        f"{caller} was given a pytree without arrays: nothing was {done}. Pass the gradients, as "
+        "jax.grad returns them",
+        NoGradientsWarning,
+        stacklevel=3,
+    )
 
 
 def _require_threshold(value: ArrayLike, name: str, caller: str) -> None:

@@ -230,8 +230,14 @@ class Steady(Handle):
         return self._spec
 
     def _last(self) -> StepRecord | None:
+        return self.last if self.has_stepped else None
+
+    @property
+    @internal
+    def has_stepped(self) -> bool:
+        """Whether a step was seen."""
         hook = classes.hook_of(self.optimizer)
-        return None if hook is None or hook.state.seen()["step"] == 0 else self.last
+        return hook is not None and bool(hook.state.all) and hook.state.seen()["step"] > 0
 
     @internal
     def look_at(self, model: keras.Model) -> None:

@@ -7,10 +7,11 @@ import os
 
 import keras
 
-from steadygrad.errors import UsageError
+from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import hook_of
 from steadygrad.runlog import RunWriter, TrainingStopped
+from steadygrad.runlog.notice import warn
 
 
 class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
@@ -115,6 +116,15 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
+        if not self.steady.has_stepped:
+            kind = type(self.steady.optimizer).plain.__name__
+            warn(
+                f"the {kind} that steadygrad is attached to took no step in fit, so nothing was "
+                "clipped or recorded: attach to the optimizer that the model is compiled with, "
+                "steadygrad.keras.attach(model.optimizer, ...), and see that "
+                "model.trainable_variables is not empty",
+                NoGradientsWarning,
+            )
         self.steady.flush()
         if self._attached_here:
             self.steady.detach()

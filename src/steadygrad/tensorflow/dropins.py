@@ -81,6 +81,8 @@ def clip_by_global_norm(
     with tf.name_scope(name or "clip_by_global_norm"):
         tensors = _as_list(t_list)
         there = [g for g in tensors if g is not None]
+        if not there:
+            _warn_of_nothing("clip_by_global_norm", "clipped")
         if use_norm is None:
             total = _total([merged(t) for t in there])
         else:
@@ -150,7 +152,7 @@ def clip_by_value(
         A tensor like ``t``; NaN stays NaN.
 
     Raises:
-        UsageError: the least is over the largest, where both are known.
+        UsageError: the least is over the largest, or one is NaN, where they are known.
 
     Example:
         >>> import tensorflow as tf
@@ -160,6 +162,9 @@ def clip_by_value(
     low, high = tf.get_static_value(clip_value_min), tf.get_static_value(clip_value_max)
     low = clip_value_min if low is None else low
     high = clip_value_max if high is None else high
+    for bound in (low, high):
+        if not tf.is_tensor(bound) and np.any(np.isnan(bound)):
+            raise UsageError("clip_by_value: a bound is NaN, and would make every element NaN")
     if not tf.is_tensor(low) and not tf.is_tensor(high) and np.any(np.greater(low, high)):
         raise UsageError(
             f"clip_by_value: clip_value_min {low} is over clip_value_max {high}; swap them"
@@ -195,14 +200,18 @@ def measure(
     all_names = names or [str(place) for place in range(len(gradients))]
     there = [(n, g) for n, g in zip(all_names, gradients, strict=True) if g is not None]
     if not there:
-        warnings.warn(
-            "measure was given no gradients: nothing was measured. Pass what "
-            "tape.gradient(loss, variables) returns",
-            NoGradientsWarning,
-            stacklevel=2,
-        )
+        _warn_of_nothing("measure", "measured")
     leaves = [_values(merged(g)) for _, g in there]
     return measure_leaves(TensorFlowEngine(), leaves, tuple(n for n, _ in there), norm_type, True)
+
+
+def _warn_of_nothing(caller: str, done: str) -> None:
+    warnings.warn(
+        f"{caller} was given no gradients: nothing was {done}. Pass what "
+        "tape.gradient(loss, variables) returns",
+        NoGradientsWarning,
+        stacklevel=3,
+    )
 
 
 def _as_list(

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import steadygrad.jax as sg
-from steadygrad.errors import UsageError
+from steadygrad.errors import NoGradientsWarning, UsageError
 
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(1.0, 4.0)}
 
@@ -130,3 +130,12 @@ def test_agc_clips_a_bare_array_too(wrap):
     clipped, state = tx.update(updates, tx.init(weights), weights)
     np.testing.assert_allclose(jax.tree.leaves(clipped)[0], 0.01, rtol=1e-6)
     assert all(name for entry in state.names for name in entry)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"w": None}])
+def test_no_gradients_are_told(nothing):
+    tx = sg.clip_by_global_norm(1.0)
+    with pytest.warns(NoGradientsWarning, match="clip_by_global_norm was given a pytree without"):
+        assert tx.update(nothing, tx.init(nothing))[0] == nothing
+    with pytest.warns(NoGradientsWarning, match=r"measure .* nothing was measured"):
+        sg.measure(nothing)

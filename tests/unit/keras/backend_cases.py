@@ -292,6 +292,19 @@ def clip_groups_for_nothing_are_told():
     assert told({"@Muon": "none", "kernel": "norm:1.0"}) == []
     optimizer = keras.optimizers.SGD(0.1)
     expect(SpecError, "by variable path", lambda: sg.attach(optimizer, clip={"@group:a": "none"}))
+    x, y = data()
+    other = sg.attach(keras.optimizers.Adam())
+    for steady, words in (
+        (other, "the Adam that steadygrad is attached to took no step"),
+        (None, ""),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            monitor = sg.GradientMonitor(steady)
+            model_of(keras.optimizers.SGD(0.01)).fit(x, y, verbose=0, callbacks=[monitor])
+        told = [str(w.message) for w in caught if w.category is NoGradientsWarning]
+        assert len(told) == bool(words), told
+        assert all(words in sentence for sentence in told), told
 
 
 @case()

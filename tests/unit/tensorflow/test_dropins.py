@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import steadygrad.tensorflow as sg
-from steadygrad.errors import UsageError
+from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.tensorflow.rounding import narrow
 
 MODES = {"eager": None, "graph": False, "xla": True}
@@ -205,3 +205,17 @@ def test_large_broken_tensors_are_counted_and_leave_the_others_exact(mode):
     assert float(norms[2]) == pytest.approx(oracle([tiny]), rel=1e-6)
     assert np.isnan(norm)
     np.testing.assert_array_equal(left, broken)
+
+
+@pytest.mark.parametrize("nothing", [[], [None, None]])
+def test_no_gradients_are_told(nothing):
+    with pytest.warns(NoGradientsWarning, match="clip_by_global_norm was given no gradients"):
+        assert sg.clip_by_global_norm(nothing, 1.0)[0] == nothing
+    with pytest.warns(NoGradientsWarning, match=r"measure .* nothing was measured"):
+        sg.measure(nothing)
+
+
+@pytest.mark.parametrize("bounds", [(np.nan, 1.0), (-1.0, tf.constant(np.nan))])
+def test_a_bound_that_is_nan_is_refused(bounds):
+    with pytest.raises(UsageError, match="a bound is NaN"):
+        sg.clip_by_value(tf.ones(2), *bounds)

@@ -301,7 +301,8 @@ class TensorFlowObserver:
             one = tf.ones_like(stats.total_norm)
             dropped = tf.reduce_sum(stats.nonfinite) > 0
             drop = (one * math.inf, one, one, one * SKIP)
-            outcome = [tf.where(dropped, d, o) for d, o in zip(drop, outcome, strict=True)]
+            pairs = zip(drop, outcome, strict=True)
+            outcome = [tf.where(dropped, d, tf.cast(o, d.dtype)) for d, o in pairs]
         figures = [getattr(stats, name) for name in FIGURES]
         head = self.side.head(batch, [] if clipped is None else clipped.figures())
         body = self.side.body([stats.total_norm, *outcome], figures, places, len(track.infos))
