@@ -66,7 +66,9 @@ def test_clips_in_place_of_max_grad_norm(tmp_path, make_model, samples) -> None:
     assert torch.equal(weights(theirs), weights(watched))
     seen = steadygrad.open_run(tmp_path / "none.db").steps
     assert np.allclose(seen.norm, run.steps.norm, rtol=1e-3)
-    assert seen.norm[0] == run.steps.norm[0] == trainer.state.log_history[0]["grad_norm/total"]
+    assert seen.norm[0] == trainer.state.log_history[0]["grad_norm/total"]
+    # the same gradients by two ways: processors add up float64 in orders of their own
+    assert seen.norm[0] == pytest.approx(run.steps.norm[0], rel=1e-14)
     assert np.allclose(seen.coef * seen.norm, 0.05, rtol=1e-4)
 
 

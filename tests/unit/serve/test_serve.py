@@ -20,6 +20,8 @@ import pytest
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+HANGS = 60
+"""Seconds after which a server is taken to hang; no measure, machines may be busy."""
 
 
 def write(writer: RunWriter, first: int, last: int, norm: float = 1.0) -> None:
@@ -60,13 +62,13 @@ class Server:
             f"http://127.0.0.1:{self.port}{path}", method=method, headers=named
         )
         try:
-            with urllib.request.urlopen(request, timeout=20) as response:
+            with urllib.request.urlopen(request, timeout=HANGS) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             return error.code
 
     def raw_answer(self, headers: str) -> int:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as asking:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=HANGS) as asking:
             asking.sendall(f"GET / HTTP/1.1\r\n{headers}\r\n".encode())
             return int(asking.recv(12).removeprefix(b"HTTP/1.1 "))
 
@@ -126,7 +128,7 @@ def test_elsewhere_needs_the_token_that_is_printed(folder: Path) -> None:
         assert server.answer(Cookie=f"steadygrad-token={token}") == 200
         assert server.answer("/events", Cookie="steadygrad-token=wrong") == 403
         assert server.answer(Cookie=f"steadygrad-token={token}", Origin="http://evil") == 403
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as asking:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANGS)) as asking:
             asking.request("GET", f"//evil.example/?token={token}")
             assert asking.getresponse().getheader("Location") == "/evil.example/"
     finally:

@@ -53,7 +53,7 @@ class Terminal:
 
     def end(self) -> int:
         """Wait for the program's end, reading on, since a full pty would stop it."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while self.process.poll() is None and time.monotonic() < deadline:
             if select.select([self.ours], [], [], 0.1)[0]:
                 self.shown += os.read(self.ours, 65536).decode(errors="replace")
