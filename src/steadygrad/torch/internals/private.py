@@ -7,6 +7,8 @@ asked of the object where it is used: it is as old as torch.
 from __future__ import annotations
 
 import functools
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +46,54 @@ NORMALISATION = torch.nn.modules.batchnorm._NormBase
 
 CONVOLUTION = torch.nn.modules.conv._ConvNd
 """The class of convolutions, transposed ones included."""
+
+
+def give_hooks(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Have an optimizer call hooks around its `step`: one whose `__init__` is not torch's has none.
+
+    Torch would put its wrapper on the class, where other optimizers of it would fail.
+
+    Args:
+        optimizer: one that calls them already stays as it is.
+
+    Returns:
+        A function that takes them away again.
+    """
+    missing = [name for name in _STEP_HOOKS if name not in vars(optimizer)]
+    if not missing and getattr(type(optimizer).step, "hooked", False):
+        return _nothing
+    alive = weakref.ref(optimizer)  # one that is dropped is freed at once
+    before: Any = vars(optimizer).get("step")  # a scheduler's
+    original: Any = type(optimizer).step
+
+    @functools.wraps(original)
+    def inside(self: torch.optim.Optimizer, *args: object, **kwargs: object) -> object:
+        return original(self, *args, **kwargs) if before is None else before(*args, **kwargs)
+
+    around: Any = optimizer.profile_hook_step(inside)
+
+    @functools.wraps(original if before is None else before)
+    def step(*args: object, **kwargs: object) -> object:
+        return around(alive(), *args, **kwargs)
+
+    def undo() -> None:
+        optimizer = alive()
+        if optimizer is not None and vars(optimizer).get("step") is step:
+            del optimizer.step
+            if before is not None:
+                vars(optimizer)["step"] = before
+            for name in missing:
+                delattr(optimizer, name)
+
+    vars(optimizer).update({"step": step, **{name: OrderedDict() for name in missing}})
+    return undo
+
+
+_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+def _nothing() -> None:
+    return None
 
 
 def default_device_mode() -> object:

@@ -173,7 +173,7 @@ class ActivationWatch:
         units = value.detach().float()
         units = units.movedim(1, -1) if self._convolved else units
         units = units.reshape(-1, units.shape[-1])
-        self._figures["activation_zero"][key] = units.any(dim=0).logical_not_().float().mean()
+        self._figures["activation_zero"][key] = (units.abs().amax(dim=0) == 0).float().mean()
         self._figures["activation_saturated"][key] = _saturation(_rows(units))
 
 

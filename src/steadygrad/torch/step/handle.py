@@ -30,6 +30,7 @@ from steadygrad.torch.clip_calls.attached import AttachedClips, reading_of
 from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.internals.private import give_hooks
 from steadygrad.torch.loop.attached import AttachedLoop
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
@@ -83,6 +84,7 @@ class Steady(Handle):
             optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
         )
         weakref.finalize(self, self._engine.journal.ends_by_itself)
+        self._take_hooks = give_hooks(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
@@ -198,6 +200,7 @@ class Steady(Handle):
         if optimizer is not None and getattr(optimizer, scaler.HANDLE, None) is self:
             for hook in self._hooks:
                 hook.remove()
+            self._take_hooks()
             delattr(optimizer, scaler.HANDLE)
             scaler.unwatch(optimizer)
             copies.unmark_copies(optimizer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import random
-from collections import deque
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -113,6 +114,35 @@ class Lookahead(torch.optim.Optimizer):
         return loss
 
 
+class BareLookahead(torch.optim.Optimizer):
+    """As some packages have it: torch's `__init__` is not called, so there are no hooks."""
+
+    def __init__(self, params):
+        self.optimizer = torch.optim.Adam(params, lr=0.1)
+        self.param_groups = self.optimizer.param_groups
+        self.state = defaultdict(dict)
+        self.defaults = dict(self.optimizer.defaults)
+        for group in self.param_groups:
+            group["counter"] = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.optimizer.step(closure)
+        for group in self.param_groups:
+            for p in group["params"] if group["counter"] == 0 else ():
+                slow = self.state[p].setdefault("slow", p.detach().clone())
+                p.copy_(slow.lerp_(p, 0.5))
+            group["counter"] = (group["counter"] + 1) % 3
+        return loss
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self):
+        slow = [self.state[p] for p in self.param_groups[0]["params"] if p in self.state]
+        return {"slow": slow, "inner": self.optimizer.state_dict()}
+
+
 class Plan:
     """A schedule that an optimizer moves on by itself."""
 
@@ -160,6 +190,7 @@ MAKERS = {
     "sam every fifth": lambda m: EveryFifth(m.parameters(), lr=0.05, momentum=0.9),
     "schedule-free": lambda m: ScheduleFree(m.parameters()),
     "lookahead": lambda m: Lookahead(m.parameters()),
+    "lookahead without hooks": lambda m: BareLookahead(m.parameters()),
     "lbfgs": lambda m: torch.optim.LBFGS(m.parameters(), max_iter=4, lr=0.5),
     "wolfe": lambda m: torch.optim.LBFGS(m.parameters(), max_iter=4, line_search_fn="strong_wolfe"),
     "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1),
@@ -253,14 +284,36 @@ def test_a_skipped_step_leaves_every_bit_of_the_inner_optimizer_too(training, ma
     assert same_bits(all_of(t), all_of(twin))
 
 
-def test_a_wrapper_stepped_without_a_closure_is_skipped_with_its_inner_one(training):
-    t = training(MAKERS["lookahead"])
+@pytest.mark.parametrize("name", ["lookahead", "lookahead without hooks"])
+def test_a_wrapper_stepped_without_a_closure_is_skipped_with_its_inner_one(training, name):
+    t = training(MAKERS[name])
     steady = sg.attach(t.optimizer)
     t.step()
-    before = all_of(t)
+    before, count = all_of(t), copy.deepcopy(getattr(t.optimizer, "count", None))
     t.step(math.nan)
     assert same_bits(all_of(t), before)
-    assert (steady.last.action, t.optimizer.count.item()) == ("skip", 1)
+    assert same_bits(count, getattr(t.optimizer, "count", None))
+    assert steady.last.action == "skip"
+
+
+def test_hooks_that_an_optimizer_lacks_are_its_own_and_go_when_it_is_detached(training):
+    t, other = (
+        training(MAKERS["lookahead without hooks"]),
+        training(MAKERS["lookahead without hooks"]),
+    )
+    scheduler = torch.optim.lr_scheduler.ConstantLR(t.optimizer, factor=1.0)
+    own = vars(t.optimizer).copy()
+    steady = sg.attach(t.optimizer, clip="norm:1e9")
+    for _ in range(2):
+        t.step()
+        other.step()  # the class is as it was
+        scheduler.step()
+    assert steady.steps == 2
+    steady.detach()
+    t.step()
+    assert steady.steps == 2
+    assert vars(t.optimizer).keys() - own.keys() <= {"_opt_called"}  # by the scheduler
+    assert vars(t.optimizer)["step"] is own["step"]  # the scheduler's
 
 
 def test_attaching_and_its_trial_change_nothing(training):
