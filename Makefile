@@ -8,7 +8,7 @@
 #   make coverage        the tests with a table of the lines that none runs; COVERED=tests/unit/rules for a part of them
 #   make test-torch      the tests of one framework in an environment that has only that one;
 #                        also test-keras, test-tensorflow, test-jax, test-core (none at all)
-#   make test-oldest     the oldest versions that pyproject.toml promises
+#   make test-oldest     the oldest versions that pyproject.toml promises; torch's own with make test-oldest-torch
 #   make sanitize        the kernel's tests under the address and undefined-behaviour sanitizers
 #   make fuzz    thousands of damaged run files; FUZZ_ROUNDS=100 for half an hour
 
@@ -32,7 +32,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 FRAMEWORKS := torch keras tensorflow jax core
-.PHONY: demo test lint bench corpus docs wheels coverage test-oldest sanitize fuzz clean $(FRAMEWORKS:%=test-%)
+.PHONY: demo test lint bench corpus docs wheels coverage test-oldest test-oldest-torch sanitize fuzz clean $(FRAMEWORKS:%=test-%)
 
 demo: $(VENV)/.demo
 	$(BIN)/steadygrad demo
@@ -104,11 +104,22 @@ $(FRAMEWORKS:%=test-%): test-%:
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.$(if $(EXTRAS),[$(EXTRAS)])' pytest pytest-timeout pytest-xdist hypothesis $(WITH)
 	.venv-$*/bin/python -m pytest -n $(WORKERS) $(SUITE)
 
-test-oldest:
-	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-oldest.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	.venv-oldest/bin/python -m pytest -q -n $(WORKERS) -W default $(OLDEST)
+test-oldest: SUITE = $(OLDEST)
+# torch's and NumPy's floors, which do not go with the others'; the index has that torch as a CUDA build of 3 GB. Left out: files
+# that need JAX or other packages, and what torch 2.6 has not: Muon, a fused Adagrad under a scaler, `no_dist` of a checkpoint, a
+# warning of its own, the sizes of a loss's inputs in its graph (SG609), per-tensor scaling on a device without a read.
+NOT_OLDEST_TORCH := --ignore tests/unit/torch/step/test_trial.py --ignore tests/unit/policies/test_methods.py \
+  --ignore tests/unit/policies/test_methods_elementwise.py --deselect tests/unit/torch/internals/test_inlay.py::test_warnings_name_the_same_line \
+  --deselect 'tests/unit/torch/step/test_folding.py::test_a_folded_step_is_the_step_of_scaled_gradients[dtype0-<lambda>3]' \
+  --deselect 'tests/unit/torch/step/test_folding.py::test_a_folded_step_is_the_step_of_scaled_gradients[dtype1-<lambda>3]' \
+  --deselect 'tests/unit/torch/step/test_folding.py::test_skipping_is_handed_over_once_state_exists[<lambda>3]' \
+  -k 'not (Muon or muon or no_optimizer_of_torch or SG609 or propagate_reads_nothing or checkpoint_is_read_in_place)'
+test-oldest-torch: SUITE = tests/unit/torch tests/unit/kernels tests/unit/policies $(NOT_OLDEST_TORCH)
+test-oldest test-oldest-torch:
+	test -x .venv-$(@:test-%=%)/bin/python || $(PYTHON) -m venv .venv-$(@:test-%=%)
+	.venv-$(@:test-%=%)/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-$(@:test-%=%).txt
+	.venv-$(@:test-%=%)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	.venv-$(@:test-%=%)/bin/python -m pytest -q -n $(WORKERS) -W default $(SUITE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

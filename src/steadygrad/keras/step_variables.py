@@ -12,7 +12,7 @@ import numpy as np
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.gated import GATES, Gated
-from steadygrad.policies.in_numpy import NUMPY, scalar
+from steadygrad.policies.in_numpy import NUMPY, concat, scalar
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped
 from steadygrad.stats import GradientStats
 from steadygrad.vocabulary import FIGURES
@@ -154,7 +154,7 @@ class StepVariables:
         present = [self._place_of(v) for v in variables]
         columns = [present.index(i) if i in present else len(present) for i in range(count)]
         gap = xp.full_like(packed[:, :1], float("nan"))
-        return xp.take(xp.concat([packed, gap], axis=1), xp.asarray(columns), axis=1)
+        return xp.take(concat(xp, [packed, gap], axis=1), xp.asarray(columns), axis=1)
 
     def _place_of(self, variable: keras.Variable) -> int:
         return self._places[self._key(variable)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import Decision, Policy, Skip, State, constant
+from steadygrad.policies.in_numpy import concat
 from steadygrad.policies.method_specs import parse_methods
 from steadygrad.policies.methods.none import NoClip
 from steadygrad.stats import GradientStats, combine_norms
@@ -160,7 +161,7 @@ class Groups(Policy):
             nearest = _nearer(xp, nearest, part.total_norm, decision)
         assert nearest is not None
         places = sorted(range(len(order)), key=order.__getitem__)
-        coef = xp.take(xp.concat(coefs), constant(xp, places, stats.norms), axis=0)
+        coef = xp.take(concat(xp, coefs), constant(xp, places, stats.norms), axis=0)
         return after, Decision(threshold=nearest[1], coef=coef, skip=nearest[2])
 
     def touches(self, xp: Namespace, stats: GradientStats) -> Array:
@@ -172,7 +173,7 @@ class Groups(Policy):
             flags.append(touched)
             order.extend(indices)
         places = sorted(range(len(order)), key=order.__getitem__)
-        return xp.take(xp.concat(flags), constant(xp, places, stats.norms), axis=0)
+        return xp.take(concat(xp, flags), constant(xp, places, stats.norms), axis=0)
 
     def spec(self) -> str:
         return "{" + ", ".join(f"{k}: {p.spec()}" for k, p in self.members) + "}"

@@ -70,6 +70,10 @@ class Source(Protocol):
         """Steps, and values ``[steps, tensors]``, NaN where not measured."""
 
 
+KEPT_BYTES = 8 << 20
+"""Of one sampled figure, up to which it is read once: each optimizer's rules ask for it again."""
+
+
 class Run:
     """A recorded training.
 
@@ -90,6 +94,7 @@ class Run:
         self.info: RunInfo = source.info
         self.tensors: list[TensorInfo] = source.tensors
         self.events: list[Event] = source.events
+        self._samples: dict[str, tuple[NDArray[np.int64], Floats]] = {}
 
     def __len__(self) -> int:
         return self._source.rows
@@ -203,7 +208,12 @@ class Run:
         Returns:
             The steps ``[samples]``, and values ``[samples, tensors]``, NaN where not measured.
         """
-        return self._source.samples(name)
+        sampled = self._samples.get(name)
+        if sampled is None:
+            sampled = self._source.samples(name)
+            if sampled[1].nbytes <= KEPT_BYTES:
+                self._samples[name] = sampled
+        return sampled
 
     @classmethod
     def from_arrays(

@@ -230,6 +230,23 @@ def test_extremes_survive_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.tensor_zeros, np.tile(values == 0, (300, 1)))
 
 
+def test_small_samples_are_read_once_for_all_optimizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunWriter(tmp_path / "run.db") as out:
+        ids = out.add_tensors([TensorInfo(f"t{i}", optimizer=i) for i in range(3)])
+        out.write_sample("weight_norm", 0, ids, np.array([1.0, 2.0, 3.0]))
+    run = open_run(tmp_path / "run.db")
+    first = run.samples("weight_norm")
+    monkeypatch.setattr(run._source, "samples", lambda name: pytest.fail("read again"))
+    assert run.samples("weight_norm") is first
+    monkeypatch.setattr("steadygrad.runlog.run.KEPT_BYTES", 0)
+    whole = open_run(tmp_path / "run.db")
+    one, other = whole.samples("weight_norm"), whole.samples("weight_norm")
+    assert one is not other
+    np.testing.assert_array_equal(one[1], first[1])
+
+
 def test_names_with_any_character_come_back(tmp_path: Path) -> None:
     names = ["a'b\"; DROP TABLE steps;--", "\n\t\x1b[31m", "名前🙂", "", "a" * 5000]
     with RunWriter(tmp_path / "run.db") as out:

@@ -17,7 +17,7 @@ import torch
 
 from steadygrad.errors import ReplicasDifferWarning
 from steadygrad.kernels import Read
-from steadygrad.policies.in_numpy import NUMPY
+from steadygrad.policies.in_numpy import NUMPY, concat
 from steadygrad.runlog.sampled import due
 from steadygrad.stats import combine_norms, combine_pieces
 from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout
@@ -130,7 +130,7 @@ def _figures(xp: Any, rows: Any, total: Any, elsewhere: Any) -> Read:
 def _total(xp: Any, norms: Any, apart: list[Any], layout: Layout, norm_type: float) -> Any:
     """The norm of all tensors of all ranks as one vector."""
     if apart:
-        norms = xp.concat([norms[layout.shared.of(norms)], xp.stack(apart)])
+        norms = concat(xp, [norms[layout.shared.of(norms)], xp.stack(apart)])
     return combine_norms(xp, norms, norm_type) if norms.shape[0] else xp.sum(norms)
 
 
@@ -142,7 +142,7 @@ def _columns(xp: Any, rows: Any, exchange: Exchange, norm_type: float) -> Any:
     own = rows[:, exchange.apart.of(rows)]
     norm = combine_norms(xp, own[0], norm_type)
     joint = xp.stack([norm, xp.max(own[1]), xp.sum(own[2]), xp.sum(own[3])])
-    return xp.concat([columns, joint[:, None]], axis=1)
+    return concat(xp, [columns, joint[:, None]], axis=1)
 
 
 def _all_gather(columns: Any, exchange: Exchange) -> Any:
@@ -182,7 +182,7 @@ def _joined(xp: Any, pieces: Any, norm_type: float) -> Any:
     """``[ranks, 4, tensors]`` joined over the ranks."""
     norms = combine_pieces(xp, pieces[:, 0], norm_type)
     counts = xp.sum(pieces[:, 2:], axis=0)
-    return xp.concat([norms[None], xp.max(pieces[:, 1], axis=0)[None], counts])
+    return concat(xp, [norms[None], xp.max(pieces[:, 1], axis=0)[None], counts])
 
 
 def _compare(gathered: Any, exchange: Exchange, layout: Layout, tell: Tell) -> None:

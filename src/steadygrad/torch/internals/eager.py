@@ -9,6 +9,7 @@ only where something traces or may begin to.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -20,12 +21,36 @@ from steadygrad.invisible import invisible
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NO_TRACER = object()
+
+
+def owns_what_it_returns(ask: Callable[[], object]) -> bool:
+    """Whether torch hands out its tracer, or None, with a reference of the caller's own.
+
+    Torch 2.6 does not: each time it is asked, one reference is lost, until None itself is freed and
+    the process ends.
+
+    Args:
+        ask: `get_eval_frame_callback`, where nothing is compiled.
+    """
+    if sys.version_info >= (3, 12):  # None is never freed there, so its count tells nothing
+        release = re.match(r"(\d+)\.(\d+)", torch.__version__)
+        return release is not None and tuple(map(int, release.groups())) >= (2, 9)
+    before = sys.getrefcount(None)
+    for _ in range(64):
+        ask()
+    return sys.getrefcount(None) > before - 32
+
+
+def _loaded() -> object:
+    return _NO_TRACER if "torch._dynamo" in sys.modules else None
+
+
 # what torch asks before it runs a frame; None where nothing is compiled. torch 2.4 lacks it
 _tracer: Callable[[], object] = getattr(
-    getattr(torch._C._dynamo, "eval_frame", None),
-    "get_eval_frame_callback",
-    lambda: _NO_TRACER if "torch._dynamo" in sys.modules else None,
+    getattr(torch._C._dynamo, "eval_frame", None), "get_eval_frame_callback", _loaded
 )
+if not owns_what_it_returns(_tracer):
+    _tracer = _loaded
 
 
 def eager(function: Function) -> Function:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+
+import pytest
+
+import steadygrad.torch as sg
+from steadygrad.torch.internals import eager
 
 SCRIPT = """
 import math, warnings
@@ -73,3 +79,26 @@ def test_without_torch_the_error_says_what_to_install():
     )
     assert "MissingExtraError: steadygrad.torch needs torch" in done.stderr
     assert 'pip install "steadygrad[torch]"' in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="None has no count of references there")
+def test_a_torch_that_gives_away_a_reference_of_none_is_not_asked_again() -> None:
+    lost: list[int] = []
+
+    def asked() -> None:
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(None))
+        lost.append(1)
+
+    assert not eager.owns_what_it_returns(asked)
+    for _ in lost:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(None))
+    assert eager.owns_what_it_returns(lambda: None)
+
+
+def test_a_step_takes_no_reference_of_none(sgd) -> None:
+    with sg.attach(sgd.optimizer, clip="norm:0.1"):
+        sgd.step()
+        before = sys.getrefcount(None)
+        for _ in range(200):
+            sgd.step()
+        assert sys.getrefcount(None) > before - 100
