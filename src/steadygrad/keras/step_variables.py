@@ -12,8 +12,9 @@ import numpy as np
 from steadygrad.keras import engines
 from steadygrad.policies import Policy
 from steadygrad.policies.gated import GATES, Gated
-from steadygrad.policies.in_numpy import NUMPY, concat, scalar
+from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.policies.stepping import CLIP, SKIP, Stepped
+from steadygrad.policies.wide import concat
 from steadygrad.stats import GradientStats
 from steadygrad.vocabulary import FIGURES
 

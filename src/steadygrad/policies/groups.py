@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from steadygrad.errors import SpecError
 from steadygrad.policies.base import Decision, Policy, Skip, State, constant
-from steadygrad.policies.in_numpy import concat
 from steadygrad.policies.method_specs import parse_methods
 from steadygrad.policies.methods.none import NoClip
+from steadygrad.policies.wide import concat
 from steadygrad.stats import GradientStats, combine_norms
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from steadygrad.typing import Array, Namespace
 
 
@@ -27,22 +25,3 @@ def scalar(value: float) -> Array:
         np.float64(3.0)
     """
     return cast("Array", np.float64(value))
-
-
-def concat(xp: Namespace, arrays: Sequence[Array], axis: int = 0) -> Array:
-    """Join arrays along an axis that they have; NumPy before 2.0 has another name for it.
-
-    Args:
-        xp: their namespace.
-        arrays: one or more, of one shape but for that axis.
-        axis: its number.
-
-    Returns:
-        One array.
-
-    Example:
-        >>> concat(NUMPY, [np.ones(1), np.zeros(2)])
-        array([1., 0., 0.])
-    """
-    join = next(getattr(xp, name) for name in ("concat", "concatenate") if hasattr(xp, name))
-    return cast("Array", join(arrays, axis=axis))

@@ -1,4 +1,4 @@
-"""Half-precision tensors are computed with in float32 and rounded back once."""
+"""Half precision is computed with in float32 and rounded once; and what NumPy 1 calls otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from steadygrad.stats import of_numpy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from steadygrad.typing import Array, DType, Namespace
 
 
@@ -23,6 +25,26 @@ def cast(xp: Namespace, x: Array, dtype: DType) -> Array:
     if of_numpy(x):
         return x.astype(dtype)  # type: ignore[call-overload, no-any-return]
     return xp.astype(x, dtype)
+
+
+def concat(xp: Namespace, arrays: Sequence[Array], axis: int = 0) -> Array:
+    """Join arrays along an axis that they have; NumPy before 2.0 has another name for it.
+
+    Args:
+        xp: their namespace.
+        arrays: one or more, of one shape but for that axis.
+        axis: its number.
+
+    Returns:
+        One array.
+
+    Example:
+        >>> import numpy as np
+        >>> concat(np, [np.ones(1), np.zeros(2)])
+        array([1., 0., 0.])
+    """
+    join = next(getattr(xp, name) for name in ("concat", "concatenate") if hasattr(xp, name))
+    return join(arrays, axis=axis)  # type: ignore[no-any-return]
 
 
 def wide(xp: Namespace, x: Array) -> Array:

@@ -17,7 +17,8 @@ import torch
 
 from steadygrad.errors import ReplicasDifferWarning
 from steadygrad.kernels import Read
-from steadygrad.policies.in_numpy import NUMPY, concat
+from steadygrad.policies.in_numpy import NUMPY
+from steadygrad.policies.wide import concat
 from steadygrad.runlog.sampled import due
 from steadygrad.stats import combine_norms, combine_pieces
 from steadygrad.torch.distributed.layout import UNKNOWN, Exchange, Layout
