@@ -74,14 +74,11 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 @pytest.fixture(scope="session")
 def torch_forks() -> Iterator[Forks]:
     """Forks of a process that has torch loaded."""
-    forks = Forks("torch", "steadygrad.launch.torch_script.observer")
-    with forks.process:  # which closes its input, and so ends it
+    with Forks("torch", "steadygrad.launch.torch_script.observer") as forks:
         yield forks
 
 
 @pytest.fixture
 def forked(tmp_path: Path, torch_forks: Forks) -> Workbench:
     """A workbench for scripts of torch, whose loading takes four seconds a process."""
-    folder = tmp_path / "forked"
-    folder.mkdir()
-    return Workbench(folder, torch_forks)
+    return Workbench(tmp_path / "forked", torch_forks)

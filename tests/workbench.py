@@ -12,7 +12,7 @@ Process = subprocess.CompletedProcess[str]
 
 
 class Forks:
-    """Runs Python in forks of a process that has modules loaded; see `forks.py`."""
+    """Runs Python in forks of a process with modules loaded (see `forks.py`), until it is left."""
 
     def __init__(self, *modules: str) -> None:
         self.process = subprocess.Popen(
@@ -23,6 +23,13 @@ class Forks:
             text=True,
         )
         self.count = 0
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self.process:  # which closes its input, and so ends it
+            pass
 
     def run(self, words: list[str], folder: Path, environment: dict[str, str]) -> Process:
         assert self.process.stdin is not None
@@ -41,6 +48,7 @@ class Workbench:
 
     def __init__(self, folder: Path, forks: Forks | None = None) -> None:
         """With ``forks``, what runs is a fork, and no process of its own."""
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.forks = forks
         self.environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}

@@ -270,17 +270,14 @@ def test_a_clip_by_torch_before_a_step_of_keras_is_seen(forked: Workbench) -> No
 
 @pytest.fixture(scope="module")
 def tensorflow_forks() -> Iterator[Forks]:
-    forks = Forks("tensorflow")
-    with forks.process:
+    with Forks("tensorflow") as forks:
         yield forks
 
 
 @pytest.fixture
 def tensorflow_forked(tmp_path: Path, tensorflow_forks: Forks) -> Workbench:
     """A workbench for scripts of TensorFlow, whose loading takes seven seconds a process."""
-    folder = tmp_path / "tensorflow_forked"
-    folder.mkdir()
-    return Workbench(folder, tensorflow_forks)
+    return Workbench(tmp_path / "tensorflow_forked", tensorflow_forks)
 
 
 CLIPPED = """
