@@ -24,6 +24,7 @@ KERNELS = "src/steadygrad/kernels/"
 CORE = (
     "core",
     "others",
+    "samples",
     "sums",
     "loops_avx512",
     "loops_avx2",

@@ -97,8 +97,11 @@ static int layout_of(const dl_tensor *d)
     return layout;
 }
 
+/* What is to be done with a tensor. */
+enum { READING, WRITING, IN_ORDER };
+
 /* 0, or -1 where these loops cannot serve. */
-static int describe(const dl_tensor *d, int writing, sg_tensor *t)
+static int describe(const dl_tensor *d, int purpose, sg_tensor *t)
 {
     int type = type_of(d), layout;
     if (type < 0 || d->device_type != DL_CPU || d->ndim > 63)
@@ -107,7 +110,9 @@ static int describe(const dl_tensor *d, int writing, sg_tensor *t)
     for (int i = 0; i < d->ndim; i++)
         t->size *= d->shape[i];
     layout = t->size ? layout_of(d) : FLAT;
-    if (layout == OVERLAPPING && writing)
+    if (layout == OVERLAPPING && purpose == WRITING)
+        return -1;
+    if (purpose == IN_ORDER && (type > SG_BF16 || !is_contiguous(d)))
         return -1;
     t->data = (char *)d->data + d->byte_offset;
     t->type = type;
@@ -125,7 +130,7 @@ typedef struct {
     PyObject *parameter; /* a subclass may be a wrapper around others */
 } source;
 
-static int describe_object(const source *s, PyObject *object, int writing, sg_tensor *t)
+static int describe_object(const source *s, PyObject *object, int purpose, sg_tensor *t)
 {
     dl_tensor d;
     PyObject *type = (PyObject *)Py_TYPE(object);
@@ -135,12 +140,12 @@ static int describe_object(const source *s, PyObject *object, int writing, sg_te
         PyErr_Clear(); /* sparse, functorch and the like: not an error, not ours */
         return -1;
     }
-    return describe(&d, writing, t);
+    return describe(&d, purpose, t);
 }
 
 /* NULL with *refused set to the index of the first object that cannot be served, or
  * with a Python exception. */
-static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, int writing,
+static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, int purpose,
                                Py_ssize_t *refused)
 {
     sg_tensor *tensors = malloc((size_t)(n + 1) * sizeof *tensors);
@@ -151,7 +156,7 @@ static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, in
     }
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *object = PyList_GetItem(list, i); /* borrowed */
-        if (!object || describe_object(s, object, writing, tensors + i) != 0) {
+        if (!object || describe_object(s, object, purpose, tensors + i) != 0) {
             *refused = i;
             free(tensors);
             return NULL;
@@ -236,7 +241,7 @@ static PyObject *read_objects(PyObject *self, PyObject *args)
     const sg_loops *loops = n < 0 ? NULL : loops_named(name);
     if (!loops || !(s.exchange = exchange_of(capsule)))
         return NULL;
-    sg_tensor *tensors = describe_all(&s, list, n, 0, &refused);
+    sg_tensor *tensors = describe_all(&s, list, n, READING, &refused);
     if (!tensors)
         return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
     result = run_read(tensors, n, p, threads, loops);
@@ -260,7 +265,7 @@ static PyObject *scale_objects(PyObject *self, PyObject *args)
     const sg_loops *loops = n < 0 ? NULL : loops_named(name);
     if (!loops || !(s.exchange = exchange_of(capsule)))
         return NULL;
-    sg_tensor *tensors = describe_all(&s, list, n, 1, &refused);
+    sg_tensor *tensors = describe_all(&s, list, n, WRITING, &refused);
     if (!tensors)
         return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
     result = run_scale(tensors, n, coefs, threads, loops);
@@ -311,6 +316,99 @@ static PyObject *sum_rows(PyObject *self, PyObject *args)
     return rows < 0 ? PyErr_NoMemory() : PyLong_FromLongLong(rows);
 }
 
+/* ---- samples ---- */
+
+/* From here on the GIL is worth giving up: whoever takes it keeps it for milliseconds. */
+enum { LARGE = 1 << 22 };
+
+/* One tensor in the order of its elements, float32 on the CPU. */
+static int describe_floats(const source *s, PyObject *object, dl_tensor *d)
+{
+    PyObject *type = (PyObject *)Py_TYPE(object);
+    if (type != s->plain && type != s->parameter)
+        return -1;
+    if (s->exchange->describe(object, d) != 0) {
+        PyErr_Clear();
+        return -1;
+    }
+    int served = type_of(d) == SG_F32 && d->device_type == DL_CPU && is_contiguous(d);
+    return served ? 0 : -1;
+}
+
+static int64_t product(const int64_t *sizes, int from, int to)
+{
+    int64_t all = 1;
+    for (int i = from; i < to; i++)
+        all *= sizes[i];
+    return all;
+}
+
+static PyObject *units(PyObject *self, PyObject *args)
+{
+    PyObject *object, *capsule;
+    source s;
+    dl_tensor d;
+    int axis, failed;
+    Py_ssize_t most;
+    double dead, flat;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOin", &object, &capsule, &s.plain, &s.parameter, &axis, &most))
+        return NULL;
+    if (!(s.exchange = exchange_of(capsule)))
+        return NULL;
+    if (describe_floats(&s, object, &d) != 0 || d.ndim < 2 || !product(d.shape, 0, d.ndim))
+        Py_RETURN_NONE;
+    axis = axis < 0 ? d.ndim + axis : axis;
+    const float *data = (const float *)(const void *)((char *)d.data + d.byte_offset);
+    int64_t outer = product(d.shape, 0, axis), inner = product(d.shape, axis + 1, d.ndim);
+    PyThreadState *state = outer * d.shape[axis] * inner > LARGE ? PyEval_SaveThread() : NULL;
+    failed = sg_units(data, outer, d.shape[axis], inner, most, &dead, &flat);
+    if (state)
+        PyEval_RestoreThread(state);
+    return failed ? PyErr_NoMemory() : Py_BuildValue("dd", dead, flat);
+}
+
+static PyObject *deviation(PyObject *self, PyObject *args)
+{
+    PyObject *object, *capsule;
+    source s;
+    dl_tensor d;
+    Py_ssize_t most;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOn", &object, &capsule, &s.plain, &s.parameter, &most))
+        return NULL;
+    if (!(s.exchange = exchange_of(capsule)))
+        return NULL;
+    if (describe_floats(&s, object, &d) != 0 || d.ndim < 1 || product(d.shape, 0, d.ndim) < 2)
+        Py_RETURN_NONE;
+    const float *data = (const float *)(const void *)((char *)d.data + d.byte_offset);
+    return PyFloat_FromDouble(sg_deviation(data, d.shape[0], product(d.shape, 1, d.ndim), most));
+}
+
+static PyObject *take_objects(PyObject *self, PyObject *args)
+{
+    PyObject *list, *capsule, *bytes = NULL;
+    source s;
+    Py_ssize_t refused, most;
+    int64_t taken = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOn", &list, &capsule, &s.plain, &s.parameter, &most))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
+    if (n < 0 || !(s.exchange = exchange_of(capsule)))
+        return NULL;
+    sg_tensor *tensors = describe_all(&s, list, n, IN_ORDER, &refused);
+    if (!tensors)
+        return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
+    for (Py_ssize_t i = 0; i < n; i++)
+        taken += sg_taken(tensors[i].size, most);
+    bytes = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(taken * (int64_t)sizeof(double)));
+    if (bytes)
+        sg_take(tensors, n, most, (double *)(void *)PyByteArray_AsString(bytes));
+    free(tensors);
+    return bytes;
+}
+
 static PyObject *instruction_sets(PyObject *self, PyObject *unused)
 {
     PyObject *names = PyList_New(0);
@@ -334,6 +432,12 @@ static PyMethodDef methods[] = {
     {"read_table", read_table, METH_VARARGS, "(table, count, p, threads, set) -> rows"},
     {"scale_table", scale_table, METH_VARARGS, "(table, count, coefs, threads, set) -> -1"},
     {"sum_rows", sum_rows, METH_VARARGS, "(keys, entries, values, width, type, out) -> rows"},
+    {"units", units, METH_VARARGS,
+     "(tensor, exchange, type, type, axis, most) -> (dead, saturated), or None for refused"},
+    {"deviation", deviation, METH_VARARGS,
+     "(tensor, exchange, type, type, most) -> deviation, or None for refused"},
+    {"take_objects", take_objects, METH_VARARGS,
+     "(tensors, exchange, type, type, most) -> elements, or the index refused"},
     {"instruction_sets", instruction_sets, METH_NOARGS, "() -> names, best first"},
     {NULL, NULL, 0, NULL},
 };

@@ -74,6 +74,20 @@ int64_t sg_sum_rows(const int64_t *keys, int64_t entries, const void *values, in
 
 int64_t sg_item_size(int type);
 
+/* The deviation, by n - 1, of about `most` elements of evenly spread rows. */
+double sg_deviation(const float *data, int64_t rows, int64_t width, int64_t most);
+
+/* An activation [outer, units, inner]: the share of units that are 0 everywhere, and the share of
+ * about `most` elements at the flat ends of a tanh or sigmoid, 0 for what is neither by its range.
+ * 0, or -1 when memory ran out. */
+int sg_units(const float *data, int64_t outer, int64_t units, int64_t inner, int64_t most,
+             double *dead, double *flat);
+
+/* At most `most` elements of each tensor, evenly spread, side by side: flat memory, types up to
+ * SG_BF16. sg_taken says how many of one. */
+void sg_take(const sg_tensor *tensors, int64_t count, int64_t most, double *out);
+int64_t sg_taken(int64_t size, int64_t most);
+
 /* Bytes from which threads are worth their start, and what each must have to do. */
 #define SG_THREADING_FROM ((int64_t)4 << 20)
 #define SG_BYTES_A_THREAD ((int64_t)2 << 20)

@@ -172,6 +172,70 @@ def try_scale(
     return int(refused)
 
 
+def try_units(value: object, axis: int, most: int) -> tuple[float, float] | None:
+    """What is sampled of an activation.
+
+    Args:
+        value: the activation.
+        axis: of its units; every other one counts as rows.
+        most: elements of which saturation is taken, about, of evenly spread rows.
+
+    Returns:
+        The share of units that are 0 in every row, and the share of elements at the flat ends of a
+        tanh or a sigmoid: 0 for what is neither, by its range. None for what C does not serve:
+        it reads float32 on the CPU, contiguous.
+
+    Example:
+        >>> units = torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.2, 0.3]])
+        >>> try_units(units, -1, 4096) in [(1 / 3, 0.5), None]
+        True
+    """
+    if _EXCHANGE is None or not AVAILABLE:
+        return None
+    figures: tuple[float, float] | None = _read.units(
+        value, _EXCHANGE, torch.Tensor, torch.nn.Parameter, axis, most
+    )
+    return figures
+
+
+def try_deviation(value: object, most: int) -> float | None:
+    """The standard deviation, by n - 1, of about `most` elements of evenly spread rows.
+
+    Args:
+        value: a tensor.
+        most: elements, about.
+
+    Returns:
+        It; None for what C does not serve, as `try_units` has it, and for a single element.
+    """
+    if _EXCHANGE is None or not AVAILABLE:
+        return None
+    figure: float | None = _read.deviation(value, _EXCHANGE, torch.Tensor, torch.nn.Parameter, most)
+    return figure
+
+
+def try_parts(tensors: list[torch.Tensor], most: int) -> npt.NDArray[np.float64] | None:
+    """At most so many elements of each tensor, evenly spread, side by side: a copy.
+
+    Args:
+        tensors: real ones.
+        most: elements of each.
+
+    Returns:
+        Every n-th element of each, with the least n that leaves no more; None where C does not
+        serve one of the tensors.
+
+    Example:
+        >>> parts = try_parts([torch.arange(5.0), torch.ones(1)], 3)
+        >>> parts is None or parts.tolist()
+        [0.0, 2.0, 4.0, 1.0]
+    """
+    if _EXCHANGE is None or not AVAILABLE:
+        return None
+    taken = _read.take_objects(tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, most)
+    return None if isinstance(taken, int) else np.frombuffer(taken, np.float64)
+
+
 def summed_rows(sparse: torch.Tensor) -> torch.Tensor | None:
     """What a COO tensor stores, elements of the same place added up in float64.
 

@@ -155,7 +155,7 @@ class WeightFigures:
             step: its number.
             ids: the tensors' numbers in the run.
             norms: 2-norms of the tensors, whole.
-            parts: some elements of each, side by side; kept.
+            parts: some elements of each, side by side; kept, and overwritten in the end.
             starts: where each tensor's begin.
         """
         self._before = _Before(step, ids, parts, starts, "update_ratio")
@@ -273,12 +273,18 @@ def side_by_side(parts: Sequence[NDArray[np.generic]]) -> tuple[Parts, Ids]:
 def _deviations(parts: Parts, starts: Ids) -> Floats:
     counts = np.diff(starts, append=len(parts))
     with np.errstate(all="ignore"):
-        shifted = parts - np.repeat(parts[starts], counts)  # exactly 0 where all are equal
+        # from the first of each: 0 where all are equal, and never far off for the spread
+        shifted = np.repeat(parts[starts], counts)
+        np.subtract(parts, shifted, out=shifted)
         means = np.add.reduceat(shifted, starts) / counts
-        return _norms(shifted - np.repeat(means, counts), starts) / np.sqrt(counts)
+        sizes = _norms(shifted, starts)
+        return np.sqrt(np.maximum(sizes * sizes / counts - np.abs(means) ** 2, 0.0))
 
 
 def _norms(parts: Parts, starts: Ids) -> Floats:
-    squares = np.abs(parts) ** 2 if np.iscomplexobj(parts) else parts * parts
+    """2-norms; the parts are overwritten: memory that is new costs more than the arithmetic."""
+    squares = parts.real**2 + parts.imag**2 if np.iscomplexobj(parts) else parts
+    if squares is parts:
+        np.multiply(parts, parts, out=parts)
     norms: Floats = np.sqrt(np.add.reduceat(squares, starts))
     return norms

@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.kernels import native
 from steadygrad.torch.internals.private import CONVOLUTION
 from steadygrad.torch.record.through_time import ThroughTime
 
@@ -108,8 +109,7 @@ class ActivationWatch:
                 return
             began = time.perf_counter()
             try:
-                with torch.no_grad():
-                    note(watch, module, *rest)
+                note(watch, module, *rest)
             except Exception:  # whatever a module of the script returns, its forward pass goes on
                 watch.stop()
             watch.seconds += time.perf_counter() - began
@@ -118,30 +118,37 @@ class ActivationWatch:
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
         """A layer's input is the activation of the layer before it."""
-        if _matrix(module) is not None and self._last is not None and args:
+        seen = not args or self._last is None or self._noted() is args[0]
+        if not seen and _matrix(module) is not None:
             self._note(args[0])
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if isinstance(module, _ACTIVATIONS):
+        kind = _kinds.get(type(module)) or _kind_of(type(module))
+        if kind == _ACTIVATION:
             self._note(output)
             return
-        self.through_time.saw(module, args, output)
+        if kind == _LAYER_IN_TIME:
+            with torch.no_grad():
+                self.through_time.saw(module, args, output)
         matrix = _matrix(module)
         if matrix is None:
             return
-        if self._own is not None and id(matrix) not in self._own:
+        key = id(matrix)
+        if self._own is not None and key not in self._own:
             self._last = None
             return
         self._last = matrix
-        self._convolved = isinstance(module, CONVOLUTION)
+        self._convolved = kind == _CONVOLUTION
         if isinstance(module, _RECURRENT):
             self._recurrent(module, args)
             self._note(output[0] if isinstance(output, tuple) else output)
         elif matrix.shape[0] == matrix.shape[-1] and matrix.dim() == 2:
-            self._calls[id(matrix)] = self._calls.get(id(matrix), 0) + 1
-        if _readable(output) and output.numel() > 1:
-            part = _rows(output.detach()).float()
-            self._figures["activation_std"][id(matrix)] = part.std()
+            self._calls[key] = self._calls.get(key, 0) + 1
+        deviation = native.try_deviation(output, ELEMENTS)
+        if deviation is None and _readable(output) and output.numel() > 1:
+            deviation = _rows(output.detach()).float().std()
+        if deviation is not None:
+            self._figures["activation_std"][key] = deviation
 
     def _recurrent(self, module: torch.nn.Module, args: Any) -> None:
         assert isinstance(module, torch.nn.RNN | torch.nn.RNNCell)
@@ -156,6 +163,8 @@ class ActivationWatch:
 
     def _note(self, value: Any) -> None:
         """Figures of an activation, for the last matrix that ran."""
+        if self._noted() is value:  # an activation module's output is the next layer's input
+            return
         if (
             not _readable(value)
             or value.dim() < 2
@@ -164,17 +173,34 @@ class ActivationWatch:
             or self._last is None
         ):
             return
-        if self._noted() is value:  # an activation module's output is the next layer's input
-            return
         self._noted = weakref.ref(value)
         key = id(self._last)
         if self._calls.get(key, 0) > CALLS:
             return
-        units = value.detach().float()
-        units = units.movedim(1, -1) if self._convolved else units
-        units = units.reshape(-1, units.shape[-1])
-        self._figures["activation_zero"][key] = (units.abs().amax(dim=0) == 0).float().mean()
-        self._figures["activation_saturated"][key] = _saturation(_rows(units))
+        zero, saturated = (
+            native.try_units(value, 1 if self._convolved else -1, ELEMENTS)
+            or _of_units(value.detach().float(), self._convolved)
+        )  # fmt: skip
+        self._figures["activation_zero"][key] = zero
+        self._figures["activation_saturated"][key] = saturated
+
+
+_ACTIVATION, _LAYER_IN_TIME, _CONVOLUTION, _OTHER = range(1, 5)
+_kinds: dict[type, int] = {}
+"""Class of a module to what it is here: asked at every call of a sampled forward pass."""
+
+
+def _kind_of(module: type[torch.nn.Module]) -> int:
+    kinds = {_ACTIVATIONS: _ACTIVATION, torch.nn.RNNBase: _LAYER_IN_TIME, CONVOLUTION: _CONVOLUTION}
+    _kinds[module] = next((k for base, k in kinds.items() if issubclass(module, base)), _OTHER)
+    return _kinds[module]
+
+
+def _of_units(units: torch.Tensor, convolved: bool) -> tuple[object, object]:
+    """Shares of an activation's units that are 0 everywhere, and that are at flat ends."""
+    units = units.movedim(1, -1) if convolved else units
+    units = units.reshape(-1, units.shape[-1])
+    return (units.abs().amax(dim=0) == 0).float().mean(), _saturation(_rows(units))
 
 
 def _readable(value: Any) -> bool:
@@ -192,16 +218,13 @@ def _rows(value: torch.Tensor) -> torch.Tensor:
     return value[:: -(-value.shape[0] // max(1, ELEMENTS // max(1, count)))]
 
 
-def _saturation(units: torch.Tensor) -> object:
+def _saturation(units: torch.Tensor) -> torch.Tensor:
     """Share at the flat ends of a tanh or sigmoid; 0 for what is neither, by its range."""
-    here = units.device.type == "cpu"
-    low, high = (float(v) if here else v for v in torch.aminmax(units))  # type: Any, Any
+    low, high = torch.aminmax(units)
     bounded = (low >= -1) & (high <= 1)
     # exact zeros below an exact 1 are a ReLU's: a sigmoid reaches 1 first
     sigmoid = bounded & (low >= 0) & ((low > 0) | (high == 1))
     tanh = bounded & (low < 0)
-    if here:  # one pass in place of all, and none for most activations
-        return _sigmoid_ends(units) if sigmoid else _tanh_ends(units) if tanh else 0.0
     ends = torch.where(sigmoid, _sigmoid_ends(units), _tanh_ends(units))
     return torch.where(sigmoid | tanh, ends, torch.zeros_like(ends))
 

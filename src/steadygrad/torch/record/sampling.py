@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from steadygrad import kernels
+from steadygrad.kernels import native
 from steadygrad.runlog.sampled import (
+    TAKEN,
     Floats,
     UnusualSteps,
     WeightFigures,
@@ -231,6 +233,9 @@ def _taken(parameter: torch.Tensor) -> int:
 
 def _parts(parameters: Sequence[torch.Tensor]) -> Floats:
     """The elements that stand for parameters, side by side: a copy, with one transfer a device."""
+    taken = native.try_parts(list(parameters), TAKEN)
+    if taken is not None:
+        return taken
     with torch.no_grad():
         flat = [p.reshape(-1)[:: stride(p.numel())] for p in parameters]
         if len({piece.device for piece in flat}) > 1:

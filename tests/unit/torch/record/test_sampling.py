@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torch.nn.modules import module as torch_modules
 
 import steadygrad
 import steadygrad.torch as sg
+from steadygrad.kernels import native
 from steadygrad.runlog import RunWriter
 from steadygrad.runlog.sampled import SHARE, SPARE, UnusualSteps
-from steadygrad.torch.record.activations import ActivationWatch
+from steadygrad.torch.record.activations import ELEMENTS, ActivationWatch, _of_units
 from steadygrad.torch.record.sampling import Sampler
 
 
@@ -315,3 +317,14 @@ def test_an_optimizer_that_is_dropped_takes_its_hooks_along(tmp_path):
     gc.collect()
     assert len(hooks) == before
     writer.close()
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+@pytest.mark.parametrize("convolved", [False, True])
+@pytest.mark.parametrize("curve", [torch.tanh, torch.sigmoid, torch.relu, torch.zeros_like])
+def test_what_torch_reads_of_an_activation_is_what_c_reads(curve: Any, convolved: bool) -> None:
+    value = curve(4 * torch.randn(6, 5, 7, generator=torch.Generator().manual_seed(0)))
+    figures = native.try_units(value, 1 if convolved else -1, ELEMENTS)
+    if figures is None:  # a torch that tells C of no tensor
+        return
+    assert [float(figure) for figure in _of_units(value, convolved)] == pytest.approx(figures)

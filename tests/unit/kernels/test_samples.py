@@ -1,0 +1,101 @@
+"""What C samples of activations and weights, against the same written with NumPy's float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from steadygrad.kernels import native
+
+pytestmark = pytest.mark.skipif(
+    not native.AVAILABLE or native._EXCHANGE is None, reason="torch tells C of no tensor here"
+)
+MOST = 64
+SHAPES = {"rows": (40, 6), "sequences": (5, 7, 6), "one row": (1, 3), "wider than all": (9, 100)}
+RANGES = {
+    "tanh": lambda x: np.tanh(3 * x),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-9 * x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu up to 1": lambda x: np.minimum(np.maximum(x, 0), 0.5),
+    "any": lambda x: 5 * x,
+    "zeros": lambda x: 0 * x,
+}
+
+
+def _activation(shape: tuple[int, ...], kind: str) -> np.ndarray:
+    drawn = RANGES[kind](np.random.default_rng(len(shape)).normal(size=shape)).astype(np.float32)
+    drawn[..., 1] = 0  # a unit that is dead
+    return drawn
+
+
+def _saturated(taken: np.ndarray) -> float:
+    low, high = taken.min(), taken.max()
+    if not (low >= -1 and high <= 1):
+        return 0.0
+    if low < 0:
+        return float((np.abs(taken) > np.float32(0.99)).mean())
+    sigmoid = low > 0 or high == 1
+    return float((np.abs(taken - np.float32(0.5)) > np.float32(0.49)).mean()) if sigmoid else 0.0
+
+
+def _spread_rows(rows: np.ndarray) -> np.ndarray:
+    width = rows.size // len(rows)
+    return rows[:: -(-len(rows) // max(1, MOST // width))]
+
+
+@pytest.mark.parametrize("kind", RANGES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_units(shape: tuple[int, ...], kind: str) -> None:
+    value = _activation(shape, kind)
+    rows = value.reshape(-1, shape[-1])
+    expected = (rows == 0).all(axis=0).mean(), _saturated(_spread_rows(rows))
+    assert native.try_units(torch.from_numpy(value), -1, MOST) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_units_of_an_image_are_its_channels(kind: str) -> None:
+    value = np.moveaxis(_activation((4, 5, 3, 6), kind), -1, 1).copy()
+    rows = np.moveaxis(value, 1, -1).reshape(-1, 6)
+    expected = (rows == 0).all(axis=0).mean(), _saturated(_spread_rows(rows))
+    assert native.try_units(torch.from_numpy(value), 1, MOST) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_units_that_are_not_finite_are_neither_dead_nor_saturated(broken: float) -> None:
+    value = torch.zeros(8, 4)
+    value[3, 2] = broken
+    assert native.try_units(value, -1, MOST) == (0.75, 0.0)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (200,)])
+def test_deviation(shape: tuple[int, ...]) -> None:
+    value = 1e3 + np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = _spread_rows(value).astype(np.float64).std(ddof=1)
+    got = native.try_deviation(torch.from_numpy(value.astype(np.float32)), MOST)
+    # by rounding alone: the value is 1e3, in double
+    assert got == pytest.approx(_spread_rows(value.astype(np.float32)).std(ddof=1, dtype=float))
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_parts() -> None:
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    tensors = [torch.randn(n, 7).to(d) for d, n in zip(dtypes, (1, 9, 10, 300), strict=True)]
+    tensors.insert(2, torch.zeros(0))
+    parts = native.try_parts(tensors, MOST)
+    steps = [-(-t.numel() // MOST) or 1 for t in tensors]
+    expected = [t.flatten()[::step].double() for t, step in zip(tensors, steps, strict=True)]
+    assert parts is not None
+    np.testing.assert_array_equal(parts, torch.cat(expected).numpy())
+
+
+def test_what_is_not_served() -> None:
+    value = torch.randn(6, 4)
+    for other in (value.T, value.double(), value.to_sparse(), value.to("meta"), [1.0], None):
+        assert native.try_units(other, -1, MOST) is None
+        assert native.try_deviation(other, MOST) is None
+    assert native.try_units(torch.ones(3), -1, MOST) is None
+    assert native.try_units(torch.ones(3, 0), -1, MOST) is None
+    assert native.try_deviation(torch.ones(1, 1), MOST) is None
+    for other in (value.T, value.to(torch.complex64), value.int()):
+        assert native.try_parts([torch.ones(2), other], MOST) is None
