@@ -86,7 +86,7 @@ def with_acting_closure(
 
     def evaluate(*inner_args: object, **inner_kwargs: object) -> object:
         if step.skip:  # nothing of this step will remain: the script computes no more for it
-            return step.closure_value
+            return step.handed_on
         host.evaluation_begins()
         try:
             value = closure(*inner_args, **inner_kwargs)
@@ -101,6 +101,9 @@ def with_acting_closure(
             raise
         except Exception as error:
             host.fault(error)
+        if step.skip and step.evaluations > 1:
+            return step.handed_on  # a search that had a number goes on with that, not with a NaN
+        step.handed_on = _without_graph(value)
         return value
 
     return _replaced(args, kwargs, _dressed_as(closure, evaluate))
@@ -129,11 +132,15 @@ def _act(host: Host, step: StepInFlight, value: object) -> None:
     step.skip = outcome.skip is True and host.clipper.may_stop
     if step.skip or step.evaluations == 1:
         step.outcome = outcome
-        step.closure_value = value.detach() if isinstance(value, torch.Tensor) else value
+        step.closure_value = _without_graph(value)
     if step.skip:
         if step.evaluations > 1:  # a first one has left the state as a skipped step's is to be
             host.clipper.memory.state = step.policy_state
         step.put_back = _drop_gradients(host.optimizer, searches=step.snapshot is not None)
+
+
+def _without_graph(value: object) -> object:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, searches: bool) -> PutBack:

@@ -22,6 +22,7 @@ class StepInFlight:
         outcome: of the step's gradients: with a closure, of its first evaluation, or of the one
             for which the step is skipped; None before.
         closure_value: what the closure returned at that evaluation.
+        handed_on: what the optimizer was last given for its closure's value.
         evaluations: how often a closure was evaluated so far.
         with_closure: whether the step has a closure, which its optimizer is to evaluate.
         skip: nothing of this step may remain.
@@ -34,6 +35,7 @@ class StepInFlight:
     depth: int = 1
     outcome: StepOutcome | None = None
     closure_value: object = None
+    handed_on: object = None
     evaluations: int = 0
     with_closure: bool = False
     skip: bool = False

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import random
-from collections import defaultdict
+import sys
+import types
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +22,7 @@ import torch
 from steadygrad.errors import AttachError
 from steadygrad.torch.internals.warn import without_warnings
 from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
-from steadygrad.torch.step.inner import Rebuilding, inner_optimizers
+from steadygrad.torch.step.inner import HOOKS, Rebuilding, inner_optimizers
 from steadygrad.torch.step.skipping import (
     PutBack,
     Skipping,
@@ -35,6 +38,9 @@ from steadygrad.torch.step.snapshot import Snapshot
 
 FEW = 2
 """Parameters of each group that take part first."""
+
+MOST_LOOKED_AT = 50_000
+"""Objects among which a way back to the optimizer is looked for; of more, nothing is known."""
 
 STEPS = 3
 """How often a step is skipped in a trial, with one that is not skipped after each."""
@@ -52,8 +58,10 @@ def skipping_of(optimizer: torch.optim.Optimizer) -> Skipping:
     stock = stock_skipping(optimizer)
     if stock is not None:
         return stock
-    with _undisturbed():
+    with _undisturbed(optimizer):
         try:
+            if _leads_back(_copy(optimizer, FEW), optimizer):
+                return Skipping(by_putting_back, gradients_read_last=False)
             # an optimizer may keep lists of its own beside its parameters: then all take part
             skipping = _Trial(optimizer, FEW).result() or _Trial(optimizer, None).result()
         except AttachError:
@@ -177,6 +185,43 @@ def _copy(optimizer: torch.optim.Optimizer, most: int | None) -> torch.optim.Opt
     return Rebuilding(tensor, groups, state, raw_step).optimizer(optimizer)
 
 
+def _leads_back(second: torch.optim.Optimizer, first: torch.optim.Optimizer) -> bool:
+    """Whether a copy holds, however deep, what it is a copy of: then its step may write to that.
+
+    A model, a function over one, or a tuple of the weights is not copied with an optimizer.
+    """
+    both = (first, *inner_optimizers(first))
+    ours = {id(each) for each in both}
+    ours |= {id(p) for each in both for group in each.param_groups for p in group["params"]}
+    ahead = deque(value for key, value in vars(second).items() if key not in HOOKS)
+    seen: set[int] = set()
+    while ahead:
+        value = ahead.popleft()
+        if id(value) in ours or len(seen) > MOST_LOOKED_AT:
+            return True
+        if id(value) not in seen:
+            seen.add(id(value))
+            ahead.extend(_parts(value))
+    return False
+
+
+def _parts(value: object) -> list[Any]:
+    """What an object holds, without what all of its kind or all of its module hold."""
+    if isinstance(value, types.FunctionType):
+        return [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
+    if isinstance(value, torch.optim.Optimizer):
+        return [each for key, each in vars(value).items() if key not in HOOKS]
+    if isinstance(value, (torch.Tensor, type, types.ModuleType, types.CodeType, types.FrameType)):
+        return []
+    family = type(value).__module__.partition(".")[0]
+    if family in sys.stdlib_module_names and family not in _MERE_CONTAINERS:
+        return []  # a logger or a lock leads all over the process
+    return gc.get_referents(value)
+
+
+_MERE_CONTAINERS = {"builtins", "collections", "functools", "types"}
+
+
 def _rate(group: dict[str, object]) -> dict[str, object]:
     """A learning rate at which a step can be seen: a warm-up may begin at 0."""
     return {"lr": 0.1} if isinstance(group.get("lr"), (int, float)) else {}
@@ -204,14 +249,16 @@ def _give_gradients(optimizer: torch.optim.Optimizer) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Random states are put back, and no optimizer but copies takes a step meanwhile."""
+def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Gradients are out of the way, random states are put back, and only copies take a step."""
+    give_back = by_taking_gradients(optimizer)[1]
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
         with only_stand_ins_step(), without_warnings(), torch.random.fork_rng(devices):
             yield
     finally:
+        give_back()
         random.setstate(states[0])
         np.random.set_state(states[1])
 

@@ -66,9 +66,14 @@ def test_every_evaluation_of_a_search_is_clipped(training):
     assert (steady.steps, steady.last.action) == (2, "clip")
 
 
+def wolfe(model):
+    return torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+
+
+@pytest.mark.parametrize("make", [lbfgs, wolfe])
 @pytest.mark.parametrize("broken", [0, 1, 3])
-def test_a_search_that_breaks_anywhere_leaves_nothing(training, broken):
-    t = training(lbfgs)
+def test_a_search_that_breaks_anywhere_leaves_nothing(training, broken, make):
+    t = training(make)
     steady = sg.attach(t.optimizer, clip="autoclip:50")
     t.optimizer.step(t.closure())
     before, memory = t.everything(), steady.state_dict()["state"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import math
 import pickle
 import random
+import types
 from collections import defaultdict, deque
 
 import pytest
@@ -326,6 +328,67 @@ def test_attaching_and_its_trial_change_nothing(training):
     assert same_bits(grads, [p.grad for p in t.model.parameters()])
     assert torch.equal(random, torch.get_rng_state())
     assert t.optimizer.count.item() == 1
+
+
+class OverModel(torch.optim.Optimizer):
+    """Steps what it was given beside its groups, out of reach of whoever copies optimizers."""
+
+    def __init__(self, model, kept):
+        super().__init__(model.parameters(), {"lr": 0.1})
+        self.kept = kept(model)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        kept = self.kept() if isinstance(self.kept, types.FunctionType) else self.kept
+        for p in kept.parameters() if isinstance(kept, torch.nn.Module) else kept.tensors:
+            p.data.sub_(0.1 if p.grad is None else 0.1 * p.grad)  # no version tells of this
+
+
+class OverGlobals(torch.optim.Optimizer):
+    """Finds its weights where no search from the optimizer comes."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in SOMEWHERE_ELSE:
+            if p.grad is not None:
+                p.data.sub_(0.1 * p.grad)
+
+
+SOMEWHERE_ELSE = []
+
+
+def test_a_trial_has_no_gradients_of_the_training_to_step_on(training, monkeypatch):
+    t = training(lambda m: OverGlobals(m.parameters(), {"lr": 0.1}))
+    monkeypatch.setitem(globals(), "SOMEWHERE_ELSE", list(t.model.parameters()))
+    t.backward()
+    before, grads = all_of(t), [p.grad for p in t.model.parameters()]
+    sg.attach(t.optimizer)
+    assert same_bits(all_of(t), before)
+    assert all(p.grad is grad for p, grad in zip(t.model.parameters(), grads, strict=True))
+
+
+Kept = collections.namedtuple("Kept", ["tensors", "note"])
+KEPT = {
+    "model": lambda model: model,
+    "function": lambda model: lambda: model,
+    "tuple": lambda model: Kept(list(model.parameters()), "all"),
+    "method": lambda model: Kept([next(model.parameters())], model.forward),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+def test_what_leads_back_from_a_copy_is_not_tried_on_a_copy(training, kept):
+    """Its step on a copy would move the weights of the training themselves."""
+    t = training(lambda m: OverModel(m, kept))
+    t.backward()
+    before, grads = all_of(t), [p.grad.clone() for p in t.model.parameters()]
+    sg.attach(t.optimizer)
+    assert same_bits(all_of(t), before)
+    assert same_bits(grads, [p.grad for p in t.model.parameters()])
+    t.step(math.nan)
+    assert same_bits(all_of(t), before)
+    t.step()
+    assert not same_bits(all_of(t), before)
 
 
 def test_what_an_optimizer_keeps_beside_its_state_is_not_written_by_a_trial_or_a_skip(training):
