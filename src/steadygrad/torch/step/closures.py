@@ -136,19 +136,21 @@ def _act(host: Host, step: StepInFlight, value: object) -> None:
     if step.skip:
         if step.evaluations > 1:  # a first one has left the state as a skipped step's is to be
             host.clipper.memory.state = step.policy_state
-        step.put_back = _drop_gradients(host.optimizer, searches=step.snapshot is not None)
+        step.put_back = _drop_gradients(host, searches=step.snapshot is not None)
 
 
 def _without_graph(value: object) -> object:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def _drop_gradients(optimizer: torch.optim.Optimizer, searches: bool) -> PutBack:
+def _drop_gradients(host: Host, searches: bool) -> PutBack:
     """See to it that nothing comes of the rest of a step whose closure has been evaluated."""
+    optimizer = host.optimizer
     if not searches:
         return with_small_things_put_back(by_taking_gradients)(optimizer)[1]
-    # zeros end a search, and no later part of a step can fail on them
-    put_random_back, give_back = keep_random_states(optimizer), zero_gradients(optimizer)
+    # zeros end a search, and few steps can fail on them: those of which a trial has told do not
+    fill = zero_gradients if host.skipping is None else host.skipping.fill
+    put_random_back, give_back = keep_random_states(optimizer), fill(optimizer)
 
     def put_back() -> None:
         give_back()

@@ -5,7 +5,8 @@ A pre-hook cannot stop the step that it precedes, but it can see to it that noth
 - a shadow, a `self` whose groups are empty and whose inner optimizers are shadows, is handed to the
   step in the optimizer's place: nothing has to be put back afterwards;
 - gradients that are not there are passed over by most optimizers;
-- what a step on zero gradients has written is put back afterwards, from a snapshot.
+- what a step on gradients of 0, or of 1 where it divides by them, has written is put back
+  afterwards, from a snapshot.
 
 The first serves every optimizer of torch. For a class that is not torch's, `steadygrad.torch.step.
 trial` finds the first of them that serves, on a copy.
@@ -13,9 +14,11 @@ trial` finds the first of them that serves, on a copy.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from steadygrad.torch.step.inner import (
@@ -28,6 +31,9 @@ from steadygrad.torch.step.snapshot import Snapshot
 
 PutBack = Callable[[], None]
 """Ends a skipped step: what was changed for it is as before."""
+
+Fill = Callable[[torch.optim.Optimizer], PutBack]
+"""Puts other gradients in the place of those that are there, until they are put back."""
 
 SMALL = 64
 """Elements of a tensor that is taken for numbers, not for weights."""
@@ -43,10 +49,13 @@ class Skipping(NamedTuple):
         whole: before its step begins.
         gradients_read_last: whether a step reads no gradient and writes nothing before its closure
             has been evaluated, once: to skip, it is enough then to take the gradients away.
+        fill: what it finds for gradients where it goes on after an evaluation, its step undone
+            afterwards.
     """
 
     whole: SkipWay
     gradients_read_last: bool
+    fill: Fill
 
 
 def by_shadow(
@@ -68,19 +77,21 @@ def by_taking_gradients(
     return optimizer, _replace_gradients(optimizer, lambda parameter, grad: None)
 
 
-def by_putting_back(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[torch.optim.Optimizer, PutBack]:
-    """The optimizer itself on gradients of 0; what its step writes is put back after it."""
-    snapshot, put_random_back = Snapshot(optimizer), keep_random_states(optimizer)
-    give_back = zero_gradients(optimizer)
+def by_putting_back(fill: Fill) -> SkipWay:
+    """The optimizer itself on gradients that say nothing; what it writes is put back after it."""
 
-    def put_back() -> None:
-        snapshot.restore()
-        give_back()
-        put_random_back()
+    def skip(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, PutBack]:
+        snapshot, put_random_back = Snapshot(optimizer), keep_random_states(optimizer)
+        give_back = fill(optimizer)
 
-    return optimizer, put_back
+        def put_back() -> None:
+            snapshot.restore()
+            give_back()
+            put_random_back()
+
+        return optimizer, put_back
+
+    return skip
 
 
 def with_small_things_put_back(way: SkipWay) -> SkipWay:
@@ -105,13 +116,15 @@ def with_small_things_put_back(way: SkipWay) -> SkipWay:
 
 
 def keep_random_states(optimizer: torch.optim.Optimizer) -> PutBack:
-    """Torch's random states as they are now, on the CPU and where the weights are."""
+    """The random states as they are now: Python's, NumPy's and torch's where the weights are."""
     devices = {p.device for p in _parameters(optimizer) if p.device.type == "cuda"}
-    here = torch.get_rng_state()
+    here = random.getstate(), np.random.get_state(), torch.get_rng_state()
     there = [(device, torch.cuda.get_rng_state(device)) for device in devices]
 
     def put_back() -> None:
-        torch.set_rng_state(here)
+        random.setstate(here[0])
+        np.random.set_state(here[1])
+        torch.set_rng_state(here[2])
         for device, state in there:
             torch.cuda.set_rng_state(state, device)
 
@@ -123,6 +136,11 @@ def zero_gradients(optimizer: torch.optim.Optimizer) -> PutBack:
     return _replace_gradients(optimizer, _zero)
 
 
+def unit_gradients(optimizer: torch.optim.Optimizer) -> PutBack:
+    """The same with ones: some optimizers divide by a norm."""
+    return _replace_gradients(optimizer, lambda parameter, grad: _one(parameter, grad))
+
+
 def _zero(parameter: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """A gradient of 0; with a graph where the one that was there has one, as for second orders."""
     if grad.grad_fn is None:
@@ -131,8 +149,15 @@ def _zero(parameter: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         return parameter * 0.0
 
 
-STOCK = Skipping(by_shadow, gradients_read_last=True)
-SEARCHES = Skipping(by_shadow, gradients_read_last=False)
+def _one(parameter: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        return _zero(parameter, grad.to_dense() if grad.is_sparse else grad) + 1.0
+
+
+STOCK = Skipping(by_shadow, gradients_read_last=True, fill=zero_gradients)
+SEARCHES = Skipping(by_shadow, gradients_read_last=False, fill=zero_gradients)
+UNKNOWN = Skipping(by_putting_back(zero_gradients), gradients_read_last=False, fill=zero_gradients)
+"""How one is skipped of which nothing can be found out."""
 
 
 def stock_skipping(optimizer: torch.optim.Optimizer) -> Skipping | None:

@@ -24,6 +24,8 @@ from steadygrad.torch.internals.warn import without_warnings
 from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
 from steadygrad.torch.step.inner import HOOKS, Rebuilding, inner_optimizers
 from steadygrad.torch.step.skipping import (
+    UNKNOWN,
+    Fill,
     PutBack,
     Skipping,
     SkipWay,
@@ -32,7 +34,9 @@ from steadygrad.torch.step.skipping import (
     by_taking_gradients,
     raw_step,
     stock_skipping,
+    unit_gradients,
     with_small_things_put_back,
+    zero_gradients,
 )
 from steadygrad.torch.step.snapshot import Snapshot
 
@@ -61,16 +65,19 @@ def skipping_of(optimizer: torch.optim.Optimizer) -> Skipping:
     with _undisturbed(optimizer):
         try:
             if _leads_back(_copy(optimizer, FEW), optimizer):
-                return Skipping(by_putting_back, gradients_read_last=False)
+                return UNKNOWN
             # an optimizer may keep lists of its own beside its parameters: then all take part
             skipping = _Trial(optimizer, FEW).result() or _Trial(optimizer, None).result()
         except AttachError:
             raise
         except Exception:  # it cannot be copied, so nothing is known of it
-            return Skipping(by_putting_back, gradients_read_last=False)
+            return UNKNOWN
     if skipping is None:
         raise AttachError(_refusal(optimizer, "its step() changes what cannot be put back"))
     return skipping
+
+
+FILLS: tuple[Fill, ...] = (zero_gradients, unit_gradients)
 
 
 class _Trial:
@@ -93,12 +100,17 @@ class _Trial:
         """
         if not self._steps_alone():
             # it steps with a closure, with arguments of its own, or not on copies at all
-            return Skipping(by_putting_back, self._reads_gradients_last())
+            return self._skipped_by(by_putting_back(zero_gradients))
         cheap = (with_small_things_put_back(way) for way in (by_shadow, by_taking_gradients))
-        for way in (*cheap, by_putting_back):
+        for way in (*cheap, *map(by_putting_back, FILLS)):
             if self._skips(way):
-                return Skipping(way, self._reads_gradients_last())
+                return self._skipped_by(way)
         return None
+
+    def _skipped_by(self, way: SkipWay) -> Skipping:
+        read_last = self._reads_gradients_last()
+        fill = zero_gradients if read_last else next(filter(self._goes_on, FILLS), zero_gradients)
+        return Skipping(way, read_last, fill)
 
     def _steps_alone(self) -> bool:
         """Whether a copy's step without a closure does something: what is not seen is no proof."""
@@ -141,6 +153,23 @@ class _Trial:
                 each()
             if untouched != [True] or not snapshot.holds():
                 return False
+            self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
+        return True
+
+    def _goes_on(self, fill: Fill) -> bool:
+        """Whether it comes to an end on such gradients after an evaluation."""
+        second = _copy(self._optimizer, self._most)
+        for _ in range(STEPS):
+            _give_gradients(second)
+            snapshot = Snapshot(second)
+
+            def broken() -> torch.Tensor:
+                fill(second)
+                return torch.tensor(1.0)
+
+            if not self._runs(functools.partial(raw_step, second, broken)):
+                return False
+            snapshot.restore()
             self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
         return True
 

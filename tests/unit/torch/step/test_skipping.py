@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,6 +216,57 @@ def test_a_foreign_optimizer_is_skipped_in_the_way_that_works_for_it(training, c
     t.step()
     assert steady.last.action == "clip"
     assert not t.same_as(before)
+
+
+class Draws(torch.optim.SGD):
+    """Adds noise from every source that there is."""
+
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        super().step()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.mul_(1 + 0.01 * (random.random() + np.random.random() + torch.rand(()).item()))
+        return loss
+
+
+class DividesByTheNorm(NeedsGroups):
+    """Cannot step on zeros, nor on nothing."""
+
+    def step(self, closure=None):
+        loss = None
+        self.begun = True  # so that a step writes before its closure
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = [p.grad for p in self.param_groups[0]["params"] if p.grad is not None]
+        scale = 1.0 / math.sqrt(sum(float(g.square().sum()) for g in grads))
+        with torch.no_grad():
+            for p, g in zip(self.param_groups[0]["params"], grads, strict=True):
+                p.sub_(g * scale)
+        self.begun = False
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("cls", [Draws, DividesByTheNorm])
+def test_a_skipped_step_ends_well_and_leaves_every_source_of_numbers(training, cls, with_closure):
+    t = training(lambda model: cls(model.parameters(), lr=0.1))
+    sg.attach(t.optimizer)
+    for factor in (math.nan, 1.0, math.nan):
+        before = t.everything()
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        if with_closure:
+            t.optimizer.step(t.closure([factor]))
+        else:
+            t.step(factor)
+        now = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        if math.isnan(factor):
+            assert t.same_as(before)
+            assert now[:2] == states[:2]
+            assert torch.equal(now[2], states[2])
+        else:
+            assert not t.same_as(before)
 
 
 def hides_its_optimizer(model):
