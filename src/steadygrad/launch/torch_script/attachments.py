@@ -188,7 +188,16 @@ class Attachments:
         self._attached = {key: ref for key, ref in self._attached.items() if ref() is not None}
         self._attached[id(optimizer)] = its_own
         steady.give_way(lambda: self._left_to_script(its_own()))
+        steady.when_idle(lambda: self._leave_to_inner(its_own()))
         return steady
+
+    def _leave_to_inner(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """It makes gradients in its step, for one inside of it, which is met when that steps."""
+        if optimizer is not None:
+            handle: Steady = getattr(optimizer, scaler.HANDLE)
+            handle.flush()
+            self._refused.add(optimizer)
+            self._left_to_script(optimizer)
 
     def _left_to_script(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None:

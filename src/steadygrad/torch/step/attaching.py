@@ -15,7 +15,7 @@ from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import inner_optimizers, is_facade
+from steadygrad.torch.step.inner import has_no_step, inner_optimizers, is_facade
 from steadygrad.torch.step.naming import ModelNames, Names
 
 
@@ -138,6 +138,13 @@ def _require_optimizer(optimizer: object) -> torch.optim.Optimizer:
         raise AttachError(
             f"attach needs a torch optimizer, got {type(optimizer).__name__}; "
             "type steadygrad.torch.attach(optimizer, clip='norm:1.0')"
+        )
+    if has_no_step(inner):
+        raise AttachError(
+            f"this {type(inner).__name__} has no step(): it moves each weight during backward(), "
+            "before the other gradients are there, so no norm of them all can be clipped. Take its "
+            "own clipping (clip_grad_norm= of LOMO), or an optimizer with a step(), such as "
+            "torch.optim.AdamW"
         )
     if is_facade(inner):
         raise AttachError(

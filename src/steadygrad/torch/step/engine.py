@@ -39,7 +39,12 @@ from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_cl
 from steadygrad.torch.step.folding import Folding
 from steadygrad.torch.step.in_flight import StepInFlight
 from steadygrad.torch.step.inner import steps_running
-from steadygrad.torch.step.lone import sentence_on, watch_inner
+from steadygrad.torch.step.lone import (
+    sentence_on,
+    sentence_on_made,
+    watch_inner,
+    without_gradients,
+)
 from steadygrad.torch.step.naming import ModelNames, Names
 from steadygrad.torch.step.origins import OriginSearch
 from steadygrad.torch.step.patterns import by_parameter_groups
@@ -120,7 +125,9 @@ class Engine:
         self.losses = StepLosses()
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
-        self._ignores_closure = False
+        self._ignores_closure = self.skipping is not None and self.skipping.ignores_closure
+        self._makes_gradients = False
+        self._idle: Callable[[], None] | None = None
         self._telling = Telling()
         self._inner_hooks = watch_inner(optimizer, self._inner_stepped)
 
@@ -266,11 +273,14 @@ class Engine:
 
     def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
+        with_closure = (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None
+        if self._makes_gradients and not with_closure:
+            return None  # those that are there are of the step before
         step = self.step = StepInFlight()
         self._listens(False)
-        if (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None:
+        if with_closure:
             step.with_closure = True
-            if not self._ignores_closure:
+            if not (self._ignores_closure and any(p.grad is not None for p in self._params())):
                 self._prepare_closure()
                 if self.recovery is not None:
                     self.recovery.snapshots.before_closure(self.optimizer, self.steps)
@@ -311,8 +321,19 @@ class Engine:
             if self.recovery is not None:
                 self.recovery.step_ends(self.optimizer, self.steps - 1)
             self._stepped()
+            if step.bare:
+                self._began_bare()
         except Exception as error:
             self.fault(error)
+
+    def _began_bare(self) -> None:
+        """A step that began without gradients is over."""
+        if not self._makes_gradients:
+            self._telling.warn(without_gradients(self.optimizer, self.steps - 1))
+        elif self._idle is None:
+            self._telling.warn(sentence_on_made(self.optimizer))
+        else:
+            self._idle()
 
     def _listens(self, listens: bool) -> None:
         """Start or stop writing down what the training computes, for a replay."""
@@ -468,12 +489,16 @@ class Engine:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
         if not batch.grads:
-            self._telling.warn(
-                f"step {self.steps}: no parameter of this {type(optimizer).__name__} has a "
-                "gradient, so nothing is clipped: call loss.backward() before optimizer.step(), "
-                "and zero_grad() after it"
-            )
+            step = self.step
+            if step is not None and self._inner_hooks and not step.with_closure:
+                step.bare = True
+            else:
+                self._telling.warn(without_gradients(optimizer, self.steps))
         return batch
+
+    def _params(self) -> list[torch.Tensor]:
+        self._follow(self.optimizer)
+        return self._table.params
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of parameters that were added to the optimizer."""
@@ -487,8 +512,12 @@ class Engine:
         self.journal.announce(self._table.infos)
 
     def _inner_stepped(self, inner: torch.optim.Optimizer) -> None:
-        if self.step is None:
-            self._telling.warn(sentence_on(self.optimizer, inner))
+        step = self.step
+        if step is None:
+            if not self._makes_gradients:
+                self._telling.warn(sentence_on(self.optimizer, inner))
+        elif step.bare and any(p.grad is not None for p in self._table.params):
+            self._makes_gradients = True
 
     # -- what others tell --------------------------------------------------------------------
 
@@ -511,6 +540,14 @@ class Engine:
         """The same, in silence."""
         self.measure_through(clipper)
         self._telling.silent = True
+
+    def when_idle(self, tell: Callable[[], None]) -> None:
+        """Say what to do, instead of a warning, once nothing can be seen of the steps here.
+
+        Args:
+            tell: called after the step that showed it.
+        """
+        self._idle = tell
 
     def scaler_enters(self, scale: torch.Tensor) -> None:
         """`GradScaler.step` begins on the optimizer."""

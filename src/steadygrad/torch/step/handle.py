@@ -317,6 +317,15 @@ class Steady(Handle):
         self._replaced = replaced
 
     @internal
+    def when_idle(self, tell: Callable[[], None]) -> None:
+        """Say what to do once it shows that nothing can be seen of this optimizer's steps.
+
+        Args:
+            tell: called after such a step; without it the user is warned.
+        """
+        self._engine.when_idle(tell)
+
+    @internal
     def makes_room(self) -> bool:
         """Whether this handle was there for want of one of the script's own; it is gone then."""
         if self._replaced is None:

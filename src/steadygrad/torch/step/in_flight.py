@@ -25,6 +25,7 @@ class StepInFlight:
         handed_on: what the optimizer was last given for its closure's value.
         evaluations: how often a closure was evaluated so far.
         with_closure: whether the step has a closure, which its optimizer is to evaluate.
+        bare: there was no gradient when it began, and an inner optimizer may yet be given some.
         skip: nothing of this step may remain.
         snapshot: weights and state before it; None where they need not be kept.
         policy_state: the policy's state before it.
@@ -38,6 +39,7 @@ class StepInFlight:
     handed_on: object = None
     evaluations: int = 0
     with_closure: bool = False
+    bare: bool = False
     skip: bool = False
     snapshot: Snapshot | None = None
     policy_state: State | None = None

@@ -93,6 +93,20 @@ def is_facade(optimizer: torch.optim.Optimizer) -> bool:
     return not any(p.requires_grad for p in own) and bool(inner_optimizers(optimizer))
 
 
+def has_no_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its `step` is none: it moves the weights during `backward`, as LOMO does.
+
+    Example:
+        >>> has_no_step(torch.optim.Optimizer([torch.zeros(1)], {}))
+        True
+        >>> has_no_step(torch.optim.SGD([torch.zeros(1)], lr=1.0))
+        False
+    """
+    step = type(optimizer).step
+    code = getattr(getattr(step, "__wrapped__", step), "__code__", None)
+    return code is not None and code.co_names == ("NotImplementedError",)
+
+
 def holds_parameters_of(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
     """Whether a step of the inner optimizer is a part of the outer one's.
 

@@ -37,11 +37,32 @@ def watch_inner(
 
 def sentence_on(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> str:
     """What to say of an inner optimizer that has stepped while the outer one has not."""
-    name = type(outer).__name__
-    held_as = next((f".{k}" for k, v in vars(outer).items() if v is inner), None)
-    what = "each of the optimizers inside" if held_as is None else f"optimizer{held_as}"
+    name, what = type(outer).__name__, _to_attach_to(outer, inner)
     return (
         f"the {type(inner).__name__} inside this {name} has stepped and the {name}'s own "
         "step() was not called, so nothing is clipped or recorded. Type steadygrad.torch."
         f"attach({what}, ...), without attaching to the {name}"
     )
+
+
+def sentence_on_made(outer: torch.optim.Optimizer) -> str:
+    """What to say of an optimizer that makes the gradients of an inner one in its own step."""
+    name, what = type(outer).__name__, _to_attach_to(outer, *inner_optimizers(outer))
+    return (
+        f"this {name} makes its gradients inside its own step(), so none can be clipped or "
+        "recorded before it. Give step() the closure that makes them, or type steadygrad.torch."
+        f"attach({what}, ...), without attaching to the {name}"
+    )
+
+
+def without_gradients(optimizer: torch.optim.Optimizer, step: int) -> str:
+    """What to say of a step at which no parameter has a gradient."""
+    return (
+        f"step {step}: no parameter of this {type(optimizer).__name__} has a gradient, so nothing "
+        "is clipped: call loss.backward() before optimizer.step(), and zero_grad() after it"
+    )
+
+
+def _to_attach_to(outer: torch.optim.Optimizer, *inner: torch.optim.Optimizer) -> str:
+    held_as = [f"optimizer.{key}" for key, value in vars(outer).items() if value is inner[0]]
+    return held_as[0] if held_as and len(inner) == 1 else "each of the optimizers inside"

@@ -51,11 +51,13 @@ class Skipping(NamedTuple):
             has been evaluated, once: to skip, it is enough then to take the gradients away.
         fill: what it finds for gradients where it goes on after an evaluation, its step undone
             afterwards.
+        ignores_closure: whether it steps on the gradients that are there and evaluates no closure.
     """
 
     whole: SkipWay
     gradients_read_last: bool
     fill: Fill
+    ignores_closure: bool = False
 
 
 def by_shadow(

@@ -110,7 +110,7 @@ class _Trial:
     def _skipped_by(self, way: SkipWay) -> Skipping:
         read_last = self._reads_gradients_last()
         fill = zero_gradients if read_last else next(filter(self._goes_on, FILLS), zero_gradients)
-        return Skipping(way, read_last, fill)
+        return Skipping(way, read_last, fill, self._ignores_closure())
 
     def _steps_alone(self) -> bool:
         """Whether a copy's step without a closure does something: what is not seen is no proof."""
@@ -154,6 +154,23 @@ class _Trial:
             if untouched != [True] or not snapshot.holds():
                 return False
             self._runs(lambda: raw_step(second, lambda: _give_gradients(second)))
+        return True
+
+    def _ignores_closure(self) -> bool:
+        """Whether it steps each time without an evaluation of the closure that it is given."""
+        second = _copy(self._optimizer, self._most)
+        evaluations: list[torch.Tensor] = []
+        for _ in range(STEPS):
+            _give_gradients(second)
+            snapshot = Snapshot(second)
+
+            def counted() -> torch.Tensor:
+                evaluations.append(_give_gradients(second))
+                return evaluations[-1]
+
+            stepped = self._runs(functools.partial(raw_step, second, counted))
+            if not stepped or evaluations or snapshot.holds():
+                return False
         return True
 
     def _goes_on(self, fill: Fill) -> bool:

@@ -74,3 +74,40 @@ def test_every_form_of_every_optimizer_is_observed_bit_for_bit(observe: Observe)
     assert [o["class"] for o in run.info["optimizers"]] == [kind.__name__ for kind, _, _ in plain]
     assert (run.steps.threshold == 0.5).all()
     assert (run.steps.coef < 1).any()
+
+
+class MakesGradients(torch.optim.Optimizer):
+    """Makes the gradients that its inner optimizer steps on, as a GSAM with `set_closure` does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net.parameters(), {})
+        self.base_optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        self.net = net
+
+    def step(self, closure: Any = None) -> None:
+        self.base_optimizer.zero_grad()
+        self.net(torch.ones(3, 4)).square().mean().backward()
+        self.base_optimizer.step()
+
+
+def test_gradients_made_inside_a_step_are_seen_at_the_inner_one(observe: Observe) -> None:
+    def trained() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        optimizer = MakesGradients(net)
+        for _ in range(4):
+            optimizer.step()
+        return [
+            *net.state_dict().values(),
+            *(p.grad for p in net.parameters() if p.grad is not None),
+        ]
+
+    plain = trained()
+    seen = observe()
+    assert all(map(torch.equal, trained(), plain))
+    run = seen.run()
+    assert [o["class"] for o in run.info["optimizers"]] == ["MakesGradients", "SGD"]
+    norms = run.steps.norm[run.steps.optimizer == 1]
+    assert len(norms) == 3
+    norm = torch.stack([grad.norm() for grad in plain[-4:]]).norm().item()
+    assert abs(norms[-1] - norm) < 1e-6

@@ -25,6 +25,15 @@ from steadygrad.policies import ClipNorm
 from steadygrad.torch.internals import scaler
 
 
+def test_an_optimizer_without_a_step_is_refused(sgd):
+    class Fused(torch.optim.Optimizer):
+        def step(self, closure=None):
+            raise NotImplementedError
+
+    with pytest.raises(AttachError, match=r"this Fused has no step\(\)"):
+        sg.attach(Fused(sgd.model.parameters(), {}))
+
+
 def test_clips_inside_step_by_the_exact_coefficient(sgd):
     steady = sg.attach(sgd.optimizer, clip="norm:0.25")
     sgd.backward()

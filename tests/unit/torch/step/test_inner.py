@@ -344,6 +344,39 @@ class OverModel(torch.optim.Optimizer):
             p.data.sub_(0.1 if p.grad is None else 0.1 * p.grad)  # no version tells of this
 
 
+class MakesGradients(torch.optim.Optimizer):
+    """Makes the gradients that its inner optimizer steps on, as a GSAM with `set_closure` does."""
+
+    def __init__(self, params, base_optimizer):
+        super().__init__(params, {})
+        self.base_optimizer = base_optimizer
+
+    def step(self, closure=None):
+        self.base_optimizer.zero_grad()
+        self.make()
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_that_makes_its_gradients_in_its_step_is_told_what_to_attach_to(training):
+    t, plain = (
+        training(lambda m: MakesGradients(m.parameters(), torch.optim.SGD(m.parameters(), lr=0.1)))
+        for _ in range(2)
+    )
+    steady = sg.attach(t.optimizer)
+
+    def both_step(factor):
+        for each in (t, plain):
+            each.optimizer.make = each.closure([factor])
+            each.optimizer.step()
+
+    with pytest.warns(NoGradientsWarning, match=r"attach\(optimizer.base_optimizer, \.\.\.\)"):
+        both_step(1.0)
+    both_step(math.nan)
+    both_step(1.0)  # would be skipped for the NaN of the step before
+    assert t.same_as(plain)
+    assert steady.steps == 1
+
+
 class OverGlobals(torch.optim.Optimizer):
     """Finds its weights where no search from the optimizer comes."""
 
@@ -416,13 +449,28 @@ def test_a_sam_that_is_never_stepped_itself_is_told_what_to_attach_to(training):
         t.optimizer.second_step()
 
 
-def test_an_optimizer_that_ignores_its_closure_is_clipped_from_the_second_step_on(training):
-    class Ignores(torch.optim.SGD):
-        def step(self, closure=None):
-            return super().step()
+class Ignores(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step()
 
-    t = training(lambda m: Ignores(m.parameters(), lr=0.1))
+
+def test_an_optimizer_that_ignores_its_closure_is_clipped_from_the_first_step_on(training):
+    t, by_hand = (training(lambda m: Ignores(m.parameters(), lr=0.1)) for _ in range(2))
     steady = sg.attach(t.optimizer, clip="norm:0.01")
+    for factor in (math.nan, 1.0, 1.0):
+        t.backward(factor)
+        t.optimizer.step(t.closure())
+        if not math.isnan(factor):
+            by_hand.backward()
+            sg.clip_grad_norm_(by_hand.model.parameters(), 0.01)
+            by_hand.optimizer.step()
+    assert t.same_as(by_hand)
+    assert (steady.last.action, steady.steps) == ("clip", 3)
+
+
+def test_where_no_step_may_be_skipped_a_closure_that_is_ignored_shows_at_the_first_step(training):
+    t = training(lambda m: Ignores(m.parameters(), lr=0.1))
+    steady = sg.attach(t.optimizer, clip="norm:0.01", on_nonfinite="propagate")
     t.backward()
     with pytest.warns(NoGradientsWarning, match="did not evaluate the closure"):
         t.optimizer.step(t.closure())
