@@ -17,15 +17,15 @@ from jax import lax
 
 from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.jax._x64 import in_float64, narrow, wide, widen
-from steadygrad.jax.engine import JaxEngine, leaf_names
+from steadygrad.jax.engine import JaxEngine, floating_leaves, leaf_names
 from steadygrad.jax.norms import leaf_norms
-from steadygrad.policies.base import coefficient
+from steadygrad.policies.base import coefficient, require_norm_type
 from steadygrad.policies.methods.agc import unit_axes, unit_norms
 from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jax.typing import ArrayLike, DTypeLike
 
@@ -36,7 +36,8 @@ def global_norm(updates: PyTree) -> jax.Array:
     """The 2-norm of a pytree taken as one vector, exact in every dtype.
 
     Args:
-        updates: a pytree of floating or complex arrays.
+        updates: a pytree of arrays; those of `float0`, which jax.grad gives for
+            integers, are left out.
 
     Returns:
         0-d; float64 where the leaves are, else float32 (inf for a norm over 3.4e38).
@@ -46,7 +47,7 @@ def global_norm(updates: PyTree) -> jax.Array:
         >>> float(global_norm([jnp.full(1_000_000, 3.0, jnp.bfloat16)]))
         3000.0
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
+    _, leaves = _measured(updates, "global_norm")
     dtype = _figure_dtype(leaves)
     norm: jax.Array = in_float64(lambda *x: lax.convert_element_type(_total(x), dtype))(*leaves)
     return norm
@@ -83,10 +84,8 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         return JaxEngine().scaled(leaves, JaxEngine().computed_once(coef))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        leaves, structure = jax.tree.flatten(updates)
-        if not leaves:
-            _warn_of_nothing("clip_by_global_norm", "clipped")
-        return jax.tree.unflatten(structure, scaled(max_norm, *map(jnp.asarray, leaves))), state
+        leaves, rebuild = _clippable(updates, "clip_by_global_norm")
+        return rebuild(scaled(max_norm, *leaves)), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -119,8 +118,8 @@ def clip_by_block_rms(threshold: ArrayLike) -> optax.GradientTransformation:
         return JaxEngine().scaled(leaves, JaxEngine().computed_once(coefs))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        leaves, structure = jax.tree.flatten(updates)
-        return jax.tree.unflatten(structure, scaled(threshold, *map(jnp.asarray, leaves))), state
+        leaves, rebuild = _clippable(updates, "clip_by_block_rms")
+        return rebuild(scaled(threshold, *leaves)), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -169,7 +168,8 @@ def adaptive_grad_clip(
             raise UsageError(
                 "adaptive_grad_clip reads the weights; type tx.update(updates, state, params)"
             )
-        return jax.tree.map(one, updates, params), state
+        _clippable(updates, "adaptive_grad_clip")
+        return jax.tree.map(lambda u, w: u if _is_float0(u) else one(u, w), updates, params), state
 
     return optax.GradientTransformation(_no_state, update)
 
@@ -178,11 +178,15 @@ def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
     """Read a pytree of gradients once; eager or under any transformation.
 
     Args:
-        updates: a pytree of floating or complex arrays.
+        updates: a pytree of arrays; those of `float0`, which jax.grad gives for
+            integers, are left out.
         norm_type: p >= 0.5, or inf.
 
     Returns:
         The stats; figures are float32 (counts int32), since float64 is off in JAX.
+
+    Raises:
+        SpecError: a p under 0.5.
 
     Example:
         >>> import jax.numpy as jnp
@@ -190,11 +194,10 @@ def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
         >>> stats.names, float(stats.total_norm), int(stats.zeros[0])
         (('w',), 5.0, 1)
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(updates)]
-    if not leaves:
-        _warn_of_nothing("measure", "measured")
+    require_norm_type("measure", norm_type)
+    names, leaves = _measured(updates, "measure")
     with wide():
-        stats = measure_leaves(JaxEngine(), leaves, leaf_names(updates), norm_type, full=True)
+        stats = measure_leaves(JaxEngine(), leaves, names, norm_type, full=True)
         single = {
             key: lax.convert_element_type(getattr(stats, key), _figure_dtype(leaves))
             for key in ("norms", "max_abs", "total_norm")
@@ -202,12 +205,47 @@ def measure(updates: PyTree, norm_type: float = 2.0) -> GradientStats:
         return dataclasses.replace(stats, **single)
 
 
+def _measured(updates: PyTree, caller: str) -> tuple[tuple[str, ...], list[jax.Array]]:
+    """Names and arrays of the leaves; warns where there are none."""
+    named = zip(leaf_names(updates), jax.tree.leaves(updates), strict=True)
+    there = [(name, jnp.asarray(leaf)) for name, leaf in named if not _is_float0(leaf)]
+    if not there:
+        _warn_of_nothing(caller, "measured")
+    return tuple(name for name, _ in there), [leaf for _, leaf in there]
+
+
+def _clippable(
+    updates: PyTree, caller: str
+) -> tuple[list[jax.Array], Callable[[Sequence[jax.Array]], PyTree]]:
+    """The leaves that can be scaled, and how to put new ones back; warns where there are none.
+
+    Raises:
+        UsageError: a leaf holds integers, which scaling would cut down to 0.
+    """
+    _, leaves, rebuild = floating_leaves(updates)
+    for name, leaf in zip(leaf_names(updates), jax.tree.leaves(updates), strict=True):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact) and not _is_float0(leaf):
+            raise UsageError(
+                f"{caller} was given {dtype} values at {name!r}, and scaling would cut them down "
+                "to 0: gradients are floating. Leave that leaf out (optax.masked), or give it as "
+                "leaf.astype('float32')"
+            )
+    if not leaves:
+        _warn_of_nothing(caller, "clipped")
+    return leaves, rebuild
+
+
+def _is_float0(leaf: ArrayLike) -> bool:
+    return bool(getattr(leaf, "dtype", None) == jax.dtypes.float0)
+
+
 def _warn_of_nothing(caller: str, done: str) -> None:
     warnings.warn(
-        f"{caller} was given a pytree without arrays: nothing was {done}. Pass the gradients, as "
-        "jax.grad returns them",
+        f"{caller} was given a pytree without floating arrays: nothing was {done}. Pass the "
+        "gradients, as jax.grad returns them",
         NoGradientsWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

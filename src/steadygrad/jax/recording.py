@@ -244,7 +244,8 @@ def clip_states(opt_state: PyTree) -> list[ClipState]:
 
     Example:
         >>> import optax, steadygrad.jax as sg
-        >>> len(clip_states(optax.chain(sg.clip("norm:1.0"), optax.sgd(0.1)).init({})))
+        >>> tx = optax.chain(sg.clip("norm:1.0"), optax.sgd(0.1))
+        >>> len(clip_states(tx.init({"w": 0.0})))
         1
     """
 

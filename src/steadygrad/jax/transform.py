@@ -166,6 +166,11 @@ def guard(
         >>> updates["w"], int(state.clip.action), int(state.inner[0].count)
         (Array([0., 0.], dtype=float32), 2, 0)
     """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise UsageError(
+            f"guard wraps an optimizer of optax, got {inner!r}; type for example "
+            "steadygrad.jax.guard(optax.adam(1e-3), clip='norm:1.0')"
+        )
     heeds = recover is not None
     if heeds and on_nonfinite not in (None, "skip"):
         raise UsageError(
@@ -272,7 +277,7 @@ class _Clipper:
 
     def init(self, params: PyTree) -> ClipState:
         names, _, _ = floating_leaves(params)
-        for sentence in idle_patterns(self.asked, names):
+        for sentence in self._idle(names):
             warn(sentence, NoGradientsWarning)
         zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
         per_leaf = jnp.zeros((len(names),), jnp.float32)
@@ -296,6 +301,22 @@ class _Clipper:
         # copies: one buffer cannot be donated twice
         distinct: ClipState = jax.tree.map(jnp.array, state)
         return distinct
+
+    def _idle(self, names: tuple[str, ...]) -> list[str]:
+        """What of this governs nothing, as sentences."""
+        if not names:
+            return [
+                "init was given a pytree without floating arrays, so nothing is clipped or "
+                "measured; type tx.init(params) with the arrays that jax.grad differentiates"
+            ]
+        axes = self.axis_name if isinstance(self.axis_name, Mapping) else {}
+        split = [
+            f"the pattern {pattern!r} of axis_name matches none of the {len(names)} parameters, so "
+            f"none of them counts as split by it; names are such as {names[0]!r}"
+            for pattern in axes
+            if not any(fnmatchcase(name, pattern) for name in names)
+        ]
+        return idle_patterns(self.asked, names) + split
 
     def run(
         self, updates: PyTree, state: ClipState, params: PyTree, inner: PyTree

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import keras
@@ -100,6 +101,11 @@ def attach(
         (5.0, 'clip')
     """
     outer, inner = unwrap(optimizer)
+    if model is not None and not isinstance(model, keras.Model):
+        raise UsageError(
+            f"model= must be the Keras model that is compiled, got {type(model).__name__}; type "
+            "attach(model.optimizer, ..., model=model)"
+        )
     ladder = None if recover is None else _ladder(recover, model, on_nonfinite)
     _refuse_conflicts(inner)
     if classes.hook_of(inner) is not None and is_interactive():
@@ -114,7 +120,11 @@ def attach(
     policy = choice.policy if ladder is None else Gated(choice.policy)
     hook = Hook(policy, choice.on_nonfinite)
     hook.built = _idle_groups_of(clip, choice.policy, type(inner).__name__)
+    name = type(inner).__name__
     classes.install(inner, hook)
+    weakref.finalize(inner, hook.use.ends, name)
+    if model is not None and getattr(model, "built", False) and not model.trainable_variables:
+        hook.use.tell_of_no_variables(name)
     if outer is not None:
         classes.tell(outer)
     _retrace(model)
@@ -197,6 +207,7 @@ class Steady(Handle):
         self._sampler: VariableSampler | None = None
         self._start: dict[int, NDArray[np.generic]] = {}
         self._recorded = 0
+        self._said_no_file = False
         self._recovery: KerasRecovery | None = None
         if run is not None:
             self.write_to(run)
@@ -230,7 +241,7 @@ class Steady(Handle):
         return self._spec
 
     def _last(self) -> StepRecord | None:
-        return self.last if self.has_stepped else None
+        return self.seen_last if self.has_stepped else None
 
     @property
     @internal
@@ -272,7 +283,22 @@ class Steady(Handle):
     @property
     def last(self) -> StepRecord:
         """The last step; reads the device. After `fit` on JAX, or inside a callback after
-        ``model.jax_state_sync()``."""
+        ``model.jax_state_sync()``.
+
+        Raises:
+            UsageError: there was no step yet.
+        """
+        if not self.hook.state.seen()["step"]:
+            raise UsageError(
+                "no step yet: .last is there once the attached optimizer has stepped (on JAX, call "
+                "model.jax_state_sync() before it inside of a callback)"
+            )
+        return self.seen_last
+
+    @property
+    @internal
+    def seen_last(self) -> StepRecord:
+        """The figures of the last step; those that it begins with before the first."""
         seen = self.hook.state.seen()
         return StepRecord(
             step=int(seen["step"]) - 1,
@@ -325,11 +351,37 @@ class Steady(Handle):
             TrainingStopped: an alert asked for it.
             RecoveryError: recovery has nothing left to do; weights are those of the last good step.
         """
+        if self.writer is None and self._recovery is None and not self.hook.raises:
+            self._warn_of_no_file()
+        elif not self.hook.use.came:
+            self.hook.use.tell_of_no_step(type(self.optimizer).plain.__name__)
+        return self.step_is_over(loss, again)
+
+    def _warn_of_no_file(self) -> None:
+        if not self._said_no_file:
+            self._said_no_file = True
+            warn(
+                "record has nowhere to write to: type steadygrad.keras.attach(optimizer, ..., "
+                "run='run.db')",
+                SteadyGradWarning,
+            )
+
+    @internal
+    def step_is_over(self, loss: float | None = None, again: Again | None = None) -> bool:
+        """What `record` does; `GradientMonitor` calls it, with or without a run file.
+
+        Args:
+            loss: as `record` has it.
+            again: as `record` has it.
+
+        Returns:
+            As `record` has it.
+        """
         idle = self.writer is None and self._recovery is None
         if idle or not self.hook.state.all:
             self.check()
             return False
-        last = self.last
+        last = self.seen_last
         if last.step < self._recorded:
             return False
         self._recorded = last.step + 1
@@ -417,6 +469,7 @@ class Steady(Handle):
         """Make the optimizer a plain one again, and close the run file opened here."""
         if classes.hook_of(self.optimizer) is not None:
             self._warn_of_idle_recovery()
+            self.hook.use.ends(type(self.optimizer).plain.__name__)
             classes.remove(self.optimizer)
             if self._outer is not None:
                 classes.stop_telling(self._outer)

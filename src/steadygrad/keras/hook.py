@@ -20,6 +20,7 @@ import keras
 
 from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
+from steadygrad.keras.idle import OptimizerUse
 from steadygrad.keras.step_variables import StepVariables
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
@@ -66,6 +67,7 @@ class Hook:
         incoming: what gradients are passed through before anything else.
         built: called with the names, once they are known.
         average: clipped gradients of the window that is being closed.
+        use: whether gradients came here.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
@@ -82,6 +84,7 @@ class Hook:
         self.built: Callable[[tuple[str, ...]], None] = lambda _: None
         self.incoming: Callable[[Gradients], Gradients] = list
         self.average: list[Array] = []
+        self.use = OptimizerUse()
         self._broken_so_far = 0.0
 
     @property
@@ -97,6 +100,8 @@ class Hook:
     def build(self, optimizer: keras.Optimizer, trainable: Sequence[keras.Variable]) -> None:
         """Make the variables; ``trainable`` are the optimizer's."""
         _refuse_accumulating_members(optimizer)
+        if not trainable and self.watcher is None:
+            self.use.tell_of_no_variables(type(optimizer).plain.__name__)
         self.state.build(optimizer, trainable)
         self.built(self.state.names)
 
@@ -117,6 +122,7 @@ class Hook:
         if not present:
             go(gradients, trainable)
             return
+        self.use.came = True
         if self.only_observes:
             self._observe(optimizer, go, gradients, trainable, present)
             return

@@ -7,11 +7,10 @@ import os
 
 import keras
 
-from steadygrad.errors import NoGradientsWarning, UsageError
+from steadygrad.errors import UsageError
 from steadygrad.keras.attaching import Steady, attach
 from steadygrad.keras.classes import hook_of
 from steadygrad.runlog import RunWriter, TrainingStopped
-from steadygrad.runlog.notice import warn
 
 
 class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
@@ -25,7 +24,7 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         run: a path for a new run file or an open `RunWriter`, where the handle has none.
 
     Raises:
-        UsageError: the handle and this name a run file each.
+        UsageError: the handle and this name a run file each, or no handle is given.
 
     Example:
         >>> import keras, numpy as np, steadygrad.keras as sg
@@ -43,6 +42,11 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         run: str | os.PathLike[str] | RunWriter | None = None,
     ) -> None:
         super().__init__()
+        if steady is not None and not isinstance(steady, Steady):
+            raise UsageError(
+                f"steady must be the handle that attach gave, got {type(steady).__name__}; type "
+                "GradientMonitor(steadygrad.keras.attach(optimizer, clip='norm:1.0'))"
+            )
         if steady is not None and run is not None and steady.writer is not None:
             raise UsageError("both attach and GradientMonitor were given a run; give it to attach")
         self.steady = steady
@@ -89,11 +93,11 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if loss is None and "loss" in logs:
             loss = self._loss(batch + 1, mean)
         try:
-            if self.steady.record(loss):
+            if self.steady.step_is_over(loss):
                 self._mean = (batch + 1, mean)
         except TrainingStopped:
             self.model.stop_training = True  # as Keras' own callbacks do
-        last = self.steady.last
+        last = self.steady.seen_last
         if math.isfinite(last.norm):  # one NaN would stay in the progress bar's average
             self._norms.append(last.norm)
             logs["grad_norm"] = last.norm
@@ -111,20 +115,14 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None:
             mean = sum(self._norms) / len(self._norms) if self._norms else math.nan
             logs["grad_norm"] = mean
-            logs["clip_coef"] = self.steady.last.coef
+            logs["clip_coef"] = self.steady.seen_last.coef
             logs["clip_rate"] = self.steady.clip_rate
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         assert self.steady is not None
         if not self.steady.has_stepped:
             kind = type(self.steady.optimizer).plain.__name__
-            warn(
-                f"the {kind} that steadygrad is attached to took no step in fit, so nothing was "
-                "clipped or recorded: attach to the optimizer that the model is compiled with, "
-                "steadygrad.keras.attach(model.optimizer, ...), and see that "
-                "model.trainable_variables is not empty",
-                NoGradientsWarning,
-            )
+            self.steady.hook.use.tell_of_no_step(kind, " in fit")
         self.steady.flush()
         if self._attached_here:
             self.steady.detach()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from steadygrad.elastic import job, restarts
+from steadygrad.errors import UsageError
 from steadygrad.live.card import LiveCard
 from steadygrad.live.shell import shell_of_a_notebook, shell_of_ipython
 from steadygrad.paths import next_free
@@ -74,9 +75,12 @@ def open_writer(
         notebook it has a live card.
 
     Raises:
+        UsageError: neither of both.
         RunFileError: the file exists, and the session is not interactive.
     """
     if not isinstance(run, (str, os.PathLike)):
+        if not hasattr(run, "write_step"):
+            raise UsageError(f"run must be a path or a RunWriter, got {run!r}; type run='run.db'")
         follow(run)
         return run
     if job():

@@ -253,8 +253,12 @@ def require_positive(policy: Policy, *fields: str) -> None:
             )
 
 
-def require_norm_type(policy: Policy, value: float) -> None:
+def require_norm_type(owner: str, value: float) -> None:
     """Refuse a norm whose p is under 0.5.
+
+    Args:
+        owner: whose norm it is: a policy's class, or a function.
+        value: p.
 
     Raises:
         SpecError: with the reason.
@@ -262,6 +266,6 @@ def require_norm_type(policy: Policy, value: float) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (number and value >= 0.5):
         raise SpecError(
-            f"{type(policy).__name__}: norm_type must be a number >= 0.5 or inf, got {value!r}: "
+            f"{owner}: norm_type must be a number >= 0.5 or inf, got {value!r}: "
             "for smaller p the 'norm' of a large model is beyond any float. Type norm_type=2.0"
         )

@@ -24,7 +24,7 @@ class ByFixedNorm(Policy):
 
     def __post_init__(self) -> None:
         require_positive(self, "max_norm")
-        require_norm_type(self, self.p)
+        require_norm_type(type(self).__name__, self.p)
 
     @property
     def norm_type(self) -> float:

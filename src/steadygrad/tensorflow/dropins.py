@@ -8,19 +8,23 @@ they are, where TensorFlow turns all of them into NaN.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from steadygrad.errors import NoGradientsWarning, UsageError
-from steadygrad.policies.base import coefficient
+from steadygrad.policies.base import coefficient, require_norm_type
 from steadygrad.policies.stepping import measure as measure_leaves
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as xp
 from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
 from steadygrad.tensorflow.norms import leaf_norms
 from steadygrad.tensorflow.rounding import narrow, widen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> tf.Tensor:
@@ -34,6 +38,7 @@ def global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> t
         0-d; float64 where a tensor is, else float32 (inf for a norm over 3.4e38).
 
     Raises:
+        UsageError: something else than gradients is among them.
         TypeError: ``t_list`` is no sequence.
 
     Example:
@@ -42,7 +47,9 @@ def global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> t
         5.0
     """
     with tf.name_scope(name or "global_norm"):
-        tensors = [g for g in _as_list(t_list) if g is not None]
+        tensors = [g for g in _gradients(t_list, "global_norm") if g is not None]
+        if not tensors:
+            _warn_of_nothing("global_norm", "measured")
         return tf.cast(_total([merged(t) for t in tensors]), _figure_dtype(tensors))
 
 
@@ -57,14 +64,16 @@ def clip_by_global_norm(
     Args:
         t_list: tensors, `tf.IndexedSlices` (scaled as they are) or None (passed through).
         clip_norm: the threshold, over 0; a float or a 0-d tensor.
-        use_norm: a norm to use in place of the tensors' own.
+        use_norm: a norm to use in place of the tensors' own; where it is not finite the tensors
+            are left as they are.
         name: of the operation.
 
     Returns:
         The scaled tensors, and the norm before.
 
     Raises:
-        UsageError: a threshold that is not over 0, where its value is known.
+        UsageError: a threshold that is not over 0, or a norm under 0, where its value is known;
+            something else than gradients is among the tensors.
         TypeError: ``t_list`` is no sequence.
 
     Example:
@@ -77,16 +86,14 @@ def clip_by_global_norm(
         Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural
         networks. ICML 2013.
     """
-    limit = _limit(clip_norm, "clip_norm")
+    limit = _single(_limit(clip_norm, "clip_norm"), "clip_norm", clip_norm)
     with tf.name_scope(name or "clip_by_global_norm"):
-        tensors = _as_list(t_list)
+        tensors = _gradients(t_list, "clip_by_global_norm")
         there = [g for g in tensors if g is not None]
         if not there:
             _warn_of_nothing("clip_by_global_norm", "clipped")
-        if use_norm is None:
-            total = _total([merged(t) for t in there])
-        else:
-            total = xp.asarray(use_norm, tf.float64)
+        own = use_norm is None
+        total = _total([merged(t) for t in there]) if own else _norm_given(use_norm)
         coef = coefficient(xp, total, limit)
         moved = iter(TensorFlowEngine().scaled([_dense(_values(g)) for g in there], coef))
         scaled = [None if g is None else _with_values(g, next(moved)) for g in tensors]
@@ -111,7 +118,7 @@ def clip_by_norm(
         A tensor like ``t``.
 
     Raises:
-        UsageError: a threshold that is not over 0, where its value is known.
+        UsageError: a threshold that is not over 0, where its value is known; no gradient.
 
     Example:
         >>> import tensorflow as tf
@@ -120,6 +127,8 @@ def clip_by_norm(
                [0.3, 0.4]], dtype=float32)
     """
     limit = _limit(clip_norm, "clip_norm")
+    _require_one(t, "clip_by_norm", "clip_norm")
+    _require_gradient(t, "clip_by_norm")
     with tf.name_scope(name or "clip_by_norm"):
         if axes is None:
             coef = coefficient(xp, _total([merged(t)]), limit)
@@ -131,6 +140,9 @@ def clip_by_norm(
         norms = unit * tf.sqrt(tf.reduce_sum((size / unit) ** 2, axis=axes, keepdims=True))
         limit = tf.broadcast_to(limit, tf.broadcast_dynamic_shape(tf.shape(limit), tf.shape(norms)))
         coef = coefficient(xp, norms * tf.ones_like(limit), limit)
+        if isinstance(t, tf.IndexedSlices):
+            by = coef if coef.shape[0] == 1 else tf.gather(coef, t.indices)
+            return _with_values(t, _scaled_by_slices(t.values, by))
         return _scaled_by_slices(tf.convert_to_tensor(t), coef)
 
 
@@ -152,20 +164,21 @@ def clip_by_value(
         A tensor like ``t``; NaN stays NaN.
 
     Raises:
-        UsageError: the least is over the largest, or one is NaN, where they are known.
+        UsageError: the least is over the largest, or one is NaN or no number, where they are
+            known; no tensor.
 
     Example:
         >>> import tensorflow as tf
         >>> clip_by_value(tf.constant([-2.0, 0.25]), -0.5, 0.5).numpy()
         array([-0.5 ,  0.25], dtype=float32)
     """
-    low, high = tf.get_static_value(clip_value_min), tf.get_static_value(clip_value_max)
-    low = clip_value_min if low is None else low
-    high = clip_value_max if high is None else high
+    _require_one(t, "clip_by_value", "clip_value_min, clip_value_max")
+    low = _constant(clip_value_min, "clip_value_min")
+    high = _constant(clip_value_max, "clip_value_max")
     for bound in (low, high):
-        if not tf.is_tensor(bound) and np.any(np.isnan(bound)):
+        if bound is not None and np.any(np.isnan(bound)):
             raise UsageError("clip_by_value: a bound is NaN, and would make every element NaN")
-    if not tf.is_tensor(low) and not tf.is_tensor(high) and np.any(np.greater(low, high)):
+    if low is not None and high is not None and np.any(np.greater(low, high)):
         raise UsageError(
             f"clip_by_value: clip_value_min {low} is over clip_value_max {high}; swap them"
         )
@@ -191,14 +204,26 @@ def measure(
     Returns:
         The stats, as TensorFlow tensors.
 
+    Raises:
+        UsageError: something else than gradients is among them, other names than gradients are
+            given, or a p under 0.5.
+        TypeError: ``gradients`` is no sequence.
+
     Example:
         >>> import tensorflow as tf
         >>> stats = measure([tf.constant([3.0, 4.0, 0.0])], names=["w"])
         >>> float(stats.total_norm), int(stats.zeros[0])
         (5.0, 1)
     """
-    all_names = names or [str(place) for place in range(len(gradients))]
-    there = [(n, g) for n, g in zip(all_names, gradients, strict=True) if g is not None]
+    require_norm_type("measure", norm_type)
+    listed = _gradients(gradients, "measure")
+    all_names = [str(place) for place in range(len(listed))] if names is None else list(names)
+    if len(all_names) != len(listed):
+        raise UsageError(
+            f"measure was given {len(listed)} gradients and {len(all_names)} names; type "
+            "names=[v.name for v in variables], with the variables of the gradients"
+        )
+    there = [(n, g) for n, g in zip(all_names, listed, strict=True) if g is not None]
     if not there:
         _warn_of_nothing("measure", "measured")
     leaves = [_values(merged(g)) for _, g in there]
@@ -214,21 +239,113 @@ def _warn_of_nothing(caller: str, done: str) -> None:
     )
 
 
-def _as_list(
-    t_list: Sequence[Gradient | None],
-) -> list[Gradient | None]:
-    if tf.is_tensor(t_list) or isinstance(t_list, (str, bytes)) or not hasattr(t_list, "__iter__"):
-        raise TypeError(f"t_list must be a sequence of tensors, got {type(t_list).__name__}")
-    return list(t_list)
+def _gradients(t_list: Sequence[Gradient | None], caller: str) -> list[Gradient | None]:
+    """A list of gradients and None.
+
+    Raises:
+        UsageError: something else is among them.
+        TypeError: no sequence.
+    """
+    spread = hasattr(t_list, "__iter__") and not isinstance(t_list, (str, bytes, Mapping))
+    if tf.is_tensor(t_list) or not spread:
+        hint = "; type list(t_list.values())" if isinstance(t_list, Mapping) else ""
+        raise TypeError(f"t_list must be a sequence of tensors, got {type(t_list).__name__}{hint}")
+    gradients = list(t_list)
+    for gradient in gradients:
+        if gradient is not None:
+            _require_gradient(gradient, caller)
+    return gradients
+
+
+def _require_gradient(gradient: object, caller: str) -> None:
+    """Refuse what is no floating tensor; others fail in TensorFlow, or are cut down to 0."""
+    if isinstance(gradient, (list, tuple)):
+        raise UsageError(
+            f"{caller} was given a {type(gradient).__name__} where a gradient should be. Of pairs "
+            "of gradients and variables, type [gradient for gradient, _ in pairs]"
+        )
+    if isinstance(gradient, tf.RaggedTensor):
+        raise UsageError(f"{caller} was given a RaggedTensor; type its .flat_values")
+    if isinstance(gradient, (str, bytes)):
+        raise UsageError(f"{caller} was given {gradient!r} where a gradient should be")
+    dtype = tf.as_dtype(getattr(gradient, "dtype", tf.float32))
+    if not (dtype.is_floating or dtype.is_complex):
+        raise UsageError(
+            f"{caller} was given {dtype.name} values, and gradients are floating; type "
+            "tf.cast(gradient, tf.float32)"
+        )
+
+
+def _require_one(
+    tensor: Gradient | list[object] | tuple[object, ...] | None, caller: str, bounds: str
+) -> None:
+    """Refuse a list of tensors, which TensorFlow would make one tensor of."""
+    if tensor is None:
+        raise UsageError(f"{caller} was given None: leave out variables without a gradient")
+    if not isinstance(tensor, (list, tuple)):
+        return
+    if not all(isinstance(x, (int, float, list)) for x in tensor or [None]):
+        raise UsageError(
+            f"{caller} takes one tensor, got a {type(tensor).__name__}; type "
+            f"[{caller}(g, {bounds}) for g in gradients]"
+        )
+
+
+def _constant(value: float | tf.Tensor, name: str) -> NDArray[np.float64] | None:
+    """A number's value, where it is known before anything runs.
+
+    Raises:
+        UsageError: no number.
+    """
+    if isinstance(value, tf.Variable):
+        value = value.numpy() if tf.executing_eagerly() else value.value()
+    constant = tf.get_static_value(value) if tf.is_tensor(value) else value
+    if constant is None and tf.is_tensor(value):
+        return None
+    try:
+        return np.asarray("" if constant is None else constant, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{name} must be a number, got {value!r}; for example {name}=1.0"
+        ) from None
 
 
 def _limit(value: float | tf.Tensor, name: str) -> tf.Tensor:
-    constant = tf.get_static_value(value) if tf.is_tensor(value) else value
-    if constant is not None and not np.all(np.asarray(constant, np.float64) > 0):
+    """A threshold in float64; one that is known only later is held at 0 or more."""
+    constant = _constant(value, name)
+    if constant is None:
+        return tf.maximum(tf.cast(value, tf.float64), 0.0)
+    if not np.all(constant > 0):
         raise UsageError(f"{name} must be over 0, got {constant}; for example {name}=1.0")
-    if tf.is_tensor(value):
-        return tf.cast(value, tf.float64)
-    return tf.constant(value, tf.float64)  # a cast would go through float32
+    return tf.constant(constant, tf.float64)  # a cast would go through float32
+
+
+def _single(number: tf.Tensor, name: str, received: object) -> tf.Tensor:
+    """A tensor of one element as a 0-d one."""
+    if number.shape.rank == 0 or number.shape.num_elements() is None:
+        return number
+    if number.shape.num_elements() != 1:
+        raise UsageError(f"{name} must be one number, got {received!r}; for example {name}=1.0")
+    return tf.reshape(number, [])
+
+
+def _norm_given(use_norm: float | tf.Tensor) -> tf.Tensor:
+    constant = _constant(use_norm, "use_norm")
+    if constant is not None and np.any(constant < 0):
+        raise UsageError(
+            f"use_norm must be 0 or more, got {constant}; leave it out, or type "
+            "use_norm=global_norm(gradients)"
+        )
+    if constant is not None and not np.all(np.isfinite(constant)):
+        warnings.warn(
+            f"clip_by_global_norm was given use_norm={constant}, by which nothing can be scaled: "
+            "the gradients are left as they are",
+            NoGradientsWarning,
+            stacklevel=3,
+        )
+    if constant is None:
+        return _single(tf.cast(use_norm, tf.float64), "use_norm", use_norm)
+    return _single(tf.constant(constant, tf.float64), "use_norm", use_norm)
 
 
 def _values(gradient: Gradient) -> tf.Tensor:

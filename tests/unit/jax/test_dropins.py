@@ -105,7 +105,6 @@ def test_gradients_go_through_the_drop_ins(make, slope):
 def test_gradients_go_through_a_norm():
     norm = jax.jit(lambda x: sg.global_norm([jnp.array([3.0, 4.0]) * x]))
     assert float(jax.grad(norm)(2.0)) == pytest.approx(5.0, rel=1e-6)
-    assert float(sg.global_norm([])) == 0.0
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), None, "one"])
@@ -132,10 +131,40 @@ def test_agc_clips_a_bare_array_too(wrap):
     assert all(name for entry in state.names for name in entry)
 
 
-@pytest.mark.parametrize("nothing", [{}, {"w": None}])
+FLOAT0 = np.zeros(3, jax.dtypes.float0)
+"""What jax.grad gives for integers."""
+
+CLIPS = {
+    "clip_by_global_norm": lambda: sg.clip_by_global_norm(1.0),
+    "clip_by_block_rms": lambda: sg.clip_by_block_rms(1.0),
+    "adaptive_grad_clip": lambda: sg.adaptive_grad_clip(0.1),
+}
+
+
+@pytest.mark.parametrize("nothing", [{}, {"w": None}, {"w": FLOAT0}])
 def test_no_gradients_are_told(nothing):
-    tx = sg.clip_by_global_norm(1.0)
-    with pytest.warns(NoGradientsWarning, match="clip_by_global_norm was given a pytree without"):
-        assert tx.update(nothing, tx.init(nothing))[0] == nothing
-    with pytest.warns(NoGradientsWarning, match=r"measure .* nothing was measured"):
-        sg.measure(nothing)
+    for caller, make in CLIPS.items():
+        tx = make()
+        with pytest.warns(NoGradientsWarning, match=f"{caller} was given a pytree without"):
+            assert tx.update(nothing, tx.init(nothing), nothing)[0] == nothing
+    for read in (sg.measure, sg.global_norm):
+        with pytest.warns(NoGradientsWarning, match=r"nothing was measured"):
+            read(nothing)
+
+
+@pytest.mark.parametrize("caller", CLIPS)
+def test_leaves_that_are_no_gradients_are_refused_or_left_alone(caller):
+    tx, tree = CLIPS[caller](), {"n": jnp.arange(3), "w": jnp.array([3.0, 4.0])}
+    with pytest.raises(UsageError, match=rf"{caller} was given int32 values at 'n'.*astype"):
+        tx.update(tree, tx.init(tree), tree)
+    tree["n"] = FLOAT0
+    done = tx.update(tree, tx.init(tree), tree)[0]
+    assert done["n"] is FLOAT0
+    assert float(sg.global_norm(done)) < 5.0 == float(sg.global_norm(tree))
+    assert sg.measure(tree).names == ("w",)
+
+
+@pytest.mark.parametrize("p", [float("nan"), -1.0, 0, None, "2"])
+def test_a_p_that_is_no_norm_is_refused(p):
+    with pytest.raises(UsageError, match=r"measure: norm_type must be .*Type norm_type=2.0"):
+        sg.measure(TREE, p)

@@ -214,3 +214,17 @@ def test_finite_gradients_whose_norm_float64_cannot_hold_are_dropped(mode: str) 
         assert (updates["w"] == 0).all()
     assert int(state.clip.action) == 2
     assert int(state.clip.nonfinite) == 0
+
+
+def test_nothing_to_clip_and_nothing_to_guard_are_told():
+    for tx in (sg.clip("norm:1.0"), sg.guard(optax.sgd(0.1))):
+        for nothing in ({}, {"n": jnp.arange(3)}):
+            with pytest.warns(
+                NoGradientsWarning, match=r"init was given .* type tx\.init\(params\)"
+            ):
+                tx.init(nothing)
+    with pytest.warns(NoGradientsWarning, match=r"pattern 'x' of axis_name matches none.*'w'"):
+        sg.clip("norm:1.0", axis_name={"x": "d", "w": "d"}).init({"w": jnp.ones(2)})
+    for inner in (None, optax.sgd):
+        with pytest.raises(UsageError, match=r"type for example steadygrad\.jax\.guard"):
+            sg.guard(inner)

@@ -7,6 +7,7 @@ backend share a process, and print one JSON line that names what failed.
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import sys
@@ -283,7 +284,8 @@ def clip_groups_for_nothing_are_told():
             warnings.simplefilter("always")
             sg.attach(optimizer, clip=clip)
             optimizer.build([keras.Variable(np.zeros(2), name="kernel")])
-        return [str(w.message) for w in caught if w.category is NoGradientsWarning]
+        told = [str(w.message) for w in caught if w.category is NoGradientsWarning]
+        return [words for words in told if "took no step" not in words]  # others are gone, unused
 
     (pattern,) = told({"krenel": "norm:1.0", "*": "none"})
     assert "'krenel' matches none of the 1 parameters" in pattern
@@ -303,6 +305,7 @@ def clip_groups_for_nothing_are_told():
             monitor = sg.GradientMonitor(steady)
             model_of(keras.optimizers.SGD(0.01)).fit(x, y, verbose=0, callbacks=[monitor])
         told = [str(w.message) for w in caught if w.category is NoGradientsWarning]
+        told = [sentence for sentence in told if "in fit" in sentence]  # others are gone, unused
         assert len(told) == bool(words), told
         assert all(words in sentence for sentence in told), told
 
@@ -528,6 +531,49 @@ def attach_after_fit_works_or_raises():
     steady.detach()
     model.fit(x, y, batch_size=32, verbose=0)
     expect(AttachError, "detached", lambda: steady.last)
+
+
+@case()
+def what_nothing_is_done_with_is_told():
+    x, y = data()
+
+    def told(act, category=NoGradientsWarning):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            gc.collect()
+            caught.clear()
+            act()
+            gc.collect()
+        return [str(w.message) for w in caught if w.category is category]
+
+    frozen = model_of("sgd")
+    frozen.trainable = False
+    frozen.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse")
+    for model in (frozen, None):
+        optimizer = keras.optimizers.SGD(0.1)
+        frozen.compile(optimizer=optimizer, loss="mse")
+
+        def train(optimizer=optimizer, model=model):
+            with sg.attach(optimizer, model=model):
+                frozen.fit(x, y, batch_size=16, verbose=0)
+
+        (sentence,) = told(train)
+        assert "model.trainable_variables" in sentence or "layer.trainable" in sentence, sentence
+    (sentence,) = told(lambda: frozen.fit(x, y, verbose=0, callbacks=[sg.GradientMonitor()]))
+    assert "layer.trainable = True" in sentence, sentence
+    steady, weight = pair(keras.optimizers.SGD(0.1))
+    expect(UsageError, "no step yet", lambda: steady.last)
+    assert not told(lambda: steady.optimizer.apply([tensor([3.0, 4.0])], [weight]))
+    (sentence,) = told(lambda: steady.record() or steady.record(), SteadyGradWarning)
+    assert "run='run.db'" in sentence, sentence
+    steady = sg.attach(keras.optimizers.SGD(0.1), recover="auto", model=model_of("sgd"))
+    (sentence,) = told(lambda: steady.record(1.0) or steady.record(1.0))
+    assert "took no step" in sentence, sentence
+    (sentence,) = told(lambda: sg.attach(keras.optimizers.Adam()) and None)
+    assert "the Adam that steadygrad is attached to took no step" in sentence, sentence
+    expect(UsageError, "model=model", lambda: sg.attach(keras.optimizers.SGD(0.1), model="m"))
+    expect(UsageError, "run='run.db'", lambda: sg.attach(keras.optimizers.SGD(0.1), run=3))
+    expect(UsageError, "steadygrad.keras.attach(", lambda: sg.GradientMonitor(steady=model_of))
 
 
 @case()
@@ -1449,6 +1495,7 @@ if __name__ == "__main__":
         NoGradientsWarning,
         NonFiniteError,
         SpecError,
+        SteadyGradWarning,
         UsageError,
     )
 

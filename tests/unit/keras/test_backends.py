@@ -41,6 +41,7 @@ COMMON = [
     "the_monitor_fills_logs_and_run_file",
     "the_monitor_samples_weights_and_tells_batch_losses",
     "weights_files_hold_the_policy_too",
+    "what_nothing_is_done_with_is_told",
     "wrong_use_says_what_to_type",
 ]
 ALONE = {

@@ -77,7 +77,6 @@ def test_below_the_threshold_and_nonfinite_are_left_alone():
         was = tf.constant(values)
         clipped, _ = sg.clip_by_global_norm([was], 1.0)
         np.testing.assert_array_equal(clipped[0], was)
-    assert float(sg.global_norm([])) == 0.0
 
 
 def test_clip_by_norm_over_axes_and_by_value():
@@ -91,6 +90,16 @@ def test_clip_by_norm_over_axes_and_by_value():
     )
     slices = tf.IndexedSlices(tf.constant([[5.0]]), tf.constant([2]), tf.constant([4, 1]))
     assert sg.clip_by_value(slices, -1.0, 1.0).values.numpy().tolist() == [[1.0]]
+    twice = tf.IndexedSlices(
+        tf.constant([[3.0, 4.0], [0.3, 0.4], [3.0, 4.0]]),
+        tf.constant([2, 0, 2]),
+        tf.constant([4, 2]),
+    )
+    for axes in ([1], [0]):  # sparse gradients stay sparse, and rows that are there twice are one
+        dense = tf.convert_to_tensor(sg.clip_by_norm(twice, 1.0, axes=axes))
+        want = sg.clip_by_norm(tf.convert_to_tensor(twice), 1.0, axes=axes)
+        assert isinstance(sg.clip_by_norm(twice, 1.0, axes=axes), tf.IndexedSlices)
+        np.testing.assert_allclose(dense, want, rtol=1e-6)
 
 
 def test_wrong_use():
@@ -211,8 +220,59 @@ def test_large_broken_tensors_are_counted_and_leave_the_others_exact(mode):
 def test_no_gradients_are_told(nothing):
     with pytest.warns(NoGradientsWarning, match="clip_by_global_norm was given no gradients"):
         assert sg.clip_by_global_norm(nothing, 1.0)[0] == nothing
-    with pytest.warns(NoGradientsWarning, match=r"measure .* nothing was measured"):
-        sg.measure(nothing)
+    for read in (sg.measure, sg.global_norm):
+        with pytest.warns(NoGradientsWarning, match=rf"{read.__name__} .* nothing was measured"):
+            read(nothing)
+
+
+G = tf.constant([3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sg.clip_by_global_norm([(G, tf.Variable(G))], 1.0), "for gradient, _ in pairs"),
+        (lambda: sg.global_norm([[G]]), "given a list where a gradient"),
+        (lambda: sg.global_norm(["w"]), "given 'w' where a gradient"),
+        (lambda: sg.clip_by_global_norm([tf.constant([3, 4])], 1.0), "given int32 values"),
+        (lambda: sg.measure([tf.ragged.constant([[1.0], []])]), r"type its \.flat_values"),
+        (lambda: sg.measure([G], ["a", "b"]), "1 gradients and 2 names"),
+        (lambda: sg.measure([G], norm_type=-1.0), "norm_type must be"),
+        (lambda: sg.clip_by_norm([G, G], 1.0), r"type \[clip_by_norm\(g, clip_norm\) for g in"),
+        (lambda: sg.clip_by_norm(None, 1.0), "was given None"),
+        (lambda: sg.clip_by_value([G, None], -1.0, 1.0), "takes one tensor, got a list"),
+        (lambda: sg.clip_by_value(G, None, 1.0), "clip_value_min must be a number, got None"),
+        (lambda: sg.clip_by_global_norm([G], None), "clip_norm must be a number, got None"),
+        (lambda: sg.clip_by_global_norm([G], tf.Variable(-1.0)), "over 0, got -1.0"),
+        (lambda: sg.clip_by_global_norm([G], [1.0, 2.0]), "must be one number"),
+        (lambda: sg.clip_by_global_norm([G], 1.0, use_norm=-5.0), "use_norm must be 0 or more"),
+        (lambda: sg.clip_by_global_norm([G], 1.0, use_norm=G), "use_norm must be one number"),
+    ],
+)
+def test_what_is_no_gradient_or_no_number_is_refused(call, words):
+    with pytest.raises(UsageError, match=words):
+        call()
+
+
+def test_a_dict_of_gradients_says_what_to_type():
+    with pytest.raises(TypeError, match=r"list\(t_list\.values\(\)\)"):
+        sg.global_norm({"w": G})
+
+
+@pytest.mark.parametrize("norm", [np.nan, np.inf])
+def test_a_norm_that_nothing_can_be_scaled_by_is_told(norm):
+    with pytest.warns(NoGradientsWarning, match="left as they are"):
+        clipped, _ = sg.clip_by_global_norm([G], 1.0, use_norm=tf.constant(norm))
+    np.testing.assert_array_equal(clipped[0], G)
+
+
+def test_a_threshold_under_0_that_is_known_later_reverses_nothing():
+    limit = tf.Variable(-1.0)
+    for clip in (
+        lambda: sg.clip_by_global_norm([G], limit)[0][0],
+        lambda: sg.clip_by_norm(G, limit),
+    ):
+        np.testing.assert_array_equal(tf.function(clip)(), [0.0, 0.0])
 
 
 @pytest.mark.parametrize("bounds", [(np.nan, 1.0), (-1.0, tf.constant(np.nan))])

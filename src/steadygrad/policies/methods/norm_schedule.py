@@ -61,7 +61,7 @@ class NormSchedule(Policy):
         require_count(self, "over")
         require_count(self, "wait", least=0)
         require_choice(self, "shape", ("exp", "linear"))
-        require_norm_type(self, self.p)
+        require_norm_type(type(self).__name__, self.p)
         if math.isinf(self.max_norm) or math.isinf(self.to):
             raise SpecError(
                 f"NormSchedule: both ends must be finite, got {self.max_norm} and {self.to}; "
