@@ -22,6 +22,7 @@ from steadygrad.torch.step.observing import (
     ObservingClipper,
     Steady,
     attach_unheard,
+    inner_optimizers,
     is_facade,
     is_stand_in,
     unmark_copies,
@@ -192,8 +193,13 @@ class Attachments:
         return steady
 
     def _leave_to_inner(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """It makes gradients in its step, for one inside of it, which is met when that steps."""
+        """It makes gradients in its step; one inside of it is met when that steps."""
         if optimizer is not None:
+            if not inner_optimizers(optimizer):
+                self._context.mention(
+                    f"steps of the script's {type(optimizer).__name__} are not seen: it makes its "
+                    "gradients inside its own step(), and not in a closure that step() is given"
+                )
             handle: Steady = getattr(optimizer, scaler.HANDLE)
             handle.flush()
             self._refused.add(optimizer)

@@ -110,14 +110,16 @@ def with_acting_closure(
 
 
 def closure_of(args: tuple[object, ...], kwargs: dict[str, object]) -> Closure | None:
-    """The closure among a step's arguments; None for none.
+    """The closure among a step's arguments; None for none, as where a step takes the model.
 
     Example:
         >>> closure_of(("optimizer", None), {}), closure_of(("optimizer",), {"closure": len})
         (None, <built-in function len>)
     """
-    candidate = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    return candidate if callable(candidate) else None
+    named = kwargs.get("closure")
+    if named is None and len(args) > 1 and not isinstance(args[1], (torch.nn.Module, type)):
+        named = args[1]
+    return named if callable(named) else None
 
 
 def _act(host: Host, step: StepInFlight, value: object) -> None:

@@ -280,7 +280,7 @@ class Engine:
         self._listens(False)
         if with_closure:
             step.with_closure = True
-            if not (self._ignores_closure and any(p.grad is not None for p in self._params())):
+            if not (self._ignores_closure and self._has_gradients()):
                 self._prepare_closure()
                 if self.recovery is not None:
                     self.recovery.snapshots.before_closure(self.optimizer, self.steps)
@@ -328,6 +328,7 @@ class Engine:
 
     def _began_bare(self) -> None:
         """A step that began without gradients is over."""
+        self._makes_gradients |= self._has_gradients()
         if not self._makes_gradients:
             self._telling.warn(without_gradients(self.optimizer, self.steps - 1))
         elif self._idle is None:
@@ -489,16 +490,15 @@ class Engine:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
         if not batch.grads:
-            step = self.step
-            if step is not None and self._inner_hooks and not step.with_closure:
-                step.bare = True
+            if self.step is not None and not self.step.with_closure:
+                self.step.bare = True  # it may yet make some
             else:
                 self._telling.warn(without_gradients(optimizer, self.steps))
         return batch
 
-    def _params(self) -> list[torch.Tensor]:
+    def _has_gradients(self) -> bool:
         self._follow(self.optimizer)
-        return self._table.params
+        return any(parameter.grad is not None for parameter in self._table.params)
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of parameters that were added to the optimizer."""
@@ -516,8 +516,8 @@ class Engine:
         if step is None:
             if not self._makes_gradients:
                 self._telling.warn(sentence_on(self.optimizer, inner))
-        elif step.bare and any(p.grad is not None for p in self._table.params):
-            self._makes_gradients = True
+        elif step.bare:
+            self._makes_gradients |= self._has_gradients()
 
     # -- what others tell --------------------------------------------------------------------
 

@@ -46,12 +46,17 @@ def sentence_on(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> s
 
 
 def sentence_on_made(outer: torch.optim.Optimizer) -> str:
-    """What to say of an optimizer that makes the gradients of an inner one in its own step."""
-    name, what = type(outer).__name__, _to_attach_to(outer, *inner_optimizers(outer))
-    return (
+    """What to say of an optimizer that makes gradients in its own step."""
+    name, inner = type(outer).__name__, inner_optimizers(outer)
+    sentence = (
         f"this {name} makes its gradients inside its own step(), so none can be clipped or "
-        "recorded before it. Give step() the closure that makes them, or type steadygrad.torch."
-        f"attach({what}, ...), without attaching to the {name}"
+        "recorded before it. Give step() the closure that makes them"
+    )
+    if not inner:
+        return sentence
+    what = _to_attach_to(outer, *inner)
+    return (
+        f"{sentence}, or type steadygrad.torch.attach({what}, ...), without attaching to the {name}"
     )
 
 

@@ -7,7 +7,7 @@ from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import is_facade, is_stand_in
+from steadygrad.torch.step.inner import inner_optimizers, is_facade, is_stand_in
 from steadygrad.torch.step.naming import describe
 from steadygrad.torch.step.observed import ObservingClipper, summed_up
 
@@ -20,6 +20,7 @@ __all__ = [
     "StepOutcome",
     "attach_unheard",
     "describe",
+    "inner_optimizers",
     "is_broken",
     "is_facade",
     "is_stand_in",

@@ -7,6 +7,7 @@ weights and its state take no part, and random numbers are drawn from states tha
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import gc
 import random
@@ -298,6 +299,8 @@ def _give_gradients(optimizer: torch.optim.Optimizer) -> torch.Tensor:
 def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Gradients are out of the way, random states are put back, and only copies take a step."""
     give_back = by_taking_gradients(optimizer)[1]
+    classes = [each for each in type(optimizer).__mro__ if not _is_of_a_library(each)]
+    shared = [(each, _kept_by(each)) for each in classes]
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
@@ -305,8 +308,31 @@ def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             yield
     finally:
         give_back()
+        for each, kept in shared:
+            _put_back_in(each, kept)
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+def _is_of_a_library(cls: type) -> bool:
+    return cls is object or cls.__module__.partition(".")[0] == "torch"
+
+
+def _kept_by(cls: type) -> dict[str, tuple[Any, Any]]:
+    """What all optimizers of a class share and a step may write: its numbers and containers."""
+    shared = {key: value for key, value in vars(cls).items() if not key.startswith("__")}
+    kinds = (int, float, str, type(None), list, dict, set, deque)
+    return {k: (v, copy.copy(v)) for k, v in shared.items() if isinstance(v, kinds)}
+
+
+def _put_back_in(cls: type, kept: dict[str, tuple[Any, Any]]) -> None:
+    for key, (value, content) in kept.items():
+        if vars(cls).get(key) is not value:
+            setattr(cls, key, value)
+        if isinstance(value, (list, dict, set, deque)):
+            value.clear()
+            add = value.extend if isinstance(value, (list, deque)) else value.update
+            add(content)
 
 
 def _refusal(optimizer: torch.optim.Optimizer, reason: str) -> str:

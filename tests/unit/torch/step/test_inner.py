@@ -377,6 +377,52 @@ def test_an_optimizer_that_makes_its_gradients_in_its_step_is_told_what_to_attac
     assert steady.steps == 1
 
 
+class TakesTheModel(torch.optim.SGD):
+    """A step that makes gradients, of a model that can be called as a closure can."""
+
+    def step(self, model, closure_of):
+        assert isinstance(model, torch.nn.Module)
+        self.zero_grad()
+        with torch.enable_grad():
+            closure_of()
+        return super().step()
+
+
+def test_a_model_given_to_a_step_is_no_closure_and_reaches_it(training):
+    t, plain = (training(lambda m: TakesTheModel(m.parameters(), lr=0.1)) for _ in range(2))
+    steady = sg.attach(t.optimizer)
+
+    def both_step(factor):
+        for each in (t, plain):
+            each.optimizer.step(each.model, each.closure([factor]))
+
+    with pytest.warns(NoGradientsWarning, match="makes its gradients inside its own"):
+        both_step(1.0)
+    both_step(math.nan)
+    both_step(1.0)
+    assert t.same_as(plain)
+    assert steady.steps == 1
+
+
+class Counted(torch.optim.SGD):
+    """Counts for all its kind, as nobody should."""
+
+    steps, seen = 0, []
+
+    def step(self, closure=None):
+        type(self).steps += 1
+        self.seen.append(self.steps)
+        return super().step()
+
+
+def test_a_trial_leaves_what_a_class_keeps(training):
+    t = training(lambda m: Counted(m.parameters(), lr=0.1))
+    sg.attach(t.optimizer)
+    assert (Counted.steps, Counted.seen) == (0, [])
+    t.step()
+    assert (Counted.steps, Counted.seen) == (1, [1])
+
+
 class OverGlobals(torch.optim.Optimizer):
     """Finds its weights where no search from the optimizer comes."""
 
