@@ -134,11 +134,27 @@ def _act(host: Host, step: StepInFlight, value: object) -> None:
     step.skip = outcome.skip is True and host.clipper.may_stop
     if step.skip or step.evaluations == 1:
         step.outcome = outcome
-        step.closure_value = _without_graph(value)
+        step.closure_value = _loss_among(value)
     if step.skip:
         if step.evaluations > 1:  # a first one has left the state as a skipped step's is to be
             host.clipper.memory.state = step.policy_state
         step.put_back = _drop_gradients(host, searches=step.snapshot is not None)
+
+
+def _loss_among(value: object) -> object:
+    """The loss that a closure has returned, alone or beside outputs; None where that is not known.
+
+    Example:
+        >>> _loss_among(0.5), _loss_among((torch.zeros(4, 2), 0.5)), _loss_among((0.5, 0.25))
+        (0.5, 0.5, None)
+    """
+    parts = value if isinstance(value, (tuple, list)) else [value]
+    single = [p for p in parts if getattr(p, "numel", _one)() == 1 and hasattr(p, "__float__")]
+    return _without_graph(single[0]) if len(single) == 1 else None
+
+
+def _one() -> int:
+    return 1
 
 
 def _without_graph(value: object) -> object:

@@ -21,7 +21,7 @@ class StepInFlight:
         depth: how many `step` functions of this optimizer are running: 2 inside `super().step()`.
         outcome: of the step's gradients: with a closure, of its first evaluation, or of the one
             for which the step is skipped; None before.
-        closure_value: what the closure returned at that evaluation.
+        closure_value: the loss that the closure returned at that evaluation; None where unknown.
         handed_on: what the optimizer was last given for its closure's value.
         evaluations: how often a closure was evaluated so far.
         with_closure: whether the step has a closure, which its optimizer is to evaluate.

@@ -66,6 +66,22 @@ def test_every_evaluation_of_a_search_is_clipped(training):
     assert (steady.steps, steady.last.action) == (2, "clip")
 
 
+def test_a_loss_that_a_closure_returns_beside_its_outputs_is_the_one_on_record(training):
+    class Beside(torch.optim.SGD):
+        def step(self, closure):
+            with torch.enable_grad():
+                values = closure()
+            super().step()
+            return values
+
+    t = training(lambda m: Beside(m.parameters(), lr=0.1))
+    steady, evaluate = sg.attach(t.optimizer), t.closure()
+    loss, outputs = t.optimizer.step(lambda: (evaluate(), torch.zeros(5)))
+    assert steady.last.loss == pytest.approx(loss.item())
+    assert loss.grad_fn is not None
+    assert outputs.shape == (5,)
+
+
 def wolfe(model):
     return torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
 
