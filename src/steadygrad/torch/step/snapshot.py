@@ -22,6 +22,9 @@ from steadygrad.torch.step.inner import (
 HELPERS_WITHIN = 2
 """How deep in an optimizer's attributes its helpers are looked for: in a group, in a list there."""
 
+DEEPEST_IN_STATE = 6
+"""The same in the state: in a block of a parameter's, in a list there, in another object."""
+
 MOST_IN_HELPERS = 4096
 """Elements of what a helper holds; more than that is data, which no step writes."""
 
@@ -70,7 +73,7 @@ class Snapshot:
         self._largest, self._copy = largest, copy
         self._saved: dict[int, _Saved] = {}
         self._optimizers = [
-            (each, {key: self._save(value) for key, value in _written(each).items()})
+            (each, self._saved_of(_written(each)))
             for each in (optimizer, *inner_optimizers(optimizer))
         ]
 
@@ -108,6 +111,12 @@ class Snapshot:
             for optimizer, attributes in self._optimizers
         )
 
+    def _saved_of(self, written: dict[str, object]) -> dict[str, Any]:
+        self._in_state = True  # first: what other attributes share with it is saved whole
+        saved = {key: self._save(value) for key, value in written.items() if key == "state"}
+        self._in_state = False
+        return {key: saved[key] if key in saved else self._save(written[key]) for key in written}
+
     def _save(self, value: Any, depth: int = 0, in_helper: bool = False) -> Any:
         if isinstance(value, _PLAIN):
             return value
@@ -117,8 +126,9 @@ class Snapshot:
         large = self._is_large(value) or (in_helper and _size(value) > MOST_IN_HELPERS)
         content = None if large else _content(value, self._copy)
         parts = value if isinstance(value, dict) else None
-        if content is None and not large and depth <= HELPERS_WITHIN and is_helper(value):
-            content, parts, in_helper = {}, vars(value), True
+        deepest = DEEPEST_IN_STATE if self._in_state else HELPERS_WITHIN
+        if content is None and not large and depth <= deepest and is_helper(value):
+            content, parts, in_helper = {}, vars(value), not self._in_state
         if content is None:
             return value  # an object whose content is not known here
         saved = self._saved[id(value)] = _Saved(value, content)  # first: it may hold itself

@@ -60,6 +60,8 @@ def skipping_of(optimizer: torch.optim.Optimizer) -> Skipping:
     Raises:
         AttachError: it cannot be; says why, and what to type.
     """
+    if any(each.__name__ == "PostLocalSGDOptimizer" for each in type(optimizer).__mro__):
+        raise AttachError(_refusal(optimizer, "its step() averages the weights of all ranks, too"))
     stock = stock_skipping(optimizer)
     if stock is not None:
         return stock
@@ -238,18 +240,29 @@ def _leads_back(second: torch.optim.Optimizer, first: torch.optim.Optimizer) -> 
     A model, a function over one, or a tuple of the weights is not copied with an optimizer.
     """
     both = (first, *inner_optimizers(first))
-    ours = {id(each) for each in both}
-    ours |= {id(p) for each in both for group in each.param_groups for p in group["params"]}
+    ours: set[object] = {id(each) for each in both}
+    weights = [p for each in both for group in each.param_groups for p in group["params"]]
+    ours |= set(map(id, weights)) | set(map(_memory, weights))
     ahead = deque(value for key, value in vars(second).items() if key not in HOOKS)
     seen: set[int] = set()
     while ahead:
         value = ahead.popleft()
         if id(value) in ours or len(seen) > MOST_LOOKED_AT:
             return True
+        if isinstance(value, torch.Tensor) and _memory(value) in ours:
+            return True
         if id(value) not in seen:
             seen.add(id(value))
             ahead.extend(_parts(value))
     return False
+
+
+def _memory(tensor: torch.Tensor) -> object:
+    """What a tensor has in common with its views; itself where that is not told."""
+    try:
+        return "at", tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):  # it has none, as a sparse one
+        return "at", id(tensor)
 
 
 def _parts(value: object) -> list[Any]:
@@ -300,7 +313,7 @@ def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Gradients are out of the way, random states are put back, and only copies take a step."""
     give_back = by_taking_gradients(optimizer)[1]
     classes = [each for each in type(optimizer).__mro__ if not _is_of_a_library(each)]
-    shared = [(each, _kept_by(each)) for each in classes]
+    shared = [(each, _of_class(each)) for each in classes]
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
@@ -308,8 +321,8 @@ def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             yield
     finally:
         give_back()
-        for each, kept in shared:
-            _put_back_in(each, kept)
+        for each, values in shared:
+            _put_back_in(each, values)
         random.setstate(states[0])
         np.random.set_state(states[1])
 
@@ -318,15 +331,15 @@ def _is_of_a_library(cls: type) -> bool:
     return cls is object or cls.__module__.partition(".")[0] == "torch"
 
 
-def _kept_by(cls: type) -> dict[str, tuple[Any, Any]]:
+def _of_class(cls: type) -> dict[str, tuple[Any, Any]]:
     """What all optimizers of a class share and a step may write: its numbers and containers."""
     shared = {key: value for key, value in vars(cls).items() if not key.startswith("__")}
     kinds = (int, float, str, type(None), list, dict, set, deque)
     return {k: (v, copy.copy(v)) for k, v in shared.items() if isinstance(v, kinds)}
 
 
-def _put_back_in(cls: type, kept: dict[str, tuple[Any, Any]]) -> None:
-    for key, (value, content) in kept.items():
+def _put_back_in(cls: type, values: dict[str, tuple[Any, Any]]) -> None:
+    for key, (value, content) in values.items():
         if vars(cls).get(key) is not value:
             setattr(cls, key, value)
         if isinstance(value, (list, dict, set, deque)):

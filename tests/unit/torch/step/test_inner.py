@@ -451,6 +451,7 @@ KEPT = {
     "model": lambda model: model,
     "function": lambda model: lambda: model,
     "tuple": lambda model: Kept(list(model.parameters()), "all"),
+    "views": lambda model: Kept([p.detach().view(-1) for p in model.parameters()], "all"),
     "method": lambda model: Kept([next(model.parameters())], model.forward),
 }
 

@@ -218,6 +218,44 @@ def test_a_foreign_optimizer_is_skipped_in_the_way_that_works_for_it(training, c
     assert not t.same_as(before)
 
 
+class Factors:
+    """What is kept of a block, as Shampoo keeps it: large, and written by every step."""
+
+    def __init__(self):
+        self.matrices = (torch.ones(80, 80),)
+
+
+class KeepsObjectsInItsState(torch.optim.SGD):
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            blocks = self.state[p].setdefault("blocks", {"0": {"factors": Factors()}})
+            blocks["0"]["factors"].matrices[0].mul_(0.9)
+        with torch.no_grad():  # without gradients, too: it is skipped by being undone
+            p.add_(blocks["0"]["factors"].matrices[0][0, 0])
+        return super().step(closure)
+
+
+def test_objects_in_the_state_are_put_back_whole(training):
+    t = training(lambda model: KeepsObjectsInItsState(model.parameters(), lr=0.1))
+    t.step()
+    sg.attach(t.optimizer)
+    first = t.optimizer.state[next(t.model.parameters())]["blocks"]["0"]["factors"].matrices[0]
+    before, factors = [p.tolist() for p in t.model.parameters()], first.clone()
+    t.step(math.nan)
+    assert [p.tolist() for p in t.model.parameters()] == before
+    assert torch.equal(first, factors)
+
+
+def test_an_optimizer_that_averages_over_ranks_is_not_skipped_on_one(training):
+    class PostLocalSGDOptimizer(torch.optim.SGD):
+        pass
+
+    t = training(lambda model: PostLocalSGDOptimizer(model.parameters(), lr=0.1))
+    with pytest.raises(AttachError, match="averages the weights of all ranks"):
+        sg.attach(t.optimizer)
+    sg.attach(t.optimizer, on_nonfinite="raise")
+
+
 class Draws(torch.optim.SGD):
     """Adds noise from every source that there is."""
 
