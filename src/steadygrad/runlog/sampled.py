@@ -278,7 +278,8 @@ def _deviations(parts: Parts, starts: Ids) -> Floats:
         np.subtract(parts, shifted, out=shifted)
         means = np.add.reduceat(shifted, starts) / counts
         sizes = _norms(shifted, starts)
-        return np.sqrt(np.maximum(sizes * sizes / counts - np.abs(means) ** 2, 0.0))
+        deviations: Floats = np.sqrt(np.maximum(sizes * sizes / counts - np.abs(means) ** 2, 0.0))
+    return deviations
 
 
 def _norms(parts: Parts, starts: Ids) -> Floats:

@@ -144,7 +144,7 @@ class ActivationWatch:
             self._note(output[0] if isinstance(output, tuple) else output)
         elif matrix.shape[0] == matrix.shape[-1] and matrix.dim() == 2:
             self._calls[key] = self._calls.get(key, 0) + 1
-        deviation = native.try_deviation(output, ELEMENTS)
+        deviation: object = native.try_deviation(output, ELEMENTS)
         if deviation is None and _readable(output) and output.numel() > 1:
             deviation = _rows(output.detach()).float().std()
         if deviation is not None:
@@ -191,9 +191,15 @@ _kinds: dict[type, int] = {}
 
 
 def _kind_of(module: type[torch.nn.Module]) -> int:
-    kinds = {_ACTIVATIONS: _ACTIVATION, torch.nn.RNNBase: _LAYER_IN_TIME, CONVOLUTION: _CONVOLUTION}
-    _kinds[module] = next((k for base, k in kinds.items() if issubclass(module, base)), _OTHER)
-    return _kinds[module]
+    kind = _OTHER
+    if issubclass(module, _ACTIVATIONS):
+        kind = _ACTIVATION
+    elif issubclass(module, torch.nn.RNNBase):
+        kind = _LAYER_IN_TIME
+    elif issubclass(module, CONVOLUTION):
+        kind = _CONVOLUTION
+    _kinds[module] = kind
+    return kind
 
 
 def _of_units(units: torch.Tensor, convolved: bool) -> tuple[object, object]:
