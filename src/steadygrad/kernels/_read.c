@@ -249,6 +249,68 @@ static PyObject *read_objects(PyObject *self, PyObject *args)
     return result;
 }
 
+/* The gradients of parameters, each with a reference of ours; NULL with an exception. */
+static PyObject *gradients_of(PyObject *parameters, Py_ssize_t n)
+{
+    PyObject *name = PyUnicode_InternFromString("grad"), *all = name ? PyList_New(n) : NULL;
+    for (Py_ssize_t i = 0; all && i < n; i++) {
+        PyObject *parameter = PyList_GetItem(parameters, i); /* borrowed */
+        PyObject *grad = parameter ? PyObject_GetAttr(parameter, name) : NULL;
+        if (!grad || PyList_SetItem(all, i, grad) != 0)
+            Py_CLEAR(all);
+    }
+    Py_XDECREF(name);
+    return all;
+}
+
+static PyObject *read_gradients(PyObject *self, PyObject *args)
+{
+    PyObject *list, *capsule, *plain, *parameter, *threads, *p, *name;
+    if (!PyArg_ParseTuple(args, "OOOOOOO", &list, &capsule, &plain, &parameter, &p, &threads,
+                          &name))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
+    PyObject *grads = n < 0 ? NULL : gradients_of(list, n), *all, *result;
+    if (!grads)
+        return NULL;
+    all = PyTuple_Pack(7, grads, capsule, plain, parameter, p, threads, name);
+    result = all ? read_objects(self, all) : NULL;
+    Py_XDECREF(all);
+    Py_DECREF(grads);
+    return result;
+}
+
+/* Whether these parameters go on in the list from place `at`, which moves past them; -1 raised. */
+static int go_on(PyObject *own, PyObject *parameters, Py_ssize_t *at)
+{
+    PyObject *list = PyList_Check(own) ? Py_NewRef(own) : PySequence_List(own);
+    Py_ssize_t count = PyList_Size(parameters);
+    int same = list && count >= 0 ? 1 : -1;
+    for (Py_ssize_t i = 0; same == 1 && i < PyList_Size(list); i++, ++*at)
+        same = *at < count && PyList_GetItem(list, i) == PyList_GetItem(parameters, *at);
+    Py_XDECREF(list);
+    return same;
+}
+
+static PyObject *holds(PyObject *self, PyObject *args)
+{
+    PyObject *groups, *parameters;
+    Py_ssize_t at = 0;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OO", &groups, &parameters))
+        return NULL;
+    for (Py_ssize_t g = 0; g < PyList_Size(groups); g++) {
+        PyObject *own = PyMapping_GetItemString(PyList_GetItem(groups, g), "params");
+        int same = own ? go_on(own, parameters, &at) : -1;
+        Py_XDECREF(own);
+        if (same < 0)
+            return NULL;
+        if (!same)
+            Py_RETURN_FALSE;
+    }
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(at == PyList_Size(parameters));
+}
+
 static PyObject *scale_objects(PyObject *self, PyObject *args)
 {
     PyObject *list, *capsule, *result;
@@ -427,6 +489,9 @@ static PyObject *instruction_sets(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
     {"read_objects", read_objects, METH_VARARGS,
      "(tensors, exchange, type, type, p, threads, set) -> rows, or the index refused"},
+    {"read_gradients", read_gradients, METH_VARARGS,
+     "(parameters, exchange, type, type, p, threads, set) -> rows, or the index refused"},
+    {"holds", holds, METH_VARARGS, "(groups, parameters) -> whether they hold these and no others"},
     {"scale_objects", scale_objects, METH_VARARGS,
      "(tensors, exchange, type, type, coefs, threads, set) -> -1, or the index refused"},
     {"read_table", read_table, METH_VARARGS, "(table, count, p, threads, set) -> rows"},

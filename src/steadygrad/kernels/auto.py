@@ -27,6 +27,7 @@ class Form(Protocol):
     def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None: ...
 
 
+_GRAD = attrgetter("grad")
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _FORMS: dict[str, Form] = {"reference": reference, **native.FORMS}
 
@@ -174,6 +175,19 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         for place, missing in enumerate(_not_stored(tensors, dense), 3 * len(tensors)):
             counts[place] += missing
     return figures
+
+
+def seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
+    """`seal` of the gradients of parameters, without a look at any of them from Python.
+
+    Args:
+        parameters: theirs; one without a gradient is refused.
+
+    Returns:
+        As `seal`.
+    """
+    figures = None if _Sparse.met else native.try_seal_gradients(parameters)
+    return seal(list(map(_GRAD, parameters))) if figures is None else figures
 
 
 def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:

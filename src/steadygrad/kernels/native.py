@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def try_read(
     return (_NOTHING_READ, rows) if isinstance(rows, int) else (opened(rows), ALL_SERVED)
 
 
-def try_seal(tensors: list[torch.Tensor]) -> bytearray | None:
+def try_seal(tensors: list[Any]) -> bytearray | None:
     """Measure 2-norms of all or none, and leave the figures as C wrote them: see `opened`.
 
     Args:
@@ -112,6 +113,38 @@ def try_seal(tensors: list[torch.Tensor]) -> bytearray | None:
         return None
     rows = _rows(tensors, 2.0, torch.get_num_threads(), _SETS[0])
     return None if isinstance(rows, int) else rows
+
+
+def try_seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
+    """`try_seal` of the gradients of parameters."""
+    if _EXCHANGE is None or not AVAILABLE:
+        return try_seal([parameter.grad for parameter in parameters])
+    rows = _read.read_gradients(
+        parameters,
+        _EXCHANGE,
+        torch.Tensor,
+        torch.nn.Parameter,
+        2.0,
+        torch.get_num_threads(),
+        _SETS[0],
+    )
+    return None if isinstance(rows, int) else rows
+
+
+def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
+    """Whether the groups of an optimizer hold these very parameters, in this order.
+
+    Example:
+        >>> one, other = torch.ones(2), torch.ones(2)
+        >>> groups = [{"params": [one]}, {"params": [other]}]
+        >>> holds(groups, [one, other]), holds(groups, [one])
+        (True, False)
+    """
+    held = [parameter for group in groups for parameter in group["params"]]
+    return len(held) == len(parameters) and all(map(is_, held, parameters))
+
+
+holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
 
 
 def opened(rows: bytearray) -> Read:

@@ -221,9 +221,8 @@ class UnusualSteps:
             norm: its gradient norm.
             loss: its loss; NaN where unknown.
         """
-        high = self._norm.left(math.log(norm) if norm > 0 else math.nan)
-        high = self._loss.left(loss, 0.5) or high
-        if high:
+        high = norm > 0 and self._norm.left(math.log(norm))
+        if self._loss.left(loss, 0.5) or high:
             self._until = step + BURST
         wanted = step < self._until and self._asked < SPARE + step // SHARE
         self._asked += wanted
@@ -231,6 +230,8 @@ class UnusualSteps:
 
 
 BURST, SPARE, SHARE = 8, 32, 64
+MANY = 20
+"""Steps over which a running level is taken."""
 UNUSUAL = 3.0
 """Times its running level from which a norm is unusual, if it is beyond its spread too."""
 
@@ -245,15 +246,24 @@ class _Range:
 
     def left(self, value: float, share: float = 0.0) -> bool:
         """Whether a value is over the range, by ``share`` of the mean at least; takes it in."""
-        if not math.isfinite(value):
+        if value - value != 0:  # not finite; no function is called, at every step
             return False
-        self._count += 1
-        weight = max(1 / self._count, 0.05)
-        edge = max(self._least, share * abs(self._mean), 5 * self._spread)
-        beyond = self._count > 8 and value - self._mean > edge
-        away = min(value - self._mean, edge) if self._count > 8 else value - self._mean
+        away = value - self._mean
+        beyond = False
+        if self._count < MANY:
+            self._count += 1
+            weight = 1 / self._count
+        else:
+            weight = 1 / MANY
+        if self._count > 8:
+            edge = 5 * self._spread
+            level = share * self._mean
+            for least in (self._least, level, -level):
+                edge = least if least > edge else edge
+            beyond = away > edge
+            away = edge if beyond else away
         self._mean += weight * away
-        self._spread += weight * (abs(away) - self._spread)
+        self._spread += weight * ((away if away > 0 else -away) - self._spread)
         return beyond
 
 

@@ -20,16 +20,18 @@ class Entry:
 
     Attributes:
         seconds: spent inside so far.
+        lock: held inside. What is done at every step takes it by itself, and tells of a failure by
+            `failed`: ``with`` costs two calls.
     """
 
     def __init__(self, context: RunContext) -> None:
         self.seconds = 0.0
         self._context = context
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._entered: list[float] = []
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self.lock.acquire()
         self._entered.append(time.perf_counter())
 
     def __exit__(
@@ -39,9 +41,13 @@ class Entry:
         trace: TracebackType | None,
     ) -> bool:
         self.seconds += time.perf_counter() - self._entered.pop()
-        self._lock.release()
-        if not isinstance(error, Exception) or isinstance(error, NonFiniteError):
-            return False  # the latter is what --on-nonfinite raise asks for
+        self.lock.release()
+        return isinstance(error, Exception) and self.failed(error)
+
+    def failed(self, error: Exception) -> bool:
+        """Tell of a failure of ours; False where it is the script's to hear of."""
+        if isinstance(error, NonFiniteError):
+            return False  # what --on-nonfinite raise asks for
         self._context.trouble("part of the run was not observed", error)
         return True
 

@@ -9,10 +9,10 @@ functions that they were (see `steadygrad.torch.internals.inlay`), so that trace
 from __future__ import annotations
 
 import math
-import os
 import threading
 import types
 from collections.abc import Iterator
+from os import getpid
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,7 @@ from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
+from steadygrad.torch.internals.private import graph_task
 from steadygrad.torch.internals.sites import Site
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ class TorchPatches:
         self._failed = False
         self._thread = threading.local()
         self._making = threading.RLock()
-        self._pid = os.getpid()
+        self._pid = getpid()
         self.set = PatchSet(self._make)
 
     def observer(self) -> TorchObserver | None:
         """The observer, or None where it could not be made."""
-        if self._pid != os.getpid():
+        if self._pid != getpid():
             self._begin_anew()
         if self._observer is None and not self._failed:
             with self._making:
@@ -83,7 +84,7 @@ class TorchPatches:
 
     def _begin_anew(self) -> None:
         # a forked child that trains: what was attached belongs to the parent's run file
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._thread, self._making = threading.local(), threading.RLock()
         if self._observer is not None:
             self._observer.abandon()
@@ -91,7 +92,7 @@ class TorchPatches:
 
     def finish(self) -> None:
         """The script is over."""
-        if self._observer is not None and self._pid == os.getpid():
+        if self._observer is not None and self._pid == getpid():
             self._observer.finish()
 
     def release(self) -> None:
@@ -155,19 +156,23 @@ class TorchPatches:
 
     def _backward(self, arguments: Arguments) -> Visit | None:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
-        if sites.inside_backward() or getattr(self._thread, "inside", False):
+        if graph_task() != -1 or getattr(self._thread, "inside", False):
             return None
-        observer = self.observer()
+        observer = self._observer
+        if observer is None or self._pid != getpid():
+            observer = self.observer()
         if observer is None:
             return None
         roots, weights = arguments[0], arguments[1]
-        if not isinstance(roots, (torch.Tensor, tuple, list)):
-            roots = arguments[0] if roots is None else list(roots)  # it may be read only once
-            arguments = (roots, *arguments[1:])
-        observer.before_backward(
-            [roots] if type(roots) is torch.Tensor else sites.listed(roots),
-            None if weights is None else sites.listed(weights),
-        )
+        if type(roots) is torch.Tensor and weights is None:
+            if not observer.before_backward([roots], None):
+                return None  # such a tensor calls nothing again
+        else:
+            if not isinstance(roots, (torch.Tensor, tuple, list)):
+                roots = roots if roots is None else list(roots)  # it may be read only once
+                arguments = (roots, *arguments[1:])
+            weights = None if weights is None else sites.listed(weights)
+            observer.before_backward(sites.listed(roots), weights)
         self._thread.inside = True
         return _ScriptBackward(arguments, observer, self._thread)
 
@@ -182,13 +187,13 @@ class TorchPatches:
         once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])
         return _Grad((*once, *arguments[2:]), observer)
 
-    def _step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """The hook before every optimizer's step."""
-        observer = self.observer()
+        observer = self._observer
+        if observer is None or self._pid != getpid():
+            observer = self.observer()
         if observer is not None:
-            observer.before_step(
-                optimizer, kwargs.get("closure", args[1] if len(args) > 1 else None)
-            )
+            observer.before_step(optimizer)
 
     def _clips(self, function: ClipFunction) -> Any:
         def begins(arguments: Arguments) -> Visit | None:

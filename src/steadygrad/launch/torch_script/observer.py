@@ -9,12 +9,12 @@ in here.
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.attachments import Attachments
@@ -28,7 +28,6 @@ from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
-from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.step.observing import Steady, StepOutcome
 
@@ -57,29 +56,40 @@ class TorchObserver:
         self._grads = GradCalls()
         self._any_scaler = False
         self._told_by_scaler: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._hears_ends = False
         self.backwards = 0
 
     # -- backward ------------------------------------------------------------------------------
 
-    def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> None:
-        """The script calls backward on these tensors."""
-        with self._entry:
+    def before_backward(self, tensors: Sequence[Any], weights: Sequence[Any] | None) -> bool:
+        """The script calls backward on these tensors.
+
+        Returns:
+            Whether `after_backward` has something to do.
+        """
+        entry, by_hand, loop = self._entry, self._by_hand, self._loop
+        entry.lock.acquire()
+        began = time.perf_counter()
+        try:
             self.backwards += 1
-            by_hand = self._by_hand
             # first what this backward ends: a step by hand, which has the losses so far
             if by_hand.walks < MOST_WALKS or by_hand.active:
                 by_hand.before_backward(tensors)
-            if not self._loop.rests:
-                self._loop.before_backward(tensors, self._attachments.census)
-            self.losses.saw(tensors, weights)
-            if self.losses.scale is not None:
+            if not loop.rests:
+                loop.before_backward(tensors, self._attachments.census)
+            losses = self.losses
+            losses.saw(tensors, weights)
+            if losses.scale is not None:
                 self._seen.amp = True
+        except Exception as error:
+            if not entry.failed(error):
+                raise
+        finally:
+            entry.seconds += time.perf_counter() - began
+            entry.lock.release()
+        return by_hand.active or not loop.rests
 
     def after_backward(self) -> None:
         """That backward is done."""
-        if self._loop.rests and not self._by_hand.active:
-            return
         with self._entry:
             self._loop.after_backward()
             self._by_hand.after_backward()
@@ -128,13 +138,12 @@ class TorchObserver:
             return
         with self._entry, figures():
             self._any_scaler = True
-            steady = self._steady(inner)
+            self._steady(inner)
             self._count_grads(parameters_of(inner))
             # told here, since the scaler does not call the step of one that overflows
             self._seen.steps += inner not in self._told_by_scaler
             self._told_by_scaler.add(inner)
             self._note_loop(inner)
-            self._tell_loss(steady)
 
     def after_scaler(self, optimizer: object) -> None:
         """It has stepped it, or dropped the step: then its clip calls are over, too."""
@@ -149,14 +158,17 @@ class TorchObserver:
                     step = max(steps - 1, 0)
                     self._seen.clips.stepped(step, parameters, with_grad, number)
 
-    def before_step(self, optimizer: torch.optim.Optimizer, closure: object = None) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
         steady = self._attachments.handle_of(optimizer)
         if steady is None and self._attachments.leaves_alone(optimizer):
             return
-        with self._entry:
+        entry = self._entry
+        entry.lock.acquire()
+        began = time.perf_counter()
+        try:
             if steady is None:
-                steady = self._steady(optimizer)
+                self._steady(optimizer)
             if self._by_hand.loop.pending is not None:
                 self._by_hand.forget(parameters_of(optimizer))
             if self._any_scaler and optimizer in self._told_by_scaler:
@@ -167,11 +179,12 @@ class TorchObserver:
                 self._count_grads(parameters_of(optimizer))
             if not self._loop.rests:
                 self._note_loop(optimizer)
-            if not callable(closure):
-                self._tell_loss(steady)
-            elif not self._hears_ends:
-                self._hears_ends = True
-                register_optimizer_step_post_hook(eager(self._after_step))
+        except Exception as error:
+            if not entry.failed(error):
+                raise
+        finally:
+            entry.seconds += time.perf_counter() - began
+            entry.lock.release()
 
     def engine_steps(self, parameters: Iterable[torch.Tensor], parts: bool) -> None:
         """A library is about to move these, by an optimizer of copies of theirs.
@@ -203,15 +216,6 @@ class TorchObserver:
         self._loop.before_step(optimizer, self._attachments.counted())
         self._seen.write_loop()
 
-    def _tell_loss(self, steady: Steady) -> None:
-        loss = self.losses.of_step()
-        if loss is not None:
-            steady.observe_loss(loss)
-
-    def _after_step(self, *_: object) -> None:
-        """A step with a closure is over: its loss must not count for the next step."""
-        self.losses.of_step()
-
     def _steady(self, optimizer: torch.optim.Optimizer) -> Steady:
         attached, clipper = optimizer in self._attachments, self._seen.clips.clipper
         steady = self._attachments.steady(optimizer, clipper)
@@ -220,6 +224,7 @@ class TorchObserver:
         return steady
 
     def _follow(self, optimizer: torch.optim.Optimizer, steady: Steady) -> None:
+        steady.hear_from(self.losses)
         number = self._attachments.number_of(map(id, parameters_of(optimizer)))
         self._loop.follow(optimizer, number, self._attachments.tensor_names)
         if self._seen.context.plan.find_nan:

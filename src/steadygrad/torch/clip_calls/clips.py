@@ -118,7 +118,8 @@ class QuietSteps:
             a loss scale was divided out of some.
         """
         log = self._log
-        self._follow(params)
+        if params is not self._params or log.clocks.sharing is not self._sharing:
+            self._follow(params)
         if log.waiting or log.unscaled or (log.readings and log.has_read_some(self._ids)):
             return False
         now = log.losses.backwards
@@ -142,12 +143,11 @@ class QuietSteps:
         return reading, self._log.stepped_by(self._ids, self._clocks[:-1])
 
     def _follow(self, params: list[torch.Tensor]) -> None:
-        log = self._log
-        if params is not self._params or log.clocks.sharing is not self._sharing:
-            ids = list(map(id, params))
-            self._params, self._ids = params, set(ids)
-            self._clocks = [*log.clocks.of(ids), log.any]
-            self._sharing = log.clocks.sharing
+        """Others are moved now, or others share their clocks."""
+        ids, log = list(map(id, params)), self._log
+        self._params, self._ids = params, set(ids)
+        self._clocks = [*log.clocks.of(ids), log.any]
+        self._sharing = log.clocks.sharing
 
 
 class ClipLog:

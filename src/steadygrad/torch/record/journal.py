@@ -168,20 +168,30 @@ class Journal:
         self._deliver(record_of(*facts), outcome.stats, present)
 
     def file_sealed(
-        self, step: int, passed: PassedStep, figures: bytearray, loss: Any, lr: Any
+        self,
+        step: int,
+        params: list[torch.Tensor],
+        passed: PassedStep,
+        figures: bytearray,
+        loss: Any,
+        lr: Any,
     ) -> None:
-        """Take a finished step that was only looked at, where `takes_sealed` says so.
+        """Take a step that is only looked at, where `takes_sealed` says so, and sample what is due.
 
         Args:
             step: its number.
+            params: which it is about to move.
             passed: what the script did.
             figures: of all parameters, as `kernels.seal` gave them.
             loss: as `file` has it.
             lr: as `file` has it.
         """
-        assert self._recorder is not None
-        ids, norm = self._recorder.ids, native.total_of(figures)
-        self._seal(MeasuredStep, step, ids, norm, loss, lr, figures, passed)
+        recorder = self._recorder
+        assert recorder is not None
+        if step >= recorder.sampler.idle_before:
+            recorder.sample(step, params)
+        norm = native.total_of(figures)
+        self._seal(MeasuredStep, step, recorder.ids, norm, loss, lr, figures, passed)
 
     def _seal(
         self,

@@ -71,10 +71,21 @@ class LossMeter(threading.local):
             tensors: its roots; only single numbers are losses.
             weights: ``grad_tensors``, or None.
         """
-        if weights is None and self._scaled is None and _is_plain_loss(tensors):
-            self._add(tensors[0].item(), None)
-            return
-        self.take(self.heard(tensors, weights))
+        tensor = tensors[0] if len(tensors) == 1 else None
+        if (  # what nearly every backward starts from: one number on the CPU
+            type(tensor) is not torch.Tensor
+            or weights is not None
+            or self._scaled is not None
+            or not tensor.is_cpu
+            or not tensor.is_floating_point()
+            or tensor.numel() != 1
+        ):
+            self.take(self.heard(tensors, weights))
+        elif self._fresh:
+            self._add(tensor.item(), None)
+        else:
+            self.backwards += 1
+            self.scale, self._sum, self._fresh = None, tensor.item(), True
 
     def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> Heard:
         """The loss and scale of one backward pass, without adding them to the sum."""
@@ -138,17 +149,6 @@ class LossMeter(threading.local):
     def _scale_of(self, tensor: torch.Tensor) -> Any:
         """The scale by which a GradScaler multiplied this tensor; None where it did not."""
         return self._scaled[1] if self._scaled is not None and self._scaled[0]() is tensor else None
-
-
-def _is_plain_loss(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether this is what nearly every backward starts from: one number on the CPU."""
-    tensor = tensors[0] if len(tensors) == 1 else None
-    return (
-        type(tensor) is torch.Tensor
-        and tensor.is_cpu
-        and tensor.is_floating_point()
-        and tensor.numel() == 1
-    )
 
 
 def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:

@@ -238,7 +238,8 @@ class Engine:
         """
         started = time.perf_counter()
         table, journal = self._table, self.journal
-        self._follow(optimizer)
+        if not native.holds(optimizer.param_groups, table.listed):
+            self._follow(optimizer)
         if (
             self.steps - self._refused < REFUSED_FOR
             or self._loss_scale is not None
@@ -254,16 +255,14 @@ class Engine:
         passed = self.clipper.passes(self.steps, params) if params else None
         if passed is None:
             return False
-        grads = [] if passed.figures else list(map(_GRAD, params))
-        figures = passed.figures or kernels.seal(grads)
+        figures = passed.figures or kernels.seal_gradients(params)
         if figures is None:
-            if type(None) not in set(map(type, grads)):
+            if type(None) not in set(map(type, map(_GRAD, params))):
                 self._refused = self.steps  # of which C may need a millisecond
             return False
         self._sealed, table.present = figures, None
-        journal.sample(self.steps, params)
         rate = optimizer.param_groups[0].get("lr")
-        journal.file_sealed(self.steps, passed, figures, self.losses.take(None), rate)
+        journal.file_sealed(self.steps, params, passed, figures, self.losses.take(None), rate)
         self.step, self._looked_at.depth = self._looked_at, 1
         self.steps += 1
         self.seconds += time.perf_counter() - started

@@ -235,6 +235,11 @@ class Steady(Handle):
         self._engine.hear_losses(losses.hear(self), losses.so_far)
         self._watch_loop()
 
+    @internal
+    def hear_from(self, meter: losses.LossMeter) -> None:
+        """From now on, know the losses from a meter that somebody else tells of each `backward`."""
+        self._engine.hear_losses(meter.of_step, lambda: meter.so_far)
+
     def _watch_loop(self) -> None:
         """Look at the first steps' losses and gradients, where a run is recorded by this alone."""
         writer = self._engine.journal.writer

@@ -8,11 +8,12 @@ each step.
 from __future__ import annotations
 
 import dataclasses
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
 
+from steadygrad.kernels.native import holds
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.distributed.layout import NOWHERE, Spread
@@ -28,6 +29,7 @@ class ParameterTable:
 
     Attributes:
         params: the parameters.
+        listed: the same as the groups have them, one that they name twice too.
         infos: one description a parameter.
         names: their names.
         sizes: their numbers of elements (of the whole tensor where it is sharded).
@@ -44,7 +46,7 @@ class ParameterTable:
         self.spread: Spread = NOWHERE
         self.tell: Tell = warn_of_replicas
         self._index = optimizer_index
-        self._last_params: list[torch.Tensor] = []
+        self.listed: list[torch.Tensor] = []
         self.params: list[torch.Tensor] = []
         self.infos: tuple[TensorInfo, ...] = ()
         self.names: tuple[str, ...] = ()
@@ -53,10 +55,9 @@ class ParameterTable:
 
     def refresh(self, optimizer: torch.optim.Optimizer) -> bool:
         """Follow the optimizer's groups; True where the parameters are not the last call's."""
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        if len(params) == len(self._last_params) and all(map(is_, params, self._last_params)):
+        if holds(optimizer.param_groups, self.listed):
             return False
-        self._last_params = params
+        self.listed = [p for group in optimizer.param_groups for p in group["params"]]
         self.describe(optimizer)
         self.spread = spread_of(self.params, self.names, self._process_group, self._tell)
         return True
