@@ -205,6 +205,22 @@ def try_scale(
     return int(refused)
 
 
+def try_number(value: object) -> float | None:
+    """The only element of a real tensor on the CPU; None for what C does not serve.
+
+    Args:
+        value: anything.
+
+    Example:
+        >>> try_number(torch.tensor(0.5)) in (0.5, None), try_number(torch.ones(2)) is None
+        (True, True)
+    """
+    if _EXCHANGE is None or not AVAILABLE:
+        return None
+    figure: float | None = _read.number(value, _EXCHANGE, torch.Tensor, torch.nn.Parameter)
+    return figure
+
+
 def try_units(value: object, axis: int, most: int) -> tuple[float, float] | None:
     """What is sampled of an activation.
 

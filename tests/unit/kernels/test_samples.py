@@ -91,7 +91,8 @@ def test_parts() -> None:
 
 def test_what_is_not_served() -> None:
     value = torch.randn(6, 4)
-    for other in (value.T, value.double(), value.to_sparse(), value.to("meta"), [1.0], None):
+    negated = torch._neg_view(value)  # whose memory holds the opposite
+    for other in (value.T, value.double(), value.to_sparse(), value.to("meta"), negated, [1.0], 1):
         assert native.try_units(other, -1, MOST) is None
         assert native.try_deviation(other, MOST) is None
     assert native.try_units(torch.ones(3), -1, MOST) is None
@@ -99,3 +100,38 @@ def test_what_is_not_served() -> None:
     assert native.try_deviation(torch.ones(1, 1), MOST) is None
     for other in (value.T, value.to(torch.complex64), value.int()):
         assert native.try_parts([torch.ones(2), other], MOST) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_loss_is_what_item_gives(dtype: torch.dtype) -> None:
+    for value in (-1.1, 1e-7, 65504.0, float("inf")):
+        loss = torch.tensor(value, dtype=dtype, requires_grad=True)
+        assert native.try_number(loss) == loss.item()
+        assert native.try_number(torch.stack([loss, loss])[1:].view(1, 1)) == loss.item()
+    assert np.isnan(native.try_number(torch.tensor(float("nan"), dtype=dtype)))
+
+
+def test_what_is_no_loss_that_c_reads() -> None:
+    one = torch.tensor(2.0)
+    for other in (one.long(), one.to("meta"), torch._neg_view(one), one.to(torch.cfloat), 2.0):
+        assert native.try_number(other) is None
+    assert native.try_number(torch.ones(2)) is None
+    assert native.try_number(torch.ones(0)) is None
+
+
+def test_the_groups_of_an_optimizer_hold_these_parameters_or_others() -> None:
+    a, b, c = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
+    for holds in (native.holds, native._hold):
+        assert holds([{"params": [a]}, {"params": (b, c)}], [a, b, c])
+        assert holds([{"params": [a, a]}], [a, a])
+        for others in ([a, b], [a, c, b], [a, b, c, a], [], [a, b, torch.ones(1)]):
+            assert not holds([{"params": [a, b]}, {"params": [c]}], others)
+
+
+def test_gradients_are_sealed_as_their_list_is() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(n)) for n in (3, 5)]
+    assert native.try_seal_gradients(parameters) is None  # none has a gradient yet
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+    expected = native.try_seal([parameter.grad for parameter in parameters])
+    assert native.try_seal_gradients(parameters) == expected is not None

@@ -21,6 +21,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from steadygrad.invisible import invisible
+from steadygrad.kernels import native
 from steadygrad.torch.internals.private import (
     casts,
     default_device_mode,
@@ -43,6 +44,7 @@ from steadygrad.torch.origin.entries import (
     marks_of,
     tensors_in,
 )
+from steadygrad.torch.origin.kinds import IN_PLACE, ORDINARY, PLAIN, RANDOM
 from steadygrad.torch.origin.places import Place, place_of
 from steadygrad.torch.origin.states import GeneratorCopies
 
@@ -55,7 +57,8 @@ STALE = 8
 Call = tuple[Any, Any, Any, Place]
 """A function, its arguments as they are noted, by place and by name, and the caller's line."""
 
-_Tensor = torch.Tensor
+_kind_by_function = kinds.kind_by_function
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
 _mark_of = weakref.ref
 _records_graph = torch.is_grad_enabled
 _frame = sys._getframe
@@ -75,9 +78,11 @@ class _Listener(TorchFunctionMode):
         if _is_traced():  # a constant there
             return func(*args, **(kwargs or {}))
         tape = self.tape
-        kind = kinds.kind_by_function.get(func)
-        if kind == kinds.PLAIN or not tape.armed:
+        kind = _kind_by_function.get(func)
+        if kind == PLAIN or not tape.armed:
             return func(*args, **kwargs) if kwargs else func(*args)
+        if kind == ORDINARY:
+            return tape.usual(func, args, kwargs)
         return tape.operation(kind, func, args, kwargs)
 
 
@@ -183,20 +188,14 @@ class Tape:
 
     # -- writing down ----------------------------------------------------------------------
 
-    def operation(self, kind: int | None, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call a torch function and write it down."""
-        kind = kinds.kind_of(func) if kind is None else kind
-        if kind == kinds.PLAIN or (kind == kinds.IN_PLACE and _updates_a_weight(args)):
-            return func(*args, **kwargs) if kwargs else func(*args)
+    def usual(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call an ordinary torch function and write it down; the shortest way there is."""
         place = place_of(_frame(2))
-        if kind == kinds.IN_PLACE and args and isinstance(args[0], _Tensor):
-            self._keep_before(args[0])
         self._entered = 0
         packed, named = self._pack_all(args), self._pack(kwargs) if kwargs else None
-        more = {"draws": self._generators.now()} if kind == kinds.RANDOM else None
-        entered = self._entered > 0
+        entered = self._entered
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if type(result) is _Tensor and entered and more is None:
+        if entered and type(result) is _Tensor:
             made = self._made[id(result)] = _mark_of(result)
             cast = _autocast_now() if casts() else None
             self.notes.append(
@@ -206,14 +205,38 @@ class Tape:
             if len(self.notes) > MOST_NOTES or self._bytes > MOST_BYTES:
                 self._forget_oldest()
         else:
-            leaves = _leaves_of(func, args, result)
-            if not leaves:
-                _learn_from(func, result)
-            elif entered and more is None:
-                self._note("operation", (func, packed, named, place), leaves)
-            else:
-                self._keep_drawn((func, packed, named, place), leaves, more)
+            self._note_result((func, packed, named, place), args, result, entered)
         return result
+
+    def operation(self, kind: int | None, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function of any other kind and write it down."""
+        kind = kinds.kind_of(func) if kind is None else kind
+        if kind == ORDINARY:
+            return self.usual(func, args, kwargs)
+        if kind == PLAIN or (kind == IN_PLACE and _updates_a_weight(args)):
+            return func(*args, **kwargs) if kwargs else func(*args)
+        place = place_of(_frame(2))
+        if kind == IN_PLACE and args and isinstance(args[0], _Tensor):
+            self._keep_before(args[0])
+        self._entered = 0
+        packed, named = self._pack_all(args), self._pack(kwargs) if kwargs else None
+        more = {"draws": self._generators.now()} if kind == RANDOM else None
+        entered = self._entered
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        self._note_result((func, packed, named, place), args, result, entered, more)
+        return result
+
+    def _note_result(
+        self, call: Call, args: Any, result: object, entered: int, more: object = None
+    ) -> None:
+        """Write down a call by what it returned, which is not just one tensor made of tensors."""
+        leaves = _leaves_of(call[0], args, result)
+        if not leaves:
+            _learn_from(call[0], result)
+        elif entered and more is None:
+            self._note("operation", call, leaves)
+        else:
+            self._keep_drawn(call, leaves, more)
 
     def _keep_drawn(self, call: Call, leaves: list[torch.Tensor], more: object) -> None:
         """Store what a replay could not make again: made of no tensors, or drawn at random."""
@@ -371,7 +394,7 @@ class Tape:
         made, packed = self._made, []
         for item in args:
             kind = type(item)
-            if kind is _Tensor:
+            if kind is _Tensor or kind is _Parameter:
                 self._entered += 1
                 mark = made.get(id(item))
                 packed.append(self._hold(item) if mark is None or mark() is not item else mark)
@@ -448,6 +471,9 @@ def _learn_from(func: object, result: object) -> None:
 
 def _figure_of(root: torch.Tensor) -> Any:
     """A loss, without its graph: as a number, unless a device would have to be waited for."""
+    number = native.try_number(root)
+    if number is not None:
+        return number
     single = type(root) is _Tensor and root.numel() == 1 and root.device.type == "cpu"
     return root.item() if single and not root.is_complex() else root.detach()
 

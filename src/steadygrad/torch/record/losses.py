@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from steadygrad.kernels import native
 from steadygrad.torch.gradients.pieces import whole
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
@@ -71,21 +72,15 @@ class LossMeter(threading.local):
             tensors: its roots; only single numbers are losses.
             weights: ``grad_tensors``, or None.
         """
-        tensor = tensors[0] if len(tensors) == 1 else None
-        if (  # what nearly every backward starts from: one number on the CPU
-            type(tensor) is not torch.Tensor
-            or weights is not None
-            or self._scaled is not None
-            or not tensor.is_cpu
-            or not tensor.is_floating_point()
-            or tensor.numel() != 1
-        ):
+        plain = len(tensors) == 1 and weights is None and self._scaled is None
+        loss = native.try_number(tensors[0]) if plain else None
+        if loss is None:
             self.take(self.heard(tensors, weights))
         elif self._fresh:
-            self._add(tensor.item(), None)
+            self._add(loss, None)
         else:
             self.backwards += 1
-            self.scale, self._sum, self._fresh = None, tensor.item(), True
+            self.scale, self._sum, self._fresh = None, loss, True
 
     def heard(self, tensors: Sequence[torch.Tensor], weights: Sequence[object] | None) -> Heard:
         """The loss and scale of one backward pass, without adding them to the sum."""
