@@ -140,8 +140,8 @@ def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
         >>> holds(groups, [one, other]), holds(groups, [one])
         (True, False)
     """
-    held = [parameter for group in groups for parameter in group["params"]]
-    return len(held) == len(parameters) and all(map(is_, held, parameters))
+    theirs = [parameter for group in groups for parameter in group["params"]]
+    return len(theirs) == len(parameters) and all(map(is_, theirs, parameters))
 
 
 holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
