@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,6 +76,9 @@ class Snapshot:
             (each, self._saved_of(_written(each)))
             for each in (optimizer, *inner_optimizers(optimizer))
         ]
+        groups = [group for each, _ in self._optimizers for group in each.param_groups]
+        weights = (p for group in groups for p in group["params"] if id(p) not in self._saved)
+        self._out_of_reach = [self._save(weight) for weight in weights]
 
     def restore(self) -> None:
         """Put everything back, in place."""
@@ -86,6 +89,8 @@ class Snapshot:
                     del optimizer.__dict__[key]
                 for key, saved in attributes.items():
                     optimizer.__dict__[key] = _put_back(saved, done)
+            for weight in self._out_of_reach:
+                _put_back(weight, done)
 
     def copy_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """What a tensor held; None where it was not saved."""
@@ -109,6 +114,9 @@ class Snapshot:
             _written(optimizer).keys() == attributes.keys()
             and all(_is_as_saved(vars(optimizer)[key], saved) for key, saved in attributes.items())
             for optimizer, attributes in self._optimizers
+        ) and all(
+            _is_as_saved(saved.original if isinstance(saved, _Saved) else saved, saved)
+            for saved in self._out_of_reach
         )
 
     def _saved_of(self, written: dict[str, object]) -> dict[str, Any]:
@@ -135,8 +143,9 @@ class Snapshot:
         if parts is not None:
             each = ((key, self._save(part, depth + 1, in_helper)) for key, part in parts.items())
             content.update(each)
-        elif isinstance(value, (list, tuple, deque)):
-            content.extend(self._save(part, depth + 1, in_helper) for part in value)
+        elif isinstance(value, (list, tuple, deque, ChainMap)):
+            several = value.maps if isinstance(value, ChainMap) else value
+            content.extend(self._save(part, depth + 1, in_helper) for part in several)
         return saved
 
     def _is_large(self, value: Any) -> bool:
@@ -185,7 +194,7 @@ def _content(value: object, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any
         return source_state(value)
     if isinstance(value, dict):
         return {}
-    return [] if isinstance(value, (list, tuple, deque)) else None
+    return [] if isinstance(value, (list, tuple, deque, ChainMap)) else None
 
 
 def _written(optimizer: torch.optim.Optimizer) -> dict[str, object]:
@@ -213,6 +222,8 @@ def _put_back(saved: object, done: set[int]) -> Any:
         restored = [_put_back(each, done) for each in content]
         original.clear()
         original.extend(restored)
+    elif isinstance(original, ChainMap):
+        original.maps = [_put_back(each, done) for each in content]
     elif isinstance(original, tuple):
         for each in content:
             _put_back(each, done)
@@ -238,6 +249,9 @@ def _is_as_saved(value: object, saved: object) -> bool:
     if isinstance(value, (list, tuple, deque)):
         alike = isinstance(content, list) and len(value) == len(content)
         return alike and all(map(_is_as_saved, value, content))
+    if isinstance(value, ChainMap):
+        alike = value is saved.original and len(value.maps) == len(content)
+        return alike and all(map(_is_as_saved, value.maps, content))
     if isinstance(value, SOURCES_OF_NUMBERS):
         return same_bits(source_state(value), content)
     if isinstance(value, (torch.Tensor, np.ndarray, set)):

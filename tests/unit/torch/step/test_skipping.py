@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import random
 
@@ -244,6 +245,30 @@ def test_objects_in_the_state_are_put_back_whole(training):
     t.step(math.nan)
     assert [p.tolist() for p in t.model.parameters()] == before
     assert torch.equal(first, factors)
+
+
+class Group(collections.UserDict):
+    """A group that is no dict, and that nobody else knows."""
+
+
+@pytest.mark.parametrize("kind", [collections.ChainMap, Group])
+def test_weights_are_put_back_whatever_their_group_is(training, kind):
+    def make(model):
+        optimizer = KeepsObjectsInItsState(model.parameters(), lr=0.1)
+        optimizer.param_groups = [
+            kind(*([{}] if kind is collections.ChainMap else []), group)
+            for group in optimizer.param_groups
+        ]
+        optimizer.model = model  # no trial
+        return optimizer
+
+    t = training(make)
+    sg.attach(t.optimizer)
+    for _ in range(2):
+        t.step()
+        before = [p.tolist() for p in t.model.parameters()]
+        t.step(math.nan)
+        assert [p.tolist() for p in t.model.parameters()] == before
 
 
 def test_an_optimizer_that_averages_over_ranks_is_not_skipped_on_one(training):
