@@ -161,19 +161,24 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         figures = native.try_seal(tensors)
         if figures is not None or not native.AVAILABLE:
             return figures
-    if type(None) in set(map(type, tensors)):
+    dense: list[torch.Tensor] = []
+    not_stored: dict[int, int] = {}
+    for place, tensor in enumerate(tensors):
+        if tensor is not None and tensor.layout is not torch.strided and tensor.is_cpu:
+            part = _stored(tensor)
+            not_stored[place] = tensor.numel() - part.numel()
+            dense.append(part)
+        else:
+            dense.append(tensor)
+    if not_stored:
+        _Sparse.met = True
+    elif not _Sparse.met:
         return None
-    if not _any_sparse(tensors):
-        return native.try_seal(tensors) if _Sparse.met else None
-    if not all(tensor.is_cpu for tensor in tensors):
-        return None
-    _Sparse.met = True
-    dense = [_stored(tensor) for tensor in tensors]
     figures = native.try_seal(dense)
-    if figures is not None:
-        counts = memoryview(figures).cast("q")
-        for place, missing in enumerate(_not_stored(tensors, dense), 3 * len(tensors)):
-            counts[place] += missing
+    if figures is not None and not_stored:
+        counts, zeros = memoryview(figures).cast("q"), 3 * len(tensors)
+        for place, missing in not_stored.items():
+            counts[zeros + place] += missing
     return figures
 
 
