@@ -131,7 +131,7 @@ class Tape:
         self.struck: dict[int, Struck] = {}
         self._entries: list[TapeEntry] = []
         self.steps: list[tuple[int, weakref.ref[Any]]] = []
-        self._losses: list[tuple[int, Any]] = []
+        self._doubtful: list[tuple[int, list[Any]]] = []
         self._made: dict[int, Mark] = {}
         self._outside: dict[int, OutsideTensor] = {}
         self._bytes = 0
@@ -298,8 +298,10 @@ class Tape:
         """`backward` is called: write it down, and rest until the next module call."""
         self.take_off()
         packed = self._pack_all(roots)
-        more: dict[str, Any] = {"losses": [_figure_of(root) for root in roots]}
-        self._losses.append((self.clock, more["losses"]))
+        losses = [_figure_of(root) for root in roots]
+        more: dict[str, Any] = {"losses": losses}
+        if len(losses) != 1 or type(losses[0]) is not float or not math.isfinite(losses[0]):
+            self._doubtful.append((self.clock, losses))
         for mark, root in zip(packed, roots, strict=True):
             if type(mark) is OutsideTensor:
                 more["chain"] = chain_of(root)
@@ -323,7 +325,8 @@ class Tape:
     def lost(self, optimizer: object) -> bool:
         """Whether a loss on which this optimizer's next step depends is not finite."""
         mark = self._marks.get(id(optimizer), 0)
-        return any(clock >= mark and not _finite(losses) for clock, losses in self._losses)
+        doubtful = self._doubtful
+        return bool(doubtful) and any(c >= mark and not _finite(losses) for c, losses in doubtful)
 
     def backwards_of(self, optimizer: object) -> list[TapeEntry]:
         """The backward entries whose gradients this optimizer is about to apply.
@@ -352,7 +355,7 @@ class Tape:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.notes, self._losses, self._made, self._outside = [], [], {}, {}
+        self.notes, self._doubtful, self._made, self._outside = [], [], {}, {}
         self._entries, self._bytes, self.bare = [], 0, True
 
     def _forget_before(self, clock: int) -> None:
@@ -360,7 +363,7 @@ class Tape:
             self.clear()
             return
         self._keep_only([note for note in self.notes if note[5] >= clock])
-        self._losses = [(c, loss) for c, loss in self._losses if c >= clock]
+        self._doubtful = [(c, losses) for c, losses in self._doubtful if c >= clock]
 
     def _forget_oldest(self) -> None:
         self._keep_only(self.notes[len(self.notes) // 2 + 1 :])
