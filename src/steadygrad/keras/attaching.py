@@ -68,7 +68,9 @@ def attach(
     (a BatchNormalization's moving statistics are the forward pass's, and do not).
 
     Args:
-        optimizer: any Keras optimizer; inside a `LossScaleOptimizer` the inner one is meant.
+        optimizer: any Keras optimizer; inside a `LossScaleOptimizer` the inner one is meant. Where
+            one is put around it later, as compiling under ``mixed_float16`` does, `GradientMonitor`
+            finds it; for a loop of your own attach to it.
         clip: a spec such as ``"norm:1.0"``, a policy, or ``{name pattern: spec}``.
         model: the compiled model, needed where it has trained already: its compiled
             step is then made again.
@@ -249,6 +251,19 @@ class Steady(Handle):
         """Whether a step was seen."""
         hook = classes.hook_of(self.optimizer)
         return hook is not None and bool(hook.state.all) and hook.state.seen()["step"] > 0
+
+    @internal
+    def meet(self, model: keras.Model) -> None:
+        """Find the `LossScaleOptimizer` that compiling has put around the optimizer since.
+
+        Args:
+            model: the one that is about to train.
+        """
+        outer = model.optimizer
+        if self._outer is None and getattr(outer, "inner_optimizer", None) is self.optimizer:
+            self._outer = outer
+            classes.tell(outer)
+            _retrace(model)
 
     @internal
     def look_at(self, model: keras.Model) -> None:

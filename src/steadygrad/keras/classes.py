@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from steadygrad.typing import Array
 
 _HOOK = "_steadygrad_hook"
+_SEEN = "_steadygrad_seen"
 
 _once: Callable[[Callable[[type], type]], Callable[[type], type]] = functools.cache
 """One subclass a class."""
@@ -207,8 +208,9 @@ class _Telling:
         grads: Iterable[Array | None],
         trainable_variables: Iterable[keras.Variable] | None = None,
     ) -> None:
-        self.__dict__["_steadygrad_seen"] = list(grads)
-        super().apply(grads, trainable_variables)  # type: ignore[misc]
+        grads = list(grads)
+        with self._seeing(grads):
+            super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def stateless_apply(
         self,
@@ -216,10 +218,21 @@ class _Telling:
         grads: Iterable[Array | None],
         trainable_variables: Iterable[keras.Variable] | None,
     ) -> tuple[list[Array], list[Array]]:
-        self.__dict__["_steadygrad_seen"] = list(grads)
+        grads = list(grads)
         after: tuple[list[Array], list[Array]]
-        after = super().stateless_apply(optimizer_variables, grads, trainable_variables)  # type: ignore[misc]
+        with self._seeing(grads):
+            after = super().stateless_apply(optimizer_variables, grads, trainable_variables)  # type: ignore[misc]
         return after
+
+    @contextlib.contextmanager
+    def _seeing(self, grads: list[Array | None]) -> Iterator[None]:
+        """Gradients that may be dropped; of several replicas, those of all are there together."""
+        seen = self.__dict__.setdefault(_SEEN, {})
+        seen[id(grads)] = grads
+        try:
+            yield
+        finally:
+            seen.pop(id(grads))
 
     def _stateful_handle_non_finite_grads(self) -> None:
         super()._stateful_handle_non_finite_grads()  # type: ignore[misc]
@@ -243,7 +256,7 @@ class _Telling:
         me: keras.Optimizer = self
         hook = hook_of(me.inner_optimizer)
         if hook is not None:
-            hook.note_unseen(me.inner_optimizer, self.__dict__["_steadygrad_seen"], None)
+            hook.note_unseen(list(self.__dict__[_SEEN].values()))
 
 
 def tell(outer: keras.Optimizer) -> None:

@@ -12,6 +12,8 @@ micro-batch is dropped, and the rest counts where it is the last indeed: Keras t
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -335,12 +337,17 @@ class Hook:
         """Whether limits can be set from the host."""
         return isinstance(self.policy, Gated)
 
-    def note_unseen(
-        self, optimizer: keras.Optimizer, gradients: Sequence[Array | None], trainable: object
-    ) -> None:
-        """Note a step that a `LossScaleOptimizer` dropped: its gradients never came here."""
+    def note_unseen(self, replicas: Sequence[Sequence[Array | None]]) -> None:
+        """Note a step that a `LossScaleOptimizer` dropped: its gradients never came here.
+
+        Args:
+            replicas: the gradients of each of them; their sum is measured.
+        """
         engine = self.backend.engine
-        there = [g for g in gradients if g is not None]
+        there = [g for g in replicas[0] if g is not None]
+        if len(replicas) > 1:
+            parts = [[self.backend.dense(g) for g in part if g is not None] for part in replicas]
+            there = [functools.reduce(operator.add, same) for same in zip(*parts, strict=True)]
         with engine.scope():
             leaves = [self.backend.leaf(g) for g in there]
             stats = measure(engine, leaves, tuple(map(str, range(len(there)))), 2.0, full=False)

@@ -59,7 +59,9 @@ class GradientMonitor(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         if self.steady is None:
             self._find_or_attach(model)
-        elif self._run is not None:
+            return
+        self.steady.meet(model)
+        if self._run is not None:
             self.steady.write_to(self._run)
             self._run = None
 

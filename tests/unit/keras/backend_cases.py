@@ -936,6 +936,14 @@ def mirrored_replicas_reduce_first():
     model.fit(bad, verbose=0)
     close([weights(model)[0]], [start - 1.0])
     assert steady.last.action == "skip"
+    with strategy.scope():
+        inner = keras.optimizers.SGD(1.0)
+        steady = sg.attach(keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0))
+        model.compile(optimizer=steady._outer, loss=lambda y, p: y * p)
+    x[0] = np.inf  # of one replica: their sum tells
+    bad = tf.data.Dataset.from_tensor_slices((x, np.ones((2, 1), "float32"))).batch(2)
+    model.fit(bad, verbose=0)
+    assert (steady.last.action, steady.last.norm) == ("skip", np.inf), steady.last
 
 
 CHANGED = {"apply", "build", "make_train_function", "scale_loss"}
@@ -1062,6 +1070,28 @@ def by_numpy(start, x, y, clip):
             rate = 0.01 * min(1, clip / norms[-1])
             parameters = [p - rate * g for p, g in zip(parameters, grads, strict=True)]
     return norms, parameters
+
+
+@case()
+def a_scaler_that_compiling_adds_is_found():
+    x, y = data()
+    x[9] = np.inf
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        optimizer = keras.optimizers.SGD(0.01)
+        steady = sg.attach(optimizer, clip="norm:0.5")
+        model = model_of(optimizer)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    monitor = sg.GradientMonitor(steady)
+    model.fit(x, y, batch_size=8, verbose=0, shuffle=False, callbacks=[monitor])
+    assert model.optimizer is not optimizer
+    assert steady.last.step == 3, steady.last
+    assert steady.hook.state.seen()["skipped"] > 0
+    assert steady.last.loss_scale < 2.0**15
+    steady.detach()
+    assert type(model.optimizer) is keras.optimizers.LossScaleOptimizer
 
 
 @case()
@@ -1429,6 +1459,63 @@ def run_sees_updates_by_hand_and_changes_nothing():
         trained(lambda tf, g: g, plainly, False, passes=2)
     assert session.path == ""
     assert "asked for several times" in session.troubles[0]
+
+
+@case("tensorflow")
+def run_tells_what_a_scaler_drops_on_replicas():
+    import tensorflow as tf
+
+    x, y = data()
+    x[8:10], x[17:20] = np.inf, 3.0  # Keras asks the first replica whether all is finite
+
+    def train(clips, norms):
+        strategy = replicas()
+        with strategy.scope():
+            inner = keras.optimizers.SGD(0.01)
+            model = model_of(keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0))
+            optimizer = model.optimizer
+        for start in range(0, 32, 8):
+            a, b = x[start : start + 8], y[start : start + 8]
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(a) - b) ** 2)
+            gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+            norms.append(float(np.sqrt(sum(np.sum(np.square(g, dtype=float)) for g in gradients))))
+            if not clips:
+                model.train_on_batch(a, b)
+                continue
+
+            def step(a, b):
+                with tf.GradientTape() as tape:
+                    part = tf.reduce_sum((model(a) - b) ** 2) / 8
+                    scaled = optimizer.scale_loss(part)
+                gradients = tape.gradient(scaled, model.trainable_variables)
+                limit = 0.5 * optimizer.dynamic_scale
+                gradients, _ = tf.clip_by_global_norm(gradients, limit)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+            def part(values):
+                def of(context):
+                    return values[context.replica_id_in_sync_group :: 2]
+
+                return strategy.experimental_distribute_values_from_function(of)
+
+            with strategy.scope():
+                optimizer.build(model.trainable_variables)
+            tf.function(lambda a, b: strategy.run(step, (a, b)))(part(a), part(b))
+        return weights(model)
+
+    for clips in (False, True):
+        plain = train(clips, [])
+        norms = []
+        with observed() as session:
+            assert equal(train(clips, norms), plain)
+        assert len(session.troubles) == clips, session.troubles  # coefficients are left out
+        steps = steadygrad.open_run(session.path).steps
+        skipped = [action == "skip" for action in steps.action]
+        assert skipped == [False, True, False, False], (clips, steps.action)
+        assert np.allclose(steps.norm, norms, rtol=1e-5, equal_nan=True), (clips, steps.norm, norms)
+        after = 1024.0 if clips else 512.0  # called by hand, Keras' replicas do not agree on it
+        assert steps.loss_scale.tolist() == [1024.0, 1024.0, after, after], steps.loss_scale
 
 
 @case("tensorflow")

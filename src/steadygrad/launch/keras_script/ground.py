@@ -48,6 +48,11 @@ class Ground:
         """How many of a model there are that train together in this process."""
         return 1 if self.tensorflow is None else self.tensorflow.replicas
 
+    @property
+    def replica(self) -> int:
+        """Which of them runs, or is traced, now; -1 for all of them together."""
+        return 0 if self.tensorflow is None else self.tensorflow.replica
+
     @functools.cached_property
     def backend(self) -> Backend:
         """What Keras runs on: made at the first step, since a script configures its devices

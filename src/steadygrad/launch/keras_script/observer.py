@@ -157,9 +157,16 @@ class KerasObserver:
         self.guarded("a dropped Keras step is not recorded", self._tell_dropped)
 
     def _tell_dropped(self) -> None:
-        step = self.rows.scaled_step
-        if step is None or self.ground.replicas > 1:
+        steps = self.rows.scaled_steps
+        if not steps:
             return
+        if self.ground.replicas > 1 and self.ground.replica >= 0:
+            self._session.mention(
+                "steps that a LossScaleOptimizer drops are not recorded under this strategy of "
+                "tf.distribute, whose replicas decide each for itself"
+            )
+            return
+        step = steps[0]
         optimizer = step.scaler.inner_optimizer
         variables = list(step.variables or trainable_variables(optimizer))
         pairs = zip(step.gradients, variables, strict=True)
@@ -167,7 +174,7 @@ class KerasObserver:
         if present and not members(optimizer):
             there = [variables[i] for i in present]
             inputs = StepGiven(optimizer, there, list(present), list(present.values()))
-            self.rows.drop(self.track(optimizer, variables), inputs, step)
+            self.rows.drop(self.track(optimizer, variables), inputs, steps)
 
     def track(self, optimizer: keras.Optimizer, variables: Sequence[keras.Variable]) -> Track:
         """The rows of an optimizer, made at its first step."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -45,7 +47,7 @@ class StepGiven:
     gradients: list[Array]
 
 
-@dataclass
+@dataclass(eq=False)
 class ScaledStep:
     """What one call of a `LossScaleOptimizer` was given.
 
@@ -54,6 +56,7 @@ class ScaledStep:
         gradients: times the loss scale.
         variables: one for each; None for the optimizer's.
         scale: the loss scale; None where its variable has it.
+        replica: the one that it was called on.
         clipped: the script's clip calls that the gradients have passed.
         loss: what was heard before.
     """
@@ -62,6 +65,7 @@ class ScaledStep:
     gradients: list[Array | None]
     variables: list[keras.Variable] | None
     scale: Array | None = None
+    replica: int = 0
     clipped: Clipped | None = None
     loss: object = None
 
@@ -94,18 +98,26 @@ class StepRows:
 
     @property
     def scaled_step(self) -> ScaledStep | None:
-        """What the `LossScaleOptimizer` at work was given; None outside of one."""
-        return self._scaled[-1] if self._scaled else None
+        """What the `LossScaleOptimizer` at work was given on this replica; None outside of one."""
+        here = self._ground.replica
+        return next((step for step in reversed(self._scaled) if step.replica == here), None)
+
+    @property
+    def scaled_steps(self) -> list[ScaledStep]:
+        """What the `LossScaleOptimizer` at work was given, on each replica that it works on."""
+        latest = {step.replica: step for step in self._scaled}
+        return [latest[replica] for replica in sorted(latest)]
 
     @contextlib.contextmanager
     def scaling(self, step: ScaledStep) -> Iterator[None]:
         """A `LossScaleOptimizer` divides gradients, and hands them to the one inside of it."""
+        step.replica = self._ground.replica
         self._scaled.append(step)
         self._session.guarded("a clip call is not seen", self._follow_scaled, step)
         try:
             yield
         finally:
-            self._scaled.pop()
+            self._scaled.remove(step)
 
     def _follow_scaled(self, step: ScaledStep) -> None:
         """Note the loss, and the clip calls passed: inside, gradients are other tensors."""
@@ -159,23 +171,23 @@ class StepRows:
             body = self._body(track, done.stats, places, outcome)
             self._side.emit(track, self._side.joined(self._side.head(batch, []), body))
 
-    def drop(self, track: Track, inputs: StepGiven, scaled: ScaledStep) -> None:
+    def drop(self, track: Track, inputs: StepGiven, scaled: Sequence[ScaledStep]) -> None:
         """A `LossScaleOptimizer` drops a step whose scaled gradients overflowed.
 
         Args:
             track: the rows of the optimizer inside.
-            inputs: what the scaler was given.
-            scaled: the same, with the loss scale.
+            inputs: what the scaler was given on the first replica.
+            scaled: the same, with the loss scale, on each replica.
         """
-        before = inputs.gradients if scaled.clipped is None else scaled.clipped.before
-        leaves = [self._backend.leaf(g) for g in self._divided(before, _value(scaled.factor))]
+        leaves = self._before_scaling(inputs, scaled)
         names = tuple(track.infos[i].name for i in inputs.places)
         number, side = self._side.number, self._side
         self._losses.take()
+        losses = [side.loss(one.loss, inputs.variables, leaves[0]) for one in scaled]
         batch = [
-            side.loss(scaled.loss, inputs.variables, leaves[0]),
+            functools.reduce(operator.add, losses),  # each replica has its part of the loss
             number(getattr(inputs.optimizer, "learning_rate", math.nan)),
-            number(scaled.factor),
+            number(scaled[0].factor),
             number(DROPPED),
             number(-1),
         ]
@@ -185,6 +197,18 @@ class StepRows:
             outcome = [one * math.inf, one, one, one * SKIP]
             body = self._body(track, stats, inputs.places, outcome)
             side.emit(track, side.joined(side.head(batch, []), body))
+
+    def _before_scaling(self, inputs: StepGiven, scaled: Sequence[ScaledStep]) -> list[Array]:
+        """Gradients before the script's clip calls, without loss scale, summed over replicas."""
+        parts = []
+        for one in scaled:
+            applied = [one.gradients[i] for i in inputs.places]
+            before = applied if one.clipped is None else one.clipped.before
+            parts.append(self._divided(before, _value(one.factor)))
+        if len(parts) == 1:
+            return [self._backend.leaf(gradient) for gradient in parts[0]]
+        dense = [[self._backend.dense(gradient) for gradient in part] for part in parts]
+        return [functools.reduce(operator.add, same) for same in zip(*dense, strict=True)]
 
     def _divided(self, gradients: Sequence[Array], scale: Array | float | None) -> list[Array]:
         """Gradients for reading, without their loss scale; not by the optimizer's own operations,
@@ -201,10 +225,11 @@ class StepRows:
             places = [] if own is None else [own.placement(len(inputs.places), 0)]
             return None, track.placements.enter(places)
         clipped = None
-        if self._scaled:
-            clipped = self._scaled[-1].clipped
+        scaled = self.scaled_step
+        if scaled is not None:
+            clipped = scaled.clipped
             if clipped is not None:
-                clipped.scale = _value(self._scaled[-1].factor)
+                clipped.scale = _value(scaled.factor)
         if clipped is None:
             clipped = self._ground.tensorflow.clipped(
                 inputs.gradients, inputs.optimizer.loss_scale_factor
@@ -332,8 +357,9 @@ class StepRows:
         ]
 
     def _loss_scale(self, optimizer: keras.Optimizer) -> Array | float:
-        if self._scaled:
-            return self._scaled[-1].factor
+        scaled = self.scaled_step
+        if scaled is not None:
+            return scaled.factor
         factor: float = optimizer.loss_scale_factor or 1.0
         return factor
 

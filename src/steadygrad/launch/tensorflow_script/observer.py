@@ -81,6 +81,17 @@ class TensorFlowObserver:
         """How many replicas of a model train together here."""
         return int(tf.distribute.get_strategy().num_replicas_in_sync)
 
+    @property
+    def replica(self) -> int:
+        """Which of them runs, or is traced, now; -1 for all of them together."""
+        if self.replicas == 1:
+            return 0
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            return -1
+        number = tf.get_static_value(context.replica_id_in_sync_group)
+        return 0 if number is None else int(number)  # on TPUs one trace serves all
+
     # -- backward ------------------------------------------------------------------------------
 
     def heard(self, loss: object) -> None:
