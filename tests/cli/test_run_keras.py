@@ -120,6 +120,19 @@ if sys.argv[1] == "tensorflow":
         a, b, w = factor * np.abs(x[:16, 0]), y[:16], weight.numpy().astype(float)
         norm = np.linalg.norm(2 * a.astype(float).T @ (a @ w - b) / 16)
         print(float(scaled(a, b)), norm)
+
+    @tf.function
+    def clipping(a, b):  # scaled gradients are clipped
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((a @ weight - b) ** 2)
+            big = scaler.get_scaled_loss(loss)
+        grads, _ = tf.clip_by_global_norm(tape.gradient(big, [weight]), 0.25 * scaler.loss_scale)
+        scaler.apply_gradients(zip(scaler.get_unscaled_gradients(grads), [weight]))
+        return loss
+
+    a, w = np.abs(x[:16, 0]), weight.numpy().astype(float)
+    norm = np.linalg.norm(2 * a.astype(float).T @ (a @ w - y[:16]) / 16)
+    print(float(clipping(a, y[:16])), norm)
     print(weight.numpy().tobytes().hex())
 print(len(model.optimizer.variables), hashed(model))
 model.save("model.keras")
@@ -203,15 +216,15 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
         np.testing.assert_allclose(by_tape["loss"], said[:, 0], rtol=1e-6)
         np.testing.assert_allclose(by_tape["norm"], said[:, 1], rtol=1e-5)
         of_keras_2 = run.steps[run.steps["optimizer"] == 2]
-        said = np.array([line.split() for line in plain.stdout.splitlines()[4:8]], float)
+        said = np.array([line.split() for line in plain.stdout.splitlines()[4:9]], float)
         np.testing.assert_allclose(of_keras_2["loss"], said[:, 0], rtol=1e-6)
         assert not np.isfinite(of_keras_2["norm"][2])
-        assert list(of_keras_2["action"]) == ["clip", "clip", "skip", "clip"]
-        assert of_keras_2["loss_scale"].tolist() == [1024.0, 1024.0, 1024.0, 512.0]
-        applied = of_keras_2[[0, 1, 3]]
-        np.testing.assert_allclose(applied["norm"], said[[0, 1, 3], 1], rtol=1e-5)
-        np.testing.assert_allclose(applied["coef"], 0.5 / said[[0, 1, 3], 1], rtol=1e-5)
-        assert set(applied["threshold"]) == {0.5}
+        assert list(of_keras_2["action"]) == ["clip", "clip", "skip", "clip", "clip"]
+        assert of_keras_2["loss_scale"].tolist() == [1024.0, 1024.0, 1024.0, 512.0, 512.0]
+        applied, limits = of_keras_2[[0, 1, 3, 4]], np.array([0.5, 0.5, 0.5, 0.25])
+        np.testing.assert_allclose(applied["norm"], said[[0, 1, 3, 4], 1], rtol=1e-5)
+        np.testing.assert_allclose(applied["coef"], limits / said[[0, 1, 3, 4], 1], rtol=1e-5)
+        np.testing.assert_allclose(applied["threshold"], limits)
 
 
 def test_a_train_step_of_ones_own_is_observed_and_unchanged(trained: Any) -> None:

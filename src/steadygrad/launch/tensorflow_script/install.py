@@ -83,6 +83,13 @@ class TensorFlowPatches:
                 "a loss is not seen", lambda: self.observer().scaled(scaled, loss)
             )
 
+    def unscaled(self, scaled: Sequence[object], unscaled: object, scaler: _Scaler) -> None:
+        """Gradients were divided by a loss scale."""
+        self._session.guarded(
+            "a clip of scaled gradients is not seen",
+            lambda: self.observer().unscaled(scaled, unscaled, scaler.loss_scale),
+        )
+
     def differentiated(self, sources: object, gradients: object) -> None:
         """A tape has returned these gradients."""
         self._session.guarded(
@@ -191,6 +198,8 @@ def install_tf_keras(patches: TensorFlowPatches, tf_keras: ModuleType) -> None:
     for kind in tf_keras.mixed_precision.LossScaleOptimizer.__subclasses__():
         patch_apply_gradients(kind, patches)
         replace(kind, "get_scaled_loss", _watch_scaling(kind.get_scaled_loss, patches))
+        divide = kind.get_unscaled_gradients
+        replace(kind, "get_unscaled_gradients", _watch_unscaling(divide, patches))
 
 
 def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) -> None:
@@ -220,6 +229,21 @@ def _watch_scaling(original: Function, patches: TensorFlowPatches) -> Function:
         return scaled
 
     return get_scaled_loss
+
+
+class _Scaler(Protocol):
+    loss_scale: tf.Tensor
+
+
+def _watch_unscaling(original: Function, patches: TensorFlowPatches) -> Function:
+    @functools.wraps(original)
+    def get_unscaled_gradients(self: _Scaler, grads: Iterable[Gradient | None]) -> object:
+        scaled = list(grads)
+        unscaled = original(self, scaled)
+        patches.unscaled(scaled, unscaled, self)
+        return unscaled
+
+    return get_unscaled_gradients
 
 
 def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:

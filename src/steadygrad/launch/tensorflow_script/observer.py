@@ -37,6 +37,7 @@ from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.stats import GradientStats
 from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
+from steadygrad.tensorflow.rounding import narrow, widen
 from steadygrad.tensorflow.shadow import unread
 from steadygrad.vocabulary import FIGURES
 
@@ -67,6 +68,7 @@ class TensorFlowObserver:
         self.loss: tf.Tensor | None = None
         self.backwards = 0
         self._scaled: tuple[tf.Tensor | None, tf.Tensor | None] = (None, None)
+        self._unscaled: tuple[list[tuple[Gradient, Gradient]], tf.Tensor | None] = ([], None)
         self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
         self._loops: dict[tuple[int, ...], VariablesByHand] = {}
         self._engine = TensorFlowEngine()
@@ -105,6 +107,31 @@ class TensorFlowObserver:
     def scaled(self, scaled: tf.Tensor, loss: tf.Tensor) -> None:
         """A loss was multiplied by a loss scale."""
         self._scaled = (scaled, loss)
+
+    def unscaled(
+        self, scaled: Sequence[Gradient], unscaled: Sequence[Gradient], scale: tf.Tensor
+    ) -> None:
+        """Gradients were divided by a loss scale, maybe after a clip call."""
+        pairs = zip(scaled, unscaled, strict=True)
+        self._unscaled = [(was, now) for was, now in pairs if now is not None], scale
+
+    def _as_scaled(
+        self, gradients: list[Gradient]
+    ) -> tuple[list[Gradient], tf.Tensor | None, Clipped | None]:
+        """The gradients of a step, what divides them, and their clip calls.
+
+        They come as they were before the script divided them by a loss scale, where it has clipped
+        them before that alone.
+        """
+        (pairs, scale), self._unscaled = self._unscaled, ([], None)
+        clipped = self.clipped(gradients)
+        scaled = {id(now): was for was, now in pairs}
+        if clipped is None and all(id(gradient) in scaled for gradient in gradients):
+            before = [scaled[id(gradient)] for gradient in gradients]
+            clipped = self.clipped(before, scale)
+            if clipped is not None:
+                return before, scale, clipped
+        return gradients, None, clipped
 
     def take_loss(self) -> tf.Tensor | None:
         """The loss of the step that is taken now."""
@@ -257,13 +284,14 @@ class TensorFlowObserver:
         if not present:
             return nullcontext()
         track = self._track(optimizer, variables, kind)
-        there, places = list(present.values()), list(present)
-        clipped, own = self.clipped(there), own_clip(inner_of(optimizer))
+        places, own = list(present), own_clip(inner_of(optimizer))
+        there, scale, clipped = self._as_scaled(list(present.values()))
         depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
         owns = [] if own is None else [own.placement(len(there), depth)]
         place = self.placements(track, there, clipped, owns)
         before = there if clipped is None else clipped.before
-        stats, outcome = self._left(before, clipped, own, [track.infos[i].name for i in places])
+        names = [track.infos[i].name for i in places]
+        stats, outcome = self._left(self._leaves(before, scale), clipped, own, names)
         row = self._row(optimizer, track, stats, places, clipped, place, outcome)
         if self.replicas > 1:
             self._session.mention(
@@ -278,15 +306,23 @@ class TensorFlowObserver:
             return waits
         return nullcontext()
 
+    @staticmethod
+    def _leaves(gradients: Sequence[Gradient], scale: tf.Tensor | None) -> list[tf.Tensor]:
+        """The numbers of gradients for reading, over their loss scale."""
+        leaves = [unread(values(merged(gradient))) for gradient in gradients]
+        if scale is None:
+            return leaves
+        by = tf.cast(scale, tf.float64)
+        return [narrow(widen(leaf) / tf.cast(by, widen(leaf).dtype), leaf.dtype) for leaf in leaves]
+
     def _left(
         self,
-        before: Sequence[Gradient],
+        leaves: Sequence[tf.Tensor],
         clipped: Clipped | None,
         own: OwnClip | None,
         names: Sequence[str],
     ) -> tuple[GradientStats, list[tf.Tensor]]:
         """The figures before clipping, and what the script's calls and the optimizer's own left."""
-        leaves = [unread(values(merged(gradient))) for gradient in before]
         if clipped is None and own is not None:
             choice, inputs = Choice(own.policy, "propagate"), StepGradients(leaves, tuple(names))
             done = step(self._engine, choice, {}, inputs, full=True)
