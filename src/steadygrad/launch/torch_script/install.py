@@ -197,8 +197,12 @@ class TorchPatches:
 
     def _clips(self, function: ClipFunction) -> Any:
         def begins(arguments: Arguments) -> Visit | None:
-            observer = self.observer()
-            if observer is None or inside_another(function.kind):
+            if inside_another(function.kind):
+                return None
+            observer = self._observer
+            if observer is None or self._pid != getpid():
+                observer = self.observer()
+            if observer is None:
                 return None
             call = function.call(arguments)
             if call.only_measures:

@@ -195,7 +195,7 @@ class ClipLog:
             The call, to be handed to `after`.
         """
         owners = _only_tensors(parameters)
-        with_grads = _with_gradients(owners)
+        with_grads, grads = _with_gradients(owners)
         ids = list(map(id, owners))
         call = ClipCall(
             by_value=kind == "value",
@@ -209,7 +209,7 @@ class ClipLog:
         )
         self._place(call, ids, with_grads)
         if reads:
-            call.parts = self._parts(with_grads, norm_type)
+            call.parts = self._parts(with_grads, grads, norm_type)
         call.scale = self._scale_of(owners)
         if call.by_value:
             call.before = [_copies(part, max_norm) for part in call.parts]
@@ -387,15 +387,21 @@ class ClipLog:
         for clock in clocks:
             clock.clipped_at(now, mark)
 
-    def _parts(self, with_grads: list[torch.Tensor], norm_type: float) -> list[Part]:
+    def _parts(
+        self, with_grads: list[torch.Tensor], grads: list[torch.Tensor], norm_type: float
+    ) -> list[Part]:
         """The readings of these gradients; those without one are read now."""
         if not with_grads:
             return []
         whole = self.whole(with_grads) if self.readings else None
         if whole is not None:
-            return [Part(whole, EVERY, _gradients(with_grads))]
+            return [Part(whole, EVERY, grads)]
         rows = self._rows(with_grads)
-        unknown = [p for p in with_grads if id(p) not in rows] if rows else with_grads
+        if not rows:
+            fresh = read(with_grads, norm_type, grads)
+            self.remember(fresh)
+            return [Part(fresh, EVERY, grads)]
+        unknown = [p for p in with_grads if id(p) not in rows]
         parts = []
         for reading in {id(reading): reading for reading, _ in rows.values()}.values():
             mine = [p for p in with_grads if id(p) in rows and rows[id(p)][0] is reading]
@@ -428,11 +434,15 @@ def _only_tensors(arguments: Sequence[Any]) -> list[torch.Tensor]:
     return [p for p in arguments if isinstance(p, torch.Tensor)]
 
 
-def _with_gradients(owners: list[torch.Tensor]) -> list[torch.Tensor]:
+def _with_gradients(
+    owners: list[torch.Tensor],
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Those of them that have a gradient, and it."""
     grads = list(map(_GRAD, owners))
-    if type(None) not in set(map(type, grads)):
-        return owners
-    return [p for p, grad in zip(owners, grads, strict=True) if grad is not None]
+    if type(None) in set(map(type, grads)):
+        owners = [p for p, grad in zip(owners, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+    return owners, grads
 
 
 def _gradients(with_grads: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -191,16 +191,16 @@ def read(
     Args:
         params: with gradients.
         norm_type: p of the norms.
-        grads: theirs, where they do not stand in ``.grad``.
+        grads: theirs, where they are at hand, or do not stand in ``.grad``.
 
     Returns:
         The reading, nothing changed yet.
     """
     spread = spread_of_some(params, _say_nothing)
-    grads = list(map(_GRAD, params)) if grads is None else grads
+    grads = list(map(_GRAD, params) if grads is None else grads)
     sealed = None
     if norm_type == 2.0 and spread[0] is NOWHERE:
-        sealed = kernels.seal(list(grads))
+        sealed = kernels.seal(grads)
     if sealed is not None:
         return GradientReading(params, grads, native.opened(sealed), norm_type, sealed)
     return GradientReading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
