@@ -23,6 +23,7 @@ from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.gradients.measuring import read_whole, unscaled
 
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+_COLUMNS = frozenset(["norms", "max_abs", "nonfinite", "zeros", "_left"])
 _TOUCHED = -2
 """A version that no tensor has."""
 
@@ -33,9 +34,8 @@ class GradientReading:
     Args:
         params: the parameters; only their ids are kept.
         grads: their gradients; held weakly, and their versions.
-        figures: of these gradients now.
+        figures: of these gradients now; as C wrote them, they are opened where somebody asks.
         norm_type: the p of the norms.
-        sealed: the same figures as C wrote them; None where another form read them.
 
     Attributes:
         ids: ids of the parameters, in order.
@@ -64,22 +64,36 @@ class GradientReading:
         self,
         params: Sequence[torch.Tensor],
         grads: Sequence[torch.Tensor],
-        figures: Read,
+        figures: Read | bytearray,
         norm_type: float,
-        sealed: bytearray | None = None,
     ) -> None:
-        self.sealed = sealed
+        self.sealed = figures if isinstance(figures, bytearray) else None
         self.ids = list(map(id, params))
-        self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
-        self.total, self.own = figures.total, figures.own
+        self.total: Any
+        self.own: Any = None
+        if isinstance(figures, bytearray):
+            self.total = native.total_of(figures)
+        else:
+            self._open(figures)
+            self.total, self.own = figures.total, figures.own
         self.factor: Any = 1.0
         self.uneven = False
-        self._left: Any = self.norms
         self._dots: Any = None
         self.norm_type = norm_type
         self.threshold: Any = math.inf
         # not their ids, which the next ones may be given while their versions are as low
         self._grads, self._versions = list(map(weakref.ref, grads)), list(map(_VERSION, grads))
+
+    def _open(self, figures: Read) -> None:
+        self.norms, self.max_abs, self.nonfinite, self.zeros = figures[:4]
+        self._left: Any = self.norms
+
+    def __getattr__(self, name: str) -> Any:
+        # most steps need the total alone, and NumPy is out of the caches when a clip call is made
+        if name not in _COLUMNS or self.sealed is None:
+            raise AttributeError(name)
+        self._open(native.opened(self.sealed))
+        return getattr(self, name)
 
     @property
     def is_usual(self) -> bool:
@@ -202,7 +216,7 @@ def read(
     if norm_type == 2.0 and spread[0] is NOWHERE:
         sealed = kernels.seal(grads)
     if sealed is not None:
-        return GradientReading(params, grads, native.opened(sealed), norm_type, sealed)
+        return GradientReading(params, grads, sealed, norm_type)
     return GradientReading(params, grads, read_whole(grads, norm_type, *spread), norm_type)
 
 
