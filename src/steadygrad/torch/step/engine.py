@@ -126,7 +126,7 @@ class Engine:
         self._loss_scale: torch.Tensor | None = None
         self._steps_before_scaler = 0
         self._ignores_closure = self.skipping is not None and self.skipping.ignores_closure
-        self._makes_gradients = False
+        self._makes_gradients: set[bool] = set()  # where it has a closure, and where it has none
         self._idle: Callable[[], None] | None = None
         self._telling = Telling()
         self._inner_hooks = watch_inner(optimizer, self._inner_stepped)
@@ -272,10 +272,10 @@ class Engine:
 
     def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
-        with_closure = (kwargs or len(args) > 1) and closure_of(args, kwargs) is not None
-        if self._makes_gradients and not with_closure:
-            return None  # those that are there are of the step before
+        with_closure = bool(kwargs or len(args) > 1) and closure_of(args, kwargs) is not None
         step = self.step = StepInFlight()
+        if with_closure in self._makes_gradients:
+            return None  # those that are there are of the step before
         self._listens(False)
         if with_closure:
             step.with_closure = True
@@ -321,17 +321,18 @@ class Engine:
                 self.recovery.step_ends(self.optimizer, self.steps - 1)
             self._stepped()
             if step.bare:
-                self._began_bare()
+                self._was_bare(step.with_closure)
         except Exception as error:
             self.fault(error)
 
-    def _began_bare(self) -> None:
-        """A step that began without gradients is over."""
-        self._makes_gradients |= self._has_gradients()
-        if not self._makes_gradients:
+    def _was_bare(self, with_closure: bool) -> None:
+        """A step is over that had no gradients when they were looked for."""
+        if self._has_gradients():
+            self._makes_gradients.add(with_closure)
+        if with_closure not in self._makes_gradients:
             self._telling.warn(without_gradients(self.optimizer, self.steps - 1))
         elif self._idle is None:
-            self._telling.warn(sentence_on_made(self.optimizer))
+            self._telling.warn(sentence_on_made(self.optimizer, with_closure))
         else:
             self._idle()
 
@@ -488,11 +489,10 @@ class Engine:
         if self.journal.announced is not table.infos:
             self._announce()
         batch = table.batch(_carried_scale(optimizer), optimizer.state)
-        if not batch.grads:
-            if self.step is not None and not self.step.with_closure:
-                self.step.bare = True  # it may yet make some
-            else:
-                self._telling.warn(without_gradients(optimizer, self.steps))
+        if self.step is not None:
+            self.step.bare = not batch.grads  # it may yet make some
+        elif not batch.grads:
+            self._telling.warn(without_gradients(optimizer, self.steps))
         return batch
 
     def _has_gradients(self) -> bool:
@@ -515,8 +515,8 @@ class Engine:
         if step is None:
             if not self._makes_gradients:
                 self._telling.warn(sentence_on(self.optimizer, inner))
-        elif step.bare:
-            self._makes_gradients |= self._has_gradients()
+        elif step.bare and not step.with_closure and self._has_gradients():
+            self._makes_gradients.add(False)
 
     # -- what others tell --------------------------------------------------------------------
 

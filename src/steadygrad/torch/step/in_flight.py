@@ -25,7 +25,7 @@ class StepInFlight:
         handed_on: what the optimizer was last given for its closure's value.
         evaluations: how often a closure was evaluated so far.
         with_closure: whether the step has a closure, which its optimizer is to evaluate.
-        bare: there was no gradient when it began, and it has no closure to make some.
+        bare: there was no gradient when it began, or after its closure.
         skip: nothing of this step may remain.
         snapshot: weights and state before it; None where they need not be kept.
         policy_state: the policy's state before it.

@@ -45,12 +45,13 @@ def sentence_on(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> s
     )
 
 
-def sentence_on_made(outer: torch.optim.Optimizer) -> str:
+def sentence_on_made(outer: torch.optim.Optimizer, with_closure: bool) -> str:
     """What to say of an optimizer that makes gradients in its own step."""
     name, inner = type(outer).__name__, inner_optimizers(outer)
+    to_do = "Let the closure call backward()" if with_closure else "Give step() a closure that does"
     sentence = (
-        f"this {name} makes its gradients inside its own step(), so none can be clipped or "
-        "recorded before it. Give step() the closure that makes them"
+        f"this {name} makes its gradients inside its own step(), so none can be clipped, skipped "
+        f"or recorded before it. {to_do}, where it can"
     )
     if not inner:
         return sentence

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import steadygrad.torch as sg
-from steadygrad.errors import NonFiniteError
+from steadygrad.errors import NoGradientsWarning, NonFiniteError
 
 
 def adam(model):
@@ -80,6 +80,33 @@ def test_a_loss_that_a_closure_returns_beside_its_outputs_is_the_one_on_record(t
     assert steady.last.loss == pytest.approx(loss.item())
     assert loss.grad_fn is not None
     assert outputs.shape == (5,)
+
+
+class CallsBackward(torch.optim.SGD):
+    """Takes a closure of the loss alone, as line searches do, and calls backward itself."""
+
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        self.zero_grad()
+        loss.backward()
+        super().step()
+        return loss
+
+
+def test_a_step_that_calls_backward_after_its_closure_is_told_of_and_left_alone(training):
+    t, plain = (training(lambda m: CallsBackward(m.parameters(), lr=0.1)) for _ in range(2))
+    sg.attach(t.optimizer, clip="norm:0.01")
+
+    def both_step(factor):
+        for each in (t, plain):
+            each.optimizer.step(lambda each=each: each.loss() * factor)
+
+    with pytest.warns(NoGradientsWarning, match=r"Let the closure call backward\(\)"):
+        both_step(1.0)
+    both_step(math.nan)
+    both_step(1.0)  # would be skipped for the NaN of the step before
+    assert t.same_as(plain)
 
 
 def wolfe(model):

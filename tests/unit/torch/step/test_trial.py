@@ -67,6 +67,9 @@ MAKERS |= {
     )
     for cls in (pytorch_optimizer.SAM, pytorch_optimizer.LookSAM, pytorch_optimizer.FriendlySAM)
 }
+MAKERS["pytorch_optimizer.WSAM"] = lambda model: pytorch_optimizer.WSAM(
+    model, model.parameters(), torch.optim.SGD, lr=0.05
+)
 MAKERS |= {
     name: from_parameters(cls)
     for name, cls in classes(schedulefree, "schedulefree").items()
@@ -88,6 +91,7 @@ WRAPPERS = (
     "SAM",
     "LookSAM",
     "FriendlySAM",
+    "WSAM",
     "Lookahead",
     "OrthoGrad",
     "ScheduleFreeWrapper",
