@@ -277,13 +277,12 @@ class Engine:
         if with_closure in self._makes_gradients:
             return None  # those that are there are of the step before
         self._listens(False)
-        if with_closure:
+        if with_closure and not (self._ignores_closure and self._has_gradients()):
             step.with_closure = True
-            if not (self._ignores_closure and self._has_gradients()):
-                self._prepare_closure()
-                if self.recovery is not None:
-                    self.recovery.snapshots.before_closure(self.optimizer, self.steps)
-                return with_acting_closure(self, step, args, kwargs)
+            self._prepare_closure()
+            if self.recovery is not None:
+                self.recovery.snapshots.before_closure(self.optimizer, self.steps)
+            return with_acting_closure(self, step, args, kwargs)
         outcome = self.process(fold=self.recovery is None)
         self._record(outcome, self.losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
@@ -469,15 +468,14 @@ class Engine:
         self.seconds += time.perf_counter() - started
 
     def _end_closure(self, step: StepInFlight) -> None:
-        if self._ignores_closure and not step.evaluations:
-            return  # acted on and recorded when it began
         if step.outcome is None:
+            if not self._ignores_closure:
+                self._telling.warn(
+                    f"step {self.steps}: this {type(self.optimizer).__name__} did not evaluate the "
+                    "closure that its step() was given, so this step's gradients were not clipped; "
+                    "from the next step on they are clipped as they are when step() is called"
+                )
             self._ignores_closure = True
-            self._telling.warn(
-                f"step {self.steps}: this {type(self.optimizer).__name__} did not evaluate the "
-                "closure that its step() was given, so this step's gradients were not clipped; "
-                "from the next step on they are clipped as they are when step() is called"
-            )
             step.outcome = StepOutcome(self.clipper.measure(self._gather()))
         self._record(step.outcome, self.losses.take(step.closure_value), sample=False)
 

@@ -515,6 +515,15 @@ def test_an_optimizer_that_ignores_its_closure_is_clipped_from_the_first_step_on
     assert (steady.last.action, steady.steps) == ("clip", 3)
 
 
+def test_where_a_closure_that_is_ignored_should_make_the_gradients_there_are_none(training):
+    t = training(lambda m: Ignores(m.parameters(), lr=0.1))
+    steady = sg.attach(t.optimizer, clip="norm:0.01")
+    with pytest.warns(NoGradientsWarning, match="step 0: no parameter of this Ignores has a"):
+        t.optimizer.step(t.closure())
+    t.optimizer.step(t.closure())
+    assert steady.steps == 2
+
+
 def test_where_no_step_may_be_skipped_a_closure_that_is_ignored_shows_at_the_first_step(training):
     t = training(lambda m: Ignores(m.parameters(), lr=0.1))
     steady = sg.attach(t.optimizer, clip="norm:0.01", on_nonfinite="propagate")
