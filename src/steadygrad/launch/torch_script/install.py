@@ -177,9 +177,11 @@ class TorchPatches:
         return _ScriptBackward(arguments, observer, self._thread)
 
     def _grad(self, arguments: tuple[object, ...]) -> Visit | None:
-        if sites.inside_backward():
+        if graph_task() != -1:
             return None
-        observer = self.observer()
+        observer = self._observer
+        if observer is None or self._pid != getpid():
+            observer = self.observer()
         # derivatives by inputs (PINNs, penalties), of which a step may have several
         if observer is None or (observer.steps and type(arguments[1]) is torch.Tensor):
             return None
