@@ -1462,6 +1462,50 @@ def run_sees_updates_by_hand_and_changes_nothing():
 
 
 @case("tensorflow")
+def run_hears_the_loss_of_each_optimizer():
+    import tensorflow as tf
+
+    def train(scales):
+        keras.utils.set_random_seed(0)
+        x, y = data(8)
+        layers = [keras.layers.Dense(4), keras.layers.Dense(1)]
+        optimizers = [keras.optimizers.SGD(0.01 * (1 + i)) for i in range(2)]
+        if scales:
+            optimizers = [keras.optimizers.LossScaleOptimizer(one, 4.0) for one in optimizers]
+
+        @tf.function
+        def step():  # both are differentiated before one steps, as in most GANs
+            with tf.GradientTape(persistent=True) as tape:
+                out = layers[1](layers[0](x))
+                losses = [tf.reduce_mean((out - y) ** 2), 10.0 + tf.reduce_mean(tf.abs(out))]
+                pairs = zip(optimizers, losses, strict=True)
+                asked = [one.scale_loss(loss) for one, loss in pairs] if scales else losses
+            variables = [layer.trainable_variables for layer in layers]
+            pairs = zip(asked, variables, strict=True)
+            gradients = [tape.gradient(loss, of) for loss, of in pairs]
+            for optimizer, gradient, of in zip(optimizers, gradients, variables, strict=True):
+                clipped = gradient if scales else tf.clip_by_global_norm(gradient, 0.5)[0]
+                optimizer.apply_gradients(zip(clipped, of, strict=True))
+            return losses
+
+        layers[1](layers[0](x))
+        said = [[float(loss) for loss in step()] for _ in range(3)]
+        return said, [keras.ops.convert_to_numpy(v) for layer in layers for v in layer.variables]
+
+    for scales in (False, True):
+        said, plain = train(scales)
+        with observed() as session:
+            again, after = train(scales)
+        assert session.troubles == [], session.troubles
+        assert again == said
+        assert equal(after, plain)
+        steps = steadygrad.open_run(session.path).steps
+        for place in range(2):
+            losses = steps.loss[steps.optimizer == place]
+            assert losses.tolist() == [losses[place] for losses in said], (losses, said)
+
+
+@case("tensorflow")
 def run_tells_what_a_scaler_drops_on_replicas():
     import tensorflow as tf
 

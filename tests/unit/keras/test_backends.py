@@ -63,6 +63,7 @@ ALONE = {
         "mirrored_replicas_reduce_first",
         "observing_leaves_scaled_gradients_alone",
         "rules_calibration_and_report_read_a_run",
+        "run_hears_the_loss_of_each_optimizer",
         "run_reduces_over_replicas",
         "run_tells_what_a_scaler_drops_on_replicas",
         "run_sees_clips_by_hand_and_changes_nothing",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.keras_script.ground import Ground
-    from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
     from steadygrad.typing import Array
 
 
@@ -37,7 +36,7 @@ class HeardLoss:
 
     def _note_scaled(self, scaled: Array, loss: Array) -> None:
         if self._ground.tensorflow is not None:
-            self._ground.tensorflow.scaled(scaled, loss)
+            self._ground.tensorflow.losses.scaled(scaled, loss)
         elif self._ground.name == "torch":
             self.loss = cast("torch.Tensor", loss).detach()
 
@@ -50,18 +49,19 @@ class HeardLoss:
         finally:
             self._shares = False
             if self._session.plan.clip is None:
-                self.take()  # else the hook of them all tells it yet
+                self.take(())  # else the hook of them all tells it yet
 
-    @property
-    def _heard(self) -> TensorFlowObserver | HeardLoss:
-        return self._ground.tensorflow or self
+    def peek(self, variables: Sequence[object]) -> object:
+        """The loss that the next step of these variables will take."""
+        tensorflow = self._ground.tensorflow
+        return self.loss if tensorflow is None else tensorflow.losses.peek(variables)
 
-    def peek(self) -> object:
-        """The loss that the next step will take."""
-        return self._heard.loss
-
-    def take(self) -> object:
+    def take(self, variables: Sequence[object]) -> object:
         """The loss; the step after this one has another, unless several share it."""
-        heard = self._heard
-        loss, heard.loss = heard.loss, heard.loss if self._shares else None
+        loss = self.peek(variables)
+        if self._shares:
+            return loss
+        self.loss = None
+        if self._ground.tensorflow is not None:
+            self._ground.tensorflow.losses.take(variables)
         return loss

@@ -121,7 +121,7 @@ class StepRows:
 
     def _follow_scaled(self, step: ScaledStep) -> None:
         """Note the loss, and the clip calls passed: inside, gradients are other tensors."""
-        step.loss = self._losses.peek()
+        step.loss = self._losses.peek(step.variables or [])
         if self._ground.tensorflow is not None:
             there = [gradient for gradient in step.gradients if gradient is not None]
             step.clipped = self._ground.tensorflow.clipped(there)
@@ -182,7 +182,7 @@ class StepRows:
         leaves = self._before_scaling(inputs, scaled)
         names = tuple(track.infos[i].name for i in inputs.places)
         number, side = self._side.number, self._side
-        self._losses.take()
+        self._losses.take(inputs.variables)
         losses = [side.loss(one.loss, inputs.variables, leaves[0]) for one in scaled]
         batch = [
             functools.reduce(operator.add, losses),  # each replica has its part of the loss
@@ -202,8 +202,8 @@ class StepRows:
         """Gradients before the script's clip calls, without loss scale, summed over replicas."""
         parts = []
         for one in scaled:
-            applied = [one.gradients[i] for i in inputs.places]
-            before = applied if one.clipped is None else one.clipped.before
+            applied = cast("list[Array]", [one.gradients[i] for i in inputs.places])
+            before: Sequence[Array] = applied if one.clipped is None else one.clipped.before
             parts.append(self._divided(before, _value(one.factor)))
         if len(parts) == 1:
             return [self._backend.leaf(gradient) for gradient in parts[0]]
@@ -347,9 +347,11 @@ class StepRows:
         Returns:
             One number each.
         """
-        number = self._side.number
+        number, scaled = self._side.number, self.scaled_step
+        loss = self._losses.take(variables)
+        loss = loss if scaled is None or scaled.loss is None else scaled.loss
         return [
-            self._side.loss(self._losses.take(), variables, beside),
+            self._side.loss(loss, variables, beside),
             number(getattr(optimizer, "learning_rate", math.nan)),
             number(self._loss_scale(optimizer)),
             number(STEPS if kind is None else kind),

@@ -93,7 +93,9 @@ class UpdatesByHand:
         """A tape has returned these gradients of these sources."""
         pairs = [
             (cast("Variable", variable), cast("Gradient", gradient))
-            for variable, gradient in zip(map(_raw, _flat(sources)), _flat(gradients), strict=False)
+            for variable, gradient in zip(
+                map(raw_variable, _flat(sources)), _flat(gradients), strict=False
+            )
             if isinstance(variable, tf.Variable) and gradient is not None
         ]
         if not pairs:
@@ -131,7 +133,13 @@ class UpdatesByHand:
         return bool(self._waiting)
 
 
-def _raw(source: object) -> object:
+def variables_in(sources: object) -> list[Variable]:
+    """TensorFlow's variables among what a tape was asked to differentiate by."""
+    raw = map(raw_variable, _flat(sources))
+    return [cast("Variable", source) for source in raw if isinstance(source, tf.Variable)]
+
+
+def raw_variable(source: object) -> object:
     """The variable of TensorFlow that one of Keras stands for."""
     inner = getattr(source, "_value", None)
     return inner if isinstance(inner, tf.Variable) else source

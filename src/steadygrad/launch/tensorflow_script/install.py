@@ -80,10 +80,12 @@ class TensorFlowPatches:
         """A loss was multiplied by a loss scale; where it is a function, nothing is there yet."""
         if not callable(loss):
             self._session.guarded(
-                "a loss is not seen", lambda: self.observer().scaled(scaled, loss)
+                "a loss is not seen", lambda: self.observer().losses.scaled(scaled, loss)
             )
 
-    def unscaled(self, scaled: Sequence[object], unscaled: object, scaler: _Scaler) -> None:
+    def unscaled(
+        self, scaled: Sequence[object], unscaled: Sequence[object], scaler: _Scaler
+    ) -> None:
         """Gradients were divided by a loss scale."""
         self._session.guarded(
             "a clip of scaled gradients is not seen",
@@ -94,7 +96,7 @@ class TensorFlowPatches:
         """A tape has returned these gradients."""
         self._session.guarded(
             "a loop's gradients are not seen",
-            lambda: self.observer().by_hand.differentiated(sources, gradients),
+            lambda: self.observer().differentiated(sources, gradients),
         )
 
     @property
@@ -239,7 +241,7 @@ def _watch_unscaling(original: Function, patches: TensorFlowPatches) -> Function
     @functools.wraps(original)
     def get_unscaled_gradients(self: _Scaler, grads: Iterable[Gradient | None]) -> object:
         scaled = list(grads)
-        unscaled = original(self, scaled)
+        unscaled = cast("Sequence[object]", original(self, scaled))
         patches.unscaled(scaled, unscaled, self)
         return unscaled
 

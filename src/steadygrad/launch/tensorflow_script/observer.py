@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import tensorflow as tf
 
@@ -21,12 +21,14 @@ from steadygrad.launch.tensorflow_script.by_hand import (
     UpdatesByHand,
     Variable,
     VariablesByHand,
+    variables_in,
 )
 from steadygrad.launch.tensorflow_script.clips import (
     AppliedGradients,
     TensorFlowClipCall,
     TensorFlowClipLog,
 )
+from steadygrad.launch.tensorflow_script.differentiated import DifferentiatedLosses
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
 from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
@@ -55,7 +57,7 @@ class TensorFlowObserver:
         log: the script's clip calls.
         by_hand: gradients that wait to be applied, by an optimizer or by the loop itself.
         tracks: every optimizer's steps, Keras' among them.
-        loss: what was last differentiated; None where a step has taken it.
+        losses: what was differentiated.
         backwards: backward passes seen, those of one trace counted once.
     """
 
@@ -65,9 +67,8 @@ class TensorFlowObserver:
         self.by_hand = UpdatesByHand()
         self.tracks = Tracks(session)
         self.side = TensorFlowSide()
-        self.loss: tf.Tensor | None = None
+        self.losses = DifferentiatedLosses()
         self.backwards = 0
-        self._scaled: tuple[tf.Tensor | None, tf.Tensor | None] = (None, None)
         self._unscaled: tuple[list[tuple[Gradient, Gradient]], tf.Tensor | None] = ([], None)
         self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
         self._loops: dict[tuple[int, ...], VariablesByHand] = {}
@@ -100,19 +101,20 @@ class TensorFlowObserver:
         """Gradients of this were asked for."""
         self.backwards += 1
         self.log.listens = True
-        if getattr(loss, "shape", None) == ():
-            scaled, plain = self._scaled
-            self.loss = plain if loss is scaled else loss
+        self.losses.heard(loss)
 
-    def scaled(self, scaled: tf.Tensor, loss: tf.Tensor) -> None:
-        """A loss was multiplied by a loss scale."""
-        self._scaled = (scaled, loss)
+    def differentiated(self, sources: object, gradients: object) -> None:
+        """A tape has returned these gradients of what was heard."""
+        self.losses.heard_for(variables_in(sources))
+        self.by_hand.differentiated(sources, gradients)
 
     def unscaled(
-        self, scaled: Sequence[Gradient], unscaled: Sequence[Gradient], scale: tf.Tensor
+        self, scaled: Sequence[object], unscaled: Sequence[object], scale: tf.Tensor
     ) -> None:
         """Gradients were divided by a loss scale, maybe after a clip call."""
-        pairs = zip(scaled, unscaled, strict=True)
+        pairs = zip(
+            cast("Sequence[Gradient]", scaled), cast("Sequence[Gradient]", unscaled), strict=True
+        )
         self._unscaled = [(was, now) for was, now in pairs if now is not None], scale
 
     def _as_scaled(
@@ -132,11 +134,6 @@ class TensorFlowObserver:
             if clipped is not None:
                 return before, scale, clipped
         return gradients, None, clipped
-
-    def take_loss(self) -> tf.Tensor | None:
-        """The loss of the step that is taken now."""
-        loss, self.loss = self.loss, None
-        return loss
 
     # -- clip calls ----------------------------------------------------------------------------
 
@@ -292,7 +289,8 @@ class TensorFlowObserver:
         before = there if clipped is None else clipped.before
         names = [track.infos[i].name for i in places]
         stats, outcome = self._left(self._leaves(before, scale), clipped, own, names)
-        row = self._row(optimizer, track, stats, places, clipped, place, outcome)
+        loss = self.losses.take(variables)
+        row = self._row(optimizer, track, loss, stats, places, clipped, place, outcome)
         if self.replicas > 1:
             self._session.mention(
                 f"norms on record of {kind} are those of one replica's gradients, before they are "
@@ -334,6 +332,7 @@ class TensorFlowObserver:
         self,
         optimizer: object,
         track: Track,
+        loss: tf.Tensor | None,
         stats: GradientStats,
         places: Sequence[int],
         clipped: Clipped | None,
@@ -342,7 +341,7 @@ class TensorFlowObserver:
     ) -> tf.Tensor:
         number, inner = self.side.number, inner_of(optimizer)
         scale = 1.0 if inner is optimizer else getattr(optimizer, "loss_scale", 1.0)
-        batch = [self.side.loss(self.take_loss(), (), stats.total_norm), number(rate_of(inner))]
+        batch = [self.side.loss(loss, (), stats.total_norm), number(rate_of(inner))]
         batch += [number(scale), number(STEPS), number(place)]
         if inner is not optimizer and getattr(optimizer, "dynamic", False):
             one = tf.ones_like(stats.total_norm)
