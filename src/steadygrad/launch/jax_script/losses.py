@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import jax
@@ -31,8 +34,34 @@ if TYPE_CHECKING:
 
     from steadygrad.typing import PyTree
 
+MOST_LOSSES = 8
+
 Differentiate = Callable[..., Callable[..., "tuple[PyTree, PyTree]"]]
 """A function to one that gives its value and its gradients."""
+
+
+Reference = Callable[[], object]
+
+
+@dataclass(eq=False)
+class LossOfGradients:
+    """A loss, and its gradients, none of which it keeps in memory."""
+
+    loss: ArrayLike
+    gradients: list[Reference]
+
+    def is_of(self, gradients: Sequence[jax.Array]) -> bool:
+        """Whether one of these is among its gradients."""
+        ids = set(map(id, gradients))
+        return any(id(leaf) in ids for ref in self.gradients if (leaf := ref()) is not None)
+
+
+def _reference(leaf: object) -> Reference:
+    """An array weakly; what knows no weak references, as it is."""
+    try:
+        return weakref.ref(leaf)
+    except TypeError:
+        return lambda: leaf
 
 
 class Losses:
@@ -45,16 +74,19 @@ class Losses:
     def __init__(self) -> None:
         self.wanted = False
         self._latest: ArrayLike | None = None
+        self._untaken: deque[LossOfGradients] = deque(maxlen=MOST_LOSSES)
         self._arrived: list[ArrayLike] = []
         self._sum, self._count = 0.0, 0
         self._lock = threading.Lock()
         self._nesting = threading.local()
 
-    def heard(self, loss: ArrayLike) -> None:
+    def heard(self, loss: ArrayLike, gradients: PyTree) -> None:
         """Note the value of a function that the script has differentiated."""
         if is_batched(loss) or is_differentiated(loss) or getattr(loss, "shape", None) != ():
             return
         self._latest = loss
+        refs = [_reference(leaf) for leaf in jax.tree.leaves(gradients)]
+        self._untaken.append(LossOfGradients(loss, refs))
         if is_traced(loss):
             jax.debug.callback(self.arrive, loss)
         else:
@@ -75,8 +107,21 @@ class Losses:
         with self._lock:
             self._sum, self._count = self._sum + float(np.real(loss)), self._count + 1
 
-    def here(self, trace: JaxTrace) -> ArrayLike | None:
-        """The latest loss, where it can be used in this trace; else None."""
+    def here(self, trace: JaxTrace, gradients: Sequence[jax.Array]) -> ArrayLike | None:
+        """The loss of a step, where it can be used in this trace; else None.
+
+        Args:
+            trace: where the step is traced.
+            gradients: the step's.
+
+        Returns:
+            The loss that these are gradients of; the latest that is traced where that is not known.
+        """
+        own = next((one for one in reversed(self._untaken) if one.is_of(gradients)), None)
+        if own is not None and trace.reaches(own.loss):
+            self._untaken.remove(own)
+            self._arrived = [loss for loss in self._arrived if loss is not own.loss]
+            return own.loss
         return self._latest if is_traced(self._latest) and trace.reaches(self._latest) else None
 
     def since(self) -> float:
@@ -115,7 +160,7 @@ class Losses:
                 finally:
                     self._nesting.inside = False
                 loss = cast("tuple[PyTree, PyTree]", value)[0] if has_aux else value
-                self._guarded(cast("ArrayLike", loss))
+                self._guarded(cast("ArrayLike", loss), gradients)
                 return value, gradients
 
             return hearing
@@ -154,8 +199,8 @@ class Losses:
 
         return grad
 
-    def _guarded(self, loss: ArrayLike) -> None:
+    def _guarded(self, loss: ArrayLike, gradients: PyTree) -> None:
         try:
-            self.heard(loss)
+            self.heard(loss, gradients)
         except Exception:  # a loss that is not heard is NaN in the file
             self._latest = None

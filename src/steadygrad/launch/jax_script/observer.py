@@ -283,7 +283,7 @@ class JaxObserver:
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """A row's first numbers: those on the device, and those that only the host has."""
         head: dict[str, ArrayLike] = {}
-        loss, rate = self._losses.here(flight.trace), flight.rate
+        loss, rate = self._losses.here(flight.trace, flight.gradients), flight.rate
         loss = flight.value if loss is None else loss
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)

@@ -81,6 +81,6 @@ class DifferentiatedLosses:
         loss = self.peek(listed)
         if loss is self._latest:
             self._latest = None
-        kept = [one for one in self._waiting if not one.is_of(listed)]
-        self._waiting = deque(kept, maxlen=MOST_LOSSES)
+        waiting = [one for one in self._waiting if not one.is_of(listed)]
+        self._waiting = deque(waiting, maxlen=MOST_LOSSES)
         return loss

@@ -1,0 +1,29 @@
+"""Which loss a step has, where several are differentiated before the first is taken."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from steadygrad.launch.jax_script.internals import current_trace
+from steadygrad.launch.jax_script.losses import Losses
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_each_step_has_the_loss_of_its_own_gradients(compiled: bool) -> None:
+    losses = Losses()
+    losses.wanted = True
+    value_and_grad = losses.watch(jax.value_and_grad)
+
+    def step(x: jax.Array) -> list[jax.Array]:
+        made = [
+            value_and_grad(lambda v, by=by: by * jnp.sum(v["w"] ** 2))({"w": x})
+            for by in (1.0, 2.0)
+        ]
+        found = [losses.here(current_trace(), jax.tree.leaves(g)) for _, g in made]
+        assert [one is loss for one, (loss, _) in zip(found, made, strict=True)] == [True, True]
+        scaled = jax.tree.leaves(jax.tree.map(lambda leaf: 0.5 * leaf, made[0][1]))
+        latest = losses.here(current_trace(), scaled)  # no longer known: the latest
+        assert latest is (made[1][0] if compiled else None)
+        return found
+
+    assert [float(x) for x in (jax.jit(step) if compiled else step)(jnp.ones(3))] == [3.0, 6.0]
