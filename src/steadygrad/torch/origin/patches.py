@@ -137,22 +137,22 @@ class _TapedBackward(Visit):
     """One `backward` of the training, which the tape does not hear from inside."""
 
     def __init__(self, arguments: Arguments, tape: Tape) -> None:
-        super().__init__(arguments)
-        self._tape, self._armed = tape, tape.armed
+        self.arguments, self._tape = arguments, tape
         tape.armed = False
 
     def ends(self) -> None:
-        self._tape.armed = self._armed
+        self._tape.armed = True
 
 
 def _backward_of(tape: Tape) -> Callable[[tuple[object, ...]], Visit | None]:
     names = sites.BACKWARD.parameters
+    at_roots, at_grads, at_inputs = map(names.index, ("tensors", "grad_tensors", "inputs"))
 
     def begins(arguments: Arguments) -> Visit | None:
-        if not tape.hears_backward():
+        # one inside another is none of the training's
+        if not tape.listens_here() or private.graph_task() != -1:
             return None
-        of = dict(zip(names, arguments, strict=True))
-        roots, grads, inputs = of["tensors"], of["grad_tensors"], of["inputs"]
+        roots, grads, inputs = arguments[at_roots], arguments[at_grads], arguments[at_inputs]
         if not isinstance(roots, (torch.Tensor, tuple, list)):
             return None
         tape.backward(

@@ -25,7 +25,6 @@ from steadygrad.kernels import native
 from steadygrad.torch.internals.private import (
     casts,
     default_device_mode,
-    graph_task,
     mode_at,
     modes,
     pop_mode,
@@ -271,10 +270,6 @@ class Tape:
     def listens_here(self) -> bool:
         """Whether calls of this thread are written down now."""
         return self.armed and self.thread == threading.get_ident()
-
-    def hears_backward(self) -> bool:
-        """Whether a `backward` that begins here is the training's, not one inside another."""
-        return self.listens_here() and graph_task() == -1
 
     def function(self, again: Any, call: Any, args: Any, kwargs: Any) -> object:
         """Call a custom autograd function outside modules and write it down."""
