@@ -20,7 +20,7 @@ import torch
 from steadygrad import kernels
 from steadygrad.errors import NonFiniteError, UsageError
 from steadygrad.kernels import native
-from steadygrad.policies import Policy, State
+from steadygrad.policies import NoClip, Policy, State
 from steadygrad.recovery.judge import StepVerdict
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.stats import GradientStats
@@ -28,6 +28,7 @@ from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import scale_each_once
 from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
 from steadygrad.torch.record.journal import Journal
@@ -42,6 +43,7 @@ from steadygrad.torch.step.inner import steps_running
 from steadygrad.torch.step.lone import (
     sentence_on,
     sentence_on_made,
+    sentence_on_replaced,
     watch_inner,
     without_gradients,
 )
@@ -56,6 +58,9 @@ from steadygrad.vocabulary import OnNonfinite
 
 SPENT_EVERY = 16
 """Steps after which the run file is told what was spent on them."""
+
+LOOKED_INTO = 2
+"""Steps of a wrapper at which it is seen what gradients its inner optimizer is given."""
 
 REFUSED_FOR = 64
 """Steps for which gradients that C has refused are not offered to it again."""
@@ -284,6 +289,8 @@ class Engine:
                 self.recovery.snapshots.before_closure(self.optimizer, self.steps)
             return with_acting_closure(self, step, args, kwargs)
         outcome = self.process(fold=self.recovery is None)
+        if self._inner_hooks and self.steps < LOOKED_INTO and not step.bare:
+            step.acted_on = [p.grad for p in self._table.params if p.grad is not None]
         self._record(outcome, self.losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
         if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
@@ -515,6 +522,10 @@ class Engine:
                 self._telling.warn(sentence_on(self.optimizer, inner))
         elif step.bare and not step.with_closure and self._has_gradients():
             self._makes_gradients.add(False)
+        elif step.acted_on and not step.skip and not isinstance(self.clipper.policy, NoClip):
+            grads = [id(p.grad) for p in parameters_of(inner) if p.grad is not None]
+            if grads and set(map(id, step.acted_on)).isdisjoint(grads):
+                self._telling.warn(sentence_on_replaced(self.optimizer, inner))
 
     # -- what others tell --------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class StepInFlight:
             for which the step is skipped; None before.
         closure_value: the loss that the closure returned at that evaluation; None where unknown.
         handed_on: what the optimizer was last given for its closure's value.
+        acted_on: the gradients of a wrapper's step, where it is to be seen what becomes of them.
         evaluations: how often a closure was evaluated so far.
         with_closure: whether the step has a closure, which its optimizer is to evaluate.
         bare: there was no gradient when it began, or after its closure.
@@ -37,6 +38,7 @@ class StepInFlight:
     outcome: StepOutcome | None = None
     closure_value: object = None
     handed_on: object = None
+    acted_on: list[torch.Tensor] = field(default_factory=list)
     evaluations: int = 0
     with_closure: bool = False
     bare: bool = False

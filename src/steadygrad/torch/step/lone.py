@@ -61,6 +61,17 @@ def sentence_on_made(outer: torch.optim.Optimizer, with_closure: bool) -> str:
     )
 
 
+def sentence_on_replaced(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> str:
+    """What to say where an inner optimizer steps on other gradients than those acted on."""
+    name, what = type(outer).__name__, _to_attach_to(outer, inner)
+    return (
+        f"this {name} puts other gradients in the place of those that were clipped before the "
+        f"{type(inner).__name__} inside it steps (with differential privacy they are made of each "
+        f"sample's): to clip what is applied, type steadygrad.torch.attach({what}, ...), without "
+        f"attaching to the {name}"
+    )
+
+
 def without_gradients(optimizer: torch.optim.Optimizer, step: int) -> str:
     """What to say of a step at which no parameter has a gradient."""
     return (

@@ -423,6 +423,36 @@ def test_a_trial_leaves_what_a_class_keeps(training):
     assert (Counted.steps, Counted.seen) == (1, [1])
 
 
+class ReplacesGradients(torch.optim.Optimizer):
+    """Gives its inner optimizer gradients of its own making, as differential privacy does."""
+
+    def __init__(self, params, base_optimizer):
+        super().__init__(params, {})
+        self.base_optimizer = base_optimizer
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        self.base_optimizer.step()
+
+
+@pytest.mark.parametrize("clip", ["norm:0.01", "none"])
+def test_a_wrapper_that_replaces_what_was_clipped_is_told_of(training, clip, recwarn):
+    inner = []
+
+    def make(model):
+        inner.append(torch.optim.SGD(model.parameters(), lr=0.1))
+        return ReplacesGradients(list(model.parameters()), inner[0])
+
+    t = training(make)
+    sg.attach(t.optimizer, clip=clip)
+    t.step()
+    told = [str(each.message) for each in recwarn if each.category is NoGradientsWarning]
+    assert [sentence.count("attach(optimizer.base_optimizer, ...)") for sentence in told] == (
+        [] if clip == "none" else [1]
+    )
+
+
 class OverGlobals(torch.optim.Optimizer):
     """Finds its weights where no search from the optimizer comes."""
 
