@@ -559,6 +559,11 @@ def what_nothing_is_done_with_is_told():
 
         (sentence,) = told(train)
         assert "model.trainable_variables" in sentence or "layer.trainable" in sentence, sentence
+    frozen.compile(optimizer="sgd", loss="mse")
+    with observed() as session:
+        frozen.fit(x, y, verbose=0)
+    (sentence,) = session.troubles
+    assert "layer.trainable = True" in sentence, sentence
     (sentence,) = told(lambda: frozen.fit(x, y, verbose=0, callbacks=[sg.GradientMonitor()]))
     assert "layer.trainable = True" in sentence, sentence
     steady, weight = pair(keras.optimizers.SGD(0.1))

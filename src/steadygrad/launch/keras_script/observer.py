@@ -97,6 +97,11 @@ class KerasObserver:
         """A model has made its training function: sample its weights around that."""
         from steadygrad.launch.keras_script.weights import WeightWatch
 
+        if model.built and not model.trainable_variables:
+            self._session.mention(
+                f"{model.name} has no trainable weights, and Keras takes no step then: set "
+                "layer.trainable = True for some of its layers, and compile it again"
+            )
         watch = self._watches.get(model)
         if watch is None:
             watch = self._watches[model] = WeightWatch(self, model)
