@@ -53,7 +53,9 @@ def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:
         items: the steps, one at least.
         figure: ``norms``, ``max_abs``, ``nonfinite`` or ``zeros``.
     """
-    return np.stack([getattr(item, figure) for item in items], dtype=np.float64)
+    # one copy; to stack them makes views of all first
+    together = np.concatenate([getattr(item, figure) for item in items], dtype=np.float64)
+    return together.reshape(len(items), -1)
 
 
 class TensorsItem(NamedTuple):
