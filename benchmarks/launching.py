@@ -160,7 +160,7 @@ def all_rows(threads: int, steps: int, clock: str, rounds: int) -> Iterator[Row]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(script_of(TRAININGS["16 tensors"], steps=2, **facts))
-        whole = [seconds for seconds, _ in least(script, 4 * rounds)]
+        whole = [seconds for seconds, _ in least(script, 2 * rounds)]
         target = 1 + ALLOWED_START / whole[0]
         yield from rows_of(
             threads, "steadygrad run", "a script of two steps", contenders(target), whole
