@@ -6,6 +6,7 @@ terminal passes `printable`, so that none of them moves its cursor or turns its 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TypeVar, cast
@@ -70,3 +71,44 @@ def percent(share: float) -> str:
         return "under 0.1 %"
     digits = 1 if 0 < value < 10 or 99 < value < 100 else 0
     return f"{value:.{digits}f} %"
+
+
+_THOUSANDS = ("", "", " million", " billion", " trillion")
+
+
+def factor(ratio: float) -> str:
+    """A factor as text: three digits up to a thousand, two beyond, and words for the large ones.
+
+    Args:
+        ratio: 0 or more.
+
+    Example:
+        >>> factor(1.0449), factor(460.0), factor(801_234.0), factor(9.82e6), factor(2.44e20)
+        ('1.04', '460', '800,000', '9.8 million', '10^20')
+        >>> factor(0.0156), factor(2e-5), factor(float("inf"))
+        ('0.0156', '1/50,000', 'infinitely many')
+    """
+    if ratio == math.inf:
+        return "infinitely many"
+    if 0 < ratio < 1e-3:
+        return f"1/{factor(1 / ratio)}"
+    value = float(f"{ratio:.3g}")
+    if not value >= 1000:
+        return f"{value:g}"
+    value = float(f"{ratio:.2g}")
+    power = int(math.log10(value))
+    if power >= 3 * len(_THOUSANDS):
+        return f"10^{power}"
+    if power < 6:
+        return f"{value:,.0f}"
+    return f"{value / 1000.0 ** (power // 3):g}{_THOUSANDS[power // 3]}"
+
+
+def times(ratio: float) -> str:
+    """The same as a multiple.
+
+    Example:
+        >>> times(3.14159), times(116_666.0)
+        ('3.14 times', '120,000 times')
+    """
+    return f"{factor(ratio)} times"

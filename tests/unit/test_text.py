@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import steadygrad
 from steadygrad.cli import group
 from steadygrad.compare import Grid, TrainingResult, judge
 from steadygrad.compare import show as comparing
@@ -21,7 +24,7 @@ from steadygrad.launch.session import Session
 from steadygrad.live import session as interactive
 from steadygrad.runlog import RunWriter, StepRecord, TensorInfo
 from steadygrad.runlog.notice import warn
-from steadygrad.text import printable
+from steadygrad.text import printable, times
 from steadygrad.vocabulary import RECOVERY
 
 HOSTILE = "[red]\x1b[2J\u202e\x07\x9b31m\u2028"
@@ -161,3 +164,13 @@ def test_what_is_said_beside_a_training(
     said = "".join(capfd.readouterr())
     assert printable(HOSTILE) in said
     assert not obeyed(said)
+
+
+def test_factors_are_written_by_one_function() -> None:
+    by_hand = re.compile(r"(number\([^{}]*\)|:[.,]?\d*[gefn])\} times")
+    sources = Path(steadygrad.__file__).parent.rglob("*.py")
+    found = [p.name for p in sources if by_hand.search(p.read_text(encoding="utf-8"))]
+    assert found == []
+    for ratio in np.geomspace(1e-6, 1e30, 400):
+        text = times(float(ratio))
+        assert "e" not in text.removesuffix(" times").replace("million", ""), text

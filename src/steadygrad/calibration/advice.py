@@ -10,7 +10,7 @@ import numpy as np
 from steadygrad.calibration.estimate import Setback, loss_rise, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 from steadygrad.robust import Floats
-from steadygrad.text import percent
+from steadygrad.text import percent, times
 
 if TYPE_CHECKING:
     from steadygrad.runlog.encode import Rows
@@ -81,13 +81,13 @@ def label(c: Calibration) -> tuple[str, str]:
 
 
 def _what_to_type(c: Calibration, info: RunInfo) -> str:
-    times = f"{c.threshold / c.median:.2g} times the median norm {c.median:.3g}"
-    place = f"threshold {c.threshold:g} is {times}"
+    level = times(c.threshold / c.median)
+    place = f"threshold {c.threshold:g} is {level} the median norm {c.median:.3g}"
     rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
     if not c.needed:
         return (
             f"Nothing in this run called for clipping: no spikes in {c.steps} steps, the peak is "
-            f"{c.peak / c.median:.2g} times the median. As insurance type "
+            f"{times(c.peak / c.median)} the median. As insurance type "
             f"{typed(c.spec, info)}; the {place}, and {rate}."
         )
     below = ""
@@ -132,7 +132,7 @@ def _moving(c: Calibration, info: RunInfo) -> list[str]:
     start, end = two_digits(first), two_digits(last)
     schedule = f"norm-schedule:{start},to={end},over={c.last_step - c.first_step + 1}"
     return [
-        f"The norm is {c.trend}: {factor:.2g} times over the run. One fixed threshold is too "
+        f"The norm is {c.trend}: {times(factor)} over the run. One fixed threshold is too "
         "tight at one end and too loose at the other: use a method that follows the norm, "
         f"{typed('auto', info)} or {typed('zclip', info)}, or a schedule, "
         f"{typed(schedule, info)}; fixed, {typed(f'norm:{c.threshold:g}', info)} is the "

@@ -20,6 +20,7 @@ from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.calibration.unseen import clipped_before_policy, unseen_clip
 from steadygrad.errors import CalibrationError
 from steadygrad.robust import Floats, upper_sigma
+from steadygrad.text import times
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -268,7 +269,7 @@ def _require_a_guide(
     elif factor > TRAVELLED:
         way = "fell" if change < 0 else "rose"
         reason = (
-            f"the norm {way} {factor:.2g} times, and no one threshold suits both ends. Use a "
+            f"the norm {way} {times(factor)}, and no one threshold suits both ends. Use a "
             "method that follows the norm (auto, zclip), or record a run that ends where you "
             "would stop"
         )

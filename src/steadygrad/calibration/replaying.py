@@ -21,7 +21,7 @@ from steadygrad.policies import Policy, parse
 from steadygrad.policies.in_numpy import NUMPY, scalar
 from steadygrad.robust import Floats
 from steadygrad.stats import GradientStats, combine_norms
-from steadygrad.text import percent
+from steadygrad.text import factor, percent
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -71,7 +71,7 @@ class Replay:
         factors = np.where(np.isfinite(self.coefs), 1 / self.coefs, 1.0)
         if factors.size and factors.max() > 1:
             worst = int(np.argmax(factors))
-            text += f", the spike at {self.steps[worst]} by {factors[worst]:.3g}x"
+            text += f", the spike at {self.steps[worst]} by a factor of {factor(factors[worst])}"
         return text
 
     def to_dict(self) -> dict[str, object]:

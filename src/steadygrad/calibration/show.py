@@ -12,7 +12,7 @@ from steadygrad.calibration.recommending import calibrate
 from steadygrad.calibration.replaying import replay
 from steadygrad.calibration.result import Calibration
 from steadygrad.errors import CalibrationError
-from steadygrad.text import percent, printable
+from steadygrad.text import percent, printable, times
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
@@ -103,7 +103,7 @@ def _figures(c: Calibration) -> list[str]:
         ("median norm", f"{c.median:.4g}   (95th percentile {c.percentiles['95']:.4g})"),
         ("peak", f"{c.peak:.4g}"),
         ("spikes", _spikes(c)),
-        ("trend", c.trend if c.stationary else f"{c.trend}, {c.drift:.3g}x over the run"),
+        ("trend", c.trend if c.stationary else f"{c.trend}, {times(c.drift)} over the run"),
         ("steps", f"{c.steps} (numbers {c.first_step} to {c.last_step})"),
     ]
     return [f"{name:<12}  {text}" for name, text in rows]
@@ -111,7 +111,7 @@ def _figures(c: Calibration) -> list[str]:
 
 def _spikes(c: Calibration) -> str:
     worst = sorted(c.spikes, key=lambda s: -s.factor)[:3]
-    named = ", ".join(f"step {s.step} ({s.factor:.3g}x)" for s in worst)
+    named = ", ".join(f"step {s.step} ({times(s.factor)})" for s in worst)
     return f"{len(c.spikes)}: {named}" if c.spikes else "none"
 
 

@@ -16,6 +16,7 @@ from steadygrad.rules import NOTHING
 from steadygrad.rules.evidence.losses import LossTrend
 from steadygrad.rules.evidence.view import View
 from steadygrad.runlog.shortfall import shortfall
+from steadygrad.text import times
 
 if TYPE_CHECKING:
     from steadygrad.rules import Finding
@@ -57,7 +58,7 @@ def verdict(run: Run, findings: Sequence[Finding]) -> Verdict:
         >>> from steadygrad.runlog import Run
         >>> falling = {"norm": np.linspace(1.0, 2.0, 50), "loss": np.linspace(2.0, 0.5, 50)}
         >>> verdict(Run.from_arrays(steps=falling), []).sentence
-        'Steady over 50 steps: the gradient norm stayed within 1.3 times its median, ...'
+        'Steady over 50 steps: the gradient norm stayed within 1.33 times its median, ...'
     """
     judgement = _judged(run, findings)
     missing = shortfall(run.info, run.events)
@@ -92,7 +93,7 @@ def _steady(run: Run) -> str:
         return f"{count} recorded, none with a gradient norm over 0: there is nothing to judge."
     ratios = {n: float(norm.max() / np.median(norm)) for n, norm in usable.items()}
     furthest = max(ratios, key=lambda n: ratios[n])
-    ratio, rows = ratio_text(ratios[furthest]), of_each[furthest]
+    ratio, rows = times(ratios[furthest]), of_each[furthest]
     norm = np.asarray(rows["norm"])
     peak = rows[np.nanargmax(np.where(np.isfinite(norm), norm, -1.0))]
     alone = len(of_each) == 1
@@ -153,13 +154,3 @@ def _loss(trend: LossTrend) -> tuple[str, str]:
     if trend.stalled:
         return ", but", f"hardly fell: {span}"
     return ", and", f"fell {span}"
-
-
-def ratio_text(ratio: float) -> str:
-    """A factor in words.
-
-    Example:
-        >>> ratio_text(3.14159), ratio_text(116_666.0)
-        ('3.1 times', '116,666 times')
-    """
-    return f"{ratio:.2g} times" if ratio < 100 else f"{figure(ratio)} times"

@@ -202,7 +202,7 @@ def test_replay_is_the_policy_on_the_recorded_norms(spiky: Any) -> None:
     np.testing.assert_array_equal(got.coefs[finite], np.minimum(1, 4.0 / norms[finite]))
     assert got.actions[200] == "skip"
     assert got.clip_rate == (norms > 4.0).mean()
-    assert got.sentence.endswith("skipped 1 non-finite, the spike at 401 by 125x")
+    assert got.sentence.endswith("skipped 1 non-finite, the spike at 401 by a factor of 125")
 
 
 def test_replay_by_tensor() -> None:

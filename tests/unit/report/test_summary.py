@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_an_empty_run_is_never_called_healthy() -> None:
 def test_a_clipped_peak_is_not_said_to_have_stayed_low(a_run: Callable[..., Run]) -> None:
     sentence = verdict(a_run(clip=1.0), []).sentence
     assert "were clipped" in sentence
-    assert "39 times" in sentence or "40 times" in sentence
+    assert re.search(r"(39|40)[.0-9]* times", sentence), sentence
 
 
 def test_the_histogram_holds_every_usable_step(a_run: Callable[..., Run]) -> None:
@@ -116,8 +117,9 @@ def test_trainings_of_one_script_are_not_added_up() -> None:
     told = build([run])["runs"][0]
     factor = own.max() / np.median(own)
     sentence = told["verdict"]["sentence"]
-    assert f"300 steps of 3 optimizers: each one's gradient norm stayed within {factor:.2g}" in (
-        sentence
+    assert (
+        f"300 steps of 3 optimizers: each one's gradient norm stayed within {factor:.3g} times"
+        in (sentence)
     )
     of_each = [verdict(_only(run, number), []).sentence for number in range(2)]
     fell = [sentence.rpartition("the loss ")[2].rstrip(".") for sentence in of_each]

@@ -12,7 +12,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 _CAUSES = (
@@ -29,7 +29,7 @@ def _title(story: Break) -> str:
             f"and turn non-finite at step {story.step}."
         )
     return (
-        f"Gradients exploded: {number(story.growth)} times the ordinary size just before they "
+        f"Gradients exploded: {times(story.growth)} the ordinary size just before they "
         f"turned non-finite at step {story.step}."
     )
 

@@ -11,7 +11,7 @@ from steadygrad.rules.advice import code, hold_norm, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 GROWN = 10.0
@@ -122,7 +122,7 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         "SG201",
         _severity(view),
         min(0.95, 0.6 + 0.15 * float(np.log10(grown)) * max(steady, 0.0)),
-        f"Gradient norms grow and do not come back: {number(grown)} times in this run.",
+        f"Gradient norms grow and do not come back: {times(grown)} in this run.",
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],
         tensors=_growers(view),

@@ -12,7 +12,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
 
 _CAUSES = (
@@ -97,7 +97,7 @@ def _finding(view: View, index: Array, norms: Array, harmless: str) -> Finding:
         "SG202",
         "info" if harmless else "error" if _ruined(view, index) else "warning",
         min(0.95, 0.7 + 0.05 * float(np.log10(factor)) * 2),
-        f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {number(factor)} times the "
+        f"{len(index)} gradient spike{'s' * (len(index) > 1)} up to {times(factor)} the "
         f"median; {end}.",
         evidence=[
             f"Steps (norm): {listed}; the median norm is {number(usual)}.",

@@ -8,7 +8,7 @@ from steadygrad.rules.advice import code, hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 GROWN = 100.0
@@ -54,7 +54,7 @@ def _finding(view: View, profile: Profile) -> Finding:
         "SG203",
         "error" if _hurts(view) and grown >= CERTAIN else "warning",
         0.88,
-        f"Gradients explode through depth: {number(grown)} times larger in the first layers than "
+        f"Gradients explode through depth: {times(grown)} larger in the first layers than "
         "in the last.",
         evidence=[
             f"Median gradient norm of the first steps: {number(profile.norms[0])} in {first}, "

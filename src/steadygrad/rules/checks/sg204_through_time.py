@@ -13,7 +13,7 @@ from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.through_time import Measured, measured, sentence
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
 
 GATED = ("LSTM", "GRU")
@@ -120,7 +120,7 @@ def _measured(view: View, column: int, sample: Measured, first: Measured) -> Fin
         "error",
         0.9 if first.growth > GROWN else 0.8,  # what made it grow may be the better answer
         f"Gradients explode through time: on its way back through {sample.length} time steps of "
-        f"{name} the gradient grows {number(sample.growth)} times.",
+        f"{name} the gradient grows {times(sample.growth)}.",
         evidence=[
             sentence(sample),
             f"Gradient norms: median {number(median(view.norm[view.usable]))}; "

@@ -13,7 +13,7 @@ from steadygrad.rules.evidence.inputs import UNIT, input_size
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.tensors import owner_names
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
 
 SHARE = 0.9
@@ -104,7 +104,7 @@ def _outpaced(view: View, top: int, fastest: float, usual: float) -> Finding:
         "SG205",
         "warning",
         0.8,
-        f"A step moves {name} {number(fastest / usual)} times further, against its size, than the "
+        f"A step moves {name} {times(fastest / usual)} further, against its size, than the "
         "other matrices.",
         evidence=[
             f"Median update over weight: {number(fastest)} in {name}, {number(usual)} in the "
@@ -130,7 +130,7 @@ def _finding(view: View, top: int, share: float, steep: float) -> Finding:
         0.8,
         f"{name}, with its module, is {percent(share)} of the squared gradient norm.",
         evidence=[
-            f"Its typical element is {number(steep)} times that of the other tensors.",
+            f"Its typical element is {times(steep)} that of the other tensors.",
             f"The coefficient is under 1 on {percent(clipped)} of the steps: a clip by the total "
             f"norm {'shrinks' if clipped else 'would shrink'} every other tensor by its measure.",
             f"The median norm is {number(median(view.norm[view.usable]))}.",

@@ -14,7 +14,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
 
 GROWN = 5.0
@@ -107,7 +107,7 @@ def _followed(view: View, place: int) -> tuple[float, float, int] | None:
 
 def _finding(view: View, spikes: list[_Spike]) -> Finding:
     largest = max(spikes, key=lambda s: s.factor)
-    times = "once" if len(spikes) == 1 else f"{len(spikes)} times"
+    how_often = "once" if len(spikes) == 1 else f"{len(spikes)} times"
     steps = f"{largest.delay} step{'s' * (largest.delay > 1)}"
     trend = view.loss_trend
     lost = trend.end > largest.before + max(0.5 * abs(largest.before), 4 * trend.noise)
@@ -116,11 +116,11 @@ def _finding(view: View, spikes: list[_Spike]) -> Finding:
         "SG207",
         "warning" if lost else "info",
         0.75,
-        f"The update spikes before the loss does, {times}: at step {largest.step} it is "
-        f"{number(largest.factor)} times its usual size.",
+        f"The update spikes before the loss does, {how_often}: at step {largest.step} it is "
+        f"{times(largest.factor)} its usual size.",
         evidence=[
             f"At step {largest.step} the update is {percent(largest.ratio)} of the weights (median "
-            f"of the matrices), {number(largest.factor)} times what it usually is at this rate.",
+            f"of the matrices), {times(largest.factor)} what it usually is at this rate.",
             f"The loss is {number(largest.before)} until then; it rises {steps} later, to "
             f"{number(largest.after)}.",
             view.loss_sentence,

@@ -12,7 +12,7 @@ from steadygrad.rules.evidence.depth import Profile, biases, profiles, wrecked
 from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.losses import LossTrend
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
 
 SHRUNK = 300.0
@@ -107,7 +107,7 @@ def _finding(view: View, profile: Profile) -> Finding:
     evidence = [
         f"Median gradient norm: {number(profile.norms[0])} in {first}, "
         f"{number(profile.norms[-1])} in {last}; the first third of the layers has "
-        f"{number(profile.ratio)} times less than the last third.",
+        f"{times(profile.ratio)} less than the last third.",
         f"Each layer passes on about {number(profile.per_layer)} of the gradient; "
         f"{len(profile.norms)} layers.",
     ]
@@ -118,7 +118,7 @@ def _finding(view: View, profile: Profile) -> Finding:
         "SG301",
         "info" if learns else "error" if comparable and profile.ratio >= 1e4 else "warning",
         min(0.95, (0.85 if comparable else 0.55) + 0.1 * profile.agreement * (profile.ratio > 1e4)),
-        f"Gradients vanish through depth: {number(profile.ratio)} times smaller in the first "
+        f"Gradients vanish through depth: {times(profile.ratio)} smaller in the first "
         f"layers than in the last{', which learn alone' if learns else ''}.",
         evidence=evidence,
         steps=[int(view.step[0]), int(view.step[-1])],

@@ -11,7 +11,7 @@ from steadygrad.rules.advice import hold_norm
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import calls
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 FAR = 20.0
@@ -42,7 +42,7 @@ def _finding(view: View, threshold: float, peak: float, passed: int) -> Finding:
     why = (
         f"{passed} spike{'s' * (passed > 1)} passed under it"
         if passed
-        else f"it is {number(threshold / max(peak, 1e-300))} times the highest norm"
+        else f"it is {times(threshold / max(peak, 1e-300))} the highest norm"
     )
     at = view.step[view.usable][int(np.argmax(norms))]
     return finding(

@@ -9,7 +9,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, gradientless
 from steadygrad.rules.evidence.placed import fixes
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import percent, times
 from steadygrad.rules.finding import Finding
 
 _ORDER = (
@@ -32,13 +32,13 @@ def check(view: View) -> Iterator[Finding]:
     faulty = [step for step, group in groups.items() if _each(group)]
     if not faulty or len(faulty) < MOST * len(groups):
         return
-    times = median([len(groups[step]) for step in faulty])
+    often = median([len(groups[step]) for step in faulty])
     yield finding(
         view,
         "SG407",
         "error",
         0.94,
-        f"Gradients are clipped {number(times)} times a step, once per micro-batch.",
+        f"Gradients are clipped {times(often)} a step, once per micro-batch.",
         evidence=[
             f"In {percent(len(faulty) / len(groups))} of the steps backward() runs between the "
             "clip calls.",
@@ -49,7 +49,7 @@ def check(view: View) -> Iterator[Finding]:
         tensors=[],
         causes=["the clip call stands inside the accumulation loop"],
         fixes=fixes(view, groups[faulty[0]][-1], _ORDER),
-        figures={"calls": times},
+        figures={"calls": often},
     )
 
 

@@ -12,7 +12,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import fan_in
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 LARGE = 2.8
@@ -118,13 +118,13 @@ def _wrong(view: View, start: _Start, typical: float, size: str) -> Finding:
         "SG501",
         _severity(view, typical),
         min(0.97, 0.85 + 0.05 * float(np.log10(max(ratio, 1)))),
-        f"Initial weights are too {size}: {number(typical)} times the standard deviation that "
+        f"Initial weights are too {size}: {times(typical)} the standard deviation that "
         "keeps a signal's size.",
         evidence=[
             f"{names[0]} starts with a standard deviation of {number(float(start.std[first]))}; "
             f"its fan-in of {start.fan_in[first]:.0f} calls for {number(he)} (He, ReLU) or "
             f"{number(float(xavier))} (Xavier, tanh).",
-            f"Median over {len(start.columns)} matrices: {number(typical)} times 1/sqrt(fan-in).",
+            f"Median over {len(start.columns)} matrices: {times(typical)} 1/sqrt(fan-in).",
             _loss(view),
         ],
         steps=[int(view.step[0])],

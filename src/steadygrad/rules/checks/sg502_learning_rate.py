@@ -13,7 +13,7 @@ from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 HIGH = 0.1
@@ -136,7 +136,7 @@ def _first_step(view: View, moved: float) -> Finding:
         "SG502",
         "error",
         0.85,
-        f"The first step threw the weights away: it moved them by {number(moved)} times their "
+        f"The first step threw the weights away: it moved them by {times(moved)} their "
         "size, and nothing is learned since.",
         evidence=[
             f"The first gradient norm is {number(float(norms[0]))}, the median since "

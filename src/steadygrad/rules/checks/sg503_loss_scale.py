@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number, percent
+from steadygrad.rules.evidence.wording import factor, number, percent
 from steadygrad.rules.finding import Finding
 
 COLLAPSED = 2.0**10
@@ -41,7 +41,7 @@ def _finding(view: View, what: str, fallen: float, stuck: float) -> Finding:
         f"The loss scale {what}: {number(float(scale[0]))} at the start, "
         f"{number(float(scale[-1]))} at the end.",
         evidence=[
-            f"It fell by a factor of {number(fallen)}; {percent(float(view.skipped.mean()))} of "
+            f"It fell by a factor of {factor(fallen)}; {percent(float(view.skipped.mean()))} of "
             "all steps were skipped.",
             f"{percent(stuck)} of the last fifth of the steps were skipped or not finite.",
         ],

@@ -12,7 +12,7 @@ from steadygrad.rules.advice import clip_code, code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import Call, calls, figure
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 
@@ -51,10 +51,10 @@ def _finding(view: View, ratio: float, count: int, limit: float) -> Finding:
         "SG504",
         "warning",
         0.85,
-        f"The norm that the script clips by is {number(ratio)} times the norm of the gradients.",
+        f"The norm that the script clips by is {times(ratio)} the norm of the gradients.",
         evidence=[
             f"In {count} steps the script's norm over the recorded one stays at {number(ratio)}.",
-            f"The threshold is in truth {number(1 / ratio)} times what it says.",
+            f"The threshold is in truth {times(1 / ratio)} what it says.",
             *_guess(view, ratio),
         ],
         steps=[int(view.step[0]), int(view.step[-1])],

@@ -9,7 +9,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.checks.sg501_initialisation import normalised
 from steadygrad.rules.evidence.inputs import Entrance, entrance
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 
 LARGE = 30.0
@@ -44,7 +44,7 @@ def _finding(view: View, seen: Entrance) -> Finding:
         "SG505",
         "warning" if _suffers(view) else "info",
         0.9,
-        f"The inputs are not normalised: they enter {name} at {number(size)} times unit size.",
+        f"The inputs are not normalised: they enter {name} at {times(size)} unit size.",
         evidence=[
             f"At step {seen.step} the outputs of {name} have a standard deviation of "
             f"{number(seen.output)}; its weights would make {number(seen.output / size)} of unit "

@@ -63,7 +63,7 @@ def _finding(view: View, left: float, decay: float | None, step: int) -> Finding
             f"The norm of every matrix falls, to {percent(left)} of the first (median) by step "
             f"{step}.",
             *(
-                [f"{name} adds {decay:g} times the weights to the gradients, which outweighs them."]
+                [f"{name} adds the weights times {decay:g} to the gradients, which outweighs them."]
                 if inside
                 else []
             ),

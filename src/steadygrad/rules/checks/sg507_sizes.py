@@ -14,7 +14,7 @@ from steadygrad.rules.evidence.depth import Profile, profiles
 from steadygrad.rules.evidence.inputs import UNIT, input_size
 from steadygrad.rules.evidence.loop import sizes_of, summed_of
 from steadygrad.rules.evidence.view import View
-from steadygrad.rules.evidence.wording import number
+from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
 from steadygrad.runlog.info import SizeFacts
 
@@ -113,7 +113,7 @@ def _targets(view: View, targets: float, outputs: float, loss: str, left: float)
 def _everything(view: View, first: float) -> Finding:
     size = input_size(view)
     if np.isfinite(size):
-        inputs = f"The inputs enter the first layer at {number(size)} times unit size."
+        inputs = f"The inputs enter the first layer at {times(size)} unit size."
     else:
         inputs = "How large the inputs are is not on record."
     return finding(
@@ -157,9 +157,9 @@ def _outputs(view: View) -> Iterator[Finding]:
         "SG507",
         "warning",
         0.6,
-        f"The outputs are not scaled: they leave {name} at {number(first)} times unit size.",
+        f"The outputs are not scaled: they leave {name} at {times(first)} unit size.",
         evidence=[
-            f"The inputs enter at {number(input_size(view))} times unit size. At step "
+            f"The inputs enter at {times(input_size(view))} unit size. At step "
             f"{steps[0]} the outputs of {name} have a standard deviation of {number(first)}, at "
             f"step {steps[-1]} of {number(last)}.",
             view.loss_sentence,

@@ -1,10 +1,10 @@
-"""Figures and shares as findings print them."""
+"""Figures, factors and shares as findings print them."""
 
 from __future__ import annotations
 
-from steadygrad.text import percent
+from steadygrad.text import factor, percent, times
 
-__all__ = ["number", "percent"]
+__all__ = ["factor", "number", "percent", "times"]
 
 
 def number(value: float) -> str:
