@@ -30,6 +30,7 @@ from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import scale_each_once
+from steadygrad.torch.internals.scaler import HANDLE
 from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.record.losses import StepLosses
@@ -39,9 +40,10 @@ from steadygrad.torch.step.clipper import Clipper
 from steadygrad.torch.step.closures import Arguments, closure_of, with_acting_closure
 from steadygrad.torch.step.folding import Folding
 from steadygrad.torch.step.in_flight import StepInFlight
-from steadygrad.torch.step.inner import steps_running
+from steadygrad.torch.step.inner import inner_optimizers, steps_running, works_beside
 from steadygrad.torch.step.lone import (
     sentence_on,
+    sentence_on_beside,
     sentence_on_made,
     sentence_on_replaced,
     watch_inner,
@@ -91,6 +93,7 @@ class Engine:
         index: number of this optimizer within the run.
         losses: the loss of the step under way.
         skipping: how the optimizer is skipped; None where no step may be.
+        beside: optimizers inside of it that move other weights: their steps are steps of their own.
         steps: number of steps, skipped ones included.
         seconds: spent here so far.
         step: the step under way; None between steps.
@@ -135,6 +138,8 @@ class Engine:
         self._idle: Callable[[], None] | None = None
         self._telling = Telling()
         self._inner_hooks = watch_inner(optimizer, self._inner_stepped)
+        inner = inner_optimizers(optimizer)
+        self.beside = weakref.WeakSet(each for each in inner if works_beside(optimizer, each))
 
     @property
     def stats(self) -> GradientStats | None:
@@ -520,6 +525,9 @@ class Engine:
         if step is None:
             if not self._makes_gradients:
                 self._telling.warn(sentence_on(self.optimizer, inner))
+        elif inner in self.beside:
+            if not hasattr(inner, HANDLE):
+                self._telling.warn(sentence_on_beside(self.optimizer, inner))
         elif step.bare and not step.with_closure and self._has_gradients():
             self._makes_gradients.add(False)
         elif step.acted_on and not step.skip and not isinstance(self.clipper.policy, NoClip):

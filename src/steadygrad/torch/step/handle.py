@@ -448,7 +448,7 @@ class Steady(Handle):
         outer = self._engine.attached_to()
         if outer is None or not steps_running(outer, 1):
             return False
-        return holds_parameters_of(outer, optimizer)
+        return optimizer not in self._engine.beside and holds_parameters_of(outer, optimizer)
 
 
 def _difference(saved: Iterable[str], present: Iterable[str]) -> str:

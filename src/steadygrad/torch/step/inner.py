@@ -19,6 +19,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
+from steadygrad.torch.gradients.parameters import parameters_of
+from steadygrad.torch.internals.alive import alive
+
 Original = TypeVar("Original")
 
 HOOKS = frozenset(
@@ -120,6 +123,30 @@ def holds_parameters_of(outer: torch.optim.Optimizer, inner: torch.optim.Optimiz
     own = {id(p) for group in outer.param_groups for p in group["params"]}
     shares = any(id(p) in own for group in inner.param_groups for p in group["params"])
     return shares or any(each is inner for each in inner_optimizers(outer))
+
+
+def works_beside(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
+    """Whether an inner optimizer moves weights of a model that are none of the outer one's.
+
+    So do optimizers that move matrices themselves and leave the rest to an Adam. What a wrapper
+    copies of its own weights, for another precision say, is of no model.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> outer, inner = (torch.optim.SGD([p], lr=1.0) for p in layer.parameters())
+        >>> copy = torch.optim.SGD([layer.bias.detach().clone()], lr=1.0)
+        >>> works_beside(outer, inner), works_beside(outer, copy), works_beside(outer, outer)
+        (True, False, False)
+    """
+    own = set(map(id, parameters_of(outer)))
+    theirs = set(map(id, parameters_of(inner)))
+    if not theirs or not own.isdisjoint(theirs):
+        return False
+    return any(
+        id(parameter) in theirs
+        for module in alive(torch.nn.Module)
+        for parameter in vars(module).get("_parameters", {}).values()
+    )
 
 
 def is_stand_in(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.step.copies import UncopiedHook
 from steadygrad.torch.step.inner import inner_optimizers, is_stand_in
 
@@ -69,6 +70,16 @@ def sentence_on_replaced(outer: torch.optim.Optimizer, inner: torch.optim.Optimi
         f"{type(inner).__name__} inside it steps (with differential privacy they are made of each "
         f"sample's): to clip what is applied, type steadygrad.torch.attach({what}, ...), without "
         f"attaching to the {name}"
+    )
+
+
+def sentence_on_beside(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> str:
+    """What to say of an inner optimizer that moves weights which the outer one does not hold."""
+    name, count = type(outer).__name__, len(parameters_of(inner))
+    return (
+        f"the {type(inner).__name__} inside this {name} moves {count} parameters that are not in "
+        f"the {name}'s own param_groups, so they are neither clipped nor recorded with the others. "
+        f"Type steadygrad.torch.attach({_to_attach_to(outer, inner)}, ...), too"
     )
 
 

@@ -111,3 +111,39 @@ def test_gradients_made_inside_a_step_are_seen_at_the_inner_one(observe: Observe
     assert len(norms) == 3
     norm = torch.stack([grad.norm() for grad in plain[-4:]]).norm().item()
     assert abs(norms[-1] - norm) < 1e-6
+
+
+class Hybrid(torch.optim.Optimizer):
+    """Leaves weights that are in none of its groups to an Adam."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.adam = torch.optim.Adam([p for p in net.parameters() if p.ndim == 1], lr=0.05)
+        super().__init__([p for p in net.parameters() if p.ndim == 2], {})
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            p.data.sub_(p.grad.sign(), alpha=0.05)
+        self.adam.step()
+
+
+def test_weights_that_an_inner_optimizer_alone_moves_are_on_record(observe: Observe) -> None:
+    def trained() -> tuple[list[torch.Tensor], list[list[float]]]:
+        torch.manual_seed(0)
+        net, norms = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), []
+        optimizer, x = Hybrid(net), torch.randn(8, 4)
+        for _ in range(3):
+            net.zero_grad()
+            (net(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            grads = [[p.grad.double() for p in net.parameters() if p.ndim == n] for n in (2, 1)]
+            norms.append([float(torch.cat([g.ravel() for g in some]).norm()) for some in grads])
+            optimizer.step()
+        return [p.detach() for p in net.parameters()], norms
+
+    plain, norms = trained()
+    seen = observe()
+    assert all(map(torch.equal, trained()[0], plain))
+    steps = seen.run().steps
+    assert [o["class"] for o in seen.run().info["optimizers"]] == ["Hybrid", "Adam"]
+    for number in (0, 1):
+        own = steps.norm[steps.optimizer == number]
+        torch.testing.assert_close(torch.tensor(own), torch.tensor(norms).double()[:, number])

@@ -453,6 +453,47 @@ def test_a_wrapper_that_replaces_what_was_clipped_is_told_of(training, clip, rec
     )
 
 
+class Hybrid(torch.optim.Optimizer):
+    """Moves matrices itself and leaves the other weights, in no group of its own, to an Adam."""
+
+    def __init__(self, params):
+        matrices, others = [], []
+        for p in params:
+            (matrices if p.ndim > 1 else others).append(p)
+        self.adam = torch.optim.Adam(others, lr=0.05)
+        super().__init__(matrices, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad.sign(), alpha=0.05)
+        self.adam.step()
+
+    def zero_grad(self, set_to_none=True):
+        super().zero_grad(set_to_none)
+        self.adam.zero_grad(set_to_none)
+
+
+def test_weights_that_an_inner_optimizer_alone_moves_are_told_of_and_can_be_clipped_too(training):
+    told, both, by_hand = (training(lambda m: Hybrid(m.parameters())) for _ in range(3))
+    sg.attach(told.optimizer, clip="norm:0.1")
+    with pytest.warns(NoGradientsWarning, match=r"moves 2 .*attach\(optimizer.adam, \.\.\.\), too"):
+        told.step()
+    adam = both.optimizer.adam
+    steadies = [sg.attach(each, clip="norm:0.1") for each in (both.optimizer, adam)]
+    for _ in range(3):
+        both.step()
+        by_hand.backward()
+        for each in (by_hand.optimizer, by_hand.optimizer.adam):
+            sg.clip_grad_norm_(each.param_groups[0]["params"], 0.1)
+        by_hand.optimizer.step()
+    assert both.same_as(by_hand)
+    assert [(steady.last.action, steady.steps) for steady in steadies] == [("clip", 3)] * 2
+    both.step(math.nan)
+    assert both.same_as(by_hand)
+    assert same_bits(adam.state_dict(), by_hand.optimizer.adam.state_dict())
+
+
 class OverGlobals(torch.optim.Optimizer):
     """Finds its weights where no search from the optimizer comes."""
 
