@@ -165,7 +165,7 @@ def _stats(
 ) -> Iterator[GradientStats]:
     """The run's figures as the policy would have met them, step by step."""
     p, recorded = policy.norm_type, recorded_norm_type(run)
-    columns = [i for i, t in enumerate(run.tensors) if t.optimizer == number]
+    columns = run.parts[number].columns
     if p not in (recorded, INF) or (p == INF != recorded and not columns):
         raise UsageError(
             f"{policy.spec()} wants the {p:g}-norm; the run holds the {recorded:g}-norm"

@@ -65,10 +65,9 @@ def unseen_clip(run: Run, optimizer: int) -> UnseenClip | None:
         What was found; None where the clip is on record, where there is no ceiling, or where
         gradients may end there by nature.
     """
-    rows = run.steps
-    mine = np.asarray(rows["optimizer"]) == optimizer
+    rows, mine = run.steps, run.parts[optimizer].rows
     norm = np.asarray(rows["norm"], dtype=np.float64)
-    usable = np.flatnonzero(mine & np.isfinite(norm) & (norm > 0))
+    usable = mine[np.isfinite(norm[mine]) & (norm[mine] > 0)]
     seen = np.isfinite(rows["threshold"][usable]) | (np.asarray(rows["coef"][usable]) < 1)
     if usable.size < LEAST_STEPS or seen.any():
         return None
@@ -98,8 +97,8 @@ def _often(at: NDArray[np.intp], usable: NDArray[np.intp]) -> bool:
 
 
 def _columns(run: Run, optimizer: int) -> NDArray[np.int64]:
-    several = len(np.unique(run.steps["optimizer"])) > 1
-    own = [i for i, t in enumerate(run.tensors) if t.optimizer == optimizer or not several]
+    several = len(run.parts) > 1
+    own = run.parts[optimizer].columns if several else range(len(run.tensors))
     return np.array(own, dtype=np.int64)
 
 

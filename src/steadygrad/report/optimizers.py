@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from steadygrad.runlog import Run
 
@@ -20,13 +18,13 @@ def rows_of_each(run: Run) -> dict[int, object]:
         Numbers, ascending, to rows in the order of the steps.
 
     Example:
+        >>> import numpy as np
         >>> from steadygrad.runlog import Run
         >>> run = Run.from_arrays(steps={"norm": np.ones(3), "optimizer": np.array([0, 1, 0])})
         >>> {number: len(rows) for number, rows in rows_of_each(run).items()}
         {0: 2, 1: 1}
     """
-    numbers = np.asarray(run.steps["optimizer"])
-    return {int(number): run.steps[numbers == number] for number in np.unique(numbers)}
+    return {number: run.steps[part.rows] for number, part in run.parts.items()}
 
 
 def name_of(run: Run, number: int) -> str:

@@ -36,7 +36,7 @@ def thresholds(run: Run, optimizer: int) -> Picture | Refused:
         calibration = calibrate(run, optimizer=optimizer)
     except CalibrationError as error:
         return {"refused": str(error), "optimizer": optimizer}
-    rows = run.steps[run.steps["optimizer"] == optimizer]
+    rows = run.steps[run.parts[optimizer].rows]
     data: Picture = plain(calibration.to_dict())
     data["label"], data["value"] = label(calibration)
     data["typed"] = typed(calibration.spec, run.info)

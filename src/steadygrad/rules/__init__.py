@@ -8,8 +8,6 @@ import os
 import pkgutil
 from dataclasses import replace
 
-import numpy as np
-
 from steadygrad.errors import UsageError
 from steadygrad.rules import checks
 from steadygrad.rules.base import Rule
@@ -76,8 +74,8 @@ def diagnose(run: Run | str | os.PathLike[str]) -> Findings:
     findings: list[Finding] = []
     if not len(opened):
         return Findings(REGISTRY[NOTHING].check(View(opened, 0)))
-    for optimizer in np.unique(opened.steps["optimizer"]):
-        view = View(opened, int(optimizer))
+    for optimizer in opened.parts:
+        view = View(opened, optimizer)
         findings += _explain(view)
     ordered = [f for f in _in_order(opened, findings) if f.id != NOTHING]
     graded = sorted(with_places(ordered, opened), key=lambda f: f.gravity)
@@ -96,7 +94,7 @@ def _in_order(run: Run, findings: list[Finding]) -> list[Finding]:
     ]
     if len({f.optimizer for f in breaks}) < 2:
         return findings
-    round_ = len(np.unique(run.steps["optimizer"]))  # rows in which every optimizer has its turn
+    round_ = len(run.parts)  # rows in which every optimizer has its turn
     first = min(breaks, key=lambda f: int(at[f.optimizer][0]) - round_ * (f.id == NAMES_CAUSE))
     return [
         _later(f, first.optimizer) if f in breaks and f.optimizer != first.optimizer else f

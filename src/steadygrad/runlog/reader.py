@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -34,7 +34,7 @@ from steadygrad.runlog import decoding, encode
 from steadygrad.runlog.encode import DamagedError, Rows
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import TensorInfo
-from steadygrad.runlog.run import Event, Floats, Run
+from steadygrad.runlog.run import KEPT_BYTES, Event, Floats, Run
 from steadygrad.runlog.schema import (
     SCHEMA_VERSION,
     SQLITE_MAGIC,
@@ -102,12 +102,18 @@ class _File:
             self._last_layout = _last_layout(connection)
             self._columns = _step_columns(connection)
             self.rows = _Chunks(connection, len(self._columns)).rows
+        self._sampled: dict[str, _Sampled] = {}
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._judging(), _connect(self._file) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Say in one way what is wrong with the file."""
         try:
-            with _connect(self._file) as connection:
-                yield connection
+            yield
         except DamagedError as error:
             raise RunFileError(f"{self._file} is damaged: {_in_one_line(error)}") from error
         except (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError) as error:
@@ -148,11 +154,15 @@ class _File:
                     "WHERE first_row = ? AND layout <= ?",
                     (first, self._last_layout),  # later ones may have tensors unknown here
                 ):
+                    here = first + _offsets(offsets, _count(count))
+                    target = np.minimum(np.searchsorted(rows, here), len(rows) - 1)
+                    wanted = np.flatnonzero(rows[target] == here)
+                    if not len(wanted):  # it is of other steps, as of one of many optimizers
+                        continue
                     ids = layouts[layout]
                     shape = (_count(count, len(ids)), len(ids))
-                    here = first + _offsets(offsets, shape[0])
                     block = _Figures(figure, blob, beside, shape)
-                    _place(out, rows, tensors, here, ids, block)
+                    _place(out, target[wanted], tensors, wanted, ids, block)
         return out
 
     def sample_names(self) -> list[str]:
@@ -160,20 +170,27 @@ class _File:
             names = connection.execute("SELECT DISTINCT name FROM samples ORDER BY name")
             return [decoding.text(name, "the name of a sample") for (name,) in names]
 
-    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        with self._reading() as connection:
-            taken = connection.execute(
-                'SELECT step, layout, "values" FROM samples WHERE name = ? AND layout <= ? '
-                "ORDER BY id",
-                (name, self._last_layout),
-            ).fetchall()
-            layouts = _Layouts(connection, len(self.tensors))
-            values = np.full((len(taken), len(self.tensors)), np.nan)
-            for row, (_, layout, blob) in enumerate(taken):
-                ids = layouts[layout]
-                values[row, ids] = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
-            steps = [decoding.integer(step, "the step of a sample") for step, _, _ in taken]
-        return np.array(steps, np.int64), values
+    def samples(
+        self, name: str, tensors: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], Floats]:
+        sampled = self._sampled.get(name)
+        if sampled is None:
+            with self._reading() as connection:
+                sampled = _Sampled(connection, name, self._last_layout, self.tensors)
+            self._sampled[name] = sampled
+        if tensors is None:
+            places, tensors = np.arange(len(sampled.steps)), np.arange(len(self.tensors))
+        else:
+            places = sampled.of({self.tensors[number].optimizer for number in tensors.tolist()})
+        values = np.full((len(places), len(tensors)), np.nan)
+        column_of = np.full(len(self.tensors), -1)
+        column_of[tensors] = np.arange(len(tensors))
+        with self._judging() if sampled.is_held else self._reading() as connection:
+            for row, (ids, blob) in enumerate(sampled.read(connection, places.tolist())):
+                measured = encode.unpack(blob, np.int64, (len(ids),)).view(np.float64)
+                columns = column_of[ids]
+                values[row, columns[columns >= 0]] = measured[columns >= 0]
+        return sampled.steps[places], values
 
 
 class _TablesMissingError(DamagedError):
@@ -232,11 +249,94 @@ class _Chunks:
         return [int(first) for first in self._starts[inside]]
 
 
+class _Sampled:
+    """Where the samples of one figure stand in the file: of many optimizers, each asks for its own.
+
+    What is small is held, so that none of them opens the file again.
+
+    Args:
+        connection: to the file.
+        name: the figure's.
+        last_layout: later ones may have tensors unknown here.
+        tensors: the run's.
+
+    Attributes:
+        steps: of all samples, in the order in which they were taken.
+        is_held: nothing of the file is needed any more.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        name: str,
+        last_layout: int,
+        tensors: Sequence[TensorInfo],
+    ) -> None:
+        taken = connection.execute(
+            'SELECT id, step, layout, length("values") FROM samples WHERE name = ? AND layout <= ? '
+            "ORDER BY id",
+            (name, last_layout),
+        ).fetchall()
+        steps = [decoding.integer(step, "the step of a sample") for _, step, _, _ in taken]
+        self.steps = np.array(steps, np.int64)
+        self._keys: list[int] = [key for key, _, _, _ in taken]
+        self._layouts: list[int] = [layout for _, _, layout, _ in taken]
+        self._count = len(tensors)
+        layouts, size = _Layouts(connection, self._count), sum(row[3] or 0 for row in taken)
+        self._ids: dict[int, NDArray[np.int64]] = {}
+        owners: dict[int, set[int]] = {}
+        for layout in dict.fromkeys(self._layouts):
+            ids = layouts[layout]
+            owners[layout] = {tensors[number].optimizer for number in ids.tolist()}
+            size += ids.nbytes
+            if size <= KEPT_BYTES:
+                self._ids[layout] = ids
+        self._places: dict[int, list[int]] = {}
+        for place, layout in enumerate(self._layouts):
+            for owner in owners[layout]:
+                self._places.setdefault(owner, []).append(place)
+        self.is_held = size <= KEPT_BYTES
+        self._blobs = (
+            [self._blob(connection, place) for place in range(len(taken))] if self.is_held else []
+        )
+
+    def of(self, optimizers: Iterable[int]) -> NDArray[np.int64]:
+        """Places of the samples that hold tensors of any of these optimizers, ascending."""
+        places = [place for number in optimizers for place in self._places.get(number, ())]
+        return np.unique(np.array(places, np.int64))
+
+    def read(
+        self, connection: sqlite3.Connection | None, places: Sequence[int]
+    ) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+        """The tensors of some samples, and their values as the file has them.
+
+        Args:
+            connection: to the file; not needed where everything is held.
+            places: of the samples.
+        """
+        if connection is None:
+            for place in places:
+                yield self._ids[self._layouts[place]], self._blobs[place]
+            return
+        layouts = _Layouts(connection, self._count)
+        for place in places:
+            yield layouts[self._layouts[place]], self._blob(connection, place)
+
+    def _blob(self, connection: sqlite3.Connection, place: int) -> bytes:
+        row = connection.execute(
+            'SELECT "values" FROM samples WHERE id = ?', (self._keys[place],)
+        ).fetchone()
+        if row is None:
+            raise DamagedError("a sample is gone")
+        blob: bytes = row[0]
+        return blob
+
+
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _count(count: object, tensors: int) -> int:
+def _count(count: object, tensors: int = 1) -> int:
     most = max(MOST_CHUNK_VALUES // max(1, tensors), 16)
     return decoding.integer(count, "the number of steps in a block", 1, min(most, MOST_CHUNK_ROWS))
 
@@ -314,23 +414,20 @@ class _Figures:
 
 def _place(
     out: Floats,
-    rows: NDArray[np.int64],
+    target: NDArray[np.int64],
     tensors: NDArray[np.int64],
-    here: NDArray[np.int64],
+    wanted: NDArray[np.int64],
     layout: NDArray[np.int64],
     block: _Figures,
 ) -> None:
     """Write the part of a block that was asked for where it belongs."""
-    target = np.minimum(np.searchsorted(rows, here), len(rows) - 1)
-    wanted = np.flatnonzero(rows[target] == here)
     column_of = np.full(int(max(layout.max(), tensors.max())) + 1, -1)
     column_of[layout] = np.arange(len(layout))
     columns = column_of[tensors]
     recorded = np.flatnonzero(columns >= 0)
-    if not (len(wanted) and len(recorded)):
+    if not len(recorded):
         return
     values = block.pick(wanted, columns[recorded])
-    target = target[wanted]
     if _is_range(target - target[0]) and len(recorded) == len(tensors):
         out[target[0] : target[0] + len(target)] = values
     else:

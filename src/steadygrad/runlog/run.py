@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ from steadygrad.notebook.cards import Card
 from steadygrad.runlog.encode import Rows
 from steadygrad.runlog.info import RunInfo
 from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
+from steadygrad.typing import internal
 from steadygrad.vocabulary import FIGURES, Figure
 
 Floats = NDArray[np.float64]
@@ -66,8 +67,27 @@ class Source(Protocol):
     def sample_names(self) -> list[str]:
         """Names that `samples` knows."""
 
-    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        """Steps, and values ``[steps, tensors]``, NaN where not measured."""
+    def samples(
+        self, name: str, tensors: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Steps, and values ``[steps, tensors]``, NaN where not measured.
+
+        Args:
+            name: of the figure.
+            tensors: of one optimizer; steps at which none of its was measured may be left out.
+        """
+
+
+class OptimizerPart(NamedTuple):
+    """What one optimizer has of a run.
+
+    Attributes:
+        rows: its steps, ascending.
+        columns: its tensors, ascending; none in a run that does not tell.
+    """
+
+    rows: NDArray[np.int64]
+    columns: list[int]
 
 
 KEPT_BYTES = 8 << 20
@@ -95,6 +115,22 @@ class Run:
         self.tensors: list[TensorInfo] = source.tensors
         self.events: list[Event] = source.events
         self._samples: dict[str, tuple[NDArray[np.int64], Floats]] = {}
+
+    @cached_property
+    @internal
+    def parts(self) -> dict[int, OptimizerPart]:
+        """What each optimizer has of the run, by its number, ascending."""
+        numbers = np.asarray(self.steps["optimizer"])
+        rows = np.argsort(numbers, kind="stable")
+        each, firsts = np.unique(numbers[rows], return_index=True)
+        columns: dict[int, list[int]] = {}
+        for column, tensor in enumerate(self.tensors):
+            columns.setdefault(tensor.optimizer, []).append(column)
+        split = np.split(rows, firsts[1:])
+        return {
+            int(number): OptimizerPart(own, columns.get(int(number), []))
+            for number, own in zip(each, split, strict=False)
+        }
 
     def __len__(self) -> int:
         return self._source.rows
@@ -215,6 +251,19 @@ class Run:
                 self._samples[name] = sampled
         return sampled
 
+    @internal
+    def samples_of(self, name: str, tensors: Sequence[int]) -> tuple[NDArray[np.int64], Floats]:
+        """`samples` of some tensors of one optimizer, without reading those of all the others.
+
+        Args:
+            name: e.g. ``weight_norm``.
+            tensors: their numbers.
+
+        Returns:
+            As `samples`; steps at which none of these was measured may be left out.
+        """
+        return self._source.samples(name, np.asarray(tensors, np.int64))
+
     @classmethod
     def from_arrays(
         cls,
@@ -294,9 +343,12 @@ class _Arrays:
     def sample_names(self) -> list[str]:
         return sorted(self._samples)
 
-    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
+    def samples(
+        self, name: str, tensors: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], Floats]:
         nothing = np.zeros(0, np.int64), np.zeros((0, len(self.tensors)))
-        return self._samples.get(name, nothing)
+        steps, values = self._samples.get(name, nothing)
+        return steps, values if tensors is None else values[:, tensors]
 
 
 def _step_table(steps: Mapping[str, ArrayLike] | Sequence[StepRecord] | Rows) -> Rows:

@@ -78,5 +78,9 @@ class _Some:
     def sample_names(self) -> list[str]:
         return self._run.sample_names
 
-    def samples(self, name: str) -> tuple[NDArray[np.int64], Floats]:
-        return self._run.samples(name)
+    def samples(
+        self, name: str, tensors: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], Floats]:
+        if tensors is None:
+            return self._run.samples(name)
+        return self._run.samples_of(name, tensors.tolist())

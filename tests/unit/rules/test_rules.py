@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import cProfile
 import json
+import pstats
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ from click.testing import CliRunner
 from steadygrad.cli.diagnose import command as diagnose_command
 from steadygrad.cli.explain import command as explain_command
 from steadygrad.errors import UsageError
+from steadygrad.report import verdict
 from steadygrad.rules import REGISTRY, SEVERITIES, Finding, diagnose, page
-from steadygrad.runlog import Run, RunWriter, StepRecord, TensorInfo
+from steadygrad.runlog import Run, RunWriter, StepRecord, TensorInfo, open_run
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -202,3 +206,31 @@ def test_explain_lists_rules_and_prints_pages():
     assert [each for each in listed_ids if each in REGISTRY] == list(REGISTRY)
     shown = CliRunner().invoke(explain_command, ["sg204"])
     assert shown.stdout == page("SG204").rstrip() + "\n"
+
+
+def calls_to_judge(path: Path, optimizers: int) -> int:
+    """How many calls a diagnosis takes of a run of so many optimizers."""
+    with RunWriter(path) as out:
+        for number in range(optimizers):
+            ids = out.add_tensors([TensorInfo(f"{number}.w", (4, 4), optimizer=number)])
+            for step in range(16):
+                norm = np.full(1, 1.0 + step % 3)
+                out.write_step(
+                    StepRecord(step, norm=norm[0], loss=1 / (step + 1), optimizer=number),
+                    *(ids, norm, norm, [0], [0.0]),
+                )
+                for name in ("weight_norm", "update_ratio"):
+                    out.write_sample(name, step, ids, norm)
+    run, profile = open_run(path), cProfile.Profile()
+    found = profile.runcall(diagnose, run)
+    assert verdict(run, found).level in ("ok", "warning")
+    return pstats.Stats(profile).total_calls
+
+
+def test_twice_the_optimizers_are_twice_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("runlog.run", "runlog.reader", "rules.evidence.tensors"):
+        monkeypatch.setattr(f"steadygrad.{place}.KEPT_BYTES", 0)  # as if each were large
+    few, many = (calls_to_judge(tmp_path / f"{n}.db", n) for n in (12, 24))
+    assert many < 2.4 * few, (few, many)

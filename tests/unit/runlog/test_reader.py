@@ -247,6 +247,26 @@ def test_small_samples_are_read_once_for_all_optimizers(
     np.testing.assert_array_equal(one[1], first[1])
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_samples_of_one_optimizer_are_those_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    if not held:
+        monkeypatch.setattr("steadygrad.runlog.reader.KEPT_BYTES", 0)
+    with RunWriter(tmp_path / "run.db") as out:
+        ids = out.add_tensors([TensorInfo(f"t{i}", optimizer=i // 2) for i in range(6)])
+        for step in range(9):  # one of each in its turn, one of both in the third
+            own = ids[2 * (step % 3) :][:2] if step % 4 else ids[::2]
+            out.write_sample("weight_norm", step, own, np.arange(len(own)) + 10.0 * step)
+    run = open_run(tmp_path / "run.db")
+    steps, values = run.samples("weight_norm")
+    for columns in ([0, 1], [5, 4], [0, 3, 2], []):
+        some, own = run.samples_of("weight_norm", columns)
+        there = np.isin(steps, some)
+        np.testing.assert_array_equal(own, values[there][:, columns])
+        assert np.isnan(values[~there][:, columns]).all()
+
+
 def test_names_with_any_character_come_back(tmp_path: Path) -> None:
     names = ["a'b\"; DROP TABLE steps;--", "\n\t\x1b[31m", "名前🙂", "", "a" * 5000]
     with RunWriter(tmp_path / "run.db") as out:

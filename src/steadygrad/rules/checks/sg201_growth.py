@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
+
+if TYPE_CHECKING:
+    from steadygrad.runlog import Run
 
 GROWN = 10.0
 SWOLLEN, STEADY = 3.0, 1.5
@@ -75,8 +80,20 @@ def _anothers(view: View) -> bool:
     """Whether these weights stay as they are while those of another optimizer grow."""
     if not view.several or _weights_grown(view) >= STEADY:
         return False
-    others = set(np.unique(view.run.steps["optimizer"]).tolist()) - {view.optimizer}
-    return any(_weights_grown(View(view.run, int(other))) >= SWOLLEN for other in others)
+    growths = _growths(view.run)
+    return any(growths[other] >= SWOLLEN for other in growths.keys() - {view.optimizer})
+
+
+def _growths(run: Run) -> dict[int, float]:
+    """`_weights_grown` of each optimizer: every one of them is compared with the others."""
+    of_all = _OF_RUN.get(run)
+    if of_all is None:
+        of_all = {number: _weights_grown(View(run, number)) for number in run.parts}
+        _OF_RUN[run] = of_all
+    return of_all
+
+
+_OF_RUN: weakref.WeakKeyDictionary[Run, dict[int, float]] = weakref.WeakKeyDictionary()
 
 
 def _thrown(view: View, start: float) -> bool:

@@ -74,8 +74,7 @@ def stability(run: Run | str | os.PathLike[str]) -> Stability:
         Stability(score=0.005, spikes=1, recoveries=0, steps=200)
     """
     opened = as_run(run)
-    numbers = np.unique(opened.steps["optimizer"])
-    return joined([of_view(View(opened, int(number))) for number in numbers])
+    return joined([of_view(View(opened, number)) for number in opened.parts])
 
 
 def joined(parts: Sequence[Stability]) -> Stability:

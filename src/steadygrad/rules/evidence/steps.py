@@ -42,15 +42,15 @@ class Steps:
         self.acts: list[RecoveryEvent] = [
             act for act in events_of(run.events) if act.optimizer == optimizer
         ]
-        every: Array = np.flatnonzero(run.steps["optimizer"] == optimizer)
+        part = run.parts.get(optimizer)
+        every: Array = np.zeros(0, np.int64) if part is None else part.rows
         gone = self.taken_back(run.steps["step"][every])
         earlier = self._of_earlier_start(run.steps["step"][every])
         self.before_restart = int(earlier.sum())
         self.undone = int((gone & ~earlier).sum())
         self.rows: Array = every[~gone]
-        numbers = np.unique(run.steps["optimizer"])
-        self.several = len(numbers) > 1
-        self.first_optimizer = int(numbers[0]) if len(numbers) else 0
+        self.several = len(run.parts) > 1
+        self.first_optimizer = next(iter(run.parts), 0)
         steps = run.steps[self.rows]
         self.step: Array = np.asarray(steps["step"], dtype=np.int64)
         self.loss: Array = np.asarray(steps["loss"], dtype=np.float64)

@@ -16,6 +16,7 @@ import numpy as np
 
 from steadygrad.robust import ENOUGH, columns_median, median
 from steadygrad.rules.evidence.steps import Array, Steps
+from steadygrad.runlog.run import KEPT_BYTES
 from steadygrad.vocabulary import Sample
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class TensorsOfSteps(Steps):
     @cached_property
     def order(self) -> Array:
         """Indices of this optimizer's tensors, in forward order where it is known."""
-        columns = [i for i, t in enumerate(self.run.tensors) if t.optimizer == self.optimizer]
+        part = self.run.parts.get(self.optimizer)
+        columns = [] if part is None else part.columns
         if not columns and not self.several:
             columns = list(range(len(self.run.tensors)))
         all_placed = all(self.run.tensors[i].position >= 0 for i in columns)
@@ -137,13 +139,26 @@ class TensorsOfSteps(Steps):
 
     def sample(self, name: Sample) -> tuple[Array, Array]:
         """A figure sampled on a schedule: steps and ``[samples, tensors]``, columns as `order`."""
-        steps, values = self.run.samples(name)
-        if not len(steps) or not len(self.order):
-            return np.zeros(0, np.int64), np.zeros((0, len(self.order)))
-        table = values[:, self.order]
+        asked = self._sampled.get(name)
+        if asked is None:
+            asked = self._of_file(name)
+            if asked[1].nbytes <= KEPT_BYTES:
+                self._sampled[name] = asked
+        return asked
+
+    @cached_property
+    def _sampled(self) -> dict[Sample, tuple[Array, Array]]:
+        return {}
+
+    def _of_file(self, name: Sample) -> tuple[Array, Array]:
+        if not len(self.order):
+            return np.zeros(0, np.int64), np.zeros((0, 0))
+        steps, table = self.run.samples_of(name, self.order.tolist())
+        if not len(steps):
+            return steps, table
         seen = np.isfinite(table).any(axis=1) | np.isinf(table).any(axis=1)
         seen &= ~self.taken_back(steps)
-        return np.asarray(steps)[seen], table[seen]
+        return steps[seen], table[seen]
 
     @cached_property
     def travel(self) -> float:
