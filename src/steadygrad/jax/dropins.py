@@ -7,7 +7,7 @@ skipping). There is no epsilon, so that a norm at the threshold is left alone.
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from steadygrad.errors import NoGradientsWarning, UsageError
+from steadygrad.errors import UsageError
 from steadygrad.jax._x64 import in_float64, narrow, wide, widen
 from steadygrad.jax.engine import JaxEngine, floating_leaves, leaf_names
 from steadygrad.jax.norms import leaf_norms
 from steadygrad.policies.base import coefficient, require_norm_type
 from steadygrad.policies.methods.agc import unit_axes, unit_norms
 from steadygrad.policies.stepping import measure as measure_leaves
+from steadygrad.runlog.notice import warn_of_nothing
 from steadygrad.stats import GradientStats, combine_norms
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     from jax.typing import ArrayLike, DTypeLike
 
     from steadygrad.typing import PyTree
+
+_warn_of_nothing = functools.partial(
+    warn_of_nothing,
+    received="a pytree without floating arrays",
+    instead="the gradients, as jax.grad returns them",
+)
 
 
 def global_norm(updates: PyTree) -> jax.Array:
@@ -238,15 +245,6 @@ def _clippable(
 
 def _is_float0(leaf: ArrayLike) -> bool:
     return bool(getattr(leaf, "dtype", None) == jax.dtypes.float0)
-
-
-def _warn_of_nothing(caller: str, done: str) -> None:
-    warnings.warn(
-        f"{caller} was given a pytree without floating arrays: nothing was {done}. Pass the "
-        "gradients, as jax.grad returns them",
-        NoGradientsWarning,
-        stacklevel=4,
-    )
 
 
 def _require_threshold(value: ArrayLike, name: str, caller: str) -> None:

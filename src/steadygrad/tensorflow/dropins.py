@@ -7,7 +7,7 @@ they are, where TensorFlow turns all of them into NaN.
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import tensorflow as tf
 from steadygrad.errors import NoGradientsWarning, UsageError
 from steadygrad.policies.base import coefficient, require_norm_type
 from steadygrad.policies.stepping import measure as measure_leaves
+from steadygrad.runlog.notice import warn_of_nothing, warn_user
 from steadygrad.stats import GradientStats, combine_norms
 from steadygrad.tensorflow import namespace as xp
 from steadygrad.tensorflow.engine import Gradient, TensorFlowEngine, merged
@@ -25,6 +26,10 @@ from steadygrad.tensorflow.rounding import narrow, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_warn_of_nothing = functools.partial(
+    warn_of_nothing, received="no gradients", instead="what tape.gradient(loss, variables) returns"
+)
 
 
 def global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> tf.Tensor:
@@ -230,15 +235,6 @@ def measure(
     return measure_leaves(TensorFlowEngine(), leaves, tuple(n for n, _ in there), norm_type, True)
 
 
-def _warn_of_nothing(caller: str, done: str) -> None:
-    warnings.warn(
-        f"{caller} was given no gradients: nothing was {done}. Pass what "
-        "tape.gradient(loss, variables) returns",
-        NoGradientsWarning,
-        stacklevel=3,
-    )
-
-
 def _gradients(t_list: Sequence[Gradient | None], caller: str) -> list[Gradient | None]:
     """A list of gradients and None.
 
@@ -337,11 +333,10 @@ def _norm_given(use_norm: float | tf.Tensor) -> tf.Tensor:
             "use_norm=global_norm(gradients)"
         )
     if constant is not None and not np.all(np.isfinite(constant)):
-        warnings.warn(
+        warn_user(
             f"clip_by_global_norm was given use_norm={constant}, by which nothing can be scaled: "
             "the gradients are left as they are",
             NoGradientsWarning,
-            stacklevel=3,
         )
     if constant is None:
         return _single(tf.cast(use_norm, tf.float64), "use_norm", use_norm)

@@ -145,11 +145,14 @@ CLIPS = {
 def test_no_gradients_are_told(nothing):
     for caller, make in CLIPS.items():
         tx = make()
-        with pytest.warns(NoGradientsWarning, match=f"{caller} was given a pytree without"):
+        without = f"{caller} was given a pytree without"
+        with pytest.warns(NoGradientsWarning, match=without) as warned:
             assert tx.update(nothing, tx.init(nothing), nothing)[0] == nothing
+        assert warned[0].filename == __file__
     for read in (sg.measure, sg.global_norm):
-        with pytest.warns(NoGradientsWarning, match=r"nothing was measured"):
+        with pytest.warns(NoGradientsWarning, match=r"nothing was measured") as warned:
             read(nothing)
+        assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("caller", CLIPS)

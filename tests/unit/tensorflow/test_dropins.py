@@ -221,8 +221,10 @@ def test_no_gradients_are_told(nothing):
     with pytest.warns(NoGradientsWarning, match="clip_by_global_norm was given no gradients"):
         assert sg.clip_by_global_norm(nothing, 1.0)[0] == nothing
     for read in (sg.measure, sg.global_norm):
-        with pytest.warns(NoGradientsWarning, match=rf"{read.__name__} .* nothing was measured"):
+        measured = rf"{read.__name__} .* nothing was measured"
+        with pytest.warns(NoGradientsWarning, match=measured) as warned:
             read(nothing)
+        assert warned[0].filename == __file__
 
 
 G = tf.constant([3.0, 4.0])

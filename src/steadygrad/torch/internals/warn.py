@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import cast
 
 import torch
 
-from steadygrad.text import printable
+from steadygrad.runlog import notice
 
-_OURS = str(Path(__file__).parents[2])
 _TORCHS = str(Path(torch.__file__).parent)
 
 
@@ -24,10 +22,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
         message: what happened, and what to type.
         category: of the warning.
     """
-    level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_OURS, _TORCHS)):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(printable(message), category, stacklevel=level)
+    notice.warn_user(message, category, (_TORCHS,))
 
 
 @contextlib.contextmanager
