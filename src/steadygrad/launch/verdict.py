@@ -199,6 +199,13 @@ def nothing_seen(session: EndedRun) -> str:
             "followed to one call for gradients. Such updates clip as the script has it; apply "
             "them by keras.optimizers.SGD(rate).apply_gradients"
         )
+    elif "keras" in session.frameworks:
+        reason = (  # whatever the backend: Keras imports JAX for others, too
+            "no optimizer of Keras took a step, in fit, train_on_batch or apply_gradients. The "
+            "calls evaluate and predict take none, nor does a model without trainable weights. Of "
+            "loops that are JAX's own, those by optax are seen; programs started by subprocess are "
+            "not: start those by steadygrad run themselves."
+        )
     elif session.plan.cell and "jax" in session.frameworks:
         reason = (
             "no optimizer stepped that can be seen. One of optax is seen where the observed cell "
@@ -211,7 +218,7 @@ def nothing_seen(session: EndedRun) -> str:
             "steadygrad.jax.guard(optax.sgd(lr), clip='none') and add one line to the loop: "
             "steadygrad.jax.record('run.db', opt_state, loss)"
         )
-    elif {"torch", "keras", "tensorflow"} & set(session.frameworks):
+    elif {"torch", "tensorflow"} & set(session.frameworks):
         reason = (
             "no backward pass, no optimizer step. Programs started by subprocess cannot be seen; "
             "start those by steadygrad run themselves."

@@ -98,7 +98,13 @@ def test_what_went_wrong_on_our_side_is_said(tmp_path: Path, steady_norms: list[
 
 @pytest.mark.parametrize(
     ("frameworks", "expected"),
-    [([], "imported neither"), (["torch"], "started by subprocess"), (["jax"], "jax.record(")],
+    [
+        ([], "imported neither"),
+        (["torch"], "started by subprocess"),
+        (["jax"], "jax.record("),
+        (["jax", "torch", "keras"], "nor does a model without trainable weights"),
+        (["tensorflow", "jax", "keras"], "nor does a model without trainable weights"),
+    ],
 )
 def test_no_steps_are_never_called_healthy(
     tmp_path: Path, frameworks: list[str], expected: str
