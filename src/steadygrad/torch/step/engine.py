@@ -252,6 +252,7 @@ class Engine:
             self._follow(optimizer)
         if (
             self.steps - self._refused < REFUSED_FOR
+            or self._makes_gradients
             or self._loss_scale is not None
             or self.origins.wanted
             or self.recovery is not None

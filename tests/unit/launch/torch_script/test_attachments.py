@@ -107,6 +107,7 @@ def test_gradients_made_inside_a_step_are_seen_at_the_inner_one(observe: Observe
     assert all(map(torch.equal, trained(), plain))
     run = seen.run()
     assert [o["class"] for o in run.info["optimizers"]] == ["MakesGradients", "SGD"]
+    assert (run.steps.optimizer == 0).sum() == 1  # the one that showed it
     norms = run.steps.norm[run.steps.optimizer == 1]
     assert len(norms) == 3
     norm = torch.stack([grad.norm() for grad in plain[-4:]]).norm().item()
