@@ -24,6 +24,7 @@ from steadygrad.launch.undoing import undo_all
 from steadygrad.live.session import close_card, follow
 from steadygrad.live.shell import Shell, name_of_source
 from steadygrad.paths import next_free
+from steadygrad.text import listed, printable
 from steadygrad.vocabulary import ON_NONFINITE
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class CellSession(Session):
             self._conclude()
         finally:
             self._gave_up = True  # what the cell has made of JAX opens no run file later
+            Session.current = None
             self.guarded("a library is not as it was", undo_all)
 
     def words(self) -> Words:
@@ -112,6 +114,9 @@ def observe(shell: Shell, line: str, cell: str) -> Any:
     text = f"# %%{MAGIC} {line}\n{cell}"  # the magic's own line counts, as it does on the page
     number = _number_of_cell(shell)
     run = _compiled(shell, text, number)
+    if Session.current is not None:
+        print(f"steadygrad: {_observed_already(asked, Session.current)}", file=sys.stderr)
+        return run()
     name = f"Cell In[{number}]"
     plan = Plan(
         target=name,
@@ -134,6 +139,25 @@ def observe(shell: Shell, line: str, cell: str) -> Any:
     session.ended(None)
     _conclude(shell, session)
     return value
+
+
+def _observed_already(asked: argparse.Namespace, session: Session) -> str:
+    """Why a cell inside of what is observed gets no run file of its own, and what to type."""
+    plan = session.plan
+    if plan.cell:
+        where, to_do = f"inside of {plan.cell}", f"take one of the two %%{MAGIC} away"
+    else:
+        script = [*(["-m"] if plan.as_module else []), plan.target, *plan.shown_arguments]
+        where, to_do = "under `steadygrad run`", f"type: {shlex.join(['python', *script])}"
+    options = {"--out": asked.out, "--clip": asked.clip, "--on-nonfinite": asked.on_nonfinite}
+    own = [f"{name} {value}" for name, value in options.items() if value is not None]
+    own += ["--find-nan"] * asked.find_nan
+    ignored = f"its own {listed(own)} does not count" if own else "it has no file of its own"
+    file = os.path.relpath(session.path or plan.out)
+    return printable(
+        f"this cell runs {where}, which records its steps in {file}, and {ignored}. "
+        f"To have it observed by itself {to_do}"
+    )
 
 
 def _conclude(shell: Shell, session: CellSession) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from steadygrad.launch import children
 from steadygrad.launch.blame import cause
@@ -45,7 +45,10 @@ class Session:
         overhead: seconds that observing cost the script.
         exit: how the script ended.
         seconds: how long it took, once it is over.
+        current: the one that observes this process; None for none.
     """
+
+    current: ClassVar[Session | None] = None
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -78,6 +81,7 @@ class Session:
             os.register_at_fork(after_in_child=self._forked)
 
     def _watch_frameworks(self) -> None:
+        Session.current = self
         watch(
             {
                 "torch": self._guarded("torch", _observe_torch),

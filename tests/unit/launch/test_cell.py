@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 import torch
+from IPython.core.compilerop import CachingCompiler
 
 import steadygrad
 from steadygrad.launch import undoing
-from steadygrad.launch.cell import CellSession
+from steadygrad.launch.cell import CellSession, observe
 from steadygrad.launch.plan import Plan
+from steadygrad.launch.session import Session
 from steadygrad.runlog import Run, TrainingStopped
 from steadygrad.sinks.listeners import alerts
 
@@ -167,3 +169,64 @@ def test_what_somebody_has_replaced_since_is_left() -> None:
     undoing.undo_all()
     assert Library.name == "another's"
     assert not hasattr(Library, "new")
+
+
+class Page:
+    """As much of IPython's shell as a cell needs."""
+
+    execution_count = 3
+
+    def __init__(self) -> None:
+        self.user_ns: dict[str, Any] = {}
+        self.compile = CachingCompiler()
+        self.transform_cell = self.transform_ast = lambda code: code
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "and it has no file of its own"),
+        (
+            "--out own.db --clip norm:1.0",
+            "and its own --out own.db and --clip norm:1.0 does not count",
+        ),
+    ],
+)
+def test_a_cell_of_what_is_observed_already_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    page: Any = Page()
+
+    def step() -> int:
+        model(torch.ones(2, 4)).pow(2).mean().backward()
+        optimizer.step()
+        return 7
+
+    def train() -> None:
+        page.user_ns["step"] = step
+        assert observe(page, line, "step()") == 7
+        step()  # the one around it goes on
+
+    _, run = observed(train, tmp_path)
+    assert len(run) == 2
+    words = capsys.readouterr().err
+    assert f"inside of {CELL}, which records its steps in" in words
+    assert f"run.db, {said}" in words
+    assert "take one of the two %%steadygrad away" in words
+    assert Session.current is None
+
+
+def test_a_cell_under_run_says_what_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script.ipy").touch()
+    plan = Plan("IPython", ("script.ipy",), as_module=True, out=str(tmp_path / "run.db"))
+    monkeypatch.setattr(Session, "current", Session(plan))
+    page: Any = Page()
+    assert observe(page, "--out own.db", "6 * 7") == 42
+    words = capsys.readouterr().err
+    assert "under `steadygrad run`, which records its steps in" in words
+    assert words.endswith("type: python -m IPython script.ipy\n")
