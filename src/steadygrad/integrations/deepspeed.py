@@ -98,10 +98,16 @@ class EngineObserver:
     def _observed_step(self, *args: object, **kwargs: object) -> object:
         if not self._engine.is_gradient_accumulation_boundary():
             return self._original[0](*args, **kwargs)
-        stats = self._measure()
+        stats, scale = self._measure(), self._loss_scale()
         result = self._original[0](*args, **kwargs)
-        self._record(stats)
+        self._record(stats, scale)
         return result
+
+    def _loss_scale(self) -> float:
+        """The one in force; the engine changes it in its step. 1 without any."""
+        optimizer = self._engine.optimizer
+        scale = getattr(optimizer, "loss_scale", getattr(optimizer, "cur_scale", None))
+        return 1.0 if scale is None else float(scale)
 
     def _measure(self) -> GradientStats | None:
         """This process's whole gradients, before the engine clips them; None where partitioned."""
@@ -112,7 +118,7 @@ class EngineObserver:
         ]
         return measure(with_gradients) if with_gradients else None
 
-    def _record(self, stats: GradientStats | None) -> None:
+    def _record(self, stats: GradientStats | None, scale: float) -> None:
         engine = self._engine
         norm = engine.get_global_grad_norm()
         if norm is None and stats is not None:
@@ -130,7 +136,7 @@ class EngineObserver:
             coef=coef,
             action="skip" if not applied else "clip" if coef < 1 else "none",
             lr=float(engine.get_lr()[0]),
-            loss_scale=float(getattr(engine.optimizer, "cur_scale", 1.0)),
+            loss_scale=scale,
             nonfinite=int(sum(map(int, stats.nonfinite))) if stats is not None else 0,
         )
         self._step, self._loss = self._step + 1, math.nan

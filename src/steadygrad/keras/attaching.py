@@ -325,7 +325,7 @@ class Steady(Handle):
             action=ACTIONS[int(seen["action"])],
             nonfinite=int(seen["nonfinite"]),
             lr=self._learning_rate(),
-            loss_scale=self._loss_scale(),
+            loss_scale=seen["scale"] * float(self.optimizer.loss_scale_factor or 1.0),
         )
 
     @property
@@ -535,11 +535,6 @@ class Steady(Handle):
             return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
         except AttributeError:  # a MultiOptimizer has several
             return float("nan")
-
-    def _loss_scale(self) -> float:
-        if self._outer is not None and self._outer.built:
-            return float(to_numpy(self._outer.dynamic_scale))
-        return float(self.optimizer.loss_scale_factor or 1.0)
 
     def _infos(self) -> list[TensorInfo]:
         kinds = owners(self._seen)

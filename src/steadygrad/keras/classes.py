@@ -208,8 +208,10 @@ class _Telling:
         grads: Iterable[Array | None],
         trainable_variables: Iterable[keras.Variable] | None = None,
     ) -> None:
-        grads = list(grads)
-        with self._seeing(grads):
+        grads, me = list(grads), cast("keras.Optimizer", self)
+        # a copy: the variable is changed in place, and then the step is noted
+        scale = keras.ops.multiply(me.dynamic_scale, 1.0) if me.built else me.initial_scale
+        with self._seeing(grads, scale):
             super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def stateless_apply(
@@ -218,21 +220,30 @@ class _Telling:
         grads: Iterable[Array | None],
         trainable_variables: Iterable[keras.Variable] | None,
     ) -> tuple[list[Array], list[Array]]:
-        grads = list(grads)
+        grads, me = list(grads), cast("keras.Optimizer", self)
         after: tuple[list[Array], list[Array]]
-        with self._seeing(grads):
+        # one of these arrays is its scale: the variable itself is another trace's
+        there = zip(me.variables, optimizer_variables, strict=True)
+        scale = next(value for variable, value in there if variable is me.dynamic_scale)
+        with self._seeing(grads, scale):
             after = super().stateless_apply(optimizer_variables, grads, trainable_variables)  # type: ignore[misc]
         return after
 
     @contextlib.contextmanager
-    def _seeing(self, grads: list[Array | None]) -> Iterator[None]:
-        """Gradients that may be dropped; of several replicas, those of all are there together."""
-        seen = self.__dict__.setdefault(_SEEN, {})
+    def _seeing(self, grads: list[Array | None], scale: Array | float) -> Iterator[None]:
+        """Gradients that may be dropped, and the scale that they carry; of several replicas, those
+        of all are there together."""
+        me: keras.Optimizer = self
+        seen, hook = self.__dict__.setdefault(_SEEN, {}), hook_of(me.inner_optimizer)
         seen[id(grads)] = grads
+        if hook is not None:
+            hook.scale = scale
         try:
             yield
         finally:
             seen.pop(id(grads))
+            if hook is not None and not seen:
+                hook.scale = 1.0
 
     def _stateful_handle_non_finite_grads(self) -> None:
         super()._stateful_handle_non_finite_grads()  # type: ignore[misc]

@@ -70,6 +70,7 @@ class Hook:
         built: called with the names, once they are known.
         average: clipped gradients of the window that is being closed.
         use: whether gradients came here.
+        scale: of the `LossScaleOptimizer` at work, which divides by it before it comes here.
     """
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
@@ -87,6 +88,7 @@ class Hook:
         self.incoming: Callable[[Gradients], Gradients] = list
         self.average: list[Array] = []
         self.use = OptimizerUse()
+        self.scale: Array | float = 1.0
         self._broken_so_far = 0.0
 
     @property
@@ -297,7 +299,7 @@ class Hook:
         """
         xp = self.backend.engine.xp
         with self.backend.engine.scope():
-            written = self.state.after(done, variables)
+            written = self.state.after(done, variables, self.scale)
             if kind is not None:
                 counts = kind != WAITS
                 written = [(v, xp.where(counts, x, self.backend.value(v))) for v, x in written]
@@ -351,7 +353,7 @@ class Hook:
         with engine.scope():
             leaves = [self.backend.leaf(g) for g in there]
             stats = measure(engine, leaves, tuple(map(str, range(len(there)))), 2.0, full=False)
-            written = self.state.after_unseen(stats)
+            written = self.state.after_unseen(stats, self.scale)
         for variable, value in written:
             variable.assign(value)
 

@@ -34,9 +34,11 @@ NUMBERS = (
     "clipped",
     "skipped",
     "broken",
+    "scale",
 )
 """What the variable ``figures`` holds; ``step`` counts those taken so far, ``broken`` those
-skipped for what was not finite (a `LossScaleOptimizer`'s own not counted)."""
+skipped for what was not finite (a `LossScaleOptimizer`'s own not counted); ``scale`` is a
+`LossScaleOptimizer`'s in force at the step, which changes it afterwards."""
 
 Placed = tuple[keras.Variable, "Array"]
 """A variable, and what is to be written into it."""
@@ -77,7 +79,7 @@ class StepVariables:
         count = len(written)
         first = np.zeros(len(NUMBERS))
         first[NUMBERS.index("threshold")] = np.inf
-        first[[NUMBERS.index("coef"), NUMBERS.index("cosine")]] = 1.0
+        first[[NUMBERS.index(name) for name in ("coef", "cosine", "scale")]] = 1.0
         self.figures = self._variable("figures", first)
         self.tensors = self._variable("tensors", np.full((len(FIGURES), count), np.nan))
         memory = self._policy.init(NUMPY, self.names, np.float64, np.int64)
@@ -106,12 +108,15 @@ class StepVariables:
         """The names of some of the measured tensors."""
         return tuple(self.names[self._place_of(v)] for v in variables)
 
-    def after(self, done: Stepped, variables: Sequence[keras.Variable]) -> list[Placed]:
+    def after(
+        self, done: Stepped, variables: Sequence[keras.Variable], scale: Array | float
+    ) -> list[Placed]:
         """What a step's figures and the policy's memory are to be, inside the engine's scope.
 
         Args:
             done: the step.
             variables: those with a gradient.
+            scale: a `LossScaleOptimizer`'s.
         """
         xp = self._backend.engine.xp
         before = self._backend.value(self.figures)
@@ -129,6 +134,7 @@ class StepVariables:
                 before[7] + xp.astype(clipped, before.dtype),
                 before[8] + xp.astype(skipped, before.dtype),
                 before[9] + xp.astype(broken, before.dtype),
+                scale,
             ],
             self._backend.float_dtype,
         )
@@ -137,12 +143,12 @@ class StepVariables:
         after = [(v, xp.astype(done.state[k], kinds[k])) for k, v in self._memory.items()]
         return [(self.figures, figures), (self.tensors, table), *after]
 
-    def after_unseen(self, stats: GradientStats) -> list[Placed]:
+    def after_unseen(self, stats: GradientStats, scale: Array | float) -> list[Placed]:
         """What the figures are to be after a step that was dropped before it came here."""
         was = self._backend.value(self.figures)
         count = self._backend.engine.xp.sum(stats.nonfinite)
         skip: list[Array | float] = [stats.total_norm, was[2], 1.0, 1.0, SKIP, count, was[7]]
-        after = [was[0] + 1, *skip, was[8] + 1, was[9]]
+        after = [was[0] + 1, *skip, was[8] + 1, was[9], scale]
         return [(self.figures, self._backend.pack(after, self._backend.float_dtype))]
 
     def _table(self, rows: Sequence[Array], variables: Sequence[keras.Variable]) -> Array:
@@ -175,7 +181,7 @@ class StepVariables:
     def seen(self) -> dict[str, float]:
         """The figures, on the host."""
         if not self.all:
-            return {**dict.fromkeys(NUMBERS, 0.0), "coef": 1.0, "cosine": 1.0}
+            return {**dict.fromkeys(NUMBERS, 0.0), "coef": 1.0, "cosine": 1.0, "scale": 1.0}
         values = engines.to_numpy(self.figures).astype(np.float64).tolist()
         return dict(zip(NUMBERS, values, strict=True))
 

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import steadygrad
+from steadygrad.integrations.deepspeed import observe
 
 SCRIPT = """
 import functools, json, os, sys
@@ -122,3 +125,36 @@ def test_two_ranks_take_one_decision_from_the_global_norm(
     assert first == second  # though each rank has batches of its own
     run = steadygrad.open_run(trained[0] / f"stage{stage}.db")  # written by rank 0 alone
     assert run.steps.norm.tolist() == [norm for norm, _, _ in first]
+
+
+class Halving:
+    """An engine whose steps all overflow."""
+
+    global_rank = 0
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(2, 1)
+        self.optimizer = SimpleNamespace(loss_scale=1024.0)
+
+    def step(self) -> None:
+        self.optimizer.loss_scale /= 2
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def __getattr__(self, name: str) -> Any:
+        told = {"get_global_grad_norm": -1, "was_step_applied": False, "get_lr": [0.1]}
+        told |= {"is_gradient_accumulation_boundary": True, "gradient_accumulation_steps": 1}
+        return lambda: told.get(name, 0)
+
+
+def test_the_loss_scale_on_record_is_the_one_before_the_step(tmp_path: Path) -> None:
+    engine: Any = Halving()
+    observer = observe(engine, run=tmp_path / "run.db")
+    for _ in range(2):
+        engine.backward(engine.module(torch.ones(1, 2)).sum())
+        engine.step()
+    observer.close()
+    steps = steadygrad.open_run(tmp_path / "run.db").steps
+    assert steps.action.tolist() == ["skip"] * 2
+    assert steps.loss_scale.tolist() == [1024.0, 512.0]

@@ -464,19 +464,22 @@ def raising_names_the_tensors_and_leaves_the_weights():
 def loss_scale_optimizer_in_a_loop():
     # on JAX, Keras' own LossScaleOptimizer.apply leaks tracers: only `fit` can use it there
     inner = keras.optimizers.SGD(1.0)
-    steady, weight = pair(keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0))
+    scaler = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0, dynamic_growth_steps=2)
+    steady, weight = pair(scaler)
     outer = steady._outer
     for _ in range(2):
         outer.apply([tensor([24.0, 32.0])], [weight])
     close([value(weight)], [np.array([-0.2, -3.6])])
     assert steady.last.norm == 5.0
-    assert steady.last.loss_scale == 8.0
+    assert steady.last.loss_scale == 8.0  # which has been doubled since
     before = value(weight).copy()
     outer.apply([tensor([np.inf, 32.0])], [weight])
     assert equal([before], [value(weight)])
     assert steady.last.action == "skip"
     assert steady.last.step == 2
-    assert steady.last.loss_scale == 4.0
+    assert steady.last.loss_scale == 16.0  # and this one halved
+    outer.apply([tensor([24.0, 32.0])], [weight])
+    assert (steady.last.loss_scale, steady.last.norm) == (8.0, 5.0)
 
 
 @case()
@@ -491,9 +494,11 @@ def loss_scales_are_taken_out():
     model = model_of(optimizer)
     model.fit(x, y, epochs=2, batch_size=8, verbose=0)
     assert steady.last.norm < 100
+    assert steady.last.loss_scale == 8.0
     model.fit(x + np.nan, y, epochs=1, batch_size=16, verbose=0)
     assert steady.last.step == 9
     assert steady.last.action == "skip"
+    assert steady.last.loss_scale == 4.0  # in force at the second that was dropped
     assert all(np.isfinite(w).all() for w in weights(model))
 
 
