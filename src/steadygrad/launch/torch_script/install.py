@@ -9,10 +9,11 @@ functions that they were (see `steadygrad.torch.internals.inlay`), so that trace
 from __future__ import annotations
 
 import math
+import os
 import threading
 import types
+import weakref
 from collections.abc import Iterator
-from os import getpid
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,18 @@ if TYPE_CHECKING:
     from steadygrad.torch.step.observing import StepOutcome
 
 
+_ALIVE: weakref.WeakSet[TorchPatches] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for patches in list(_ALIVE):
+        patches.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class TorchPatches:
     """What is observed of torch in one process; makes the observer at its first use.
 
@@ -51,16 +64,15 @@ class TorchPatches:
     def __init__(self, session: RunContext) -> None:
         self._session = session
         self._observer: TorchObserver | None = None
+        self._parents: TorchObserver | None = None
         self._failed = False
         self._thread = threading.local()
         self._making = threading.RLock()
-        self._pid = getpid()
         self.set = PatchSet(self._make)
+        _ALIVE.add(self)
 
     def observer(self) -> TorchObserver | None:
         """The observer, or None where it could not be made."""
-        if self._pid != getpid():
-            self._begin_anew()
         if self._observer is None and not self._failed:
             with self._making:
                 self._new_observer()
@@ -69,6 +81,9 @@ class TorchPatches:
     def _new_observer(self) -> None:
         if self._observer is not None or self._failed:  # another thread was first
             return
+        if self._parents is not None:  # what was attached belongs to the parent's run file
+            self._parents.abandon()
+            self._parents = None
         try:
             from steadygrad.launch.torch_script.observer import TorchObserver
             from steadygrad.torch.origin.patches import forget
@@ -82,27 +97,24 @@ class TorchPatches:
             self._failed = True
             self._session.trouble("torch is not observed", error)
 
-    def _begin_anew(self) -> None:
-        # a forked child that trains: what was attached belongs to the parent's run file
-        self._pid = getpid()
+    def begin_anew(self) -> None:
+        """In a forked child, which may never train: an observer of its own is made when it does."""
         self._thread, self._making = threading.local(), threading.RLock()
-        if self._observer is not None:
-            self._observer.abandon()
-            self._observer = None
+        self._parents, self._observer = self._observer or self._parents, None
 
     def finish(self) -> None:
         """The script is over."""
-        if self._observer is not None and self._pid == getpid():
+        if self._observer is not None:
             self._observer.finish()
 
     def release(self) -> None:
         """Leave torch, and the optimizers attached to, as they were."""
         from steadygrad.torch.origin.patches import forget
 
-        if self._observer is not None:
-            self._observer.abandon()
+        for observer in filter(None, (self._observer, self._parents)):
+            observer.abandon()
         self._failed = True  # a call under way in another thread makes no new one
-        self._observer = None
+        self._observer = self._parents = None
         forget(self)
         self.set.release(self)
 
@@ -158,9 +170,7 @@ class TorchPatches:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
         if graph_task() != -1 or getattr(self._thread, "inside", False):
             return None
-        observer = self._observer
-        if observer is None or self._pid != getpid():
-            observer = self.observer()
+        observer = self._observer or self.observer()
         if observer is None:
             return None
         roots, weights = arguments[0], arguments[1]
@@ -179,9 +189,7 @@ class TorchPatches:
     def _grad(self, arguments: tuple[object, ...]) -> Visit | None:
         if graph_task() != -1:
             return None
-        observer = self._observer
-        if observer is None or self._pid != getpid():
-            observer = self.observer()
+        observer = self._observer or self.observer()
         # derivatives by inputs (PINNs, penalties), of which a step may have several
         if observer is None or (observer.steps and type(arguments[1]) is torch.Tensor):
             return None
@@ -191,9 +199,7 @@ class TorchPatches:
 
     def _step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """The hook before every optimizer's step."""
-        observer = self._observer
-        if observer is None or self._pid != getpid():
-            observer = self.observer()
+        observer = self._observer or self.observer()
         if observer is not None:
             observer.before_step(optimizer)
 
@@ -201,9 +207,7 @@ class TorchPatches:
         def begins(arguments: Arguments) -> Visit | None:
             if inside_another(function.kind):
                 return None
-            observer = self._observer
-            if observer is None or self._pid != getpid():
-                observer = self.observer()
+            observer = self._observer or self.observer()
             if observer is None:
                 return None
             call = function.call(arguments)
