@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.text import listed
 from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler
+from steadygrad.torch.internals.private import calls_hooks, give_hooks
 from steadygrad.torch.record.ranks import finish_ranks
 from steadygrad.torch.record.recording import settings_of
 from steadygrad.torch.step.observing import (
@@ -25,7 +27,9 @@ from steadygrad.torch.step.observing import (
     inner_optimizers,
     is_facade,
     is_stand_in,
+    skipping_of,
     unmark_copies,
+    wrapper_without_hooks,
 )
 
 Parameters = list[torch.Tensor]
@@ -57,6 +61,7 @@ class Attachments:
         self._number_of: dict[int, int] = {}
         self._of_nobody: set[int] = set()
         self._refused: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._hooks_given: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[torch.optim.Optimizer]:
         refs = list(self._attached.values())
@@ -81,7 +86,7 @@ class Attachments:
     def counted(self) -> Census:
         """The census, made now where it was not."""
         if self.census is None:
-            self.census = Census()
+            self.census = Census(self._meet)
         return self.census
 
     def number_of(self, ids: Iterable[int]) -> int:
@@ -107,6 +112,43 @@ class Attachments:
             "it names, and not here"
         )
         return True
+
+    def _meet(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have a wrapper call hooks that has none, so that a skipped step is skipped there too."""
+        if self._may_wrap(optimizer) and not calls_hooks(optimizer):
+            self._hooks_given.append(give_hooks(optimizer))
+
+    def wrapper_of(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+        """The wrapper without hooks that has called this step, and was not met before."""
+        outer = wrapper_without_hooks(optimizer) if self._acts else None
+        return outer if outer is not None and self._may_wrap(outer) else None
+
+    def _may_wrap(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether a wrapper is acted on in its own step, and not in that of the one inside."""
+        inner = inner_optimizers(optimizer) if self._acts and not calls_hooks(optimizer) else []
+        if not inner or optimizer in self._refused or is_facade(optimizer):
+            return False
+        if any(getattr(each, scaler.HANDLE, None) is not None for each in inner):
+            return False
+        plan = self._context.plan
+        if resolve(plan.clip or "none", plan.on_nonfinite).on_nonfinite != "skip":
+            return True
+        try:
+            skipping_of(optimizer)
+        except AttachError as error:
+            self._refused.add(optimizer)
+            names = listed(sorted({type(each).__name__ for each in inner}))
+            self._context.mention(
+                f"steps with NaN or inf are skipped in the {names} inside the script's "
+                f"{type(optimizer).__name__}, which goes on as if they were none: {error}"
+            )
+            return False
+        return True
+
+    @property
+    def _acts(self) -> bool:
+        """Whether steps may be skipped: where they are only seen, the inner ones are."""
+        return self._context.plan.clip is not None or self._context.plan.on_nonfinite is not None
 
     def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it steps inside the step of one that wraps it: that is one step, not two."""
@@ -274,6 +316,8 @@ class Attachments:
         """Let go of what was attached for a run file that is another process's, or closed next."""
         for handle in self._handles():
             handle.detach()
+        while self._hooks_given:
+            self._hooks_given.pop()()
 
     def _handles(self) -> list[Steady]:
         """Of the optimizers whose handle the script, or another run, has not taken away."""

@@ -11,6 +11,7 @@ import collections
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,9 +48,14 @@ class ModulePlace:
 
 
 class Census:
-    """The modules and optimizers that are alive."""
+    """The modules and optimizers that are alive.
 
-    def __init__(self) -> None:
+    Args:
+        meet: told of each optimizer at each look.
+    """
+
+    def __init__(self, meet: Callable[[torch.optim.Optimizer], None] | None = None) -> None:
+        self._meet = meet
         self._optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
         self._places: dict[int, list[ModulePlace]] = {}
         self._order: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
@@ -82,6 +88,9 @@ class Census:
         self._places = {}
         for root in _roots(modules):
             self._enter(root)
+        if self._meet is not None:
+            for optimizer in self.optimizers():
+                self._meet(optimizer)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those that are alive, as far as the census knows them."""

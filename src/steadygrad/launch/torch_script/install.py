@@ -39,7 +39,7 @@ from steadygrad.torch.internals.sites import Site
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.torch_script.observer import TorchObserver
-    from steadygrad.torch.step.observing import StepOutcome
+    from steadygrad.torch.step.observing import StepArguments, StepOutcome
 
 
 _ALIVE: weakref.WeakSet[TorchPatches] = weakref.WeakSet()
@@ -197,11 +197,12 @@ class TorchPatches:
         once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])
         return _Grad((*once, *arguments[2:]), observer)
 
-    def _step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    def _step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> StepArguments | None:
         """The hook before every optimizer's step."""
         observer = self._observer or self.observer()
-        if observer is not None:
-            observer.before_step(optimizer)
+        return None if observer is None else observer.before_step(optimizer, args, kwargs)
 
     def _clips(self, function: ClipFunction) -> Any:
         def begins(arguments: Arguments) -> Visit | None:

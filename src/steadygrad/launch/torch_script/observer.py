@@ -29,7 +29,7 @@ from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.record.losses import Heard, LossMeter
-from steadygrad.torch.step.observing import Steady, StepOutcome
+from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
 
 
 class TorchObserver:
@@ -158,33 +158,60 @@ class TorchObserver:
                     step = max(steps - 1, 0)
                     self._seen.clips.stepped(step, parameters, with_grad, number)
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer is about to step."""
+    def before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> StepArguments | None:
+        """An optimizer is about to step.
+
+        Returns:
+            What its step is to be called with; None for the same.
+        """
         steady = self._attachments.handle_of(optimizer)
         if steady is None and self._attachments.leaves_alone(optimizer):
-            return
+            return None
         entry = self._entry
         entry.lock.acquire()
         began = time.perf_counter()
         try:
+            outer = self._attachments.wrapper_of(optimizer) if steady is None else None
             if steady is None:
-                self._steady(optimizer)
+                steady = self._steady(optimizer if outer is None else outer)
             if self._by_hand.loop.pending is not None:
                 self._by_hand.forget(parameters_of(optimizer))
             if self._any_scaler and optimizer in self._told_by_scaler:
                 self._told_by_scaler.discard(optimizer)
-                return
+                return None
             self._seen.steps += 1
             if self._grads.waiting:
                 self._count_grads(parameters_of(optimizer))
             if not self._loop.rests:
-                self._note_loop(optimizer)
+                self._note_loop(optimizer if outer is None else outer)
+            if outer is not None:
+                return self._begin_inside(outer, steady, optimizer, args, kwargs)
         except Exception as error:
             if not entry.failed(error):
                 raise
         finally:
             entry.seconds += time.perf_counter() - began
             entry.lock.release()
+        return None
+
+    def _begin_inside(
+        self,
+        outer: torch.optim.Optimizer,
+        steady: Steady,
+        optimizer: torch.optim.Optimizer,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> StepArguments | None:
+        """A wrapper is met while its first step is under way."""
+        begun = steady.begin_inside(optimizer, args, kwargs)
+        if begun is not None and begun[0][0] is not optimizer:
+            name, inner = type(outer).__name__, type(optimizer).__name__
+            self._seen.context.mention(
+                f"the first step of the script's {name} was skipped in the {inner} inside it alone"
+            )
+        return begun
 
     def engine_steps(self, parameters: Iterable[torch.Tensor], parts: bool) -> None:
         """A library is about to move these, by an optimizer of copies of theirs.

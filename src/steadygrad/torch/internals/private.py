@@ -59,9 +59,9 @@ def give_hooks(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     Returns:
         A function that takes them away again.
     """
-    missing = [name for name in _STEP_HOOKS if name not in vars(optimizer)]
-    if not missing and getattr(type(optimizer).step, "hooked", False):
+    if calls_hooks(optimizer):
         return _nothing
+    missing = [name for name in _STEP_HOOKS if name not in vars(optimizer)]
     alive = weakref.ref(optimizer)  # one that is dropped is freed at once
     before: Any = vars(optimizer).get("step")  # a scheduler's
     original: Any = type(optimizer).step
@@ -71,10 +71,13 @@ def give_hooks(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         return original(self, *args, **kwargs) if before is None else before(*args, **kwargs)
 
     around: Any = optimizer.profile_hook_step(inside)
+    around.hooked = True  # torch's own mark
 
     @functools.wraps(original if before is None else before)
     def step(*args: object, **kwargs: object) -> object:
         return around(alive(), *args, **kwargs)
+
+    step.hooked, step.__func__ = True, around  # type: ignore[attr-defined]  # a scheduler asks
 
     def undo() -> None:
         optimizer = alive()
@@ -87,6 +90,12 @@ def give_hooks(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
     vars(optimizer).update({"step": step, **{name: OrderedDict() for name in missing}})
     return undo
+
+
+def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's `step` calls hooks, by its class or by `give_hooks`."""
+    there = all(name in vars(optimizer) for name in _STEP_HOOKS)
+    return there and getattr(optimizer.step, "hooked", False)
 
 
 _STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

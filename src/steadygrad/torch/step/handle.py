@@ -37,10 +37,12 @@ from steadygrad.torch.recovery.partners import Stateful
 from steadygrad.torch.recovery.recovering import Recovering
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.clipper import Clipper
+from steadygrad.torch.step.closures import Arguments
 from steadygrad.torch.step.engine import Engine
 from steadygrad.torch.step.inner import holds_parameters_of, steps_running
 from steadygrad.torch.step.naming import Names
 from steadygrad.torch.step.observed import ObservingClipper
+from steadygrad.torch.step.skipping import by_shadow
 from steadygrad.typing import internal
 from steadygrad.vocabulary import OnNonfinite
 
@@ -92,6 +94,7 @@ class Steady(Handle):
         self._loop: AttachedLoop | None = None
         self._clips: AttachedClips | None = None
         self._replaced: Callable[[], None] | None = None
+        self._reached_inside = False
         setattr(optimizer, scaler.HANDLE, self)
         scaler.watch(optimizer)
         copies.mark_copies(optimizer)
@@ -437,6 +440,37 @@ class Steady(Handle):
         self._end_of_clips()
 
     @internal
+    def begin_inside(
+        self, inner: torch.optim.Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Arguments | None:
+        """Begin the step that is under way here: it had no hooks, and has reached an inner one's.
+
+        Where it is skipped, what the optimizer itself does after that step cannot be kept from it.
+
+        Args:
+            inner: whose hook before its step this is.
+            args: as the hook has them.
+            kwargs: as the hook has them.
+
+        Returns:
+            What that hook is to return.
+        """
+        engine, outer = self._engine, self.optimizer
+        begun = engine.before(outer, (outer, *args[1:]), kwargs)
+        self._reached_inside = True
+
+        def after(_: object, args: object, kwargs: object) -> None:
+            hook.remove()
+            self._reached_inside = False
+            engine.after(outer, args, kwargs)
+
+        hook = inner.register_step_post_hook(copies.UncopiedHook(after))
+        if begun is None:
+            return None
+        (whose, *others), kwargs = begun
+        return (inner if whose is outer else by_shadow(inner)[0], *others), kwargs
+
+    @internal
     def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the step that an optimizer begins is a part of the step under way here.
 
@@ -446,7 +480,7 @@ class Steady(Handle):
         if self._engine.step is None or self._engine.is_of(optimizer):
             return False
         outer = self._engine.attached_to()
-        if outer is None or not steps_running(outer, 1):
+        if outer is None or not (self._reached_inside or steps_running(outer, 1)):
             return False
         return optimizer not in self._engine.beside and holds_parameters_of(outer, optimizer)
 

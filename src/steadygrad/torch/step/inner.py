@@ -21,6 +21,7 @@ import torch
 
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals.alive import alive
+from steadygrad.torch.internals.private import calls_hooks
 
 Original = TypeVar("Original")
 
@@ -147,6 +148,28 @@ def works_beside(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> 
         for module in alive(torch.nn.Module)
         for parameter in vars(module).get("_parameters", {}).values()
     )
+
+
+def wrapper_without_hooks(inner: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """The outermost optimizer that holds this one, calls no hooks, and whose step is under way.
+
+    Its class's `__init__` is not torch's; told by its method among the callers.
+    """
+    outer, frame = None, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        code = frame.f_code
+        if code.co_name == "step" and code.co_argcount:
+            owner = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(owner, torch.optim.Optimizer) and _holds_unhooked(owner, inner):
+                outer = owner
+    return outer
+
+
+def _holds_unhooked(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
+    if is_stand_in(outer) or calls_hooks(outer):
+        return False
+    return any(each is inner for each in inner_optimizers(outer))
 
 
 def is_stand_in(optimizer: torch.optim.Optimizer) -> bool:

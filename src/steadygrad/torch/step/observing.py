@@ -5,11 +5,18 @@ from __future__ import annotations
 from steadygrad.torch.gradients.outcome import StepOutcome, is_broken
 from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper, Scale, Skip
+from steadygrad.torch.step.closures import Arguments as StepArguments
 from steadygrad.torch.step.copies import unmark_copies
 from steadygrad.torch.step.handle import Steady
-from steadygrad.torch.step.inner import inner_optimizers, is_facade, is_stand_in
+from steadygrad.torch.step.inner import (
+    inner_optimizers,
+    is_facade,
+    is_stand_in,
+    wrapper_without_hooks,
+)
 from steadygrad.torch.step.naming import describe
 from steadygrad.torch.step.observed import ObservingClipper, summed_up
+from steadygrad.torch.step.trial import skipping_of
 
 __all__ = [
     "Clipper",
@@ -17,6 +24,7 @@ __all__ = [
     "Scale",
     "Skip",
     "Steady",
+    "StepArguments",
     "StepOutcome",
     "attach_unheard",
     "describe",
@@ -24,6 +32,8 @@ __all__ = [
     "is_broken",
     "is_facade",
     "is_stand_in",
+    "skipping_of",
     "summed_up",
     "unmark_copies",
+    "wrapper_without_hooks",
 ]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+import steadygrad
+from steadygrad.launch.torch_script import by_hand, observer
 
 Observe = Callable[..., Any]
 
@@ -148,3 +154,90 @@ def test_weights_that_an_inner_optimizer_alone_moves_are_on_record(observe: Obse
     for number in (0, 1):
         own = steps.norm[steps.optimizer == number]
         torch.testing.assert_close(torch.tensor(own), torch.tensor(norms).double()[:, number])
+
+
+class SlowWeights(torch.optim.Optimizer):
+    """A Lookahead as some packages have it: without torch's `__init__`, and so without hooks."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, defaultdict(dict)
+        for group in self.param_groups:
+            group["counter"] = 0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = self.inner.step(closure)
+        for group in self.param_groups:
+            for p in group["params"] if group["counter"] == 0 else ():
+                slow = self.state[p].setdefault("slow", p.detach().clone())
+                p.copy_(slow.lerp_(p, 0.5))
+            group["counter"] = (group["counter"] + 1) % 3
+        return loss
+
+
+class PostLocalSGDOptimizer(SlowWeights):
+    """By this name, one that cannot be skipped."""
+
+
+BROKEN = (3, 5)
+
+
+def slowly_trained(kind: type[SlowWeights], skip: bool) -> tuple[list[torch.Tensor], int]:
+    """Weights after eight steps, two of them on NaN, and the wrapper's own count."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = kind(torch.optim.Adam(net.parameters(), lr=0.05))
+    for step in range(8):
+        optimizer.inner.zero_grad()
+        loss = net(torch.randn(6, 4)).pow(2).mean() * (math.nan if step in BROKEN else 1.0)
+        loss.backward()
+        if not (skip and step in BROKEN):
+            optimizer.step()
+        if step == 1:  # it wraps `step` in its turn
+            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+        elif step:
+            scheduler.step()
+    return [p.detach() for p in net.parameters()], optimizer.param_groups[0]["counter"]
+
+
+@pytest.mark.parametrize("walks", [16, 0], ids=["met at a backward", "met in its first step"])
+def test_a_wrapper_without_hooks_is_skipped_with_the_optimizer_inside(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch, walks: int
+) -> None:
+    weights, count = slowly_trained(SlowWeights, skip=True)
+    monkeypatch.setattr(by_hand, "MOST_WALKS", walks)
+    monkeypatch.setattr(observer, "MOST_WALKS", walks)
+    seen = observe(clip="norm:1e9")
+    after, counted = slowly_trained(SlowWeights, skip=False)
+    assert counted == count
+    for ours, theirs in zip(after, weights, strict=True):
+        assert torch.equal(ours, theirs)
+    steps = seen.run().steps
+    assert [step for step in range(8) if steps.action[step] == "skip"] == list(BROKEN)
+    assert set(steps.optimizer.tolist()) == {0}
+
+
+def test_a_wrapper_that_is_met_in_a_step_to_be_skipped_is_told(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_hand, "MOST_WALKS", 0)
+    monkeypatch.setattr(observer, "MOST_WALKS", 0)
+    monkeypatch.setitem(globals(), "BROKEN", (0,))
+    seen = observe(clip="norm:1e9")
+    weights, count = slowly_trained(SlowWeights, skip=False)
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+    assert count == 8 % 3
+    seen.session._conclude()
+    (said,) = seen.session.troubles
+    assert said.startswith("the first step of the script's SlowWeights was skipped in the Adam")
+    assert steadygrad.open_run(seen.session.path).steps.action.tolist().count("skip") == 1
+
+
+def test_a_wrapper_without_hooks_that_cannot_be_skipped_is_told(observe: Observe) -> None:
+    seen = observe(clip="norm:1e9")
+    weights, _ = slowly_trained(PostLocalSGDOptimizer, skip=False)
+    assert all(bool(weight.isfinite().all()) for weight in weights)
+    seen.session._conclude()
+    (said,) = seen.session.troubles
+    assert "are skipped in the Adam inside the script's PostLocalSGDOptimizer" in said
+    assert steadygrad.open_run(seen.session.path).steps.action.tolist().count("skip") == 2

@@ -316,6 +316,10 @@ def test_hooks_that_an_optimizer_lacks_are_its_own_and_go_when_it_is_detached(tr
     assert steady.steps == 2
     assert vars(t.optimizer).keys() - own.keys() <= {"_opt_called"}  # by the scheduler
     assert vars(t.optimizer)["step"] is own["step"]  # the scheduler's
+    later = sg.attach(other.optimizer, clip="norm:1e9")
+    torch.optim.lr_scheduler.ConstantLR(other.optimizer, factor=1.0)
+    other.step()
+    assert later.steps == 1
 
 
 def test_attaching_and_its_trial_change_nothing(training):
