@@ -200,6 +200,39 @@ def slowly_trained(kind: type[SlowWeights], skip: bool) -> tuple[list[torch.Tens
     return [p.detach() for p in net.parameters()], optimizer.param_groups[0]["counter"]
 
 
+class PassesOn(torch.optim.Optimizer):
+    """As Accelerate's: it has no groups of its own, and steps when it likes."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer, self.count = inner, 0
+
+    @property  # type: ignore[override]
+    def param_groups(self) -> Any:
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        self.count += 1
+        return self.optimizer.step() if self.count % 2 else None
+
+
+@pytest.mark.parametrize("walks", [16, 0])
+def test_what_only_passes_a_step_on_is_not_acted_on(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch, walks: int
+) -> None:
+    monkeypatch.setattr(by_hand, "MOST_WALKS", walks)
+    monkeypatch.setattr(observer, "MOST_WALKS", walks)
+    seen = observe(clip="norm:0.5")
+    net = nn.Linear(4, 1)
+    optimizer = PassesOn(torch.optim.Adam(net.parameters(), lr=0.05))
+    for _ in range(4):
+        net(torch.ones(2, 4)).pow(2).mean().backward()
+        optimizer.step()
+    run = seen.run()
+    assert len(run) == 2
+    assert run.info["optimizers"][0]["class"] == "Adam"
+    assert "step" not in vars(optimizer)
+
+
 @pytest.mark.parametrize("walks", [16, 0], ids=["met at a backward", "met in its first step"])
 def test_a_wrapper_without_hooks_is_skipped_with_the_optimizer_inside(
     observe: Observe, monkeypatch: pytest.MonkeyPatch, walks: int
