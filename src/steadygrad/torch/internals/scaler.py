@@ -36,12 +36,12 @@ def unwatch(optimizer: torch.optim.Optimizer) -> None:
 
 def unwrap(optimizer: object) -> Any:
     """The optimizer whose `step` does the work, inside wrappers such as Accelerate's."""
-    while not acts_itself(optimizer) and hasattr(optimizer, "optimizer"):
+    while not _acts_itself(optimizer) and hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
-def acts_itself(optimizer: object) -> bool:
+def _acts_itself(optimizer: object) -> bool:
     """Whether its step is more than its inner optimizer's: it has groups, not a way to theirs."""
     if hasattr(optimizer, "_optimizer_step_pre_hooks"):
         return True

@@ -22,7 +22,6 @@ import torch
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals.alive import alive
 from steadygrad.torch.internals.private import calls_hooks
-from steadygrad.torch.internals.scaler import acts_itself
 
 Original = TypeVar("Original")
 
@@ -168,7 +167,8 @@ def wrapper_without_hooks(inner: torch.optim.Optimizer) -> torch.optim.Optimizer
 
 
 def _holds_unhooked(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
-    if is_stand_in(outer) or calls_hooks(outer) or not acts_itself(outer):
+    # what has no groups of its own passes a step on, when it likes
+    if "param_groups" not in vars(outer) or is_stand_in(outer) or calls_hooks(outer):
         return False
     return any(each is inner for each in inner_optimizers(outer))
 

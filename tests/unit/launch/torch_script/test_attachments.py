@@ -201,14 +201,13 @@ def slowly_trained(kind: type[SlowWeights], skip: bool) -> tuple[list[torch.Tens
 
 
 class PassesOn(torch.optim.Optimizer):
-    """As Accelerate's: it has no groups of its own, and steps when it likes."""
+    """As Accelerate's and Lightning's: it has no groups of its own, and steps when it likes."""
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.optimizer, self.count = inner, 0
 
-    @property  # type: ignore[override]
-    def param_groups(self) -> Any:
-        return self.optimizer.param_groups
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
 
     def step(self, closure: Any = None) -> Any:
         self.count += 1
