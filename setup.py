@@ -55,11 +55,11 @@ class BuildOrSayWhy(build_ext):
             ) from error
 
 
-def extension(name: str, face: str) -> Extension:
+def extension(name: str, *face: str) -> Extension:
     """The core under one framework's face."""
     return Extension(
         name,
-        sources=[face, *(f"{KERNELS}{part}.c" for part in CORE)],
+        sources=[*face, *(f"{KERNELS}{part}.c" for part in CORE)],
         depends=[path.as_posix() for path in FINGERPRINT["source_files"](PACKAGE)],
         define_macros=[("Py_LIMITED_API", "0x030A0000"), ("SG_SOURCES", f'"{SOURCES}"')],
         extra_compile_args=COMPILE,
@@ -69,7 +69,7 @@ def extension(name: str, face: str) -> Extension:
 
 
 EXTENSIONS = [
-    extension("steadygrad.kernels._read", f"{KERNELS}_read.c"),
+    extension("steadygrad.kernels._read", f"{KERNELS}_read.c", f"{KERNELS}_gate.c"),
     extension("steadygrad.jax._xla", "src/steadygrad/jax/_xla.c"),
 ]
 

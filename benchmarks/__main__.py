@@ -103,7 +103,7 @@ def rows_of_part(options: argparse.Namespace, threads: int) -> Iterator[Row]:
         "clipping": lambda: clipping.clipping_rows(threads, seconds, clock),
         "stepping": lambda: clipping.stepping_rows(threads, seconds, clock),
         "steps": lambda: steps.all_rows(threads, seconds, clock),
-        "launching": lambda: launching.all_rows(threads, options.training_steps, clock, rounds=4),
+        "launching": lambda: launching.all_rows(threads, options.training_steps, pairs=6),
     }
     return parts[part]()
 

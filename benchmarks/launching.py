@@ -1,12 +1,18 @@
 """`steadygrad run` against the plain script: its start, and the steps of trainings.
 
-Each script is a process of its own, plain and observed in turn. A training tells the time of its
-own steps, without the first ones, in which modules are loaded: what those cost is in the start.
+Each script is a process of its own. Starts are plain and observed in turn. Of a training a plain
+and an observed process live side by side on one core and take turns block by block, so that
+a change of the machine's pace hits neighbouring blocks alike; what is compared is the processor
+time of all threads of each, between turns too, where the observed one may still be writing. The
+first block is left out: in it modules are loaded, and what those cost is in the start.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,8 +26,8 @@ from benchmarks.timing import Contender
 
 ALLOWED_SHARE, ALLOWED_START = 1.03, 0.5  # of a step; seconds
 ALLOWED_ODD = 1.05  # of a step of the trainings in `ODD`, which take a few milliseconds
-FIRST = 64
-SCRIPT = """
+BLOCK = 64  # steps: as many as from one sampled step to the next, early in a run
+IMPORTS = """
 import math
 import sys
 import time
@@ -29,12 +35,12 @@ import torch
 from torch import nn
 torch.manual_seed(0)
 torch.set_num_threads({threads})
-{setup}
-for step in range({steps}):
-    if step == min({first}, {steps} - 1):
-        began = time.{clock}()
+"""
+TURNS = """
+while sys.stdin.readline():
+    for _ in range({block}):
 {turn}
-print(time.{clock}() - began, file=sys.stderr)
+    print(time.process_time(), flush=True)
 """
 
 
@@ -121,53 +127,91 @@ TRAININGS = {
 }
 
 
-def script_of(training: tuple[str, str], **facts: object) -> str:
-    """The source of a script that tells the time of its own steps."""
-    setup, turn = training
-    return SCRIPT.format(setup=setup, turn=textwrap.indent(turn, "    "), **facts)
-
-
-def run_script(script: Path, observed: bool) -> tuple[float, float]:
-    """One process: seconds from its start to its end, and those that it tells of its steps."""
+def command_of(script: Path, observed: bool) -> list[str]:
+    """The command that runs a script, plain or under `steadygrad run`."""
     out = script.with_suffix(".db")
     around = (
         ["-m", "steadygrad", "run", "--quiet", "--force", "--out", str(out)] if observed else []
     )
-    # As pip installs it: with bytecode. Without, each start compiles the package again.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return [sys.executable, *around, str(script)]
+
+
+def environment() -> dict[str, str]:
+    """As pip installs it: with bytecode. Without, each start compiles the package again."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
+def start_and_end(script: Path, observed: bool) -> float:
+    """Seconds from the start of a process to its end."""
     began = time.perf_counter()
-    command = [sys.executable, *around, str(script)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return time.perf_counter() - began, float(done.stderr.split()[-1])
+    subprocess.run(command_of(script, observed), check=True, capture_output=True, env=environment())
+    return time.perf_counter() - began
 
 
-def least(script: Path, rounds: int) -> list[tuple[float, float]]:
-    """The least of both times, plain and observed."""
-    found = [(run_script(script, False), run_script(script, True)) for _ in range(rounds)]
-    return [tuple(map(min, zip(*times, strict=True))) for times in zip(*found, strict=True)]
+def blocks_in_turn(script: Path, blocks: int) -> list[tuple[float, float]]:
+    """Seconds of each block of steps but the first, plain and observed, of two new processes."""
+    with contextlib.ExitStack() as ending:
+        processes = [
+            ending.enter_context(
+                subprocess.Popen(
+                    command_of(script, observed),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    env=environment(),
+                )
+            )
+            for observed in (False, True)
+        ]
+        ends: list[list[float]] = [[], []]
+        for number in range(blocks + 1):
+            for one in (0, 1) if number % 2 else (1, 0):
+                ends[one].append(end_of_block(processes[one]))
+        for process in processes:
+            process.communicate()
+    plain, observed = ([b - a for a, b in itertools.pairwise(times)] for times in ends)
+    return list(zip(plain, observed, strict=True))
+
+
+def end_of_block(process: subprocess.Popen[str]) -> float:
+    """Let a process run one block; seconds of processor time it has used at the end of it."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(file=process.stdin, flush=True)
+    return float(process.stdout.readline())
 
 
 def contenders(target: float) -> list[Contender]:
     """Names and goal; they are not run by themselves."""
-    observed = Contender("steadygrad run script.py", run_script, target=round(target, 3))
-    return [Contender("python script.py", run_script), observed]
+    observed = Contender("steadygrad run script.py", str, target=round(target, 3))
+    return [Contender("python script.py", str), observed]
 
 
-def all_rows(threads: int, steps: int, clock: str, rounds: int) -> Iterator[Row]:
+def all_rows(threads: int, steps: int, pairs: int) -> Iterator[Row]:
     """Start and steps, plain and observed."""
-    clocks = {"wall": "perf_counter", "cpu": "process_time"}
-    facts = {"threads": threads, "first": FIRST, "clock": clocks[clock]}
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
-        script.write_text(script_of(TRAININGS["16 tensors"], steps=2, **facts))
-        whole = [seconds for seconds, _ in least(script, 2 * rounds)]
+        head = IMPORTS.format(threads=threads)
+        setup, turn = TRAININGS["16 tensors"]
+        script.write_text(f"{head}{setup}{turn}{turn}")
+        starts = [[start_and_end(script, observed) for observed in (False, True)] for _ in range(8)]
+        whole = [min(seconds) for seconds in zip(*starts, strict=True)]
         target = 1 + ALLOWED_START / whole[0]
         yield from rows_of(
             threads, "steadygrad run", "a script of two steps", contenders(target), whole
         )
-        for name, training in TRAININGS.items():
-            script.write_text(script_of(training, steps=steps + FIRST, **facts))
-            a_step = [seconds / steps for _, seconds in least(script, rounds)]
+        for name, (setup, turn) in TRAININGS.items():
+            turns = TURNS.format(block=BLOCK, turn=textwrap.indent(turn, " " * 8))
+            script.write_text(f"{head}{setup}{turns}")
+            found = [
+                seconds
+                for _ in range(pairs)
+                for seconds in blocks_in_turn(script, max(1, steps // BLOCK))
+            ]
+            plain = statistics.median(seconds for seconds, _ in found) / BLOCK
+            ratio = statistics.median(observed / plain for plain, observed in found)
+            allowed = ALLOWED_ODD if (setup, turn) in ODD else ALLOWED_SHARE
             case = f"a step, {name}"
-            allowed = ALLOWED_ODD if training in ODD else ALLOWED_SHARE
+            a_step = [plain, ratio * plain]
             yield from rows_of(threads, "steadygrad run", case, contenders(allowed), a_step)

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "_gate.h"
 
 /* ---- what DLPack's exchange table promises, version 1 ---- */
 
@@ -181,6 +182,22 @@ static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, in
     return tensors;
 }
 
+/* ---- what `bind` was told, once ---- */
+
+typedef struct {
+    source source;
+    PyObject *grad; /* the attribute's name */
+} bound;
+
+static int let_go(PyObject *module)
+{
+    bound *b = PyModule_GetState(module);
+    Py_CLEAR(b->source.plain);
+    Py_CLEAR(b->source.parameter);
+    Py_CLEAR(b->grad);
+    return 0;
+}
+
 static dl_exchange *exchange_of(PyObject *capsule)
 {
     dl_exchange *exchange = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
@@ -190,6 +207,32 @@ static dl_exchange *exchange_of(PyObject *capsule)
         return exchange;
     if (!PyErr_Occurred())
         PyErr_SetString(PyExc_ValueError, "no DLPack exchange table of version 1");
+    return NULL;
+}
+
+static PyObject *bind(PyObject *self, PyObject *args)
+{
+    PyObject *capsule, *plain, *parameter;
+    bound *b = PyModule_GetState(self);
+    if (!PyArg_ParseTuple(args, "OOO", &capsule, &plain, &parameter))
+        return NULL;
+    let_go(self);
+    if (!(b->source.exchange = exchange_of(capsule)))
+        return NULL;
+    if (!(b->grad = PyUnicode_InternFromString("grad")))
+        return NULL;
+    b->source.plain = Py_NewRef(plain);
+    b->source.parameter = Py_NewRef(parameter);
+    Py_RETURN_NONE;
+}
+
+/* NULL with an exception where nothing was bound. */
+static const source *source_of(PyObject *self)
+{
+    const bound *b = PyModule_GetState(self);
+    if (b->source.exchange && b->grad)
+        return &b->source;
+    PyErr_SetString(PyExc_RuntimeError, "bind() has not been called");
     return NULL;
 }
 
@@ -204,6 +247,9 @@ static const sg_loops *loops_named(const char *name)
 }
 
 /* ---- running without the GIL ---- */
+
+/* Elements from which on the GIL is worth giving up: whoever takes it keeps it for milliseconds. */
+enum { LARGE = 1 << 22 };
 
 static sg_figures figures_in(PyObject *bytes, Py_ssize_t n)
 {
@@ -221,10 +267,14 @@ static PyObject *run_read(const sg_tensor *tensors, Py_ssize_t n, double p, int 
     if (!bytes)
         return NULL;
     sg_figures figures = figures_in(bytes, n);
-    Py_BEGIN_ALLOW_THREADS
+    int64_t size = 0;
+    for (Py_ssize_t i = 0; i < n; i++)
+        size += tensors[i].size;
+    PyThreadState *state = size > LARGE ? PyEval_SaveThread() : NULL;
     failed = sg_read(tensors, n, p, threads, loops, figures);
     figures.norms[n * 4] = sg_total(figures.norms, n, p);
-    Py_END_ALLOW_THREADS
+    if (state)
+        PyEval_RestoreThread(state);
     if (!failed)
         return bytes;
     Py_DECREF(bytes);
@@ -241,58 +291,57 @@ static PyObject *run_scale(const sg_tensor *tensors, Py_ssize_t n, unsigned long
     return failed ? PyErr_NoMemory() : PyLong_FromLong(-1);
 }
 
-static PyObject *read_objects(PyObject *self, PyObject *args)
+static PyObject *read_list(const source *s, PyObject *list, double p, int threads,
+                           const sg_loops *loops)
 {
-    PyObject *list, *capsule, *result;
-    source s;
-    double p;
-    int threads;
-    const char *name;
-    Py_ssize_t refused;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOOdis", &list, &capsule, &s.plain, &s.parameter, &p, &threads,
-                          &name))
+    Py_ssize_t refused, n = PyList_Size(list); /* raises for anything but a list */
+    if (n < 0)
         return NULL;
-    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
-    const sg_loops *loops = n < 0 ? NULL : loops_named(name);
-    if (!loops || !(s.exchange = exchange_of(capsule)))
-        return NULL;
-    sg_tensor *tensors = describe_all(&s, list, n, READING, &refused);
+    sg_tensor *tensors = describe_all(s, list, n, READING, &refused);
     if (!tensors)
         return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
-    result = run_read(tensors, n, p, threads, loops);
+    PyObject *result = run_read(tensors, n, p, threads, loops);
     free(tensors);
     return result;
 }
 
-/* The gradients of parameters, each with a reference of ours; NULL with an exception. */
-static PyObject *gradients_of(PyObject *parameters, Py_ssize_t n)
+static PyObject *read_objects(PyObject *self, PyObject *args)
 {
-    PyObject *name = PyUnicode_InternFromString("grad"), *all = name ? PyList_New(n) : NULL;
+    PyObject *list;
+    double p;
+    int threads;
+    const char *name;
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "Odis", &list, &p, &threads, &name))
+        return NULL;
+    const sg_loops *loops = loops_named(name);
+    return loops ? read_list(s, list, p, threads, loops) : NULL;
+}
+
+/* The gradients of parameters, each with a reference of ours; NULL with an exception. */
+static PyObject *gradients_of(PyObject *parameters, PyObject *name)
+{
+    Py_ssize_t n = PyList_Size(parameters); /* raises for anything but a list */
+    PyObject *all = n < 0 ? NULL : PyList_New(n);
     for (Py_ssize_t i = 0; all && i < n; i++) {
         PyObject *parameter = PyList_GetItem(parameters, i); /* borrowed */
         PyObject *grad = parameter ? PyObject_GetAttr(parameter, name) : NULL;
         if (!grad || PyList_SetItem(all, i, grad) != 0)
             Py_CLEAR(all);
     }
-    Py_XDECREF(name);
     return all;
 }
 
 static PyObject *read_gradients(PyObject *self, PyObject *args)
 {
-    PyObject *list, *capsule, *plain, *parameter, *threads, *p, *name;
-    if (!PyArg_ParseTuple(args, "OOOOOOO", &list, &capsule, &plain, &parameter, &p, &threads,
-                          &name))
+    PyObject *parameters;
+    int threads;
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "Oi", &parameters, &threads))
         return NULL;
-    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
-    PyObject *grads = n < 0 ? NULL : gradients_of(list, n), *all, *result;
-    if (!grads)
-        return NULL;
-    all = PyTuple_Pack(7, grads, capsule, plain, parameter, p, threads, name);
-    result = all ? read_objects(self, all) : NULL;
-    Py_XDECREF(all);
-    Py_DECREF(grads);
+    PyObject *grads = gradients_of(parameters, ((bound *)PyModule_GetState(self))->grad);
+    PyObject *result = grads ? read_list(s, grads, 2.0, threads, sg_loops_at(0)) : NULL;
+    Py_XDECREF(grads);
     return result;
 }
 
@@ -329,21 +378,19 @@ static PyObject *holds(PyObject *self, PyObject *args)
 
 static PyObject *scale_objects(PyObject *self, PyObject *args)
 {
-    PyObject *list, *capsule, *result;
-    source s;
+    PyObject *list, *result;
     int threads;
     const char *name;
     unsigned long long coefs;
     Py_ssize_t refused;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOOKis", &list, &capsule, &s.plain, &s.parameter, &coefs,
-                          &threads, &name))
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "OKis", &list, &coefs, &threads, &name))
         return NULL;
     Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
     const sg_loops *loops = n < 0 ? NULL : loops_named(name);
-    if (!loops || !(s.exchange = exchange_of(capsule)))
+    if (!loops)
         return NULL;
-    sg_tensor *tensors = describe_all(&s, list, n, WRITING, &refused);
+    sg_tensor *tensors = describe_all(s, list, n, WRITING, &refused);
     if (!tensors)
         return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
     result = run_scale(tensors, n, coefs, threads, loops);
@@ -397,18 +444,14 @@ static PyObject *sum_rows(PyObject *self, PyObject *args)
 /* ---- a loss ---- */
 
 /* What `item` gives, at about half the time where its code is out of the caches. */
-static PyObject *number(PyObject *self, PyObject *args)
+static PyObject *number(PyObject *self, PyObject *object)
 {
-    PyObject *object, *capsule;
-    source s;
     sg_tensor t;
     double value;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOO", &object, &capsule, &s.plain, &s.parameter))
+    const source *s = source_of(self);
+    if (!s)
         return NULL;
-    if (!(s.exchange = exchange_of(capsule)))
-        return NULL;
-    if (describe_object(&s, object, IN_ORDER, &t) != 0 || t.size != 1)
+    if (describe_object(s, object, IN_ORDER, &t) != 0 || t.size != 1)
         Py_RETURN_NONE;
     int negated = is_negated(object);
     if (negated)
@@ -418,9 +461,6 @@ static PyObject *number(PyObject *self, PyObject *args)
 }
 
 /* ---- samples ---- */
-
-/* From here on the GIL is worth giving up: whoever takes it keeps it for milliseconds. */
-enum { LARGE = 1 << 22 };
 
 /* The elements of a tensor in their order, float32 on the CPU; NULL where it is another. */
 static const float *floats_of(const source *s, PyObject *object, dl_tensor *d)
@@ -445,18 +485,15 @@ static int64_t product(const int64_t *sizes, int from, int to)
 
 static PyObject *units(PyObject *self, PyObject *args)
 {
-    PyObject *object, *capsule;
-    source s;
+    PyObject *object;
     dl_tensor d;
     int axis, failed;
     Py_ssize_t most;
     double dead, flat;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOOin", &object, &capsule, &s.plain, &s.parameter, &axis, &most))
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "Oin", &object, &axis, &most))
         return NULL;
-    if (!(s.exchange = exchange_of(capsule)))
-        return NULL;
-    const float *data = floats_of(&s, object, &d);
+    const float *data = floats_of(s, object, &d);
     if (!data || d.ndim < 2 || !product(d.shape, 0, d.ndim))
         Py_RETURN_NONE;
     axis = axis < 0 ? d.ndim + axis : axis;
@@ -470,16 +507,13 @@ static PyObject *units(PyObject *self, PyObject *args)
 
 static PyObject *deviation(PyObject *self, PyObject *args)
 {
-    PyObject *object, *capsule;
-    source s;
+    PyObject *object;
     dl_tensor d;
     Py_ssize_t most;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOOn", &object, &capsule, &s.plain, &s.parameter, &most))
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "On", &object, &most))
         return NULL;
-    if (!(s.exchange = exchange_of(capsule)))
-        return NULL;
-    const float *data = floats_of(&s, object, &d);
+    const float *data = floats_of(s, object, &d);
     if (!data || d.ndim < 1 || product(d.shape, 0, d.ndim) < 2)
         Py_RETURN_NONE;
     return PyFloat_FromDouble(sg_deviation(data, d.shape[0], product(d.shape, 1, d.ndim), most));
@@ -487,17 +521,16 @@ static PyObject *deviation(PyObject *self, PyObject *args)
 
 static PyObject *take_objects(PyObject *self, PyObject *args)
 {
-    PyObject *list, *capsule, *bytes = NULL;
-    source s;
+    PyObject *list, *bytes = NULL;
     Py_ssize_t refused, most;
     int64_t taken = 0;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOOOn", &list, &capsule, &s.plain, &s.parameter, &most))
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "On", &list, &most))
         return NULL;
     Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
-    if (n < 0 || !(s.exchange = exchange_of(capsule)))
+    if (n < 0)
         return NULL;
-    sg_tensor *tensors = describe_all(&s, list, n, IN_ORDER, &refused);
+    sg_tensor *tensors = describe_all(s, list, n, IN_ORDER, &refused);
     if (!tensors)
         return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(refused);
     for (Py_ssize_t i = 0; i < n; i++)
@@ -525,37 +558,49 @@ static PyObject *instruction_sets(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
+    {"bind", bind, METH_VARARGS,
+     "(exchange, type, type): how objects of these two types are described, from here on"},
     {"read_objects", read_objects, METH_VARARGS,
-     "(tensors, exchange, type, type, p, threads, set) -> rows, or the index refused"},
+     "(tensors, p, threads, set) -> rows, or the index refused"},
     {"read_gradients", read_gradients, METH_VARARGS,
-     "(parameters, exchange, type, type, p, threads, set) -> rows, or the index refused"},
+     "(parameters, threads) -> rows of 2-norms, or the index refused"},
     {"holds", holds, METH_VARARGS, "(groups, parameters) -> whether they hold these and no others"},
     {"scale_objects", scale_objects, METH_VARARGS,
-     "(tensors, exchange, type, type, coefs, threads, set) -> -1, or the index refused"},
+     "(tensors, coefs, threads, set) -> -1, or the index refused"},
     {"read_table", read_table, METH_VARARGS, "(table, count, p, threads, set) -> rows"},
     {"scale_table", scale_table, METH_VARARGS, "(table, count, coefs, threads, set) -> -1"},
     {"sum_rows", sum_rows, METH_VARARGS, "(keys, entries, values, width, type, out) -> rows"},
-    {"number", number, METH_VARARGS,
-     "(tensor, exchange, type, type) -> its only element, or None for refused"},
+    {"number", number, METH_O, "(tensor) -> its only element, or None for refused"},
     {"units", units, METH_VARARGS,
-     "(tensor, exchange, type, type, axis, most) -> (dead, saturated), or None for refused"},
-    {"deviation", deviation, METH_VARARGS,
-     "(tensor, exchange, type, type, most) -> deviation, or None for refused"},
+     "(tensor, axis, most) -> (dead, saturated), or None for refused"},
+    {"deviation", deviation, METH_VARARGS, "(tensor, most) -> deviation, or None for refused"},
     {"take_objects", take_objects, METH_VARARGS,
-     "(tensors, exchange, type, type, most) -> elements, or the index refused"},
+     "(tensors, most) -> elements, or the index refused"},
     {"instruction_sets", instruction_sets, METH_NOARGS, "() -> names, best first"},
     {NULL, NULL, 0, NULL},
 };
 
-static int say_sources(PyObject *module)
+static int fill(PyObject *module)
 {
-    return PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
+    int failed = PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
+    return failed ? failed : sg_add_gate(module);
 }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, say_sources}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};
+
+static int visit_bound(PyObject *module, visitproc visit, void *arg)
+{
+    bound *b = PyModule_GetState(module);
+    Py_VISIT(b->source.plain);
+    Py_VISIT(b->source.parameter);
+    return 0;
+}
+
+static void free_bound(void *module) { let_go(module); }
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_read", NULL, 0, methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_read", NULL, sizeof(bound), methods, slots, visit_bound, let_go,
+    free_bound,
 };
 
 PyMODINIT_FUNC PyInit__read(void) { return PyModuleDef_Init(&module); }

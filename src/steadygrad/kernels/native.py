@@ -56,6 +56,10 @@ _SETS: list[str] = _read.instruction_sets() if _read else []
 AVAILABLE = _read is not None
 """Whether the extension was built, from this version."""
 
+_DESCRIBED = AVAILABLE and _EXCHANGE is not None
+if _DESCRIBED:
+    _read.bind(_EXCHANGE, torch.Tensor, torch.nn.Parameter)
+
 
 def instruction_sets() -> list[str]:
     """The loops that this processor can run, best first.
@@ -117,18 +121,10 @@ def try_seal(tensors: list[Any]) -> bytearray | None:
 
 def try_seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
     """`try_seal` of the gradients of parameters."""
-    if _EXCHANGE is None or not AVAILABLE:
+    if not _DESCRIBED:
         return try_seal([parameter.grad for parameter in parameters])
-    rows = _read.read_gradients(
-        parameters,
-        _EXCHANGE,
-        torch.Tensor,
-        torch.nn.Parameter,
-        2.0,
-        torch.get_num_threads(),
-        _SETS[0],
-    )
-    return None if isinstance(rows, int) else rows
+    rows = _read.read_gradients(parameters, torch.get_num_threads())
+    return None if type(rows) is int else rows
 
 
 def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
@@ -143,6 +139,9 @@ def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
     theirs = [parameter for group in groups for parameter in group["params"]]
     return len(theirs) == len(parameters) and all(map(is_, theirs, parameters))
 
+
+GATE: Any = getattr(_read, "Gate", None)
+"""``GATE(function, traced, tracer)`` calls one of the first two, by whether the third gives None."""
 
 holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
 
@@ -164,10 +163,8 @@ def total_of(rows: bytearray) -> float:
 def _rows(tensors: list[torch.Tensor], p: float, threads: int, use: str) -> bytearray | int:
     """The figures as C writes them, or the index of the first tensor that it refuses."""
     rows: bytearray | int
-    if _EXCHANGE is not None:
-        rows = _read.read_objects(
-            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, p, threads, use
-        )
+    if _DESCRIBED:
+        rows = _read.read_objects(tensors, p, threads, use)
         return rows
     table, _alive, rows = describe(tensors, writing=False)
     if rows == ALL_SERVED:
@@ -189,10 +186,8 @@ def try_scale(
     threads = threads or torch.get_num_threads()
     use = use or best()
     where = coefs.ctypes.data
-    if _EXCHANGE is not None:
-        refused = _read.scale_objects(
-            tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, where, threads, use
-        )
+    if _DESCRIBED:
+        refused = _read.scale_objects(tensors, where, threads, use)
     else:
         table, _alive, refused = describe(tensors, writing=True)
         if refused == ALL_SERVED:
@@ -205,7 +200,7 @@ def try_scale(
     return int(refused)
 
 
-def try_number(value: object) -> float | None:
+def _number(value: object) -> float | None:
     """The only element of a real tensor on the CPU; None for what C does not serve.
 
     Args:
@@ -215,10 +210,11 @@ def try_number(value: object) -> float | None:
         >>> try_number(torch.tensor(0.5)) in (0.5, None), try_number(torch.ones(2)) is None
         (True, True)
     """
-    if _EXCHANGE is None or not AVAILABLE:
-        return None
-    figure: float | None = _read.number(value, _EXCHANGE, torch.Tensor, torch.nn.Parameter)
-    return figure
+    return None
+
+
+# C's own function: a call of ours around it costs as much as it does
+try_number: Callable[[object], float | None] = _read.number if _DESCRIBED else _number
 
 
 def try_units(value: object, axis: int, most: int) -> tuple[float, float] | None:
@@ -239,11 +235,9 @@ def try_units(value: object, axis: int, most: int) -> tuple[float, float] | None
         >>> try_units(units, -1, 4096) in [(1 / 3, 0.5), None]
         True
     """
-    if _EXCHANGE is None or not AVAILABLE:
+    if not _DESCRIBED:
         return None
-    figures: tuple[float, float] | None = _read.units(
-        value, _EXCHANGE, torch.Tensor, torch.nn.Parameter, axis, most
-    )
+    figures: tuple[float, float] | None = _read.units(value, axis, most)
     return figures
 
 
@@ -257,9 +251,9 @@ def try_deviation(value: object, most: int) -> float | None:
     Returns:
         It; None for what C does not serve, as `try_units` has it, and for a single element.
     """
-    if _EXCHANGE is None or not AVAILABLE:
+    if not _DESCRIBED:
         return None
-    figure: float | None = _read.deviation(value, _EXCHANGE, torch.Tensor, torch.nn.Parameter, most)
+    figure: float | None = _read.deviation(value, most)
     return figure
 
 
@@ -279,9 +273,9 @@ def try_parts(tensors: list[torch.Tensor], most: int) -> npt.NDArray[np.float64]
         >>> parts is None or parts.tolist()
         [0.0, 2.0, 4.0, 1.0]
     """
-    if _EXCHANGE is None or not AVAILABLE:
+    if not _DESCRIBED:
         return None
-    taken = _read.take_objects(tensors, _EXCHANGE, torch.Tensor, torch.nn.Parameter, most)
+    taken = _read.take_objects(tensors, most)
     return None if isinstance(taken, int) else np.frombuffer(taken, np.float64)
 
 

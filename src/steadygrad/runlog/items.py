@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,12 @@ class StepItem(NamedTuple):
     zeros: NDArray[np.float64]
 
 
-class SealedStep:
-    """A step that the thread which writes makes a `StepItem` of, where it costs least."""
+class SealedStep(tuple[Any, ...]):
+    """A step that the thread which writes makes a `StepItem` of, where it costs least.
+
+    A tuple, since making one calls nothing: step, time, loss, whether the loss was told, learning
+    rate, number of the optimizer, numbers of the tensors, and what each kind needs beside these.
+    """
 
     __slots__ = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -209,7 +210,8 @@ class UnusualSteps:
     """
 
     def __init__(self) -> None:
-        self._norm, self._loss = _Range(math.log(UNUSUAL)), _Range(0.0)
+        # no function is called for each, since this is done at every step
+        self._norm, self._loss = _Range(math.log(UNUSUAL), 0.0), _Range(0.0, 0.5)
         self._until = 0
         self._asked = 0
 
@@ -221,8 +223,28 @@ class UnusualSteps:
             norm: its gradient norm.
             loss: its loss; NaN where unknown.
         """
-        high = norm > 0 and self._norm.left(math.log(norm))
-        if self._loss.left(loss, 0.5) or high:
+        unusual = False
+        for range_, value in (
+            (self._norm, math.log(norm) if norm > 0 else math.nan),
+            (self._loss, loss),
+        ):
+            if value - value != 0:  # not finite
+                continue
+            away = value - range_.mean
+            weight = 1 / MANY
+            if range_.count < MANY:
+                range_.count += 1
+                weight = 1 / range_.count
+            if range_.count > 8:
+                edge = 5 * range_.spread
+                level = range_.share * range_.mean
+                for least in (range_.least, level, -level):
+                    edge = least if least > edge else edge
+                if away > edge:
+                    unusual, away = True, edge
+            range_.mean += weight * away
+            range_.spread += weight * ((away if away > 0 else -away) - range_.spread)
+        if unusual:
             self._until = step + BURST
         wanted = step < self._until and self._asked < SPARE + step // SHARE
         self._asked += wanted
@@ -236,35 +258,23 @@ UNUSUAL = 3.0
 """Times its running level from which a norm is unusual, if it is beyond its spread too."""
 
 
+@dataclass
 class _Range:
-    """A running mean and spread, which what leaves them moves no further than their edge."""
+    """A running mean and spread, which what leaves them moves no further than their edge.
 
-    def __init__(self, least: float) -> None:
-        self._least = least
-        self._count = 0
-        self._mean = self._spread = 0.0
+    Attributes:
+        least: by which a value leaves the range.
+        share: of the mean by which it leaves it, at least.
+        count: values so far, up to `MANY`.
+        mean: of them.
+        spread: about it.
+    """
 
-    def left(self, value: float, share: float = 0.0) -> bool:
-        """Whether a value is over the range, by ``share`` of the mean at least; takes it in."""
-        if value - value != 0:  # not finite; no function is called, at every step
-            return False
-        away = value - self._mean
-        beyond = False
-        if self._count < MANY:
-            self._count += 1
-            weight = 1 / self._count
-        else:
-            weight = 1 / MANY
-        if self._count > 8:
-            edge = 5 * self._spread
-            level = share * self._mean
-            for least in (self._least, level, -level):
-                edge = least if least > edge else edge
-            beyond = away > edge
-            away = edge if beyond else away
-        self._mean += weight * away
-        self._spread += weight * ((away if away > 0 else -away) - self._spread)
-        return beyond
+    least: float
+    share: float
+    count: int = 0
+    mean: float = 0.0
+    spread: float = 0.0
 
 
 def side_by_side(parts: Sequence[NDArray[np.generic]]) -> tuple[Parts, Ids]:

@@ -207,19 +207,19 @@ class RunWriter:
             self._recorder.missed(item.record)
 
     @internal
-    def hand_over_sealed(self, step: SealedStep, tensors: int) -> bool:
+    def hand_over_sealed(self, step: SealedStep, size: int) -> bool:
         """`hand_over` for a step that the thread opens, the shortest way to it.
 
         Args:
             step: the step.
-            tensors: number of those measured.
+            size: of it, as `bytes_of_step` has it.
 
         Returns:
             False where it has to be handed over open: steps are numbered anew.
         """
         if self._earlier is not None:
             return False
-        if not self._pump.put(step, bytes_of_step(tensors)):
+        if not self._pump.put(step, size):
             self._recorder.missed(step.opened().record)
         return True
 

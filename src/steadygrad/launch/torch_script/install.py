@@ -191,7 +191,9 @@ class TorchPatches:
             return None
         observer = self._observer or self.observer()
         # derivatives by inputs (PINNs, penalties), of which a step may have several
-        if observer is None or (observer.steps and type(arguments[1]) is torch.Tensor):
+        if observer is None:
+            return None
+        if type(arguments[1]) is torch.Tensor and (observer.has_stepped or observer.steps):
             return None
         # a generator, such as model.parameters(), may be read only once
         once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])

@@ -42,6 +42,7 @@ class TorchObserver:
         losses: of the thread that asks.
         log: the script's clip calls.
         backwards: backward passes seen so far.
+        has_stepped: whether an optimizer has.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -57,6 +58,7 @@ class TorchObserver:
         self._any_scaler = False
         self._told_by_scaler: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self.backwards = 0
+        self.has_stepped = False
 
     # -- backward ------------------------------------------------------------------------------
 
@@ -182,6 +184,7 @@ class TorchObserver:
                 self._told_by_scaler.discard(optimizer)
                 return None
             self._seen.steps += 1
+            self.has_stepped = True
             if self._grads.waiting:
                 self._count_grads(parameters_of(optimizer))
             if not self._loop.rests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 
@@ -10,16 +11,12 @@ import torch
 from steadygrad.launch.contracts import RunContext
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.clip_calls import CallBook, Count
-from steadygrad.runlog.clip_calls import number as number_of
 from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps
 from steadygrad.torch.gradients.batch import GradientBatch
-from steadygrad.torch.gradients.outcome import PassedStep
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.step.observing import ObservingClipper, StepOutcome, summed_up
 from steadygrad.vocabulary import SCRIPT_CLIP
-
-UNREAD = PassedStep()
 
 
 class ScriptClips:
@@ -92,24 +89,8 @@ class ScriptClips:
                 self.stepped(step, parameters, len(batch.grads), number)
 
         choice = resolve("none", self._context.plan.on_nonfinite)
-        quietly = self._quietly(QuietSteps(self._log), number)
-        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, quietly)
-
-    def _quietly(
-        self, steps: QuietSteps, number: int
-    ) -> Callable[[int, list[torch.Tensor]], PassedStep | None]:
-        def passes(step: int, params: list[torch.Tensor]) -> PassedStep | None:
-            if steps.passes(params):
-                return UNREAD
-            clipped = steps.clipped(params)
-            if clipped is None:
-                return None
-            reading, calls = clipped
-            if calls:
-                self._write(calls, step, len(params), number)
-            return PassedStep(reading.sealed, number_of(reading.threshold), reading.factor)
-
-        return passes
+        steps = QuietSteps(self._log, functools.partial(self._write, number=number))
+        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps.passes)
 
     def finish(self, step: int, owner_of: Callable[[frozenset[int]], int]) -> None:
         """The script is over: calls that no step has followed.

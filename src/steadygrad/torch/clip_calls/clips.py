@@ -8,7 +8,7 @@ second read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from steadygrad.policies.base import coefficient
+from steadygrad.runlog.clip_calls import number
 from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
 from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part, joined, read
 from steadygrad.torch.gradients.measuring import inner_products, namespace, read_whole
+from steadygrad.torch.gradients.outcome import PassedStep
 from steadygrad.torch.gradients.pieces import whole
 from steadygrad.torch.record.losses import LossMeter
 
@@ -93,54 +95,58 @@ class Unscaling(NamedTuple):
     scale: Any
 
 
+UNREAD = PassedStep()
+"""A step that goes by, with gradients that no clip call has read."""
+
+
 class QuietSteps:
-    """One optimizer's steps before which the script has made no clip call.
+    """One optimizer's steps, those before which the script has done nothing unusual.
 
     Args:
         log: the script's clip calls.
+        write: given those before a step, the step's number and how many gradients it has.
     """
 
-    def __init__(self, log: ClipLog) -> None:
-        self._log = log
+    def __init__(self, log: ClipLog, write: Callable[[list[ClipCall], int, int], None]) -> None:
+        self._log, self._write = log, write
         self._params: list[torch.Tensor] | None = None
         self._ids: set[int] = set()
         self._clocks: list[Clock] = []
         self._sharing: object = None
 
-    def passes(self, params: list[torch.Tensor]) -> bool:
+    def passes(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
         """The optimizer steps; what `ClipLog.stepped` does for such a step.
 
         Args:
+            step: its number.
             params: its own list of all its parameters, the same one until they change.
 
         Returns:
-            False, and nothing done, where there was a call, or a reading of these gradients, or
-            a loss scale was divided out of some.
+            What the script did; None, and nothing done, where there is more to say: a loss scale
+            was divided out of gradients, or a call has not scaled all of them alike.
         """
         log = self._log
         if params is not self._params or log.clocks.sharing is not self._sharing:
             self._follow(params)
         if log.waiting or log.unscaled or (log.readings and log.has_read_some(self._ids)):
-            return False
+            return self._clipped(step, params)
         now = log.losses.backwards
         for clock in self._clocks:
-            clock.stepped_at(now)
-        return True
+            if clock.clips or not clock.stepped:
+                clock.stepped_at(now)
+            else:  # nothing but the time has changed since the last one
+                clock.step = now
+        return UNREAD
 
-    def clipped(self, params: list[torch.Tensor]) -> tuple[GradientReading, list[ClipCall]] | None:
-        """The optimizer steps after clip calls that have scaled all of its gradients alike.
-
-        Args:
-            params: as `passes` has them.
-
-        Returns:
-            The figures before them, and the calls; None, and nothing done, where there is more
-            to say.
-        """
+    def _clipped(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
+        """The same after clip calls."""
         reading = None if self._log.unscaled else self._log.whole(params)
         if reading is None or reading.sealed is None or not reading.is_usual:
             return None
-        return reading, self._log.stepped_by(self._ids, self._clocks[:-1])
+        calls = self._log.stepped_by(self._ids, self._clocks[:-1])
+        if calls:
+            self._write(calls, step, len(params))
+        return PassedStep(reading.sealed, number(reading.threshold), reading.factor)
 
     def _follow(self, params: list[torch.Tensor]) -> None:
         """Others are moved now, or others share their clocks."""

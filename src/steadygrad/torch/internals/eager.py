@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from steadygrad.invisible import invisible
+from steadygrad.kernels import native
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -59,19 +60,27 @@ def eager(function: Function) -> Function:
     Args:
         function: any function or bound method.
 
+    Returns:
+        What calls it; a `native.GATE` where that was built.
+
     Example:
         >>> eager(abs)(-2)
         2
     """
     disabled: list[Callable[..., object]] = []
 
-    @functools.wraps(function)
     @invisible  # else the tracer would look into this one
-    def call(*args: object, **kwargs: object) -> Any:
-        if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
-            return function(*args, **kwargs)
+    def traced(*args: object, **kwargs: object) -> Any:
         if not disabled:
             disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
         return disabled[0](*args, **kwargs)
 
-    return cast("Function", call)
+    @functools.wraps(function)
+    @invisible
+    def call(*args: object, **kwargs: object) -> Any:
+        if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
+            return function(*args, **kwargs)
+        return traced(*args, **kwargs)
+
+    gate = call if native.GATE is None else native.GATE(function, traced, _tracer)
+    return cast("Function", gate)

@@ -18,6 +18,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from steadygrad.invisible import invisible
+from steadygrad.kernels import native
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Begin, Visit, inlay
 from steadygrad.torch.internals.private import graph_task, is_wrapped
@@ -42,6 +43,8 @@ class Site:
         self.name, self._guarded = name, guarded
         self._places = [place for place in places if hasattr(place, name)]
         self._listeners: list[Begin] = []
+        self._gate: Any = eager(self._begin)
+        self._heard = False
         self._undo: list[Undo] = []
         self.parameters: tuple[str, ...] = ()
         if self._places:
@@ -64,16 +67,29 @@ class Site:
             since, so that it cannot be put back now.
         """
         self._listeners = [*self._listeners, listener]
+        self._aim(heard=False)
         if not self._undo and self._places:
             self._change()
 
         def undo() -> bool:
             self._listeners = [each for each in self._listeners if each is not listener]
+            self._aim(heard=False)
             if not self._listeners:
                 self._undo[:] = [each for each in self._undo if not each()]
             return not self._undo or bool(self._listeners)
 
         return undo
+
+    def _aim(self, heard: bool) -> None:
+        """Tell a listener that is alone at once, once a call has shown that it brings in no second.
+
+        Args:
+            heard: those that listen now have been told of a call.
+        """
+        self._heard = heard
+        if type(self._gate) is native.GATE:
+            alone = heard and len(self._listeners) == 1
+            self._gate.function = self._listeners[0] if alone else self._begin
 
     def _begin(self, arguments: Arguments) -> Visit | None:
         visits: list[Visit] = []
@@ -84,18 +100,19 @@ class Site:
             if visit is not None:
                 visits.append(visit)
                 arguments = visit.arguments
+        if not self._heard:
+            self._aim(heard=True)
         if len(visits) < 2:
             return visits[0] if visits else None
         return _Visits(visits, arguments)
 
     def _change(self) -> None:
-        begin = eager(self._begin)
         function = inspect.unwrap(vars(self._places[0])[self.name])
         code = None
         if isinstance(function, types.FunctionType):
-            code = inlay(function, begin, self._guarded)
+            code = inlay(function, self._gate, self._guarded)
         if code is None:
-            self._wrap(begin)
+            self._wrap()
             return
         original, function.__code__ = function.__code__, code
 
@@ -107,9 +124,9 @@ class Site:
 
         self._undo.append(undo)
 
-    def _wrap(self, begin: Begin) -> None:
+    def _wrap(self) -> None:
         original = vars(self._places[0])[self.name]
-        wrapper = wrapped(original, begin, self._guarded)
+        wrapper = wrapped(original, self._gate, self._guarded)
         for place in self._places:
             if vars(place).get(self.name) is original:
                 setattr(place, self.name, wrapper)

@@ -47,6 +47,8 @@ class Journal:
     Attributes:
         announced: the parameters as the run file knows them; None before the first step.
         tell: given a sentence where ranks clip by different norms.
+        stop_if_asked: called between two steps, raises `TrainingStopped` where an alert asked
+            for that.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Journal:
         self._seconds = 0.0
         self._ranks: RankLog | None = None
         self.tell: Tell = warn_of_replicas
+        writer = self.writer
+        self.stop_if_asked: Callable[[], None] = _go_on if writer is None else writer.stop_if_asked
 
     @property
     def last(self) -> StepRecord | None:
@@ -99,15 +103,6 @@ class Journal:
         self._empty()
         if self._recorder is not None:
             self._recorder.writer.flush()
-
-    def stop_if_asked(self) -> None:
-        """Between two steps: end the training where an alert asked for it.
-
-        Raises:
-            TrainingStopped: one did.
-        """
-        if self._recorder is not None:
-            self._recorder.writer.stop_if_asked()
 
     def announce(self, infos: tuple[TensorInfo, ...]) -> None:
         """Name the parameters; again when they change."""
@@ -195,7 +190,7 @@ class Journal:
 
     def _seal(
         self,
-        kind: Callable[..., SealedStep],
+        kind: type[SealedStep],
         step: int,
         tensor_ids: NDArray[np.int64],
         norm: float,
@@ -220,10 +215,12 @@ class Journal:
         loss = loss if type(loss) is float else number(loss)
         lr = lr if type(lr) is float else number(lr)
         now = time.time()
-        sealed = self._last = kind(step, now, loss, has_loss, lr, self._index, tensor_ids, *figures)
+        sealed = self._last = kind(
+            (step, now, loss, has_loss, lr, self._index, tensor_ids, *figures)
+        )
         writer = recorder.writer
         # a loss that is NaN is an event of its own
-        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, len(tensor_ids)):
+        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, recorder.step_bytes):
             writer.hand_over(sealed.opened())
         recorder.sampler.notice(step, norm, loss)
 
@@ -278,6 +275,10 @@ class Journal:
         return self._ranks
 
 
+def _go_on() -> None:
+    return None
+
+
 def hand_over(
     recorder: OptimizerRecorder, record: StepRecord, stats: GradientStats, present: list[int] | None
 ) -> None:
@@ -302,38 +303,16 @@ def _figures_of(stats: GradientStats) -> tuple[Floats, Floats, Floats, Floats]:
 class DecidedStep(SealedStep):
     """A step at which a policy decided, with figures in NumPy.
 
-    Args:
-        step: its number.
-        when: seconds since the Unix epoch.
-        loss: its loss; NaN where unknown.
-        loss_told: whether somebody told it.
-        lr: the learning rate; NaN where unknown.
-        optimizer: number of the optimizer within the run.
-        tensor_ids: numbers of the tensors in the run file.
-        outcome: its figures, and what was done.
-        loss_scale: the factor that its gradients carried; None for none.
+    Last in it are a `StepOutcome` and the loss scale; None for none.
     """
 
-    __slots__ = ("_facts", "_tensor_ids")
-
-    def __init__(
-        self,
-        step: int,
-        when: float,
-        loss: float,
-        loss_told: bool,
-        lr: float,
-        optimizer: int,
-        tensor_ids: NDArray[np.int64],
-        outcome: StepOutcome,
-        loss_scale: float | None,
-    ) -> None:
-        self._tensor_ids = tensor_ids
-        self._facts = step, outcome, loss if loss_told else None, lr, loss_scale, optimizer, when
+    __slots__ = ()
 
     def opened(self) -> StepItem:
-        record, outcome = record_of(*self._facts), self._facts[1]
-        return StepItem(record, record.time, self._tensor_ids, *_figures_of(outcome.stats))
+        step, when, loss, loss_told, lr, optimizer, tensor_ids, outcome, loss_scale = self
+        loss = loss if loss_told else None
+        record = record_of(step, outcome, loss, lr, loss_scale, optimizer, when)
+        return StepItem(record, when, tensor_ids, *_figures_of(outcome.stats))
 
 
 def record_of(

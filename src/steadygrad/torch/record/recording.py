@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from steadygrad.live.session import open_writer
 from steadygrad.runlog import RunWriter, TensorInfo
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.pump import bytes_of_step
 from steadygrad.torch.record.sampling import Sampler
 from steadygrad.vocabulary import OnNonfinite
 
@@ -44,6 +45,7 @@ class OptimizerRecorder:
         if not self.owned:
             self._add_facts(facts)
         self.ids: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.step_bytes = bytes_of_step(0)
         self.sampler = Sampler(self.writer)
 
     def _add_facts(self, facts: dict[str, Any]) -> None:
@@ -60,6 +62,7 @@ class OptimizerRecorder:
     def add_tensors(self, infos: Sequence[TensorInfo]) -> None:
         """Announce the optimizer's parameters, in its order; again when they change."""
         self.ids = np.asarray(self.writer.add_tensors(infos), np.int64)
+        self.step_bytes = bytes_of_step(len(infos))
 
     def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """Sample figures beyond gradients, where due.

@@ -259,7 +259,7 @@ class Engine:
             or table.spread is not NOWHERE
             or journal.announced is not table.infos
             or not journal.takes_sealed
-            or _carried_scale(optimizer) is not None
+            or ("grad_scale" in optimizer.__dict__ and _carried_scale(optimizer) is not None)
         ):
             return False
         params = table.params

@@ -1,0 +1,9 @@
+/* A callable that stands before a function of ours in a training's way. */
+#ifndef SG_GATE_H
+#define SG_GATE_H
+
+#include <Python.h>
+
+int sg_add_gate(PyObject *module);
+
+#endif
