@@ -40,7 +40,7 @@ typedef struct {
     void *stream;
 } dl_exchange;
 
-enum { DL_CPU = 1, DL_FLOAT = 2, DL_BFLOAT = 4, DL_COMPLEX = 5 };
+enum { DL_CPU = 1, DL_INT = 0, DL_FLOAT = 2, DL_BFLOAT = 4, DL_COMPLEX = 5 };
 
 static int type_of(const dl_tensor *d)
 {
@@ -186,7 +186,8 @@ static sg_tensor *describe_all(const source *s, PyObject *list, Py_ssize_t n, in
 
 typedef struct {
     source source;
-    PyObject *grad; /* the attribute's name */
+    PyObject *threads; /* gives how many the framework uses */
+    PyObject *grad;    /* the attribute's name */
 } bound;
 
 static int let_go(PyObject *module)
@@ -194,6 +195,7 @@ static int let_go(PyObject *module)
     bound *b = PyModule_GetState(module);
     Py_CLEAR(b->source.plain);
     Py_CLEAR(b->source.parameter);
+    Py_CLEAR(b->threads);
     Py_CLEAR(b->grad);
     return 0;
 }
@@ -212,9 +214,9 @@ static dl_exchange *exchange_of(PyObject *capsule)
 
 static PyObject *bind(PyObject *self, PyObject *args)
 {
-    PyObject *capsule, *plain, *parameter;
+    PyObject *capsule, *plain, *parameter, *threads;
     bound *b = PyModule_GetState(self);
-    if (!PyArg_ParseTuple(args, "OOO", &capsule, &plain, &parameter))
+    if (!PyArg_ParseTuple(args, "OOOO", &capsule, &plain, &parameter, &threads))
         return NULL;
     let_go(self);
     if (!(b->source.exchange = exchange_of(capsule)))
@@ -223,6 +225,7 @@ static PyObject *bind(PyObject *self, PyObject *args)
         return NULL;
     b->source.plain = Py_NewRef(plain);
     b->source.parameter = Py_NewRef(parameter);
+    b->threads = Py_NewRef(threads);
     Py_RETURN_NONE;
 }
 
@@ -250,6 +253,9 @@ static const sg_loops *loops_named(const char *name)
 
 /* Elements from which on the GIL is worth giving up: whoever takes it keeps it for milliseconds. */
 enum { LARGE = 1 << 22 };
+
+/* Elements below which no second thread is of use. */
+enum { WORTH_THREADS = 1 << 18 };
 
 static sg_figures figures_in(PyObject *bytes, Py_ssize_t n)
 {
@@ -332,16 +338,114 @@ static PyObject *gradients_of(PyObject *parameters, PyObject *name)
     return all;
 }
 
+/* How many threads for so many elements; -1 with an exception. */
+static int threads_for(const bound *b, int64_t size)
+{
+    if (size < WORTH_THREADS)
+        return 1;
+    PyObject *number = PyObject_CallNoArgs(b->threads);
+    long threads = number ? PyLong_AsLong(number) : -1;
+    Py_XDECREF(number);
+    return (int)threads;
+}
+
+static int is_true(PyObject *object, const char *attribute)
+{
+    PyObject *answer = PyObject_GetAttrString(object, attribute);
+    int is = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    return is;
+}
+
+/* What stands in for a sparse tensor. */
+typedef struct {
+    double *rows; /* what it stores, added up; NULL where its values serve as they are */
+    int64_t not_stored;
+} stand_in;
+
+/* A COO tensor as what it stores, elements of one place added up; `values` and `indices` are its.
+ * -1 where these loops cannot serve. */
+static int add_up(const source *s, PyObject *values, PyObject *indices, sg_tensor *t, stand_in *in)
+{
+    dl_tensor keys;
+    if (describe_object(s, values, IN_ORDER, t) != 0 || told(s, indices, &keys) != 0)
+        return -1;
+    int is_row = keys.ndim == 2 && keys.shape[0] == 1 && keys.strides[1] == 1;
+    if (!is_row || keys.code != DL_INT || keys.bits != 64 || keys.device_type != DL_CPU)
+        return -1;
+    int64_t entries = keys.shape[1];
+    if (!entries || t->size > LARGE || !(in->rows = malloc((size_t)t->size * sizeof(double))))
+        return -1;
+    int64_t width = t->size / entries;
+    int64_t count = sg_sum_rows((const int64_t *)(const void *)((char *)keys.data + keys.byte_offset),
+                                entries, t->data, width, t->type, in->rows);
+    if (count < 0)
+        return -1;
+    *t = (sg_tensor){.data = (char *)in->rows, .size = count * width, .type = SG_F64};
+    return 0;
+}
+
+/* One sparse tensor; its values are appended to `alive` where they are read where they lie. */
+static int describe_sparse(const source *s, PyObject *object, PyObject *alive, sg_tensor *t,
+                           stand_in *in)
+{
+    PyObject *whole = PyObject_CallMethod(object, "numel", NULL);
+    PyObject *values = PyObject_CallMethod(object, "_values", NULL);
+    PyObject *coalesced = PyObject_CallMethod(object, "is_coalesced", NULL), *indices = NULL;
+    int failed = !whole || !values || !coalesced || PyList_Append(alive, values) != 0;
+    if (!failed && coalesced == Py_True)
+        failed = describe_object(s, values, READING, t) != 0;
+    else if (!failed)
+        failed = !(indices = PyObject_CallMethod(object, "_indices", NULL)) ||
+                 add_up(s, values, indices, t, in) != 0;
+    if (!failed)
+        in->not_stored = PyLong_AsLongLong(whole) - t->size;
+    Py_XDECREF(whole);
+    Py_XDECREF(values);
+    Py_XDECREF(coalesced);
+    Py_XDECREF(indices);
+    PyErr_Clear();
+    return failed ? -1 : 0;
+}
+
 static PyObject *read_gradients(PyObject *self, PyObject *args)
 {
-    PyObject *parameters;
-    int threads;
+    PyObject *parameters, *grads, *alive, *result = NULL;
+    int any_sparse, served = 1;
+    int64_t size = 0;
+    const bound *b = PyModule_GetState(self);
     const source *s = source_of(self);
-    if (!s || !PyArg_ParseTuple(args, "Oi", &parameters, &threads))
+    if (!s || !PyArg_ParseTuple(args, "Op", &parameters, &any_sparse))
         return NULL;
-    PyObject *grads = gradients_of(parameters, ((bound *)PyModule_GetState(self))->grad);
-    PyObject *result = grads ? read_list(s, grads, 2.0, threads, sg_loops_at(0)) : NULL;
-    Py_XDECREF(grads);
+    if (!(grads = gradients_of(parameters, b->grad)))
+        return NULL;
+    Py_ssize_t n = PyList_Size(grads);
+    sg_tensor *tensors = malloc((size_t)(n + 1) * sizeof *tensors);
+    stand_in *ins = calloc((size_t)(n + 1), sizeof *ins);
+    alive = PyList_New(0);
+    if (!tensors || !ins || !alive)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; served && !PyErr_Occurred() && i < n; i++) {
+        PyObject *object = PyList_GetItem(grads, i); /* borrowed */
+        int sparse = any_sparse && object != Py_None ? is_true(object, "is_sparse") : 0;
+        served = (sparse ? describe_sparse(s, object, alive, tensors + i, ins + i)
+                         : describe_object(s, object, READING, tensors + i)) == 0;
+        size += served ? tensors[i].size : 0;
+    }
+    int threads = served && !PyErr_Occurred() ? threads_for(b, size) : 0;
+    if (threads > 0)
+        result = run_read(tensors, n, 2.0, threads, sg_loops_at(0));
+    else if (!PyErr_Occurred())
+        result = Py_NewRef(Py_None);
+    for (Py_ssize_t i = 0; ins && i < n; i++) {
+        if (threads > 0 && result)
+            figures_in(result, n).zeros[i] += ins[i].not_stored;
+        free(ins[i].rows);
+    }
+    free(ins);
+    free(tensors);
+    Py_XDECREF(alive);
+    Py_DECREF(grads);
     return result;
 }
 
@@ -559,11 +663,12 @@ static PyObject *instruction_sets(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
     {"bind", bind, METH_VARARGS,
-     "(exchange, type, type): how objects of these two types are described, from here on"},
+     "(exchange, type, type, threads): how objects of these two types are described, and who knows "
+     "the number of threads"},
     {"read_objects", read_objects, METH_VARARGS,
      "(tensors, p, threads, set) -> rows, or the index refused"},
     {"read_gradients", read_gradients, METH_VARARGS,
-     "(parameters, threads) -> rows of 2-norms, or the index refused"},
+     "(parameters, any sparse) -> rows of their gradients' 2-norms, or None for refused"},
     {"holds", holds, METH_VARARGS, "(groups, parameters) -> whether they hold these and no others"},
     {"scale_objects", scale_objects, METH_VARARGS,
      "(tensors, coefs, threads, set) -> -1, or the index refused"},
@@ -593,6 +698,7 @@ static int visit_bound(PyObject *module, visitproc visit, void *arg)
     bound *b = PyModule_GetState(module);
     Py_VISIT(b->source.plain);
     Py_VISIT(b->source.parameter);
+    Py_VISIT(b->threads);
     return 0;
 }
 

@@ -191,7 +191,7 @@ def seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
     Returns:
         As `seal`.
     """
-    figures = None if _Sparse.met else native.try_seal_gradients(parameters)
+    figures = native.try_seal_gradients(parameters, _Sparse.met)
     return seal(list(map(_GRAD, parameters))) if figures is None else figures
 
 

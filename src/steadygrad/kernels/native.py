@@ -48,7 +48,7 @@ ROW = np.dtype(
     ]
 )
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-_TOTAL = struct.Struct("d")
+unpack_float = struct.Struct("d").unpack_from
 _NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
 
@@ -58,7 +58,7 @@ AVAILABLE = _read is not None
 
 _DESCRIBED = AVAILABLE and _EXCHANGE is not None
 if _DESCRIBED:
-    _read.bind(_EXCHANGE, torch.Tensor, torch.nn.Parameter)
+    _read.bind(_EXCHANGE, torch.Tensor, torch.nn.Parameter, torch.get_num_threads)
 
 
 def instruction_sets() -> list[str]:
@@ -119,12 +119,18 @@ def try_seal(tensors: list[Any]) -> bytearray | None:
     return None if isinstance(rows, int) else rows
 
 
-def try_seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
-    """`try_seal` of the gradients of parameters."""
+def try_seal_gradients(parameters: list[torch.Tensor], any_sparse: bool) -> bytearray | None:
+    """`try_seal` of the gradients of parameters.
+
+    Args:
+        parameters: theirs; one without a gradient is refused.
+        any_sparse: some may be sparse, of which C then takes what they store. To find one that is
+            not expected takes a millisecond.
+    """
     if not _DESCRIBED:
         return try_seal([parameter.grad for parameter in parameters])
-    rows = _read.read_gradients(parameters, torch.get_num_threads())
-    return None if type(rows) is int else rows
+    figures: bytearray | None = _read.read_gradients(parameters, any_sparse)
+    return figures
 
 
 def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
@@ -141,7 +147,7 @@ def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
 
 
 GATE: Any = getattr(_read, "Gate", None)
-"""``GATE(function, traced, tracer)`` calls one of the first two, by whether the third gives None."""
+"""``GATE(function, traced, tracer)`` calls the first; the second while the third gives a tracer."""
 
 holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
 
@@ -156,7 +162,7 @@ def opened(rows: bytearray) -> Read:
 
 def total_of(rows: bytearray) -> float:
     """The norm of all tensors together, from figures that C has written."""
-    total: float = _TOTAL.unpack_from(rows, len(rows) - 8)[0]
+    total: float = unpack_float(rows, len(rows) - 8)[0]
     return total
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -210,8 +209,9 @@ class UnusualSteps:
     """
 
     def __init__(self) -> None:
-        # no function is called for each, since this is done at every step
         self._norm, self._loss = _Range(math.log(UNUSUAL), 0.0), _Range(0.0, 0.5)
+        self._highest_norm = self._highest_loss = math.inf
+        self._waiting: list[tuple[int, float, float]] = []
         self._until = 0
         self._asked = 0
 
@@ -223,34 +223,29 @@ class UnusualSteps:
             norm: its gradient norm.
             loss: its loss; NaN where unknown.
         """
-        unusual = False
-        for range_, value in (
-            (self._norm, math.log(norm) if norm > 0 else math.nan),
-            (self._loss, loss),
-        ):
-            if value - value != 0:  # not finite
-                continue
-            away = value - range_.mean
-            weight = 1 / MANY
-            if range_.count < MANY:
-                range_.count += 1
-                weight = 1 / range_.count
-            if range_.count > 8:
-                edge = 5 * range_.spread
-                level = range_.share * range_.mean
-                for least in (range_.least, level, -level):
-                    edge = least if least > edge else edge
-                if away > edge:
-                    unusual, away = True, edge
-            range_.mean += weight * away
-            range_.spread += weight * ((away if away > 0 else -away) - range_.spread)
-        if unusual:
-            self._until = step + BURST
+        # done at every step: usual ones are looked into together, while the code is at hand
+        waiting = self._waiting
+        waiting.append((step, norm, loss))
+        usual = norm < self._highest_norm and not loss > self._highest_loss
+        if usual and step >= self._until and len(waiting) < TOGETHER:
+            return False
+        self._look_into(waiting)
         wanted = step < self._until and self._asked < SPARE + step // SHARE
         self._asked += wanted
         return wanted
 
+    def _look_into(self, waiting: list[tuple[int, float, float]]) -> None:
+        for step, norm, loss in waiting:
+            high = norm > 0 and self._norm.left(math.log(norm))
+            if self._loss.left(loss) or high:
+                self._until = step + BURST
+        waiting.clear()
+        self._highest_norm = math.exp(min(self._norm.highest, 700.0))
+        self._highest_loss = self._loss.highest
 
+
+TOGETHER = 8
+"""Steps that are looked into together, as long as they stay in the range of those before."""
 BURST, SPARE, SHARE = 8, 32, 64
 MANY = 20
 """Steps over which a running level is taken."""
@@ -258,23 +253,38 @@ UNUSUAL = 3.0
 """Times its running level from which a norm is unusual, if it is beyond its spread too."""
 
 
-@dataclass
 class _Range:
     """A running mean and spread, which what leaves them moves no further than their edge.
 
-    Attributes:
+    Args:
         least: by which a value leaves the range.
         share: of the mean by which it leaves it, at least.
-        count: values so far, up to `MANY`.
-        mean: of them.
-        spread: about it.
     """
 
-    least: float
-    share: float
-    count: int = 0
-    mean: float = 0.0
-    spread: float = 0.0
+    def __init__(self, least: float, share: float) -> None:
+        self._least, self._share = least, share
+        self._count = 0
+        self._mean = self._spread = 0.0
+
+    @property
+    def highest(self) -> float:
+        """The largest value in the range; inf before the range is known."""
+        if self._count < 8:
+            return math.inf
+        return self._mean + max(5 * self._spread, self._least, abs(self._share * self._mean))
+
+    def left(self, value: float) -> bool:
+        """Whether a value is over the range; takes it in."""
+        if not math.isfinite(value):
+            return False
+        self._count += self._count < MANY
+        away, weight = value - self._mean, 1 / self._count
+        beyond = self._count > 8 and value > self.highest
+        if beyond:
+            away = self.highest - self._mean
+        self._mean += weight * away
+        self._spread += weight * (abs(away) - self._spread)
+        return beyond
 
 
 def side_by_side(parts: Sequence[NDArray[np.generic]]) -> tuple[Parts, Ids]:

@@ -130,8 +130,42 @@ def test_the_groups_of_an_optimizer_hold_these_parameters_or_others() -> None:
 
 def test_gradients_are_sealed_as_their_list_is() -> None:
     parameters = [torch.nn.Parameter(torch.ones(n)) for n in (3, 5)]
-    assert native.try_seal_gradients(parameters) is None  # none has a gradient yet
+    assert native.try_seal_gradients(parameters, False) is None  # none has a gradient yet
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape)
     expected = native.try_seal([parameter.grad for parameter in parameters])
-    assert native.try_seal_gradients(parameters) == expected is not None
+    for any_sparse in (False, True):
+        assert native.try_seal_gradients(parameters, any_sparse) == expected is not None
+
+
+def _with_gradient(gradient: torch.Tensor) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    parameter.grad = gradient
+    return parameter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+def test_sparse_gradients_are_sealed_by_what_they_store(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[3.0, 0.0], [1.0, -1.0], [1.0, 2.0], [float("inf"), 2.0]]).to(dtype)
+    twice = torch.sparse_coo_tensor([[5, 2, 5, 0]], rows, (7, 2), check_invariants=True)
+    grads = [twice, torch.arange(6.0), twice.coalesce(), torch.ones(3).to_sparse()]
+    figures = native.try_seal_gradients(list(map(_with_gradient, grads)), True)
+    if dtype is torch.complex64 or figures is None:  # added up elsewhere, or nothing is built
+        assert figures is None
+        return
+    read = native.opened(figures)
+    dense = [np.array(grad.to_dense().tolist()) for grad in grads]
+    # a place that holds inf has no norm: what is left is compared with a float64 oracle
+    assert read.norms[0] == read.norms[2] == np.inf
+    np.testing.assert_allclose(read.norms[[1, 3]], [np.linalg.norm(dense[i]) for i in (1, 3)])
+    finite = [each[np.isfinite(each)] for each in dense]
+    np.testing.assert_array_equal(read.max_abs, [np.abs(each).max() for each in finite])
+    np.testing.assert_array_equal(read.nonfinite, [1, 0, 1, 0])
+    np.testing.assert_array_equal(read.zeros, [(each == 0).sum() for each in dense])
+
+
+def test_sparse_gradients_that_c_leaves_to_others_are_refused() -> None:
+    places = torch.zeros((2, 3), dtype=torch.long)
+    flat = torch.sparse_coo_tensor(places, torch.ones(3), (4, 4), check_invariants=True)
+    for gradient in (flat, torch.ones(3).to_sparse().to("meta")):
+        assert native.try_seal_gradients([_with_gradient(gradient)], True) is None

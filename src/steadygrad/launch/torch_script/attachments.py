@@ -152,10 +152,12 @@ class Attachments:
 
     def _is_part_of_a_step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it steps inside the step of one that wraps it: that is one step, not two."""
-        for each in self:
-            handle: Steady | None = getattr(each, scaler.HANDLE, None)
-            if each is not optimizer and handle is not None and handle.contains_step_of(optimizer):
-                return True
+        for ref in list(self._attached.values()):
+            each = ref()
+            if each is not None and each is not optimizer:
+                handle: Steady | None = getattr(each, scaler.HANDLE, None)
+                if handle is not None and handle.contains_step_of(optimizer):
+                    return True
         return False
 
     def will_act_on(self, parameters: Sequence[object]) -> bool:

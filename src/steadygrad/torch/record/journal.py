@@ -185,7 +185,7 @@ class Journal:
         assert recorder is not None
         if step >= recorder.sampler.idle_before:
             recorder.sample(step, params)
-        norm = native.total_of(figures)
+        norm = native.unpack_float(figures, len(figures) - 8)[0]  # `total_of`, without the call
         self._seal(MeasuredStep, step, recorder.ids, norm, loss, lr, figures, passed)
 
     def _seal(

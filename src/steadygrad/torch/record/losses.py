@@ -174,24 +174,25 @@ class StepLosses:
     Attributes:
         heard: gives the loss since the last step; None where nobody hears.
         heard_so_far: the same, and goes on adding.
+        told: the sum of what `tell` was given since the last step; None for nothing.
     """
 
     def __init__(self) -> None:
         self.heard: Callable[[], object] = _nothing_heard
         self.heard_so_far: Callable[[], object] = _nothing_heard
-        self._added_up: Any = None
+        self.told: Any = None
 
     def tell(self, value: object) -> None:
         """Add a loss."""
-        self._added_up = value if self._added_up is None else self._added_up + value
+        self.told = value if self.told is None else self.told + value
 
     def so_far(self) -> object:
         """The loss of the step under way as far as it is known; None where it is not."""
-        return self.heard_so_far() if self._added_up is None else self._added_up
+        return self.heard_so_far() if self.told is None else self.told
 
     def take(self, of_closure: object) -> object:
         """The loss of this step: told by `tell`, else the closure's value, else heard."""
-        loss, self._added_up = self._added_up, None
+        loss, self.told = self.told, None
         heard = self.heard()  # asked for in any case: it then begins to sum anew
         loss = of_closure if loss is None else loss
         return heard if loss is None else loss

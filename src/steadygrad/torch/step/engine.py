@@ -8,18 +8,17 @@ gradients is the `Clipper`'s, what a single step knows is in its `StepInFlight`.
 from __future__ import annotations
 
 import sys
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from steadygrad import kernels
 from steadygrad.errors import NonFiniteError, UsageError
-from steadygrad.kernels import native
+from steadygrad.kernels import native, seal_gradients
 from steadygrad.policies import NoClip, Policy, State
 from steadygrad.recovery.judge import StepVerdict
 from steadygrad.recovery.ladder import Ladder
@@ -123,7 +122,7 @@ class Engine:
         self._stats: GradientStats | None = None
         self._sealed: bytearray | None = None
         self._looked_at = StepInFlight()
-        self._refused = -REFUSED_FOR
+        self._refused_before = 0
         self.steps = 0
         self.seconds = 0.0
         self.step: StepInFlight | None = None
@@ -227,8 +226,13 @@ class Engine:
             self.step.depth += 1
             return None
         try:
-            plain = self.step is None and len(args) == 1 and not kwargs
-            if plain and self.clipper.only_looks and self._look(optimizer):
+            if (
+                self.clipper.only_looks
+                and self.step is None
+                and len(args) == 1
+                and not kwargs
+                and self._look(optimizer)
+            ):
                 return None
             return self._begin(args, kwargs)
         except NonFiniteError:
@@ -246,12 +250,13 @@ class Engine:
         Returns:
             False, and nothing done, where something about the step is not as at most.
         """
-        started = time.perf_counter()
-        table, journal = self._table, self.journal
-        if not native.holds(optimizer.param_groups, table.listed):
+        started = perf_counter()
+        table, journal, step = self._table, self.journal, self.steps
+        groups = optimizer.param_groups
+        if not native.holds(groups, table.listed):
             self._follow(optimizer)
         if (
-            self.steps - self._refused < REFUSED_FOR
+            step < self._refused_before
             or self._makes_gradients
             or self._loss_scale is not None
             or self.origins.wanted
@@ -262,22 +267,23 @@ class Engine:
             or ("grad_scale" in optimizer.__dict__ and _carried_scale(optimizer) is not None)
         ):
             return False
-        params = table.params
-        passed = self.clipper.passes(self.steps, params) if params else None
+        params, losses = table.params, self.losses
+        passed = self.clipper.passes(step, params) if params else None
         if passed is None:
             return False
-        figures = passed.figures or kernels.seal_gradients(params)
+        figures = passed.figures or seal_gradients(params)
         if figures is None:
             if type(None) not in set(map(type, map(_GRAD, params))):
-                self._refused = self.steps  # of which C may need a millisecond
+                self._refused_before = step + REFUSED_FOR  # C may need a millisecond to refuse
             return False
         self._sealed, table.present = figures, None
-        rate = optimizer.param_groups[0].get("lr")
-        journal.file_sealed(self.steps, params, passed, figures, self.losses.take(None), rate)
-        self.step, self._looked_at.depth = self._looked_at, 1
-        self.steps += 1
-        self.seconds += time.perf_counter() - started
-        if self.steps % SPENT_EVERY == 0:
+        loss = losses.heard() if losses.told is None else losses.take(None)
+        journal.file_sealed(step, params, passed, figures, loss, groups[0].get("lr"))
+        looked_at = self.step = self._looked_at
+        looked_at.depth = 1
+        self.steps = step = step + 1
+        self.seconds += perf_counter() - started
+        if step % SPENT_EVERY == 0:
             journal.spent(self.seconds)
         return True
 
@@ -397,7 +403,7 @@ class Engine:
             return self._process(fold)
 
     def _process(self, fold: bool) -> StepOutcome:
-        started = time.perf_counter()
+        started = perf_counter()
         batch = self._gather()
         ways = (self._scale, self._skip) if fold else ()
         before = self.clipper.memory.state
@@ -410,7 +416,7 @@ class Engine:
             self._seek_origin(outcome.stats)
         if self.recovery is not None and (self.step is None or not self.step.evaluations):
             outcome = self._judged(self.recovery, outcome, batch, before)
-        self.seconds += time.perf_counter() - started
+        self.seconds += perf_counter() - started
         return outcome
 
     def _judged(
@@ -439,7 +445,7 @@ class Engine:
 
     def _record(self, outcome: StepOutcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
-        started = time.perf_counter()
+        started = perf_counter()
         self._stats, self._sealed = outcome.stats, None
         if sample:
             self.journal.sample(self.steps, self._table.params)
@@ -447,7 +453,7 @@ class Engine:
         present = self._table.present if outcome.present is None else outcome.present
         self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, present)
         self.steps += 1
-        self.seconds += time.perf_counter() - started
+        self.seconds += perf_counter() - started
         if self.steps % SPENT_EVERY == 0:
             self.journal.spent(self.seconds)
 
@@ -474,11 +480,11 @@ class Engine:
 
     def _prepare_closure(self) -> None:
         """Sample the weights before the optimizer moves them."""
-        started = time.perf_counter()
+        started = perf_counter()
         self._follow(self.optimizer)
         self._announce()
         self.journal.sample_weights(self.steps, self._table.params)
-        self.seconds += time.perf_counter() - started
+        self.seconds += perf_counter() - started
 
     def _end_closure(self, step: StepInFlight) -> None:
         if step.outcome is None:
