@@ -139,7 +139,8 @@ def test_gradients_are_sealed_as_their_list_is() -> None:
 
 
 def _with_gradient(gradient: torch.Tensor) -> torch.nn.Parameter:
-    parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
+    zeros = torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    parameter = torch.nn.Parameter(zeros)
     parameter.grad = gradient
     return parameter
 

@@ -222,7 +222,9 @@ class Journal:
         # a loss that is NaN is an event of its own
         if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, recorder.step_bytes):
             writer.hand_over(sealed.opened())
-        recorder.sampler.notice(step, norm, loss)
+        sampler = recorder.sampler  # `notice`, without the call
+        if sampler.unusual.after(step, norm, loss):
+            sampler.want_next(step)
 
     def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""

@@ -44,6 +44,7 @@ class Sampler:
 
     Attributes:
         idle_before: the first step at which something is to be done again.
+        unusual: says after which steps the next update is measured too.
 
     Example:
         >>> class Print:
@@ -71,7 +72,7 @@ class Sampler:
         self._watch = ActivationWatch()
         self._watch.start()
         self._said_frozen = False
-        self._unusual = UnusualSteps()
+        self.unusual = UnusualSteps()
         self._wanted = False
         self.idle_before = 0
 
@@ -109,7 +110,12 @@ class Sampler:
             norm: its gradient norm, before clipping.
             loss: its loss; NaN where unknown.
         """
-        if self.idle_before < sys.maxsize and self._unusual.after(step, norm, loss):
+        if self.unusual.after(step, norm, loss):
+            self.want_next(step)
+
+    def want_next(self, step: int) -> None:
+        """After this step, which `unusual` has named, the next update is measured too."""
+        if self.idle_before < sys.maxsize:
             self._wanted = True
             self.idle_before = min(self.idle_before, step + 1)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
+import torch
 
 import steadygrad.torch as sg
+from steadygrad.kernels import native
 from steadygrad.torch.internals import eager
 
 SCRIPT = """
@@ -102,3 +106,41 @@ def test_a_step_takes_no_reference_of_none(sgd) -> None:
         for _ in range(200):
             sgd.step()
         assert sys.getrefcount(None) > before - 100
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_what_is_called_goes_on_to_the_function_while_nothing_traces(
+    built: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not built:
+        monkeypatch.setattr(native, "GATE", None)
+    called: list[str] = []
+    tracer: list[object] = [None]
+    monkeypatch.setattr(eager, "_tracer", lambda: tracer[0])
+    monkeypatch.setattr(torch.compiler, "disable", lambda function: lambda: called.append("apart"))
+    call = eager.eager(lambda: called.append("here"))
+    call()
+    tracer[0] = object()
+    call()
+    call()
+    assert called == ["here", "apart", "apart"]
+    tracer[0] = None
+    with pytest.raises(TypeError, match="takes 0 positional arguments"):
+        call(1)  # type: ignore[call-arg]
+
+
+@pytest.mark.skipif(native.GATE is None, reason="the extension is not built")
+def test_a_gate_lets_another_function_take_its_place_and_is_freed_in_a_cycle() -> None:
+    def first() -> int:
+        first.gate.function = lambda: 2
+        return 1
+
+    gate = first.gate = native.GATE(first, first, lambda: None)
+    assert [gate(), gate()] == [1, 2]
+    gate.function = first
+    dropped = weakref.ref(first)
+    del first, gate
+    gc.collect()
+    assert dropped() is None
+    with pytest.raises(TypeError):
+        native.GATE(abs)
