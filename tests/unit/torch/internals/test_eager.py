@@ -131,15 +131,17 @@ def test_what_is_called_goes_on_to_the_function_while_nothing_traces(
 
 @pytest.mark.skipif(native.GATE is None, reason="the extension is not built")
 def test_a_gate_lets_another_function_take_its_place_and_is_freed_in_a_cycle() -> None:
-    def first() -> int:
-        first.gate.function = lambda: 2
-        return 1
+    def made() -> weakref.ref[object]:
+        def first() -> int:
+            gate.function = lambda: 2
+            return 1
 
-    gate = first.gate = native.GATE(first, first, lambda: None)
-    assert [gate(), gate()] == [1, 2]
-    gate.function = first
-    dropped = weakref.ref(first)
-    del first, gate
+        gate = native.GATE(first, first, lambda: None)
+        assert [gate(), gate()] == [1, 2]
+        gate.function = first
+        return weakref.ref(first)
+
+    dropped = made()
     gc.collect()
     assert dropped() is None
     with pytest.raises(TypeError):
