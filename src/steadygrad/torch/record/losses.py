@@ -174,25 +174,25 @@ class StepLosses:
     Attributes:
         heard: gives the loss since the last step; None where nobody hears.
         heard_so_far: the same, and goes on adding.
-        told: the sum of what `tell` was given since the last step; None for nothing.
+        added_up: the sum of what `tell` was given since the last step; None for nothing.
     """
 
     def __init__(self) -> None:
         self.heard: Callable[[], object] = _nothing_heard
         self.heard_so_far: Callable[[], object] = _nothing_heard
-        self.told: Any = None
+        self.added_up: Any = None
 
     def tell(self, value: object) -> None:
         """Add a loss."""
-        self.told = value if self.told is None else self.told + value
+        self.added_up = value if self.added_up is None else self.added_up + value
 
     def so_far(self) -> object:
         """The loss of the step under way as far as it is known; None where it is not."""
-        return self.heard_so_far() if self.told is None else self.told
+        return self.heard_so_far() if self.added_up is None else self.added_up
 
     def take(self, of_closure: object) -> object:
         """The loss of this step: told by `tell`, else the closure's value, else heard."""
-        loss, self.told = self.told, None
+        loss, self.added_up = self.added_up, None
         heard = self.heard()  # asked for in any case: it then begins to sum anew
         loss = of_closure if loss is None else loss
         return heard if loss is None else loss

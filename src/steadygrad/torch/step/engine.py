@@ -277,7 +277,7 @@ class Engine:
                 self._refused_before = step + REFUSED_FOR  # C may need a millisecond to refuse
             return False
         self._sealed, table.present = figures, None
-        loss = losses.heard() if losses.told is None else losses.take(None)
+        loss = losses.heard() if losses.added_up is None else losses.take(None)
         journal.file_sealed(step, params, passed, figures, loss, groups[0].get("lr"))
         looked_at = self.step = self._looked_at
         looked_at.depth = 1
