@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,6 +86,7 @@ class Session:
             {
                 "torch": self._guarded("torch", _observe_torch),
                 "tensorflow": self._guarded("tensorflow", _observe_tensorflow),
+                "steadygrad.tensorflow": self.guarded_import(partial(_observe_dropins, self)),
                 "keras": self._guarded("keras", _observe_keras),
                 "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
                 "jax": self._guarded("jax", lambda _, module: self._jax.jax_imported(module)),
@@ -327,6 +328,12 @@ def _observe_tensorflow(session: Session, module: ModuleType) -> None:
     from steadygrad.launch.tensorflow_script.install import install
 
     install(_tensorflow(session), module)
+
+
+def _observe_dropins(session: Session, module: ModuleType) -> None:
+    from steadygrad.launch.tensorflow_script.install import install_dropins
+
+    install_dropins(_tensorflow(session), module)
 
 
 def _observe_tf_keras(session: Session, module: ModuleType) -> None:

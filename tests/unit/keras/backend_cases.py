@@ -970,19 +970,21 @@ def observed(clip=None):
 
     owners = [sys.modules["keras.src.optimizers.base_optimizer"].BaseOptimizer, keras.Model]
     owners += [MANY] if MANY is not None else []
-    owners += [keras.optimizers.LossScaleOptimizer]
+    owners += [keras.optimizers.LossScaleOptimizer, sys.modules["steadygrad.keras.hook"].Hook]
     backend = sys.modules[keras.backend.backend()]
     if backend.__name__ == "tensorflow":
         owners += [backend.GradientTape, backend.compat.v1.train.Optimizer]
         variables = sys.modules["tensorflow.python.ops.resource_variable_ops"]
         owners += [variables.BaseResourceVariable, variables.ResourceVariable]
         owners += [m for name, m in sys.modules.items() if name.split(".")[0] == "tensorflow"]
+        owners += [ours(), sys.modules["steadygrad.tensorflow.dropins"]]
     elif backend.__name__ == "jax":
         owners += [backend]
     kept = [(owner, dict(vars(owner))) for owner in owners]
     session = sessions.Session(Plan(target="x.py", out=folder.name + "/run.db", clip=clip))
     if backend.__name__ == "tensorflow":
         sessions._observe_tensorflow(session, backend)
+        sessions._observe_dropins(session, ours())
     sessions._observe_keras(session, keras)
     try:
         yield session
@@ -1341,6 +1343,50 @@ def run_records_what_keras_clips_by_itself():
         assert {place["call"] for place in run.info["clip_calls"]} == {keyword}
 
 
+@case()
+def run_records_what_a_script_attaches_before_it_clips():
+    x, y = data()
+    bad = x.copy()
+    bad[20] = np.nan
+
+    def fitted(inputs, optimizer):
+        steady = sg.attach(optimizer, clip="norm:0.05")
+        model = model_of(optimizer)
+        model.fit(inputs, y, batch_size=8, verbose=0, shuffle=False)
+        steady.detach()
+        return weights(model)
+
+    def all_fitted():
+        one, other, third, fourth = (keras.optimizers.SGD(0.1) for _ in range(4))
+        scaled = keras.optimizers.LossScaleOptimizer(one, initial_scale=8.0)
+        many = MANY(lambda v: third if v.shape[-1] == 1 else fourth) if MANY else third
+        return [fitted(x, scaled), fitted(bad, other), fitted(x, many)]
+
+    plain = all_fitted()
+    with observed() as session:
+        seen = all_fitted()
+    assert session.troubles == [], session.troubles
+    assert all(map(equal, plain, seen))
+    run = steadygrad.open_run(session.path)
+    name = "MultiOptimizer" if MANY else "SGD"
+    assert [o["class"] for o in run.info["optimizers"]] == ["SGD", "SGD", name]
+    clip = functools.partial(by_global_norm, limit=0.05)
+    for number in (0, 2):
+        steps = run.steps[run.steps["optimizer"] == number]
+        close([steps["norm"]], [oracle_norms(0.1, clip)], rtol=1e-5)
+        close([steps["coef"]], [0.05 / steps["norm"]], rtol=1e-5)
+        assert set(steps["action"]) == {"clip"}
+    broken = run.steps[run.steps["optimizer"] == 1]
+    assert broken["action"].tolist() == ["clip", "clip", "skip", "clip"]
+    assert np.isfinite(broken["norm"]).tolist() == [True, True, False, True]
+
+
+def ours():
+    import steadygrad.tensorflow as functions
+
+    return functions
+
+
 CLIPS = {
     "global": lambda tf, g: tf.clip_by_global_norm(g, 1.0)[0],
     "with a norm": lambda tf, g: tf.clip_by_global_norm(g, 1.0, use_norm=tf.linalg.global_norm(g))[
@@ -1348,6 +1394,9 @@ CLIPS = {
     ],
     "each": lambda tf, g: [tf.clip_by_norm(t, 0.5) for t in g],
     "value": lambda tf, g: [tf.clip_by_value(t, -0.1, 0.1) for t in g],
+    "global of ours": lambda tf, g: ours().clip_by_global_norm(g, 1.0)[0],
+    "each of ours": lambda tf, g: [ours().clip_by_norm(t, 0.5) for t in g],
+    "value of ours": lambda tf, g: [ours().clip_by_value(t, -0.1, 0.1) for t in g],
     "part": lambda tf, g: [*tf.clip_by_global_norm(g[:2], 1.0)[0], *g[2:]],
     "twice": lambda tf, g: tf.clip_by_global_norm(tf.clip_by_global_norm(g, 2.0)[0], 1.0)[0],
     "thrown away": lambda tf, g: tf.clip_by_global_norm(g, 1.0) and g,

@@ -37,6 +37,7 @@ COMMON = [
     "run_tells_what_a_scaler_drops",
     "run_counts_real_steps_and_changes_nothing",
     "run_records_broken_steps",
+    "run_records_what_a_script_attaches_before_it_clips",
     "run_records_what_keras_clips_by_itself",
     "saving_brings_everything_back",
     "the_monitor_fills_logs_and_run_file",

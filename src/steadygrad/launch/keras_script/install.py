@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from steadygrad.keras.hook import Gradients, Hook
 from steadygrad.keras.internals import (
     DROPS_OF_SCALERS,
     base_optimizer,
@@ -57,6 +58,7 @@ def install(
         takeover = Takeover(session, observer, session.plan.clip)
         observer.clips = takeover.clips
         note(takeover.leave)
+    _patch_hook(observer)
     _patch_apply(base, observer, takeover)
     _patch_scaler(keras, observer, takeover)
     if backend != "jax":  # there it is a tracer of another trace
@@ -95,6 +97,24 @@ def _patch_apply(
             return original(self, grads, trainable_variables)
 
     replace(base, "apply", apply)
+
+
+def _patch_hook(observer: KerasObserver) -> None:
+    """Have optimizers that the script attaches tell of their steps from the first one on."""
+    original = Hook.apply
+
+    @functools.wraps(original)
+    def apply(
+        self: Hook,
+        optimizer: keras.Optimizer,
+        go: Callable[[Gradients, list[keras.Variable]], None],
+        gradients: Gradients,
+        trainable: list[keras.Variable],
+    ) -> None:
+        observer.hear(optimizer, self)
+        original(self, optimizer, go, gradients, trainable)
+
+    replace(Hook, "apply", apply)
 
 
 def _patch_scaler(library: ModuleType, observer: KerasObserver, takeover: Takeover | None) -> None:

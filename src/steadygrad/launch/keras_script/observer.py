@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import keras
 
+    from steadygrad.keras.hook import Hook
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.keras_script.weights import WeightWatch
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
@@ -71,6 +72,8 @@ class KerasObserver:
         )
         self.model: keras.Model | None = None
         self.clips: Callable[[keras.Optimizer], bool] = lambda optimizer: False
+        self._told: weakref.WeakSet[keras.Optimizer] = weakref.WeakSet()
+        self._hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
 
     @functools.cached_property
     def tracks(self) -> Tracks:
@@ -123,6 +126,23 @@ class KerasObserver:
         """Have the models that trained make training steps without us."""
         for model in list(self._watches):
             model.train_function = None
+        for hook in self._hooks:
+            hook.watcher = None
+
+    def hear(self, optimizer: keras.Optimizer, hook: Hook) -> None:
+        """Have an optimizer that the script attaches tell of its steps, with norms before it clips.
+
+        Args:
+            optimizer: the attached one.
+            hook: what stands inside of it.
+        """
+        if hook.watcher is None and not hook.only_observes:
+            hook.watcher = functools.partial(
+                self.guarded, "an attached Keras step is not recorded", self.tell, optimizer
+            )
+            self._hooks.add(hook)
+            for one in (optimizer, *members(optimizer)):
+                self._told.add(one)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -143,7 +163,7 @@ class KerasObserver:
         try:
             if self.ground.tensorflow is not None:
                 self.ground.tensorflow.by_hand.forget()
-            if self.clips(optimizer):
+            if optimizer in self._told or self.clips(optimizer):
                 return  # its hook tells
             variables = list(trainable_variables(optimizer) if variables is None else variables)
             pairs = zip(gradients, variables, strict=True)
@@ -190,7 +210,8 @@ class KerasObserver:
 
             kinds, index = owners(self.model), self.tracks.next_index
             infos = [_described(v, index, kinds.get(id(v), "")) for v in variables]
-            kind, backend = type(optimizer).__name__, self.ground.name
+            kind = getattr(type(optimizer), "plain", type(optimizer)).__name__
+            backend = self.ground.name
             versions = versions_of("keras", backend, "numpy")
             facts = {"framework": "keras", "backend": backend, "versions": versions}
             if self.model is not None and not index:

@@ -113,6 +113,10 @@ class TensorFlowPatches:
             self._session.trouble("a TensorFlow step by hand is not observed", error)
         return nullcontext()
 
+    def muted(self) -> AbstractContextManager[object]:
+        """A context in which clip calls are parts of another."""
+        return nullcontext() if self._observer is None else self._observer.log.muted()
+
     def clip_call(
         self, name: str, args: Sequence[object], kwargs: Mapping[str, object], result: object
     ) -> None:
@@ -175,6 +179,20 @@ def install(patches: TensorFlowPatches, tensorflow: ModuleType) -> None:
     replace(first, "compute_gradients", _watch_gradient(first.compute_gradients, patches))
     patch_apply_gradients(first, patches)
     _patch_variables(patches)
+
+
+def install_dropins(patches: TensorFlowPatches, module: ModuleType) -> None:
+    """Patch the clip functions of `steadygrad.tensorflow`, which a script may call as TensorFlow's.
+
+    Args:
+        patches: TensorFlow's.
+        module: the imported package.
+    """
+    for name in CLIPS:
+        original = getattr(module, name)
+        wrapped = _watch_clip(name, original, patches)
+        for place in (module, sys.modules[original.__module__]):
+            replace(place, name, wrapped)
 
 
 def _patch_variables(patches: TensorFlowPatches) -> None:
@@ -291,7 +309,7 @@ def _watch_clip(name: str, original: Function, patches: TensorFlowPatches) -> Fu
     def clip(*args: object, **kwargs: object) -> object:
         if args and hasattr(args[0], "__next__"):
             args = (list(cast("Iterator[object]", args[0])), *args[1:])
-        with aside:
+        with aside, patches.muted():
             result = original(*args, **kwargs)
         patches.clip_call(name, args, kwargs, result)
         return result
