@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,6 +32,8 @@ BATCH = ("loss", "lr", "loss_scale", "kind", "place")
 CALL = ("max_norm", "norm", "coef")
 MOST_CALLS = 4
 """So many clip calls a step have figures."""
+MOST_HELD = 8
+"""So many moves by hand may come with each step of an optimizer."""
 STEP = ("norm", "threshold", "coef", "cosine", "action")
 WAITS, STEPS, DROPPED = 0, 1, 2
 """What a micro-batch is: one that is added up, the last of a window, one left out of it."""
@@ -249,6 +251,58 @@ class Track:
                 placement.enter(self._book, self.writer, turn, figures)
 
 
+class TentativeTrack(Track):
+    """Moves of variables that are steps only where no optimizer moves the same variables as well.
+
+    A loop may move its variables to another point, ask for gradients there, and hand those to an
+    optimizer, as SAM does: whether it has one shows after the first moves.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._held: deque[NDArray[np.float64]] = deque(maxlen=MOST_HELD + 1)
+        self._optimizers: Sequence[Track] = ()
+        self._moves, self._before = 0, -1
+
+    def beside(self, optimizers: Sequence[Track]) -> None:
+        """Note the tracks of optimizers that move the same variables; called first when it begins.
+
+        Args:
+            optimizers: all that are known by now.
+        """
+        self._optimizers = optimizers
+        if self._before < 0:
+            self._before = self._taken()
+
+    def drain(self) -> None:
+        """Write the rows that have come, in order, unless they are an optimizer's business."""
+        for track in self._optimizers:
+            track.drain()
+        super().drain()
+
+    def finish(self) -> None:
+        """Write what the device still holds, and what was held back."""
+        super().finish()
+        if self._taken() == self._before:
+            self._write_held()
+
+    def _taken(self) -> int:
+        return sum(track.steps for track in self._optimizers)
+
+    def _sort(self, row: NDArray[np.float64]) -> None:
+        self._moves += 1
+        self._held.append(row)
+        if self._moves > MOST_HELD * (1 + self._taken() - self._before):
+            self._write_held()
+
+    def _write_held(self) -> None:
+        while self._held:
+            super()._sort(self._held.popleft())
+
+
+AnyTrack = TypeVar("AnyTrack", bound=Track)
+
+
 class Tracks:
     """All tracks of one process; tells the run file which optimizers there are.
 
@@ -278,7 +332,8 @@ class Tracks:
         variables: Sequence[object],
         settle: Callable[[], None],
         facts: Mapping[str, object],
-    ) -> Track:
+        kept: type[AnyTrack],
+    ) -> AnyTrack:
         """A new optimizer.
 
         Args:
@@ -287,12 +342,13 @@ class Tracks:
             variables: its variables, in the order of ``infos``.
             settle: waits until every row that is under way has arrived.
             facts: what the run file says of the framework.
+            kept: `Track`, or `TentativeTrack`.
 
         Returns:
             Its track.
         """
         index = self._book.enter(kind, facts)
-        track = Track(self._session, infos, index, variables, settle, self._book.calls)
+        track = kept(self._session, infos, index, variables, settle, self._book.calls)
         self._all.append(track)
         return track
 

@@ -1521,6 +1521,48 @@ def run_sees_updates_by_hand_and_changes_nothing():
 
 
 @case("tensorflow")
+def run_takes_moves_to_another_point_for_no_steps():
+    """As sharpness-aware minimisation makes them: Foret et al. (2021)."""
+    import tensorflow as tf
+
+    def trained(compiled):
+        model, (x, y) = model_of("sgd"), data()
+        optimizer, variables = keras.optimizers.SGD(0.01), model.trainable_variables
+
+        def differentiated():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x) - y) ** 2)
+            return loss, tape.gradient(loss, variables)
+
+        def step():
+            moves = [0.05 * gradient for gradient in differentiated()[1]]
+            for variable, move in zip(variables, moves, strict=True):
+                variable.assign_add(move)
+            loss, gradients = differentiated()
+            for variable, move in zip(variables, moves, strict=True):
+                variable.assign_sub(move)
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            return loss, gradients
+
+        told, step = [], tf.function(step) if compiled else step
+        for _ in range(6):
+            loss, gradients = step()
+            wide = [t.numpy().astype(np.float64) for t in gradients]
+            told.append([np.sqrt(sum((t**2).sum() for t in wide)), float(loss)])
+        return np.array(told).T, weights(model)
+
+    for compiled in (False, True):
+        (norms, losses), plain = trained(compiled)
+        with observed() as session:
+            _, seen = trained(compiled)
+        assert session.troubles == [], session.troubles
+        assert equal(plain, seen), compiled
+        run = steadygrad.open_run(session.path)
+        assert {run.info["optimizers"][i]["class"] for i in run.steps.optimizer} == {"SGD"}
+        close([run.steps.norm, run.steps.loss], [norms, losses], rtol=1e-5)
+
+
+@case("tensorflow")
 def run_hears_the_loss_of_each_optimizer():
     import tensorflow as tf
 

@@ -69,6 +69,7 @@ ALONE = {
         "run_tells_what_a_scaler_drops_on_replicas",
         "run_sees_clips_by_hand_and_changes_nothing",
         "run_sees_updates_by_hand_and_changes_nothing",
+        "run_takes_moves_to_another_point_for_no_steps",
     ],
 }
 

@@ -216,7 +216,9 @@ class KerasObserver:
             facts = {"framework": "keras", "backend": backend, "versions": versions}
             if self.model is not None and not index:
                 facts["loop"] = criterion_of(self.model)
-            track = self.tracks.add(kind, infos, variables, self.ground.side.settle, facts)
+            track = self.tracks.add(kind, infos, variables, self.ground.side.settle, facts, Track)
+            if self.ground.tensorflow is not None:
+                self.ground.tensorflow.moved_by(track, variables)
             track.ring = self.ground.side.ring(HEAD_WIDTH + body_width(len(infos)))
             self._of[optimizer] = track
         return track

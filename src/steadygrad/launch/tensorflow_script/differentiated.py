@@ -42,6 +42,7 @@ class DifferentiatedLosses:
     def __init__(self) -> None:
         self._latest: tf.Tensor | None = None
         self._now: tf.Tensor | None = None
+        self._lent: DifferentiatedLoss | None = None
         self._scaled: deque[tuple[tf.Tensor, tf.Tensor]] = deque(maxlen=MOST_LOSSES)
         self._waiting: deque[DifferentiatedLoss] = deque(maxlen=MOST_LOSSES)
 
@@ -51,7 +52,7 @@ class DifferentiatedLosses:
 
     def heard(self, loss: object) -> None:
         """Gradients of this are asked for."""
-        self._now = None
+        self._now = self._lent = None
         if getattr(loss, "shape", None) == ():
             plain = next((p for scaled, p in reversed(self._scaled) if scaled is loss), loss)
             self._now = self._latest = plain
@@ -72,7 +73,8 @@ class DifferentiatedLosses:
             The latest that was differentiated by one of them; where that is not known, the latest.
         """
         listed = list(variables)
-        own = (one.loss for one in reversed(self._waiting) if one.is_of(listed))
+        known = self._waiting if self._lent is None else [self._lent, *self._waiting]
+        own = (one.loss for one in reversed(known) if one.is_of(listed))
         return next(own, self._latest)
 
     def take(self, variables: Iterable[object]) -> tf.Tensor | None:
@@ -83,4 +85,13 @@ class DifferentiatedLosses:
             self._latest = None
         waiting = [one for one in self._waiting if not one.is_of(listed)]
         self._waiting = deque(waiting, maxlen=MOST_LOSSES)
+        return loss
+
+    def lend(self, variables: Iterable[Variable]) -> tf.Tensor | None:
+        """As `take`; the next step of these variables has the same loss, unless it has its own."""
+        listed = list(variables)
+        loss = self.take(listed)
+        if loss is not None:
+            refs = {id(variable): weakref.ref(variable) for variable in listed}
+            self._lent = DifferentiatedLoss(loss, refs)
         return loss

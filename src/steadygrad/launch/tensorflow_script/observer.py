@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +21,7 @@ from steadygrad.launch.tensorflow_script.by_hand import (
     UpdatesByHand,
     Variable,
     VariablesByHand,
+    raw_variable,
     variables_in,
 )
 from steadygrad.launch.tensorflow_script.clips import (
@@ -31,7 +32,14 @@ from steadygrad.launch.tensorflow_script.clips import (
 from steadygrad.launch.tensorflow_script.differentiated import DifferentiatedLosses
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
-from steadygrad.launch.track import HEAD_WIDTH, STEPS, Track, Tracks, body_width
+from steadygrad.launch.track import (
+    HEAD_WIDTH,
+    STEPS,
+    TentativeTrack,
+    Track,
+    Tracks,
+    body_width,
+)
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice
 from steadygrad.policies.stepping import CLIP, NONE, SKIP, StepGradients, measure, step
@@ -72,6 +80,8 @@ class TensorFlowObserver:
         self._unscaled: tuple[list[tuple[Gradient, Gradient]], tf.Tensor | None] = ([], None)
         self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
         self._loops: dict[tuple[int, ...], VariablesByHand] = {}
+        self._of_optimizers: list[tuple[set[int], Track]] = []
+        self._unseen: set[tuple[str, frozenset[int]]] = set()
         self._engine = TensorFlowEngine()
 
     @property
@@ -256,7 +266,8 @@ class TensorFlowObserver:
         elif not all(g is not None and reached(g) for g in gradients):
             reason = "its gradients are of another tf.function, and what becomes of them is"
         if reason:
-            self._session.mention(f"an update by hand is not recorded: {reason} not seen")
+            ids = frozenset(id(ref()) for ref in asked.owner.variables)
+            self._unseen.add((f"an update by hand is not recorded: {reason} not seen", ids))
         return not reason
 
     def _loop_of(self, asked: AskedGradients, variables: Sequence[Variable]) -> VariablesByHand:
@@ -289,7 +300,8 @@ class TensorFlowObserver:
         before = there if clipped is None else clipped.before
         names = [track.infos[i].name for i in places]
         stats, outcome = self._left(self._leaves(before, scale), clipped, own, names)
-        loss = self.losses.take(variables)
+        by_hand = isinstance(track, TentativeTrack)
+        loss = self.losses.lend(variables) if by_hand else self.losses.take(variables)
         row = self._row(optimizer, track, loss, stats, places, clipped, place, outcome)
         if self.replicas > 1:
             self._session.mention(
@@ -365,14 +377,33 @@ class TensorFlowObserver:
                 "versions": versions_of("tensorflow", "numpy"),
             }
             ids = list(map(id, variables))
-            track = self.tracks.add(kind, infos, ids, self.side.settle, facts)
+            kept = TentativeTrack if isinstance(optimizer, VariablesByHand) else Track
+            track = self.tracks.add(kind, infos, ids, self.side.settle, facts, kept)
             track.ring = self.side.ring(HEAD_WIDTH + body_width(len(infos)))
             self._own[optimizer] = track
+            self.moved_by(track, variables)
         return track
+
+    def moved_by(self, track: Track, variables: Iterable[object]) -> None:
+        """Note whose steps move these variables: what moves them by hand as well takes none.
+
+        Args:
+            track: of an optimizer, or of a loop without one.
+            variables: TensorFlow's or Keras'.
+        """
+        if not isinstance(track, TentativeTrack):
+            self._of_optimizers.append((set(map(id, map(raw_variable, variables))), track))
+        for loop in self._own.values():
+            if isinstance(loop, TentativeTrack):
+                own = set(loop.variables)
+                loop.beside([t for ids, t in self._of_optimizers if not own.isdisjoint(ids)])
 
     def finish(self) -> None:
         """Read what the device still holds, and say what was not seen."""
         self.tracks.finish()
+        for sentence, ids in sorted(self._unseen, key=lambda each: each[0]):
+            if all(ids.isdisjoint(others) for others, _ in self._of_optimizers):
+                self._session.mention(sentence)
         for function in self.log.lost() if self.steps else ():  # else there are no norms
             self._session.mention(
                 f"what tf.{function} returned went to no optimizer step as it was (through a "
