@@ -281,6 +281,44 @@ def test_a_clip_by_torch_before_a_step_of_keras_is_seen(forked: Workbench) -> No
     assert (calls["count"], calls["before_backward"], calls["per_micro_batch"]) == (5, False, False)
 
 
+TWO_LIBRARIES = """
+import torch
+
+def by_torch(kind):
+    net = torch.nn.Linear(4, 1)
+    optimizer, x = kind(net.parameters(), 0.1), torch.ones(8, 4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x) - 5.0).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.25)
+        optimizer.step()
+
+by_torch(torch.optim.Adam)
+{by_torch}
+by_torch(torch.optim.SGD)
+"""
+
+
+def test_optimizers_of_two_libraries_have_a_number_each(forked: Workbench) -> None:
+    forked.write("train.py", TWO_LIBRARIES.format(by_torch=BY_TORCH))
+    plain, observed = forked.both("train.py")
+    assert plain.returncode == 0, plain.stderr
+    assert observed.stdout == plain.stdout
+    run = steadygrad.open_run(forked.run_file())
+    assert [(o["class"], o["index"]) for o in run.info["optimizers"]] == [
+        ("Adam", 0),
+        ("SGD", 1),
+        ("SGD", 2),
+    ]
+    assert run.steps.optimizer.tolist() == [0] * 3 + [1] * 5 + [2] * 3
+    assert run.steps.threshold.tolist() == [0.25] * 3 + [0.5] * 5 + [0.25] * 3
+    assert {(t.optimizer, len(t.shape)) for t in run.tensors} == {
+        (number, dimensions) for number in range(3) for dimensions in (1, 2)
+    }
+    counts = {call["optimizer"]: call["count"] for call in run.info["clip_calls"]}
+    assert counts == {0: 3, 1: 5, 2: 3}
+
+
 @pytest.fixture(scope="module")
 def tensorflow_forks() -> Iterator[Forks]:
     with Forks("tensorflow") as forks:

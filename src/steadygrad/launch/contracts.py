@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from steadygrad.launch.optimizers import OptimizerList
 from steadygrad.launch.plan import Plan
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ class RunContext(Protocol):
 
     Attributes:
         overhead: seconds that observing has cost the script.
+        optimizers: those of all frameworks.
     """
 
     overhead: float
+    optimizers: OptimizerList
 
     @property
     def plan(self) -> Plan:

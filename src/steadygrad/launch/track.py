@@ -70,12 +70,11 @@ class OptimizerBook:
     def __init__(self, session: RunContext) -> None:
         self.session = session
         self.calls = CallBook()
-        self._optimizers: list[dict[str, str | int]] = []
 
     @property
     def next_index(self) -> int:
         """The number of the next optimizer."""
-        return len(self._optimizers)
+        return self.session.optimizers.next_index
 
     def enter(self, kind: str, facts: Mapping[str, object]) -> int:
         """List a new optimizer.
@@ -87,19 +86,13 @@ class OptimizerBook:
         Returns:
             Its number within the run.
         """
-        index = self.next_index
-        self._optimizers.append({"class": kind, "index": index})
-        writer = self.session.writer()
-        if writer is not None:
-            writer.update_info(optimizers=self._optimizers, **facts)
-        return index
+        return self.session.optimizers.enter(kind, facts=facts)
 
     def finish(self) -> None:
         """Write the counts of clip calls."""
         summary = self.calls.summary()
-        writer = self.session.writer() if summary else None
-        if writer is not None:
-            writer.update_info(clip_calls=summary)
+        if summary:
+            self.session.optimizers.count_clips(summary)
 
 
 def record_of(
@@ -319,6 +312,11 @@ class Tracks:
     def steps(self) -> int:
         """Steps taken so far."""
         return sum(track.steps for track in self._all)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is one."""
+        return bool(self._all)
 
     @property
     def next_index(self) -> int:

@@ -236,7 +236,7 @@ class KerasObserver:
 
     def finish(self) -> None:
         """Read what the device still holds."""
-        if not self.ground.is_tensorflow and self.tracks.next_index:
+        if not self.ground.is_tensorflow and self.tracks.begun:
             self.ground.side.settle()
             self.tracks.finish()
 

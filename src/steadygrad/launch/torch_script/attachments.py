@@ -34,8 +34,6 @@ from steadygrad.torch.step.observing import (
 
 Parameters = list[torch.Tensor]
 _NONE: Mapping[str, float] = {}
-ALL_BEFORE = 64
-"""So many optimizers are put on record one by one, more of them so many at a time."""
 
 
 class Attachments:
@@ -55,7 +53,6 @@ class Attachments:
         self.census: Census | None = None
         self.of_parts = False
         self._attached: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
-        self._classes: list[dict[str, object]] = []
         self._names_taken: set[str] = set()
         self.tensor_names: dict[int, str] = {}
         self._number_of: dict[int, int] = {}
@@ -291,16 +288,7 @@ class Attachments:
             kind: its class.
             settings: numbers of it that explain a step.
         """
-        self._classes.append({"class": kind, "index": len(self._classes), **settings})
-        number = len(self._classes) - 1
-        if number < ALL_BEFORE or number % ALL_BEFORE == 0:
-            self._tell_classes()
-        return number
-
-    def _tell_classes(self) -> None:
-        writer = self._context.writer()
-        if writer is not None:
-            writer.update_info(optimizers=self._classes)
+        return self._context.optimizers.enter(kind, settings)
 
     def names(self, parameters: Parameters) -> dict[int, Any]:
         """Describe parameters that no optimizer holds."""
@@ -310,8 +298,7 @@ class Attachments:
         """The script is over: what is still under way of its steps, on a device or a rank."""
         for handle in self._handles():
             handle.flush()
-        if len(self._classes) > ALL_BEFORE:
-            self._tell_classes()
+        self._context.optimizers.finish()
         finish_ranks()
 
     def abandon(self) -> None:

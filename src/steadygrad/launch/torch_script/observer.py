@@ -339,7 +339,7 @@ class TorchObserver:
         writer = seen.context.writer() if self.steps or clip_calls else None
         if writer is None:
             return
-        writer.update_info(clip_calls=clip_calls)
+        seen.context.optimizers.count_clips(clip_calls)
         if self.steps:
             writer.update_info(loop=self._loop.as_json())
             seen.write_facts()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from steadygrad.launch.torch_script import attachments, census
+from steadygrad.launch import optimizers
+from steadygrad.launch.torch_script import census
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.graph import leaves_of
 from steadygrad.launch.torch_script.loop_facts import LoopWatch
@@ -403,7 +404,7 @@ def test_an_optimizer_a_task_is_not_looked_for_each_time(
     monkeypatch.setattr(census, "alive", alive)
     monkeypatch.setattr(census, "FREE_LOOKS", 4)
     monkeypatch.setattr(census, "REST", 1e9)
-    monkeypatch.setattr(attachments, "ALL_BEFORE", 4)
+    monkeypatch.setattr(optimizers, "ALL_BEFORE", 4)
     seen, tasks = observe(), 20
     for _ in range(tasks):
         net = torch.nn.Linear(2, 1)
