@@ -178,6 +178,14 @@ for t in range(6):
     norms.append(oracle(g)); losses.append(float(loss))
 SEEN["equinox"] = {"norms": norms, "losses": losses, "digest": hashlib.sha256(b"".join(
     np.asarray(v).tobytes() for v in jax.tree.leaves(eqx.filter(model, eqx.is_array)))).hexdigest()}
+# a loss scale of flax
+from flax.training.dynamic_scale import DynamicScale
+dynamic, tx = DynamicScale(scale=1024.0), clipped()
+def scaled(params, state, x, y):
+    _, _, loss, g = dynamic.value_and_grad(loss_fn)(params, x, y)
+    u, state = tx.update(g, state, params)
+    return optax.apply_updates(params, u), state, loss, g
+train("loss scale", tx, jax.jit(scaled))
 # a clip whose result is thrown away
 def thrown(params, state, x, y):
     (loss, _), g = vg(params, x, y)

@@ -94,6 +94,9 @@ class Session:
                 "tf_keras": self._guarded("tf_keras", _observe_tf_keras),
                 "jax": self._guarded("jax", lambda _, module: self._jax.jax_imported(module)),
                 "optax": lambda module: self._jax.optax_imported(module),
+                "flax.training.dynamic_scale": self.guarded_import(
+                    lambda module: self._jax.scale_imported(module)
+                ),
             }
         )
 

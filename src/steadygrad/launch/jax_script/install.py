@@ -41,6 +41,12 @@ class JaxScript:
         replace(jax, "grad", self._losses.watch_grad(jax.grad, hearing))
         replace(jax, "value_and_grad", hearing)
 
+    def scale_imported(self, module: ModuleType) -> None:
+        """Hear losses without the loss scale of Flax' `DynamicScale`."""
+        assert self._losses is not None
+        kind = module.DynamicScale
+        replace(kind, "value_and_grad", self._losses.watch_scaled(kind.value_and_grad))
+
     def optax_imported(self, optax: ModuleType) -> None:
         """Observe every transformation that is made from now on."""
         try:

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import jax
 import numpy as np
@@ -41,6 +41,13 @@ Differentiate = Callable[..., Callable[..., "tuple[PyTree, PyTree]"]]
 
 
 Reference = Callable[[], object]
+
+
+class ScaledResult(Protocol):
+    """What is asked of Flax' `DynamicScaleResult`."""
+
+    aux: PyTree
+    grad: PyTree
 
 
 @dataclass(eq=False)
@@ -162,6 +169,29 @@ class Losses:
                 loss = cast("tuple[PyTree, PyTree]", value)[0] if has_aux else value
                 self._guarded(cast("ArrayLike", loss), gradients)
                 return value, gradients
+
+            return hearing
+
+        return value_and_grad
+
+    def watch_scaled(
+        self, original: Callable[..., Callable[..., ScaledResult]]
+    ) -> Callable[..., Callable[..., ScaledResult]]:
+        """`value_and_grad` of Flax' `DynamicScale`, whose loss is heard without its scale."""
+
+        @functools.wraps(original)
+        def value_and_grad(*args: object, **options: object) -> Callable[..., ScaledResult]:
+            function = original(*args, **options)
+            has_aux = options.get("has_aux", args[3] if len(args) > 3 else False)
+
+            @functools.wraps(function)
+            def hearing(*inputs: object) -> ScaledResult:
+                with self.muted():
+                    result = function(*inputs)
+                if self.wanted and not getattr(self._nesting, "inside", False):
+                    loss = cast("tuple[PyTree, PyTree]", result.aux)[0] if has_aux else result.aux
+                    self._guarded(cast("ArrayLike", loss), result.grad)
+                return result
 
             return hearing
 
