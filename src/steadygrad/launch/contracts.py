@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from steadygrad.launch.optimizers import OptimizerList
 from steadygrad.launch.plan import Plan
 
 if TYPE_CHECKING:
+    from steadygrad.launch.optimizers import OptimizerList
     from steadygrad.runlog import RunWriter
 
 
@@ -32,11 +32,13 @@ class RunContext(Protocol):
 
     Attributes:
         overhead: seconds that observing has cost the script.
-        optimizers: those of all frameworks.
     """
 
     overhead: float
-    optimizers: OptimizerList
+
+    @property
+    def optimizers(self) -> OptimizerList:
+        """Those of all frameworks."""
 
     @property
     def plan(self) -> Plan:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from steadygrad.launch import children
 from steadygrad.launch.blame import cause
 from steadygrad.launch.imports import watch
-from steadygrad.launch.optimizers import OptimizerList
 from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import Observer
     from steadygrad.launch.jax_script.install import JaxScript
+    from steadygrad.launch.optimizers import OptimizerList
     from steadygrad.launch.tensorflow_script.install import TensorFlowPatches
     from steadygrad.runlog import RunWriter
 
@@ -44,7 +44,6 @@ class Session:
         observers: what observes the frameworks in use.
         troubles: what went wrong on our side, as sentences.
         overhead: seconds that observing cost the script.
-        optimizers: those of all frameworks.
         exit: how the script ended.
         seconds: how long it took, once it is over.
         current: the one that observes this process; None for none.
@@ -62,7 +61,6 @@ class Session:
         self.observers: list[Observer] = []
         self.troubles: list[str] = []
         self.overhead = 0.0
-        self.optimizers = OptimizerList(self.writer)
         self.exit: str | int = "ok"
         self.seconds = 0.0
         self._concluded_in = 0
@@ -99,6 +97,13 @@ class Session:
                 ),
             }
         )
+
+    @cached_property
+    def optimizers(self) -> OptimizerList:
+        """Those of all frameworks."""
+        from steadygrad.launch.optimizers import OptimizerList
+
+        return OptimizerList(self.writer)
 
     @cached_property
     def _jax(self) -> JaxScript:
@@ -211,7 +216,7 @@ class Session:
         self.plan = children.child_of(self.plan, children.name_of_this_process())
         self._writer, self._gave_up, self.path = None, False, ""
         self._told_by_first_rank = False
-        self.optimizers = OptimizerList(self.writer)
+        self.__dict__.pop("optimizers", None)
 
     def finish(self) -> None:
         """Say the last words."""

@@ -10,7 +10,7 @@ import numpy as np
 from steadygrad.launch.placements import Placement, PlacementTable
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
-from steadygrad.launch.track import BATCH, CALL, MOST_CALLS, STEPS, Tracks
+from steadygrad.launch.track import BATCH, CALL, MOST_CALLS, STEPS, Track, Tracks
 from steadygrad.runlog import TensorInfo, open_run
 from steadygrad.vocabulary import FIGURES, SCRIPT_CLIP
 
@@ -42,7 +42,7 @@ def test_equal_calls_share_a_number_and_a_trace_has_its_own() -> None:
 def test_a_call_behind_a_traced_step_is_told_with_the_next(tmp_path: Path) -> None:
     session = Session(Plan("script.py", out=str(tmp_path / "run.db")))
     tracks = Tracks(session)
-    track = tracks.add("SGD", [TensorInfo("w", (2,))], [object()], lambda: None, {})
+    track = tracks.add("SGD", [TensorInfo("w", (2,))], [object()], lambda: None, {}, Track)
     number = track.placements.enter([placement(1.0)], traced=True)
     track.placements.add_late(number, placement(2.0, late=True))
     head = {"loss": 0.5, "lr": 0.1, "loss_scale": 1.0, "kind": STEPS, "place": number}
