@@ -253,7 +253,7 @@ class TentativeTrack(Track):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._held: deque[NDArray[np.float64]] = deque(maxlen=MOST_HELD + 1)
+        self._undecided: deque[NDArray[np.float64]] = deque(maxlen=MOST_HELD + 1)
         self._optimizers: Sequence[Track] = ()
         self._moves, self._before = 0, -1
 
@@ -277,20 +277,20 @@ class TentativeTrack(Track):
         """Write what the device still holds, and what was held back."""
         super().finish()
         if self._taken() == self._before:
-            self._write_held()
+            self._write_undecided()
 
     def _taken(self) -> int:
         return sum(track.steps for track in self._optimizers)
 
     def _sort(self, row: NDArray[np.float64]) -> None:
         self._moves += 1
-        self._held.append(row)
+        self._undecided.append(row)
         if self._moves > MOST_HELD * (1 + self._taken() - self._before):
-            self._write_held()
+            self._write_undecided()
 
-    def _write_held(self) -> None:
-        while self._held:
-            super()._sort(self._held.popleft())
+    def _write_undecided(self) -> None:
+        while self._undecided:
+            super()._sort(self._undecided.popleft())
 
 
 AnyTrack = TypeVar("AnyTrack", bound=Track)
@@ -330,7 +330,7 @@ class Tracks:
         variables: Sequence[object],
         settle: Callable[[], None],
         facts: Mapping[str, object],
-        kept: type[AnyTrack],
+        kind_of_track: type[AnyTrack],
     ) -> AnyTrack:
         """A new optimizer.
 
@@ -340,13 +340,13 @@ class Tracks:
             variables: its variables, in the order of ``infos``.
             settle: waits until every row that is under way has arrived.
             facts: what the run file says of the framework.
-            kept: `Track`, or `TentativeTrack`.
+            kind_of_track: `Track`, or `TentativeTrack`.
 
         Returns:
             Its track.
         """
         index = self._book.enter(kind, facts)
-        track = kept(self._session, infos, index, variables, settle, self._book.calls)
+        track = kind_of_track(self._session, infos, index, variables, settle, self._book.calls)
         self._all.append(track)
         return track
 

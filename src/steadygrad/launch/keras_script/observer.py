@@ -72,7 +72,7 @@ class KerasObserver:
         )
         self.model: keras.Model | None = None
         self.clips: Callable[[keras.Optimizer], bool] = lambda optimizer: False
-        self._told: weakref.WeakSet[keras.Optimizer] = weakref.WeakSet()
+        self._attached: weakref.WeakSet[keras.Optimizer] = weakref.WeakSet()
         self._hooks: weakref.WeakSet[Hook] = weakref.WeakSet()
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class KerasObserver:
             )
             self._hooks.add(hook)
             for one in (optimizer, *members(optimizer)):
-                self._told.add(one)
+                self._attached.add(one)
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class KerasObserver:
         try:
             if self.ground.tensorflow is not None:
                 self.ground.tensorflow.by_hand.forget()
-            if optimizer in self._told or self.clips(optimizer):
+            if optimizer in self._attached or self.clips(optimizer):
                 return  # its hook tells
             variables = list(trainable_variables(optimizer) if variables is None else variables)
             pairs = zip(gradients, variables, strict=True)

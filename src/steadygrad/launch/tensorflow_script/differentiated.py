@@ -73,8 +73,8 @@ class DifferentiatedLosses:
             The latest that was differentiated by one of them; where that is not known, the latest.
         """
         listed = list(variables)
-        known = self._waiting if self._lent is None else [self._lent, *self._waiting]
-        own = (one.loss for one in reversed(known) if one.is_of(listed))
+        untaken = self._waiting if self._lent is None else [self._lent, *self._waiting]
+        own = (one.loss for one in reversed(untaken) if one.is_of(listed))
         return next(own, self._latest)
 
     def take(self, variables: Iterable[object]) -> tf.Tensor | None:

@@ -377,8 +377,8 @@ class TensorFlowObserver:
                 "versions": versions_of("tensorflow", "numpy"),
             }
             ids = list(map(id, variables))
-            kept = TentativeTrack if isinstance(optimizer, VariablesByHand) else Track
-            track = self.tracks.add(kind, infos, ids, self.side.settle, facts, kept)
+            kind_of_track = TentativeTrack if isinstance(optimizer, VariablesByHand) else Track
+            track = self.tracks.add(kind, infos, ids, self.side.settle, facts, kind_of_track)
             track.ring = self.side.ring(HEAD_WIDTH + body_width(len(infos)))
             self._own[optimizer] = track
             self.moved_by(track, variables)
