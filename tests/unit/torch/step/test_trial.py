@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 
 import bitsandbytes
 import lion_pytorch
@@ -83,34 +82,6 @@ MAKERS |= {
 }
 
 
-OFTEN_USED = (
-    *("AdaBelief", "Apollo", "Lamb", "Prodigy", "Ranger", "SOAP", "ScalableShampoo"),
-    "StableAdamW",
-)
-WRAPPERS = (
-    "SAM",
-    "LookSAM",
-    "FriendlySAM",
-    "WSAM",
-    "Lookahead",
-    "OrthoGrad",
-    "ScheduleFreeWrapper",
-    "TRAC",
-)
-
-
-def swept() -> list[str]:
-    """What is tried: all of them take a quarter of an hour, with ``STEADYGRAD_SWEEP=all``."""
-    if os.environ.get("STEADYGRAD_SWEEP") == "all":
-        return list(MAKERS)
-    chosen = {*OFTEN_USED, *WRAPPERS}
-    return [
-        name
-        for name in MAKERS
-        if not name.startswith("pytorch_optimizer.") or name.partition(".")[2] in chosen
-    ]
-
-
 class Run:
     """A few steps; its result is the weights and what `step` returned."""
 
@@ -148,7 +119,7 @@ class Run:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", swept())
+@pytest.mark.parametrize("name", MAKERS)
 def test_observed_clipped_and_skipped(training, name, capsys):
     make, ways = MAKERS[name], 0
     for with_closure in (False, True):
