@@ -241,13 +241,13 @@ class Script:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler:
             before = optimizer.register_step_pre_hook(
-                lambda o, a, k: self.observer.before_step(optimizer)
+                lambda o, a, k: self.observer.before_step(optimizer, a, k)
             )
             self.scaler.step(optimizer)
             self.scaler.update()
             before.remove()
         else:
-            self.observer.before_step(optimizer)
+            self.observer.before_step(optimizer, (optimizer,), {})
             optimizer.step()
 
 
