@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,8 @@ class StepItem(NamedTuple):
     tensor_ids: NDArray[np.int64]
     norms: NDArray[np.float64]
     max_abs: NDArray[np.float64]
-    nonfinite: NDArray[np.float64]
-    zeros: NDArray[np.float64]
+    nonfinite: NDArray[np.float64] | NDArray[np.int64]
+    zeros: NDArray[np.float64] | NDArray[np.int64]
 
 
 class SealedStep(tuple[Any, ...]):
@@ -48,6 +49,22 @@ class SealedStep(tuple[Any, ...]):
     def opened(self) -> StepItem:
         """The step; the same at every call."""
         raise NotImplementedError
+
+    @classmethod
+    def opened_together(cls, steps: Sequence[SealedStep]) -> list[StepItem]:
+        """Steps of this kind, of whatever optimizers, in their order."""
+        return [step.opened() for step in steps]
+
+
+def opened(batch: Iterable[object]) -> list[Any]:
+    """What was handed over, its sealed steps opened."""
+    items: list[Any] = []
+    for kind, members in itertools.groupby(batch, type):
+        if issubclass(kind, SealedStep):
+            items += kind.opened_together(cast("list[SealedStep]", list(members)))
+        else:
+            items += members
+    return items
 
 
 def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from steadygrad.runlog.encode import Rows, encode_block, encode_steps, pack
 from steadygrad.runlog.filesystem import journal_mode
@@ -418,9 +419,13 @@ def _table_of(steps: Sequence[StepItem]) -> Rows:
 
 def _by_layout(steps: Sequence[StepItem]) -> dict[bytes, list[int]]:
     places: dict[bytes, list[int]] = {}
+    last: NDArray[np.int64] | None = None
     for place, item in enumerate(steps):
-        if len(item.tensor_ids):
-            places.setdefault(item.tensor_ids.tobytes(), []).append(place)
+        if item.tensor_ids is not last:  # most are of the same array as the step before
+            last = item.tensor_ids
+            alike = places.setdefault(last.tobytes(), [])
+        alike.append(place)
+    places.pop(b"", None)
     return places
 
 

@@ -40,6 +40,7 @@ from steadygrad.runlog.items import (
     Tap,
     TapItem,
     TensorsItem,
+    opened,
 )
 from steadygrad.runlog.notice import warn
 from steadygrad.runlog.pump import Pump, bytes_of_step
@@ -406,7 +407,7 @@ class _Recorder:
             self._missed = [*self._missed[:1], record]
 
     def _consume(self, batch: list[Handed]) -> None:
-        batch = [item.opened() if isinstance(item, SealedStep) else item for item in batch]
+        batch = opened(batch)
         items = _for_file(batch) + self._take_gap()
         self.steps_seen += sum(isinstance(item, StepItem) for item in items)
         try:
