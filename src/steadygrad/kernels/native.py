@@ -119,7 +119,7 @@ def try_seal(tensors: list[Any]) -> bytearray | None:
     return None if isinstance(rows, int) else rows
 
 
-def try_seal_gradients(parameters: list[torch.Tensor], any_sparse: bool) -> bytearray | None:
+def _seal_gradients(parameters: list[torch.Tensor], any_sparse: bool) -> bytearray | None:
     """`try_seal` of the gradients of parameters.
 
     Args:
@@ -127,10 +127,11 @@ def try_seal_gradients(parameters: list[torch.Tensor], any_sparse: bool) -> byte
         any_sparse: some may be sparse, of which C then takes what they store. To find one that is
             not expected takes a millisecond.
     """
-    if not _DESCRIBED:
-        return try_seal([parameter.grad for parameter in parameters])
-    figures: bytearray | None = _read.read_gradients(parameters, any_sparse)
-    return figures
+    return try_seal([parameter.grad for parameter in parameters])
+
+
+try_seal_gradients: Callable[[list[torch.Tensor], bool], bytearray | None]
+try_seal_gradients = _read.read_gradients if _DESCRIBED else _seal_gradients
 
 
 def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:

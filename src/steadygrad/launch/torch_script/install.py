@@ -187,13 +187,14 @@ class TorchPatches:
         return _ScriptBackward(arguments, observer, self._thread)
 
     def _grad(self, arguments: tuple[object, ...]) -> Visit | None:
+        observer = self._observer
+        # derivatives by inputs (PINNs, penalties), of which a step may have several
+        if observer is not None and observer.has_stepped and type(arguments[1]) is torch.Tensor:
+            return None
         if graph_task() != -1:
             return None
-        observer = self._observer or self.observer()
-        # derivatives by inputs (PINNs, penalties), of which a step may have several
-        if observer is None:
-            return None
-        if type(arguments[1]) is torch.Tensor and (observer.has_stepped or observer.steps):
+        observer = observer or self.observer()
+        if observer is None or (observer.steps and type(arguments[1]) is torch.Tensor):
             return None
         # a generator, such as model.parameters(), may be read only once
         once = (list(each) if isinstance(each, Iterator) else each for each in arguments[:2])
