@@ -20,6 +20,7 @@ from composed import COMPOSED
 from torch import Tensor
 
 import steadygrad.torch as sg
+from steadygrad.launch.optimizers import OptimizerList
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.torch_script.observer import TorchObserver
 from steadygrad.runlog import RunWriter
@@ -193,6 +194,7 @@ class Context:
     def __init__(self, writer: RunWriter) -> None:
         self.plan = Plan("corpus")
         self.overhead = 0.0
+        self.optimizers = OptimizerList(self.writer)
         self._writer = writer
 
     def writer(self) -> RunWriter:
