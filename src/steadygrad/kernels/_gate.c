@@ -9,9 +9,8 @@
 #include <structmember.h>
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *function; /* called where `tracer` gives None, */
-    PyObject *traced;   /* and this where it does not */
+    PyObject_HEAD PyObject *function; /* called where `tracer` gives None, */
+    PyObject *traced;                 /* and this where it does not */
     PyObject *tracer;
 } gate;
 
@@ -93,11 +92,8 @@ static PyType_Slot slots[] = {
 };
 
 static PyType_Spec spec = {
-    "steadygrad.kernels._read.Gate",
-    sizeof(gate),
-    0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    slots,
+    "steadygrad.kernels._read.Gate",         sizeof(gate), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, slots,
 };
 
 int sg_add_gate(PyObject *module)

@@ -377,8 +377,9 @@ static int add_up(const source *s, PyObject *values, PyObject *indices, sg_tenso
     if (!entries || t->size > LARGE || !(in->rows = malloc((size_t)t->size * sizeof(double))))
         return -1;
     int64_t width = t->size / entries;
-    int64_t count = sg_sum_rows((const int64_t *)(const void *)((char *)keys.data + keys.byte_offset),
-                                entries, t->data, width, t->type, in->rows);
+    int64_t count =
+        sg_sum_rows((const int64_t *)(const void *)((char *)keys.data + keys.byte_offset), entries,
+                    t->data, width, t->type, in->rows);
     if (count < 0)
         return -1;
     *t = (sg_tensor){.data = (char *)in->rows, .size = count * width, .type = SG_F64};
@@ -705,8 +706,8 @@ static int visit_bound(PyObject *module, visitproc visit, void *arg)
 static void free_bound(void *module) { let_go(module); }
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_read", NULL, sizeof(bound), methods, slots, visit_bound, let_go,
-    free_bound,
+    PyModuleDef_HEAD_INIT, "_read", NULL,       sizeof(bound), methods, slots,
+    visit_bound,           let_go,  free_bound,
 };
 
 PyMODINIT_FUNC PyInit__read(void) { return PyModuleDef_Init(&module); }
