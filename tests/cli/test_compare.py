@@ -111,6 +111,7 @@ def test_mistakes_say_what_to_type(tmp_path: Path) -> None:
     assert "there is no script train.py" in done.stderr
 
 
+@pytest.mark.timeout(900)  # a cluster starts slowly where others compute
 def test_a_ray_cluster_comes_to_the_same_though_a_worker_is_killed(
     finished: tuple[Path, Any], tmp_path: Path
 ) -> None:
