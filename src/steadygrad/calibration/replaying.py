@@ -111,7 +111,7 @@ def replay(
         >>> steps.step, steps.norm = np.arange(100), 1.0
         >>> steps.norm[40] = 14.0
         >>> replay(Run.from_arrays(steps=steps), "norm:2.0").sentence
-        'norm:2.0 would have clipped 1.0 % of the steps, the spike at 40 by 7x'
+        'norm:2.0 would have clipped 1.0 % of the steps, the spike at 40 by a factor of 7'
     """
     policy = parse(policy) if isinstance(policy, str) else policy
     recorded, number, rows, where = open_steps(run, optimizer)
