@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="for each case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--training-steps", type=int, default=600)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
+    clock_help = "cpu: on a busy machine; launching has clocks of its own"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=clock_help)
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
     parser.add_argument("--here", choices=PARTS, help=argparse.SUPPRESS)
