@@ -297,11 +297,19 @@ static PyObject *run_scale(const sg_tensor *tensors, Py_ssize_t n, unsigned long
     return failed ? PyErr_NoMemory() : PyLong_FromLong(-1);
 }
 
-static PyObject *read_list(const source *s, PyObject *list, double p, int threads,
-                           const sg_loops *loops)
+static PyObject *read_objects(PyObject *self, PyObject *args)
 {
-    Py_ssize_t refused, n = PyList_Size(list); /* raises for anything but a list */
-    if (n < 0)
+    PyObject *list;
+    double p;
+    int threads;
+    const char *name;
+    Py_ssize_t refused;
+    const source *s = source_of(self);
+    if (!s || !PyArg_ParseTuple(args, "Odis", &list, &p, &threads, &name))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list); /* raises for anything but a list */
+    const sg_loops *loops = n < 0 ? NULL : loops_named(name);
+    if (!loops)
         return NULL;
     sg_tensor *tensors = describe_all(s, list, n, READING, &refused);
     if (!tensors)
@@ -309,19 +317,6 @@ static PyObject *read_list(const source *s, PyObject *list, double p, int thread
     PyObject *result = run_read(tensors, n, p, threads, loops);
     free(tensors);
     return result;
-}
-
-static PyObject *read_objects(PyObject *self, PyObject *args)
-{
-    PyObject *list;
-    double p;
-    int threads;
-    const char *name;
-    const source *s = source_of(self);
-    if (!s || !PyArg_ParseTuple(args, "Odis", &list, &p, &threads, &name))
-        return NULL;
-    const sg_loops *loops = loops_named(name);
-    return loops ? read_list(s, list, p, threads, loops) : NULL;
 }
 
 /* The gradients of parameters, each with a reference of ours; NULL with an exception. */

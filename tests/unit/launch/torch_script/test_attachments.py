@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,8 @@ from torch import nn
 
 import steadygrad
 from steadygrad.launch.torch_script import by_hand, observer
+
+from ....optimizers import SlowWeights
 
 Observe = Callable[..., Any]
 
@@ -156,25 +157,6 @@ def test_weights_that_an_inner_optimizer_alone_moves_are_on_record(observe: Obse
         torch.testing.assert_close(torch.tensor(own), torch.tensor(norms).double()[:, number])
 
 
-class SlowWeights(torch.optim.Optimizer):
-    """A Lookahead as some packages have it: without torch's `__init__`, and so without hooks."""
-
-    def __init__(self, inner: torch.optim.Optimizer) -> None:
-        self.inner, self.param_groups, self.state = inner, inner.param_groups, defaultdict(dict)
-        for group in self.param_groups:
-            group["counter"] = 0
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = self.inner.step(closure)
-        for group in self.param_groups:
-            for p in group["params"] if group["counter"] == 0 else ():
-                slow = self.state[p].setdefault("slow", p.detach().clone())
-                p.copy_(slow.lerp_(p, 0.5))
-            group["counter"] = (group["counter"] + 1) % 3
-        return loss
-
-
 class PostLocalSGDOptimizer(SlowWeights):
     """By this name, one that cannot be skipped."""
 
@@ -188,7 +170,7 @@ def slowly_trained(kind: type[SlowWeights], skip: bool) -> tuple[list[torch.Tens
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     optimizer = kind(torch.optim.Adam(net.parameters(), lr=0.05))
     for step in range(8):
-        optimizer.inner.zero_grad()
+        optimizer.optimizer.zero_grad()
         loss = net(torch.randn(6, 4)).pow(2).mean() * (math.nan if step in BROKEN else 1.0)
         loss.backward()
         if not (skip and step in BROKEN):

@@ -8,7 +8,7 @@ import math
 import pickle
 import random
 import types
-from collections import defaultdict, deque
+from collections import deque
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ import torch
 import steadygrad.torch as sg
 from steadygrad.errors import NoGradientsWarning
 from steadygrad.torch.step.snapshot import same_bits
+
+from ....optimizers import SlowWeights
 
 
 class Sam(torch.optim.Optimizer):
@@ -116,26 +118,12 @@ class Lookahead(torch.optim.Optimizer):
         return loss
 
 
-class BareLookahead(torch.optim.Optimizer):
-    """As some packages have it: torch's `__init__` is not called, so there are no hooks."""
+class BareLookahead(SlowWeights):
+    """One that makes its inner optimizer, and hands on what that has."""
 
     def __init__(self, params):
-        self.optimizer = torch.optim.Adam(params, lr=0.1)
-        self.param_groups = self.optimizer.param_groups
-        self.state = defaultdict(dict)
+        super().__init__(torch.optim.Adam(params, lr=0.1))
         self.defaults = dict(self.optimizer.defaults)
-        for group in self.param_groups:
-            group["counter"] = 0
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = self.optimizer.step(closure)
-        for group in self.param_groups:
-            for p in group["params"] if group["counter"] == 0 else ():
-                slow = self.state[p].setdefault("slow", p.detach().clone())
-                p.copy_(slow.lerp_(p, 0.5))
-            group["counter"] = (group["counter"] + 1) % 3
-        return loss
 
     def zero_grad(self, set_to_none=True):
         self.optimizer.zero_grad(set_to_none)
