@@ -258,3 +258,56 @@ def test_an_optimizer_that_the_script_attaches_is_left_to_it(forked: Any) -> Non
     assert "attaches steadygrad to its SGD itself" in " ".join(told.stderr.split())
     assert "fault" not in told.stderr
     assert len(steadygrad.open_run(forked.run_file("own.db")).steps) == 4
+
+
+AGC = """
+import torch
+
+def adaptive_clip_grad(parameters, clip_factor=0.01, eps=1e-3, norm_type=2.0):
+    for p in parameters:
+        most = max(p.detach().norm(norm_type).item(), eps) * clip_factor
+        p.grad.detach().mul_(min(1.0, most / p.grad.norm(norm_type).item()))
+"""
+
+DISPATCH = """
+import torch
+from timm.utils.agc import adaptive_clip_grad
+
+def dispatch_clip_grad(parameters, value, mode="norm", norm_type=2.0):
+    if mode == "norm":
+        torch.nn.utils.clip_grad_norm_(parameters, value, norm_type=norm_type)
+    elif mode == "value":
+        torch.nn.utils.clip_grad_value_(parameters, value)
+    else:
+        adaptive_clip_grad(parameters, value, norm_type=norm_type)
+"""
+
+DISPATCHES = """
+import torch
+from timm.utils import dispatch_clip_grad
+
+weight = torch.nn.Parameter(torch.full((4,), 5.0))
+optimizer = torch.optim.SGD([weight], lr=1.0)
+for mode, value in ("norm", 2.0), ("value", 0.5), ("agc", 0.1):
+    optimizer.zero_grad()
+    (weight * 2).sum().backward()
+    dispatch_clip_grad(iter([weight]), value, mode=mode)
+    optimizer.step()
+"""
+
+
+def test_a_librarys_dispatched_clip_is_seen_in_each_of_its_modes(forked: Any) -> None:
+    forked.write("timm/__init__.py", "")
+    forked.write("timm/utils/__init__.py", "from timm.utils.clip_grad import dispatch_clip_grad")
+    forked.write("timm/utils/agc.py", AGC)
+    forked.write("timm/utils/clip_grad.py", DISPATCH)
+    forked.write("dispatches.py", DISPATCHES)
+    told = forked.steadygrad("run", "-q", "--out", "run.db", "dispatches.py")
+    assert told.returncode == 0, told.stderr
+    run = steadygrad.open_run(forked.run_file())
+    assert "troubles" not in run.info
+    assert run.steps.norm.tolist() == [4.0] * 3
+    assert run.steps.threshold.tolist() == [2.0, 0.5, float("inf")]
+    of_third = 0.1 * (5 - 1 - 0.5) * 2 / 4  # weights of 3.5 by then, four of them
+    assert run.steps.coef.tolist() == pytest.approx([0.5, 0.25, of_third], rel=1e-5)
+    assert run.steps.action.tolist() == ["clip"] * 3

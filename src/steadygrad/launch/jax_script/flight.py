@@ -48,6 +48,9 @@ ALONE = {*LIMITS, "ema", "identity", "zero_nans", "centralize", "add_noise", ""}
 PREPARES = ("zero_nans", "centralize", "add_noise", "ema")
 """Those that change gradients before a clip; the first leaves finite ones as they are."""
 
+SAM = "sam"
+"""optax's, which steps on gradients at another point than that of the weights."""
+
 
 def is_clip(made: Made) -> bool:
     """Whether a transformation is one of the clips of optax or of steadygrad."""
@@ -74,13 +77,29 @@ class RepeatableClip(NamedTuple):
 
 
 @dataclass
+class UnderWay:
+    """A transformation that is being called.
+
+    Attributes:
+        maker: the function that made it.
+        factors: what updates were multiplied by before it was called.
+        left: what the last of the transformations inside of it gave.
+    """
+
+    maker: str
+    factors: list[tuple[ArrayLike, int]]
+    left: Sequence[jax.Array] = ()
+
+
+@dataclass
 class Flight:
     """What one `update` of an optimizer has done so far, while it runs.
 
     Attributes:
-        gradients: the leaves it was handed, in order.
+        gradients: the leaves that it steps on, in order, as they were before any clip.
         trace: where it is being traced.
         value: the loss at the parameters, where the script hands it over, as a line search needs.
+        handed: the leaves it was handed; a SAM may ask for others.
         left: the leaves as the script's clips have left them so far.
         threshold: the least that a clip has in force; inf without one.
         clips: names of the clips that acted.
@@ -90,14 +109,17 @@ class Flight:
         unseen: clips that stand behind a change of the gradients, and the name of that change.
         dropped: whether a guard of optax has dropped the step, 0-d; None without one.
         acting: whether our policy has clipped, and the script's clips are left out.
-        closes: 0-d, whether the micro-batch at hand ends a step; None without `optax.MultiSteps`
-            inside.
+        closes: 0-d, whether the call at hand ends a step; None where every call does.
+        renews: the calls before it were moves to where its gradients were made, as those of a
+            SAM, and no micro-batches.
+        beyond: our policy has clipped other gradients than those that it steps on.
         calls: the clips that acted, in order.
     """
 
     gradients: Sequence[jax.Array]
     trace: JaxTrace
     value: ArrayLike | None = None
+    handed: Sequence[jax.Array] = field(init=False)
     left: list[jax.Array] = field(init=False)
     threshold: ArrayLike = math.inf
     clips: list[str] = field(default_factory=list)
@@ -108,26 +130,67 @@ class Flight:
     dropped: ArrayLike | None = None
     acting: bool = False
     closes: ArrayLike | None = None
+    renews: bool = False
+    beyond: bool = False
     calls: list[RepeatableClip] = field(default_factory=list)
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()
     _changed: dict[int, str] = field(default_factory=dict)
     _factors: list[tuple[ArrayLike, int]] = field(default_factory=list)
+    _under_way: list[UnderWay] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.left = list(self.gradients)
+        self.handed, self.left = self.gradients, list(self.gradients)
         self._places = {id(leaf): place for place, leaf in enumerate(self.gradients)}
 
-    def enters(self, leaves: Sequence[jax.Array]) -> None:
+    def enters(self, maker: str, leaves: Sequence[jax.Array]) -> None:
         """A transformation is called with these leaves.
 
         The first ones inside of `lax.cond` are handed the gradients as other arrays.
+
+        Args:
+            maker: the function that made it.
+            leaves: the floating ones that it is handed.
         """
+        if self._under_way and self._under_way[-1].maker == SAM:
+            self._stands_elsewhere(leaves)
+        self._under_way.append(UnderWay(maker, self._factors))
+        self._factors = []
         foreign = not any(self.trace.reaches(leaf) for leaf in leaves)
         if len(self.makers) < 2 and foreign and len(leaves) == len(self.gradients):
             for place, leaf in enumerate(leaves):
                 self._places.setdefault(id(leaf), place)
             self._entered = [*self._entered, *leaves]  # alive: no other array gets their ids
+
+    def _stands_elsewhere(self, leaves: Sequence[jax.Array]) -> None:
+        """A SAM hands on these leaves: gradients that it has asked for itself are the step's."""
+        known = any(id(leaf) in self._places for leaf in leaves)
+        if known or len(leaves) != len(self.gradients):
+            return
+        self.beyond, self.acting = self.beyond or self.acting, False
+        if not self.beyond and all(self.trace.reaches(leaf) for leaf in leaves):
+            self.gradients, self.left = leaves, list(leaves)
+            self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
+            self.threshold, self.clips, self.placed, self.calls = math.inf, [], [], []
+
+    def ends(self, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
+        """The transformation that was called last has ended.
+
+        What it was handed is what the one before it has left, in a chain. Otherwise they are two
+        optimizers, as in a SAM, of which the last one moves the weights.
+
+        Args:
+            before: the floating leaves that it was handed.
+            after: those that it gave.
+        """
+        mine, factors = self._factors, self._under_way.pop().factors
+        around = self._under_way[-1] if self._under_way else None
+        whole = any(count == len(self.gradients) for _, count in mine)
+        if whole and around and list(map(id, around.left)) != list(map(id, before)):
+            factors = []
+        self._factors = [*factors, *mine]
+        if around:
+            around.left = after
 
     def replaced(self, leaves: Sequence[jax.Array]) -> None:
         """Our policy has clipped: these leaves are the gradients now."""
@@ -138,7 +201,7 @@ class Flight:
     def begins(self) -> None:
         """The optimizer proper is called, maybe once more for the shapes alone."""
         self.makers.clear()
-        self._factors.clear()
+        self._factors, self._under_way = [], []
 
     def continues(self, before: Flight, leaves: Sequence[jax.Array]) -> bool:
         """Whether these leaves are the result of a clip called before the optimizer.
@@ -152,7 +215,8 @@ class Flight:
                 self.placed = [replace(placement, discarded=True) for placement in before.placed]
             return False
         self.placed = list(before.placed)
-        self.gradients, self.left = before.gradients, list(leaves)
+        self.gradients = self.handed = before.gradients
+        self.left = list(leaves)
         self.threshold, self.clips = before.threshold, list(before.clips)
         self.calls = list(before.calls)
         return True
@@ -228,6 +292,16 @@ class Flight:
         if self.trace.reaches(state.last_finite) and self.trace.reaches(most):
             gives_up = state.notfinite_count > most
             self.dropped = jnp.logical_not(jnp.logical_or(state.last_finite, gives_up))
+
+    def moved(self, state: object) -> None:
+        """A SAM of optax has moved the weights to where the next gradients are made, or stepped.
+
+        Args:
+            state: its own, after that.
+        """
+        since = getattr(state, "steps_since_sync", None)
+        if since is not None and self.trace.reaches(since):
+            self.closes, self.renews = since == 0, True
 
     def scaled_by(self, factor: ArrayLike, leaves: Sequence[jax.Array]) -> None:
         """A transformation has multiplied updates by a number."""

@@ -29,6 +29,7 @@ from steadygrad.launch.jax_script.flight import (
     BY_NORM,
     LIMITS,
     PREPARES,
+    SAM,
     Flight,
     Update,
     floating,
@@ -215,10 +216,11 @@ class JaxObserver:
         kwargs: Mapping[str, object],
     ) -> tuple[PyTree, PyTree]:
         before = floating(args[0]) if args else []
-        flight.enters(before)
+        flight.enters(made.maker, before)
         flight.makers.append(made.maker)
         if self._replaces(flight, made, before):
             self._session.mention(f"the script's own {made.maker} was replaced by --clip")
+            flight.ends(before, before)
             return args[0], args[1]
         result = original(*args, **kwargs)
         self._guarded(
@@ -277,13 +279,14 @@ class JaxObserver:
             row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, clips)
-        each = flight.closes is not None
-        self._send(track, row, Arrival(fixed, placed=tuple(flight.placed), each=each))
+        each = flight.closes is not None and not flight.renews
+        arrival = Arrival(fixed, placed=tuple(flight.placed), each=each, renews=flight.renews)
+        self._send(track, row, arrival)
 
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """A row's first numbers: those on the device, and those that only the host has."""
         head: dict[str, ArrayLike] = {}
-        loss, rate = self._losses.here(flight.trace, flight.gradients), flight.rate
+        loss, rate = self._losses.here(flight.trace, flight.handed), flight.rate
         loss = flight.value if loss is None else loss
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)
@@ -380,10 +383,15 @@ class JaxObserver:
     def _tell_clipped(self, step: ClippedStep, flight: Flight) -> None:
         head, fixed = self._head(flight)
         step.track.kind = flight.kind
+        if flight.beyond:
+            self._session.mention(
+                "--clip reached the first gradients of a SAM alone: those that it asks for itself "
+                "(opaque_mode=True) are clipped by a clip in front of its optimizer, if by any"
+            )
         with wide():
             head.update({name: getattr(step.done, name) for name in OUTCOME})
             row = packed(head, step.done.stats)
-        self._send(step.track, row, Arrival(fixed))
+        self._send(step.track, row, Arrival(fixed, renews=flight.renews))
 
 
 def _scalar(value: object) -> ArrayLike | None:
@@ -443,3 +451,6 @@ def _note(
             schedule(cast("optax.ScaleByScheduleState", args[1]).count) if there else math.nan,
             before,
         )
+    elif made.maker == SAM:
+        flight.moved(result[1])
+    flight.ends(before, floating(result[0]))

@@ -64,12 +64,14 @@ class Arrival(NamedTuple):
         devices: how many of this process tell a row at each step.
         placed: the script's clip calls.
         each: they are made at every micro-batch, since they stand before `optax.MultiSteps`.
+        renews: rows before it are of moves to where its gradients were made, and no micro-batches.
     """
 
     fixed: Mapping[str, float] = NOTHING
     devices: int = 1
     placed: tuple[Placement, ...] = ()
     each: bool = False
+    renews: bool = False
 
 
 class JaxTrack:
@@ -138,6 +140,8 @@ class JaxTrack:
         self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], arrival)
 
     def _take(self, head: Head, figures: Figures, arrival: Arrival) -> None:
+        if arrival.renews:
+            self._micro = []
         if head["told"]:
             self._micro.append(head["loss"])
         if arrival.each or head["steps"]:
