@@ -447,7 +447,8 @@ def test_clip_replaces_the_scripts_own_and_drops_broken_steps(bench: Any, spec: 
 
 ASKING = """
 import jax.numpy as jnp, optax
-tx = optax.contrib.sam(optax.chain(optax.clip(2.0), optax.sgd(1.0)), optax.sgd(1.0), opaque_mode=True)
+mine = optax.chain(optax.clip(2.0), optax.sgd(1.0))
+tx = optax.contrib.sam(mine, optax.sgd(1.0), opaque_mode=True)
 params = {"w": jnp.array([3.0])}
 updates, _ = tx.update(params, tx.init(params), params, grad_fn=lambda p, _: p)
 print(updates["w"].item())
