@@ -164,8 +164,8 @@ class Flight:
 
     def _stands_elsewhere(self, leaves: Sequence[jax.Array]) -> None:
         """A SAM hands on these leaves: gradients that it has asked for itself are the step's."""
-        known = any(id(leaf) in self._places for leaf in leaves)
-        if known or len(leaves) != len(self.gradients):
+        from_script = any(id(leaf) in self._places for leaf in leaves)
+        if from_script or len(leaves) != len(self.gradients):
             return
         self.beyond, self.acting = self.beyond or self.acting, False
         if not self.beyond and all(self.trace.reaches(leaf) for leaf in leaves):
