@@ -18,6 +18,7 @@ from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import local
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.recovery.agreement import largest, smallest
+from steadygrad.torch.recovery.beside_state import put_back_beside
 from steadygrad.torch.recovery.buffers import Buffers, all_finite, modules_of
 from steadygrad.torch.recovery.displacement import Displacement
 from steadygrad.torch.recovery.generators import Generators, generators, set_generators
@@ -31,6 +32,7 @@ from steadygrad.torch.recovery.training_state import (
     tensors_of,
 )
 from steadygrad.torch.step.clipper import Memory
+from steadygrad.torch.step.inner import inner_optimizers
 from steadygrad.torch.step.snapshot import Snapshot
 
 STATES = 2
@@ -136,7 +138,8 @@ class Snapshots:
 
     def _is_sound(self, optimizer: torch.optim.Optimizer, state: TrainingState) -> bool:
         """Whether no weight, state, buffer or average in a snapshot is a NaN or inf."""
-        tensors = [*parameters_of(optimizer), *state_tensors(optimizer)]
+        every = (optimizer, *inner_optimizers(optimizer))
+        tensors = [t for each in every for t in (*parameters_of(each), *state_tensors(each))]
         if self._candidate is not None:  # the optimizer may have moved them since
             tensors = [*tensors, *state.weights.copies()]
         averages = tensors_of(state.partners)
@@ -208,6 +211,7 @@ class Snapshots:
         self.partners.find(optimizer)
         missing = self.partners.restore(saved["partners"])
         _put_learning_rates(optimizer, saved["optimizer"])
+        not_placed = put_back_beside(optimizer, saved.get("beside", ()))
         self.buffers.put_back(saved["buffers"])
         self.buffers.note()
         self._memory.load(saved["policy"])
@@ -216,6 +220,12 @@ class Snapshots:
             warn_user(
                 f"restored step {step}, but not {', '.join(missing)}: tell "
                 "steady.remember(name=object) of them before restore()",
+                SteadyGradWarning,
+            )
+        if not_placed:
+            warn_user(
+                f"restored step {step}, but not {', '.join(not_placed)}: the "
+                f"{type(optimizer).__name__} that was made now has no such place, or another",
                 SteadyGradWarning,
             )
         self.left_out.position = int(saved["batch"])

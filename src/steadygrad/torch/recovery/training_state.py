@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from steadygrad.torch.recovery.beside_state import load_in_place, saved_beside
 from steadygrad.torch.recovery.generators import Generators
 from steadygrad.torch.recovery.shards import laid_out_alike
+from steadygrad.torch.step.inner import inner_optimizers
 from steadygrad.torch.step.snapshot import Snapshot
 
 _HANDED = ("grad_scale", "found_inf")
@@ -92,7 +94,11 @@ def portable(
 ) -> dict[str, object]:
     """Weights and optimizer state by name, in host memory: the copies of a snapshot themselves."""
     weights = {name: _as_copied(p, snapshot) for name, p in zip(names, params, strict=True)}
-    return {"weights": weights, "optimizer": _as_copied(optimizer.state_dict(), snapshot)}
+    return {
+        "weights": weights,
+        "optimizer": _as_copied(optimizer.state_dict(), snapshot),
+        "beside": _as_copied(saved_beside(optimizer), snapshot),
+    }
 
 
 def _as_copied(value: object, snapshot: Snapshot) -> object:
@@ -128,7 +134,7 @@ def load_portable(
     with torch.no_grad():
         for name, parameter in here.items():
             parameter.copy_(weights[name])
-    optimizer.load_state_dict(saved["optimizer"])
+    load_in_place([optimizer, *inner_optimizers(optimizer)], optimizer, saved["optimizer"])
     return []
 
 

@@ -23,10 +23,13 @@ from steadygrad.recovery import events_of
 from steadygrad.recovery.files import write_snapshot
 from steadygrad.recovery.resuming import RESUME
 from steadygrad.torch.recovery.again import StepAgain
+from steadygrad.torch.recovery.beside_state import load_in_place
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
 from steadygrad.torch.recovery.generators import generators, set_generators
 from steadygrad.torch.recovery.training_state import load_portable, packed, portable, unpacked
 from steadygrad.torch.step.snapshot import Snapshot, same_bits
+
+from ....optimizers import Lookahead, Remembers, SlowWeights, TwoKinds
 
 STEPS = 60
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
@@ -133,8 +136,12 @@ PARTICULAR = {
     "LBFGS": (torch.nn.Linear(6, 3), lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3)),
     "Muon": (torch.nn.Linear(6, 3, bias=False), lambda p: torch.optim.Muon(p, lr=0.01)),
     "SparseAdam": (torch.nn.Embedding(64, 6, sparse=True), torch.optim.SparseAdam),
+    "Lookahead": (torch.nn.Linear(6, 3), Lookahead),
+    "SlowWeights": (torch.nn.Linear(6, 3), lambda p: SlowWeights(torch.optim.Adam(p, lr=0.1))),
+    "Remembers": (torch.nn.Linear(6, 3), Remembers),
+    "TwoKinds": (torch.nn.Linear(6, 3), TwoKinds),
 }
-"""Optimizers that need a closure, matrices or sparse gradients."""
+"""Optimizers that need a closure, matrices or sparse gradients, or keep what no state dict has."""
 
 
 def test_every_optimizer_of_torch_is_restored_in_a_test() -> None:
@@ -159,7 +166,7 @@ def test_a_particular_optimizer_is_restored_as_well(name: str, tmp_path: Path) -
             order = torch.randperm(64)[:16]
 
             def closure(chosen: torch.Tensor = order) -> torch.Tensor:
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss = model(chosen if name == "SparseAdam" else DATA[chosen]).square().mean()
                 loss.backward()
                 return loss
@@ -613,3 +620,35 @@ def test_optimizers_of_one_run_keep_their_snapshots_apart(tmp_path: Path) -> Non
     for handle in handles:
         handle.detach()
     assert sorted(path.name for path in tmp_path.glob("rank-*")) == ["rank-0", "rank-0-optimizer-1"]
+
+
+def test_what_a_snapshot_has_no_place_for_is_told_and_nothing_of_it_is_put_back(
+    tmp_path: Path,
+) -> None:
+    def begun(plan: object) -> tuple[Remembers, sg.Steady]:
+        optimizer = Remembers([torch.nn.Parameter(torch.ones(2))])
+        optimizer.plan = plan
+        return optimizer, sg.attach(
+            optimizer, "none", recover=f"auto+snapshots:{tmp_path},stride=1"
+        )
+
+    optimizer, steady = begun(Remembers([torch.ones(1)]).plan)
+    for _ in range(2):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+        optimizer.step()
+    steady.detach()
+    optimizer, steady = begun(None)
+    with pytest.warns(SteadyGradWarning, match="not attributes of the Remembers"):
+        assert steady.restore() is not None
+    steady.detach()
+    assert (len(optimizer.rates), optimizer.plan) == (0, None)
+
+
+def test_optimizers_that_share_groups_and_state_do_so_when_one_is_restored() -> None:
+    inner = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+    outer = SlowWeights(inner)
+    saved = copy.deepcopy(inner.state_dict())
+    saved["param_groups"][0]["lr"] = 0.5
+    load_in_place([outer, inner], inner, saved)
+    assert outer.param_groups is inner.param_groups
+    assert outer.param_groups[0]["lr"] == 0.5

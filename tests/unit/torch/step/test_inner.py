@@ -6,9 +6,7 @@ import collections
 import copy
 import math
 import pickle
-import random
 import types
-from collections import deque
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ import steadygrad.torch as sg
 from steadygrad.errors import NoGradientsWarning
 from steadygrad.torch.step.snapshot import same_bits
 
-from ....optimizers import SlowWeights
+from ....optimizers import Lookahead, Remembers, SlowWeights
 
 
 class Sam(torch.optim.Optimizer):
@@ -98,26 +96,6 @@ class ScheduleFree(torch.optim.Optimizer):
         return loss
 
 
-class Lookahead(torch.optim.Optimizer):
-    """Zhang et al. (2019): slow weights behind an inner optimizer that has its own state."""
-
-    def __init__(self, params):
-        self.inner = [torch.optim.Adam(params, lr=0.1)]
-        self.slow = [p.detach().clone() for p in self.inner[0].param_groups[0]["params"]]
-        self.count = torch.zeros(())
-        super().__init__(self.inner[0].param_groups, {})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = self.inner[0].step(closure)
-        self.count += 1
-        if self.count % 2 == 0:
-            for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
-                slow.lerp_(p, 0.5)
-                p.copy_(slow)
-        return loss
-
-
 class BareLookahead(SlowWeights):
     """One that makes its inner optimizer, and hands on what that has."""
 
@@ -131,46 +109,6 @@ class BareLookahead(SlowWeights):
     def state_dict(self):
         slow = [self.state[p] for p in self.param_groups[0]["params"] if p in self.state]
         return {"slow": slow, "inner": self.optimizer.state_dict()}
-
-
-class Plan:
-    """A schedule that an optimizer moves on by itself."""
-
-    def __init__(self):
-        self.count = 0
-
-    def rate(self):
-        self.count += 1
-        return 1.0 / self.count
-
-
-class Remembers(torch.optim.Optimizer):
-    """Keeps what its steps write in its groups, in a helper, in a queue, and in random numbers.
-
-    As RAdam does in several packages, it looks step sizes up that an earlier step has written.
-    """
-
-    def __init__(self, params, lr=0.01):
-        super().__init__(params, {"lr": lr, "buffer": [[None, None] for _ in range(10)]})
-        self.plan, self.random, self.rates = Plan(), random.Random(3), deque(maxlen=2)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
-        rate = self.plan.rate()
-        self.rates.append(rate * (1 + self.random.random()))
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                state["step"] = state.get("step", 0) + 1
-                row = group["buffer"][state["step"] % 10]
-                if row[0] != state["step"]:
-                    row[:] = state["step"], group["lr"]
-                p.sub_(p.grad, alpha=row[1] * sum(self.rates))
-        return loss
 
 
 MAKERS = {
