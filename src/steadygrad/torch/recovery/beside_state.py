@@ -176,10 +176,10 @@ class _Attributes:
             old += [None] * (len(content) - len(old))
             return all(map(self._fits, old, content))
         if kind == "dict":
-            held = here if isinstance(here, dict) else {}
+            entries = here if isinstance(here, dict) else {}
             places = [key[1] if isinstance(key, tuple) else 0 for key, _ in content]
             return max(places, default=0) < len(self._weights) and all(
-                self._fits(held.get(self._key_here(key)), value) for key, value in content
+                self._fits(entries.get(self._key_here(key)), value) for key, value in content
             )
         if kind == "object":
             return is_helper(here) and all(

@@ -137,7 +137,6 @@ PARTICULAR = {
     "Muon": (torch.nn.Linear(6, 3, bias=False), lambda p: torch.optim.Muon(p, lr=0.01)),
     "SparseAdam": (torch.nn.Embedding(64, 6, sparse=True), torch.optim.SparseAdam),
     "Lookahead": (torch.nn.Linear(6, 3), Lookahead),
-    "SlowWeights": (torch.nn.Linear(6, 3), lambda p: SlowWeights(torch.optim.Adam(p, lr=0.1))),
     "Remembers": (torch.nn.Linear(6, 3), Remembers),
     "TwoKinds": (torch.nn.Linear(6, 3), TwoKinds),
 }
