@@ -386,6 +386,9 @@ def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any)
             np.testing.assert_array_equal(got, steps[column], err_msg=name)
     (eager,) = {(call["call"], call["by_value"]) for call in calls["eager"]}
     assert eager == ("optax.clip", True)
+    assert all(np.isnan(call["max_norm"]) for call in calls["units"])  # each unit has its own
+    told = [f.id for f in steadygrad.diagnose(run) if f.optimizer == names.index("units")]
+    assert "SG411" not in told
     thrown = {call["discarded"] for call in calls["thrown"]}
     assert thrown == {True}
     assert not any(call["discarded"] for call in calls["apart"])

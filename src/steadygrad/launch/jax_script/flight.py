@@ -35,7 +35,7 @@ LIMITS = {
     "clip": "max_delta",
     "adaptive_grad_clip": "",
 }
-"""optax's clips, and what their threshold is called; AGC has none on a norm."""
+"""optax's clips, and what their threshold is called; of AGC each unit has its own: none is told."""
 
 BY_NORM = "clip_by_global_norm"
 
@@ -238,7 +238,8 @@ class Flight:
             changes = {change for leaf in before if (change := self._changed.get(id(leaf)))}
             self.unseen += [(made.maker, change) for change in sorted(changes)]
             return
-        limit = made.values.get(LIMITS.get(made.maker, ""), math.inf)
+        named = LIMITS[made.maker]
+        limit = made.values.get(named, math.inf) if named else math.nan
         self.placed.append(
             Placement(
                 function=f"{made.module.partition('.')[0]}.{made.maker}",
@@ -257,7 +258,7 @@ class Flight:
             place = self._places[id(old)]
             self._places[id(leaf)] = place
             self.left[place] = leaf
-        if self.trace.reaches(limit):
+        if named and self.trace.reaches(limit):
             fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
             self.threshold = min(limit, self.threshold) if fixed else limit
 

@@ -179,8 +179,8 @@ class JaxTrack:
     ) -> None:
         """One clip call of the script; the norm before it is known where it is the first."""
         limit = placement.max_norm
-        if limit != limit and placement.depth == calls - 1 == 0:  # known to the device alone
-            limit = head["threshold"]
+        if limit != limit and placement.depth == calls - 1 == 0 and head["threshold"] < math.inf:
+            limit = head["threshold"]  # known to the device alone
         norm_known = placement.depth == 0 and placement.tensors == placement.of_tensors
         alone = norm_known and calls == 1 and not placement.discarded
         figures = {

@@ -18,6 +18,11 @@ MOST_STEPS = 16
 PROBES = 2
 
 _DIVIDED = ("DivBackward", "MulBackward")
+_ALIKE = 0.999
+"""Cosine over which two gradients are one but for a factor."""
+
+Samples = list[tuple[weakref.ref[torch.Tensor], torch.Tensor]]
+"""Parameters, and elements of their gradients."""
 
 
 @dataclass
@@ -45,7 +50,8 @@ class GradientProbe:
     emptied: int = 0
     passes: list[int] = field(default_factory=list)
     undivided: int = 0
-    _samples: list[tuple[weakref.ref[torch.Tensor], torch.Tensor]] = field(default_factory=list)
+    _samples: Samples = field(default_factory=list)
+    _left: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
     _cleared: bool = True
     _summed: int = 0
     _divided: bool = False
@@ -72,6 +78,7 @@ class GradientProbe:
         """It is over: what it left is what is looked for next."""
         before = self._samples
         self._samples = self._read()
+        self._left = [weakref.ref(grad) for grad in _gradients(self._samples)]
         if self._samples and not _same(before, self._samples):
             self._summed += 1
             self._filled = True
@@ -79,7 +86,8 @@ class GradientProbe:
     def before_step(self) -> None:
         """The optimizer is about to step on what is there now."""
         now = self._read()
-        if self.steps and self._passed:  # gradients from elsewhere tell nothing of clearing
+        # gradients from elsewhere tell nothing of clearing
+        if self.steps and self._passed and not self._replaced(now):
             self.judged += 1
             self.uncleared += not self._cleared and bool(self._samples)
             self.emptied += self._filled and not now
@@ -101,18 +109,26 @@ class GradientProbe:
             "undivided": self.undivided,
         }
 
+    def _replaced(self, now: Samples) -> bool:
+        """Whether other gradients stand there than the last backward left, and not scaled ones."""
+        grads = _gradients(now)
+        if not self._left or len(grads) != len(self._left):
+            return False
+        others = all(ref() is not grad for ref, grad in zip(self._left, grads, strict=True))
+        return others and not _alike(self._samples, now)
+
     def _still_there(self) -> bool:
         if not self._samples:
             return False
         pairs = [(ref(), sample) for ref, sample in self._samples]
         return all(p is not None and _holds(p.grad, sample) for p, sample in pairs)
 
-    def _read(self) -> list[tuple[weakref.ref[torch.Tensor], torch.Tensor]]:
+    def _read(self) -> Samples:
         """Elements of the last gradients that are there and not zero."""
         optimizer = self.optimizer()
         if optimizer is None:
             return []
-        read: list[tuple[weakref.ref[torch.Tensor], torch.Tensor]] = []
+        read: Samples = []
         for group in reversed(optimizer.param_groups):
             for parameter in reversed(group["params"]):
                 sample = elements_of(parameter.grad)
@@ -128,10 +144,21 @@ def _holds(grad: object, sample: torch.Tensor) -> bool:
     return now is not None and now.shape == sample.shape and torch.equal(now, sample)
 
 
-def _same(
-    before: list[tuple[weakref.ref[torch.Tensor], torch.Tensor]],
-    after: list[tuple[weakref.ref[torch.Tensor], torch.Tensor]],
-) -> bool:
+def _gradients(samples: Samples) -> list[torch.Tensor]:
+    """The gradients themselves, of the parameters that are alive."""
+    parameters = [parameter for ref, _ in samples if (parameter := ref()) is not None]
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _alike(before: Samples, after: Samples) -> bool:
+    """Whether two samples are one but for a factor, as a clip or an average by hand leaves them."""
+    a, b = (torch.cat([sample.double() for _, sample in part]) for part in (before, after))
+    if a.shape != b.shape or a.numel() == 1:
+        return False
+    return float(a @ b) >= _ALIKE * float(a.norm() * b.norm())
+
+
+def _same(before: Samples, after: Samples) -> bool:
     if len(before) != len(after):
         return False
     pairs = zip(before, after, strict=True)

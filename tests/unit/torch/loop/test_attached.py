@@ -24,7 +24,7 @@ def train(path: Path | None, kind: str) -> list[torch.Tensor]:
     for _ in range(40):
         x = torch.randn(16, 6)
         out, labels = model(x), x[:, :3].argmax(1)
-        if kind != "never cleared":
+        if kind not in ("never cleared", "own gradients", "scaled copies"):
             optimizer.zero_grad()
         if kind == "softmax":
             out = out.softmax(1)
@@ -33,9 +33,18 @@ def train(path: Path | None, kind: str) -> list[torch.Tensor]:
             loss = F.mse_loss(out[:, :1], x[:, 0])
         if kind == "targets":
             loss = F.binary_cross_entropy_with_logits(out[:, 0], labels.float())
+        again = F.cross_entropy(model(x), labels)
         loss.backward()
         if kind == "cleared early":
             optimizer.zero_grad()
+        if kind == "own gradients":  # as GradNorm's weights have
+            for p, g in zip(
+                model.parameters(), torch.autograd.grad(again, model.parameters()), strict=True
+            ):
+                p.grad = g
+        if kind == "scaled copies":
+            for p in model.parameters():
+                p.grad = 0.1 * p.grad
         optimizer.step()
     if steady is not None:
         steady.detach()
@@ -45,7 +54,8 @@ def train(path: Path | None, kind: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("kind", "first"),
     [("never cleared", "SG601"), ("cleared early", "SG602"), ("softmax", "SG606"),
-     ("pairs", "SG608"), ("targets", "SG609"), ("in order", None)],
+     ("pairs", "SG608"), ("targets", "SG609"), ("in order", None),
+     ("own gradients", None), ("scaled copies", "SG601")],
 )  # fmt: skip
 @pytest.mark.filterwarnings(
     "ignore:Using a target size", "ignore::steadygrad.errors.SteadyGradWarning"
