@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 __all__ = ["EngineObserver", "observe"]
+
+SCALED = "FP16_UnfusedOptimizer"
+"""DeepSpeed's optimizer whose norm still has the loss scale; the others' have not."""
 
 
 def observe(engine: DeepSpeedEngine, run: str | os.PathLike[str] | RunWriter) -> EngineObserver:
@@ -98,7 +102,8 @@ class EngineObserver:
     def _observed_step(self, *args: object, **kwargs: object) -> object:
         if not self._engine.is_gradient_accumulation_boundary():
             return self._original[0](*args, **kwargs)
-        stats, scale = self._measure(), self._loss_scale()
+        scale = self._loss_scale()
+        stats = self._measure(scale)
         result = self._original[0](*args, **kwargs)
         self._record(stats, scale)
         return result
@@ -106,17 +111,32 @@ class EngineObserver:
     def _loss_scale(self) -> float:
         """The one in force; the engine changes it in its step. 1 without any."""
         optimizer = self._engine.optimizer
+        scaler = getattr(self._engine, "torch_autocast_z0_gradscaler", None)
+        if isinstance(scaler, torch.amp.GradScaler):
+            return float(scaler.get_scale())
         scale = getattr(optimizer, "loss_scale", getattr(optimizer, "cur_scale", None))
         return 1.0 if scale is None else float(scale)
 
-    def _measure(self) -> GradientStats | None:
-        """This process's whole gradients, before the engine clips them; None where partitioned."""
+    def _measure(self, scale: float) -> GradientStats | None:
+        """This process's whole gradients, before the engine clips them; None where partitioned.
+
+        Args:
+            scale: that of the loss, which the gradients still have.
+        """
         if self._engine.zero_optimization_stage() > 0:
             return None
         with_gradients = [
             (n, p) for n, p in self._engine.module.named_parameters() if p.grad is not None
         ]
-        return measure(with_gradients) if with_gradients else None
+        if not with_gradients:
+            return None
+        stats = measure(with_gradients)
+        return replace(
+            stats,
+            norms=stats.norms / scale,
+            max_abs=stats.max_abs / scale,
+            total_norm=stats.total_norm / scale,
+        )
 
     def _record(self, stats: GradientStats | None, scale: float) -> None:
         engine = self._engine
@@ -124,6 +144,8 @@ class EngineObserver:
         if norm is None and stats is not None:
             norm = stats.total_norm
         norm = math.nan if norm is None or norm == -1 else float(norm)  # -1 says non-finite
+        if type(engine.optimizer).__name__ == SCALED:
+            norm /= scale
         threshold = engine.gradient_clipping() or math.inf
         coef = min(1.0, threshold / (norm + 1e-6)) if math.isfinite(norm) else 1.0
         applied = engine.was_step_applied()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -158,3 +159,51 @@ def test_the_loss_scale_on_record_is_the_one_before_the_step(tmp_path: Path) -> 
     steps = steadygrad.open_run(tmp_path / "run.db").steps
     assert steps.action.tolist() == ["skip"] * 2
     assert steps.loss_scale.tolist() == [1024.0, 512.0]
+
+
+class FP16_UnfusedOptimizer(SimpleNamespace):  # noqa: N801
+    """Keeps the norm with its scale."""
+
+
+class Scaled(Halving):
+    """An engine at ZeRO stage 0 that scales losses, and takes the norm of what it has then."""
+
+    def __init__(self, optimizer: Any, norm_scale: float, scaler: Any = None) -> None:
+        super().__init__()
+        self.optimizer, self.norm_scale = optimizer, norm_scale
+        self.torch_autocast_z0_gradscaler = scaler
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * 1024.0).backward()
+
+    def get_global_grad_norm(self) -> float | None:
+        return self.norm_scale * 5.0 or None
+
+    def was_step_applied(self) -> bool:
+        return True
+
+    def step(self) -> None:
+        self.module.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Scaled(SimpleNamespace(loss_scale=1024.0), 1.0),
+        Scaled(FP16_UnfusedOptimizer(cur_scale=1024.0), 1024.0),
+        Scaled(
+            torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1),
+            0.0,
+            torch.amp.GradScaler("cpu", init_scale=1024.0),
+        ),
+    ],
+)
+def test_norms_on_record_are_without_the_loss_scale(engine: Any, tmp_path: Path) -> None:
+    observer = observe(engine, run=tmp_path / "run.db")
+    engine.backward(engine.module(torch.tensor([[math.sqrt(8.0), 4.0]])).sum())
+    engine.step()
+    observer.close()
+    run = steadygrad.open_run(tmp_path / "run.db")
+    assert run.steps.norm.tolist() == pytest.approx([5.0], rel=1e-6)
+    assert run.steps.loss_scale.tolist() == [1024.0]
+    assert run.tensor_norms[0].tolist() == pytest.approx([math.sqrt(24.0), 1.0], rel=2e-3)
