@@ -161,7 +161,7 @@ def test_the_loss_scale_on_record_is_the_one_before_the_step(tmp_path: Path) -> 
     assert steps.loss_scale.tolist() == [1024.0, 512.0]
 
 
-class FP16_UnfusedOptimizer(SimpleNamespace):  # noqa: N801
+class FP16_UnfusedOptimizer(SimpleNamespace):
     """Keeps the norm with its scale."""
 
 
