@@ -169,6 +169,9 @@ def setback(losses: Floats) -> Setback | None:
     high for the steepest places on the way: norms from before are those of a training that
     worked, norms from after are not.
 
+    A loss that goes below 0, as the surrogate of a policy does, may come back to 0 and beyond at no
+    loss: it is set back where it stands higher than it began, and than it had been low.
+
     Args:
         losses: one a step. One that is not finite counts as the last finite one before it: a loss
             that rose, and then overflowed, has risen; one that an operation made NaN has not.
@@ -194,8 +197,9 @@ def setback(losses: Floats) -> Setback | None:
         seen = int(end) + 5
         fall = first - float(lowest[end])
         after = float(np.median(_thinned(losses[seen : seen + wide])))
-        if after > first - fall / 2 and fall > FELL_NOISE * _noise(changes[: seen - 1]):
-            turned = seen + int(np.argmax(medians[seen:] > first - fall / 2))
+        lost = first - fall / 2 if lowest[end] >= 0 else max(first, -float(lowest[end]))
+        if after > lost and fall > FELL_NOISE * _noise(changes[: seen - 1]):
+            turned = seen + int(np.argmax(medians[seen:] > lost))
             least = int(np.argmin(medians[:turned]))
             return Setback(least + 5, first, float(medians[least]), after)
     return None

@@ -281,6 +281,12 @@ def test_a_loss_that_is_only_noisy_is_no_setback() -> None:
     assert estimate.setback(falling) is None
 
 
+@pytest.mark.parametrize(("after", "told"), [(-3.0, False), (0.3, False), (9.0, True)])
+def test_a_policys_loss_may_come_back_to_0(after: float, told: bool) -> None:
+    loss = np.concatenate([np.linspace(0.2, -7.0, 40), np.full(60, after)])
+    assert (estimate.setback(loss) is not None) is told
+
+
 def test_a_setback_that_ends_in_nan_is_one() -> None:
     _, loss = relapsed()
     loss[90:] = np.nan
