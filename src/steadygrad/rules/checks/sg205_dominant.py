@@ -10,6 +10,7 @@ from steadygrad.robust import columns_median, median
 from steadygrad.rules.advice import clip_code, code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import UNIT, input_size
+from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.tensors import owner_names
 from steadygrad.rules.evidence.view import View
@@ -77,6 +78,11 @@ def _harmed(view: View) -> bool:
     return clipped > 0.2 or view.loss_trend.diverged
 
 
+def _serious(view: View) -> bool:
+    """Whether the harm is more than a clip whose factor the optimizer divides out again."""
+    return _harmed(view) and (not normalises(view) or view.stuck or view.loss_trend.diverged)
+
+
 def _by_pace(view: View) -> Iterator[Finding]:
     """A tensor whose step is far too large for it while the same step is nothing to the rest."""
     _, ratios = view.sample("update_ratio")
@@ -126,13 +132,14 @@ def _finding(view: View, top: int, share: float, steep: float) -> Finding:
     return finding(
         view,
         "SG205",
-        "warning" if _harmed(view) else "info",
+        "warning" if _serious(view) else "info",
         0.8,
         f"{name}, with its module, is {percent(share)} of the squared gradient norm.",
         evidence=[
             f"Its typical element is {times(steep)} that of the other tensors.",
             f"The coefficient is under 1 on {percent(clipped)} of the steps: a clip by the total "
-            f"norm {'shrinks' if clipped else 'would shrink'} every other tensor by its measure.",
+            f"norm {'shrinks' if clipped else 'would shrink'} every other tensor by its measure"
+            + ("; this optimizer's steps hardly show it." if normalises(view) else "."),
             f"The median norm is {number(median(view.norm[view.usable]))}.",
         ],
         steps=[int(view.step[0]), int(view.step[-1])],

@@ -155,6 +155,9 @@ def test_one_tensor_over_all(make):
     assert m.ids == []  # no clip follows it, and the loss falls
     m.clip(100.0)
     assert [(f.id, f.tensors) for f in m.findings] == [("SG205", ("2.weight",))]
+    assert m.findings[0].severity == "warning"
+    m.info["optimizers"] = [{"class": "AdamW", "index": 0}]  # divides the factor out again
+    assert ("SG205", "info") in [(f.id, f.severity) for f in m.findings]
 
 
 @pytest.mark.parametrize(("tensor", "fires"), [("5.weight", True), ("5.bias", False)])
