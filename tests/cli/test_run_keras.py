@@ -305,11 +305,12 @@ def test_optimizers_of_two_libraries_have_a_number_each(forked: Workbench) -> No
     assert plain.returncode == 0, plain.stderr
     assert observed.stdout == plain.stdout
     run = steadygrad.open_run(forked.run_file())
-    assert [(o["class"], o["index"]) for o in run.info["optimizers"]] == [
-        ("Adam", 0),
-        ("SGD", 1),
-        ("SGD", 2),
+    assert [(o["class"], o["index"], o["framework"]) for o in run.info["optimizers"]] == [
+        ("Adam", 0, "torch"),
+        ("SGD", 1, "keras"),
+        ("SGD", 2, "torch"),
     ]
+    assert {"keras", "torch"} <= run.info["versions"].keys()
     assert run.steps.optimizer.tolist() == [0] * 3 + [1] * 5 + [2] * 3
     assert run.steps.threshold.tolist() == [0.25] * 3 + [0.5] * 5 + [0.25] * 3
     assert {(t.optimizer, len(t.shape)) for t in run.tensors} == {

@@ -54,7 +54,10 @@ class OptimizerList:
         """
         with self._lock:
             number = self.next_index
-            self._all.append({"class": kind, "index": number, **settings})
+            entry = {"class": kind, "index": number, **settings}
+            if "framework" in facts:
+                entry["framework"] = facts["framework"]
+            self._all.append(entry)
         if number < ALL_BEFORE or number % ALL_BEFORE == 0:
             self._tell(facts)
         return number

@@ -9,10 +9,11 @@ from typing import Any, TypedDict
 
 OptimizerFacts = TypedDict(
     "OptimizerFacts",
-    {"class": str, "index": int, "eps": float, "weight_decay": float},
+    {"class": str, "index": int, "framework": str, "eps": float, "weight_decay": float},
     total=False,
 )
-"""One optimizer: its class's name, its number within the run, and settings that explain a step."""
+"""One optimizer: its class's name, its number within the run, what it is of where a script may use
+several libraries (as the run's own ``framework``), and settings that explain a step."""
 
 
 class LoopCounts(TypedDict, total=False):
@@ -108,7 +109,8 @@ class RunInfo(TypedDict, total=False):
         wall_seconds: from the start of recording to its end.
         overhead_seconds: what recording cost the training's thread.
         kernel: which form of the C core is installed.
-        framework: ``torch``, ``keras``, ``tensorflow`` or ``jax``.
+        framework: ``torch``, ``keras``, ``tensorflow`` or ``jax``; of several in one script the one
+            that told last. Each optimizer has its own.
         backend: what Keras ran on.
         versions: package to version.
         device: what the parameters were on.

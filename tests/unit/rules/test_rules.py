@@ -121,6 +121,14 @@ def test_fixes_are_for_the_framework_of_the_run(make, framework):
     assert f"steadygrad.{framework}" in fix
 
 
+def test_fixes_are_for_the_framework_of_the_optimizer_where_a_script_has_two(make):
+    m = make()
+    m.clip(0.1)
+    m.info["framework"] = "torch"
+    m.info["optimizers"] = [{"class": "Adam", "index": 0, "framework": "jax"}]
+    assert "steadygrad.jax" in m.findings[0].fixes[0]
+
+
 def test_a_severity_must_be_known():
     with pytest.raises(ValueError, match="severity"):
         Finding("SG101", "x", "fatal", 1.0)

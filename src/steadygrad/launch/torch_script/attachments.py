@@ -288,7 +288,7 @@ class Attachments:
             kind: its class.
             settings: numbers of it that explain a step.
         """
-        return self._context.optimizers.enter(kind, settings)
+        return self._context.optimizers.enter(kind, settings, {"framework": "torch"})
 
     def names(self, parameters: Parameters) -> dict[int, Any]:
         """Describe parameters that no optimizer holds."""

@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
-from steadygrad.rules.evidence.loop import optimizer_class, optimizer_facts
+from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.weights import Broken, broken_weights
 from steadygrad.rules.evidence.wording import number
@@ -65,7 +65,7 @@ def _by_rate(view: View) -> Broken | None:
 
 def _reason(view: View, broken: Broken) -> tuple[str, str, str]:
     """The cause, the sentence that shows it, and the fix."""
-    eps = optimizer_facts(view).get("eps")
+    eps = view.facts.get("eps")
     half = any(t.dtype == "float16" for t in view.tensors if t.name in broken.names)
     if half and isinstance(eps, float) and eps < SMALLEST_HALF / 2:
         return (

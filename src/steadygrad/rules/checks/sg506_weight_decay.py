@@ -9,7 +9,7 @@ import numpy as np
 from steadygrad.robust import median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.loop import optimizer_class, optimizer_facts
+from steadygrad.rules.evidence.loop import optimizer_class
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -22,7 +22,7 @@ USUAL = 1e-4
 
 def check(view: View) -> Iterator[Finding]:
     steps, norms = view.sample("weight_norm")
-    decay = optimizer_facts(view).get("weight_decay")
+    decay = view.facts.get("weight_decay")
     if len(steps) < 3 or not len(view.weights) or view.lost or decay == 0:
         return
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steadygrad.rules.evidence.view import View
-from steadygrad.runlog.info import GroupFacts, LoopFacts, OptimizerFacts, SizeFacts, TargetFacts
+from steadygrad.runlog.info import GroupFacts, LoopFacts, SizeFacts, TargetFacts
 
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
@@ -128,20 +128,13 @@ def summed_of(view: View) -> int:
 
 def optimizer_class(view: View) -> str:
     """The class of this optimizer in lower case; empty where unknown."""
-    return str(optimizer_facts(view).get("class", "")).lower()
+    return str(view.facts.get("class", "")).lower()
 
 
 def normalises(view: View) -> bool:
     """Whether the optimizer's step does not grow with its gradients."""
     name = optimizer_class(view)
     return any(word in name for word in NORMALISED)
-
-
-def optimizer_facts(view: View) -> OptimizerFacts:
-    """What the run file says of this optimizer."""
-    listed = view.info.get("optimizers") or ()
-    nothing: OptimizerFacts = {}
-    return next((o for o in listed if o.get("index") == view.optimizer), nothing)
 
 
 def _facts(view: View) -> LoopFacts:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from steadygrad.recovery.events import RESTART, RecoveryEvent, events_of
 from steadygrad.recovery.undone import undone
 from steadygrad.robust import ENOUGH, spikes
-from steadygrad.runlog.info import RunInfo
+from steadygrad.runlog.info import OptimizerFacts, RunInfo
 
 if TYPE_CHECKING:
     from steadygrad.runlog import Event, Run
@@ -80,10 +80,17 @@ class Steps:
         """What the run file says of the run as a whole."""
         return self.run.info
 
+    @cached_property
+    def facts(self) -> OptimizerFacts:
+        """What the run file says of this optimizer."""
+        listed = self.info.get("optimizers") or ()
+        nothing: OptimizerFacts = {}
+        return next((o for o in listed if o.get("index") == self.optimizer), nothing)
+
     @property
     def framework(self) -> str:
-        """``torch``, ``keras``, ``tensorflow`` or ``jax``; torch where unknown."""
-        return str(self.info.get("framework") or "torch")
+        """The optimizer's ``torch``, ``keras``, ``tensorflow`` or ``jax``; torch where unknown."""
+        return str(self.facts.get("framework") or self.info.get("framework") or "torch")
 
     @cached_property
     def enough(self) -> bool:
