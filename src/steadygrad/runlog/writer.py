@@ -278,8 +278,8 @@ class RunWriter:
         if "command" in values and not self._record_arguments:
             values["command"] = without_secrets(cast("Sequence[object]", values["command"]))
         if "versions" in values:  # of two libraries in one script, each tells its own
-            told = cast("dict[str, str]", self._recorder.info_given.get("versions", {}))
-            values["versions"] = {**told, **cast("dict[str, str]", values["versions"])}
+            versions = cast("dict[str, str]", self._recorder.info_given.get("versions", {}))
+            values["versions"] = {**versions, **cast("dict[str, str]", values["versions"])}
         self._recorder.info_given.update(values)
         self._put(InfoItem(values), 1000)
 
