@@ -15,7 +15,15 @@ from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.parameters import parameters_of
-from steadygrad.torch.step.observing import ObservingClipper, StepOutcome, summed_up
+from steadygrad.torch.internals.eager import eager
+from steadygrad.torch.internals.scaler import HANDLE
+from steadygrad.torch.step.observing import (
+    ObservingClipper,
+    Steady,
+    StepOutcome,
+    UncopiedHook,
+    summed_up,
+)
 from steadygrad.vocabulary import SCRIPT_CLIP
 
 
@@ -89,8 +97,42 @@ class ScriptClips:
                 self.stepped(step, parameters, len(batch.grads), number)
 
         choice = resolve("none", self._context.plan.on_nonfinite)
+        self._follow_inside(optimizer, number)
         steps = QuietSteps(self._log, functools.partial(self._write, number=number))
         return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps.passes)
+
+    def _follow_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        """Hear of clip calls inside an optimizer's `step`, where the script has written that.
+
+        Figures are read before a step, so that such calls seem to stand behind it.
+        """
+        if type(optimizer).step.__module__.startswith("torch."):
+            return
+        followed: Steady = getattr(optimizer, HANDLE)
+        steady = weakref.ref(followed)
+
+        def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            if self._log.waiting and getattr(optimizer, HANDLE, None) is steady():
+                what = "a clip call inside a step was not seen"
+                self._context.guarded(what, self._stepped_inside, optimizer, number)
+
+        optimizer.register_step_post_hook(UncopiedHook(eager(after)))
+
+    def _stepped_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        steady: Steady = getattr(optimizer, HANDLE)
+        parameters = parameters_of(optimizer)
+        own = set(map(id, parameters))
+        inside = [c for c in self._log.waiting if c.after_step and c.concerns(own)]
+        for call in inside:
+            call.after_step, call.backward_since_step = False, 1
+        if inside:
+            with_grad = sum(p.grad is not None for p in parameters)
+            self.stepped(max(steady.steps - 1, 0), parameters, with_grad, number)
+            self._context.mention(
+                f"the script's {type(optimizer).__name__} clips inside its own step(): norms on "
+                "record are those before it; its clips are told as clip calls, and steps as not "
+                "clipped"
+            )
 
     def finish(self, step: int, owner_of: Callable[[frozenset[int]], int]) -> None:
         """The script is over: calls that no step has followed.

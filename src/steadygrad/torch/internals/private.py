@@ -48,18 +48,20 @@ CONVOLUTION = torch.nn.modules.conv._ConvNd
 """The class of convolutions, transposed ones included."""
 
 
-def give_hooks(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+def give_hooks(optimizer: torch.optim.Optimizer, called: bool = False) -> Callable[[], None]:
     """Have an optimizer call hooks around its `step`: one whose `__init__` is not torch's has none.
 
     Torch would put its wrapper on the class, where other optimizers of it would fail.
 
     Args:
         optimizer: one that calls them already stays as it is.
+        called: it does, though by its attribute `step` it seems not to: a function of the script's
+            stands there, and the class's `step` under way.
 
     Returns:
         A function that takes them away again.
     """
-    if calls_hooks(optimizer):
+    if called or calls_hooks(optimizer):
         return _nothing
     missing = [name for name in _STEP_HOOKS if name not in vars(optimizer)]
     alive = weakref.ref(optimizer)  # one that is dropped is freed at once

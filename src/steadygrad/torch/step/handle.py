@@ -86,7 +86,7 @@ class Steady(Handle):
             optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
         )
         weakref.finalize(self, self._engine.journal.ends_by_itself)
-        self._take_hooks = give_hooks(optimizer)
+        self._take_hooks = give_hooks(optimizer, called=steps_running(optimizer, 1))
         self._hooks = [
             optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),

@@ -6,7 +6,7 @@ from steadygrad.torch.gradients.outcome import StepOutcome, is_broken
 from steadygrad.torch.step.attaching import attach_unheard
 from steadygrad.torch.step.clipper import Clipper, Scale, Skip
 from steadygrad.torch.step.closures import Arguments as StepArguments
-from steadygrad.torch.step.copies import unmark_copies
+from steadygrad.torch.step.copies import UncopiedHook, unmark_copies
 from steadygrad.torch.step.handle import Steady
 from steadygrad.torch.step.inner import (
     inner_optimizers,
@@ -26,6 +26,7 @@ __all__ = [
     "Steady",
     "StepArguments",
     "StepOutcome",
+    "UncopiedHook",
     "attach_unheard",
     "describe",
     "inner_optimizers",

@@ -347,3 +347,45 @@ def test_a_librarys_adaptive_clipping_is_a_clip_call(
     else:
         assert record["threshold"] == 0.5
         assert small.item() == pytest.approx(1 - 0.3)
+
+
+class ClipsInside(torch.optim.SGD):
+    """As libraries have it: the clip is a part of the step."""
+
+    def step(self, closure: Any = None) -> Any:
+        clip(self.param_groups[0]["params"], 0.5)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", ["class", "attribute"])
+def test_a_clip_inside_the_step_stands_before_it(observe: Observe, kind: str) -> None:
+    seen, loop, norms = observe(), Loop(), []
+    optimizer: torch.optim.Optimizer = ClipsInside(loop.net.parameters(), lr=1e-3)
+    if kind == "attribute":
+        optimizer = torch.optim.SGD(loop.net.parameters(), lr=1e-3)
+        original = optimizer.step
+
+        def step() -> None:
+            clip(loop.net.parameters(), 0.5)
+            original()
+
+        optimizer.step = step  # type: ignore[method-assign,assignment]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loop.loss().backward()
+        norms.append(float(sg.get_total_norm([p.grad for p in loop.net.parameters()])))
+        optimizer.step()
+    if kind == "attribute":
+        assert optimizer.step is step
+    else:
+        (said,) = seen.session.troubles
+        assert "ClipsInside clips inside its own step()" in said
+        seen.session.troubles.clear()
+    run = seen.run()
+    assert run.steps.norm == pytest.approx(norms, rel=1e-6)
+    placed = [e.data for e in run.events if e.kind == "script_clip"]
+    assert [call["step"] for call in placed] == list(range(STEPS))
+    assert not any(call["after_step"] for call in placed)
+    assert not any(
+        f.id.startswith("SG40") and f.severity == "error" for f in steadygrad.diagnose(run)
+    )
