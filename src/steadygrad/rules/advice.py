@@ -35,6 +35,21 @@ def code(view: View, *, torch: str, keras: str, jax: str) -> str:
     return {"torch": torch, "jax": jax}.get(view.framework, keras)
 
 
+def in_model(name: str) -> str:
+    """Code for a parameter of a PyTorch model, from its name there.
+
+    Example:
+        >>> in_model("rnn.weight_hh_l0"), in_model("layers.0.weight")
+        ('model.rnn.weight_hh_l0', 'model.layers[0].weight')
+        >>> in_model("block-1.weight")
+        'model.get_parameter("block-1.weight")'
+    """
+    parts = name.split(".")
+    if not all(part.isidentifier() or part.isdecimal() for part in parts):
+        return f'model.get_parameter("{name}")'
+    return "model" + "".join(f"[{p}]" if p.isdecimal() else f".{p}" for p in parts)
+
+
 def clip_code(view: View, spec: str) -> str:
     """Code that clips with a spec in this run's framework.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import columns_median, median
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import code, in_model
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.through_time import Measured, measured, sentence
@@ -141,7 +141,7 @@ def _conclusion(
             if gated
             else code(
                 view,
-                torch=f"nn.init.orthogonal_(model.{name})  # spectral radius 1\n"
+                torch=f"torch.nn.init.orthogonal_({in_model(name)})  # spectral radius 1\n"
                 "# or gates: nn.LSTM / nn.GRU in place of nn.RNN",
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")\n'
                 "# or gates: keras.layers.LSTM(n)",
@@ -162,7 +162,7 @@ def _open_gates(view: View, name: str) -> str:
     bias = name.replace("weight_hh", "bias_hh")
     return code(
         view,
-        torch=f"bias = model.{bias}  # gates that begin open keep what they hold\n"
+        torch=f"bias = {in_model(bias)}  # gates that begin open keep what they hold\n"
         f"h = len(bias) // {4 if 'LSTM' in _module(view, name) else 3}\n"
         "torch.nn.init.constant_(bias[h:2 * h].detach(), 4.0)",
         keras="keras.layers.LSTM(n, unit_forget_bias=True)",

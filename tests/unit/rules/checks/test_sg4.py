@@ -45,13 +45,21 @@ def test_the_threshold_of_a_run_that_learns_is_not_raised_unseen(make, learns):
     assert ("steadygrad compare --clip norm:1 --clip norm:2" in found.fixes[0]) == learns
 
 
-def test_norms_that_a_recurrent_matrix_makes_are_mended_there(make):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("rnn.weight_hh_l0", "model.rnn.weight_hh_l0"),
+        ("parts.0.weight_hh_l0", "model.parts[0].weight_hh_l0"),
+        ("rnn-1.weight_hh_l0", 'model.get_parameter("rnn-1.weight_hh_l0")'),
+    ],
+)
+def test_norms_that_a_recurrent_matrix_makes_are_mended_there(make, name, told):
     m = make()
     m.clip(1.0)
-    m.tensors[0] = type(m.tensors[0])("rnn.weight_hh_l0", (16, 16), "float32", "RNN", 0)
-    m.sample("spectral_radius", {"rnn.weight_hh_l0": 1.1})
-    assert "orthogonal_(model.rnn.weight_hh_l0)" in m.findings[0].fixes[0]
-    m.sample("spectral_radius", {"rnn.weight_hh_l0": 0.9})
+    m.tensors[0] = type(m.tensors[0])(name, (16, 16), "float32", "RNN", 0)
+    m.sample("spectral_radius", {name: 1.1})
+    assert f"orthogonal_({told})" in m.findings[0].fixes[0]
+    m.sample("spectral_radius", {name: 0.9})
     assert "orthogonal_" not in m.findings[0].fixes[0]
 
 
