@@ -7,7 +7,6 @@ one that was not; how far it can be trusted is said in the advice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +37,6 @@ MUCH = 10.0
 """Median norm over which the usual threshold of 1 would clip every step of a failed training."""
 CAUTIOUS = 1.0
 """The norms of a training that failed are no guide upwards; this is what most start from."""
-Interval = Callable[[Floats, Callable[[Floats], float]], tuple[float, float]]
-"""Tells how far a figure of a series may be off, low and high."""
 PERCENTILES = ("1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
 
 
@@ -86,13 +83,11 @@ def calibrate(run: Run | str | os.PathLike[str], *, optimizer: int | None = None
         Pascanu, Mikolov, Bengio. On the difficulty of training recurrent neural
         networks. ICML 2013, section 3.2: the threshold from statistics of the norm.
     """
-    return _calibrated(run, optimizer, estimate.bootstrap)
+    return _conclude(_guide(run, optimizer))
 
 
 def quick_threshold(run: Run) -> float:
-    """`calibrate`'s threshold of the optimizer with the most steps, without its interval.
-
-    The interval, of two hundred samples, is a third of the work.
+    """`calibrate`'s threshold of the optimizer with the most steps, without what it says of it.
 
     Args:
         run: a run.
@@ -100,12 +95,7 @@ def quick_threshold(run: Run) -> float:
     Raises:
         CalibrationError: as `calibrate`.
     """
-    return _calibrated(run, None, _no_interval).threshold
-
-
-def _no_interval(x: Floats, figure: Callable[[Floats], float]) -> tuple[float, float]:
-    value = figure(x)
-    return value, value
+    return _guide(run, None).threshold
 
 
 class _Basis:
@@ -126,6 +116,7 @@ class _Basis:
         steps: its steps' numbers.
         rise: the loss at the start and at the end, where it rose.
         figure: gives the logarithm of a threshold for such logarithms.
+        drift: log change of the norm over the stretch, and whether it moves.
     """
 
     def __init__(
@@ -145,6 +136,7 @@ class _Basis:
         self.logs = np.log(self.norms)
         self.norm_type = recorded_norm_type(run)
         self.rise = estimate.loss_rise(rows["loss"])
+        self.drift = estimate.drift(self.logs)
         self.figure = _middle if setback else estimate.log_threshold
 
     @property
@@ -166,23 +158,22 @@ class _Basis:
             for i, h in zip(places, heights, strict=True)
         )
 
-    def require_a_guide(self, change: float) -> None:
+    def require_a_guide(self) -> None:
         """Refuse where the run says nothing of what the next one needs.
-
-        Args:
-            change: log change of the norm over the stretch; 0 where it does not move.
 
         Raises:
             CalibrationError: says why, and which run would give a threshold.
         """
+        change, moving = self.drift
         first = float(np.median(self.used_rows["norm"][:START_NORMS]))
         rise = None if self.setback else self.rise
-        _require_a_guide(self.norms, change, first, rise, self.setback, self.rows["loss"])
+        _require_a_guide(
+            self.norms, change if moving else 0.0, first, rise, self.setback, self.rows["loss"]
+        )
 
 
-def _calibrated(
-    run: Run | str | os.PathLike[str], optimizer: int | None, interval: Interval
-) -> Calibration:
+def _guide(run: Run | str | os.PathLike[str], optimizer: int | None) -> _Basis:
+    """The steps of a run, where they are a guide; raises as `calibrate` does."""
     recorded, number, rows, _ = open_steps(run, optimizer)
     usable = np.isfinite(rows["norm"]) & (rows["norm"] > 0)
     used_rows = rows[usable]
@@ -196,7 +187,8 @@ def _calibrated(
     if calm >= MIN_CALM:
         calm = calm if end is None else min(calm, end)
         basis = _Basis(recorded, number, rows, used_rows, slice(0, calm), diverged_at, back)
-        return _conclude(basis, interval)
+        basis.require_a_guide()
+        return basis
     start = min(int(x.size * START_SHARE), START_STEPS, x.size - MIN_STEPS)
     stretch = slice(start, end)
     if x[stretch].size < MIN_STEPS:
@@ -205,7 +197,9 @@ def _calibrated(
             f"normal here (needed: {MIN_STEPS} steps). Record a run that lasts longer, for example "
             "with --clip norm:1.0 or a tenth of the learning rate, and calibrate that"
         )
-    return _conclude(_Basis(recorded, number, rows, used_rows, stretch, diverged_at), interval)
+    basis = _Basis(recorded, number, rows, used_rows, stretch, diverged_at)
+    basis.require_a_guide()
+    return basis
 
 
 def _require_steps(usable: int, rows: Rows) -> None:
@@ -296,12 +290,11 @@ def _require_a_guide(
     raise CalibrationError(f"this run gives no threshold: {reason}, and calibrate that")
 
 
-def _conclude(basis: _Basis, interval: Interval) -> Calibration:
+def _conclude(basis: _Basis) -> Calibration:
     stable, steps, norms, rows = basis.logs, basis.steps, basis.norms, basis.rows
-    change, moving = estimate.drift(stable)
-    basis.require_a_guide(change if moving else 0.0)
+    change, moving = basis.drift
     threshold = basis.threshold
-    low, high = (float(np.exp(v)) for v in interval(stable, basis.figure))
+    low, high = (float(np.exp(v)) for v in estimate.bootstrap(stable, basis.figure))
     spikes, median = basis.spikes(), float(np.median(norms))
     broken = int((~np.isfinite(rows["norm"])).sum())
     evidence = Calibration(
