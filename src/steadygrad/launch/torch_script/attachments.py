@@ -268,6 +268,7 @@ class Attachments:
                 run=self._context.writer(),
                 names=infos,
                 optimizer_index=number,
+                observed=True,
             )
 
         try:

@@ -125,6 +125,8 @@ class ScriptClips:
         inside = [c for c in self._log.waiting if c.after_step and c.concerns(own)]
         for call in inside:
             call.after_step, call.backward_since_step = False, 1
+            if not getattr(optimizer, "_step_supports_amp_scaling", False):
+                call.scale = None  # a GradScaler has divided it out before it called the step
         if inside:
             with_grad = sum(p.grad is not None for p in parameters)
             self.stepped(max(steady.steps - 1, 0), parameters, with_grad, number)

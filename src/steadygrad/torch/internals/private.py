@@ -55,13 +55,13 @@ def give_hooks(optimizer: torch.optim.Optimizer, called: bool = False) -> Callab
 
     Args:
         optimizer: one that calls them already stays as it is.
-        called: it does, though by its attribute `step` it seems not to: a function of the script's
-            stands there, and the class's `step` under way.
+        called: a function of the script's that stands in the place of its `step` is known to call
+            that, which calls them.
 
     Returns:
         A function that takes them away again.
     """
-    if called or calls_hooks(optimizer):
+    if calls_hooks(optimizer) or (called and _calls_below(optimizer)):
         return _nothing
     missing = [name for name in _STEP_HOOKS if name not in vars(optimizer)]
     alive = weakref.ref(optimizer)  # one that is dropped is freed at once
@@ -98,6 +98,12 @@ def calls_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Whether an optimizer's `step` calls hooks, by its class or by `give_hooks`."""
     there = all(name in vars(optimizer) for name in _STEP_HOOKS)
     return there and getattr(optimizer.step, "hooked", False)
+
+
+def _calls_below(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the `step` of its class calls hooks, whatever stands in its place."""
+    there = all(name in vars(optimizer) for name in _STEP_HOOKS)
+    return there and getattr(type(optimizer).step, "hooked", False)
 
 
 _STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

@@ -107,8 +107,14 @@ def attach_unheard(
     names: Names | None = None,
     optimizer_index: int = 0,
     process_group: Groups = None,
+    observed: bool = False,
 ) -> Steady:
-    """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`."""
+    """`attach` for a caller that tells the losses itself, through `Steady.observe_loss`.
+
+    Args:
+        optimizer: and what follows it, as `attach` has them.
+        observed: the whole script is; what it has put in the place of `optimizer.step` stays there.
+    """
     inner = _require_optimizer(optimizer)
     choice = resolve(clip, on_nonfinite, type(inner).__name__)
     if model is not None and names is not None:
@@ -117,7 +123,14 @@ def attach_unheard(
         )
     source = names if model is None else _model_names(model)
     return Steady(
-        inner, choice.policy, choice.on_nonfinite, run, source, optimizer_index, process_group
+        inner,
+        choice.policy,
+        choice.on_nonfinite,
+        run,
+        source,
+        optimizer_index,
+        process_group,
+        observed,
     )
 
 

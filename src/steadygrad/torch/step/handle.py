@@ -69,6 +69,7 @@ class Steady(Handle):
         names: Names | None,
         optimizer_index: int,
         process_group: Groups = None,
+        observed: bool = False,
     ) -> None:
         attached = getattr(optimizer, scaler.HANDLE, None)
         if attached is not None and attached.makes_room():
@@ -86,7 +87,7 @@ class Steady(Handle):
             optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
         )
         weakref.finalize(self, self._engine.journal.ends_by_itself)
-        self._take_hooks = give_hooks(optimizer, called=steps_running(optimizer, 1))
+        self._take_hooks = give_hooks(optimizer, called=observed)
         self._hooks = [
             optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
             optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),

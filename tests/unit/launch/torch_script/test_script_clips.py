@@ -358,7 +358,8 @@ class ClipsInside(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("kind", ["class", "attribute"])
-def test_a_clip_inside_the_step_stands_before_it(observe: Observe, kind: str) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_clip_inside_the_step_stands_before_it(observe: Observe, kind: str, scaled: bool) -> None:
     seen, loop, norms = observe(), Loop(), []
     optimizer: torch.optim.Optimizer = ClipsInside(loop.net.parameters(), lr=1e-3)
     if kind == "attribute":
@@ -372,9 +373,15 @@ def test_a_clip_inside_the_step_stands_before_it(observe: Observe, kind: str) ->
         optimizer.step = step  # type: ignore[method-assign,assignment]
     for _ in range(STEPS):
         optimizer.zero_grad()
-        loop.loss().backward()
-        norms.append(float(sg.get_total_norm([p.grad for p in loop.net.parameters()])))
-        optimizer.step()
+        loss = loop.loss()
+        (loop.scaler.scale(loss) if scaled else loss).backward()
+        scale = loop.scaler.get_scale() if scaled else 1.0
+        norms.append(float(sg.get_total_norm([p.grad for p in loop.net.parameters()])) / scale)
+        if scaled:
+            loop.scaler.step(optimizer)
+            loop.scaler.update()
+        else:
+            optimizer.step()
     if kind == "attribute":
         assert optimizer.step is step
     else:
