@@ -117,12 +117,12 @@ class Attachments:
 
     def wrapper_of(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
         """The wrapper without hooks that has called this step, and was not met before."""
-        outer = wrapper_without_hooks(optimizer) if self._acts else None
+        outer = wrapper_without_hooks(optimizer) if self.acts else None
         return outer if outer is not None and self._may_wrap(outer) else None
 
     def _may_wrap(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a wrapper is acted on in its own step, and not in that of the one inside."""
-        inner = inner_optimizers(optimizer) if self._acts and not calls_hooks(optimizer) else []
+        inner = inner_optimizers(optimizer) if self.acts and not calls_hooks(optimizer) else []
         if not inner or optimizer in self._refused or is_facade(optimizer):
             return False
         if any(getattr(each, scaler.HANDLE, None) is not None for each in inner):
@@ -143,7 +143,7 @@ class Attachments:
         return True
 
     @property
-    def _acts(self) -> bool:
+    def acts(self) -> bool:
         """Whether steps may be skipped: where they are only seen, the inner ones are."""
         return self._context.plan.clip is not None or self._context.plan.on_nonfinite is not None
 

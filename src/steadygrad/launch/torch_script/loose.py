@@ -41,7 +41,8 @@ class LooseLeaves:
         # FSDP1 steps on views of the flat leaf that backward reaches
         leaves = [leaf for leaf in leaves if not is_flat(leaf)]
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
-        new = [leaf for leaf in loose if id(leaf) not in self._seen]
+        awaited = self._attachments.acts and not census.optimizers()  # to be met before its step
+        new = loose if awaited else [leaf for leaf in loose if id(leaf) not in self._seen]
         if new and self._deserve_a_look(new):
             census.refresh()  # their optimizer may be newer than the census
             owned = census.owned()

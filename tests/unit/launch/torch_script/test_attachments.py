@@ -164,10 +164,20 @@ class PostLocalSGDOptimizer(SlowWeights):
 BROKEN = (3, 5)
 
 
-def slowly_trained(kind: type[SlowWeights], skip: bool) -> tuple[list[torch.Tensor], int]:
-    """Weights after eight steps, two of them on NaN, and the wrapper's own count."""
+def slowly_trained(
+    kind: type[SlowWeights], skip: bool, tried: bool = False
+) -> tuple[list[torch.Tensor], int]:
+    """Weights after eight steps, two of them on NaN, and the wrapper's own count.
+
+    Args:
+        kind: of the wrapper.
+        skip: whether the script skips those two itself.
+        tried: whether there is a backward before the optimizer is made.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    if tried:
+        net(torch.ones(1, 4)).sum().backward()
     optimizer = kind(torch.optim.Adam(net.parameters(), lr=0.05))
     for step in range(8):
         optimizer.optimizer.zero_grad()
@@ -229,6 +239,17 @@ def test_a_wrapper_without_hooks_is_skipped_with_the_optimizer_inside(
     steps = seen.run().steps
     assert [step for step in range(8) if steps.action[step] == "skip"] == list(BROKEN)
     assert set(steps.optimizer.tolist()) == {0}
+
+
+def test_a_wrapper_that_is_made_after_a_backward_is_met_before_its_first_step(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "BROKEN", (0,))
+    weights, count = slowly_trained(SlowWeights, skip=True, tried=True)
+    observe(clip="norm:1e9")
+    after, counted = slowly_trained(SlowWeights, skip=False, tried=True)
+    assert counted == count
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, weights, strict=True))
 
 
 def test_a_wrapper_that_is_met_in_a_step_to_be_skipped_is_told(
