@@ -26,6 +26,8 @@ WIDTH = 96
 MOST_FINDINGS = 5
 MOST_EVIDENCE = 3
 MOST_OPTIMIZERS = 3
+SHORT = 0.5
+"""Seconds of a training under which a share in per cent says little."""
 
 
 def last_words(session: EndedRun) -> str:
@@ -169,6 +171,10 @@ def own_cost(run: Run, session: EndedRun) -> str:
     own = float(run.info.get("wall_seconds", 0.0)) - overhead
     if session.plan.cell:  # short ones are not: what is loaded once would be their greatest part
         return f"Observing took {overhead:.1f} s beside the cell's own {own:.1f} s."
+    if own < SHORT:
+        return (
+            f"Observing took {1000 * overhead:.0f} ms beside the script's own {1000 * own:.0f} ms."
+        )
     share = 100 * overhead / max(own, 1e-9)
     return f"Observing cost {share:.1f} % of the script's {own:.1f} s."
 

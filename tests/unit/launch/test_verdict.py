@@ -15,12 +15,12 @@ from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, thinning
 NAN = float("nan")
 
 
-def session_of(folder: Path, norms: list[float], **wishes: object) -> Session:
+def session_of(folder: Path, norms: list[float], wall: float = 10.5) -> Session:
     """A session that has recorded these norms."""
     plan = Plan("train.py", ("--hf-token", "abc", "a b"), out=str(folder / "run.db"))
     session = Session(plan)
     session.path = plan.out
-    info = {"overhead_seconds": 0.5, "wall_seconds": 10.5}
+    info = {"overhead_seconds": 0.5, "wall_seconds": wall}
     with RunWriter(session.path, info=info) as writer:
         ids = writer.add_tensors([TensorInfo("w", (2,))])
         for step, norm in enumerate(norms):
@@ -44,6 +44,13 @@ def test_a_healthy_run_gets_a_verdict_a_threshold_and_the_next_command(
     assert any(line.startswith("  Threshold, as insurance: ") for line in lines)
     assert "  Observing cost 5.0 % of the script's 10.0 s." in lines
     assert lines[-1] == "Next: steadygrad report run.db"
+
+
+def test_the_cost_beside_a_very_short_training_is_no_share(
+    tmp_path: Path, steady_norms: list[float]
+) -> None:
+    lines = last_words(session_of(tmp_path, steady_norms, wall=0.53)).splitlines()
+    assert "  Observing took 500 ms beside the script's own 30 ms." in lines
 
 
 def test_spikes_are_named_with_a_command_that_hides_secrets(

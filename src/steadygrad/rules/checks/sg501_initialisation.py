@@ -10,6 +10,7 @@ import numpy as np
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import fan_in
+from steadygrad.rules.evidence.loop import found_at_once
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, times
@@ -70,14 +71,16 @@ def _is_small(start: _Start, typical: float) -> bool:
 
 def _suffers(view: View) -> bool:
     trend = view.loss_trend
-    trouble = not trend.recorded or trend.stalled or trend.diverged or trend.dear
+    stalled = trend.stalled and not found_at_once(view)
+    trouble = not trend.recorded or stalled or trend.diverged or trend.dear
     return trouble or bool(view.broken.any())
 
 
 def _starves(view: View, start: _Start, typical: float) -> bool:
     """Whether the signal is lost on its way through the layers, or the loss shows that it was."""
     lost = typical ** len(start.columns) < LEFT and view.loss_trend.fall < ARRIVES
-    return _suffers(view) or view.loss_trend.plateau or lost
+    plateau = view.loss_trend.plateau and not found_at_once(view)
+    return _suffers(view) or plateau or (lost and not found_at_once(view))
 
 
 def normalised(view: View) -> bool:

@@ -11,6 +11,7 @@ from steadygrad.rules.advice import clip_code, code, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
+from steadygrad.rules.evidence.loop import searches
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, times
@@ -30,6 +31,8 @@ SLOW = 0.3
 def check(view: View) -> Iterator[Finding]:
     steps, ratios = view.sample("update_ratio")
     if not len(steps) or not len(view.weights):
+        return
+    if searches(view) and not (view.loss_trend.diverged or _exploded(view)):
         return
     limit = view.step[view.first_broken] if view.broken.any() else np.inf
     rows = ratios[steps <= limit][:, view.weights]
@@ -187,9 +190,16 @@ def _finding(view: View, typical: float, rows: Array) -> Finding:
         steps=[int(view.step[0]), int(view.step[-1])],
         tensors=[],
         causes=["the learning rate", "no warm-up", "weights initialised too small for this rate"],
-        fixes=[lower_lr(view, float(min(max(factor, 10), 1e6)))],
+        fixes=[*_line_search(view), lower_lr(view, float(min(max(factor, 10), 1e6)))],
         figures={"update_ratio": typical, "lr": lr},
     )
+
+
+def _line_search(view: View) -> list[str]:
+    """Where the step is a search: one that looks how far it may go."""
+    if not searches(view) or view.framework != "torch":
+        return []
+    return ['torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")']
 
 
 RULE = Rule(

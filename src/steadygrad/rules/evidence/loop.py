@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from steadygrad.robust import median
 from steadygrad.rules.evidence.view import View
 from steadygrad.runlog.info import GroupFacts, LoopFacts, SizeFacts, TargetFacts
 
+LEFT = 0.1
+"""Share of the first loss that is left where it was brought down."""
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
 NORMALISED = (
@@ -129,6 +134,20 @@ def summed_of(view: View) -> int:
 def optimizer_class(view: View) -> str:
     """The class of this optimizer in lower case; empty where unknown."""
     return str(view.facts.get("class", "")).lower()
+
+
+def searches(view: View) -> bool:
+    """Whether a step is a search of many updates, as that of LBFGS: how far it goes is no rate."""
+    return "lbfgs" in optimizer_class(view)
+
+
+def found_at_once(view: View) -> bool:
+    """Whether such a search has brought the loss down in its very first steps, and it stays down.
+
+    A window of several steps shows nothing of that.
+    """
+    losses = view.loss[np.isfinite(view.loss)]
+    return searches(view) and len(losses) > 1 and 0 <= median(losses[1:]) < LEFT * losses[0]
 
 
 def normalises(view: View) -> bool:

@@ -52,6 +52,21 @@ def test_a_first_step_that_throws_the_weights_away(make):
     assert "SG502" not in m.ids
 
 
+def test_a_search_goes_as_far_as_it_likes(make):
+    m = make()
+    m.info["optimizers"] = [{"class": "LBFGS", "index": 0}]
+    m.loss = np.append(2.0, np.full(m.steps - 1, 1e-9))  # found by the first one
+    ratios(m, 100.0)
+    deviations(m, 0.02 / 4)
+    assert m.ids == []
+    m.loss = np.linspace(1.0, 30.0, m.steps)
+    (found,) = [f for f in m.findings if f.id == "SG502"]
+    assert "strong_wolfe" in found.fixes[0]
+    m.info["optimizers"][0]["class"] = "SGD"
+    m.loss = np.append(2.0, np.full(m.steps - 1, 1e-9))
+    assert m.ids == ["SG501", "SG502"]
+
+
 def test_learning_rate(make):
     m = make()
     ratios(m, 0.8)
