@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steadygrad.robust import median
+from steadygrad.rules.evidence.update_sizes import move_alike
 from steadygrad.rules.evidence.view import View
 from steadygrad.runlog.info import GroupFacts, LoopFacts, SizeFacts, TargetFacts
 
@@ -19,7 +20,8 @@ NORMALISED = (
     "sophia", "adan", "novograd", "prodigy",
 )  # fmt: skip
 """In the names of optimizers whose step does not change when all gradients are multiplied by one
-number: with them a low threshold is common practice, and a spike lengthens a step a few times."""
+number: with them a low threshold is common practice, and a spike lengthens a step a few times. Of
+others the sizes of their updates tell it, where those were sampled."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def found_at_once(view: View) -> bool:
 def normalises(view: View) -> bool:
     """Whether the optimizer's step does not grow with its gradients."""
     name = optimizer_class(view)
-    return any(word in name for word in NORMALISED)
+    if any(word in name for word in NORMALISED):
+        return True
+    return name != "sgd" and move_alike(view)
 
 
 def _facts(view: View) -> LoopFacts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,25 @@ def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimize
     assert ("learning rate" in found.title) == (severity == "warning")
     assert 'clip="norm:' in found.fixes[0]
     assert "lr=" not in found.fixes[0]  # a rate that keeps the steps as short keeps the fault
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "grows", "severity"),
+    [("Yogi", False, "info"), ("Yogi", True, "warning"), ("Yogi", None, "warning"),
+     ("SGD", False, "warning")],
+)  # fmt: skip
+def test_an_optimizer_of_an_unknown_name_is_told_by_its_updates(make, optimizer, grows, severity):
+    m = make()
+    m.clip(0.1)
+    m.info["optimizers"] = [{"class": optimizer, "index": 0}]
+    m.norms *= np.geomspace(1, 50, len(m.tensors))
+    if grows is not None:
+        sizes = [math.sqrt(math.prod(t.shape)) for t in m.tensors]
+        moves = m.norms[0] if grows else sizes
+        updates = {t.name: 1e-3 * move for t, move in zip(m.tensors, moves, strict=True)}
+        m.sample("update_ratio", updates)
+        m.sample("weight_norm", {t.name: 1.0 for t in m.tensors})
+    assert [f.severity for f in m.findings if f.id == "SG401"] == [severity]
 
 
 @pytest.mark.parametrize("learns", [True, False])
