@@ -38,10 +38,10 @@ def move_alike(view: View) -> bool:
         with np.errstate(divide="ignore", invalid="ignore"):
             update = np.log(ratios[place]) + np.log(sizes[weight[0]])
             gradient = np.log(view.norms[row[0]])
-        told = np.isfinite(update) & np.isfinite(gradient)
-        if told.sum() >= FEWEST:
-            by_gradient.append(float(np.std((update - gradient)[told])))
-            by_size.append(float(np.std((update - np.log(root))[told])))
+        finite = np.isfinite(update) & np.isfinite(gradient)
+        if finite.sum() >= FEWEST:
+            by_gradient.append(float(np.std((update - gradient)[finite])))
+            by_size.append(float(np.std((update - np.log(root))[finite])))
     if len(by_size) < FEWEST:
         return False
     even = median(np.array(by_size))
