@@ -15,6 +15,7 @@ from steadygrad.runlog.clip_calls import number
 from steadygrad.torch.clip_calls.clips import ClipCall
 from steadygrad.torch.dropins.clip_norm import clip_grad_norm_
 from steadygrad.torch.internals.inlay import Arguments, Visit
+from steadygrad.torch.internals.trying import is_trying
 
 FRAMES = 12
 """How far out the function stands that calls another clip function; ours included."""
@@ -141,7 +142,13 @@ def _failing(items: list[object], error: Exception) -> Iterator[object]:
 
 
 def inside_another(kind: str) -> bool:
-    """Whether ``clip_grad_norm_`` calls the function that takes the norm: the call is its own."""
+    """Whether a call is part of something else.
+
+    ``clip_grad_norm_`` calls the function that takes the norm; and a copy of an optimizer that is
+    tried out may clip in its step.
+    """
+    if is_trying():
+        return True
     if kind != "given norm":
         return False
     frame = sys._getframe(1)

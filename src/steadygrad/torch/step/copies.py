@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.errors import SteadyGradWarning
 from steadygrad.torch.internals.scaler import HANDLE
+from steadygrad.torch.internals.trying import is_trying
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.inner import is_stand_in
 
@@ -27,22 +26,8 @@ MARK = "_steadygrad_copied"
 _OURS = ("__getstate__", HANDLE)
 
 
-_trials: set[int] = set()
-"""Threads in which copies of an optimizer are tried out."""
-
-
 class StepOfAnother(Exception):
-    """A copy's step called an optimizer that is not among the copies."""
-
-
-@contextlib.contextmanager
-def only_stand_ins_step() -> Iterator[None]:
-    """In this thread, the step of an optimizer of the script's raises `StepOfAnother`."""
-    _trials.add(threading.get_ident())
-    try:
-        yield
-    finally:
-        _trials.discard(threading.get_ident())
+    """Where copies are tried out, a copy's step called an optimizer that is not among them."""
 
 
 class UncopiedHook(functools.partial[Any]):
@@ -78,7 +63,7 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    if _trials and threading.get_ident() in _trials and not is_stand_in(optimizer):
+    if is_trying() and not is_stand_in(optimizer):
         raise StepOfAnother
     if optimizer.__dict__.pop(MARK, False):
         warn_user(

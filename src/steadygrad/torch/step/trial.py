@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from steadygrad.errors import AttachError
+from steadygrad.torch.internals.trying import trying
 from steadygrad.torch.internals.warn import without_warnings
-from steadygrad.torch.step.copies import StepOfAnother, only_stand_ins_step
+from steadygrad.torch.step.copies import StepOfAnother
 from steadygrad.torch.step.inner import HOOKS, Rebuilding, inner_optimizers
 from steadygrad.torch.step.skipping import (
     UNKNOWN,
@@ -317,7 +318,7 @@ def _undisturbed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with only_stand_ins_step(), without_warnings(), torch.random.fork_rng(devices):
+        with trying(), without_warnings(), torch.random.fork_rng(devices):
             yield
     finally:
         give_back()

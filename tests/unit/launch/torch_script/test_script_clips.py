@@ -396,3 +396,13 @@ def test_a_clip_inside_the_step_stands_before_it(observe: Observe, kind: str, sc
     assert not any(
         f.id.startswith("SG40") and f.severity == "error" for f in steadygrad.diagnose(run)
     )
+
+
+def test_a_clip_of_a_copy_that_is_tried_out_is_none_of_the_scripts(observe: Observe) -> None:
+    seen, loop = observe(clip="norm:0.5"), Loop()
+    optimizer = ClipsInside(loop.net.parameters(), lr=1e-3)  # may be skipped: tried out first
+    for _ in range(4):
+        optimizer.zero_grad()
+        loop.loss().backward()
+        optimizer.step()
+    assert seen.calls() == []
