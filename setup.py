@@ -21,6 +21,7 @@ PURE = sys.platform == "win32" or os.environ.get("STEADYGRAD_PURE") == "1"
 PACKAGE = Path("src/steadygrad")
 
 KERNELS = "src/steadygrad/kernels/"
+FACE = ("read", "gate", "quiet")
 CORE = (
     "core",
     "others",
@@ -69,7 +70,7 @@ def extension(name: str, *face: str) -> Extension:
 
 
 EXTENSIONS = [
-    extension("steadygrad.kernels._read", f"{KERNELS}_read.c", f"{KERNELS}_gate.c"),
+    extension("steadygrad.kernels._read", *(f"{KERNELS}_{part}.c" for part in FACE)),
     extension("steadygrad.jax._xla", "src/steadygrad/jax/_xla.c"),
 ]
 

@@ -10,7 +10,7 @@ tensors on a GPU. "auto" gives each tensor to the fastest form that can serve it
 
 from __future__ import annotations
 
-from steadygrad.kernels.auto import read, scale_, seal, seal_gradients
+from steadygrad.kernels.auto import read, scale_, seal, seal_gradients, sparse_seen
 from steadygrad.kernels.reference import Read
 
-__all__ = ["Read", "read", "scale_", "seal", "seal_gradients"]
+__all__ = ["Read", "read", "scale_", "seal", "seal_gradients", "sparse_seen"]

@@ -13,6 +13,7 @@
 
 #include "core.h"
 #include "_gate.h"
+#include "_quiet.h"
 
 /* ---- what DLPack's exchange table promises, version 1 ---- */
 
@@ -404,16 +405,17 @@ static int describe_sparse(const source *s, PyObject *object, PyObject *alive, s
     return failed ? -1 : 0;
 }
 
-static PyObject *read_gradients(PyObject *self, PyObject *args)
+PyObject *sg_read_gradients(PyObject *module, PyObject *parameters, int any_sparse)
 {
-    PyObject *parameters, *grads, *alive, *result = NULL;
-    int any_sparse, served = 1;
+    PyObject *alive, *result = NULL;
+    int served = 1;
     int64_t size = 0;
-    const bound *b = PyModule_GetState(self);
-    const source *s = source_of(self);
-    if (!s || !PyArg_ParseTuple(args, "Op", &parameters, &any_sparse))
-        return NULL;
-    if (!(grads = gradients_of(parameters, b->grad)))
+    const bound *b = PyModule_GetState(module);
+    const source *s = &b->source;
+    if (!s->exchange)
+        return Py_NewRef(Py_None);
+    PyObject *grads = gradients_of(parameters, b->grad);
+    if (!grads)
         return NULL;
     Py_ssize_t n = PyList_Size(grads);
     sg_tensor *tensors = malloc((size_t)(n + 1) * sizeof *tensors);
@@ -445,6 +447,15 @@ static PyObject *read_gradients(PyObject *self, PyObject *args)
     return result;
 }
 
+static PyObject *read_gradients(PyObject *self, PyObject *args)
+{
+    PyObject *parameters;
+    int any_sparse;
+    return PyArg_ParseTuple(args, "Op", &parameters, &any_sparse)
+               ? sg_read_gradients(self, parameters, any_sparse)
+               : NULL;
+}
+
 /* Whether these parameters go on in the list from place `at`, which moves past them; -1 raised. */
 static int go_on(PyObject *own, PyObject *parameters, Py_ssize_t *at)
 {
@@ -457,23 +468,27 @@ static int go_on(PyObject *own, PyObject *parameters, Py_ssize_t *at)
     return same;
 }
 
-static PyObject *holds(PyObject *self, PyObject *args)
+int sg_hold(PyObject *groups, PyObject *parameters)
 {
-    PyObject *groups, *parameters;
     Py_ssize_t at = 0;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OO", &groups, &parameters))
-        return NULL;
     for (Py_ssize_t g = 0; g < PyList_Size(groups); g++) {
         PyObject *own = PyMapping_GetItemString(PyList_GetItem(groups, g), "params");
         int same = own ? go_on(own, parameters, &at) : -1;
         Py_XDECREF(own);
-        if (same < 0)
-            return NULL;
-        if (!same)
-            Py_RETURN_FALSE;
+        if (same != 1)
+            return same;
     }
-    return PyErr_Occurred() ? NULL : PyBool_FromLong(at == PyList_Size(parameters));
+    return PyErr_Occurred() ? -1 : at == PyList_Size(parameters);
+}
+
+static PyObject *holds(PyObject *self, PyObject *args)
+{
+    PyObject *groups, *parameters;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OO", &groups, &parameters))
+        return NULL;
+    int hold = sg_hold(groups, parameters);
+    return hold < 0 ? NULL : PyBool_FromLong(hold);
 }
 
 static PyObject *scale_objects(PyObject *self, PyObject *args)
@@ -544,20 +559,23 @@ static PyObject *sum_rows(PyObject *self, PyObject *args)
 /* ---- a loss ---- */
 
 /* What `item` gives, at about half the time where its code is out of the caches. */
-static PyObject *number(PyObject *self, PyObject *object)
+PyObject *sg_number(PyObject *module, PyObject *object)
 {
     sg_tensor t;
     double value;
-    const source *s = source_of(self);
-    if (!s)
-        return NULL;
-    if (describe_object(s, object, IN_ORDER, &t) != 0 || t.size != 1)
+    const source *s = &((const bound *)PyModule_GetState(module))->source;
+    if (!s->exchange || describe_object(s, object, IN_ORDER, &t) != 0 || t.size != 1)
         Py_RETURN_NONE;
     int negated = is_negated(object);
     if (negated)
         return negated < 0 ? NULL : Py_NewRef(Py_None);
     sg_take(&t, 1, 1, &value);
     return PyFloat_FromDouble(value);
+}
+
+static PyObject *number(PyObject *self, PyObject *object)
+{
+    return source_of(self) ? sg_number(self, object) : NULL;
 }
 
 /* ---- samples ---- */
@@ -684,7 +702,8 @@ static PyMethodDef methods[] = {
 static int fill(PyObject *module)
 {
     int failed = PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
-    return failed ? failed : sg_add_gate(module);
+    failed = failed ? failed : sg_add_gate(module);
+    return failed ? failed : sg_add_quiet(module);
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};

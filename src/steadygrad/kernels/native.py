@@ -150,6 +150,19 @@ def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
 GATE: Any = getattr(_read, "Gate", None)
 """``GATE(function, traced, tracer)`` calls the first; the second while the third gives a tracer."""
 
+Same = tuple[tuple[object, str, object], ...]
+"""Owners, names of attributes, and the very objects that these are."""
+
+Empty = tuple[tuple[object, str], ...]
+"""Owners, and names of attributes in which there is nothing."""
+
+QUIET: dict[str, Any] = {
+    kind: getattr(_read, kind)
+    for kind in ("QuietCall", "QuietStep", "QuietPass", "QuietGrad")
+    if hasattr(_read, kind)
+}
+"""Types of C, made as ``(otherwise, prepare, fault)``: see `steadygrad.torch.internals.quiet`."""
+
 holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
 
 

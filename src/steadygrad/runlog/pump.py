@@ -13,8 +13,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sized
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from steadygrad.runlog.hidden import stay_hidden
 from steadygrad.runlog.pausing import PausingThread
@@ -28,6 +28,22 @@ Item = TypeVar("Item")
 def bytes_of_step(tensors: int) -> int:
     """About what a step with the figures of so many tensors takes while it waits."""
     return 1000 + 64 * tensors
+
+
+class ShortWay(NamedTuple):
+    """How C does what `Pump.put` does while there is room.
+
+    Attributes:
+        queue: of the items that wait.
+        append: adds one to it.
+        room: there is room while there are fewer.
+        shut: owners and attributes: where one of these is set, no item goes anywhere.
+    """
+
+    queue: Sized
+    append: Callable[[Any], None]
+    room: int
+    shut: tuple[tuple[object, str], ...]
 
 
 class Pump(Generic[Item]):
@@ -107,6 +123,12 @@ class Pump(Generic[Item]):
                 return False
         self._queue.append(item)
         return True
+
+    def short_way(self, size: int) -> ShortWay:
+        """`put` for items of about ``size`` bytes, as long as there is room."""
+        room = self._max_bytes // 2 // size + 1
+        shut = ((self, "stopped"), (self, "_closing"))
+        return ShortWay(self._queue, self._queue.append, room, shut)
 
     def _room_comes(self, size: int) -> bool:
         if self._congested:  # waited in vain once: wait again only after a batch got through

@@ -202,6 +202,11 @@ class UnusualSteps:
     The log of the norm and the loss are held beside running means of themselves. The steps asked
     for are few: `BURST` after one that is unusual, `SPARE` in all and one in `SHARE` of a long run.
 
+    Attributes:
+        bounds: a step is usual with a norm below the first, a loss up to the second, and a number
+            from the third on; as many as the fourth says are looked into together.
+        waiting: usual steps that are not looked into yet.
+
     Example:
         >>> watch = UnusualSteps()
         >>> [step for step in range(40) if watch.after(step, 9.0 if step == 30 else 1.0, 2.0)]
@@ -210,8 +215,8 @@ class UnusualSteps:
 
     def __init__(self) -> None:
         self._norm, self._loss = _Range(math.log(UNUSUAL), 0.0), _Range(0.0, 0.5)
-        self._highest_norm = self._highest_loss = math.inf
-        self._waiting: list[tuple[int, float, float]] = []
+        self.waiting: list[tuple[int, float, float]] = []
+        self.bounds = (math.inf, math.inf, 0, FIRST)
         self._until = 0
         self._asked = 0
 
@@ -224,10 +229,11 @@ class UnusualSteps:
             loss: its loss; NaN where unknown.
         """
         # done at every step: usual ones are looked into together, while the code is at hand
-        waiting = self._waiting
+        waiting = self.waiting
         waiting.append((step, norm, loss))
-        usual = norm < self._highest_norm and not loss > self._highest_loss
-        if usual and step >= self._until and len(waiting) < TOGETHER:
+        highest_norm, highest_loss, until, together = self.bounds
+        usual = norm < highest_norm and not loss > highest_loss
+        if usual and step >= until and len(waiting) < together:
             return False
         self._look_into(waiting)
         wanted = step < self._until and self._asked < SPARE + step // SHARE
@@ -240,11 +246,12 @@ class UnusualSteps:
             if self._loss.left(loss) or high:
                 self._until = step + BURST
         waiting.clear()
-        self._highest_norm = math.exp(min(self._norm.highest, 700.0))
-        self._highest_loss = self._loss.highest
+        highest_norm = math.exp(min(self._norm.highest, 700.0))
+        together = TOGETHER if self._norm.is_known else FIRST
+        self.bounds = (highest_norm, self._loss.highest, self._until, together)
 
 
-TOGETHER = 8
+FIRST, TOGETHER = 8, 32
 """Steps that are looked into together, as long as they stay in the range of those before."""
 BURST, SPARE, SHARE = 8, 32, 64
 MANY = 20
@@ -265,6 +272,11 @@ class _Range:
         self._least, self._share = least, share
         self._count = 0
         self._mean = self._spread = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the range rests on as many values as it ever does."""
+        return self._count >= MANY
 
     @property
     def highest(self) -> float:

@@ -43,7 +43,7 @@ from steadygrad.runlog.items import (
     opened,
 )
 from steadygrad.runlog.notice import warn
-from steadygrad.runlog.pump import Pump, bytes_of_step
+from steadygrad.runlog.pump import Pump, ShortWay, bytes_of_step
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.schema import is_run_file
 from steadygrad.runlog.shortfall import STOPPED
@@ -224,6 +224,11 @@ class RunWriter:
             self._recorder.missed(step.opened().record)
         return True
 
+    @internal
+    def short_way(self, size: int) -> ShortWay | None:
+        """`hand_over_sealed` for C; None where steps have to be handed over open."""
+        return None if self._earlier is not None else self._pump.short_way(size)
+
     def _note_nan_loss(self, record: StepRecord) -> None:
         if record.optimizer not in self._nan_losses:
             self._nan_losses.add(record.optimizer)
@@ -292,6 +297,11 @@ class RunWriter:
     def stop_reason(self) -> str:
         """Why the training is to end; empty as long as nobody has asked for it."""
         return self._recorder.stop_reason
+
+    @property
+    def stopping(self) -> tuple[tuple[object, str], ...]:
+        """Owner and attribute in which there is nothing as long as `stop_if_asked` does nothing."""
+        return ((self._recorder, "stop_reason"),)
 
     def ask_to_stop(self, reason: str, step: int | None = None) -> None:
         """Have the training end after the step under way, and say so in the file.

@@ -18,6 +18,7 @@ from steadygrad.torch.distributed.ownership import spread_of
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.private import calls_hooks, give_hooks
+from steadygrad.torch.internals.quiet import CallTerms
 from steadygrad.torch.record.ranks import finish_ranks
 from steadygrad.torch.record.recording import settings_of
 from steadygrad.torch.step.observing import (
@@ -33,6 +34,8 @@ from steadygrad.torch.step.observing import (
 )
 
 Parameters = list[torch.Tensor]
+FEW = 8
+"""Optimizers among which one is found quickest by a look at each."""
 _NONE: Mapping[str, float] = {}
 
 
@@ -52,7 +55,8 @@ class Attachments:
         self._context = context
         self.census: Census | None = None
         self.of_parts = False
-        self._attached: dict[int, weakref.ref[torch.optim.Optimizer]] = {}
+        # another dict whenever one comes or goes
+        self._attached: Mapping[int, weakref.ref[torch.optim.Optimizer]] = {}
         self._names_taken: set[str] = set()
         self.tensor_names: dict[int, str] = {}
         self._number_of: dict[int, int] = {}
@@ -79,6 +83,17 @@ class Attachments:
         if len(self._attached) > 1 and self._is_part_of_a_step(optimizer):
             return None
         return getattr(optimizer, scaler.HANDLE, None)
+
+    def quiet(self) -> CallTerms | None:
+        """The terms on which a step is one of those attached to, and part of no other's."""
+        handles = self._handles()
+        if not 0 < len(handles) <= FEW:
+            return None
+        return CallTerms(
+            optimizers=tuple(map(weakref.ref, self)),
+            idle=tuple(handle.stepping for handle in handles),
+            same=((self, "_attached", self._attached),),
+        )
 
     def counted(self) -> Census:
         """The census, made now where it was not."""
@@ -227,8 +242,8 @@ class Attachments:
             observing: ObservingClipper = clipper(optimizer, number)
             steady.act_through(observing)
         its_own = weakref.ref(optimizer)
-        self._attached = {key: ref for key, ref in self._attached.items() if ref() is not None}
-        self._attached[id(optimizer)] = its_own
+        alive = {key: ref for key, ref in self._attached.items() if ref() is not None}
+        self._attached = {**alive, id(optimizer): its_own}
         steady.give_way(lambda: self._left_to_script(its_own()))
         steady.when_idle(lambda: self._leave_to_inner(its_own()))
         return steady
@@ -248,7 +263,8 @@ class Attachments:
 
     def _left_to_script(self, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None:
-            self._attached.pop(id(optimizer), None)
+            own = id(optimizer)
+            self._attached = {key: ref for key, ref in self._attached.items() if key != own}
 
     def _tell_of_ranks(self, sentence: str) -> None:
         if not self.of_parts:  # their norms differ, and nothing is amiss

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from steadygrad.kernels.native import Same
 from steadygrad.launch.imports import watch
 from steadygrad.launch.undoing import note
 from steadygrad.torch.clip_calls.clipcall import (
@@ -34,6 +35,14 @@ from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.inlay import Arguments, Visit
 from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.internals.private import graph_task
+from steadygrad.torch.internals.quiet import (
+    CallTerms,
+    GradTerms,
+    PassTerms,
+    quiet_call,
+    quiet_grad,
+    quiet_pass,
+)
 from steadygrad.torch.internals.sites import Site
 
 if TYPE_CHECKING:
@@ -54,6 +63,16 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class _Thread(threading.local):
+    """What is under way in one thread.
+
+    Attributes:
+        inside: a `backward` of the script that is followed to its end.
+    """
+
+    inside = False
+
+
 class TorchPatches:
     """What is observed of torch in one process; makes the observer at its first use.
 
@@ -66,7 +85,7 @@ class TorchPatches:
         self._observer: TorchObserver | None = None
         self._parents: TorchObserver | None = None
         self._failed = False
-        self._thread = threading.local()
+        self._thread = _Thread()
         self._making = threading.RLock()
         self.set = PatchSet(self._make)
         _ALIVE.add(self)
@@ -99,7 +118,7 @@ class TorchPatches:
 
     def begin_anew(self) -> None:
         """In a forked child, which may never train: an observer of its own is made when it does."""
-        self._thread, self._making = threading.local(), threading.RLock()
+        self._thread, self._making = _Thread(), threading.RLock()
         self._parents, self._observer = self._observer or self._parents, None
 
     def finish(self) -> None:
@@ -145,14 +164,16 @@ class TorchPatches:
     # -- what torch's functions tell -----------------------------------------------------------
 
     def _make(self, patches: PatchSet) -> None:
-        patches.add(sites.BACKWARD.listen(self._backward))
-        patches.add(sites.GRAD.listen(self._grad))
+        backward = quiet_pass(self._backward, self._quiet_passes, self._fault)
+        patches.add(sites.BACKWARD.listen(backward))
+        patches.add(sites.GRAD.listen(quiet_grad(self._grad, self._quiet_grads, self._fault)))
         for function in CLIP_FUNCTIONS:
             patches.add(function.site.listen(self._clips(function)))
         patches.add(sites.SCALE.listen(self._scale))
         patches.add(sites.UNSCALE.listen(self._unscale))
         patches.add(sites.SCALER_STEP.listen(self._scaler_step))
-        hook = register_optimizer_step_pre_hook(eager(self._step))
+        step = quiet_call(self._step, self._quiet_steps, self._fault)
+        hook = register_optimizer_step_pre_hook(eager(step))
 
         def unhook() -> bool:
             hook.remove()
@@ -168,7 +189,7 @@ class TorchPatches:
 
     def _backward(self, arguments: Arguments) -> Visit | None:
         # a tensor subclass calls the function again; re-entrant checkpointing does so, too
-        if graph_task() != -1 or getattr(self._thread, "inside", False):
+        if graph_task() != -1 or self._thread.inside:
             return None
         observer = self._observer or self.observer()
         if observer is None:
@@ -206,6 +227,42 @@ class TorchPatches:
         """The hook before every optimizer's step."""
         observer = self._observer or self.observer()
         return None if observer is None else observer.before_step(optimizer, args, kwargs)
+
+    def _quiet_steps(self) -> CallTerms | None:
+        """The terms on which the hook before a step only counts it."""
+        observer = self._observer
+        quiet = None if observer is None else observer.quiet_steps()
+        return None if quiet is None else quiet._replace(same=(*self._stays, *quiet.same))
+
+    def _quiet_passes(self) -> PassTerms | None:
+        """The terms on which a backward pass only tells its loss."""
+        observer = self._observer
+        same = None if observer is None else observer.quiet_passes()
+        if observer is None or same is None:
+            return None
+        return PassTerms(
+            same=(*self._stays, (self, "_thread", self._thread), *same),
+            now=((self._thread, "inside", False),),
+            task=graph_task,
+            tensor=torch.Tensor,
+            losses=observer.losses,
+            owner=observer,
+            counted="backwards",
+        )
+
+    def _quiet_grads(self) -> GradTerms | None:
+        """The terms on which derivatives by inputs are not looked at."""
+        observer = self._observer
+        if observer is None or not observer.has_stepped:
+            return None
+        return GradTerms((*self._stays, (observer, "has_stepped", True)), torch.Tensor)
+
+    @property
+    def _stays(self) -> Same:
+        return ((self, "_observer", self._observer),)
+
+    def _fault(self, error: Exception) -> None:
+        self._session.trouble("part of the run was not observed", error)
 
     def _clips(self, function: ClipFunction) -> Any:
         def begins(arguments: Arguments) -> Visit | None:
@@ -310,9 +367,7 @@ class TorchPatches:
 class _ScriptBackward(Visit):
     """One `backward` of the script."""
 
-    def __init__(
-        self, arguments: Arguments, observer: TorchObserver, thread: threading.local
-    ) -> None:
+    def __init__(self, arguments: Arguments, observer: TorchObserver, thread: _Thread) -> None:
         self.arguments = arguments
         self._observer, self._thread = observer, thread
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from steadygrad.kernels.native import Same
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.attachments import Attachments
 from steadygrad.launch.torch_script.by_hand import MOST_WALKS, LoopByHand
@@ -28,6 +29,7 @@ from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
+from steadygrad.torch.internals.quiet import CallTerms
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
 
@@ -198,6 +200,27 @@ class TorchObserver:
             entry.seconds += time.perf_counter() - began
             entry.lock.release()
         return None
+
+    def quiet_passes(self) -> Same | None:
+        """What stays so as long as `before_backward` only hears a loss; None where it does more."""
+        loop, by_hand = self._loop, self._by_hand
+        if not loop.rests or by_hand.active or by_hand.walks < MOST_WALKS:
+            return None
+        return ((loop, "rests", True), (by_hand, "active", False))
+
+    def quiet_steps(self) -> CallTerms | None:
+        """The terms on which `before_step` only counts a step."""
+        loop, by_hand, quiet = self._loop, self._by_hand.loop, self._attachments.quiet()
+        unheard = by_hand.pending is None and not (self._any_scaler or self._grads.waiting)
+        if quiet is None or not (loop.rests and unheard and self.has_stepped):
+            return None
+        same = ((loop, "rests", True), (by_hand, "pending", None), (self, "_any_scaler", False))
+        return quiet._replace(
+            same=(*quiet.same, *same),
+            empty=((self._grads, "waiting"),),
+            owner=self._seen,
+            counted="steps",
+        )
 
     def _begin_inside(
         self,

@@ -99,7 +99,7 @@ class ScriptClips:
         choice = resolve("none", self._context.plan.on_nonfinite)
         self._follow_inside(optimizer, number)
         steps = QuietSteps(self._log, functools.partial(self._write, number=number))
-        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps.passes)
+        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps)
 
     def _follow_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:
         """Hear of clip calls inside an optimizer's `step`, where the script has written that.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from steadygrad.kernels.native import Empty, Same
 from steadygrad.policies.base import coefficient
 from steadygrad.runlog.clip_calls import number
 from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
@@ -99,6 +100,22 @@ UNREAD = PassedStep()
 """A step that goes by, with gradients that no clip call has read."""
 
 
+class Rest(NamedTuple):
+    """A log that says nothing about the next step of an optimizer.
+
+    Attributes:
+        same: owners, names of attributes, and the objects that these stay.
+        empty: owners, and names of what is empty where no call was made before that step.
+        clocks: those that the step moves then.
+        meter: counts the backward passes.
+    """
+
+    same: Same
+    empty: Empty
+    clocks: tuple[Clock, ...]
+    meter: LossMeter
+
+
 class QuietSteps:
     """One optimizer's steps, those before which the script has done nothing unusual.
 
@@ -137,6 +154,17 @@ class QuietSteps:
             else:  # nothing but the time has changed since the last one
                 clock.step = now
         return UNREAD
+
+    def rest(self, params: list[torch.Tensor]) -> Rest:
+        """What a step without clip calls needs, in place of `passes`."""
+        log = self._log
+        self._follow(params)
+        return Rest(
+            ((log, "clocks", log.clocks), (log.clocks, "sharing", self._sharing)),
+            ((log, "waiting"), (log, "unscaled"), (log, "readings")),
+            tuple(self._clocks),
+            log.losses,
+        )
 
     def _clipped(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
         """The same after clip calls."""

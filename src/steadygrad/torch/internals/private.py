@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from steadygrad.kernels.native import Same
+
 graph_task: Callable[[], int] = torch._C._current_graph_task_id
 """The number of the backward pass at work in this thread; -1 for none."""
 
@@ -128,6 +130,9 @@ _WORLD = getattr(getattr(torch.distributed, "distributed_c10d", None), "_world",
 
 process_group: Callable[[], object] = functools.partial(getattr, _WORLD, "_default_pg", _WORLD)
 """The group in which this process may train with others; None for none. Asked at every step."""
+
+NO_GROUP: Same = () if _WORLD is None else ((_WORLD, "_default_pg", None),)
+"""What `process_group` asks, where it gives None."""
 
 
 def job_store() -> Any:

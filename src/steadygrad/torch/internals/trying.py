@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 
+from steadygrad.kernels.native import Empty
+
 _threads: set[int] = set()
+
+NOBODY_TRIES: Empty = ((sys.modules[__name__], "_threads"),)
+"""Empty where no thread tries out copies."""
 
 
 @contextlib.contextmanager

@@ -27,6 +27,9 @@ from steadygrad.torch.record.through_time import ThroughTime
 
 CALLS = 8
 """Calls of one module in a forward pass of which the activations are read."""
+FEW = 4
+"""Calls of a square layer in one step that are none of a loop over time: a critic is called for
+real data, for made ones, and for a penalty on both, too."""
 ELEMENTS = 1 << 13
 """Of an activation, of which deviation and saturation are taken."""
 
@@ -96,7 +99,7 @@ class ActivationWatch:
 
     def lengths(self) -> dict[int, int]:
         """How often a forward pass applied each recurrent matrix, by the matrix's id."""
-        return {**{p: n for p, n in self._calls.items() if n > 2}, **self._lengths}
+        return {**{p: n for p, n in self._calls.items() if n > FEW}, **self._lengths}
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
         seen_by = weakref.ref(self)  # torch's list of hooks would keep it for good

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steadygrad.kernels import native
+from steadygrad.kernels.native import Empty, Same
 from steadygrad.runlog.items import SealedStep, StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.run import Floats
@@ -24,12 +24,11 @@ from steadygrad.runlog.writer import RunWriter
 from steadygrad.stats import GradientStats
 from steadygrad.torch.distributed.board import is_first_rank
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
-from steadygrad.torch.gradients.outcome import PassedStep, StepOutcome
-from steadygrad.torch.internals.private import process_group
+from steadygrad.torch.gradients.outcome import StepOutcome
+from steadygrad.torch.internals.private import NO_GROUP, process_group
 from steadygrad.torch.record.outbox import Outbox
 from steadygrad.torch.record.ranks import RankLog, rank_log
 from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
-from steadygrad.torch.record.sealed import MeasuredStep
 from steadygrad.vocabulary import Action, OnNonfinite
 
 
@@ -46,6 +45,8 @@ class Journal:
 
     Attributes:
         announced: the parameters as the run file knows them; None before the first step.
+        latest: the last step, as it was handed over.
+        recorder: the optimizer's place in the run file; None without one.
         tell: given a sentence where ranks clip by different norms.
         stop_if_asked: called between two steps, raises `TrainingStopped` where an alert asked
             for that.
@@ -63,9 +64,9 @@ class Journal:
             run = None  # one file a job: every rank is given the same path
         facts = {} if run is None else facts_of(optimizer, policy, on_nonfinite, index)
         self.announced: tuple[TensorInfo, ...] | None = None
-        self._recorder = None if run is None else OptimizerRecorder(run, facts)
+        self.recorder = None if run is None else OptimizerRecorder(run, facts)
         self._outbox = Outbox()
-        self._last: StepRecord | SealedStep | None = None
+        self.latest: StepRecord | SealedStep | None = None
         self._index = index
         self._seconds = 0.0
         self._ranks: RankLog | None = None
@@ -77,55 +78,65 @@ class Journal:
     def last(self) -> StepRecord | None:
         """The last step's record; waits for figures on a device. None before the first step."""
         self._empty()
-        if isinstance(self._last, SealedStep):
-            self._last = self._last.opened().record
-        return self._last
+        if isinstance(self.latest, SealedStep):
+            self.latest = self.latest.opened().record
+        return self.latest
 
     @property
     def takes_sealed(self) -> bool:
         """Whether a step's record may be made later: written here, and shared with no rank."""
         alone = process_group() is None
-        return alone and self._recorder is not None and not self._outbox.under_way
+        return alone and self.recorder is not None and not self._outbox.under_way
+
+    @property
+    def sealing(self) -> tuple[Same, Empty]:
+        """What stays so as long as `takes_sealed` says so: attributes, and what is empty."""
+        return NO_GROUP, ((self._outbox, "under_way"),)
+
+    @property
+    def stopping(self) -> Empty:
+        """Where nothing is as long as nobody asks for the training's end."""
+        return () if self.recorder is None else self.recorder.writer.stopping
 
     @property
     def ends_by_itself(self) -> Callable[[], None]:
         """A function that delivers the last steps at exit, where nobody has called `close`."""
-        owned = self._recorder is not None and self._recorder.owned
+        owned = self.recorder is not None and self.recorder.owned
         return self._release if owned else self._empty
 
     @property
     def writer(self) -> RunWriter | None:
         """The run file's writer; None without one."""
-        return None if self._recorder is None else self._recorder.writer
+        return None if self.recorder is None else self.recorder.writer
 
     def flush(self) -> None:
         """Wait until every finished step can be read back from the run file."""
         self._empty()
-        if self._recorder is not None:
-            self._recorder.writer.flush()
+        if self.recorder is not None:
+            self.recorder.writer.flush()
 
     def announce(self, infos: tuple[TensorInfo, ...]) -> None:
         """Name the parameters; again when they change."""
-        if self.announced is not infos and self._recorder is not None:
+        if self.announced is not infos and self.recorder is not None:
             self._empty()  # its steps are of the tensors announced before
-            self._recorder.add_tensors(infos)
+            self.recorder.add_tensors(infos)
         self.announced = infos
 
     def sample(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """Sample weights and activations, where due, before the step moves the weights."""
-        recorder = self._recorder
+        recorder = self.recorder
         if recorder is not None and step >= recorder.sampler.idle_before:
             recorder.sample(step, params)
 
     def sample_weights(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """The first half of `sample`: for a step whose forward pass is still to come."""
-        if self._recorder is not None:
-            self._recorder.sample_weights(step, params)
+        if self.recorder is not None:
+            self.recorder.sample_weights(step, params)
 
     def sample_activations(self, step: int, params: Sequence[torch.Tensor]) -> None:
         """The second half: that forward pass is over."""
-        if self._recorder is not None:
-            self._recorder.sample_activations(step, params)
+        if self.recorder is not None:
+            self.recorder.sample_activations(step, params)
 
     def file(
         self,
@@ -148,10 +159,10 @@ class Journal:
         """
         norm = outcome.stats.total_norm
         if self.takes_sealed and isinstance(norm, float):
-            assert self._recorder is not None
-            ids = self._recorder.ids if present is None else self._recorder.ids[present]
+            assert self.recorder is not None
+            ids = self.recorder.ids if present is None else self.recorder.ids[present]
             scale = None if loss_scale is None else number(loss_scale)
-            self._seal(DecidedStep, step, ids, norm, loss, lr, outcome, scale)
+            self.seal(DecidedStep, step, ids, norm, loss, lr, outcome, scale)
             return
         facts = (step, outcome, loss, lr, loss_scale, self._index)
         if isinstance(norm, torch.Tensor):
@@ -162,33 +173,7 @@ class Journal:
             self._empty()
         self._deliver(record_of(*facts), outcome.stats, present)
 
-    def file_sealed(
-        self,
-        step: int,
-        params: list[torch.Tensor],
-        passed: PassedStep,
-        figures: bytearray,
-        loss: Any,
-        lr: Any,
-    ) -> None:
-        """Take a step that is only looked at, where `takes_sealed` says so, and sample what is due.
-
-        Args:
-            step: its number.
-            params: which it is about to move.
-            passed: what the script did.
-            figures: of all parameters, as `kernels.seal` gave them.
-            loss: as `file` has it.
-            lr: as `file` has it.
-        """
-        recorder = self._recorder
-        assert recorder is not None
-        if step >= recorder.sampler.idle_before:
-            recorder.sample(step, params)
-        norm = native.unpack_float(figures, len(figures) - 8)[0]  # `total_of`, without the call
-        self._seal(MeasuredStep, step, recorder.ids, norm, loss, lr, figures, passed)
-
-    def _seal(
+    def seal(
         self,
         kind: type[SealedStep],
         step: int,
@@ -209,34 +194,32 @@ class Journal:
             lr: as `file` has it.
             figures: what that kind needs beside these.
         """
-        recorder = self._recorder
+        recorder = self.recorder
         assert recorder is not None
         has_loss = loss is not None
         loss = loss if type(loss) is float else number(loss)
         lr = lr if type(lr) is float else number(lr)
         now = time.time()
-        sealed = self._last = kind(
+        sealed = self.latest = kind(
             (step, now, loss, has_loss, lr, self._index, tensor_ids, *figures)
         )
         writer = recorder.writer
         # a loss that is NaN is an event of its own
         if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, recorder.step_bytes):
             writer.hand_over(sealed.opened())
-        sampler = recorder.sampler  # `notice`, without the call
-        if sampler.unusual.after(step, norm, loss):
-            sampler.want_next(step)
+        recorder.sampler.notice(step, norm, loss)
 
     def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""
-        if self._recorder is not None:
-            self._recorder.writer.write_event(kind, data, step)
+        if self.recorder is not None:
+            self.recorder.writer.write_event(kind, data, step)
         elif (ranks := self._open_ranks()) is not None:
             ranks.post(kind, data, step)
 
     def spent(self, seconds: float) -> None:
         """Tell the run file how much time was spent on this optimizer, all in all."""
-        if self._recorder is not None:
-            self._recorder.writer.overhead_seconds += seconds - self._seconds
+        if self.recorder is not None:
+            self.recorder.writer.overhead_seconds += seconds - self._seconds
             self._seconds = seconds
 
     def _release(self) -> None:
@@ -251,17 +234,17 @@ class Journal:
         self._empty()
         if self._ranks is not None:
             self._ranks.finish(patience)
-        if self._recorder is not None:
-            self._recorder.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
     def _empty(self, wait: bool = True) -> None:
         for delivery in self._outbox.take(wait):
             self._deliver(*delivery)
 
     def _deliver(self, record: StepRecord, stats: GradientStats, present: list[int] | None) -> None:
-        self._last = record
-        if self._recorder is not None:
-            hand_over(self._recorder, record, stats, present)
+        self.latest = record
+        if self.recorder is not None:
+            hand_over(self.recorder, record, stats, present)
         ranks = self._open_ranks()
         if ranks is not None:
             ranks.share(record, stats)
@@ -269,7 +252,7 @@ class Journal:
     def _open_ranks(self) -> RankLog | None:
         """Where the other ranks are told; None in a process that trains alone."""
         if self._ranks is None:
-            recorder = self._recorder
+            recorder = self.recorder
             write = None if recorder is None else recorder.writer.write_event
             self._ranks = rank_log(self._index, write)
             if self._ranks is not None:

@@ -110,12 +110,7 @@ class Sampler:
             norm: its gradient norm, before clipping.
             loss: its loss; NaN where unknown.
         """
-        if self.unusual.after(step, norm, loss):
-            self.want_next(step)
-
-    def want_next(self, step: int) -> None:
-        """After this step, which `unusual` has named, the next update is measured too."""
-        if self.idle_before < sys.maxsize:
+        if self.unusual.after(step, norm, loss) and self.idle_before < sys.maxsize:
             self._wanted = True
             self.idle_before = min(self.idle_before, step + 1)
 

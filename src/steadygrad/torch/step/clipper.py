@@ -29,12 +29,12 @@ from steadygrad.policies import Policy, State
 from steadygrad.policies.base import Decision
 from steadygrad.policies.choice import skips_by_itself
 from steadygrad.stats import GradientStats, describe_nonfinite
+from steadygrad.torch.clip_calls.clips import QuietSteps
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.elementwise import apply_transform
 from steadygrad.torch.gradients.measuring import measure_gradients, namespace
 from steadygrad.torch.gradients.outcome import (
     Applied,
-    PassedStep,
     StepOutcome,
     compare,
     is_broken,
@@ -66,10 +66,11 @@ class Clipper:
         memory: the policy's state.
         may_skip: whether a step may be skipped.
         may_stop: whether a step may end in nothing: skipped, or by an error.
-        only_looks: nothing is decided: steps may go by with `passes` in place of `process`.
+        quiet: says of which steps nothing is decided, so that they may go by without `process`;
+            None where there are none.
     """
 
-    only_looks = False
+    quiet: QuietSteps | None = None
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
@@ -114,19 +115,6 @@ class Clipper:
         self.memory.state = state
         applied = self.act(batch, stats, decision, scale_)
         return StepOutcome(stats, decision.threshold, applied, skip=stop if taken else False)
-
-    def passes(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
-        """Let a step go by at which nothing is to be decided.
-
-        Args:
-            step: its number.
-            params: all parameters of the optimizer.
-
-        Returns:
-            What is known of it; None, and nothing done, where it is one for `process`, which may
-            follow in any case.
-        """
-        return None
 
     def _skips(self, scaled: bool) -> bool:
         return scaled or self.on_nonfinite == "skip"

@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
+from collections import deque
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steadygrad.errors import SteadyGradWarning
+from steadygrad.torch.internals.quiet import CallTerms, quiet_call
 from steadygrad.torch.internals.scaler import HANDLE
-from steadygrad.torch.internals.trying import is_trying
+from steadygrad.torch.internals.trying import NOBODY_TRIES, is_trying
 from steadygrad.torch.internals.warn import warn_user
 from steadygrad.torch.step.inner import is_stand_in
 
@@ -62,6 +64,10 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
     optimizer.__dict__.pop("__getstate__", None)
 
 
+_met: deque[weakref.ref[torch.optim.Optimizer]] = deque(maxlen=8)
+"""Optimizers that bear no mark, the last ones that stepped."""
+
+
 def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
     if is_trying() and not is_stand_in(optimizer):
         raise StepOfAnother
@@ -72,6 +78,16 @@ def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: obj
             "steadygrad.torch.attach(optimizer, ...) on the copy",
             SteadyGradWarning,
         )
+    if not any(each() is optimizer for each in _met):
+        _met.append(weakref.ref(optimizer))
 
 
-register_optimizer_step_pre_hook(_before_any_step)
+def _quiet() -> CallTerms:
+    return CallTerms(optimizers=tuple(_met), empty=NOBODY_TRIES)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+register_optimizer_step_pre_hook(quiet_call(_before_any_step, _quiet, _raise))

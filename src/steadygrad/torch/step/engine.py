@@ -11,28 +11,31 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from time import perf_counter
-from typing import Any
+from time import perf_counter, time
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from steadygrad.errors import NonFiniteError, UsageError
-from steadygrad.kernels import native, seal_gradients
+from steadygrad.kernels import native, seal_gradients, sparse_seen
 from steadygrad.policies import NoClip, Policy, State
 from steadygrad.recovery.judge import StepVerdict
 from steadygrad.recovery.ladder import Ladder
 from steadygrad.stats import GradientStats
+from steadygrad.torch.clip_calls.clips import UNREAD
 from steadygrad.torch.distributed.layout import NOWHERE
 from steadygrad.torch.distributed.ownership import Groups, refuse_beyond_norms
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.outcome import UNTOUCHED, StepOutcome
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.gradients.pieces import scale_each_once
+from steadygrad.torch.internals.quiet import CallTerms, StepTerms
 from steadygrad.torch.internals.scaler import HANDLE
 from steadygrad.torch.internals.state_makers import STATE_MAKERS, only_makes_state
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.record.losses import StepLosses
+from steadygrad.torch.record.sealed import MeasuredStep
 from steadygrad.torch.recovery.recovering import Recovering
 from steadygrad.torch.recovery.snapshots import Snapshots
 from steadygrad.torch.step.clipper import Clipper
@@ -96,6 +99,7 @@ class Engine:
         steps: number of steps, skipped ones included.
         seconds: spent here so far.
         step: the step under way; None between steps.
+        sealed: the last step's figures as C wrote them, where nobody has asked for them yet.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class Engine:
         self.origins = OriginSearch(index)
         self.recovery: Recovering | None = None
         self._stats: GradientStats | None = None
-        self._sealed: bytearray | None = None
+        self.sealed: bytearray | None = None
         self._looked_at = StepInFlight()
         self._refused_before = 0
         self.steps = 0
@@ -143,10 +147,10 @@ class Engine:
     @property
     def stats(self) -> GradientStats | None:
         """The last step's figures; None before the first."""
-        if self._sealed is not None:
-            read, table = native.opened(self._sealed), self._table
+        if self.sealed is not None:
+            read, table = native.opened(self.sealed), self._table
             self._stats = GradientStats(table.names, *read[:4], table.sizes, read.total)
-            self._sealed = None
+            self.sealed = None
         return self._stats
 
     @property
@@ -226,14 +230,6 @@ class Engine:
             self.step.depth += 1
             return None
         try:
-            if (
-                self.clipper.only_looks
-                and self.step is None
-                and len(args) == 1
-                and not kwargs
-                and self._look(optimizer)
-            ):
-                return None
             return self._begin(args, kwargs)
         except NonFiniteError:
             raise
@@ -241,51 +237,99 @@ class Engine:
             self.fault(error)
             return None
 
-    def _look(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Take a step at which there is nothing to decide by the shortest way there is.
-
-        At most steps `steadygrad run` does nothing else, and between them the training puts what is
-        here out of the caches: each call costs some microseconds.
-
-        Returns:
-            False, and nothing done, where something about the step is not as at most.
-        """
-        started = perf_counter()
-        table, journal, step = self._table, self.journal, self.steps
-        groups = optimizer.param_groups
-        if not native.holds(groups, table.listed):
-            self._follow(optimizer)
+    def terms(self) -> StepTerms | None:
+        """The terms on which the next step is only looked at; None where it is not."""
+        quiet, table, journal, losses = self.clipper.quiet, self._table, self.journal, self.losses
         if (
-            step < self._refused_before
+            quiet is None
+            or self.steps < self._refused_before
             or self._makes_gradients
             or self._loss_scale is not None
             or self.origins.wanted
             or self.recovery is not None
             or table.spread is not NOWHERE
+            or not table.params
             or journal.announced is not table.infos
             or not journal.takes_sealed
-            or ("grad_scale" in optimizer.__dict__ and _carried_scale(optimizer) is not None)
         ):
+            return None
+        recorder = journal.recorder
+        way = None if recorder is None else recorder.writer.short_way(recorder.step_bytes)
+        if recorder is None or way is None:
+            return None
+        rest, sparse, unusual = quiet.rest(table.params), sparse_seen(), recorder.sampler.unusual
+        same, empty = journal.sealing
+        return StepTerms(
+            optimizer=self._optimizer,
+            same=(
+                (self, "clipper", self.clipper),
+                (self, "_loss_scale", None),
+                (self, "recovery", None),
+                (self.origins, "wanted", False),
+                (table, "spread", NOWHERE),
+                (table, "infos", table.infos),
+                (journal, "announced", table.infos),
+                (losses, "heard", losses.heard),
+                sparse,
+                *same,
+                *rest.same,
+            ),
+            empty=((self, "_makes_gradients"), *empty),
+            now=((self, "step", None), (losses, "added_up", None)),
+            modules=sys.modules,
+            maker=STATE_MAKERS,
+            listed=table.listed,
+            params=table.params,
+            sparse=sparse[2],
+            rest=rest.empty,
+            unread=UNREAD,
+            clocks=rest.clocks,
+            meter=rest.meter,
+            passes=quiet.passes,
+            seal=self._seal,
+            heard=losses.heard,
+            engine=self,
+            under_way=self._looked_at,
+            sampler=recorder.sampler,
+            sample=recorder.sample,
+            journal=journal,
+            kind=MeasuredStep,
+            number=self.index,
+            ids=recorder.ids,
+            time=time,
+            queue=way.queue,
+            append=way.append,
+            room=way.room,
+            shut=way.shut,
+            file=journal.seal,
+            unusual=unusual,
+            waiting=unusual.waiting,
+            notice=recorder.sampler.notice,
+            clock=perf_counter,
+            spent=journal.spent,
+            every=SPENT_EVERY,
+        )
+
+    def _seal(self, params: list[torch.Tensor]) -> bytearray | Literal[False] | None:
+        """Read gradients that C has refused.
+
+        Returns:
+            Their figures; None where one is missing, and False where it is not to be asked soon.
+        """
+        figures = seal_gradients(params)
+        if figures is None and type(None) not in set(map(type, map(_GRAD, params))):
+            self._refused_before = self.steps + REFUSED_FOR  # C may need a millisecond to refuse
             return False
-        params, losses = table.params, self.losses
-        passed = self.clipper.passes(step, params) if params else None
-        if passed is None:
-            return False
-        figures = passed.figures or seal_gradients(params)
-        if figures is None:
-            if type(None) not in set(map(type, map(_GRAD, params))):
-                self._refused_before = step + REFUSED_FOR  # C may need a millisecond to refuse
-            return False
-        self._sealed, table.present = figures, None
-        loss = losses.heard() if losses.added_up is None else losses.take(None)
-        journal.file_sealed(step, params, passed, figures, loss, groups[0].get("lr"))
-        looked_at = self.step = self._looked_at
-        looked_at.depth = 1
-        self.steps = step = step + 1
-        self.seconds += perf_counter() - started
-        if step % SPENT_EVERY == 0:
-            journal.spent(self.seconds)
-        return True
+        return figures
+
+    def after_terms(self) -> CallTerms:
+        """The terms on which there is nothing to do after a step but to note its end."""
+        return CallTerms(
+            optimizers=(self._optimizer,),
+            same=((self, "step", self._looked_at), (self._looked_at, "depth", 1)),
+            empty=self.journal.stopping,
+            sets=((self, "step", None),),
+        )
 
     def _begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         self.abandon()
@@ -319,11 +363,8 @@ class Engine:
         """
         if self._optimizer() is not optimizer:
             return
-        step = self.step
-        if step is self._looked_at and step.depth == 1:
-            self.step = None
-        elif step is not None:
-            self._end(step)
+        if self.step is not None:
+            self._end(self.step)
         if self.step is None:
             self.journal.stop_if_asked()
 
@@ -446,7 +487,7 @@ class Engine:
     def _record(self, outcome: StepOutcome, loss: object, sample: bool = True) -> None:
         """Record a step; the next one begins."""
         started = perf_counter()
-        self._stats, self._sealed = outcome.stats, None
+        self._stats, self.sealed = outcome.stats, None
         if sample:
             self.journal.sample(self.steps, self._table.params)
         lr = self.optimizer.param_groups[0].get("lr")

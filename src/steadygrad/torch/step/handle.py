@@ -31,6 +31,7 @@ from steadygrad.torch.distributed.ownership import Groups
 from steadygrad.torch.internals import scaler
 from steadygrad.torch.internals.eager import eager
 from steadygrad.torch.internals.private import give_hooks
+from steadygrad.torch.internals.quiet import quiet_call, quiet_step
 from steadygrad.torch.loop.attached import AttachedLoop
 from steadygrad.torch.record import losses
 from steadygrad.torch.recovery.partners import Stateful
@@ -87,10 +88,13 @@ class Steady(Handle):
             optimizer, policy, on_nonfinite, run, names, optimizer_index, process_group
         )
         weakref.finalize(self, self._engine.journal.ends_by_itself)
+        engine = self._engine
+        before = quiet_step(engine.before, engine.terms, engine.fault)
+        after = quiet_call(engine.after, engine.after_terms, engine.fault)
         self._take_hooks = give_hooks(optimizer, called=observed)
         self._hooks = [
-            optimizer.register_step_pre_hook(copies.UncopiedHook(eager(self._engine.before))),
-            optimizer.register_step_post_hook(copies.UncopiedHook(eager(self._engine.after))),
+            optimizer.register_step_pre_hook(copies.UncopiedHook(eager(before))),
+            optimizer.register_step_post_hook(copies.UncopiedHook(eager(after))),
         ]
         self._loop: AttachedLoop | None = None
         self._clips: AttachedClips | None = None
@@ -470,6 +474,11 @@ class Steady(Handle):
             return None
         (whose, *others), kwargs = begun
         return (inner if whose is outer else by_shadow(inner)[0], *others), kwargs
+
+    @property
+    def stepping(self) -> Callable[[], object]:
+        """Refers weakly to what has a ``step`` while one is under way here."""
+        return weakref.ref(self._engine)
 
     @internal
     def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:

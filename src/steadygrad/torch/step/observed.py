@@ -16,12 +16,12 @@ import torch
 from steadygrad import kernels
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
+from steadygrad.torch.clip_calls.clips import QuietSteps
 from steadygrad.torch.clip_calls.readings import GradientReading
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import (
     Applied,
-    PassedStep,
     StepOutcome,
     compare,
     is_broken,
@@ -42,8 +42,7 @@ class ObservingClipper(Clipper):
         on_nonfinite: what to do with gradients that hold NaN or inf.
         reading_of: gives what gradients were before the script's calls; None where it made none.
         stepping: told of every step's number and gradients, after its figures were taken.
-        quietly: see `Clipper.passes`; `stepping` is not told of what goes by. None where nothing
-            may.
+        quiet: see `Clipper.quiet`; `stepping` is not told of what goes by.
     """
 
     def __init__(
@@ -51,14 +50,12 @@ class ObservingClipper(Clipper):
         on_nonfinite: OnNonfinite,
         reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
         stepping: Callable[[int, GradientBatch], None] = _say_nothing,
-        quietly: Callable[[int, list[torch.Tensor]], PassedStep | None] | None = None,
+        quiet: QuietSteps | None = None,
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
         self._stepping = stepping
-        if quietly is not None:
-            self.only_looks = on_nonfinite == "propagate"
-            self.passes = quietly  # type: ignore[assignment]  # one call less a step
+        self.quiet = quiet if on_nonfinite == "propagate" else None
 
     def process(
         self,
