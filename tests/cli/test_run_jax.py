@@ -464,3 +464,39 @@ def test_where_clip_does_not_reach_the_scripts_own_stays(bench: Any) -> None:
     assert done.stdout == "-2.0\n", done.stderr
     (told,) = steadygrad.open_run(bench.run_file()).info["troubles"]
     assert told.startswith("--clip reached the first gradients of a SAM alone")
+
+
+DEVICES = """
+import jax, jax.numpy as jnp, optax
+from jax.sharding import Mesh, PartitionSpec as P
+
+params = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}
+for way in ("pmap", "shard_map"):
+    tx = optax.sgd(0.5)
+
+    def step(params, state):
+        g = jax.tree.map(lambda leaf: 2 * leaf, params)
+        u, state = tx.update(g, state, params)
+        return optax.apply_updates(params, u), state
+
+    if way == "pmap":
+        many, state = jax.tree.map(lambda v: jnp.stack([v] * 2), (params, tx.init(params)))
+        after, _ = jax.pmap(step, axis_name="d")(many, state)
+        after = jax.tree.map(lambda v: v[0], after)
+    else:  # a tensor is split, and each device clips its part by the whole norm
+        split = ({"w": P("d"), "b": P()}, P())
+        mesh = Mesh(jax.devices(), ("d",))
+        whole = jax.shard_map(step, mesh=mesh, in_specs=split, out_specs=split)
+        after, _ = jax.jit(whole)(params, tx.init(params))
+    print(*after["w"].tolist(), *after["b"].tolist())
+"""
+
+
+def test_clip_by_the_whole_norm_on_each_of_several_devices(bench: Any) -> None:
+    bench.environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    bench.write("devices.py", DEVICES)
+    done = bench.steadygrad("run", "-q", "--out", "run.db", "--clip", "norm:13", "devices.py")
+    assert done.stdout == "1.5 2.0 6.0\n" * 2, done.stderr
+    steps = steadygrad.open_run(bench.run_file()).steps
+    assert steps.norm.tolist() == [26.0, 26.0]
+    assert steps.coef.tolist() == [0.5, 0.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -47,3 +48,10 @@ def made_varying(value: jax.Array, axes: frozenset[str]) -> jax.Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(value, missing, to="varying")
     return lax.pvary(value, missing)
+
+
+def splits(leaves: Sequence[ArrayLike], axes: Sequence[str]) -> list[tuple[str, ...]]:
+    """The axes that each leaf is known to be split over; nothing where there are no axes."""
+    if not axes:
+        return []
+    return [tuple(axis for axis in axes if axis in varying_axes(leaf)) for leaf in leaves]

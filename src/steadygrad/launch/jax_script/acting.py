@@ -19,6 +19,7 @@ import numpy.typing as npt
 from jax import lax
 from jax.experimental import io_callback
 
+from steadygrad.jax._varying import splits
 from steadygrad.jax._x64 import number, wide, widen
 from steadygrad.jax.engine import JaxEngine, floating_leaves
 from steadygrad.jax.transform import second_moments
@@ -136,7 +137,11 @@ def _remembers(policy: Policy) -> bool:
 
 
 def clip_by(
-    choice: Choice, memory: HostMemory, counts: ArrayLike, args: tuple[PyTree, ...]
+    choice: Choice,
+    memory: HostMemory,
+    counts: ArrayLike,
+    args: tuple[PyTree, ...],
+    axes: tuple[str, ...] = (),
 ) -> tuple[Stepped, PyTree]:
     """Clip the gradients that an `update` is handed.
 
@@ -145,6 +150,7 @@ def clip_by(
         memory: the policy's.
         counts: whether this is a step and no micro-batch.
         args: of the `update`: gradients, state and maybe parameters.
+        axes: mesh axes that the step is inside of.
 
     Returns:
         What came of it, and the tree to hand on.
@@ -155,7 +161,7 @@ def clip_by(
     with wide():
         step_gradients = StepGradients(leaves, names, _beside(policy, args, len(leaves)))
         acting = Choice(policy, choice.on_nonfinite)
-        done = step(JaxEngine(), acting, {}, step_gradients, full=True)
+        done = step(JaxEngine(splits(leaves, axes)), acting, {}, step_gradients, full=True)
     return done, rebuild(done.leaves)
 
 

@@ -353,7 +353,7 @@ class JaxObserver:
         if track.memory is None:
             track.memory = HostMemory(self._choice.policy)
         counts = 1 if self._here.closes is None else self._here.closes
-        done, updates = clip_by(self._choice, track.memory, counts, args)
+        done, updates = clip_by(self._choice, track.memory, counts, args, tuple(axis_sizes()))
         flight.replaced(floating(updates))
         return ClippedStep(track, done, updates, self._choice.may_skip)
 
@@ -390,7 +390,7 @@ class JaxObserver:
             )
         with wide():
             head.update({name: getattr(step.done, name) for name in OUTCOME})
-            row = packed(head, step.done.stats)
+            row = packed(head, step.done.stats, tuple(axis_sizes()))
         self._send(step.track, row, Arrival(fixed, renews=flight.renews))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steadygrad.jax._varying import varying_axes
+from steadygrad.jax._varying import splits
 from steadygrad.jax._x64 import number, wide, widen
 from steadygrad.jax.engine import JaxEngine
 from steadygrad.launch.jax_script.flight import BY_NORM
@@ -53,18 +53,21 @@ def row_of(
         ``[figures, 2]`` uint32.
     """
     with wide():
-        engine = JaxEngine(_splits(leaves, axes))
+        engine = JaxEngine(splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
         stats = measure(engine, leaves, names, 2.0, full=True)
         facts = {**_outcome(engine, stats, leaves, left, head, clips), **head}
         if DROPPED in head:
             facts["action"] = jnp.where(head[DROPPED], SKIP, facts["action"])
-        return packed({"device": _device(axes), **facts}, stats)
+        return packed(facts, stats, axes)
 
 
-def packed(head: Mapping[str, ArrayLike], stats: GradientStats) -> jax.Array:
+def packed(
+    head: Mapping[str, ArrayLike], stats: GradientStats, axes: Sequence[str] = ()
+) -> jax.Array:
     """A row as pairs of 32-bit words; call it inside `wide`."""
-    usual = {"steps": 1, "device": 0, "loss": math.nan, "told": 0, "lr": math.nan}
+    device = _device(axes)
+    usual = {"steps": 1, "device": device, "loss": math.nan, "told": 0, "lr": math.nan}
     row = {**usual, "norm": stats.total_norm, **head}
     figures = [widen(x) for x in (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)]
     numbers = jnp.concatenate([jnp.stack([number(row[name]) for name in HEAD]), *figures])
@@ -107,10 +110,3 @@ def _device(axes: Sequence[str]) -> jax.Array:
     for axis in axes:
         place = place * sizes[axis] + lax.axis_index(axis)
     return place
-
-
-def _splits(leaves: Sequence[jax.Array], axes: Sequence[str]) -> list[tuple[str, ...]]:
-    """The axes that each leaf is known to be split over."""
-    if not axes:
-        return []
-    return [tuple(axis for axis in axes if axis in varying_axes(leaf)) for leaf in leaves]
