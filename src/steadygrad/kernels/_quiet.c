@@ -515,32 +515,39 @@ static int file_step(const quiet *q, PyObject *terms, PyObject *step, PyObject *
     return failed ? -1 : 0;
 }
 
+/* The learning rate of the first group, with a reference of ours: another thread may put another in
+ * its place whenever Python runs. */
+static PyObject *rate_in(const quiet *q, PyObject *groups)
+{
+    PyObject *group = PyList_GetItem(groups, 0); /* borrowed, as is the rate */
+    PyObject *lr = group ? PyDict_GetItemWithError(group, q->names[LR]) : NULL;
+    return PyErr_Occurred() ? NULL : Py_NewRef(lr ? lr : Py_None);
+}
+
 /* Keep a step whose gradients were read; it is under way now. -1 raised. */
 static int keep(const quiet *q, PyObject *terms, PyObject *groups, PyObject *step, PyObject *passed,
                 PyObject *figures)
 {
     PyObject *engine = PyTuple_GetItem(terms, ENGINE);
     PyObject *under_way = PyTuple_GetItem(terms, UNDER_WAY);
-    PyObject *lr = PyDict_GetItemWithError(PyList_GetItem(groups, 0), q->names[LR]); /* borrowed */
-    PyObject *loss = PyErr_Occurred() ? NULL : PyObject_CallNoArgs(PyTuple_GetItem(terms, HEARD));
-    int failed = !loss;
-    lr = Py_NewRef(lr ? lr : Py_None); /* what Python does may put another in its place */
+    PyObject *loss = PyObject_CallNoArgs(PyTuple_GetItem(terms, HEARD));
+    PyObject *lr = loss ? rate_in(q, groups) : NULL;
+    int failed = !lr;
     failed = failed || file_step(q, terms, step, loss, lr, figures, passed) != 0 ||
              PyObject_SetAttr(engine, q->names[SEALED], figures) != 0;
     Py_XDECREF(loss);
-    Py_DECREF(lr);
+    Py_XDECREF(lr);
     PyObject *one = failed ? NULL : PyLong_FromLong(1);
     failed = !one || PyObject_SetAttr(under_way, q->names[DEPTH], one) != 0;
     Py_XDECREF(one);
     return failed ? -1 : PyObject_SetAttr(engine, q->names[STEP], under_way);
 }
 
-/* Add up what was spent, and tell of it now and then. -1 raised. */
-static int account(const quiet *q, PyObject *terms, PyObject *began)
+/* Add up what was spent on so many steps, and tell of it now and then. -1 raised. */
+static int account(const quiet *q, PyObject *terms, PyObject *began, long steps)
 {
     PyObject *engine = PyTuple_GetItem(terms, ENGINE);
-    long steps = count_up(engine, q->names[STEPS]);
-    PyObject *now = steps < 0 ? NULL : PyObject_CallNoArgs(PyTuple_GetItem(terms, CLOCK));
+    PyObject *now = PyObject_CallNoArgs(PyTuple_GetItem(terms, CLOCK));
     PyObject *before = now ? PyObject_GetAttr(engine, q->names[SECONDS]) : NULL;
     PyObject *after = before ? PyFloat_FromDouble(PyFloat_AsDouble(before) + PyFloat_AsDouble(now) -
                                                   PyFloat_AsDouble(began))
@@ -555,6 +562,17 @@ static int account(const quiet *q, PyObject *terms, PyObject *began)
     Py_XDECREF(before);
     Py_XDECREF(after);
     return failed ? -1 : 0;
+}
+
+/* Keep a step, under a number that is taken here: while Python runs another thread may step. */
+static int keep_as_next(const quiet *q, PyObject *terms, PyObject *groups, PyObject *passed,
+                        PyObject *figures, PyObject *began)
+{
+    long steps = count_up(PyTuple_GetItem(terms, ENGINE), q->names[STEPS]);
+    PyObject *step = steps < 0 ? NULL : PyLong_FromLong(steps - 1);
+    int failed = !step || keep(q, terms, groups, step, passed, figures) != 0;
+    Py_XDECREF(step);
+    return failed ? -1 : account(q, terms, began, steps);
 }
 
 static int take_gradients(quiet *q, PyObject *terms, PyObject *groups)
@@ -572,7 +590,7 @@ static int take_gradients(quiet *q, PyObject *terms, PyObject *groups)
     else if (figures == Py_False)
         outcome = CHANGED;
     else if (figures && (!at_rest || move_clocks(q, terms) == 0) &&
-             keep(q, terms, groups, step, passed, figures) == 0 && account(q, terms, began) == 0)
+             keep_as_next(q, terms, groups, passed, figures, began) == 0)
         outcome = DONE;
     Py_XDECREF(began);
     Py_XDECREF(step);

@@ -28,9 +28,14 @@ def alive(*classes: type) -> list[Any]:
         True
     """
     family = _with_subclasses(classes)
-    things = gc.get_objects()
+    things: list[Any] = []
     chosen = map(family.__contains__, map(id, map(type, things)))
-    return list(itertools.compress(things, chosen))
+    # all in one call, at the last line: a tuple that another thread is filling ends in a
+    # SystemError there if that thread goes on while somebody else refers to it
+    fill = map(things.extend, itertools.starmap(gc.get_objects, [()]))
+    empty = itertools.starmap(things.clear, [()])
+    wanted = itertools.compress(things, chosen)
+    return list(itertools.chain(filter(None, fill), wanted, filter(None, empty)))
 
 
 def _with_subclasses(classes: tuple[type, ...]) -> dict[int, type]:

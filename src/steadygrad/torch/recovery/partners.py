@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from steadygrad.errors import UsageError
+from steadygrad.torch.internals.alive import alive
 
 _MOVING = (
     *("epoch", "_lr", "_step", "step_count", "best", "bad_epochs", "counter"),
@@ -60,7 +60,7 @@ class Partners:
     def find(self, optimizer: torch.optim.Optimizer) -> None:
         """Find the schedulers of an optimizer, and the loss scaler where there is but one."""
         known_ids = {id(each) for each in self.named.values()}
-        live = [e for e in _instances(LRScheduler, torch.amp.GradScaler) if id(e) not in known_ids]
+        live = [e for e in alive(LRScheduler, torch.amp.GradScaler) if id(e) not in known_ids]
         schedulers = [e for e in live if isinstance(e, LRScheduler) and _optimizer(e) is optimizer]
         scalers = [e for e in live if isinstance(e, torch.amp.GradScaler) and e.is_enabled()]
         for each in sorted(schedulers, key=_settings):
@@ -95,14 +95,3 @@ def _settings(scheduler: LRScheduler) -> tuple[str, str]:
     """What a scheduler is by its class and arguments: the same in every process, at every step."""
     settings = {k: v for k, v in scheduler.state_dict().items() if not k.endswith(_MOVING)}
     return type(scheduler).__qualname__, repr(sorted(settings.items()))
-
-
-def _instances(*classes: type) -> list[object]:
-    """All live objects of these classes and of those derived from them."""
-    derived: list[type] = list(classes)
-    for each in derived:
-        further: list[type] = each.__subclasses__()
-        derived += [kind for kind in further if kind not in derived]
-    # an object refers to its class, so the one pass over all objects is C's, not a loop here
-    instances = {id(each): each for each in gc.get_referrers(*derived)}
-    return [each for each in instances.values() if issubclass(type(each), classes)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections import deque
 from typing import Any
 
 import torch
@@ -64,11 +63,15 @@ def unmark_copies(optimizer: torch.optim.Optimizer) -> None:
     optimizer.__dict__.pop("__getstate__", None)
 
 
-_met: deque[weakref.ref[torch.optim.Optimizer]] = deque(maxlen=8)
-"""Optimizers that bear no mark, the last ones that stepped."""
+MOST_MET = 8
+
+_met: tuple[weakref.ref[torch.optim.Optimizer], ...] = ()
+"""Optimizers that bear no mark, the last ones that stepped; another tuple whenever one comes, for
+threads step at once."""
 
 
 def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    global _met
     if is_trying() and not is_stand_in(optimizer):
         raise StepOfAnother
     if optimizer.__dict__.pop(MARK, False):
@@ -79,11 +82,11 @@ def _before_any_step(optimizer: torch.optim.Optimizer, args: object, kwargs: obj
             SteadyGradWarning,
         )
     if not any(each() is optimizer for each in _met):
-        _met.append(weakref.ref(optimizer))
+        _met = (*_met[1 - MOST_MET :], weakref.ref(optimizer))
 
 
 def _quiet() -> CallTerms:
-    return CallTerms(optimizers=tuple(_met), empty=NOBODY_TRIES)
+    return CallTerms(optimizers=_met, empty=NOBODY_TRIES)
 
 
 def _raise(error: Exception) -> None:

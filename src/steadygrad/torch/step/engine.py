@@ -488,12 +488,13 @@ class Engine:
         """Record a step; the next one begins."""
         started = perf_counter()
         self._stats, self.sealed = outcome.stats, None
+        step = self.steps
+        self.steps = step + 1  # at once: another thread may step while this one is recorded
         if sample:
-            self.journal.sample(self.steps, self._table.params)
+            self.journal.sample(step, self._table.params)
         lr = self.optimizer.param_groups[0].get("lr")
         present = self._table.present if outcome.present is None else outcome.present
-        self.journal.file(self.steps, outcome, loss, lr, self._loss_scale, present)
-        self.steps += 1
+        self.journal.file(step, outcome, loss, lr, self._loss_scale, present)
         self.seconds += perf_counter() - started
         if self.steps % SPENT_EVERY == 0:
             self.journal.spent(self.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from steadygrad.kernels import native
+from steadygrad.torch.step import copies
 from steadygrad.torch.step.engine import Engine
 
 Train = Callable[[nn.Module, torch.optim.Optimizer, int], None]
@@ -135,3 +137,76 @@ def test_both_ways_give_the_same_record(
             data = dict(event.data)
             calls[data.pop("optimizer")].append(str((event.step, data)))
     assert calls[0] == calls[1]
+
+
+def _hears(optimizer: Any, while_hearing: Callable[[], object]) -> None:
+    """From now on something is done while our Python asks for the loss of a step."""
+    losses = optimizer._steadygrad._engine.losses
+    heard = losses.heard
+    losses.heard = lambda: (while_hearing(), heard())[1]
+
+
+def test_a_rate_that_is_replaced_while_a_step_is_recorded(observe: Callable[..., Any]) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    observation = observe()
+    kept: list[float] = []
+
+    def another() -> None:  # as another thread may do, which then uses the old one's memory again
+        optimizer.param_groups[0]["lr"] *= 0.5
+        kept.extend(float(number) for number in range(8))
+
+    for step in range(24):
+        _plain(model, optimizer, step)
+        if step == 20:
+            _hears(optimizer, another)
+    assert observation.run().steps["lr"].tolist() == [0.5] * 21 + [0.25, 0.125, 0.0625]
+
+
+@pytest.mark.parametrize("where", ["loss", "sample"])
+@pytest.mark.parametrize("by_c", [True, False])
+def test_a_step_of_another_thread_in_the_middle_of_one_has_a_number_of_its_own(
+    by_c: bool, where: str, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observation = observe()
+    if not by_c:
+        monkeypatch.setattr(Engine, "terms", lambda engine: None)
+    main = threading.current_thread()
+
+    def between(*_: object) -> None:
+        if threading.current_thread() is main:
+            thread = threading.Thread(target=optimizer.step)
+            thread.start()
+            thread.join()
+
+    for step in range(20):
+        _plain(model, optimizer, step)
+        if step == 17 and where == "loss":
+            _hears(optimizer, between)
+        elif step == 17:
+            sampler: Any = optimizer._steadygrad._engine.journal.recorder.sampler
+            sampler.idle_before = 0
+            monkeypatch.setattr(sampler, "before_update", between)
+    numbers = sorted(observation.run().steps["step"].tolist())
+    assert len(numbers) > 20
+    assert numbers == list(range(len(numbers)))
+
+
+def test_one_optimizer_may_step_while_another_is_looked_for(
+    observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [nn.Linear(3, 4) for _ in range(2)]
+    one, other = (torch.optim.SGD(model.parameters(), lr=0.01) for model in models)
+    observation = observe()
+    asked: list[int] = []
+
+    def dead() -> None:
+        asked.append(1)
+        if len(asked) == 1:
+            _plain(models[1], other, 0)
+
+    monkeypatch.setattr(copies, "_met", type(copies._met)([dead] * 2))
+    _plain(models[0], one, 0)
+    assert len(observation.run().steps) == 2
