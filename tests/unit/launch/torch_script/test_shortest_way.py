@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from steadygrad.kernels import native
+from steadygrad.launch.undoing import undo_all
+from steadygrad.runlog.pump import Pump
+from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.engine import Engine
 
@@ -70,11 +74,36 @@ def _sparse(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> No
     optimizer.step()
 
 
+def _seeking(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """From the middle on the origin of a NaN is looked for, and found."""
+    torch.manual_seed(step)
+    if step == 12:
+        optimizer._steadygrad.find_nan(quiet=True)
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 3)) - 1).square().mean()
+    (loss * float("nan") if step == 16 else loss).backward()
+    optimizer.step()
+
+
+class Nested(torch.optim.SGD):
+    """Its step is inside another of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
 def _changing(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Now and then the optimizer, its step or the passes before it are not as before."""
     torch.manual_seed(step)
     optimizer.zero_grad()
     loss = (model(torch.randn(8, 3)) - 1).square().mean()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        again = 3 * (model(torch.randn(8, 3)) - 1).square().mean()
+        again.backward()
+        return again
+
     if step == 3:
         x = torch.ones(2, 3, requires_grad=True)
         (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
@@ -85,58 +114,152 @@ def _changing(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
         loss.backward(torch.tensor(2.0))
     elif step == 9:
         torch.autograd.backward([loss, 3 * (model(torch.randn(8, 3)) - 1).square().mean()])
-    elif step != 11:
+    elif step == 20:
+        (loss * 1000).backward()
+    else:
         loss.backward()
-    if step == 13:
-        optimizer.state.clear()
     if step == 15:
         optimizer.param_groups[0]["params"].reverse()
-    if step == 11:
-        optimizer.step(lambda: loss.backward() or loss)
-    else:
+    if step == 17:  # as a scaler does with an optimizer that divides by itself
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    if step == 18:
+        optimizer._steadygrad.observe_loss(0.3)
+    optimizer.step(*([closure] if step == 11 else []))
+    if step == 17:
+        del optimizer.grad_scale, optimizer.found_inf
+    if step == 13:
+        optimizer.state.clear()
+        optimizer.zero_grad()
+        get_optimizer_state_dict(model, optimizer)  # takes a step of zeros, to make a state
+
+
+def _scaling(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """From the middle on a scaler steps."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 3)) - 1).square().mean()
+    if step < 12:
+        loss.backward()
         optimizer.step()
+    else:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+
+
+SAMPLES = (
+    "weight_norm",
+    "update_ratio",
+    "unusual_update",
+    "activation_std",
+    "activation_zero",
+)
+Record = dict[str, list[Any]]
+
+
+def _recorded(observe: Callable[..., Any], train: Train) -> Record:
+    """What a training of 24 steps leaves in the run file, but for the time."""
+    observation = observe(force=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = Nested(model.parameters(), lr=0.01, momentum=0.9, fused=train is _changing)
+    for step in range(24):
+        train(model, optimizer, step)
+    run = observation.run()
+    columns = [name for name in run.steps.dtype.names or () if name != "time"]
+    record: Record = {name: run.steps[name].tolist() for name in columns}
+    for figures in ("tensor_norms", "tensor_max_abs", "tensor_nonfinite", "tensor_zeros"):
+        record[figures] = getattr(run, figures).tolist()
+    for name in SAMPLES:
+        record[name] = [part.tolist() for part in run.samples(name)]
+    record["events"] = [(event.kind, event.step, dict(event.data)) for event in run.events]
+    record["weights"] = [parameter.tolist() for parameter in model.parameters()]
+    record["loop"] = [run.info["loop"]]
+    undo_all()
+    return record
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
 @pytest.mark.parametrize(
-    ("train", "short"), [(_plain, 24), (_clipping, 24), (_odd, 18), (_sparse, 24), (_changing, 20)]
+    ("train", "short"),
+    [
+        (_plain, 23),
+        (_clipping, 23),
+        (_odd, 17),
+        (_sparse, 23),
+        (_changing, 15),
+        (_scaling, 11),
+        (_seeking, 11),
+    ],
 )
 def test_both_ways_give_the_same_record(
     train: Train, short: int, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long: list[int] = []
-    before, terms = Engine.before, Engine.terms
+    before = Engine.before
 
     def counted(engine: Engine, *arguments: Any) -> Any:
-        long.append(engine.index)
+        long.append(engine.steps)
         return before(engine, *arguments)
 
     monkeypatch.setattr(Engine, "before", counted)
-    monkeypatch.setattr(Engine, "terms", lambda engine: None if engine.index else terms(engine))
+    one = _recorded(observe, train)
+    assert 24 - len(set(long)) >= short  # at the first tensors are announced
+    monkeypatch.setattr(native, "QUIET", {})
+    long.clear()
+    other = _recorded(observe, train)
+    assert len(set(long)) == 24
+    assert len(one["step"]) == 24
+    for name in one:
+        np.testing.assert_equal(one[name], other[name], name)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+def test_python_hands_over_where_there_is_no_room(
+    observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[int] = []
+    way, seal = Pump.short_way, Journal.seal
+
+    def counted(journal: Journal, kind: Any, step: int, *rest: Any) -> None:
+        handed.append(step)
+        seal(journal, kind, step, *rest)
+
+    monkeypatch.setattr(Pump, "short_way", lambda pump, size: way(pump, size)._replace(room=0))
+    monkeypatch.setattr(Journal, "seal", counted)
+    record = _recorded(observe, _plain)
+    assert handed == record["step"] == list(range(24))
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+def test_nothing_is_queued_for_a_thread_that_is_gone(observe: Callable[..., Any]) -> None:
     observation = observe()
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        for step in range(24):
-            train(model, optimizer, step)
-    run = observation.run()
-    assert 24 - long.count(0) >= short - 1  # at the first tensors are announced
-    assert long.count(1) == 24
-    one, other = (run.steps[run.steps.optimizer == index] for index in (0, 1))
-    assert len(one) == len(other) == 24
-    for column in set(one.dtype.names) - {"time", "optimizer"}:
-        np.testing.assert_array_equal(one[column], other[column], column)
-    for figures in (run.tensor_norms, run.tensor_max_abs, run.tensor_nonfinite, run.tensor_zeros):
-        halves = figures[run.steps.optimizer == 0], figures[run.steps.optimizer == 1]
-        own = figures.shape[1] // 2
-        np.testing.assert_array_equal(halves[0][:, :own], halves[1][:, own:])
-    calls: list[list[str]] = [[], []]  # but the first, which counts the other's backward passes
-    for event in run.events:
-        if event.kind == "script_clip" and event.step:
-            data = dict(event.data)
-            calls[data.pop("optimizer")].append(str((event.step, data)))
-    assert calls[0] == calls[1]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for step in range(8):
+        _plain(model, optimizer, step)
+    pump = observation.session.writer()._pump
+    assert pump.flush()
+    pump.stopped = True
+    for step in range(8, 16):
+        _plain(model, optimizer, step)
+    pump.stopped = False
+    assert observation.run().steps["step"].tolist() == list(range(8))
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+def test_the_hook_does_nothing_at_the_step_of_another(observe: Callable[..., Any]) -> None:
+    observe()
+    model = nn.Linear(3, 2)
+    weights = list(model.parameters())
+    optimizer, other = (torch.optim.SGD(weights, lr=0.01, momentum=0.9) for _ in range(2))
+    for step in range(4):
+        _plain(model, optimizer, step)
+    other.state["any"] = 1  # without a state its step could be one that only makes it
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        hook(other, (other,), {})
+    assert optimizer._steadygrad.steps == 4
 
 
 def _hears(optimizer: Any, while_hearing: Callable[[], object]) -> None:
