@@ -400,6 +400,43 @@ def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any)
     np.testing.assert_allclose(deviations[0, first], want, rtol=1e-5)
 
 
+FUSED = """
+import hashlib
+import jax, jax.numpy as jnp, optax
+
+x = jax.random.normal(jax.random.key(9), (64, 8))
+y = (jnp.abs(x.sum(1)) * 3).astype(int) % 10
+
+def loss_fn(p):
+    scores = jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+    decay = 1e-2 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
+    return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean() + decay
+
+for tx in (optax.adam(1e-3), optax.chain(optax.clip(0.01), optax.adam(1e-3))):
+    shapes = {"w": (8, 32), "b": (32,), "v": (32, 10)}
+    params = {k: jax.random.normal(jax.random.key(len(s)), s) / 3 for k, s in shapes.items()}
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state):  # nothing but the optimizer reads the gradients
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(30):
+        params, state = step(params, state)
+    leaves = [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(params))]
+    print(hashlib.sha256(b"".join(leaves)).hexdigest())
+"""
+
+
+def test_gradients_stay_fused_with_the_optimizer(bench: Any) -> None:
+    bench.write("fused.py", FUSED)
+    plain, observed = bench.both("fused.py")
+    assert observed.stdout == plain.stdout, observed.stderr
+    assert len(steadygrad.open_run(bench.run_file()).steps.norm) == 60
+
+
 CLIPPED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax

@@ -365,7 +365,12 @@ def _is_floating(leaf: ArrayLike) -> bool:
 
 
 def _copies(leaves: Sequence[object]) -> list[object]:
-    """The same values, of which XLA does not know that they are the same."""
-    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    apart = iter(lax.optimization_barrier([lax.stop_gradient(array) for array in arrays]))
+    """The same values, of which XLA does not know that they are the same.
+
+    A barrier keeps XLA from fusing what it is handed with anything else: so it is handed the
+    negated values, not those that the script goes on with.
+    """
+    arrays = [lax.stop_gradient(leaf) for leaf in leaves if isinstance(leaf, jax.Array)]
+    barred = lax.optimization_barrier([-a if _is_floating(a) else a for a in arrays])
+    apart = iter([-b if _is_floating(b) else b for b in barred])
     return [next(apart) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]

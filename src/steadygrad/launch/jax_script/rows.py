@@ -55,7 +55,7 @@ def row_of(
     with wide():
         engine = JaxEngine(splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
-        stats = measure(engine, leaves, names, 2.0, full=True)
+        stats = measure(engine, _sizes(leaves), names, 2.0, full=True)
         facts = {**_outcome(engine, stats, leaves, left, head, clips), **head}
         if DROPPED in head:
             facts["action"] = jnp.where(head[DROPPED], SKIP, facts["action"])
@@ -95,12 +95,22 @@ def _outcome(
     if not left:
         return {"coef": math.nan, "cosine": math.nan, "action": NONE}
     unit = unit_of(jnp, stats.norms)
-    after, _ = engine.norms(left, 2.0)
+    after, _ = engine.norms(_sizes(left), 2.0)
     pairs = list(zip(leaves, left, strict=True))
     dots = [jnp.sum(jnp.real(jnp.conj(widen(a) / unit) * (widen(b) / unit))) for a, b in pairs]
     changed = jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs]))
     coef, cosine, clipped = compare(jnp, stats, after / unit, jnp.stack(dots), changed)
     return {"coef": coef, "cosine": cosine, "action": jnp.where(clipped, CLIP, NONE)}
+
+
+def _sizes(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays of the same figures, which XLA reads in the place of the script's own.
+
+    XLA fuses the making of a gradient with the optimizer, and rounds less often for it, but
+    not where something that it cannot fuse reads the gradient too: a custom call, a branch or
+    a callback. An operation of a few instructions between the two, it makes twice instead.
+    """
+    return [leaf.conj() if jnp.iscomplexobj(leaf) else abs(leaf) for leaf in leaves]
 
 
 def _device(axes: Sequence[str]) -> jax.Array:
