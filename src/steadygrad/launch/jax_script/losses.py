@@ -96,7 +96,7 @@ class Losses:
         self._untaken.append(LossOfGradients(loss, refs))
         if is_traced(loss):
             # negated, since a callback keeps XLA from fusing what it reads with the gradients
-            jax.debug.callback(lambda negative: self.arrive(-negative), -loss)
+            jax.debug.callback(lambda negative: self.arrive(-np.asarray(negative)), -loss)
         else:
             self._arrived = [*self._arrived[-63:], loss]
 
@@ -111,9 +111,10 @@ class Losses:
             self._nesting.inside = before
 
     def arrive(self, loss: ArrayLike) -> None:
-        """A loss has come to the host."""
+        """A loss has come to the host: an operation of JAX here could wait for ever."""
+        value = float(np.real(np.asarray(loss)))
         with self._lock:
-            self._sum, self._count = self._sum + float(np.real(loss)), self._count + 1
+            self._sum, self._count = self._sum + value, self._count + 1
 
     def here(self, trace: JaxTrace, gradients: Sequence[jax.Array]) -> ArrayLike | None:
         """The loss of a step, where it can be used in this trace; else None.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from steadygrad.launch.jax_script.internals import current_trace
@@ -27,3 +28,26 @@ def test_each_step_has_the_loss_of_its_own_gradients(compiled: bool) -> None:
         return found
 
     assert [float(x) for x in (jax.jit(step) if compiled else step)(jnp.ones(3))] == [3.0, 6.0]
+
+
+class Arrived:
+    """What a callback is handed, of which nothing but the number may be asked."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array(-3.0, np.float32)
+
+    @property
+    def real(self) -> float:
+        raise AssertionError("an operation of JAX in a callback could wait for ever")
+
+
+def test_a_loss_that_arrives_is_read_without_an_operation_of_jax(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses, callbacks = Losses(), []
+    losses.wanted = True
+    monkeypatch.setattr(jax.debug, "callback", lambda call, *_: callbacks.append(call))
+    jax.make_jaxpr(losses.watch(jax.value_and_grad)(lambda x: x**2))(3.0)
+    callbacks[0](Arrived())
+    losses.arrive(Arrived())
+    assert losses.since() == 0.0  # 3 and -3
