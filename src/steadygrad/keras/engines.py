@@ -206,9 +206,11 @@ class TensorFlowBackend:
             run()
             return tf.no_op()
 
-        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        context = tf.distribute.get_replica_context()
+        if context is None or not tf.distribute.has_strategy():
             tf.cond(skip, tf.no_op, go)
             return
+        # of a single replica too: Keras sums its gradients by a merge, which no branch may hold
 
         def across(distribution: tf.distribute.Strategy, skips: tf.Tensor) -> None:
             first = distribution.experimental_local_results(skips)[0]  # the same on all
@@ -219,7 +221,7 @@ class TensorFlowBackend:
 
             tf.cond(first, tf.no_op, on_each)
 
-        tf.distribute.get_replica_context().merge_call(across, args=(skip,))
+        context.merge_call(across, args=(skip,))
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         import tensorflow as tf

@@ -956,6 +956,27 @@ def mirrored_replicas_reduce_first():
     assert (steady.last.action, steady.last.norm) == ("skip", np.inf), steady.last
 
 
+@case("tensorflow")
+def a_single_replica_steps_outside_of_a_branch():
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        weight = keras.Variable(np.array([1.0, 2.0], "float32"))
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build([weight])
+    steady = sg.attach(optimizer, clip="norm:1.0")
+
+    @tf.function
+    def step(gradient):
+        strategy.run(lambda g: optimizer.apply_gradients([(g, weight)]), args=(gradient,))
+
+    step(tf.constant([3.0, 4.0]))
+    step(tf.constant([np.nan, 4.0]))
+    close([value(weight)], [np.array([0.4, 1.2])])
+    assert steady.last.action == "skip", steady.last
+
+
 CHANGED = {"apply", "build", "make_train_function", "scale_loss"}
 """What `run` gives classes that have inherited it."""
 

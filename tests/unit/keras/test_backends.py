@@ -56,6 +56,7 @@ ALONE = {
         "rules_on_weights_speak_of_an_observed_run",
     ],
     "tensorflow": [
+        "a_single_replica_steps_outside_of_a_branch",
         "a_train_step_of_ones_own",
         "drop_ins_inside_a_scaled_tape",
         "gradient_tape_loops_and_sparse_gradients",
