@@ -190,6 +190,8 @@ static int tell(const quiet *q)
         return -1;
     PyErr_Fetch(&type, &error, &trace);
     PyErr_NormalizeException(&type, &error, &trace);
+    if (trace)
+        PyException_SetTraceback(error, trace); /* tells whose fault it is */
     answer = PyObject_CallFunctionObjArgs(q->fault, error, NULL);
     Py_XDECREF(type);
     Py_XDECREF(error);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from types import TracebackType
 
 from steadygrad.errors import SteadyGradError
@@ -42,6 +43,21 @@ def raised_by_us(error: BaseException) -> bool:
     if not entries or not is_ours(entries[-1]):
         return False
     return "dropins" not in entries[-1].tb_frame.f_code.co_filename
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised it, such as one that ends what takes too long.
+
+    Python calls handlers wherever the main thread is, in code of ours too.
+    """
+    codes = {_code_of(signal.getsignal(each)) for each in signal.valid_signals()}
+    return any(entry.tb_frame.f_code in codes for entry in _entries(error))
+
+
+def _code_of(handler: object) -> object:
+    function = getattr(handler, "func", handler)  # a functools.partial has one
+    called = function if hasattr(function, "__code__") else type(function).__call__
+    return getattr(called, "__code__", None)
 
 
 class StepsAside:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from steadygrad.launch import children
-from steadygrad.launch.blame import cause
+from steadygrad.launch.blame import cause, raised_by_handler
 from steadygrad.launch.imports import watch
 from steadygrad.launch.plan import Plan, rank_of
 from steadygrad.launch.process import become
@@ -132,7 +132,13 @@ class Session:
             self.exit = type(error).__name__
 
     def trouble(self, what: str, error: BaseException) -> None:
-        """Keep an error of ours for the last words, with whose fault it is."""
+        """Keep an error of ours for the last words, with whose fault it is.
+
+        What a signal handler of the script has raised in the middle of ours is raised again: it is
+        for the script, which may wait for it to end something.
+        """
+        if self._concluded_in != os.getpid() and raised_by_handler(error):
+            raise error
         self.mention(f"{what}{cause(error)}: {type(error).__name__}: {error}")
 
     def guarded(self, what: str, act: Callable[..., object], *arguments: object) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +17,9 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from steadygrad.kernels import native
 from steadygrad.launch.undoing import undo_all
+from steadygrad.runlog import open_run
 from steadygrad.runlog.pump import Pump
+from steadygrad.torch.clip_calls.clips import ClipLog
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.engine import Engine
@@ -315,6 +320,62 @@ def test_a_step_of_another_thread_in_the_middle_of_one_has_a_number_of_its_own(
     numbers = sorted(observation.run().steps["step"].tolist())
     assert len(numbers) > 20
     assert numbers == list(range(len(numbers)))
+
+
+class Late(Exception):
+    """What a script's handler raises."""
+
+
+@pytest.mark.parametrize("where", ["step", "step in Python", "clip call"])
+def test_what_a_signal_handler_raises_in_the_middle_of_ours_is_the_script_s(
+    where: str, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observation = observe()
+
+    def handler(*_: object) -> None:
+        raise Late
+
+    def signalled(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    if where == "step in Python":
+        monkeypatch.setattr(Engine, "terms", lambda engine: None)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        for step in range(20):
+            _clipping(model, optimizer, step) if where == "clip call" else _plain(
+                model, optimizer, step
+            )
+            if step == 17 and where == "clip call":
+                monkeypatch.setattr(ClipLog, "before", signalled)
+            elif step == 17:
+                _hears(optimizer, signalled)
+    except Late:
+        assert step == 18
+    else:
+        pytest.fail("the script's exception was kept from it")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    monkeypatch.undo()
+    optimizer._steadygrad._engine.losses.heard = lambda: 0.0
+    _plain(model, optimizer, step)
+    assert len(observation.run().steps) == 19
+
+
+def test_a_fault_below_c_is_told_with_whose_it_is(observe: Callable[..., Any]) -> None:
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    observation = observe()
+    for step in range(20):
+        _plain(model, optimizer, step)
+        if step == 17:
+            _hears(optimizer, lambda: 1 / 0)
+    observation.session._conclude()
+    (trouble,) = {re.sub(r"line \d+", "line 0", each) for each in observation.session.troubles}
+    assert f"by an error in {os.path.basename(__file__)}, line 0: ZeroDivisionError" in trouble
+    assert len(open_run(observation.session.path).steps) == 18
 
 
 def test_one_optimizer_may_step_while_another_is_looked_for(
