@@ -345,7 +345,11 @@ static int moves_the_same(const quiet *q, PyObject *terms, PyObject *optimizer, 
 {
     *groups = PyObject_GetAttr(optimizer, q->names[GROUPS]);
     int same = *groups ? sg_hold(*groups, PyTuple_GetItem(terms, LISTED)) : RAISED;
-    return same == YES ? PyDict_Check(PyList_GetItem(*groups, 0)) : same;
+    PyObject *first = same == YES ? PySequence_GetItem(*groups, 0) : NULL;
+    if (same == YES)
+        same = first ? PyDict_Check(first) : RAISED;
+    Py_XDECREF(first);
+    return same;
 }
 
 /* The optimizer steps: what is later is told from these. -1 raised. */
@@ -521,9 +525,11 @@ static int file_step(const quiet *q, PyObject *terms, PyObject *step, PyObject *
  * its place whenever Python runs. */
 static PyObject *rate_in(const quiet *q, PyObject *groups)
 {
-    PyObject *group = PyList_GetItem(groups, 0); /* borrowed, as is the rate */
-    PyObject *lr = group ? PyDict_GetItemWithError(group, q->names[LR]) : NULL;
-    return PyErr_Occurred() ? NULL : Py_NewRef(lr ? lr : Py_None);
+    PyObject *group = PySequence_GetItem(groups, 0);
+    PyObject *lr = group ? PyDict_GetItemWithError(group, q->names[LR]) : NULL; /* borrowed */
+    lr = PyErr_Occurred() ? NULL : Py_NewRef(lr ? lr : Py_None);
+    Py_XDECREF(group);
+    return lr;
 }
 
 /* Keep a step whose gradients were read; it is under way now. -1 raised. */

@@ -456,10 +456,16 @@ static PyObject *read_gradients(PyObject *self, PyObject *args)
                : NULL;
 }
 
+/* A list as it is, any other sequence as one; a new reference. */
+static PyObject *as_list(PyObject *sequence)
+{
+    return PyList_Check(sequence) ? Py_NewRef(sequence) : PySequence_List(sequence);
+}
+
 /* Whether these parameters go on in the list from place `at`, which moves past them; -1 raised. */
 static int go_on(PyObject *own, PyObject *parameters, Py_ssize_t *at)
 {
-    PyObject *list = PyList_Check(own) ? Py_NewRef(own) : PySequence_List(own);
+    PyObject *list = as_list(own);
     Py_ssize_t count = PyList_Size(parameters);
     int same = list && count >= 0 ? 1 : -1;
     for (Py_ssize_t i = 0; same == 1 && i < PyList_Size(list); i++, ++*at)
@@ -471,14 +477,15 @@ static int go_on(PyObject *own, PyObject *parameters, Py_ssize_t *at)
 int sg_hold(PyObject *groups, PyObject *parameters)
 {
     Py_ssize_t at = 0;
-    for (Py_ssize_t g = 0; g < PyList_Size(groups); g++) {
-        PyObject *own = PyMapping_GetItemString(PyList_GetItem(groups, g), "params");
-        int same = own ? go_on(own, parameters, &at) : -1;
+    PyObject *list = as_list(groups);
+    int same = list ? 1 : -1;
+    for (Py_ssize_t g = 0; same == 1 && g < PyList_Size(list); g++) {
+        PyObject *own = PyMapping_GetItemString(PyList_GetItem(list, g), "params");
+        same = own ? go_on(own, parameters, &at) : -1;
         Py_XDECREF(own);
-        if (same != 1)
-            return same;
     }
-    return PyErr_Occurred() ? -1 : at == PyList_Size(parameters);
+    Py_XDECREF(list);
+    return same == 1 ? at == PyList_Size(parameters) : same;
 }
 
 static PyObject *holds(PyObject *self, PyObject *args)

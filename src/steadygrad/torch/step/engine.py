@@ -492,7 +492,8 @@ class Engine:
         self.steps = step + 1  # at once: another thread may step while this one is recorded
         if sample:
             self.journal.sample(step, self._table.params)
-        lr = self.optimizer.param_groups[0].get("lr")
+        groups = self.optimizer.param_groups
+        lr = groups[0].get("lr") if groups else None
         present = self._table.present if outcome.present is None else outcome.present
         self.journal.file(step, outcome, loss, lr, self._loss_scale, present)
         self.seconds += perf_counter() - started

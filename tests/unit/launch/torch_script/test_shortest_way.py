@@ -90,6 +90,17 @@ def _seeking(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> N
     optimizer.step()
 
 
+def _regrouping(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """The groups are a tuple from the middle on, and none at one step."""
+    groups = optimizer.param_groups
+    if step == 12:
+        groups = optimizer.param_groups = tuple(groups)  # type: ignore[assignment]
+    if step == 20:
+        optimizer.param_groups = []
+    _plain(model, optimizer, step)
+    optimizer.param_groups = groups
+
+
 class Nested(torch.optim.SGD):
     """Its step is inside another of its own."""
 
@@ -192,6 +203,7 @@ def _recorded(observe: Callable[..., Any], train: Train) -> Record:
         (_clipping, 23),
         (_odd, 17),
         (_sparse, 23),
+        (_regrouping, 20),
         (_changing, 15),
         (_scaling, 11),
         (_seeking, 11),
