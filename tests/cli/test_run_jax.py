@@ -99,6 +99,14 @@ train("micro_tx", tx, jax.jit(stepper(tx)))
 tx = optax.chain(optax.clip_by_global_norm(0.5), optax.MultiSteps(
     optax.adam(1e-2), 2).gradient_transformation())
 train("micro_each", tx, jax.jit(stepper(tx)))
+# a clip for each of two parts, and behind one that has clipped some of them already
+def part(most): return optax.chain(optax.clip_by_global_norm(most), optax.sgd(1e-2))
+both = {1: part(0.03), 2: part(0.04)}
+def parts(): return optax.multi_transform(both, {"w1": 1, "b1": 1, "w2": 2})
+train("parts", parts(), jax.jit(stepper(parts())))
+w2_alone = {"w1": False, "b1": False, "w2": True}
+tx = optax.chain(optax.masked(optax.clip_by_global_norm(0.5), w2_alone), parts())
+train("part twice", tx, jax.jit(stepper(tx)))
 # a clip behind a transformation that leaves finite gradients as they are
 tx = optax.chain(optax.zero_nans(), clipped())
 train("zeroed", tx, jax.jit(stepper(tx)))
@@ -257,6 +265,7 @@ print(json.dumps(SEEN))
 """
 
 FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elements": 0.01,
+         "parts": 0.03, "part twice": 0.03,
          "stored": np.inf, "rival": np.inf, "other": np.inf}  # fmt: skip
 """Thresholds of the trainings whose clip is not that of the others."""
 
@@ -366,6 +375,27 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
         got = steps_of(run, name, plain)
         assert ((got["coef"] > 0) & (got["coef"] < 1)).all(), name
         assert (got["action"] == "clip").all(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "repeated", "told"),
+    [("parts", [2, 1], [0, 0], set()), ("part twice", [1, 2, 1], [0, 0, 1], {"SG409"}),
+     ("elements", [3, 3], [0, 1], {"SG409"})],
+)  # fmt: skip
+def test_clips_of_parts_are_repeated_where_a_part_was_clipped_before(
+    seen: Any, name: str, tensors: list[int], repeated: list[int], told: set[str]
+) -> None:
+    plain, _, run = seen
+    number = list(plain).index(name)
+    of_it = [e for e in run.events if e.data.get("optimizer") == number]
+    first = [e.data for e in of_it if e.step == 0]
+    assert [call["params"] for call in first] == tensors
+    assert [call["repeated"] for call in first] == repeated
+    found = {f.id for f in steadygrad.diagnose(run) if f.optimizer == number}
+    assert found & {"SG408", "SG409"} == told
+    if name != "elements":  # every part is clipped
+        got = steps_of(run, name, plain)
+        np.testing.assert_allclose(got["coef"] * got["norm"], 0.05, rtol=1e-5)
 
 
 def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from steadygrad.typing import PyTree
 
 Update = Callable[..., "tuple[PyTree, PyTree]"]
+ClippedBy = Literal["nothing", "norm", "parts"]
+"""What a step's gradients were clipped by: nothing, their whole norm, or anything else."""
 
 LIMITS = {
     "clip_by_global_norm": "max_norm",
@@ -66,11 +68,13 @@ class RepeatableClip(NamedTuple):
     """One call of a clip of the script, so that it can be made again.
 
     Attributes:
+        maker: the function that made it.
         update: what was called.
         args: with what: gradients, state and maybe parameters.
         left: the floating leaves that came of it.
     """
 
+    maker: str
     update: Update
     args: tuple[PyTree, ...]
     left: Sequence[jax.Array]
@@ -102,8 +106,8 @@ class Flight:
         handed: the leaves it was handed; a SAM may ask for others.
         left: the leaves as the script's clips have left them so far.
         threshold: the least that a clip has in force; inf without one.
-        clips: names of the clips that acted.
-        placed: where those stand, and one whose result was not used.
+        depths: how many of them each of the leaves has passed, in order.
+        placed: where the clips that acted stand, and one whose result was not used.
         makers: names of the functions that made the transformations inside.
         own: state of steadygrad's own clip inside, once it has acted.
         unseen: clips that stand behind a change of the gradients, and the name of that change.
@@ -122,7 +126,7 @@ class Flight:
     handed: Sequence[jax.Array] = field(init=False)
     left: list[jax.Array] = field(init=False)
     threshold: ArrayLike = math.inf
-    clips: list[str] = field(default_factory=list)
+    depths: list[int] = field(init=False)
     placed: list[Placement] = field(default_factory=list)
     makers: list[str] = field(default_factory=list)
     own: ClipState | None = None
@@ -141,6 +145,7 @@ class Flight:
 
     def __post_init__(self) -> None:
         self.handed, self.left = self.gradients, list(self.gradients)
+        self.depths = [0] * len(self.gradients)
         self._places = {id(leaf): place for place, leaf in enumerate(self.gradients)}
 
     def enters(self, maker: str, leaves: Sequence[jax.Array]) -> None:
@@ -171,7 +176,8 @@ class Flight:
         if not self.beyond and all(self.trace.reaches(leaf) for leaf in leaves):
             self.gradients, self.left = leaves, list(leaves)
             self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
-            self.threshold, self.clips, self.placed, self.calls = math.inf, [], [], []
+            self.depths = [0] * len(leaves)
+            self.threshold, self.placed, self.calls = math.inf, [], []
 
     def ends(self, before: Sequence[jax.Array], after: Sequence[jax.Array]) -> None:
         """The transformation that was called last has ended.
@@ -217,7 +223,7 @@ class Flight:
         self.placed = list(before.placed)
         self.gradients = self.handed = before.gradients
         self.left = list(leaves)
-        self.threshold, self.clips = before.threshold, list(before.clips)
+        self.threshold, self.depths = before.threshold, list(before.depths)
         self.calls = list(before.calls)
         return True
 
@@ -240,6 +246,7 @@ class Flight:
             return
         named = LIMITS[made.maker]
         limit = made.values.get(named, math.inf) if named else math.nan
+        places = [self._places[id(leaf)] for leaf in before]
         self.placed.append(
             Placement(
                 function=f"{made.module.partition('.')[0]}.{made.maker}",
@@ -248,16 +255,15 @@ class Flight:
                 of_tensors=len(self.gradients),
                 by_value=made.maker == "clip",
                 per_tensor=made.maker in PER_TENSOR,
-                depth=len(self.clips),
+                depth=max(self.depths[place] for place in places),
                 max_norm=limit if isinstance(limit, (int, float)) else math.nan,
             )
         )
-        self.clips.append(made.maker)
-        self.calls.append(RepeatableClip(update, args, after))
-        for old, leaf in zip(before, after, strict=True):
-            place = self._places[id(old)]
+        self.calls.append(RepeatableClip(made.maker, update, args, after))
+        for place, leaf in zip(places, after, strict=True):
             self._places[id(leaf)] = place
             self.left[place] = leaf
+            self.depths[place] += 1
         if named and self.trace.reaches(limit):
             fixed = isinstance(limit, (int, float)) and isinstance(self.threshold, (int, float))
             self.threshold = min(limit, self.threshold) if fixed else limit
@@ -327,6 +333,16 @@ class Flight:
     def traces_on(self) -> bool:
         """Whether the clips' results live in the same trace as the gradients."""
         return all(self.trace.reaches(leaf) for leaf in self.left)
+
+    @property
+    def clipped_by(self) -> ClippedBy:
+        """What the clips that acted went by, all of them together."""
+        if not self.calls:
+            return "nothing"
+        whole = all(
+            call.maker == BY_NORM and len(call.left) == len(self.gradients) for call in self.calls
+        )
+        return "norm" if whole else "parts"
 
     def left_again(self) -> list[jax.Array]:
         """What the clips leave, computed a second time, from copies.

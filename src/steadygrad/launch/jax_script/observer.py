@@ -26,10 +26,10 @@ from steadygrad.jax.engine import floating_leaves
 from steadygrad.launch.jax_script.acting import HostMemory, clip_by, clips_here
 from steadygrad.launch.jax_script.flight import (
     ALONE,
-    BY_NORM,
     LIMITS,
     PREPARES,
     SAM,
+    ClippedBy,
     Flight,
     Update,
     floating,
@@ -264,21 +264,21 @@ class JaxObserver:
                 "gradients before both, and what that clip does to them is not on record"
             )
         head, fixed = self._head(flight)
-        clips = () if flight.own is not None else tuple(flight.clips)
+        by: ClippedBy = "nothing" if flight.own is not None else flight.clipped_by
         if flight.own is not None:
             head.update({name: getattr(flight.own, name) for name in OUTCOME})
-        elif clips and isinstance(flight.threshold, (int, float)):
+        elif by != "nothing" and isinstance(flight.threshold, (int, float)):
             fixed["threshold"] = head["threshold"] = float(flight.threshold)
-        elif clips:
+        elif by != "nothing":
             head["threshold"] = flight.threshold
         if flight.dropped is not None:
             head[DROPPED] = flight.dropped
-        reads_left = bool(set(clips) - {BY_NORM}) and flight.traces_on
+        reads_left = by == "parts" and flight.traces_on
         if any(is_traced(leaf) for leaf in leaves):
             left = flight.left_again() if reads_left else []
-            row = row_of(leaves, left, head, clips, tuple(axis_sizes()))
+            row = row_of(leaves, left, head, by, tuple(axis_sizes()))
         else:
-            row = eager_row_of(leaves, flight.left if reads_left else [], head, clips)
+            row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
         each = flight.closes is not None and not flight.renews
         arrival = Arrival(fixed, placed=tuple(flight.placed), each=each, renews=flight.renews)
         self._send(track, row, arrival)

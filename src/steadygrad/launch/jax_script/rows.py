@@ -18,7 +18,7 @@ from jax import lax
 from steadygrad.jax._varying import splits
 from steadygrad.jax._x64 import number, wide, widen
 from steadygrad.jax.engine import JaxEngine
-from steadygrad.launch.jax_script.flight import BY_NORM
+from steadygrad.launch.jax_script.flight import ClippedBy
 from steadygrad.launch.jax_script.internals import axis_sizes
 from steadygrad.launch.jax_script.track import HEAD
 from steadygrad.policies.base import coefficient
@@ -37,7 +37,7 @@ def row_of(
     leaves: Sequence[jax.Array],
     left: Sequence[jax.Array],
     head: Mapping[str, ArrayLike],
-    clips: tuple[str, ...],
+    clipped_by: ClippedBy,
     axes: tuple[str, ...] = (),
 ) -> jax.Array:
     """One step's row.
@@ -46,7 +46,7 @@ def row_of(
         leaves: the gradients.
         left: what the script's clips left of them; empty where that is not to be had.
         head: figures that are known already, by names of `HEAD`; others are computed.
-        clips: names of the clips that acted.
+        clipped_by: what the script's clips went by.
         axes: mesh axes that the step is inside of.
 
     Returns:
@@ -56,7 +56,7 @@ def row_of(
         engine = JaxEngine(splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
         stats = measure(engine, _sizes(leaves), names, 2.0, full=True)
-        facts = {**_outcome(engine, stats, leaves, left, head, clips), **head}
+        facts = {**_outcome(engine, stats, leaves, left, head, clipped_by), **head}
         if DROPPED in head:
             facts["action"] = jnp.where(head[DROPPED], SKIP, facts["action"])
         return packed(facts, stats, axes)
@@ -74,7 +74,7 @@ def packed(
     return lax.bitcast_convert_type(numbers, jnp.uint32)
 
 
-eager_row_of = partial(jax.jit, static_argnames=("clips", "axes"))(row_of)
+eager_row_of = partial(jax.jit, static_argnames=("clipped_by", "axes"))(row_of)
 """`row_of` for a step that is not traced."""
 
 
@@ -84,12 +84,12 @@ def _outcome(
     leaves: Sequence[jax.Array],
     left: Sequence[jax.Array],
     head: Mapping[str, ArrayLike],
-    clips: tuple[str, ...],
+    clipped_by: ClippedBy,
 ) -> dict[str, ArrayLike]:
     """Threshold, coefficient, cosine and code of the action of the script's own clips."""
-    if not clips:
+    if clipped_by == "nothing":
         return dict(zip(OUTCOME, (math.inf, 1.0, 1.0, NONE), strict=True))
-    if set(clips) == {BY_NORM}:
+    if clipped_by == "norm":
         coef = coefficient(jnp, stats.total_norm, number(head["threshold"]))
         return {"coef": coef, "cosine": 1.0, "action": jnp.where(coef < 1, CLIP, NONE)}
     if not left:
