@@ -201,6 +201,8 @@ def test_a_keras_script_is_observed_and_unchanged(trained: Any) -> None:
     assert plain.returncode == 0, plain.stderr
     assert (observed.stdout, observed.returncode) == (plain.stdout, 0)
     assert "Next: steadygrad report run.db" in observed.stderr
+    assert "What observing cost is not known" in observed.stderr
+    assert np.isnan(run.info["overhead_seconds"])
     assert "troubles" not in run.info
     assert (run.info["framework"], run.info["backend"]) == ("keras", backend)
     assert {"keras", backend, "numpy"} <= set(run.info["versions"])

@@ -272,10 +272,21 @@ class Session:
             ended=time.time(),
             wall_seconds=self.seconds,
             overhead_seconds=self.overhead,
+            **({} if "framework" in writer.info else self._used_framework()),
             **({"ranks_ended": ends} if (ends := ends_told()) else {}),
             **({"troubles": self.troubles} if self.troubles else {}),
         )
         writer.close()
+
+    def _used_framework(self) -> dict[str, str]:
+        """The framework of a run without a step, as its file names it.
+
+        Keras stands on another one, and beside JAX others are there to load data.
+        """
+        names = {"keras": "keras", "tf_keras": "tensorflow", "jax": "jax"}
+        names.update(tensorflow="tensorflow", torch="torch")
+        used = [name for module, name in names.items() if module in self.frameworks]
+        return {"framework": used[0]} if used else {}
 
     def _places(self) -> list[dict[str, str | int]]:
         """Mistakes that can be read off the source."""

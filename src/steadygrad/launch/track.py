@@ -346,6 +346,9 @@ class Tracks:
             Its track.
         """
         index = self._book.enter(kind, facts)
+        writer = self._session.writer()
+        if writer is not None:  # figures are made by the script's own steps, compiled or not
+            writer.overhead_seconds = math.nan
         track = kind_of_track(self._session, infos, index, variables, settle, self._book.calls)
         self._all.append(track)
         return track

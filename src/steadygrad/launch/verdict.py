@@ -8,6 +8,7 @@ nothing to read, and NumPy is not loaded for it.
 from __future__ import annotations
 
 import glob
+import math
 import os
 import shlex
 import textwrap
@@ -168,6 +169,9 @@ def _again(session: EndedRun, spec: str) -> str:
 def own_cost(run: Run, session: EndedRun) -> str:
     """What observing has cost, as a sentence."""
     overhead = float(run.info.get("overhead_seconds", 0.0))
+    if math.isnan(overhead):
+        whose = f"{_kind(session)}'s own steps"
+        return f"What observing cost is not known: its work is a part of the {whose}."
     own = float(run.info.get("wall_seconds", 0.0)) - overhead
     if session.plan.cell:  # short ones are not: what is loaded once would be their greatest part
         return f"Observing took {overhead:.1f} s beside the cell's own {own:.1f} s."

@@ -107,7 +107,7 @@ class RunInfo(TypedDict, total=False):
         exit: ``ok``, a code, the name of the exception that ended the script, or ``stopped``.
         stopped_by: what was found where an alert ended it.
         wall_seconds: from the start of recording to its end.
-        overhead_seconds: what recording cost the training's thread.
+        overhead_seconds: what recording cost the training's thread; NaN where it cannot be known.
         kernel: which form of the C core is installed.
         framework: ``torch``, ``keras``, ``tensorflow`` or ``jax``; of several in one script the one
             that told last. Each optimizer has its own.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from steadygrad import calibrate
+from steadygrad import calibrate, diagnose, open_run
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
 from steadygrad.launch.verdict import last_words
@@ -15,12 +15,14 @@ from steadygrad.runlog import RunWriter, StepRecord, TensorInfo, thinning
 NAN = float("nan")
 
 
-def session_of(folder: Path, norms: list[float], wall: float = 10.5) -> Session:
+def session_of(
+    folder: Path, norms: list[float], wall: float = 10.5, overhead: float = 0.5
+) -> Session:
     """A session that has recorded these norms."""
     plan = Plan("train.py", ("--hf-token", "abc", "a b"), out=str(folder / "run.db"))
     session = Session(plan)
     session.path = plan.out
-    info = {"overhead_seconds": 0.5, "wall_seconds": wall}
+    info = {"overhead_seconds": overhead, "wall_seconds": wall}
     with RunWriter(session.path, info=info) as writer:
         ids = writer.add_tensors([TensorInfo("w", (2,))])
         for step, norm in enumerate(norms):
@@ -51,6 +53,31 @@ def test_the_cost_beside_a_very_short_training_is_no_share(
 ) -> None:
     lines = last_words(session_of(tmp_path, steady_norms, wall=0.53)).splitlines()
     assert "  Observing took 500 ms beside the script's own 30 ms." in lines
+
+
+def test_a_cost_that_cannot_be_known_is_not_told(tmp_path: Path, steady_norms: list[float]) -> None:
+    words = last_words(session_of(tmp_path, steady_norms, overhead=NAN))
+    assert "What observing cost is not known" in words
+    assert "Observing" not in words
+
+
+@pytest.mark.parametrize(
+    ("imported", "framework", "library"),
+    [(["jax"], "jax", "jax"), (["torch", "jax"], "jax", "jax"), (["torch"], "torch", "torch"),
+     (["jax", "tensorflow", "keras"], "keras", "keras"),
+     (["tensorflow"], "tensorflow", "keras")],
+)  # fmt: skip
+def test_a_run_without_a_step_is_told_of_its_own_library(
+    tmp_path: Path, imported: list[str], framework: str, library: str
+) -> None:
+    session = Session(Plan("train.py", (), out=str(tmp_path / "run.db")))
+    session.frameworks = imported
+    session.writer()  # as where a step was traced, and never taken
+    session.finish()
+    run = open_run(session.path)
+    assert run.info["framework"] == framework
+    (found,) = diagnose(run)
+    assert f"import steadygrad.{library} as sg" in found.fixes[0]
 
 
 def test_spikes_are_named_with_a_command_that_hides_secrets(
