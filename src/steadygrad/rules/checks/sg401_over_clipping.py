@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from steadygrad.policies import Policy, parse
 from steadygrad.robust import median
 from steadygrad.rules.advice import clip_code, code, in_model, recommended
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.clips import MOST, Call, calls, figure, share
+from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, share
 from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.view import View
@@ -66,7 +67,7 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
         min(0.95, 0.6 + 0.35 * rate),
         _title(view, rate, typical),
         evidence=[
-            f"Threshold {number(threshold)}; norms before it: median {number(median(norms))}, "
+            f"{_limits(view, threshold)}; norms before it: median {number(median(norms))}, "
             f"lowest {number(float(norms.min()))}, highest {number(float(norms.max()))}.",
             f"{len(clipped)} of {len(coef)} usable steps have a coefficient under 1.",
         ],
@@ -80,6 +81,16 @@ def _finding(view: View, rate: float, typical: float) -> Finding:
         fixes=_fixes(view, threshold, better, typical),
         figures={"clip_rate": rate, "median_coef": typical, "threshold": threshold},
     )
+
+
+def _limits(view: View, threshold: float) -> str:
+    """The threshold, or those of clip calls that are for a part of the parameters each."""
+    *_, last = [[], *by_step(calls(view)).values()]
+    parts = [c for c in last if figure(c, "params", 0) < figure(c, "of_params", 0)]
+    limits = {limit for c in parts if math.isfinite(limit := figure(c, "max_norm"))}
+    if len(limits) < 2:
+        return f"Threshold {number(threshold)}"
+    return f"Thresholds {', '.join(map(number, sorted(limits)))}, each for a part of the parameters"
 
 
 def _learns(view: View) -> bool:

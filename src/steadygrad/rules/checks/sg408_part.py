@@ -30,7 +30,9 @@ def check(view: View) -> Iterator[Finding]:
     if not faulty or len(faulty) < MOST * len(groups):
         return
     covered = median([_covered(groups[step]) for step in faulty])
-    last = groups[faulty[-1]][-1]
+    group = groups[faulty[-1]]
+    last, reached = group[-1], sum(figure(c, "params", 0) for c in group)
+    who = "The call reaches" if len(group) == 1 else f"The {len(group)} calls together reach"
     yield finding(
         view,
         "SG408",
@@ -38,7 +40,7 @@ def check(view: View) -> Iterator[Finding]:
         0.95,
         f"Only {percent(covered)} of the optimizer's parameters are clipped.",
         evidence=[
-            f"The call reaches {number(figure(last, 'params', 0))} of "
+            f"{who} {number(reached)} of "
             f"{number(figure(last, 'of_params', 0))} parameters with a gradient; the others are "
             "applied as they come.",
         ],

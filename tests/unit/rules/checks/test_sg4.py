@@ -261,6 +261,17 @@ def test_parts_that_make_a_whole(make):
     assert m.ids == []
 
 
+def test_several_clips_of_parts_are_told_together(make):
+    m = make()
+    m.clip(0.1)
+    for step in range(m.steps):
+        m.call(step, params=4, max_norm=0.5)
+        m.call(step, params=1, max_norm=0.1)
+    told = {f.id: f.evidence[0] for f in m.findings}
+    assert told["SG408"].startswith("The 2 calls together reach 5 of ")
+    assert told["SG401"].startswith("Thresholds 0.1, 0.5, each for a part of the parameters;")
+
+
 def test_twice(make):
     m = make()
     for step in range(m.steps):
