@@ -344,11 +344,12 @@ class Flight:
         )
         return "norm" if whole else "parts"
 
-    def left_again(self) -> list[jax.Array]:
-        """What the clips leave, computed a second time, from copies.
+    def again(self) -> tuple[list[jax.Array], list[jax.Array]]:
+        """The gradients, and what the clips leave of them, a second time: all from copies.
 
         Compiled code that read what the clips themselves have left would keep XLA from fusing them
-        with the optimizer, and so change its bits: seen with `optax.adaptive_grad_clip`.
+        with the optimizer, and so change its bits: seen with `optax.adaptive_grad_clip`. So did a
+        comparison of the gradients themselves with what is left, behind two clips.
         """
         again = dict(zip(map(id, self.gradients), _copies(self.gradients), strict=True))
         for call in self.calls:
@@ -358,7 +359,7 @@ class Flight:
             args = jax.tree.unflatten(structure, [handed[id(leaf)] for leaf in leaves])
             updates, _ = call.update(*args)
             again.update(zip(map(id, call.left), floating(updates), strict=True))
-        return [again[id(leaf)] for leaf in self.left]
+        return [again[id(leaf)] for leaf in self.gradients], [again[id(leaf)] for leaf in self.left]
 
     @property
     def kind(self) -> str:

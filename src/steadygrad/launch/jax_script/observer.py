@@ -275,7 +275,7 @@ class JaxObserver:
             head[DROPPED] = flight.dropped
         reads_left = by == "parts" and flight.traces_on
         if any(is_traced(leaf) for leaf in leaves):
-            left = flight.left_again() if reads_left else []
+            leaves, left = flight.again() if reads_left else (leaves, [])
             row = row_of(leaves, left, head, by, tuple(axis_sizes()))
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
