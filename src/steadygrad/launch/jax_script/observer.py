@@ -11,7 +11,6 @@ import contextlib
 import functools
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -238,14 +237,11 @@ class JaxObserver:
     def _guarded(
         self, what: str, act: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs
     ) -> Answer | None:
-        began = time.perf_counter()
         try:
             return act(*args, **kwargs)
         except Exception as error:
             self._session.trouble(what, error)
             return None
-        finally:
-            self._session.overhead += time.perf_counter() - began
 
     # -- one step, observed --------------------------------------------------------------------
 
