@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import steadygrad
+from steadygrad.launch.jax_script.observer import LEFT_UNREAD
 from steadygrad.runlog import Run
 
 pytestmark = pytest.mark.timeout(600)  # all trainings compile in a set-up
@@ -298,7 +299,7 @@ def steps_of(run: Run, name: str, plain: Any) -> dict[str, Any]:
 def test_observing_changes_no_bit(seen: Any) -> None:
     plain, observed, run = seen
     assert observed == plain
-    assert "troubles" not in run.info
+    assert run.info["troubles"] == [LEFT_UNREAD]
 
 
 def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:
@@ -369,13 +370,10 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
     assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()
-    elements = steps_of(run, "elements", plain)
-    left = elements["coef"] * elements["norm"]  # by the second clip, of what the first had left
-    np.testing.assert_allclose(left, 0.01 * np.sqrt(8 * 16 + 16 + 16), rtol=1e-5)
-    for name in ("elements", "units"):
+    for name in ("elements", "units"):  # compiled: to read what they left could change bits
         got = steps_of(run, name, plain)
-        assert ((got["coef"] > 0) & (got["coef"] < 1)).all(), name
-        assert (got["action"] == "clip").all(), name
+        assert np.isnan(got["coef"]).all()
+        assert (got["action"] == "none").all()
 
 
 @pytest.mark.parametrize(
@@ -444,8 +442,10 @@ def loss_fn(p):
     return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean() + decay
 
 clips = [optax.clip(0.01), optax.clip_by_global_norm(0.05)]
-for first in ([], clips[:1], clips):
-    tx = optax.chain(*first, optax.adam(1e-3))
+adam, units = optax.adam(1e-3), [optax.adaptive_grad_clip(0.05)]
+sgd = optax.sgd(0.05, momentum=0.9)
+for first, last in (([], adam), (clips[:1], adam), (clips, adam), (units, sgd), (units, adam)):
+    tx = optax.chain(*first, last)
     shapes = {"w": (8, 32), "b": (32,), "v": (32, 10)}
     params = {k: jax.random.normal(jax.random.key(len(s)), s) / 3 for k, s in shapes.items()}
     state = tx.init(params)
@@ -453,7 +453,7 @@ for first in ([], clips[:1], clips):
     @jax.jit
     def step(params, state):  # nothing but the optimizer reads the gradients
         loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, state = tx.update(grads, state)
+        updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     for _ in range(30):
@@ -468,7 +468,10 @@ def test_gradients_stay_fused_with_the_optimizer(bench: Any) -> None:
     plain, observed = bench.both("fused.py")
     assert observed.stdout == plain.stdout, observed.stderr
     run = steadygrad.open_run(bench.run_file())
-    assert len(run.steps.norm) == 90
+    assert len(run.steps.norm) == 150
+    coef = [run.steps.coef[run.steps.optimizer == number] for number in range(5)]
+    assert (coef[0] == 1).all()
+    assert ((coef[1] < 1) & (coef[2] < coef[1])).all()
     assert math.isnan(run.info["overhead_seconds"])  # what the figures cost is in the steps
 
 

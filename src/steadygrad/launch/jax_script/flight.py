@@ -344,6 +344,15 @@ class Flight:
         )
         return "norm" if whole else "parts"
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the clips can be made again in compiled code without a change of the script's.
+
+        A bound for each unit or tensor cannot: XLA shares the norms of the units between both, and
+        rounds otherwise for it. Seen with `optax.adaptive_grad_clip` and weight decay in the loss.
+        """
+        return not any(call.maker in PER_TENSOR for call in self.calls)
+
     def again(self) -> tuple[list[jax.Array], list[jax.Array]]:
         """The gradients, and what the clips leave of them, a second time: all from copies.
 

@@ -77,6 +77,13 @@ class Owner:
         self.tracks: dict[Structure, JaxTrack] = {}
 
 
+LEFT_UNREAD = (
+    "what the script's clip by units or tensors (adaptive_grad_clip, clip_by_block_rms) leaves of "
+    "the gradients in compiled steps is not on record, nor which steps it clips: to read it could "
+    "change the last bits of the weights"
+)
+
+
 class JaxObserver:
     """Follows every optax optimizer of one process.
 
@@ -271,7 +278,10 @@ class JaxObserver:
             head[DROPPED] = flight.dropped
         reads_left = by == "parts" and flight.traces_on
         if any(is_traced(leaf) for leaf in leaves):
-            leaves, left = flight.again() if reads_left else (leaves, [])
+            if reads_left and not flight.is_repeatable:
+                self._session.mention(LEFT_UNREAD)
+            again = reads_left and flight.is_repeatable
+            leaves, left = flight.again() if again else (leaves, [])
             row = row_of(leaves, left, head, by, tuple(axis_sizes()))
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
