@@ -437,17 +437,20 @@ x = jax.random.normal(jax.random.key(9), (64, 8))
 y = (jnp.abs(x.sum(1)) * 3).astype(int) % 10
 
 def loss_fn(p):
-    scores = jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+    hidden = jax.nn.gelu(x @ p["w"] + p["b"])
+    hidden = jnp.tanh(hidden @ p["u"] + p["c"]) + hidden
+    scores = hidden @ p["v"] + p["d"]
     decay = 1e-2 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p))
     return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean() + decay
 
 clips = [optax.clip(0.01), optax.clip_by_global_norm(0.05)]
-adam, units = optax.adam(1e-3), [optax.adaptive_grad_clip(0.05)]
-sgd = optax.sgd(0.05, momentum=0.9)
+adam, units = optax.adam(1e-3), [optax.adaptive_grad_clip(0.01)]
+sgd = optax.sgd(0.1, momentum=0.9)
 for first, last in (([], adam), (clips[:1], adam), (clips, adam), (units, sgd), (units, adam)):
     tx = optax.chain(*first, last)
-    shapes = {"w": (8, 32), "b": (32,), "v": (32, 10)}
-    params = {k: jax.random.normal(jax.random.key(len(s)), s) / 3 for k, s in shapes.items()}
+    shapes = {"w": (8, 32), "b": (32,), "u": (32, 32), "c": (32,), "v": (32, 10), "d": (10,)}
+    sizes = enumerate(shapes.items())
+    params = {k: jax.random.normal(jax.random.key(i), s) / 3 for i, (k, s) in sizes}
     state = tx.init(params)
 
     @jax.jit
