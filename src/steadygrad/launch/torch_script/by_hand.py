@@ -81,6 +81,7 @@ class LoopByHand:
 
     def _walk(self, tensors: Sequence[object]) -> None:
         self.walks += 1
+        self.loose.by_hand = self.loop.steps > 0
         loose = self.loose.under(tensors)
         self._seen.loop.saw_loose(loose)
         self._thread = self._thread or (threading.get_ident() if loose else 0)

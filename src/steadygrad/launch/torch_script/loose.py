@@ -16,10 +16,14 @@ class LooseLeaves:
 
     Args:
         attachments: the script's optimizers.
+
+    Attributes:
+        by_hand: the script has moved such weights itself: no optimizer is awaited.
     """
 
     def __init__(self, attachments: Attachments) -> None:
         self._attachments = attachments
+        self.by_hand = False
         self._seen: set[int] = set()
         self._looked_for_inputs = False
 
@@ -41,7 +45,8 @@ class LooseLeaves:
         # FSDP1 steps on views of the flat leaf that backward reaches
         leaves = [leaf for leaf in leaves if not is_flat(leaf)]
         loose = [leaf for leaf in leaves if id(leaf) not in owned]
-        awaited = self._attachments.acts and not census.optimizers()  # to be met before its step
+        none_yet = not self.by_hand and not census.optimizers()
+        awaited = self._attachments.acts and none_yet  # one is to be met before its step
         new = loose if awaited else [leaf for leaf in loose if id(leaf) not in self._seen]
         if new and self._deserve_a_look(new):
             census.refresh()  # their optimizer may be newer than the census

@@ -154,6 +154,18 @@ def test_steps_of_a_loop_without_an_optimizer_are_found(observe: Observe, kind: 
     assert (np.diff(steps.loss) < 0).all()
 
 
+def test_a_loop_by_hand_awaits_no_optimizer_for_long(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    refresh = Census.refresh
+    monkeypatch.setattr(Census, "refresh", lambda self: (looks.append(1), refresh(self))[1])
+    seen = observe(clip="norm:0.5")  # a wrapper of optimizers is to be met before it steps
+    by_hand([], True, "none")
+    assert seen.patches.steps == 4
+    assert len(looks) <= 5  # and ten backward passes
+
+
 def test_backward_without_an_update_is_no_step(observe: Observe) -> None:
     seen = observe()
     by_hand([], False, "none")
