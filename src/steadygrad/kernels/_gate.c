@@ -8,6 +8,15 @@
 
 #include <structmember.h>
 
+void sg_end(PyObject *self, inquiry clear)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    clear(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
 typedef struct {
     PyObject_HEAD PyObject *function; /* called where `tracer` gives None, */
     PyObject *traced;                 /* and this where it does not */
@@ -33,14 +42,7 @@ static int clear(PyObject *self)
     return 0;
 }
 
-static void end(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    clear(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
+static void end(PyObject *self) { sg_end(self, clear); }
 
 static int begin(PyObject *self, PyObject *args, PyObject *kwargs)
 {

@@ -6,4 +6,8 @@
 
 int sg_add_gate(PyObject *module);
 
+/* Ends an object of a type of ours that the garbage collector knows; `clear` lets go of what it
+ * holds. */
+void sg_end(PyObject *self, inquiry clear);
+
 #endif

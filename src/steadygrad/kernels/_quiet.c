@@ -7,6 +7,7 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include "_quiet.h"
+#include "_gate.h"
 
 #include <math.h>
 #include <string.h>
@@ -140,14 +141,7 @@ static int clear(PyObject *self)
     return 0;
 }
 
-static void end(PyObject *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    clear(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
-    Py_DECREF(type);
-}
+static void end(PyObject *self) { sg_end(self, clear); }
 
 static int begin(PyObject *self, PyObject *args, PyObject *kwargs)
 {

@@ -48,7 +48,6 @@ ROW = np.dtype(
     ]
 )
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-unpack_float = struct.Struct("d").unpack_from
 _NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
 
@@ -176,7 +175,7 @@ def opened(rows: bytearray) -> Read:
 
 def total_of(rows: bytearray) -> float:
     """The norm of all tensors together, from figures that C has written."""
-    total: float = unpack_float(rows, len(rows) - 8)[0]
+    total: float = struct.unpack_from("d", rows, len(rows) - 8)[0]
     return total
 
 
