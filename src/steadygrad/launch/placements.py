@@ -85,6 +85,8 @@ class Placement:
     def place(self, max_norm: float, batch: int) -> Place:
         """What tells this call from a misplaced one, in the words of ``clip_calls``.
 
+        An optimizer that clips by itself does so once, after the last micro-batch.
+
         Args:
             max_norm: its threshold.
             batch: number of the micro-batch, from 1.
@@ -100,8 +102,8 @@ class Placement:
             "unlimited": max_norm == math.inf,
             "before_backward": self.late,
             "after_step": self.late,
-            "repeated": self.depth > 0 or batch > 1,
-            "per_micro_batch": batch > 1,
+            "repeated": self.depth > 0 or (batch > 1 and not self.own),
+            "per_micro_batch": batch > 1 and not self.own,
             "unscaled": not self.scaled,
             "partial": 0 < self.tensors < self.of_tensors,
             "no_gradients": self.tensors == 0,
@@ -121,6 +123,7 @@ class Placement:
         Returns:
             The event's data.
         """
+        since_clip = batch if self.own else 1
         return {
             "step": step,
             "optimizer": optimizer,
@@ -131,8 +134,8 @@ class Placement:
             "passed": self.passed,
             "of_params": self.of_tensors,
             "backward_since_step": 0 if self.late else batch,
-            "backward_since_clip": 0 if self.depth or self.late else 1,
-            "repeated": self.depth + batch - 1,
+            "backward_since_clip": 0 if self.depth or self.late else since_clip,
+            "repeated": self.depth + (0 if self.own else batch - 1),
             "after_step": self.late,
             "unscaled": not self.scaled,
             "by_value": self.by_value,

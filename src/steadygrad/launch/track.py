@@ -233,6 +233,8 @@ class Track:
         for batch, place, numbers in calls:
             rows = iter(numbers.reshape(MOST_CALLS, len(CALL)).tolist())
             for placement in self.placements.at(place):
+                if placement.own and batch < calls[-1][0]:
+                    continue  # the optimizer clips the sum, once
                 row = [placement.max_norm, math.nan, 1.0]
                 if placement.own:
                     row = [placement.max_norm, *(outcome if placement.depth == 0 else row[1:])]

@@ -10,7 +10,7 @@ import numpy as np
 from steadygrad.launch.placements import Placement, PlacementTable
 from steadygrad.launch.plan import Plan
 from steadygrad.launch.session import Session
-from steadygrad.launch.track import BATCH, CALL, MOST_CALLS, STEPS, Track, Tracks
+from steadygrad.launch.track import BATCH, CALL, MOST_CALLS, STEPS, WAITS, Track, Tracks
 from steadygrad.runlog import TensorInfo, open_run
 from steadygrad.vocabulary import FIGURES, SCRIPT_CLIP
 
@@ -37,6 +37,29 @@ def test_equal_calls_share_a_number_and_a_trace_has_its_own() -> None:
     following = table.enter([one])
     assert list(table.at(following)) == [one, late]
     assert not table.is_behind(following, late)
+
+
+def test_an_optimizer_that_accumulates_clips_once(tmp_path: Path) -> None:
+    session = Session(Plan("script.py", out=str(tmp_path / "run.db")))
+    tracks = Tracks(session)
+    track = tracks.add("SGD", [TensorInfo("w", (2,))], [object()], lambda: None, {}, Track)
+    own = Placement("global_clipnorm", 1, 1, 1, own=True, max_norm=1.0)
+    head = {"loss": 0.5, "lr": 0.1, "loss_scale": 1.0, "place": track.placements.enter([own])}
+    rest = np.full(MOST_CALLS * len(CALL), math.nan)
+    for kind in (WAITS, WAITS, STEPS) * 2:
+        figures = [4.0, 1.0, 0.25, 1.0, 1.0, *np.ones(len(FIGURES))]
+        track.push([*({**head, "kind": kind}[name] for name in BATCH), *rest, *figures])
+    tracks.finish()
+    session._conclude()
+    run = open_run(tmp_path / "run.db")
+    calls = [e.data for e in run.events if e.kind == SCRIPT_CLIP]
+    assert [(call["step"], call["norm"], call["coef"]) for call in calls] == [
+        (0, 4.0, 0.25),
+        (1, 4.0, 0.25),
+    ]
+    assert [(call["backward_since_step"], call["repeated"]) for call in calls] == [(3, 0)] * 2
+    (counted,) = run.info["clip_calls"]
+    assert (counted["count"], counted["per_micro_batch"], counted["repeated"]) == (2, False, False)
 
 
 def test_a_call_behind_a_traced_step_is_told_with_the_next(tmp_path: Path) -> None:

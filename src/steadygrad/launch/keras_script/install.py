@@ -112,7 +112,8 @@ def _patch_hook(observer: KerasObserver) -> None:
         trainable: list[keras.Variable],
     ) -> None:
         observer.hear(optimizer, self)
-        original(self, optimizer, go, gradients, trainable)
+        with aside:
+            original(self, optimizer, go, gradients, trainable)
 
     replace(Hook, "apply", apply)
 
@@ -159,7 +160,8 @@ def _patch_scaler(library: ModuleType, observer: KerasObserver, takeover: Takeov
     @functools.wraps(drop)
     def dropped(self: keras.Optimizer) -> object:
         observer.dropped()
-        return drop(self)
+        with aside:
+            return drop(self)
 
     @functools.wraps(drop_stateless)
     def dropped_stateless(
@@ -169,7 +171,8 @@ def _patch_scaler(library: ModuleType, observer: KerasObserver, takeover: Takeov
     ) -> object:
         with library.StatelessScope(list(zip(self.variables, optimizer_variables, strict=True))):
             observer.dropped()
-        return drop_stateless(self, optimizer_variables, trainable_variables)
+        with aside:
+            return drop_stateless(self, optimizer_variables, trainable_variables)
 
     replace(kind, "apply", apply)
     replace(kind, "stateless_apply", stateless_apply)
@@ -210,7 +213,8 @@ def _patch_make_train_function(
         if afresh and takeover is not None and self.optimizer is not None:
             takeover.clip(self.optimizer)  # one that is built already, before anything is traced
             renew_shardings(self)
-        made = original(self, force or afresh)
+        with aside:
+            made = original(self, force or afresh)
         observer.guarded("weights are not sampled", observer.watch_weights, self)
         return made
 
@@ -222,7 +226,8 @@ def _patch_scale_loss(kind: type[keras.Optimizer], observer: KerasObserver) -> N
 
     @functools.wraps(original)
     def scale_loss(self: keras.Optimizer, loss: Array) -> Array:
-        scaled: Array = original(self, loss)
+        with aside:
+            scaled: Array = original(self, loss)
         observer.losses.scaled(scaled, loss)
         return scaled
 
@@ -234,7 +239,7 @@ def _patch_build(kind: type[keras.Optimizer], takeover: Takeover) -> None:
 
     @functools.wraps(original)
     def build(self: keras.Optimizer, variables: Iterable[keras.Variable]) -> object:
-        with takeover.building(self):
+        with aside, takeover.building(self):
             return original(self, variables)
 
     replace(kind, "build", build)
@@ -248,13 +253,15 @@ def _patch_value_and_grad(jax: ModuleType, observer: KerasObserver) -> None:
     def value_and_grad(
         fun: Callable[..., object], *args: object, **kwargs: object
     ) -> Callable[..., tuple[PyTree, PyTree]]:
-        function = original(fun, *args, **kwargs)
+        with aside:
+            function = original(fun, *args, **kwargs)
         scales = getattr(fun, "__func__", None) is trainer.compute_loss_and_updates
         has_aux = kwargs.get("has_aux", args[1] if len(args) > 1 else False)
 
         @functools.wraps(function)
         def noting(*inputs: object, **more: object) -> tuple[PyTree, PyTree]:
-            result, grads = function(*inputs, **more)
+            with aside:
+                result, grads = function(*inputs, **more)
             value = result[0] if has_aux else result
             # what Keras' own function returns may be scaled, and the loss itself stands aside
             observer.losses.loss = result[1][0] if scales else value

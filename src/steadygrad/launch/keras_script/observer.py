@@ -166,6 +166,8 @@ class KerasObserver:
             if optimizer in self._attached or self.clips(optimizer):
                 return  # its hook tells
             variables = list(trainable_variables(optimizer) if variables is None else variables)
+            if len(gradients) != len(variables):
+                return  # which Keras refuses in a moment
             pairs = zip(gradients, variables, strict=True)
             present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
             if present:

@@ -244,7 +244,8 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
 def _watch_scaling(original: Function, patches: TensorFlowPatches) -> Function:
     @functools.wraps(original)
     def get_scaled_loss(self: object, loss: object) -> object:
-        scaled = original(self, loss)
+        with aside:
+            scaled = original(self, loss)
         patches.scaled(scaled, loss)
         return scaled
 
@@ -259,7 +260,8 @@ def _watch_unscaling(original: Function, patches: TensorFlowPatches) -> Function
     @functools.wraps(original)
     def get_unscaled_gradients(self: _Scaler, grads: Iterable[Gradient | None]) -> object:
         scaled = list(grads)
-        unscaled = cast("Sequence[object]", original(self, scaled))
+        with aside:
+            unscaled = cast("Sequence[object]", original(self, scaled))
         patches.unscaled(scaled, unscaled, self)
         return unscaled
 
@@ -272,7 +274,8 @@ def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:
     @functools.wraps(original)
     @invisible
     def gradient(self: object, *args: object, **kwargs: object) -> object:
-        result = heard(self, *args, **kwargs)
+        with aside:
+            result = heard(self, *args, **kwargs)
         patches.differentiated(args[1] if len(args) > 1 else kwargs["sources"], result)
         return result
 
@@ -284,7 +287,8 @@ def _watch_move(original: Function, patches: TensorFlowPatches) -> Function:
     @invisible
     def move(self: object, *args: object, **kwargs: object) -> object:
         if not patches.waits:
-            return original(self, *args, **kwargs)
+            with aside:
+                return original(self, *args, **kwargs)
         change = args[0] if args else next(iter(kwargs.values()), None)
         with aside, patches.moving(self, change):
             return original(self, *args, **kwargs)

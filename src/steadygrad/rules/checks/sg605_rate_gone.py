@@ -25,6 +25,8 @@ FAINT = 1e-2
 """A gradient norm so small that the gradient, and not the rate, is what is missing."""
 UNMOVED = 1e-3
 """Part of their size that no weight has moved by in the whole run."""
+SHORT = 200
+"""Steps of a short training: how far a shorter run went is judged as if it had gone on to here."""
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -36,8 +38,13 @@ def check(view: View) -> Iterator[Finding]:
     since = _gone_since(view)
     if since is not None and _unfinished(view, since):
         yield _gone(view, since)
-    elif view.loss_trend.stalled and view.travel < UNMOVED and _has_gradients(view):
+    elif view.loss_trend.stalled and _unmoved(view) and _has_gradients(view):
         yield _too_small(view)
+
+
+def _unmoved(view: View) -> bool:
+    """Whether no weight has moved, and a few steps are not the reason."""
+    return view.travel * max(1.0, SHORT / len(view)) < UNMOVED
 
 
 def _never(view: View) -> bool:

@@ -116,6 +116,16 @@ def test_a_rate_that_moves_nothing(make):
     assert "SG605" not in m.ids
 
 
+def test_a_rate_of_which_few_steps_are_on_record(make):
+    m = make(steps=12)
+    m.loss[:] = 2.0
+    weights = {t.name: 1e-5 for t in m.tensors if t.name.endswith("weight")}  # of fine-tuning
+    m.sample("update_ratio", weights)
+    assert "SG605" not in m.ids
+    m.sample("update_ratio", dict.fromkeys(weights, 1e-6))
+    assert "SG605" in m.ids
+
+
 @pytest.mark.parametrize(
     ("before", "severity"), [("softmax", "error"), ("sigmoid", "error"), ("log_softmax", "info")]
 )
