@@ -149,6 +149,8 @@ def _loss(trend: LossTrend) -> tuple[str, str]:
     span = f"from {figure(trend.start)} to {figure(trend.end)}"
     if trend.signed:
         return ";", f"went {span}"
+    if figure(trend.start) == figure(trend.end):
+        return ", but", f"ended where it began, at {figure(trend.end)}"
     if trend.end > trend.start and not trend.home:
         return ", but", f"rose {span}"
     if trend.stalled:

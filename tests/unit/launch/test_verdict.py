@@ -16,9 +16,13 @@ NAN = float("nan")
 
 
 def session_of(
-    folder: Path, norms: list[float], wall: float = 10.5, overhead: float = 0.5
+    folder: Path,
+    norms: list[float],
+    wall: float = 10.5,
+    overhead: float = 0.5,
+    gain: float = 1.0,
 ) -> Session:
-    """A session that has recorded these norms."""
+    """A session that has recorded these norms, and losses from 1 + ``gain`` down to 1."""
     plan = Plan("train.py", ("--hf-token", "abc", "a b"), out=str(folder / "run.db"))
     session = Session(plan)
     session.path = plan.out
@@ -27,7 +31,7 @@ def session_of(
         ids = writer.add_tensors([TensorInfo("w", (2,))])
         for step, norm in enumerate(norms):
             bad = int(norm != norm)
-            record = StepRecord(step, norm=norm, loss=1.0 + 1 / (step + 1), nonfinite=bad)
+            record = StepRecord(step, norm=norm, loss=1.0 + gain / (step + 1), nonfinite=bad)
             writer.write_step(record, ids, [norm], [norm], [bad], [0])
     return session
 
@@ -46,6 +50,13 @@ def test_a_healthy_run_gets_a_verdict_a_threshold_and_the_next_command(
     assert any(line.startswith("  Threshold, as insurance: ") for line in lines)
     assert "  Observing cost 5.0 % of the script's 10.0 s." in lines
     assert lines[-1] == "Next: steadygrad report run.db"
+
+
+def test_a_loss_that_ends_where_it_began_is_not_said_to_rise(
+    tmp_path: Path, steady_norms: list[float]
+) -> None:
+    words = last_words(session_of(tmp_path, steady_norms, gain=-1e-5))
+    assert "but the loss ended where it began, at 1." in " ".join(words.split())
 
 
 def test_the_cost_beside_a_very_short_training_is_no_share(
