@@ -95,6 +95,25 @@ def test_signals_end_it_as_they_would(bench: Any, same: Same, name: str) -> None
     assert same(bench.both("dies.py")).returncode == -signal.Signals[name]
 
 
+INTERRUPTED = """
+from steadygrad.launch import verdict
+
+def last_words(session):
+    exec("words = 'words'")  # as where a class with fields is made
+    return "words"
+
+verdict.last_words = last_words
+raise KeyboardInterrupt
+"""
+
+
+def test_our_words_do_not_hide_that_the_script_was_interrupted(bench: Any) -> None:
+    bench.write("end.py", INTERRUPTED)
+    done = bench.steadygrad("run", "end.py")
+    assert done.stderr.endswith("words\n")
+    assert done.returncode == bench.python("end.py").returncode == -signal.SIGINT
+
+
 LIVES_WITH_OTHERS = """
 import argparse, multiprocessing, os, signal, sys
 import beside

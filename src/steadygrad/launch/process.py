@@ -9,6 +9,7 @@ frameworks compose the ones they find, and forked workers inherit them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -40,6 +41,16 @@ def become(plan: Plan, ended: Callable[[BaseException | None], None]) -> None:
         sys.excepthook = _without_our_frames(sys.excepthook)
         raise
     ended(None)
+
+
+def stay_interrupted() -> None:
+    """Have Python end by SIGINT, as it does after a Ctrl-C that nobody caught.
+
+    It forgets one when a string is executed, as classes with fields do where they are made; so
+    ours, at the script's end, would turn the death by SIGINT into an exit code of 1.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")
 
 
 def _script(plan: Plan) -> None:

@@ -24,7 +24,7 @@ from steadygrad.launch import children
 from steadygrad.launch.blame import cause, raised_by_handler
 from steadygrad.launch.imports import watch
 from steadygrad.launch.plan import Plan, rank_of
-from steadygrad.launch.process import become
+from steadygrad.launch.process import become, stay_interrupted
 
 if TYPE_CHECKING:
     from steadygrad.launch.contracts import Observer
@@ -64,6 +64,7 @@ class Session:
         self.exit: str | int = "ok"
         self.seconds = 0.0
         self._concluded_in = 0
+        self._interrupted = False
         self._writer: RunWriter | None = None
         self._gave_up = False
         self._told_by_first_rank = False
@@ -130,6 +131,7 @@ class Session:
             self.exit = (code or "ok") if code is None or isinstance(code, int) else 1
         elif error is not None:
             self.exit = type(error).__name__
+            self._interrupted = type(error) is KeyboardInterrupt
 
     def trouble(self, what: str, error: BaseException) -> None:
         """Keep an error of ours for the last words, with whose fault it is.
@@ -232,6 +234,8 @@ class Session:
                 self._speak()
         except Exception as error:
             self._last_resort(error)
+        if self._interrupted:
+            stay_interrupted()
 
     def _conclude(self) -> None:
         """Write what is known only at the end, and close the run file; once."""
