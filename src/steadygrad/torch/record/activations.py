@@ -8,20 +8,15 @@ of an evenly spread part where an activation is large.
 
 from __future__ import annotations
 
-import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
-from torch.utils.hooks import RemovableHandle
 
 from steadygrad.kernels import native
+from steadygrad.torch.internals.module_hooks import ModuleHooks, is_traced
 from steadygrad.torch.internals.private import CONVOLUTION
 from steadygrad.torch.record.through_time import ThroughTime
 
@@ -56,8 +51,8 @@ class ActivationWatch:
         self.seconds = 0.0
         self._own: set[int] | None = None
         self.through_time = ThroughTime()
-        self._handles: list[RemovableHandle] = []
-        weakref.finalize(self, _remove, self._handles).atexit = False
+        self._hooks = ModuleHooks()
+        weakref.finalize(self, self._hooks.remove).atexit = False
         self._clear()
 
     def _clear(self) -> None:
@@ -82,16 +77,12 @@ class ActivationWatch:
         """
         self._clear()
         self._own = None if params is None else set(map(id, params))
-        if not self._handles and not _compiling():
-            own = type(self)
-            self._handles += [
-                register_module_forward_pre_hook(self._timed(own._enter)),
-                register_module_forward_hook(self._timed(own._leave)),
-            ]
+        own = type(self)
+        self._hooks.put(self._timed(own._enter), self._timed(own._leave))
 
     def stop(self) -> None:
         """Take the hooks off; what was seen stays until the next start."""
-        _remove(self._handles)
+        self._hooks.remove()
 
     def figures(self) -> dict[str, dict[int, Any]]:
         """The figures by their name; of each, one number a parameter, by the parameter's id."""
@@ -105,7 +96,7 @@ class ActivationWatch:
         seen_by = weakref.ref(self)  # torch's list of hooks would keep it for good
 
         def hook(module: torch.nn.Module, *rest: object) -> None:
-            if torch.compiler.is_dynamo_compiling():  # one that was put here before the model was
+            if is_traced():  # by a compiler that came after the hook
                 return
             watch = seen_by()
             if watch is None or not torch.is_grad_enabled():
@@ -258,15 +249,3 @@ def _length(value: Any, batch_first: bool) -> int:
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
         return len(value.batch_sizes)
     return int(value.shape[1 if batch_first and value.dim() == 3 else 0])
-
-
-def _compiling() -> bool:
-    """Whether `torch.compile` has been used in this process."""
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    backends = getattr(frames, "cached_backends", None) or {}
-    return any(backend is not None for backend in backends.values())
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    while handles:
-        handles.pop().remove()

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from steadygrad.runlog.records import TensorInfo
+from steadygrad.torch.internals.module_hooks import ModuleHooks
 
 Names = Mapping[int, "str | TensorInfo"] | Callable[[torch.Tensor], "str | TensorInfo | None"]
 """``{id(parameter): name}``, or a function of the parameter."""
@@ -39,8 +38,9 @@ class ModelNames:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._order: dict[int, int] = {}
-        self._hook = _watch(_owners(model), self._order)
-        weakref.finalize(self, _remove, self._hook)
+        self._hooks = ModuleHooks()
+        _watch(self._hooks, _owners(model), self._order)
+        weakref.finalize(self, self._hooks.remove)
 
     def __call__(self, parameter: torch.Tensor) -> TensorInfo | None:
         info = self._table().get(id(parameter))
@@ -52,9 +52,7 @@ class ModelNames:
 
     def finish(self) -> bool:
         """Take the hook off: the order is known. False where it is off already."""
-        hook, self._hook = self._hook, None
-        _remove(hook)
-        return hook is not None
+        return self._hooks.remove()
 
     def _table(self) -> dict[int, tuple[str, torch.nn.Module]]:
         # built at every call of a rare kind (first step, new parameters): modules may change
@@ -100,14 +98,10 @@ def _owners(model: torch.nn.Module) -> set[int]:
     return {id(m) for m in modules if next(m.parameters(recurse=False), None) is not None}
 
 
-def _watch(owners: set[int], order: dict[int, int]) -> RemovableHandle | None:
+def _watch(hooks: ModuleHooks, owners: set[int], order: dict[int, int]) -> None:
     def note(module: torch.nn.Module, args: object) -> None:
         if id(module) in owners:
             order.setdefault(id(module), len(order))
 
-    return register_module_forward_pre_hook(note) if owners else None
-
-
-def _remove(hook: RemovableHandle | None) -> None:
-    if hook is not None:
-        hook.remove()
+    if owners:
+        hooks.put(note)
