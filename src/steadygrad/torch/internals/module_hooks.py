@@ -22,8 +22,9 @@ from steadygrad.torch.internals.private import tracing_state
 Before = Callable[[torch.nn.Module, object], None]
 After = Callable[[torch.nn.Module, object, object], None]
 
-_COMPILER = "torch._dynamo."
-"""Where the modules are defined in which `torch.compile` and `torch.export` put the script's."""
+_TAKEN = ("_orig_mod", "_export_root")
+"""What a script's module is called in the one that `torch.compile` or `torch.export` puts it in,
+before they trace anything: while they do, no hook may go."""
 
 
 class ModuleHooks:
@@ -33,9 +34,8 @@ class ModuleHooks:
         >>> seen, hooks = [], ModuleHooks()
         >>> hooks.put(lambda module, args: seen.append(type(module).__name__))
         >>> _ = torch.nn.ReLU()(torch.zeros(1))
-        >>> hooks.remove()
-        >>> seen
-        ['ReLU']
+        >>> hooks.remove(), seen
+        (True, ['ReLU'])
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ModuleHooks:
 
     def _joined(self, module: torch.nn.Module, name: str, part: torch.nn.Module | None) -> None:
         """A module becomes part of another, such as the one that `torch.compile` makes."""
-        if type(module).__module__.startswith(_COMPILER):
+        if name in _TAKEN:
             self._take_off()  # but not this hook, which torch is at
 
 
