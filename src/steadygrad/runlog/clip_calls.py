@@ -35,6 +35,28 @@ class CallBook:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[object, ...], Count] = {}
+        self._last: dict[int, tuple[object, Count]] = {}
+
+    def repeats(self, like: object, step: int, optimizer: int) -> bool:
+        """Count a call that stands as the last one before this optimizer's steps.
+
+        Args:
+            like: as that one was entered with.
+            step: as `enter` has it.
+            optimizer: likewise.
+
+        Returns:
+            False, and nothing counted, where it has to be entered.
+        """
+        known = self._last.get(optimizer)
+        if known is None or step < ALL_BEFORE or step % EVERY == 0:
+            return False
+        last, entry = known
+        if last is not like:
+            return False
+        entry["count"] += 1
+        entry["last_step"] = step
+        return True
 
     def enter(
         self,
@@ -43,6 +65,7 @@ class CallBook:
         optimizer: int,
         max_norm: SupportsFloat,
         for_one: bool = False,
+        like: object = None,
     ) -> bool:
         """Count a call.
 
@@ -52,6 +75,7 @@ class CallBook:
             optimizer: that optimizer's number.
             max_norm: the call's threshold.
             for_one: it is for one tensor of several, so that a step may have many.
+            like: what `repeats` tells others by that stand here, too.
 
         Returns:
             Whether this one is to become an event.
@@ -68,6 +92,8 @@ class CallBook:
             }
         entry["count"] += 1
         entry["last_step"] = step
+        if like is not None:
+            self._last[optimizer] = (like, entry)
         rarer = FOR_ONE if for_one else 1
         return entry["count"] == 1 or step < ALL_BEFORE // rarer or step % (EVERY * rarer) == 0
 

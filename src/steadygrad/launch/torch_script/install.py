@@ -27,6 +27,7 @@ from steadygrad.torch.clip_calls.clipcall import (
     ClipVisit,
     Replacement,
     inside_another,
+    listed,
 )
 from steadygrad.torch.clip_calls.functions import CLIP_FUNCTIONS, ClipFunction
 from steadygrad.torch.clip_calls.unscaling import UnscaleVisit, unscaled_by
@@ -271,7 +272,12 @@ class TorchPatches:
             observer = self._observer or self.observer()
             if observer is None:
                 return None
-            call = function.call(arguments)
+            parameters, arguments = listed(arguments)
+            if function.kind == "norm":
+                visit = observer.clips_as_before(function.exact, parameters, arguments)
+                if visit is not None:
+                    return visit
+            call = function.call(arguments, parameters)
             if call.only_measures:
                 return ClipVisit(call, observer.after_clip)
             if observer.acts_on(call.parameters):

@@ -27,8 +27,10 @@ from steadygrad.launch.torch_script.script_clips import ScriptClips
 from steadygrad.launch.torch_script.seen import SeenScript
 from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
+from steadygrad.torch.clip_calls.usual import UsualCalls, UsualVisit
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
+from steadygrad.torch.internals.inlay import Arguments
 from steadygrad.torch.internals.quiet import CallTerms
 from steadygrad.torch.record.losses import Heard, LossMeter
 from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
@@ -51,6 +53,8 @@ class TorchObserver:
         self._entry = Entry(context)
         self.losses = losses = LossMeter()
         self.log = ClipLog(losses)
+        # where a policy may act in a call's place, each is asked about
+        self._usual = UsualCalls(self.log) if context.plan.clip is None else None
         self._attachments = Attachments(context)
         self._loop = LoopWatch()
         clips = ScriptClips(context, self.log)
@@ -298,6 +302,46 @@ class TorchObserver:
             return self._by_hand.loop.owns(parameters) or self._attachments.will_act_on(parameters)
         return False
 
+    def clips_as_before(
+        self, exact: bool, parameters: list[Any], arguments: Arguments
+    ) -> UsualVisit | None:
+        """`before_clip` of a call that is like the one before; None, and nothing done, for others.
+
+        Args:
+            exact: as `Call` has it.
+            parameters: likewise.
+            arguments: likewise.
+        """
+        if self._usual is None or self._grads.waiting:
+            return None
+        entry = self._entry
+        entry.lock.acquire()
+        began = time.perf_counter()
+        try:
+            return self._usual.begin(exact, parameters, arguments, self._has_clipped)
+        except Exception as error:
+            if not entry.failed(error):
+                raise
+        finally:
+            entry.seconds += time.perf_counter() - began
+            entry.lock.release()
+        return None
+
+    def _has_clipped(self, visit: UsualVisit, result: object) -> None:
+        entry = self._entry
+        entry.lock.acquire()
+        began = time.perf_counter()
+        try:
+            assert self._usual is not None
+            self._usual.end(visit, result)
+            self.losses.clipped_at(result)
+        except Exception as error:
+            if not entry.failed(error):
+                raise
+        finally:
+            entry.seconds += time.perf_counter() - began
+            entry.lock.release()
+
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
         with self._entry, figures():
@@ -314,6 +358,8 @@ class TorchObserver:
                 norm = call.total_norm if passes_norm else result
                 self.log.after(call.note, norm, call.exact)
                 self.losses.clipped_at(call.note.norm)
+                if self._usual is not None:
+                    self._usual.learn(call)
 
     def instead_of_clip(self, parameters: Sequence[torch.Tensor]) -> None:
         """A clip call that is replaced: act here where no optimizer step follows."""

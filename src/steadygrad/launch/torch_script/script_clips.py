@@ -98,7 +98,8 @@ class ScriptClips:
 
         choice = resolve("none", self._context.plan.on_nonfinite)
         self._follow_inside(optimizer, number)
-        steps = QuietSteps(self._log, functools.partial(self._write, number=number))
+        repeats = functools.partial(self._book.repeats, optimizer=number)
+        steps = QuietSteps(self._log, functools.partial(self._write, number=number), repeats)
         return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps)
 
     def _follow_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:

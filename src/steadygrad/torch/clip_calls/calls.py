@@ -44,8 +44,9 @@ def new_events(
         Events for the run file.
     """
     for call in calls:
+        like = call.like if call.with_grad == of_params else None
         place, for_one = place_of(call, of_params), is_for_one(call, of_params)
-        if book.enter(place, step, optimizer, call.max_norm, for_one):
+        if book.enter(place, step, optimizer, call.max_norm, for_one, like):
             yield event_of(call, step, of_params, optimizer)
 
 

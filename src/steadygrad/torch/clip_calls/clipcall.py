@@ -29,6 +29,7 @@ class Call:
         names: of its parameters, in order.
         arguments: their values.
         exact: the coefficient is without torch's 1e-6, and where it is 1 nothing is written.
+        parameters: the first of the arguments, where `listed` has been asked.
 
     Attributes:
         exact: the coefficient is without torch's 1e-6, and where it is 1 nothing is written.
@@ -38,31 +39,19 @@ class Call:
     """
 
     def __init__(
-        self, kind: str, names: Sequence[str], arguments: Arguments, exact: bool = False
+        self,
+        kind: str,
+        names: Sequence[str],
+        arguments: Arguments,
+        exact: bool = False,
+        parameters: list[Any] | None = None,
     ) -> None:
+        if parameters is None:
+            parameters, arguments = listed(arguments)
         self.kind, self.arguments, self.exact = kind, arguments, exact
         self.note: ClipCall | None = None
         self._of = dict(zip(names, arguments, strict=True))
-        self.parameters = self._listed(arguments[0])
-
-    def _listed(self, parameters: object) -> list[Any]:
-        if isinstance(parameters, torch.Tensor):
-            return [parameters]
-        if isinstance(parameters, (list, tuple)):
-            return list(parameters)
-        if not hasattr(parameters, "__iter__"):
-            return []  # torch says it better
-        items: list[Any] = []
-        try:
-            items.extend(parameters)
-        except Exception as error:  # the script's: for torch to meet where it reads them
-            self.arguments = (_failing(items, error), *self.arguments[1:])
-            return []
-        # torch warns of an exhausted generator, and of nothing else
-        spent = isinstance(parameters, types.GeneratorType) and not items
-        again: Any = (item for item in items) if spent else list(items)
-        self.arguments = (again, *self.arguments[1:])
-        return items
+        self.parameters = parameters
 
     @property
     def norm_type(self) -> float:
@@ -100,6 +89,32 @@ class Call:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         more = (self._of[name] for name in ("norm_type", "error_if_nonfinite", "foreach"))
         return torch.nn.utils.get_total_norm(grads, *more)
+
+
+def listed(arguments: Arguments) -> tuple[list[Any], Arguments]:
+    """What is to be clipped, as a list, and arguments of which torch may still read it once.
+
+    Example:
+        >>> parameters, (for_torch, limit) = listed(((t for t in "ab"), 1.0))
+        >>> parameters, list(for_torch), limit
+        (['a', 'b'], ['a', 'b'], 1.0)
+    """
+    parameters = arguments[0]
+    if isinstance(parameters, torch.Tensor):
+        return [parameters], arguments
+    if isinstance(parameters, (list, tuple)):
+        return list(parameters), arguments
+    if not hasattr(parameters, "__iter__"):
+        return [], arguments  # torch says it better
+    items: list[Any] = []
+    try:
+        items.extend(parameters)
+    except Exception as error:  # the script's: for torch to meet where it reads them
+        return [], (_failing(items, error), *arguments[1:])
+    # torch warns of an exhausted generator, and of nothing else
+    spent = isinstance(parameters, types.GeneratorType) and not items
+    again: Any = (item for item in items) if spent else list(items)
+    return items, (again, *arguments[1:])
 
 
 class ClipVisit(Visit):

@@ -50,6 +50,7 @@ class ClipCall:
         scale: the loss scale that the gradients carried, or None.
         norm: total norm before the call.
         coef: norm after over norm before.
+        like: what it was made after, where it is like the call before it; see `UsualCalls`.
     """
 
     by_value: bool
@@ -69,6 +70,7 @@ class ClipCall:
     parts: list[Part] = field(default_factory=list)
     before: list[list[torch.Tensor | None]] = field(default_factory=list)
     clocks: list[Clock] = field(default_factory=list)
+    like: object = None
 
     @property
     def of_parameters(self) -> bool:
@@ -122,10 +124,16 @@ class QuietSteps:
     Args:
         log: the script's clip calls.
         write: given those before a step, the step's number and how many gradients it has.
+        repeats: see `CallBook.repeats`.
     """
 
-    def __init__(self, log: ClipLog, write: Callable[[list[ClipCall], int, int], None]) -> None:
-        self._log, self._write = log, write
+    def __init__(
+        self,
+        log: ClipLog,
+        write: Callable[[list[ClipCall], int, int], None],
+        repeats: Callable[[object, int], bool],
+    ) -> None:
+        self._log, self._write, self._repeats = log, write, repeats
         self._params: list[torch.Tensor] | None = None
         self._ids: set[int] = set()
         self._clocks: list[Clock] = []
@@ -168,10 +176,18 @@ class QuietSteps:
 
     def _clipped(self, step: int, params: list[torch.Tensor]) -> PassedStep | None:
         """The same after clip calls."""
-        reading = None if self._log.unscaled else self._log.whole(params)
+        log = self._log
+        reading = None if log.unscaled else log.whole(params)
         if reading is None or reading.sealed is None or not reading.is_usual:
             return None
-        calls = self._log.stepped_by(self._ids, self._clocks[:-1])
+        call = log.waiting[0] if len(log.waiting) == 1 == len(log.readings) else None
+        if call is not None and call.like is not None:
+            now, log.waiting, log.readings = log.losses.backwards, [], []
+            for clock in self._clocks:
+                clock.stepped_at(now)
+            calls = [] if self._repeats(call.like, step) else [call]
+        else:
+            calls = log.stepped_by(self._ids, self._clocks[:-1])
         if calls:
             self._write(calls, step, len(params))
         return PassedStep(reading.sealed, number(reading.threshold), reading.factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.dropins import clip_norm, clip_value
@@ -29,13 +29,14 @@ class ClipFunction(NamedTuple):
         """What a script types."""
         return f"{'steadygrad.torch' if self.exact else 'torch.nn.utils'}.{self.site.name}"
 
-    def call(self, arguments: Arguments) -> Call:
+    def call(self, arguments: Arguments, parameters: list[Any] | None = None) -> Call:
         """One call of it.
 
         Args:
             arguments: in the order of its signature.
+            parameters: as `Call` has them.
         """
-        return Call(self.kind, self.site.parameters, arguments, self.exact)
+        return Call(self.kind, self.site.parameters, arguments, self.exact, parameters)
 
 
 _OURS = [clip_norm]

@@ -126,7 +126,9 @@ class GradientReading:
         grads = list(map(_GRAD, params))
         read = [ref() for ref in self._grads]
         same = len(grads) == len(read) and all(map(is_, read, grads))
-        return same and self._versions == list(map(_VERSION, grads))
+        if not same or type(None) in map(type, grads):  # a reference to what is gone gives None
+            return False
+        return self._versions == list(map(_VERSION, grads))
 
     def holds_one(self, place: int, parameter: torch.Tensor) -> bool:
         """Whether nothing has touched one of them."""

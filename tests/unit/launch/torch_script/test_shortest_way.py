@@ -19,7 +19,9 @@ from steadygrad.kernels import native
 from steadygrad.launch.undoing import undo_all
 from steadygrad.runlog import open_run
 from steadygrad.runlog.pump import Pump
+from steadygrad.torch import clip_grad_norm_, clip_grad_value_
 from steadygrad.torch.clip_calls.clips import ClipLog
+from steadygrad.torch.clip_calls.usual import UsualCalls, UsualVisit
 from steadygrad.torch.record.journal import Journal
 from steadygrad.torch.step import copies
 from steadygrad.torch.step.engine import Engine
@@ -163,6 +165,81 @@ def _scaling(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> N
         scaler.step(optimizer)
 
 
+def _clipping_alike(clip: Callable[..., Any], other: Callable[..., Any]) -> Train:
+    """Most steps clip as the one before; the others in every way in which they may not."""
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        torch.manual_seed(step)
+
+        def passes(factor: float = 1.0) -> None:
+            loss = factor * (model(torch.randn(8, 3)) - 1).square().mean()
+            scaler.scale(loss).backward()
+
+        optimizer.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=step in (61, 65))
+        weights = list(model.parameters())
+        first = weights[0]
+        if step == 7:
+            clip(weights, 1.0)
+        if step in (77, 78, 79):
+            for weight in weights:
+                weight.grad = torch.full_like(weight, 0.1)
+        else:
+            passes({10: float("nan"), 13: _INF, 70: float("nan"), 86: _INF}.get(step, 1.0))
+        if step == 16:
+            passes()
+        if step == 19:
+            first.grad = None
+        if step == 22:
+            first.grad = torch.where(first == first.max(), first.grad, 0.0).to_sparse()
+        if step == 65:
+            scaler.unscale_(optimizer)
+        try:
+            (other if step == 80 else clip)(model.parameters(), *_given(step))
+        except RuntimeError:
+            optimizer.zero_grad()
+            if step == 86:
+                passes()
+                clip(weights, 0.5)
+        if step == 28:
+            clip(weights, *_given(step))
+        if step == 31:
+            clip_grad_value_(weights, _LIMIT)
+        if step == 34:
+            first.grad.mul_(2)
+        if step == 37:
+            first.grad = first.grad * 3
+        if step in (40, 70):
+            passes()
+            clip(weights, 0.5)
+        if step == 90:
+            more = nn.Parameter(torch.ones(2))
+            more.grad = torch.ones(2)
+            optimizer.add_param_group({"params": [more], "lr": 0.02})
+        if step == 49:
+            passes()
+        if step in (99, 102):
+            clip(weights[-1:], 0.1)
+        if step != 46:  # the clip before is then of a step that is not taken
+            scaler.step(optimizer)
+        if step == 90:
+            optimizer.param_groups.pop()
+        if step in (10, 13, 70, 86):
+            optimizer.state.clear()
+            for weight in weights:
+                weight.data.nan_to_num_(0.1, 0.1, 0.1)
+
+    return train
+
+
+def _given(step: int) -> tuple[object, ...]:
+    """Threshold, and where they are not the usual ones p and whether a NaN raises."""
+    inf, nan_raises, by_sum = (_INF,), (_LIMIT, 2.0, True), (_LIMIT, 1.0)
+    odd = {4: (0.5,), 13: nan_raises, 86: nan_raises, 52: by_sum, 53: by_sum, 82: inf, 83: inf}
+    return odd.get(step, (_LIMIT, _P))
+
+
+_LIMIT, _P, _INF = 0.25, 2.0, float("inf")
 SAMPLES = (
     "weight_norm",
     "update_ratio",
@@ -173,14 +250,14 @@ SAMPLES = (
 Record = dict[str, list[Any]]
 
 
-def _recorded(observe: Callable[..., Any], train: Train) -> Record:
-    """What a training of 24 steps leaves in the run file, but for the time."""
+def _recorded(observe: Callable[..., Any], train: Train, steps: int = 24) -> Record:
+    """What a training leaves in the run file, but for the time."""
     observation = observe(force=True)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     torch.optim.SGD(model.parameters())  # from the first one on, the step inside calls hooks too
     optimizer = Nested(model.parameters(), lr=0.01, momentum=0.9, fused=train is _changing)
-    for step in range(24):
+    for step in range(steps):
         train(model, optimizer, step)
     run = observation.run()
     columns = [name for name in run.steps.dtype.names or () if name != "time"]
@@ -191,7 +268,7 @@ def _recorded(observe: Callable[..., Any], train: Train) -> Record:
         record[name] = [part.tolist() for part in run.samples(name)]
     record["events"] = [(event.kind, event.step, dict(event.data)) for event in run.events]
     record["weights"] = [parameter.tolist() for parameter in model.parameters()]
-    record["loop"] = [run.info["loop"]]
+    record["facts"] = [run.info["loop"], run.info.get("clip_calls")]
     undo_all()
     return record
 
@@ -231,6 +308,29 @@ def test_both_ways_give_the_same_record(
     assert len(one["step"]) == 24
     for name in one:
         np.testing.assert_equal(one[name], other[name], name)
+
+
+@pytest.mark.filterwarnings("ignore::steadygrad.errors.NoGradientsWarning")
+@pytest.mark.parametrize("torchs", [True, False])
+def test_a_clip_call_like_the_one_before_is_recorded_alike(
+    torchs: bool, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short: list[UsualVisit | None] = []
+    begin = UsualCalls.begin
+
+    def counted(usual: UsualCalls, *arguments: Any) -> UsualVisit | None:
+        short.append(begin(usual, *arguments))
+        return short[-1]
+
+    clip, other = nn.utils.clip_grad_norm_, clip_grad_norm_
+    train = _clipping_alike(clip, other) if torchs else _clipping_alike(other, clip)
+    monkeypatch.setattr(UsualCalls, "begin", counted)
+    one = _recorded(observe, train, 110)
+    assert sum(visit is not None for visit in short) >= 55
+    monkeypatch.setattr(UsualCalls, "begin", lambda *_: None)
+    two = _recorded(observe, train, 110)
+    for name in one:
+        np.testing.assert_equal(one[name], two[name], name)
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")

@@ -1,0 +1,178 @@
+"""Clip calls that are like the one before: a loop that clips does so at every step.
+
+Most loops clip all weights in one place at one threshold. Where such a call stands is then known
+from the one before: what is left are the figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
+
+import torch
+
+from steadygrad import kernels
+from steadygrad.torch.clip_calls.clipcall import Call
+from steadygrad.torch.clip_calls.clips import (
+    ClipCall,
+    ClipLog,
+    exact_coefficient,
+    torch_coefficient,
+)
+from steadygrad.torch.clip_calls.clocks import Clock, WeightAtCall
+from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part
+from steadygrad.torch.distributed.layout import NOWHERE
+from steadygrad.torch.distributed.ownership import spread_of_some
+from steadygrad.torch.internals.inlay import Arguments, Visit
+
+_GRAD = attrgetter("grad")
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+_FACTS = tuple(
+    each.name
+    for each in dataclasses.fields(ClipCall)
+    if each.name not in ("norm", "coef", "parts", "before", "clocks", "like")
+)
+MOST_PATTERNS = 16
+
+
+class Pattern(NamedTuple):
+    """A call of the usual kind, for those that follow.
+
+    Attributes:
+        exact: as `Call` has it.
+        rest: its arguments behind the parameters.
+        shared: the clocks of its parameters, one in all.
+        facts: what such a call is made of.
+    """
+
+    exact: bool
+    rest: tuple[object, ...]
+    shared: list[Clock]
+    facts: dict[str, Any]
+
+
+class UsualVisit(Visit):
+    """One such call, from its start to its end.
+
+    Args:
+        arguments: with which it goes on.
+        pattern: of the call before it.
+        reading: of the gradients before it.
+        grads: these.
+        over: told of this and of what the function has returned.
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        pattern: Pattern,
+        reading: GradientReading,
+        grads: list[torch.Tensor],
+        over: Over,
+    ) -> None:
+        self.arguments, self.pattern, self._over = arguments, pattern, over
+        self.reading, self.grads = reading, grads
+
+    def returns(self, result: object) -> object:
+        self._over(self, result)
+        return result
+
+
+Over = Callable[[UsualVisit, object], None]
+
+
+class UsualCalls:
+    """Calls that clip by norm, as long as each is like the one before on the same parameters.
+
+    Args:
+        log: of all calls; it is left as `ClipLog.before` and `ClipLog.after` leave it.
+
+    Example:
+        >>> from steadygrad.torch.record.losses import LossMeter
+        >>> log = ClipLog(LossMeter())
+        >>> weights = [torch.zeros(2)]
+        >>> UsualCalls(log).begin(False, weights, (weights, 1.0), print) is None  # the first one
+        True
+    """
+
+    def __init__(self, log: ClipLog) -> None:
+        self._log = log
+        self._patterns: dict[tuple[int, ...], Pattern] = {}
+
+    def begin(
+        self, exact: bool, parameters: list[Any], arguments: Arguments, over: Over
+    ) -> UsualVisit | None:
+        """What `ClipLog.before` does for such a call.
+
+        Args:
+            exact: as `Call` has it.
+            parameters: likewise.
+            arguments: likewise.
+            over: told of the visit and of what the function has returned.
+
+        Returns:
+            The call; None, and nothing done, for any other.
+        """
+        log = self._log
+        ids = tuple(map(id, parameters))
+        pattern = self._patterns.get(ids)
+        if pattern is None or (log.readings and log.has_read_some(set(ids))):
+            return None
+        if log.clocks.sharing.get(ids) is not pattern.shared:
+            return None
+        if exact is not pattern.exact or not all(map(is_, arguments[1:], pattern.rest)):
+            return None
+        clock, now = pattern.shared[0], log.losses.backwards
+        if now - clock.step != pattern.facts["backward_since_step"] or log.losses.scale is not None:
+            return None
+        if not set(map(type, parameters)) <= _PLAIN:
+            return None
+        if spread_of_some(parameters)[0] is not NOWHERE:
+            return None
+        sealed = kernels.seal_gradients(parameters)
+        if sealed is None:
+            return None
+        grads = list(map(_GRAD, parameters))
+        reading = GradientReading(parameters, grads, sealed, 2.0)
+        log.readings.append(reading)
+        clock.clipped_at(now, WeightAtCall.of(parameters[0]))
+        return UsualVisit(arguments, pattern, reading, grads, over)
+
+    def end(self, visit: UsualVisit, result: object) -> None:
+        """What `ClipLog.after` does for such a call."""
+        pattern, reading, log = visit.pattern, visit.reading, self._log
+        note = ClipCall(**pattern.facts, like=pattern)
+        is_plain = type(result) is torch.Tensor and result.is_cpu and result.numel() == 1
+        norm = float(result) if is_plain else math.nan  # type: ignore[arg-type]
+        if not math.isfinite(norm):
+            note.parts, note.clocks = [Part(reading, EVERY, visit.grads)], pattern.shared
+            log.after(note, result, pattern.exact)
+            return
+        coefficient_of = exact_coefficient if pattern.exact else torch_coefficient
+        note.norm, note.coef = result, coefficient_of(note.max_norm, norm)
+        reading.factor, reading.threshold = note.coef, note.max_norm
+        reading.mark(visit.grads, EVERY)
+        log.waiting.append(note)
+
+    def learn(self, call: Call) -> None:
+        """A call is over that was none of these: those after it may be like it."""
+        note, log, ids = call.note, self._log, tuple(map(id, call.parameters))
+        self._patterns.pop(ids, None)
+        if note is None or call.kind != "norm":
+            return
+        shared = log.clocks.sharing.get(ids)
+        if shared is None or len(shared) != 1 or note.with_grad != len(ids):
+            return
+        if type(note.max_norm) not in (int, float) or note.norm_type != 2.0:
+            return
+        if note.repeated or note.renewals or note.scale is not None or not note.backward_since_step:
+            return
+        while len(self._patterns) >= MOST_PATTERNS:
+            del self._patterns[next(iter(self._patterns))]
+        facts = {name: getattr(note, name) for name in _FACTS}
+        self._patterns[ids] = Pattern(call.exact, call.arguments[1:], shared, facts)
