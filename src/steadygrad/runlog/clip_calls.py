@@ -48,10 +48,10 @@ class CallBook:
         Returns:
             False, and nothing counted, where it has to be entered.
         """
-        known = self._last.get(optimizer)
-        if known is None or step < ALL_BEFORE or step % EVERY == 0:
+        noted = self._last.get(optimizer)
+        if noted is None or step < ALL_BEFORE or step % EVERY == 0:
             return False
-        last, entry = known
+        last, entry = noted
         if last is not like:
             return False
         entry["count"] += 1
