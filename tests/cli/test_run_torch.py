@@ -255,7 +255,10 @@ def test_an_optimizer_that_the_script_attaches_is_left_to_it(forked: Any) -> Non
     forked.write("attaches.py", ATTACHES)
     told = forked.steadygrad("run", "--out", "run.db", "attaches.py")
     assert (told.returncode, told.stdout) == (0, "clip True\n")
-    assert "attaches steadygrad to its SGD itself" in " ".join(told.stderr.split())
+    words = " ".join(told.stderr.split())
+    assert "0 steps seen" in words
+    assert words.count("the script attaches steadygrad to its SGD itself") == 2
+    assert "Weights that are made anew" not in words
     assert "fault" not in told.stderr
     assert len(steadygrad.open_run(forked.run_file("own.db")).steps) == 4
 

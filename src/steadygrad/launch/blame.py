@@ -64,7 +64,8 @@ class StepsAside:
     """Takes our frames off the start of a traceback that passes: what failed lies below them.
 
     To stand around the outermost call of a function that is called through ours. An error of ours
-    keeps them; Python 3.10 keeps them all.
+    keeps them, unless no other frame is left: what is called here may have none, or have taken
+    them off (JAX and Keras do). Python 3.10 keeps them all.
 
     Example:
         >>> with StepsAside():
@@ -77,9 +78,11 @@ class StepsAside:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if error is None or raised_by_us(error):
+        if error is None:
             return
         entry = error.__traceback__
+        if entry is not None and entry.tb_next is not None and raised_by_us(error):
+            return
         while entry is not None and is_ours(entry):
             entry = entry.tb_next
         error.__traceback__ = entry

@@ -32,9 +32,11 @@ class RunContext(Protocol):
 
     Attributes:
         overhead: seconds that observing has cost the script.
+        attached: classes of the optimizers that the script attaches steadygrad to itself.
     """
 
     overhead: float
+    attached: set[str]
 
     @property
     def optimizers(self) -> OptimizerList:

@@ -44,6 +44,7 @@ class Session:
         observers: what observes the frameworks in use.
         troubles: what went wrong on our side, as sentences.
         overhead: seconds that observing cost the script.
+        attached: classes of the optimizers that the script attaches steadygrad to itself.
         exit: how the script ended.
         seconds: how long it took, once it is over.
         current: the one that observes this process; None for none.
@@ -61,6 +62,7 @@ class Session:
         self.observers: list[Observer] = []
         self.troubles: list[str] = []
         self.overhead = 0.0
+        self.attached: set[str] = set()
         self.exit: str | int = "ok"
         self.seconds = 0.0
         self._concluded_in = 0

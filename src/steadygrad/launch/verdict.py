@@ -15,7 +15,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import CalibrationError, SteadyGradError
-from steadygrad.text import printable
+from steadygrad.text import listed, printable
 
 if TYPE_CHECKING:
     from steadygrad.calibration import Calibration
@@ -195,7 +195,13 @@ def nothing_seen(session: EndedRun) -> str:
         steps = sum(observer.steps for observer in session.observers)
         return f"{steps} steps seen, but not recorded: {session.path} could not be written."
     seen = sum(observer.backwards for observer in session.observers)
-    if "torch" in session.frameworks and seen:
+    if session.attached:
+        reason = (
+            f"the script attaches steadygrad to its {listed(sorted(session.attached))} itself, and "
+            "no other optimizer stepped. Its steps are in the run file that "
+            'attach(..., run="run.db") names; without run= they are in none.'
+        )
+    elif "torch" in session.frameworks and seen:
         reason = (
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
             "them. Weights that are made anew at each step (w = w - lr * grad) cannot be followed: "

@@ -104,3 +104,7 @@ def test_functions_of_ours_step_aside_where_the_script_catches(place: str) -> No
     assert files(SCRIPT) == [SCRIPT, SCRIPT]
     assert files(LIBRARY) == [SCRIPT, LIBRARY]
     assert files(INSIDE) == [SCRIPT, place, INSIDE, INSIDE]  # a fault of ours shows itself
+
+    at_once = function(place, "\n     with aside: int('x')", aside=aside)
+    error = raised(function(SCRIPT, "ours()", ours=at_once))
+    assert [frame.filename for frame in traceback.extract_tb(error.__traceback__)[1:]] == [SCRIPT]

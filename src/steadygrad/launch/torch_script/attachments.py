@@ -118,10 +118,12 @@ class Attachments:
             return True
         if attached or getattr(optimizer, scaler.HANDLE, None) is None:
             return is_stand_in(optimizer) or self._is_part_of_a_step(optimizer)
+        kind = type(optimizer).__name__
+        self._context.attached.add(kind)
         self._context.mention(
-            f"the script attaches steadygrad to its {type(optimizer).__name__} itself; the steps "
-            "of that optimizer are clipped and recorded by its own handle, in the run file that "
-            "it names, and not here"
+            f"the script attaches steadygrad to its {kind} itself; the steps of that optimizer are "
+            "clipped by its own handle, and recorded in the run file that it names by run=, not "
+            "here"
         )
         return True
 
