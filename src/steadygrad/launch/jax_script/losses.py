@@ -95,8 +95,9 @@ class Losses:
         refs = [_reference(leaf) for leaf in jax.tree.leaves(gradients)]
         self._untaken.append(LossOfGradients(loss, refs))
         if is_traced(loss):
-            # negated, since a callback keeps XLA from fusing what it reads with the gradients
-            jax.debug.callback(lambda negative: self.arrive(-np.asarray(negative)), -loss)
+            # as it is: an operation of ours could be fused with the loss, as the array is in which
+            # lax.scan gathers losses, and XLA would make the sums inside of it apart for both
+            jax.debug.callback(self.arrive, loss)
         else:
             self._arrived = [*self._arrived[-63:], loss]
 
