@@ -6,6 +6,7 @@ It loads `jax` alone: a script that does without optax must not be made to load 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,6 +57,25 @@ def is_batched(value: object) -> bool:
 def is_differentiated(value: object) -> bool:
     """Whether a derivative is being taken of the code that made a value."""
     return type(value).__name__ in ("JVPTracer", "LinearizeTracer", "JaxprTracer")
+
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+"""What a network's layers are made of: before the last of them is no part of the loss proper."""
+
+
+def holds_root(value: object) -> bool:
+    """Whether a traced loss is made from a square root that comes after the network's layers."""
+    waiting, seen = [value], set()
+    while waiting:
+        made = getattr(waiting.pop(), "parent", None)
+        name = str(getattr(made, "primitive", ""))
+        if made is None or id(made) in seen or name in PRODUCTS:
+            continue
+        if name == "sqrt" or re.search(r"\bsqrt\b", str(made.params.get("jaxpr", ""))):
+            return True
+        seen.add(id(made))
+        waiting += made.in_tracers
+    return False
 
 
 class Made(NamedTuple):

@@ -22,6 +22,7 @@ import numpy as np
 from steadygrad.invisible import leave_no_frame
 from steadygrad.launch.jax_script.internals import (
     JaxTrace,
+    holds_root,
     is_batched,
     is_differentiated,
     is_traced,
@@ -76,10 +77,11 @@ class Losses:
 
     Attributes:
         wanted: whether an observer of optax is there to take them; nothing is heard before.
+        unread: whether one was left alone, since reading it would have changed bits.
     """
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted = self.unread = False
         self._latest: ArrayLike | None = None
         self._untaken: deque[LossOfGradients] = deque(maxlen=MOST_LOSSES)
         self._arrived: list[ArrayLike] = []
@@ -90,6 +92,10 @@ class Losses:
     def heard(self, loss: ArrayLike, gradients: PyTree) -> None:
         """Note the value of a function that the script has differentiated."""
         if is_batched(loss) or is_differentiated(loss) or getattr(loss, "shape", None) != ():
+            return
+        if getattr(self._nesting, "discards", False) and is_traced(loss) and holds_root(loss):
+            # XLA divides by a root otherwise where the root itself is needed too
+            self._latest, self.unread = None, True
             return
         self._latest = loss
         refs = [_reference(leaf) for leaf in jax.tree.leaves(gradients)]
@@ -219,11 +225,15 @@ class Losses:
             def gradient(*args: object, **kwargs: object) -> PyTree:
                 if not self.wanted:
                     return plain(*args, **kwargs)
+                before = getattr(self._nesting, "discards", False)
+                self._nesting.discards = not has_aux
                 try:
                     value, gradients = function(*args, **kwargs)
                 except BaseException as error:
                     leave_no_frame(error)
                     raise
+                finally:
+                    self._nesting.discards = before
                 if has_aux:
                     return gradients, cast("tuple[PyTree, PyTree]", value)[1]
                 return gradients

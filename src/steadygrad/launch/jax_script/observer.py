@@ -84,6 +84,13 @@ LEFT_UNREAD = (
 )
 
 
+LOSS_UNREAD = (
+    "the loss of a jax.grad in compiled code is not on record: it holds a square root, and to "
+    "read it could change the last bits of the weights; return the loss of jax.value_and_grad "
+    "to have it"
+)
+
+
 class JaxObserver:
     """Follows every optax optimizer of one process.
 
@@ -282,7 +289,7 @@ class JaxObserver:
                 self._session.mention(LEFT_UNREAD)
             again = reads_left and flight.is_repeatable
             leaves, left = flight.again() if again else (leaves, [])
-            row = row_of(leaves, left, head, by, tuple(axis_sizes()))
+            row = row_of(leaves, left, head, by, tuple(axis_sizes()), flight.is_repeatable)
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
         each = flight.closes is not None and not flight.renews
@@ -294,6 +301,8 @@ class JaxObserver:
         head: dict[str, ArrayLike] = {}
         loss, rate = self._losses.here(flight.trace, flight.handed), flight.rate
         loss = flight.value if loss is None else loss
+        if self._losses.unread:
+            self._session.mention(LOSS_UNREAD)
         if loss is not None:
             head.update(loss=jnp.real(loss), told=1)
         closes = self._here.closes if flight.closes is None else flight.closes

@@ -39,6 +39,7 @@ def row_of(
     head: Mapping[str, ArrayLike],
     clipped_by: ClippedBy,
     axes: tuple[str, ...] = (),
+    apart: bool = True,
 ) -> jax.Array:
     """One step's row.
 
@@ -48,6 +49,7 @@ def row_of(
         head: figures that are known already, by names of `HEAD`; others are computed.
         clipped_by: what the script's clips went by.
         axes: mesh axes that the step is inside of.
+        apart: the gradients are read by way of an operation of ours.
 
     Returns:
         ``[figures, 2]`` uint32.
@@ -55,7 +57,7 @@ def row_of(
     with wide():
         engine = JaxEngine(splits(leaves, axes))
         names = tuple(str(place) for place in range(len(leaves)))
-        stats = measure(engine, _sizes(leaves), names, 2.0, full=True)
+        stats = measure(engine, _sizes(leaves) if apart else leaves, names, 2.0, full=True)
         facts = {**_outcome(engine, stats, leaves, left, head, clipped_by), **head}
         if DROPPED in head:
             facts["action"] = jnp.where(head[DROPPED], SKIP, facts["action"])
@@ -108,7 +110,8 @@ def _sizes(leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
     XLA fuses the making of a gradient with the optimizer, and rounds less often for it, but
     not where something that it cannot fuse reads the gradient too: a custom call, a branch or
-    a callback. An operation of a few instructions between the two, it makes twice instead.
+    a callback. An operation of a few instructions between the two, it makes twice instead. Not so
+    where a clip by units has made their norms of the gradients: there it changed the bits.
     """
     return [leaf.conj() if jnp.iscomplexobj(leaf) else abs(leaf) for leaf in leaves]
 
