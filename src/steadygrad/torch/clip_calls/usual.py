@@ -30,8 +30,6 @@ from steadygrad.torch.internals.inlay import Arguments, Visit
 
 _GRAD = attrgetter("grad")
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
-
-
 _FACTS = tuple(
     each.name
     for each in dataclasses.fields(ClipCall)
@@ -167,6 +165,8 @@ class UsualCalls:
             return
         shared = log.clocks.sharing.get(ids)
         if shared is None or len(shared) != 1 or note.with_grad != len(ids):
+            return
+        if not call.parameters[0].is_cpu:  # C reads nothing there
             return
         if type(note.max_norm) not in (int, float) or note.norm_type != 2.0:
             return
