@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from steadygrad.report.headline import BROKEN, FAULT
 from steadygrad.report.key_figures import clip_rate, ends, ends_error, unstable
 from steadygrad.report.model import ComparedRow, RunData, RunsCompared
 from steadygrad.report.numbers import duration, figure
@@ -149,9 +150,9 @@ def _sentence(entries: Sequence[OptimizerEntry], summaries: Sequence[RunData]) -
         alike = [entry for entry in entries if entry.optimizer == optimizer]
         order = _order(alike) if len(alike) > 1 or not optimizer else ""
         parts += [f"{optimizer}: {order}" if optimizer else order] if order else []
-    broken = [t["name"] for t in summaries if t["verdict"]["level"] == "error"]
-    if broken:
-        parts.append(f"Broken: {listed(broken)}")
+    for word, told in ((BROKEN, "Broken:"), (FAULT, "Faults found in")):
+        names = [t["name"] for t in summaries if t["verdict"]["word"] == word]
+        parts += [f"{told} {listed(names)}"] if names else []
     return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."
 
 
@@ -164,5 +165,6 @@ def _order(entries: Sequence[OptimizerEntry]) -> str:
     shown = [f"{best.name} {figure(best.final)}"]
     for entry in finite[1:]:
         alike = entry.final - best.final <= 2 * math.hypot(best.error, entry.error)
-        shown.append(f"{'alike' if alike else 'then'} {entry.name} {figure(entry.final)}")
+        told = f"{entry.name} {figure(entry.final)}"
+        shown.append(f"{told} (no clear difference)" if alike else f"then {told}")
     return "Lowest final loss: " + ", ".join(shown)

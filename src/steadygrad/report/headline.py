@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 UNSCALED = 1e6
 """A median norm that inputs and targets of unit size do not give."""
-WORDS = {"error": "Broken", "warning": "Needs attention", "ok": "Steady", "empty": "Nothing seen"}
+BROKEN, FAULT = "Broken", "Fault found"
+"""What an error is called: the first only where gradients were not finite."""
+WORDS = {"error": FAULT, "warning": "Needs attention", "ok": "Steady", "empty": "Nothing seen"}
 MOST_LOSSES = 3
 
 
@@ -72,7 +74,9 @@ def _judged(run: Run, findings: Sequence[Finding]) -> Verdict:
         return _made("empty", _sentence(findings[0].title))
     grave = [f for f in findings if f.severity in ("error", "warning")]
     if grave:
-        return _made(grave[0].severity, _sentence(grave[0].title))
+        judgement = _made(grave[0].severity, _sentence(grave[0].title))
+        broke = judgement.word == FAULT and not np.isfinite(run.steps["norm"]).all()
+        return replace(judgement, word=BROKEN) if broke else judgement
     return _made("ok", _steady(run))
 
 

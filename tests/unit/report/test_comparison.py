@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from steadygrad.report import build
-from steadygrad.runlog import Run
+from steadygrad.runlog import Run, TensorInfo
 
 
 def with_loss(end: float, noise: float = 0.01, **more: Any) -> Run:
@@ -20,12 +20,24 @@ def with_loss(end: float, noise: float = 0.01, **more: Any) -> Run:
 def test_the_lowest_final_loss_is_named_first() -> None:
     told = build([with_loss(0.9), with_loss(0.3)])["comparison"]
     assert told["sentence"].startswith("Lowest final loss: run 2 0.3")
-    assert "alike" not in told["sentence"]
+    assert "difference" not in told["sentence"]
 
 
-def test_runs_within_their_noise_are_called_alike() -> None:
+def test_runs_within_their_noise_have_no_clear_difference() -> None:
     told = build([with_loss(0.50, 0.1), with_loss(0.52, 0.1)])["comparison"]
-    assert ", alike run" in told["sentence"]
+    assert "(no clear difference)" in told["sentence"]
+
+
+def test_a_run_that_goes_on_is_not_called_broken() -> None:
+    """Its first layers learn nothing."""
+    layers = [TensorInfo(f"{i}.weight", (64, 64), "float32", "Linear", i) for i in range(12)]
+    norms = np.tile(np.geomspace(1e-10, 1.0, 12), (400, 1))
+    steps = {"norm": np.linalg.norm(norms, axis=1), "loss": np.linspace(2.0, 1.9, 400)}
+    zeros = np.zeros((400, 12))
+    run = Run.from_arrays(steps=steps, tensors=layers, tensor_norms=norms, tensor_nonfinite=zeros)
+    told = build([with_loss(0.9), run])
+    assert told["comparison"]["sentence"].endswith("Faults found in run 2.")
+    assert told["runs"][1]["verdict"]["word"] == "Fault found"
 
 
 def test_a_broken_run_has_no_final_loss_and_is_said_to_be_broken(a_run: Callable[..., Run]) -> None:
