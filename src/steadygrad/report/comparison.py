@@ -150,9 +150,9 @@ def _sentence(entries: Sequence[OptimizerEntry], summaries: Sequence[RunData]) -
         alike = [entry for entry in entries if entry.optimizer == optimizer]
         order = _order(alike) if len(alike) > 1 or not optimizer else ""
         parts += [f"{optimizer}: {order}" if optimizer else order] if order else []
-    for word, told in ((BROKEN, "Broken:"), (FAULT, "Faults found in")):
+    for word, lead in ((BROKEN, "Broken:"), (FAULT, "Faults found in")):
         names = [t["name"] for t in summaries if t["verdict"]["word"] == word]
-        parts += [f"{told} {listed(names)}"] if names else []
+        parts += [f"{lead} {listed(names)}"] if names else []
     return ". ".join(parts) + "." if parts else "No two of the runs can be compared by a loss."
 
 
@@ -165,6 +165,6 @@ def _order(entries: Sequence[OptimizerEntry]) -> str:
     shown = [f"{best.name} {figure(best.final)}"]
     for entry in finite[1:]:
         alike = entry.final - best.final <= 2 * math.hypot(best.error, entry.error)
-        told = f"{entry.name} {figure(entry.final)}"
-        shown.append(f"{told} (no clear difference)" if alike else f"then {told}")
+        ending = f"{entry.name} {figure(entry.final)}"
+        shown.append(f"{ending} (no clear difference)" if alike else f"then {ending}")
     return "Lowest final loss: " + ", ".join(shown)
