@@ -333,8 +333,7 @@ class TorchObserver:
         began = time.perf_counter()
         try:
             assert self._usual is not None
-            self._usual.end(visit, result)
-            self.losses.clipped_at(result)
+            self.losses.clipped_at(self._usual.end(visit, result))
         except Exception as error:
             if not entry.failed(error):
                 raise

@@ -249,7 +249,7 @@ class ClipLog:
         ids = list(map(id, owners))
         call = ClipCall(
             by_value=kind == "value",
-            max_norm=max_norm,
+            max_norm=_now(max_norm),
             norm_type=norm_type,
             ids=frozenset(ids),
             with_grad=len(with_grads),
@@ -275,14 +275,13 @@ class ClipLog:
             total_norm: the norm that torch found, or None for a call by value.
             exact: the function is one of ours, without torch's 1e-6.
         """
-        total_norm = whole(total_norm)
-        call.norm = total_norm if total_norm is not None else _total(call, "norms")
         uneven = total_norm is None
+        call.norm = _total(call, "norms") if uneven else _now(total_norm)
         if uneven:
             _note_clamped(call)
         else:
             coefficient_of = exact_coefficient if exact else torch_coefficient
-            call.coef = coefficient_of(call.max_norm, total_norm)
+            call.coef = coefficient_of(call.max_norm, call.norm)
         for reading, where, grads in call.parts:
             if not uneven:
                 reading.scale(call.coef, where)
@@ -469,6 +468,15 @@ class ClipLog:
         rows = {each: (r, i) for r in self.readings for i, each in enumerate(r.ids)}
         pairs = ((p, rows.get(id(p))) for p in parameters)
         return {id(p): row for p, row in pairs if row is not None and row[0].holds_one(row[1], p)}
+
+
+def _now(figure: Any) -> Any:
+    """A figure of the script's, which may change the tensor or array in place that holds it."""
+    if isinstance(figure, torch.Tensor):
+        figure = whole(figure.detach())
+        if figure.device.type != "cpu":
+            return figure.clone()
+    return number(figure)
 
 
 def _is_broken(norm: object) -> bool:

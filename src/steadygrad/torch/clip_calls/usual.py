@@ -29,6 +29,8 @@ from steadygrad.torch.distributed.ownership import spread_of_some
 from steadygrad.torch.internals.inlay import Arguments, Visit
 
 _GRAD = attrgetter("grad")
+_FIXED = {int, float, bool, type(None)}
+"""Types of what no script can change in place."""
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _FACTS = tuple(
     each.name
@@ -141,8 +143,12 @@ class UsualCalls:
         clock.clipped_at(now, WeightAtCall.of(parameters[0]))
         return UsualVisit(arguments, pattern, reading, grads, over)
 
-    def end(self, visit: UsualVisit, result: object) -> None:
-        """What `ClipLog.after` does for such a call."""
+    def end(self, visit: UsualVisit, result: object) -> object:
+        """What `ClipLog.after` does for such a call.
+
+        Returns:
+            The norm that it notes.
+        """
         pattern, reading, log = visit.pattern, visit.reading, self._log
         note = ClipCall(**pattern.facts, like=pattern)
         is_plain = type(result) is torch.Tensor and result.is_cpu and result.numel() == 1
@@ -150,12 +156,13 @@ class UsualCalls:
         if not math.isfinite(norm):
             note.parts, note.clocks = [Part(reading, EVERY, visit.grads)], pattern.shared
             log.after(note, result, pattern.exact)
-            return
+            return note.norm
         coefficient_of = exact_coefficient if pattern.exact else torch_coefficient
-        note.norm, note.coef = result, coefficient_of(note.max_norm, norm)
+        note.norm, note.coef = norm, coefficient_of(note.max_norm, norm)
         reading.factor, reading.threshold = note.coef, note.max_norm
         reading.mark(visit.grads, EVERY)
         log.waiting.append(note)
+        return norm
 
     def learn(self, call: Call) -> None:
         """A call is over that was none of these: those after it may be like it."""
@@ -168,7 +175,7 @@ class UsualCalls:
             return
         if not call.parameters[0].is_cpu:  # C reads nothing there
             return
-        if type(note.max_norm) not in (int, float) or note.norm_type != 2.0:
+        if note.norm_type != 2.0 or not set(map(type, call.arguments[1:])) <= _FIXED:
             return
         if note.repeated or note.renewals or note.scale is not None or not note.backward_since_step:
             return

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -240,6 +241,31 @@ def test_calls_of_other_kinds_are_seen(observe: Observe) -> None:
     assert steps.coef.tolist() == near
     assert steps.coef[4] == 0.2  # without torch's 1e-6
     assert [event.step for event in run.events if event.kind == "script_clip"] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("held", [torch.tensor, np.array])
+def test_figures_that_a_script_changes_in_place_are_recorded_as_they_were(
+    held: Callable[..., Any], observe: Observe
+) -> None:
+    seen, loop = observe(), Loop()
+    limit, norms, limits, usual = held(0.5), [], [], 0.25
+    for step in range(6):
+        loop.optimizer.zero_grad()
+        loop.loss().backward()
+        norm = clip(loop.net.parameters(), usual if step > 3 else limit)
+        norms.append(norm.item())
+        limits.append(usual if step > 3 else float(limit))
+        norm *= math.nan if step == 2 else 2
+        limit *= 0.5
+        if step == 2:  # the norm was finite: these gradients are of one step with the next ones
+            loop.loss().backward()
+        loop.optimizer.step()
+    run = seen.run()
+    events = [event.data for event in run.events if event.kind == "script_clip"]
+    assert [event["norm"] for event in events] == norms
+    assert [event["max_norm"] for event in events] == limits
+    assert run.steps.threshold[[0, 1, 3, 4, 5]].tolist() == [limits[at] for at in (0, 1, 3, 4, 5)]
+    assert run.steps.loss[2] > 1.5 * run.steps.loss[1]
 
 
 def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) -> None:
