@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from steadygrad.kernels import native
 from steadygrad.kernels.native import Empty, Same
 from steadygrad.policies.base import coefficient
 from steadygrad.runlog.clip_calls import number
@@ -472,6 +473,9 @@ class ClipLog:
 
 def _now(figure: Any) -> Any:
     """A figure of the script's, which may change the tensor or array in place that holds it."""
+    value = native.try_number(figure)  # which no mode of the script's sees
+    if value is not None:
+        return value
     if isinstance(figure, torch.Tensor):
         figure = whole(figure.detach())
         if figure.device.type != "cpu":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from steadygrad import kernels
+from steadygrad.kernels import native
 from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import (
     ClipCall,
@@ -151,9 +152,8 @@ class UsualCalls:
         """
         pattern, reading, log = visit.pattern, visit.reading, self._log
         note = ClipCall(**pattern.facts, like=pattern)
-        is_plain = type(result) is torch.Tensor and result.is_cpu and result.numel() == 1
-        norm = float(result) if is_plain else math.nan  # type: ignore[arg-type]
-        if not math.isfinite(norm):
+        norm = native.try_number(result)
+        if norm is None or not math.isfinite(norm):
             note.parts, note.clocks = [Part(reading, EVERY, visit.grads)], pattern.shared
             log.after(note, result, pattern.exact)
             return note.norm

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_ as imported_early
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import steadygrad
 import steadygrad.torch as sg
+from steadygrad.kernels import native
 from steadygrad.torch.internals.scaler import HANDLE
 
 Observe = Callable[..., Any]
@@ -266,6 +268,36 @@ def test_figures_that_a_script_changes_in_place_are_recorded_as_they_were(
     assert [event["max_norm"] for event in events] == limits
     assert run.steps.threshold[[0, 1, 3, 4, 5]].tolist() == [limits[at] for at in (0, 1, 3, 4, 5)]
     assert run.steps.loss[2] > 1.5 * run.steps.loss[1]
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
+def test_a_mode_of_the_scripts_sees_no_operation_of_ours_in_its_clip_calls(
+    observe: Observe,
+) -> None:
+    def operations() -> list[str]:
+        loop, mode = Loop(), _Operations()
+        for limit in (torch.tensor(0.5), 0.5, 0.5):
+            loop.loss().backward()
+            with mode:
+                clip(loop.net.parameters(), limit)
+            loop.optimizer.step()
+        return mode.names
+
+    plain = operations()
+    observe()
+    assert operations() == plain
 
 
 def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) -> None:
