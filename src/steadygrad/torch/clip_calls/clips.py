@@ -421,6 +421,10 @@ class ClipLog:
     ) -> None:
         now = self.losses.backwards
         clocks = self.clocks.of(ids) if call.of_parameters else [self.any]
+        for clock in clocks:
+            if clock.is_of_others:
+                clock.begins_anew()
+                self.waiting = [each for each in self.waiting if call.ids.isdisjoint(each.ids)]
         first = clocks[0]
         if first.is_renewed and now > first.clip:
             for clock in clocks:  # SAM: the gradients of the clip before were for other weights

@@ -67,6 +67,15 @@ class Clock:
         """Whether gradients were computed anew since the last clip call, as far as can be known."""
         return self.mark is not None and (self.broken or self.mark.is_gone)
 
+    @property
+    def is_of_others(self) -> bool:
+        """Whether the weight of the last clip call is gone: its id may be another's now."""
+        return self.mark is not None and self.mark.weight() is None
+
+    def begins_anew(self) -> None:
+        """No clip call was on the gradients at hand."""
+        self.clips, self.renewals, self.mark = 0, 0, None
+
     def stepped_at(self, now: int) -> None:
         """Their optimizer has stepped."""
         self.step, self.stepped, self.clips, self.renewals, self.mark = now, True, 0, 0, None

@@ -129,7 +129,9 @@ class UsualCalls:
         if exact is not pattern.exact or not all(map(is_, arguments[1:], pattern.rest)):
             return None
         clock, now = pattern.shared[0], log.losses.backwards
-        if now - clock.step != pattern.facts["backward_since_step"] or log.losses.scale is not None:
+        if clock.clips or now - clock.step != pattern.facts["backward_since_step"]:
+            return None
+        if log.losses.scale is not None:
             return None
         if not set(map(type, parameters)) <= _PLAIN:
             return None

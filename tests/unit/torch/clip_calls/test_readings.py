@@ -153,3 +153,16 @@ def test_parameters_share_a_clock_until_a_call_parts_them():
     assert [clock.clip for clock in clocks.of([1, 2, 3])] == [5, 6]
     assert clocks.of([2]) is first  # and stays parted: no new clock at every call
     assert clocks.of([1, 3]) is second
+
+
+def test_a_call_knows_nothing_of_one_on_a_weight_that_is_gone(log):
+    gone, weight = weights([3.0, 4.0], [6.0, 8.0])
+    clipped(log, [gone], 1.0)
+    log.clocks.sharing[id(weight),] = log.clocks.of([id(gone)])  # as where its id is used again
+    log.waiting[0].ids = frozenset([id(weight)])
+    del gone
+    log.losses.backwards += 1
+    call = clipped(log, [weight], 1.0)
+    assert (call.repeated, call.renewals) == (0, 0)
+    assert len(log.waiting) == 1
+    assert clipped(log, [weight], 1.0).repeated == 1
