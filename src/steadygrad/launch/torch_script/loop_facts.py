@@ -32,7 +32,9 @@ class LoopWatch:
     """
 
     def __init__(self) -> None:
-        self._probes: dict[int, GradientProbe] = {}
+        self._probes: list[GradientProbe] = []
+        self._own: weakref.WeakKeyDictionary[torch.optim.Optimizer, GradientProbe]
+        self._own = weakref.WeakKeyDictionary()  # an id may be used again
         self._graphs = LossGraphs()
         self._ownership = Ownership()
         self._chains: list[set[int]] = []
@@ -49,8 +51,9 @@ class LoopWatch:
     ) -> None:
         """An optimizer was seen for the first time; ``names`` by the ids of its parameters."""
         self._names.update(names)
-        self._probes[id(optimizer)] = GradientProbe(weakref.ref(optimizer), index)
-        alive = (probe for probe in self._probes.values() if probe.optimizer() is not None)
+        self._own[optimizer] = GradientProbe(weakref.ref(optimizer), index)
+        self._probes.append(self._own[optimizer])
+        alive = (probe for probe in self._probes if probe.optimizer() is not None)
         self._looking = sum(probe.steps < MOST_STEPS for probe in alive)
         self._may_rest()
 
@@ -66,7 +69,7 @@ class LoopWatch:
             if census is not None:
                 self._note_chains(chains_of(tensors, census.part_of))
             self._may_rest()
-        probes = [probe for probe in self._probes.values() if probe.looks and probe.steps]
+        probes = [probe for probe in self._probes if probe.looks and probe.steps]
         if probes:
             divided = any(begins_at_a_division(tensor) for tensor in tensors)
             for probe in probes:
@@ -81,13 +84,13 @@ class LoopWatch:
 
     def after_backward(self) -> None:
         """That backward is done."""
-        for probe in self._probes.values():
+        for probe in self._probes:
             if probe.looks and probe.steps:
                 probe.after_backward()
 
     def before_step(self, optimizer: torch.optim.Optimizer, census: Census) -> None:
         """An optimizer is about to step."""
-        probe = self._probes.get(id(optimizer))
+        probe = self._own.get(optimizer)
         if probe is None or not probe.looks:
             return
         probe.before_step()
@@ -108,7 +111,7 @@ class LoopWatch:
         """All of it, for the run file."""
         self.changed = False
         return {
-            "optimizers": [probe.as_json() for probe in self._probes.values()],
+            "optimizers": [probe.as_json() for probe in self._probes],
             **self._graphs.as_json(),
             "chains": self._chains_by_name(),
             **self._ownership.as_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 from collections.abc import Callable
@@ -268,6 +269,14 @@ def test_figures_that_a_script_changes_in_place_are_recorded_as_they_were(
     assert [event["max_norm"] for event in events] == limits
     assert run.steps.threshold[[0, 1, 3, 4, 5]].tolist() == [limits[at] for at in (0, 1, 3, 4, 5)]
     assert run.steps.loss[2] > 1.5 * run.steps.loss[1]
+
+
+def test_the_loop_of_a_dropped_optimizer_stays_on_record(observe: Observe) -> None:
+    seen = observe()
+    for _ in range(12):  # the ids of optimizers are used again
+        Loop().right()
+        gc.collect()
+    assert [each["index"] for each in seen.run().info["loop"]["optimizers"]] == list(range(12))
 
 
 class _Operations(TorchDispatchMode):
