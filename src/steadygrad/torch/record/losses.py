@@ -153,7 +153,7 @@ def _value(tensor: torch.Tensor, weight: Any, scale: Any) -> Any:
         value = float(tensor.detach())
         value = value if weight is None else value * float(weight.detach())
         return value if scale is None else value / float(scale)
-    on_device = tensor.detach().double().reshape(())
+    on_device = tensor.detach().to(torch.float64, copy=True).reshape(())  # may change in place
     if weight is not None:
         on_device = on_device * weight.detach().reshape(())
     return on_device if scale is None else on_device / scale
