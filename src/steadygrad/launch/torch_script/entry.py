@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from steadygrad.errors import NonFiniteError
 from steadygrad.launch.contracts import RunContext
+
+Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 
 class Entry:
@@ -43,6 +48,24 @@ class Entry:
         self.seconds += time.perf_counter() - self._entered.pop()
         self.lock.release()
         return isinstance(error, Exception) and self.failed(error)
+
+    def inside(self, act: Callable[P, Answer], *args: P.args, **kwargs: P.kwargs) -> Answer | None:
+        """One call inside, with one call of ours around it, where ``with`` makes two.
+
+        Returns:
+            What it returns; None where it fails.
+        """
+        self.lock.acquire()
+        began = time.perf_counter()
+        try:
+            return act(*args, **kwargs)
+        except Exception as error:
+            if not self.failed(error):
+                raise
+        finally:
+            self.seconds += time.perf_counter() - began
+            self.lock.release()
+        return None
 
     def failed(self, error: Exception) -> bool:
         """Tell of a failure of ours; False where it is the script's to hear of."""

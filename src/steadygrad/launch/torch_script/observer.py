@@ -314,32 +314,15 @@ class TorchObserver:
         """
         if self._usual is None or self._grads.waiting:
             return None
-        entry = self._entry
-        entry.lock.acquire()
-        began = time.perf_counter()
-        try:
-            return self._usual.begin(exact, parameters, arguments, self._has_clipped)
-        except Exception as error:
-            if not entry.failed(error):
-                raise
-        finally:
-            entry.seconds += time.perf_counter() - began
-            entry.lock.release()
-        return None
+        return self._entry.inside(
+            self._usual.begin, exact, parameters, arguments, self._has_clipped
+        )
 
     def _has_clipped(self, visit: UsualVisit, result: object) -> None:
-        entry = self._entry
-        entry.lock.acquire()
-        began = time.perf_counter()
-        try:
-            assert self._usual is not None
-            self.losses.clipped_at(self._usual.end(visit, result))
-        except Exception as error:
-            if not entry.failed(error):
-                raise
-        finally:
-            entry.seconds += time.perf_counter() - began
-            entry.lock.release()
+        assert self._usual is not None
+        norm = self._entry.inside(self._usual.end, visit, result)
+        if norm is not None:
+            self.losses.clipped_at(norm)
 
     def before_clip(self, call: Call) -> ClipCall | None:
         """Read the gradients that a clip call is about to change."""
