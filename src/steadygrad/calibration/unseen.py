@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from steadygrad.runlog.encode import RELATIVE_ERROR
 from steadygrad.vocabulary import SCRIPT_CLIP
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ VARIES = 0.02
 """Relative change of parts that are not constant by nature."""
 LEAST_CLAMP = 1e-4
 """Magnitudes below it may be alike because few numbers are left there, in float16."""
+KEPT = RELATIVE_ERROR + 1e-6
+"""Relative distance of a magnitude on record from the one that was measured, and rounding."""
 MOST_READ = 256
 
 Floats = NDArray[np.float64]
@@ -124,9 +127,10 @@ def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip |
     table = _read(run, optimizer, rows, "max_abs")
     if table.size == 0 or table.shape[1] < 2 or not np.isfinite(table).any():
         return None
-    level = float(np.nanmax(table))
-    both = (table >= level * (1 - 1e-6)).sum(axis=1) >= 2
-    typed = level >= LEAST_CLAMP and abs(float(f"{level:.2g}") - level) <= 1e-6 * level
+    highest = float(np.nanmax(table))
+    both = (table >= highest * (1 - 1e-6)).sum(axis=1) >= 2
+    level = float(f"{highest:.2g}")
+    typed = highest >= LEAST_CLAMP and abs(level - highest) <= KEPT * level
     if not typed or not _often(rows[both], rows):
         return None
     return _clip_at_level(run, rows[both], rows, level, by_value=True)

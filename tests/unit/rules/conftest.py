@@ -11,6 +11,13 @@ import pytest
 
 from steadygrad.rules import Finding, diagnose
 from steadygrad.runlog import Event, Run, TensorInfo
+from steadygrad.runlog.encode import (
+    CODE_EXACT,
+    decode_magnitudes,
+    decode_shares,
+    encode_magnitudes,
+    encode_shares,
+)
 
 STEPS = 120
 LAYERS = 6
@@ -95,10 +102,10 @@ class Maker:
         return Run.from_arrays(
             steps=steps,
             tensors=self.tensors,
-            tensor_norms=self.norms,
-            tensor_max_abs=self.max_abs,
+            tensor_norms=as_in_a_file(self.norms),
+            tensor_max_abs=as_in_a_file(self.max_abs),
             tensor_nonfinite=self.nonfinite,
-            tensor_zeros=self.zeros,
+            tensor_zeros=decode_shares(encode_shares(self.zeros)),
             info={"framework": "torch", **self.info},
             events=self.events,
             samples=self.samples,
@@ -111,6 +118,12 @@ class Maker:
     @property
     def ids(self) -> list[str]:
         return [f.id for f in self.findings]
+
+
+def as_in_a_file(magnitudes: np.ndarray) -> np.ndarray:
+    """Figures of tensors to the digits that a run file keeps of them: rules get no others."""
+    codes = encode_magnitudes(np.asarray(magnitudes, dtype=np.float64))
+    return np.where(codes == CODE_EXACT, magnitudes, decode_magnitudes(codes))
 
 
 @pytest.fixture
