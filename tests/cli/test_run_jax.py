@@ -308,6 +308,7 @@ def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:
     assert len(kinds) == len(plain)
     assert kinds[:4] == ["AdamW", "SGD", "SGD", "SGD"]
     assert run.info["framework"] == "jax"
+    assert run.info["amp"]
     names = {t.name for t in run.tensors if t.optimizer == 0}
     assert names == {"w1", "b1", "w2"}
 

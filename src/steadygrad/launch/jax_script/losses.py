@@ -78,10 +78,11 @@ class Losses:
     Attributes:
         wanted: whether an observer of optax is there to take them; nothing is heard before.
         unread: whether one was left alone, since reading it would have changed bits.
+        scaled: whether one was multiplied by a loss scale.
     """
 
     def __init__(self) -> None:
-        self.wanted = self.unread = False
+        self.wanted = self.unread = self.scaled = False
         self._latest: ArrayLike | None = None
         self._untaken: deque[LossOfGradients] = deque(maxlen=MOST_LOSSES)
         self._arrived: list[ArrayLike] = []
@@ -198,6 +199,7 @@ class Losses:
                 with self.muted():
                     result = function(*inputs)
                 if self.wanted and not getattr(self._nesting, "inside", False):
+                    self.scaled = True
                     loss = cast("tuple[PyTree, PyTree]", result.aux)[0] if has_aux else result.aux
                     self._guarded(cast("ArrayLike", loss), result.grad)
                 return result

@@ -333,7 +333,9 @@ class JaxObserver:
         if track is None:
             track = JaxTrack(self._book, kind, [TensorInfo(*each) for each in structure])
             self._tracks.append(track)
-            self._session.writer()  # here, in the script's own thread
+            writer = self._session.writer()  # here, in the script's own thread
+            if writer is not None and self._losses.scaled:
+                writer.update_info(amp=True)
         if begun is not None:
             track.start = begun[1]
         owner.tracks[structure] = self._latest[structure] = track

@@ -35,6 +35,7 @@ class Break:
         growth: the largest of them over what was ordinary; 1 where nothing came before.
         learning: whether the loss was lower in the last steps before it than earlier.
         applied: whether the broken gradients reached the weights.
+        dropped: whether the script must have dropped them, since what followed was sound.
         lost: whether every later step is broken too, and there is at least one.
         share: share of all steps that are broken.
     """
@@ -48,6 +49,7 @@ class Break:
     growth: float
     learning: bool
     applied: bool
+    dropped: bool
     lost: bool
     share: float
 
@@ -96,6 +98,7 @@ def first_break(view: View) -> Break | None:
         growth=_growth(view, index, before),
         learning=_learning(view.loss[:index]),
         applied=not view.skipped[index],
+        dropped=bool(view.dropped[index]),
         lost=bool(after.size and after.all()),
         share=float(view.broken.mean()),
     )
@@ -180,6 +183,11 @@ def _aftermath(story: Break) -> str:
         return "Every later step is broken too, although the broken ones were skipped."
     if story.applied:
         return f"{percent(story.share)} of the steps are broken, and were applied to the weights."
+    if story.dropped:
+        return (
+            f"{percent(story.share)} of the steps are broken; the weights were sound afterwards, so "
+            "the script must have dropped them."
+        )
     return (
         f"{percent(story.share)} of the steps are broken; they were skipped, and training went on."
     )

@@ -34,6 +34,8 @@ class Steps:
         acts: what recovery did with it.
         undone: how many of its steps rollbacks took back, which are not among those seen here.
         before_restart: how many belong to an earlier start of the job, and are not either.
+        skipped: which steps were not applied, by us or by the script.
+        dropped: which of these the script must have dropped, going by what came after.
     """
 
     def __init__(self, run: Run, optimizer: int) -> None:
@@ -60,8 +62,10 @@ class Steps:
         self.lr: Array = np.asarray(steps["lr"], dtype=np.float64)
         self.loss_scale: Array = np.asarray(steps["loss_scale"], dtype=np.float64)
         self.cosine: Array = np.asarray(steps["cosine"], dtype=np.float64)
-        self.skipped: Array = np.asarray(steps["action"] == "skip")
         self.broken: Array = (np.asarray(steps["nonfinite"]) > 0) | ~np.isfinite(self.norm)
+        self.skipped: Array = np.asarray(steps["action"] == "skip")
+        self.dropped: Array = self._dropped()
+        self.skipped |= self.dropped
         self.usable: Array = ~self.broken & ~self.skipped
 
     def __len__(self) -> int:
@@ -91,6 +95,20 @@ class Steps:
     def framework(self) -> str:
         """The optimizer's ``torch``, ``keras``, ``tensorflow`` or ``jax``; torch where unknown."""
         return str(self.facts.get("framework") or self.info.get("framework") or "torch")
+
+    def _dropped(self) -> Array:
+        """Broken steps of JAX after which the weights were sound.
+
+        Compiled code drops a step by ``jnp.where``, unseen. A NaN that was applied may also hide
+        in weights of which few batches make use: then a later step has a loss of NaN.
+        """
+        unsaid = self.broken & ~self.skipped
+        if not unsaid.any() or self.framework != "jax":
+            return np.zeros(len(self), dtype=bool)
+        sound = ~self.broken
+        has_losses = np.isfinite(self.loss[sound]).any()
+        poisoned = self.broken & (np.isnan(self.loss) if has_losses else True) & (not self.amp)
+        return unsaid & _comes_later(sound) & ~_comes_later(poisoned)
 
     @cached_property
     def enough(self) -> bool:
@@ -127,3 +145,10 @@ class Steps:
     def lost(self) -> bool:
         """Whether gradients with a NaN or inf reached the weights: what follows is their mark."""
         return bool((self.broken & ~self.skipped).any())
+
+
+def _comes_later(here: Array) -> Array:
+    """For each place, whether one after it is set."""
+    later = np.zeros(len(here), dtype=bool)
+    later[:-1] = np.logical_or.accumulate(here[:0:-1])[::-1]
+    return later

@@ -43,6 +43,43 @@ def test_a_skipped_nan_is_only_a_warning(make):
     assert [(f.id, f.severity) for f in m.findings] == [("SG101", "warning")]
 
 
+@pytest.mark.parametrize(
+    ("framework", "loss", "scaled", "severity"),
+    [
+        ("torch", 1.0, False, "error"),  # the step that is on record was taken
+        ("jax", 1.0, False, "warning"),
+        ("jax", None, False, "warning"),  # no loss is on record, and nothing broke again
+        ("jax", 1.0, True, None),  # a loss scale at work
+        ("jax", np.nan, True, None),
+        ("jax", np.nan, False, "error"),  # the weights of few batches may hold it
+    ],
+)
+def test_a_step_of_jax_after_which_weights_are_sound_was_dropped(
+    make, framework, loss, scaled, severity
+):
+    m = make()
+    m.info["framework"] = framework
+    m.break_from(60, 61)
+    if loss is None:
+        m.loss[:] = np.nan
+    else:
+        m.break_from(90, 91)
+        m.loss[90] = loss
+        m.events.append(Event(90, 0.0, NAN_LOSS, {}))
+    m.info["amp"] = scaled
+    found = [f for f in m.findings if f.id == "SG101"]
+    assert [f.severity for f in found] == [severity] * (severity is not None)
+    dropped = any("must have dropped them" in s for f in found for s in f.evidence)
+    assert dropped == (severity == "warning")
+
+
+def test_a_step_of_jax_that_broke_the_weights_was_not_dropped(make):
+    m = make()
+    m.info["framework"] = "jax"
+    m.break_from(60)
+    assert [(f.id, f.severity) for f in m.findings] == [("SG101", "error")]
+
+
 def test_inf_before_nan_is_told(make):
     m = make()
     m.break_from(60, 61, np.inf)
