@@ -185,8 +185,8 @@ def _aftermath(story: Break) -> str:
         return f"{percent(story.share)} of the steps are broken, and were applied to the weights."
     if story.dropped:
         return (
-            f"{percent(story.share)} of the steps are broken; the weights were sound afterwards, so "
-            "the script must have dropped them."
+            f"{percent(story.share)} of the steps are broken; the weights were sound afterwards, "
+            "so the script must have dropped them."
         )
     return (
         f"{percent(story.share)} of the steps are broken; they were skipped, and training went on."
