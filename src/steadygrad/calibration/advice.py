@@ -35,13 +35,14 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
 
 def advise(c: Calibration, info: RunInfo, rows: Rows, back: Setback | None) -> Calibration:
     """The calibration with its advice written."""
+    clipped = float((rows["coef"] < 1).mean())
     sentences = [
-        _what_to_type(c, info),
+        _what_to_type(c, info, clipped),
         *(_set_back(c, back) if back else _failed(rows, info)),
         *_moving(c, info),
         *_broken(c),
         *_defaults(c),
-        *_was_clipped(c, rows),
+        *_was_clipped(clipped),
     ]
     optimizers = len(info.get("optimizers") or ())
     if optimizers > 1:
@@ -80,16 +81,19 @@ def label(c: Calibration) -> tuple[str, str]:
     return ("Recommended threshold" if c.needed else "Threshold, as insurance"), f"{c.threshold:g}"
 
 
-def _what_to_type(c: Calibration, info: RunInfo) -> str:
+def _what_to_type(c: Calibration, info: RunInfo, clipped: float) -> str:
     level = times(c.threshold / c.median)
     place = f"threshold {c.threshold:g} is {level} the median norm {c.median:.3g}"
     rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
     if not c.needed:
-        return (
-            f"Nothing in this run called for clipping: no spikes in {c.steps} steps, the peak is "
-            f"{times(c.peak / c.median)} the median. As insurance type "
-            f"{typed(c.spec, info)}; the {place}, and {rate}."
+        calm = f"no spikes in {c.steps} steps, the peak is {times(c.peak / c.median)} the median"
+        found = (
+            f"Nothing in this run called for clipping: {calm}."
+            if clipped < OFTEN
+            else f"With {percent(clipped)} of its steps clipped, this run has {calm}; without that "
+            "clip it may have."
         )
+        return f"{found} As insurance type {typed(c.spec, info)}; the {place}, and {rate}."
     below = ""
     tops = sorted(s.norm for s in c.spikes if s.norm > c.threshold)
     if tops:
@@ -172,12 +176,11 @@ def _defaults(c: Calibration) -> list[str]:
     return sentences
 
 
-def _was_clipped(c: Calibration, rows: Rows) -> list[str]:
-    rate = float((rows["coef"] < 1).mean())
-    if rate < OFTEN:
+def _was_clipped(clipped: float) -> list[str]:
+    if clipped < OFTEN:
         return []
     return [
-        f"The recorded run was itself clipped in {percent(rate)} of its steps. Norms before "
+        f"The recorded run was itself clipped in {percent(clipped)} of its steps. Norms before "
         "clipping were used, but a run with this threshold takes another path: record it and "
         "calibrate once more."
     ]

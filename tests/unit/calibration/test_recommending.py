@@ -68,6 +68,9 @@ def test_a_calm_run_needs_no_clipping() -> None:
     assert not c.needed
     assert c.spikes == ()
     assert c.advice[0].startswith("Nothing in this run called for clipping")
+    clipped = calibrate(run_of(log_normal(), coef=np.full(600, 0.5)))
+    assert not clipped.needed
+    assert clipped.advice[0].startswith("With 100 % of its steps clipped, this run has no spikes")
 
 
 @pytest.mark.parametrize(("factor", "trend"), [(1 / 8, "falling"), (8.0, "rising")])

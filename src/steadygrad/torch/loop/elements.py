@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 MOST = 32
+SPREAD = 0.62
+"""Share of a row's length by which the column of an element is another than that of the one before."""
 
 
 def elements_of(tensor: object) -> torch.Tensor | None:
-    """A copy of at most `MOST` evenly spread elements; None of one that cannot be read here.
+    """A copy of at most `MOST` spread elements; None of one that cannot be read here.
 
     Args:
         tensor: a parameter or a gradient, of any shape and dtype.
@@ -27,7 +31,22 @@ def elements_of(tensor: object) -> torch.Tensor | None:
     if not tensor.untyped_storage().size():  # FSDP1 frees it between passes
         return None
     flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // MOST)][:MOST].clone()
+    return flat[:: _distance(tensor)][:MOST].clone()
+
+
+def _distance(tensor: torch.Tensor) -> int:
+    """From one element to the next, so that many columns are seen.
+
+    Whole columns stay as they are where an input is always 0, such as the pixels at the edge of
+    images: a distance that is a multiple of the row's length sees the first of them alone.
+    """
+    far = max(1, tensor.numel() // MOST)
+    columns = tensor.numel() // len(tensor) if tensor.dim() > 1 else 1
+    if far >= columns:
+        far -= (far - round(SPREAD * columns)) % columns
+    while math.gcd(far, columns) > 1:
+        far -= 1
+    return far
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
