@@ -8,7 +8,7 @@ import torch
 
 MOST = 32
 SPREAD = 0.62
-"""Share of a row's length by which the column of an element is another than that of the one before."""
+"""How far the column of an element lies from that of the one before, as a share of a row."""
 
 
 def elements_of(tensor: object) -> torch.Tensor | None:
