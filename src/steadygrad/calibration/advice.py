@@ -86,14 +86,9 @@ def _what_to_type(c: Calibration, info: RunInfo, clipped: float) -> str:
     place = f"threshold {c.threshold:g} is {level} the median norm {c.median:.3g}"
     rate = f"it would have clipped {percent(c.clip_rate)} of the steps"
     if not c.needed:
-        calm = f"no spikes in {c.steps} steps, the peak is {times(c.peak / c.median)} the median"
-        found = (
-            f"Nothing in this run called for clipping: {calm}."
-            if clipped < OFTEN
-            else f"With {percent(clipped)} of its steps clipped, this run has {calm}; without that "
-            "clip it may have."
+        return (
+            f"{_calm(c, clipped)} As insurance type {typed(c.spec, info)}; the {place}, and {rate}."
         )
-        return f"{found} As insurance type {typed(c.spec, info)}; the {place}, and {rate}."
     below = ""
     tops = sorted(s.norm for s in c.spikes if s.norm > c.threshold)
     if tops:
@@ -103,6 +98,19 @@ def _what_to_type(c: Calibration, info: RunInfo, clipped: float) -> str:
         f"Type {typed(c.spec, info)}. The {place}{below}; {rate} "
         f"(95 % interval {c.interval[0]:.3g} to {c.interval[1]:.3g})."
     )
+
+
+def _calm(c: Calibration, clipped: float) -> str:
+    """What a run without spikes, NaN or a loss that came back says of the need of a clip."""
+    no_spikes = f"no spikes in {c.steps} steps, the peak is {times(c.peak / c.median)} the median"
+    if clipped >= OFTEN:
+        return (
+            f"With {percent(clipped)} of its steps clipped, this run has {no_spikes}; without that "
+            "clip it may have."
+        )
+    if not c.stationary and c.drift > 1:
+        return f"The norm rises {times(c.drift)} over this run, with {no_spikes}."
+    return f"Nothing in this run called for clipping: {no_spikes}."
 
 
 def _failed(rows: Rows, info: RunInfo) -> list[str]:

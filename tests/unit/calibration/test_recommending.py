@@ -71,6 +71,9 @@ def test_a_calm_run_needs_no_clipping() -> None:
     clipped = calibrate(run_of(log_normal(), coef=np.full(600, 0.5)))
     assert not clipped.needed
     assert clipped.advice[0].startswith("With 100 % of its steps clipped, this run has no spikes")
+    rising = calibrate(run_of(log_normal() * np.geomspace(1, 8.0, 600)))
+    assert not rising.needed
+    assert rising.advice[0].startswith("The norm rises ")
 
 
 @pytest.mark.parametrize(("factor", "trend"), [(1 / 8, "falling"), (8.0, "rising")])
