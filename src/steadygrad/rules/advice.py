@@ -7,11 +7,15 @@ import math
 import numpy as np
 
 from steadygrad.robust import median
+from steadygrad.rules.evidence.loop import first_pace
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number
 
 ABSURD = 1e6
 """A norm that is no guide to any threshold; so is its inverse."""
+
+USUAL_PACE = 0.01
+"""Part of their size by which a step may move weights: 1e-4 to 1e-1 is usual."""
 
 _PREFIX = {
     "torch": "import steadygrad.torch as sg\n",
@@ -30,9 +34,75 @@ def code(view: View, *, torch: str, keras: str, jax: str) -> str:
         jax: the fix for JAX with optax.
 
     Returns:
-        One of the three.
+        One of the three, with the import of what it calls ``sg``.
     """
-    return {"torch": torch, "jax": jax}.get(view.framework, keras)
+    snippet = {"torch": torch, "jax": jax}.get(view.framework, keras)
+    needs = "sg." in snippet and " as sg" not in snippet
+    return _PREFIX.get(view.framework, _PREFIX["keras"]) * needs + snippet
+
+
+def keeping_weights(view: View) -> str:
+    """Code that drops steps with NaN or inf, and clips nothing.
+
+    Args:
+        view: the run.
+
+    Returns:
+        The snippet, import included.
+    """
+    return code(
+        view,
+        torch='sg.attach(optimizer, clip="none", on_nonfinite="skip", model=model)',
+        keras='sg.attach(optimizer, clip="none", on_nonfinite="skip")',
+        jax='optimizer = sg.guard(optimizer, clip="none", on_nonfinite="skip")',
+    )
+
+
+def jax_weights(view: View, initializer: str) -> str:
+    """JAX code that draws a layer's weights, in the words of the library that holds them.
+
+    Args:
+        view: the run; Flax calls its matrices kernels, and Equinox's have their outputs first.
+        initializer: its name in `jax.nn.initializers`.
+
+    Returns:
+        The snippet.
+    """
+    init = f"init = jax.nn.initializers.{initializer}()\n"
+    if _flax(view):
+        return (
+            init + "nn.Dense(n, kernel_init=init)"
+            "  # of nnx: nnx.Linear(m, n, kernel_init=init, rngs=rngs)"
+        )
+    if "weight" in _leaves(view):
+        return (
+            init + "weight = init(key, layer.weight.shape[::-1]).T\n"
+            "layer = eqx.tree_at(lambda layer: layer.weight, layer, weight)"
+        )
+    return init + "w = init(key, (inputs, outputs))  # each matrix, with a key of its own"
+
+
+def jax_recurrent(view: View, flax: str) -> str:
+    """JAX code that draws a recurrent matrix with a spectral radius of 1.
+
+    Args:
+        view: the run.
+        flax: name of Flax's cell.
+
+    Returns:
+        The snippet.
+    """
+    if _flax(view):
+        return f"nn.{flax}(n, recurrent_kernel_init=jax.nn.initializers.orthogonal())"
+    return "w = jax.nn.initializers.orthogonal()(key, w.shape)  # the recurrent matrix"
+
+
+def _flax(view: View) -> bool:
+    return "kernel" in _leaves(view)
+
+
+def _leaves(view: View) -> set[str]:
+    return {tensor.name.rpartition("/")[2] for tensor in view.tensors}
 
 
 def in_model(name: str) -> str:
@@ -70,9 +140,9 @@ def clip_code(view: View, spec: str) -> str:
         )
     return (f"# %%steadygrad --clip {spec}   does it for this cell; in code:\n" * in_cell) + code(
         view,
-        torch=_PREFIX["torch"] + f'sg.attach(optimizer, clip="{spec}", model=model)',
-        keras=_PREFIX["keras"] + f'sg.attach(optimizer, clip="{spec}")  # before model.fit',
-        jax=_PREFIX["jax"] + f'optimizer = sg.guard(optimizer, clip="{spec}")',
+        torch=f'sg.attach(optimizer, clip="{spec}", model=model)',
+        keras=f'sg.attach(optimizer, clip="{spec}")  # before the first step',
+        jax=f'optimizer = sg.guard(optimizer, clip="{spec}")',
     )
 
 
@@ -101,25 +171,33 @@ def hold_norm(view: View, *others: str, until: int | None = None, note: str = ""
     ]
 
 
-def lower_lr(view: View, factor: float = 10.0) -> str:
+def lower_lr(view: View, factor: float | None = None) -> str:
     """Code that divides the learning rate.
 
     Args:
         view: the run; its median learning rate gives the number.
-        factor: what to divide by.
+        factor: what to divide by; by default 10, or as many tens as bring a first step that is
+            known to be longer down to a usual length.
 
     Returns:
         The snippet.
     """
     lr = median(view.lr)
+    factor = _too_long(view) if factor is None else factor
     new = number(lr / factor) if math.isfinite(lr) and lr > 0 else f"lr / {factor:g}"
     was = f"  # was {number(lr)}" if math.isfinite(lr) and lr > 0 else ""
     return code(
         view,
         torch=f'for group in optimizer.param_groups:\n    group["lr"] = {new}{was}',
         keras=f"optimizer.learning_rate = {new}{was}",
-        jax=f"optimizer = optax.adam(learning_rate={new}){was}",
+        jax=f"learning_rate = {new}{was or '  # where the optimizer is made'}",
     )
+
+
+def _too_long(view: View) -> float:
+    pace = first_pace(view)
+    tens = math.ceil(math.log10(max(pace, USUAL_PACE) / USUAL_PACE)) if math.isfinite(pace) else 1
+    return float(10 ** min(max(tens, 1), 6))
 
 
 def keep_size(view: View) -> str:
@@ -137,7 +215,7 @@ def keep_size(view: View) -> str:
         "    if weight.dim() > 1:\n"
         "        torch.nn.init.orthogonal_(weight)",
         keras='keras.layers.Dense(n, kernel_initializer="orthogonal")',
-        jax="nn.Dense(n, kernel_init=nn.initializers.orthogonal())",
+        jax=jax_weights(view, "orthogonal"),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import code, keeping_weights
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import Break, first_break, tell
@@ -20,17 +20,18 @@ _CAUSES = (
 
 
 def _fix(view: View) -> str:
-    return code(
-        view,
-        torch="assert torch.isfinite(batch).all()  # is it the data?\n"
-        "torch.log(x.clamp_min(1e-6)); torch.sqrt(x + 1e-6)  # is it an operation?\n"
-        "# and keep the weights meanwhile:\n"
-        'sg.attach(optimizer, clip="norm:1.0", model=model, on_nonfinite="skip")',
-        keras="keras.ops.log(keras.ops.maximum(x, 1e-6)); keras.ops.sqrt(x + 1e-6)\n"
-        'sg.attach(optimizer, clip="norm:1.0", on_nonfinite="skip")',
-        jax="jax.config.update('jax_debug_nans', True)  # names the operation\n"
-        "safe = jnp.where(x > 0, x, 1.0); y = jnp.where(x > 0, jnp.log(safe), 0.0)\n"
-        'optimizer = sg.guard(optimizer, clip="norm:1.0")',
+    return (
+        code(
+            view,
+            torch="assert torch.isfinite(batch).all()  # is it the data?\n"
+            "torch.log(x.clamp_min(1e-6)); torch.sqrt(x + 1e-6)  # is it an operation?\n",
+            keras="keras.ops.log(keras.ops.maximum(x, 1e-6)); keras.ops.sqrt(x + 1e-6)\n",
+            jax="jax.config.update('jax_debug_nans', True)  # names the operation, if it is one\n"
+            "safe = jnp.where(x > 0, x, 1.0); y = jnp.where(x > 0, jnp.log(safe), 0.0)\n"
+            "size = jnp.sqrt(jnp.sum(x**2, -1) + 1e-12)  # of a norm or a deviation that may be 0\n"
+            "assert np.isfinite(batch).all()  # is it the data?\n",
+        )
+        + f"# and keep the weights meanwhile:\n{keeping_weights(view)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,8 @@ from steadygrad.robust import median
 from steadygrad.rules.advice import clip_code, hold_norm, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
-from steadygrad.rules.evidence.breaks import GROWTH, Break, first_break, tell
+from steadygrad.rules.evidence.breaks import FEW, GROWTH, Break, first_break, tell
+from steadygrad.rules.evidence.loop import first_pace
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, times
 from steadygrad.rules.finding import Finding
@@ -41,6 +43,15 @@ def _departure(view: View, story: Break) -> int:
     return int(near[-1]) + 1 if near.size else 1
 
 
+def _fixes(view: View, story: Break) -> list[str]:
+    if story.huge:
+        return [keep_size(view), clip_code(view, "norm:1.0"), lower_lr(view)]
+    since = _departure(view, story)
+    if since < FEW and math.isfinite(first_pace(view)):  # no norm before was that of a training
+        return [lower_lr(view), clip_code(view, "norm:1.0")]
+    return hold_norm(view, lower_lr(view), until=since)
+
+
 def check(view: View) -> Iterator[Finding]:
     story = first_break(view)
     if story is None or not story.exploded:
@@ -55,9 +66,7 @@ def check(view: View) -> Iterator[Finding]:
         steps=[*range(max(0, story.step - 5), story.step), story.step],
         tensors=story.tensors[:8],
         causes=_CAUSES[1:] if story.huge else _CAUSES,
-        fixes=[keep_size(view), clip_code(view, "norm:1.0"), lower_lr(view)]
-        if story.huge
-        else hold_norm(view, lower_lr(view), until=_departure(view, story)),
+        fixes=_fixes(view, story),
         figures={"growth_before": story.growth, "share": story.share},
     )
 

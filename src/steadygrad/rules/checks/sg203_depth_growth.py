@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadygrad.rules.advice import code, hold_norm
+from steadygrad.rules.advice import code, hold_norm, jax_weights
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles
 from steadygrad.rules.evidence.view import View
@@ -72,7 +72,8 @@ def _finding(view: View, profile: Profile) -> Finding:
                 "layer = nn.Sequential(layer, nn.LayerNorm(n))  # or residual connections",
                 keras='keras.layers.Dense(n, kernel_initializer="he_normal")\n'
                 "keras.layers.LayerNormalization()",
-                jax="nn.Dense(n, kernel_init=nn.initializers.he_normal()); nn.LayerNorm()",
+                jax=jax_weights(view, "he_normal")
+                + "\nx = jax.nn.standardize(x)  # between layers, or residual connections",
             ),
             *hold_norm(view, note="holds it, does not heal it"),
         ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import ENOUGH, median, order_agreement
-from steadygrad.rules.advice import code, hold_norm, in_model
+from steadygrad.rules.advice import code, hold_norm, in_model, jax_recurrent
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.tensors import is_cell
@@ -136,7 +136,7 @@ def _measured(view: View, column: int, sample: Measured, first: Measured) -> Fin
                 torch=f"torch.nn.init.orthogonal_({in_model(name)})\n"
                 "# or shorter pieces: state = state.detach() between them",
                 keras='keras.layers.LSTM(n, recurrent_initializer="orthogonal")',
-                jax="nn.OptimizedLSTMCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+                jax=jax_recurrent(view, "OptimizedLSTMCell"),
             ),
             from_the_start=first.growth > GROWN,
         ),
@@ -184,7 +184,7 @@ def _finding(
                 torch=f"torch.nn.init.orthogonal_({in_model(name)})  # spectral radius 1\n"
                 "# or gates: nn.LSTM / nn.GRU in place of nn.RNN",
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
-                jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+                jax=jax_recurrent(view, "SimpleCell"),
             ),
             from_the_start=first > OVER,
         ),

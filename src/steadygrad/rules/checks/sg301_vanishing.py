@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from steadygrad.robust import median
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import code, jax_weights
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.depth import Profile, biases, profiles, wrecked
 from steadygrad.rules.evidence.loop import optimizer_class
@@ -81,8 +81,9 @@ def _fixes(view: View) -> list[str]:
             keras="x = keras.layers.Add()([x, block(x)])\n"
             'keras.layers.Dense(n, activation="relu", kernel_initializer="he_normal")\n'
             "keras.layers.LayerNormalization()",
-            jax="x = x + block(x)\n"
-            "nn.Dense(n, kernel_init=nn.initializers.he_normal()); nn.LayerNorm(); nn.relu",
+            jax="x = x + block(x)  # residual connections\n"
+            "x = jax.nn.relu(jax.nn.standardize(x))  # in each block; not sigmoid or tanh\n"
+            + jax_weights(view, "he_normal"),
         ),
         "# Clipping does nothing here: it can only make a gradient smaller.",
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from steadygrad.robust import columns_median
-from steadygrad.rules.advice import code, lower_lr
+from steadygrad.rules.advice import code, jax_weights, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.dead import never_lived
 from steadygrad.rules.evidence.depth import biases, profiles
@@ -161,7 +162,7 @@ def _whole(view: View, columns: Array) -> Finding:
         steps=[int(view.step[-1])],
         tensors=names[:8],
         causes=_CUT if cut else _ASLEEP if asleep else _AT_ONCE if at_once else _CAUSES,
-        fixes=_let_through(view, cut)
+        fixes=_let_through(view, cut, _fed_zeros(view, columns))
         if asleep
         else _look_at_output(view)
         if at_once
@@ -209,7 +210,7 @@ def _look_at_output(view: View) -> list[str]:
             keras='keras.layers.Dense(1, activation="softplus")  # the last one; not "relu"\n'
             '# a softmax over one unit is always 1: activation="sigmoid"\n'
             "# normalisation over one value gives 0 (batch norm, a batch of one)",
-            jax="y = nn.softplus(nn.Dense(1)(x))  # the last activation; not relu",
+            jax="y = jax.nn.softplus(y)  # the last activation, or none; not relu",
         )
     ]
 
@@ -243,7 +244,20 @@ def _zeroed_behind(view: View, column: int) -> bool:
     return bool(offset < spreads[0, column])
 
 
-def _let_through(view: View, cut: bool) -> list[str]:
+def _fed_zeros(view: View, columns: Array) -> bool:
+    """Whether a matrix gets only zeros and its own bias does not: then its inputs are all 0.
+
+    Units in front of it give nothing. What cuts a graph, or has no slope, hands on numbers.
+    """
+    awake = {_layer(view, i) for i in biases(view) if i not in columns}
+    return any(_layer(view, i) in awake for i in columns if i in view.weights)
+
+
+def _layer(view: View, column: int) -> str:
+    return re.sub(r"[./][^./]*$", "", view.tensors[column].name)
+
+
+def _let_through(view: View, cut: bool, fed_zeros: bool) -> list[str]:
     """Of units that are awake, what stands behind them; where nobody saw them, that as well."""
     through = code(
         view,
@@ -255,7 +269,7 @@ def _let_through(view: View, cut: bool) -> list[str]:
         jax="# look for jax.lax.stop_gradient, jnp.round, jnp.sign, argmax or a mask of zeros\n"
         "b = w + jax.lax.stop_gradient(jnp.sign(w) - w)  # straight through",
     )
-    unseen = not len(view.sample("activation_zero")[1])
+    unseen = not len(view.sample("activation_zero")[1]) and not fed_zeros
     return [through] if cut else [through, _awake(view)] if unseen else [_awake(view), through]
 
 
@@ -267,7 +281,8 @@ def _awake(view: View) -> str:
         'nn.init.kaiming_normal_(layer.weight, nonlinearity="leaky_relu")\n'
         "nn.init.zeros_(layer.bias)",
         keras='keras.layers.Dense(n, activation="gelu", kernel_initializer="he_normal")',
-        jax="nn.gelu(nn.Dense(n, kernel_init=nn.initializers.he_normal())(x))",
+        jax="x = jax.nn.gelu(x)  # in place of relu: never exactly flat; biases that begin at 0\n"
+        + jax_weights(view, "he_normal"),
     )
 
 

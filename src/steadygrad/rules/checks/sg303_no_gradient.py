@@ -71,7 +71,9 @@ def _fixes(view: View, names: list[str]) -> list[str]:
         torch=f"# meant to stay:\nfor name in ({listed.rstrip()}):{more}\n"
         "    dict(model.named_parameters())[name].requires_grad_(False)",
         keras="layer.trainable = False  # if meant to stay",
-        jax="optimizer = optax.masked(optimizer, trainable_mask)  # if meant to stay",
+        jax="# meant to stay; labels has the shape of params, with a word for each leaf:\n"
+        'kinds = {"train": optimizer, "stay": optax.set_to_zero()}\n'
+        "optimizer = optax.multi_transform(kinds, labels)",
     )
     return [meant_to_train, meant_to_stay]
 

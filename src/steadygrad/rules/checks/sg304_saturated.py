@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import columns_median
-from steadygrad.rules.advice import code, lower_lr
+from steadygrad.rules.advice import code, jax_weights, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -65,7 +65,7 @@ def _finding(view: View, names: list[str], share: float, first: float) -> Findin
                 "nn.init.zeros_(layer.bias)\n"
                 "x = (x - mean) / std  # inputs of unit variance",
                 keras='keras.layers.Dense(n, "tanh", kernel_initializer="glorot_uniform")',
-                jax="nn.Dense(n, kernel_init=nn.initializers.xavier_uniform())",
+                jax=jax_weights(view, "xavier_uniform"),
             ),
             lower_lr(view),
         ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import columns_median, median
-from steadygrad.rules.advice import code, in_model
+from steadygrad.rules.advice import code, in_model, jax_recurrent
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.tensors import is_cell
 from steadygrad.rules.evidence.through_time import Measured, measured, sentence
@@ -145,7 +145,7 @@ def _conclusion(
                 "# or gates: nn.LSTM / nn.GRU in place of nn.RNN",
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")\n'
                 "# or gates: keras.layers.LSTM(n)",
-                jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+                jax=jax_recurrent(view, "SimpleCell"),
             ),
             "# Clipping does nothing here: it can only make a gradient smaller.",
         ],

@@ -10,7 +10,7 @@ import numpy as np
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
 from steadygrad.robust import median
-from steadygrad.rules.advice import clip_code, code, in_model, recommended
+from steadygrad.rules.advice import clip_code, code, in_model, jax_recurrent, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, share
 from steadygrad.rules.evidence.loop import normalises
@@ -121,7 +121,7 @@ def _at_the_source(view: View) -> list[str]:
             torch=f"torch.nn.init.orthogonal_({in_model(view.tensors[column].name)})"
             f"  # at the start; its spectral radius is {number(float(radius))}",
             keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
-            jax="nn.SimpleCell(n, recurrent_kernel_init=nn.initializers.orthogonal())",
+            jax=jax_recurrent(view, "SimpleCell"),
         )
         for column, radius in enumerate(radii[0])
         if radius > WIDE and is_cell(view.tensors[column])

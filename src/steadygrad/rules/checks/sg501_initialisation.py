@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import code, jax_weights
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.inputs import fan_in
 from steadygrad.rules.evidence.loop import found_at_once
@@ -163,7 +163,7 @@ def _differ(view: View, names: list[str]) -> str:
         "    nn.init.kaiming_normal_(dict(model.named_parameters())[name])\n"
         "# of two factors that are multiplied, one may start at 0",
         keras='keras.layers.Dense(n, kernel_initializer="he_normal")',
-        jax="nn.Dense(n, kernel_init=nn.initializers.he_normal())",
+        jax=jax_weights(view, "he_normal"),
     )
 
 
@@ -174,7 +174,7 @@ def _fix(view: View) -> str:
         '        nn.init.kaiming_normal_(m.weight, nonlinearity="relu")  # tanh: xavier_normal_\n'
         "        nn.init.zeros_(m.bias)",
         keras='keras.layers.Dense(n, kernel_initializer="he_normal")  # tanh: "glorot_normal"',
-        jax="nn.Dense(n, kernel_init=nn.initializers.he_normal())  # tanh: xavier_normal()",
+        jax=jax_weights(view, "he_normal"),
     )
 
 

@@ -61,7 +61,7 @@ class Break:
     @property
     def huge(self) -> bool:
         """Whether there was no ordinary size to grow from: the first norms say it all."""
-        return bool(self.before.size and self.index < FEW and self.before.max() > HUGE)
+        return bool(self.before.size and self.index < FEW and self.before[0] > HUGE)
 
     @property
     def last_good(self) -> str:
@@ -143,7 +143,9 @@ def _broken_tensors(view: View, index: int) -> tuple[tuple[str, ...], tuple[str,
 
 def tell(view: View, story: Break) -> list[str]:
     """The evidence sentences that every non-finite finding shares."""
-    said = [_where(story)]
+    said = [
+        _where(story, "the last of them" if view.framework == "jax" else "the nearest to the loss")
+    ]
     if story.before.size:
         run = ", ".join(number(v) for v in story.before)
         said.append(f"Gradient norms of the last finite steps before it: {run}.")
@@ -154,13 +156,13 @@ def tell(view: View, story: Break) -> list[str]:
     return [sentence for sentence in said if sentence]
 
 
-def _where(story: Break) -> str:
+def _where(story: Break, place: str) -> str:
     if not story.tensors:
         return f"The total norm is not finite at step {story.step}."
     first = story.tensors[0]
     kind = "inf" if first in story.infinite else "NaN"
     count = f"{len(story.tensors)} of {story.measured} tensors are broken"
-    return f"Step {story.step} is the first with {kind}; {count}, {first} the nearest to the loss."
+    return f"Step {story.step} is the first with {kind}; {count}, {first} {place}."
 
 
 def _order(view: View, story: Break) -> str:

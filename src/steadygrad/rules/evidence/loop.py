@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,6 +159,33 @@ def normalises(view: View) -> bool:
     if any(word in name for word in NORMALISED):
         return True
     return name != "sgd" and move_alike(view)
+
+
+def first_pace(view: View) -> float:
+    """How far the first step moved the weights, as a part of their size; NaN where unknown.
+
+    Reckoned from the rate, and from the first gradient where steps are as long as gradients are:
+    for runs whose updates nobody sampled. Where the weights are not on record, as those of layers
+    that keep the size of what they are given.
+    """
+    if len(view.sample("update_ratio")[0]) or not view.usable.any():
+        return math.nan
+    shapes = [tensor.shape for tensor in view.tensors]
+    elements = sum(math.prod(shape) for shape in shapes)
+    first = int(np.flatnonzero(view.usable)[0])
+    length = math.sqrt(elements) if normalises(view) else float(view.norm[first])
+    _, known = view.sample("weight_norm")
+    drawn = sum(_drawn(shape) for shape in shapes)
+    weights = math.sqrt(np.nansum(known[0] ** 2)) if len(known) else math.sqrt(drawn)
+    return abs(float(view.lr[first])) * length / weights if weights > 0 else math.nan
+
+
+def _drawn(shape: tuple[int, ...]) -> float:
+    """Squared norm of a matrix as Glorot and Bengio draw it; 0 for a vector."""
+    if len(shape) < 2:
+        return 0.0
+    inputs, outputs = shape[-2], shape[-1]
+    return 2 * math.prod(shape) / (math.prod(shape[:-2]) * (inputs + outputs))
 
 
 def _facts(view: View) -> LoopFacts:

@@ -45,6 +45,28 @@ def parts(tensor: TensorInfo) -> list[str]:
     return re.split(r"[./]", tensor.name)
 
 
+def by_number(tensors: Sequence[TensorInfo]) -> list[int]:
+    """An order of tensors in which like names follow their numbers, and all else stays.
+
+    JAX sorts the keys of a dict as text: ``Dense_10`` comes before ``Dense_2``.
+
+    Example:
+        >>> from steadygrad.runlog import TensorInfo
+        >>> by_number([TensorInfo(f"z_{n}/w") for n in (0, 10, 2)] + [TensorInfo("a/w")])
+        [0, 2, 1, 3]
+    """
+    first: dict[tuple[tuple[int, int], ...], dict[str, int]] = {}
+    keys = []
+    for place, tensor in enumerate(tensors):
+        key: tuple[tuple[int, int], ...] = ()
+        for part in parts(tensor):
+            stem = part.rstrip("0123456789")
+            met = first.setdefault(key, {}).setdefault(stem, place)
+            key = (*key, (met, int(part[len(stem) :] or 0)))
+        keys.append(key)
+    return sorted(range(len(tensors)), key=keys.__getitem__)
+
+
 def owner_names(tensors: Sequence[TensorInfo]) -> list[str]:
     """The module of each tensor: a weight and its bias stand or fall together."""
     return [".".join(parts(t)[:-1]) or t.name for t in tensors]
@@ -66,9 +88,12 @@ class TensorsOfSteps(Steps):
         columns = [] if part is None else part.columns
         if not columns and not self.several:
             columns = list(range(len(self.run.tensors)))
-        all_placed = all(self.run.tensors[i].position >= 0 for i in columns)
-        key = (lambda i: (self.run.tensors[i].position, i)) if all_placed else (lambda i: (0, i))
-        return np.array(sorted(columns, key=key), dtype=np.int64)
+        tensors = [self.run.tensors[i] for i in columns]
+        if not all(tensor.position >= 0 for tensor in tensors):
+            listed = by_number(tensors) if self.framework == "jax" else range(len(columns))
+            return np.array([columns[i] for i in listed], dtype=np.int64)
+        placed = sorted(columns, key=lambda i: (self.run.tensors[i].position, i))
+        return np.array(placed, dtype=np.int64)
 
     @cached_property
     def tensors(self) -> list[TensorInfo]:

@@ -185,3 +185,15 @@ def test_the_threshold_after_an_explosion_is_of_the_norms_before_it(make):
     assert found.id == "SG102"
     limit = float(re.search(r"norm:([^\"]+)", found.fixes[0]).group(1))
     assert limit < 20 * m.total[0]
+
+
+@pytest.mark.parametrize(("first", "title"), [(4e7, "huge from the start"), (7e3, "exploded")])
+def test_norms_that_the_first_steps_made_huge_are_the_rates_and_not_the_weights(make, first, title):
+    m = make()
+    m.break_from(3)
+    m.norms[:3] = np.array([[first], [1e9], [1e15]]) / np.sqrt(m.norms.shape[1])
+    m.columns["norm"] = m.total
+    m.info["framework"] = "jax"
+    found = m.findings[0]
+    assert (found.id, title in found.title) == ("SG102", True)
+    assert found.fixes[0].startswith("learning_rate =") is (first < 1e6)

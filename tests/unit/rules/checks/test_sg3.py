@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -295,3 +297,29 @@ def test_of_two_adversaries_one_may_get_nothing_from_the_start(make, optimizer, 
     if of == 2:
         m.columns["optimizer"][-3:] = 1
     assert [f.id for f in m.findings if f.id == "SG301"] == ids
+
+
+@pytest.mark.parametrize(("behind", "first"), [("bias", "gelu"), ("weight", "stop_gradient")])
+def test_a_matrix_whose_bias_alone_gets_a_gradient_is_fed_by_dead_units(make, behind, first):
+    m = make()
+    m.info["framework"] = "jax"
+    m.loss[:] = 2.3
+    last = m.column(f"3.{behind}")  # the first tensor that gets a gradient
+    m.norms[:, :last] = m.max_abs[:, :last] = 0
+    m.zeros[:, :last] = 1
+    found = m.findings[0]
+    assert (found.id, first in found.fixes[0]) == ("SG302", True)
+
+
+def test_layers_of_jax_are_taken_in_the_order_of_their_numbers(make):
+    m = make(layers=12)
+    m.info["framework"] = "jax"
+    vanish(m)
+    m.loss[:] = 2.3
+    names = [f"Dense_{tensor.name.replace('.', '/')}" for tensor in m.tensors]
+    sort = sorted(range(len(names)), key=names.__getitem__)  # as JAX sorts the keys of a dict
+    m.tensors = [dataclasses.replace(m.tensors[i], name=names[i]) for i in sort]
+    m.norms, m.max_abs, m.zeros, m.nonfinite = (
+        table[:, sort] for table in (m.norms, m.max_abs, m.zeros, m.nonfinite)
+    )
+    assert m.findings[0].tensors == tuple(f"Dense_{i}/bias" for i in range(4))
