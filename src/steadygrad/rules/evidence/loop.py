@@ -174,9 +174,9 @@ def first_pace(view: View) -> float:
     elements = sum(math.prod(shape) for shape in shapes)
     first = int(np.flatnonzero(view.usable)[0])
     length = math.sqrt(elements) if normalises(view) else float(view.norm[first])
-    _, known = view.sample("weight_norm")
+    _, sizes = view.sample("weight_norm")
     drawn = sum(_drawn(shape) for shape in shapes)
-    weights = math.sqrt(np.nansum(known[0] ** 2)) if len(known) else math.sqrt(drawn)
+    weights = math.sqrt(np.nansum(sizes[0] ** 2)) if len(sizes) else math.sqrt(drawn)
     return abs(float(view.lr[first])) * length / weights if weights > 0 else math.nan
 
 
