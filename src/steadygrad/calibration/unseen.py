@@ -26,7 +26,7 @@ ALIKE = 3e-4
 VARIES = 0.02
 """Relative change of parts that are not constant by nature."""
 LEAST_CLAMP = 1e-4
-"""Magnitudes below it may be alike because few numbers are left there, in float16."""
+"""In float16, magnitudes below it may be alike because few numbers are left there."""
 KEPT = RELATIVE_ERROR + 1e-6
 """Relative distance of a magnitude on record from the one that was measured, and rounding."""
 MOST_READ = 256
@@ -130,7 +130,8 @@ def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip |
     highest = float(np.nanmax(table))
     both = (table >= highest * (1 - 1e-6)).sum(axis=1) >= 2
     level = float(f"{highest:.2g}")
-    typed = highest >= LEAST_CLAMP and abs(level - highest) <= KEPT * level
+    halves = any(run.tensors[i].dtype == "float16" for i in _columns(run, optimizer))
+    typed = level >= LEAST_CLAMP * halves and abs(level - highest) <= KEPT * level
     if not typed or not _often(rows[both], rows):
         return None
     return _clip_at_level(run, rows[both], rows, level, by_value=True)

@@ -30,8 +30,11 @@ BEFORE = 8
 _CAUSES = (
     "the learning rate is too high for this loss surface, or rises in a schedule",
     "weights grow without bound: an unbounded critic or target, no weight decay, no normalisation",
+    "a wrong sign: a score that should rise, or updates subtracted that are negated already",
     "a loss that feeds on its own output (bootstrapped targets, a one-sided adversary)",
 )
+
+_SIGN = "# no critic: is the sign right? what should fall is trained by loss, and not by -loss"
 
 
 def check(view: View) -> Iterator[Finding]:
@@ -64,10 +67,16 @@ def _weights_grown(view: View) -> float:
 
 
 def _unbounded(view: View) -> bool:
-    """Whether a score that has no floor falls on and on, and the weights grow with it."""
+    """Whether a score that has no floor falls on and on, and the weights grow with it.
+
+    Where nobody has seen the weights, norms that climb all the way tell it.
+    """
     trend = view.loss_trend
-    fell = trend.signed and trend.end < -30 * max(abs(trend.first), 1.0)
-    return fell and _weights_grown(view) >= SWOLLEN
+    if not (trend.signed and trend.end < -30 * max(abs(trend.first), 1.0)):
+        return False
+    if len(view.sample("weight_norm")[0]) < 2:
+        return order_agreement(blocks(view.norm[view.usable])) >= CLIMBING
+    return _weights_grown(view) >= SWOLLEN
 
 
 def _adversary(view: View) -> bool:
@@ -143,7 +152,7 @@ def _finding(view: View, steady: float, ends: tuple[float, float], since: str) -
         evidence=evidence,
         steps=[int(numbers[half]), int(numbers[-1])],
         tensors=_growers(view),
-        causes=(_CAUSES[1], _CAUSES[0])
+        causes=(_CAUSES[1], _CAUSES[2], _CAUSES[0])
         if _adversary(view)
         else _CAUSES[::-1]
         if _feeds_itself(view, steady)
@@ -175,13 +184,17 @@ def _still_targets(view: View) -> str:
         torch="target_net = copy.deepcopy(net)"
         "  # and every 200 steps: target_net.load_state_dict(net.state_dict())\n"
         "with torch.no_grad():\n"
-        "    target = reward + 0.99 * target_net(next_state).max(1).values  # a discount below 1",
+        "    target = reward + 0.99 * target_net(next_state).max(1).values  # a discount below 1\n"
+        "# no such targets: is the sign right? what should rise is trained by loss = -score",
         keras="target_net = keras.models.clone_model(net)"
         "  # and every 200 steps: target_net.set_weights(net.get_weights())\n"
-        "target = reward + 0.99 * keras.ops.max(target_net(next_state), 1)  # a discount below 1",
+        "target = reward + 0.99 * keras.ops.max(target_net(next_state), 1)  # a discount below 1\n"
+        "# no such targets: is the sign right? what should rise is trained by loss = -score",
         jax="value = net.apply(target_params, next_state).max(1)"
         "  # every 200 steps: target_params = params\n"
-        "target = reward + 0.99 * jax.lax.stop_gradient(value)  # a discount below 1",
+        "target = reward + 0.99 * jax.lax.stop_gradient(value)  # a discount below 1\n"
+        "# no such targets: is the sign right? optax's updates are negated already, and added:\n"
+        "params = optax.apply_updates(params, updates)",
     )
 
 
@@ -192,9 +205,10 @@ def _bounded(view: View) -> str:
         torch="for layer in critic.modules():  # the model whose score grows\n"
         "    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n"
         "        nn.utils.parametrizations.spectral_norm(layer)\n"
-        "# or a gradient penalty on its inputs",
-        keras="layer = keras.layers.SpectralNormalization(layer)  # each of the critic",
-        jax="x = nn.SpectralNorm(layer)(x, update_stats=True)  # each layer of the critic",
+        f"# or a gradient penalty on its inputs\n{_SIGN}",
+        keras=f"layer = keras.layers.SpectralNormalization(layer)  # each of the critic\n{_SIGN}",
+        jax="# of a critic; Flax: nn.SpectralNorm(layer)(x, update_stats=True), or by hand\n"
+        "w = w / jnp.linalg.norm(w, 2)  # each matrix, where it is used\n" + _SIGN,
     )
 
 

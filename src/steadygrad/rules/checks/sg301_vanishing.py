@@ -163,7 +163,7 @@ def _unclamped(view: View) -> str:
         "    if isinstance(layer, (nn.Linear, nn.Conv2d)):\n"
         "        nn.utils.parametrizations.spectral_norm(layer)",
         keras="layer = keras.layers.SpectralNormalization(layer)  # and clamp no weights",
-        jax="x = nn.SpectralNorm(layer)(x, update_stats=True)  # and clamp no weights",
+        jax="w = w / jnp.linalg.norm(w, 2)  # each matrix, where it is used; and clamp no weights",
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from steadygrad.errors import SpecError
 from steadygrad.policies import Policy, parse
 from steadygrad.robust import median
-from steadygrad.rules.advice import clip_code, code, in_model, jax_recurrent, recommended
+from steadygrad.rules.advice import clip_code, code, in_model, jax_recurrent, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, share
 from steadygrad.rules.evidence.loop import normalises
@@ -100,8 +100,14 @@ def _learns(view: View) -> bool:
 
 
 def _fixes(view: View, threshold: float, better: float, typical: float) -> list[str]:
-    if typical < FAR or normalises(view) or not _learns(view):
-        return [clip_code(view, f"norm:{better:g}") + f"  # over the ordinary norms{_steps(view)}"]
+    over = clip_code(view, f"norm:{better:g}") + "  # over the ordinary norms"
+    if normalises(view) or not _learns(view):
+        return [over + _steps(view)]
+    if typical < FAR:
+        return [
+            f"{over}\n# and steps as long as now, by which it learns; raise the rate from there:\n"
+            + lower_lr(view, 1 / typical)
+        ]
     return [
         *_at_the_source(view),
         "# the run learns as it is, with steps of lr * threshold: a higher threshold makes them\n"

@@ -29,6 +29,9 @@ SLOW = 0.3
 
 
 def check(view: View) -> Iterator[Finding]:
+    if _climbs(view):
+        yield _uphill(view)
+        return
     steps, ratios = view.sample("update_ratio")
     if not len(steps) or not len(view.weights):
         return
@@ -48,6 +51,36 @@ def check(view: View) -> Iterator[Finding]:
         yield _first_steps(view, wrecked(view))
     elif _overshot(view, each):
         yield _first_step(view, each[0])
+
+
+def _climbs(view: View) -> bool:
+    """Whether the rate is negative, and the loss rises with it: a score may be meant to."""
+    trend = view.loss_trend
+    return bool((view.lr < 0).mean() > 0.5) and (trend.diverged or trend.worse) and not trend.signed
+
+
+def _uphill(view: View) -> Finding:
+    rate = median(view.lr)
+    return finding(
+        view,
+        "SG502",
+        "error",
+        0.96,
+        f"The steps go uphill: the learning rate is {number(rate)}, and the loss rises.",
+        evidence=["What an optimizer adds to the weights has a minus sign.", view.loss_sentence],
+        steps=[int(view.step[0]), int(view.step[-1])],
+        tensors=[],
+        causes=["a sign that is missing: optax.scale(lr) in place of optax.scale(-lr)"],
+        fixes=[
+            code(
+                view,
+                torch=f'for group in optimizer.param_groups:\n    group["lr"] = {number(-rate)}',
+                keras=f"optimizer.learning_rate = {number(-rate)}",
+                jax=f"optax.scale(-{number(-rate)})  # or optax.scale_by_learning_rate(lr)",
+            )
+        ],
+        figures={"lr": rate},
+    )
 
 
 def _thrown(view: View, each: list[float]) -> bool:

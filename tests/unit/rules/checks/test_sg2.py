@@ -292,3 +292,16 @@ def test_norms_that_a_spike_left_higher_are_its_mark_and_no_growth(make):
     m.loss[40:] = 60.0
     assert m.ids[0] == "SG202"
     assert "SG201" not in m.ids
+
+
+@pytest.mark.parametrize(("climbs", "fires"), [(True, True), (False, False)])
+def test_a_score_without_a_floor_is_told_by_its_norms_where_no_weights_are_seen(
+    make, climbs, fires
+):
+    m = make()
+    m.loss = -np.geomspace(1.0, 1000.0, m.steps)
+    growth = np.geomspace(1, 50, m.steps)
+    m.norms *= (growth if climbs else growth[np.argsort(np.arange(m.steps) % 30)])[:, None]
+    assert ("SG201" in m.ids) == fires
+    if fires:
+        assert "the sign" in m.findings[0].fixes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def test_over_clipping_shortens_the_steps_of_some_optimizers_only(make, optimize
     assert (found.id, found.severity) == ("SG401", severity)
     assert ("learning rate" in found.title) == (severity == "warning")
     assert 'clip="norm:' in found.fixes[0]
-    assert "lr=" not in found.fixes[0]  # a rate that keeps the steps as short keeps the fault
+    keeps_the_steps = 'group["lr"] = ' in found.fixes[0]  # of a run that learns by them
+    assert keeps_the_steps == (severity == "warning")
+    m.loss[:] = 2.3
+    assert "lr" not in m.findings[0].fixes[0].partition("# steps get")[0]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +184,31 @@ def test_elements_that_end_at_a_number_people_type_are_clamped(make):
     assert 'clip="value:0.2"' in found.fixes[0]
     m.max_abs = np.minimum(m.max_abs, 0.1234567)
     assert m.ids == []
+
+
+@pytest.mark.parametrize(("dtype", "fires"), [("float32", True), ("float16", False)])
+def test_a_clamp_may_be_small_where_float16_does_not_make_magnitudes_alike(make, dtype, fires):
+    m = make()
+    m.tensors = [replace(tensor, dtype=dtype) for tensor in m.tensors]
+    m.max_abs = np.minimum(m.max_abs, 5e-5)
+    assert m.ids == (["SG412"] if fires else [])
+
+
+@pytest.mark.parametrize(
+    ("part", "end", "kind", "severity", "first"),
+    [(0.95, 2.0, "SGD", "warning", "norm:1.0"), (0.95, 2.0, "Adam", "info", "norm:1.0"),
+     (0.95, 0.5, "SGD", "info", "norm:1.0"), (0.3, 2.0, "SGD", "info", "value:0.2")],
+)  # fmt: skip
+def test_a_clamp_that_leaves_the_signs_alone_is_too_tight(make, part, end, kind, severity, first):
+    m = make()
+    m.info["optimizers"] = [{"class": kind, "index": 0}]
+    m.loss = np.linspace(2.0, end, m.steps)
+    m.max_abs[:] = 0.2
+    sizes = np.sqrt([math.prod(tensor.shape) for tensor in m.tensors])
+    m.norms = part * 0.2 * sizes * np.random.default_rng(0).uniform(0.9, 1, m.norms.shape)
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG412", severity)
+    assert f'clip="{first}"' in found.fixes[0]
 
 
 def test_a_gradient_that_is_constant_by_nature_is_not_clipped(make):

@@ -204,3 +204,15 @@ def test_outputs_a_thousand_times_unit_size(make):
     assert m.ids == []
     m.sample("activation_std", {"0.weight": 200.0, last: 5e3})  # SG505 tells it
     assert "SG507" not in m.ids
+
+
+@pytest.mark.parametrize(("rises", "fires"), [(True, True), (False, False)])
+def test_a_negative_rate_goes_uphill(make, rises, fires):
+    m = make()
+    m.info["framework"] = "jax"
+    m.columns["lr"] = np.full(m.steps, -0.001)
+    m.loss = np.geomspace(1.0, 1000.0, m.steps)[:: 1 if rises else -1]
+    m.norms *= np.geomspace(1, 50, m.steps)[:, None]
+    assert ("SG502" in m.ids) == fires
+    if fires:
+        assert m.findings[0].fixes[0].startswith("optax.scale(-0.001)")
