@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar
 
@@ -55,6 +54,8 @@ def encode_magnitudes(values: Floats) -> Codes:
         logs = np.log2(values)
         codes = np.rint((logs - LOW_LOG2) / LOG2_STEP) + 1.0
     fits = (logs >= LOW_LOG2) & (logs <= HIGH_LOG2)
+    if fits.all():  # nearly always
+        return codes.astype(np.uint16)
     coded = np.where(fits, codes, CODE_EXACT)
     coded = np.where(values == 0.0, CODE_ZERO, coded)
     coded = np.where(values == np.inf, CODE_INF, coded)
@@ -78,6 +79,8 @@ def _decoding_table() -> Floats:
 
 def encode_shares(shares: Floats) -> Codes:
     """Code shares in 0..1 on 16 bits; only a true 0 and a true 1 get the end codes."""
+    if not shares.any():  # most often
+        return np.zeros(shares.shape, np.uint16)
     codes = np.rint(np.clip(shares, 0.0, 1.0) * 65535.0)
     inside = (shares > 0.0) & (shares < 1.0)
     codes = np.where(inside, np.clip(codes, 1.0, 65534.0), codes)
@@ -197,50 +200,6 @@ def blank_steps(rows: int) -> Rows:
             steps[name] = np.nan
     steps["action"] = "none"
     return steps
-
-
-@dataclass(frozen=True)
-class Block:
-    """The figures of several steps over one set of tensors, ready for the file.
-
-    Attributes:
-        offsets: which rows of the chunk these are, packed uint32.
-        norms: packed 16-bit logarithms.
-        max_abs: packed 16-bit logarithms.
-        zeros: packed 16-bit shares.
-        exact_norms: norms that 16 bits cannot hold; None where there are none.
-        exact_max_abs: maxima that 16 bits cannot hold; None where there are none.
-        nonfinite: the counts that are not zero; None where there are none.
-    """
-
-    offsets: bytes
-    norms: bytes
-    max_abs: bytes
-    zeros: bytes
-    exact_norms: bytes | None
-    exact_max_abs: bytes | None
-    nonfinite: bytes | None
-
-
-def encode_block(
-    offsets: Iterable[int],
-    norms: Floats,
-    max_abs: Floats,
-    nonfinite: Floats,
-    shares: Floats,
-    level: int = 6,
-) -> Block:
-    """Encode figures ``[rows, tensors]`` of one set of tensors."""
-    norm_codes, max_codes = encode_magnitudes(norms), encode_magnitudes(max_abs)
-    return Block(
-        offsets=pack(np.fromiter(offsets, np.uint32), level),
-        norms=pack(norm_codes, level),
-        max_abs=pack(max_codes, level),
-        zeros=pack(encode_shares(shares), level),
-        exact_norms=pack_sparse(norms, norm_codes == CODE_EXACT, level),
-        exact_max_abs=pack_sparse(max_abs, max_codes == CODE_EXACT, level),
-        nonfinite=pack_sparse(nonfinite, nonfinite != 0, level),
-    )
 
 
 def pack_sparse(values: Floats, where: NDArray[np.bool_], level: int = 6) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadygrad.runlog.info import RunInfo
-from steadygrad.runlog.records import StepRecord, TensorInfo
+from steadygrad.runlog.records import STEP_DTYPE, StepRecord, TensorInfo
+from steadygrad.vocabulary import FIGURES
 
 
 class StepItem(NamedTuple):
@@ -37,6 +39,38 @@ class StepItem(NamedTuple):
     zeros: NDArray[np.float64] | NDArray[np.int64]
 
 
+class Figures(NamedTuple):
+    """Figures of steps over the same tensors, ``[steps, tensors]`` each.
+
+    Attributes:
+        tensor_ids: numbers of the tensors, ``[tensors]``.
+        places: which rows of their table the steps are, ascending.
+        norms: norms of the gradients.
+        max_abs: largest finite magnitudes.
+        nonfinite: counts of NaN and inf elements.
+        zeros: counts of zero elements.
+    """
+
+    tensor_ids: NDArray[np.int64]
+    places: Sequence[int]
+    norms: NDArray[np.float64]
+    max_abs: NDArray[np.float64]
+    nonfinite: NDArray[np.float64] | NDArray[np.int64]
+    zeros: NDArray[np.float64] | NDArray[np.int64]
+
+
+class StepRows(NamedTuple):
+    """Steps side by side.
+
+    Attributes:
+        table: rows of `STEP_DTYPE`.
+        figures: of their tensors; steps over none have none.
+    """
+
+    table: NDArray[np.void]
+    figures: list[Figures]
+
+
 class SealedStep(tuple[Any, ...]):
     """A step that the thread which writes makes a `StepItem` of, where it costs least.
 
@@ -55,6 +89,11 @@ class SealedStep(tuple[Any, ...]):
         """Steps of this kind, of whatever optimizers, in their order."""
         return [step.opened() for step in steps]
 
+    @classmethod
+    def rows_together(cls, steps: Sequence[SealedStep]) -> StepRows:
+        """The same side by side, for which no `StepItem` has to be made."""
+        return rows_of(cls.opened_together(steps))
+
 
 def opened(batch: Iterable[object]) -> list[Any]:
     """What was handed over, its sealed steps opened."""
@@ -65,6 +104,36 @@ def opened(batch: Iterable[object]) -> list[Any]:
         else:
             items += members
     return items
+
+
+def rows_of(items: Sequence[StepItem]) -> StepRows:
+    """Steps side by side; one without a time has the one at which it was handed over."""
+    table = np.array([_record_values(item.record) for item in items], STEP_DTYPE)
+    unknown = np.isnan(table["time"])
+    if unknown.any():
+        table["time"][unknown] = np.array([item.time for item in items])[unknown]
+    figures = []
+    for places in places_by_tensors([item.tensor_ids for item in items]):
+        alike = [items[place] for place in places]
+        several = [stacked(alike, name) for name in FIGURES]
+        figures.append(Figures(alike[0].tensor_ids, places, *several))
+    return StepRows(table, figures)
+
+
+_record_values = attrgetter(*(STEP_DTYPE.names or ()))
+
+
+def places_by_tensors(tensor_ids: Sequence[NDArray[np.int64]]) -> list[list[int]]:
+    """Which steps are over the same tensors; those over none are left out."""
+    by_array: dict[int, list[int]] = {}
+    by_bytes: dict[bytes, list[int]] = {}
+    for place, ids in enumerate(tensor_ids):
+        alike = by_array.get(id(ids))
+        if alike is None:  # most are of an array that was met before
+            alike = by_array[id(ids)] = by_bytes.setdefault(ids.tobytes(), [])
+        alike.append(place)
+    by_bytes.pop(b"", None)
+    return list(by_bytes.values())
 
 
 def stacked(items: Sequence[StepItem], figure: str) -> NDArray[np.float64]:

@@ -420,15 +420,18 @@ class _Recorder:
             self._missed = [*self._missed[:1], record]
 
     def _consume(self, batch: list[Handed]) -> None:
-        batch = opened(batch)
+        listened = bool(self._taps) or any(type(item) is TapItem for item in batch)
+        if listened:
+            batch = opened(batch)
         items = _for_file(batch) + self._take_gap()
-        self.steps_seen += sum(isinstance(item, StepItem) for item in items)
+        self.steps_seen += sum(isinstance(item, (SealedStep, StepItem)) for item in items)
         try:
             self._raise_first(batch)
             self._record(items)
         except Exception as error:  # whatever it is, the sinks still hear of the steps
             self._end_file(error)
-        self._tell_taps(batch, items)
+        if listened:
+            self._tell_taps(batch, cast("list[Item]", items))
 
     @staticmethod
     def _raise_first(batch: list[Handed]) -> None:
@@ -436,7 +439,7 @@ class _Recorder:
             if isinstance(item, Exception):
                 raise item
 
-    def _record(self, items: list[Item]) -> None:
+    def _record(self, items: list[Item | SealedStep]) -> None:
         if self.store is None:
             return
         if items:
@@ -455,7 +458,7 @@ class _Recorder:
                 self._tensors += item.tensors
             elif isinstance(item, TapItem):
                 item.tap.begin(self._head())
-                item.tap.feed(_for_file(batch[place + 1 :]))
+                item.tap.feed(cast("list[Item]", _for_file(batch[place + 1 :])))
                 self._taps.append(item.tap)
                 self.pump.longest = 0.0
 
@@ -549,8 +552,8 @@ class _Recorder:
         self.pump.close(timeout=CLOSE_SECONDS)
 
 
-def _for_file(batch: list[Handed]) -> list[Item]:
-    return [item for item in batch if not isinstance(item, (TapItem, SealedStep, Exception))]
+def _for_file(batch: list[Handed]) -> list[Item | SealedStep]:
+    return [item for item in batch if not isinstance(item, (TapItem, Exception))]
 
 
 def _claim(path: Path, force: bool) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from steadygrad.runlog.items import EventItem, StepItem, opened
+from steadygrad.runlog.items import EventItem, StepItem, opened, rows_of
 from steadygrad.runlog.records import StepRecord
 from steadygrad.torch.gradients.outcome import PassedStep
 from steadygrad.torch.record.sealed import MeasuredStep
@@ -55,3 +55,8 @@ def test_steps_are_opened_together_in_their_order_whatever_tensors_they_have() -
         assert isinstance(alone, StepItem)
         assert repr(alone.record) == repr(item.record)
         assert all(map(np.array_equal, alone[2:], item[2:]))
+    beside, expected = MeasuredStep.rows_together(sealed), rows_of(items)
+    np.testing.assert_array_equal(beside.table, expected.table)
+    assert [each.places for each in beside.figures] == [[0, 2, 4], [1]]
+    for one, other in zip(beside.figures, expected.figures, strict=True):
+        assert all(map(np.array_equal, one, other))
