@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from steadygrad.runlog.hidden import stay_hidden
 from steadygrad.runlog.pausing import PausingThread
 
-REST = 300.0
+REST = 1000.0
 """Times as long as the thread has computed until it looks at the queue again."""
 
 Item = TypeVar("Item")

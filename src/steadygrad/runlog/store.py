@@ -48,8 +48,8 @@ from steadygrad.runlog.schema import (
 )
 
 FRESH_LEVEL, CHUNK_LEVEL = 0, 1
-"""How hard zlib tries. A fresh chunk is soon replaced, and so is not compressed; of figures the
-hardest makes 5 % less than the first, for more than twice the time."""
+"""How hard zlib tries. A fresh chunk is soon replaced, and so is not compressed; its usual
+level 6 makes files 2 % smaller than level 1, and takes more than twice as long."""
 MAX_CHUNK_ROWS = 256
 MAX_CHUNK_BYTES = 8 << 20
 MAX_LAYOUTS = 256
