@@ -59,7 +59,7 @@ class Figures(NamedTuple):
     zeros: NDArray[np.float64] | NDArray[np.int64]
 
 
-class StepRows(NamedTuple):
+class StepsTogether(NamedTuple):
     """Steps side by side.
 
     Attributes:
@@ -90,7 +90,7 @@ class SealedStep(tuple[Any, ...]):
         return [step.opened() for step in steps]
 
     @classmethod
-    def rows_together(cls, steps: Sequence[SealedStep]) -> StepRows:
+    def rows_together(cls, steps: Sequence[SealedStep]) -> StepsTogether:
         """The same side by side, for which no `StepItem` has to be made."""
         return rows_of(cls.opened_together(steps))
 
@@ -106,7 +106,7 @@ def opened(batch: Iterable[object]) -> list[Any]:
     return items
 
 
-def rows_of(items: Sequence[StepItem]) -> StepRows:
+def rows_of(items: Sequence[StepItem]) -> StepsTogether:
     """Steps side by side; one without a time has the one at which it was handed over."""
     table = np.array([_record_values(item.record) for item in items], STEP_DTYPE)
     unknown = np.isnan(table["time"])
@@ -117,7 +117,7 @@ def rows_of(items: Sequence[StepItem]) -> StepRows:
         alike = [items[place] for place in places]
         several = [stacked(alike, name) for name in FIGURES]
         figures.append(Figures(alike[0].tensor_ids, places, *several))
-    return StepRows(table, figures)
+    return StepsTogether(table, figures)
 
 
 _record_values = attrgetter(*(STEP_DTYPE.names or ()))

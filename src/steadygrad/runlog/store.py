@@ -34,7 +34,7 @@ from steadygrad.runlog.items import (
     SampleItem,
     SealedStep,
     StepItem,
-    StepRows,
+    StepsTogether,
     TensorsItem,
     rows_of,
 )
@@ -269,7 +269,7 @@ class Store:
             self.abandon()
         return True
 
-    def _coded(self, rows: StepRows) -> CodedSteps:
+    def _coded(self, rows: StepsTogether) -> CodedSteps:
         figures = {}
         for tensor_ids, places, norms, max_abs, nonfinite, zeros in rows.figures:
             sizes = np.array([self._sizes[i] for i in tensor_ids], np.float64)
@@ -395,7 +395,7 @@ _WRITERS: dict[type, Callable[[Store, Any], None]] = {
 }
 
 
-def _side_by_side(steps: list[StepItem | SealedStep]) -> Iterator[StepRows]:
+def _side_by_side(steps: list[StepItem | SealedStep]) -> Iterator[StepsTogether]:
     """Neighbours of one kind together."""
     for kind, members in itertools.groupby(steps, type):
         alike = list(members)

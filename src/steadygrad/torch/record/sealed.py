@@ -13,7 +13,7 @@ from steadygrad.runlog.items import (
     Figures,
     SealedStep,
     StepItem,
-    StepRows,
+    StepsTogether,
     places_by_tensors,
 )
 from steadygrad.runlog.records import STEP_DTYPE, StepRecord
@@ -43,7 +43,7 @@ class MeasuredStep(SealedStep):
         return items
 
     @classmethod
-    def rows_together(cls, steps: Sequence[SealedStep]) -> StepRows:
+    def rows_together(cls, steps: Sequence[SealedStep]) -> StepsTogether:
         number, time, loss, _, lr, optimizer, ids, figures, passed = zip(*steps, strict=True)
         table = np.zeros(len(steps), STEP_DTYPE)
         columns = {"step": number, "time": time, "loss": loss, "lr": lr, "optimizer": optimizer}
@@ -63,7 +63,7 @@ class MeasuredStep(SealedStep):
                 counts = group.nonfinite[broken].sum(axis=1)
                 table["nonfinite"][np.asarray(places)[broken]] = counts
             groups.append(group)
-        return StepRows(table, groups)
+        return StepsTogether(table, groups)
 
 
 _FIGURES = 7
