@@ -27,12 +27,13 @@ class JaxEngine:
 
     Args:
         axes: for each leaf, the mesh axes over which it is split (`shard_map`); none by default.
+        one_by_one: see `leaf_figures`.
     """
 
     xp: Namespace = jnp
 
-    def __init__(self, axes: Sequence[tuple[str, ...]] = ()) -> None:
-        self.axes = axes
+    def __init__(self, axes: Sequence[tuple[str, ...]] = (), one_by_one: bool = False) -> None:
+        self.axes, self._one_by_one = axes, one_by_one
 
     def scope(self) -> AbstractContextManager[None]:
         return wide()
@@ -43,7 +44,7 @@ class JaxEngine:
     def figures(
         self, leaves: Sequence[jax.Array], norm_type: float
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        norms, max_abs, nonfinite, zeros = leaf_figures(leaves, norm_type)
+        norms, max_abs, nonfinite, zeros = leaf_figures(leaves, norm_type, self._one_by_one)
         norms, nonfinite = self._joined(norms, nonfinite, norm_type)
         for axis, mask in self._splits():
             max_abs = lax.pmax(max_abs, axis)

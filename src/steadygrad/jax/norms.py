@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from steadygrad.jax import native
@@ -52,19 +53,45 @@ def leaf_norms(leaves: Sequence[Array], norm_type: float = 2.0) -> Figures:
     return plain_norms(leaves, norm_type)
 
 
-def leaf_figures(leaves: Sequence[Array], norm_type: float = 2.0) -> native.Figures:
+def leaf_figures(
+    leaves: Sequence[Array], norm_type: float = 2.0, one_by_one: bool = False
+) -> native.Figures:
     """`leaf_norms`, and the largest finite magnitude and number of zeros of each leaf.
 
     Args:
         leaves: floating or complex arrays.
         norm_type: p >= 0.5, or inf.
+        one_by_one: large leaves are not needed behind this: they are read singly, which takes
+            longer to compile.
 
     Returns:
         ``norms`` and ``max_abs`` float64, ``nonfinite`` and ``zeros`` int32, ``[leaves]`` each.
     """
     if native.serves(leaves):
-        return native.read(leaves, norm_type, plain_figures)
+        read = _read_singly if one_by_one else native.read
+        return read(leaves, norm_type, plain_figures)
     return plain_figures(leaves, norm_type)
+
+
+def _read_singly(
+    leaves: Sequence[Array], norm_type: float, plain: Callable[..., native.Figures]
+) -> native.Figures:
+    """`native.read` of small leaves together, and of each large one by itself.
+
+    What one call reads XLA keeps until all of it is there. Called leaf by leaf, it has a gradient
+    read while the cache holds it, and puts the next one where that was.
+    """
+    small = [i for i, leaf in enumerate(leaves) if leaf.size <= SMALL]
+    large = [[i] for i, leaf in enumerate(leaves) if leaf.size > SMALL]
+    calls = [small, *large] if small else large
+    parts = [native.read([leaves[i] for i in call], norm_type, plain) for call in calls]
+    if len(parts) == 1:
+        return parts[0]
+    places = jnp.asarray(np.argsort([i for call in calls for i in call]))
+    norms, max_abs, nonfinite, zeros = (
+        jnp.concatenate(column)[places] for column in zip(*parts, strict=True)
+    )
+    return norms, max_abs, nonfinite, zeros
 
 
 def plain_figures(leaves: Sequence[Array], norm_type: float) -> native.Figures:

@@ -1,5 +1,7 @@
 """Norms against float64 NumPy, over magnitudes and dtypes that float32 squares cannot hold."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -71,7 +73,12 @@ def test_leaf_norms_match_float64(p, form):
     assert nonfinite.tolist() == expected
 
 
-@pytest.mark.parametrize("form", [leaf_figures, plain_figures], ids=["native", "plain"])
+SINGLY = functools.partial(leaf_figures, one_by_one=True)
+
+
+@pytest.mark.parametrize(
+    "form", [leaf_figures, SINGLY, plain_figures], ids=["native", "singly", "plain"]
+)
 def test_extremes_and_zeros(form):
     arrays = [jnp.asarray(a) for a in leaves()]
     with wide():
@@ -136,3 +143,21 @@ def test_measure_counts():
 def test_measuring_nothing_warns():
     with pytest.warns(UserWarning, match=r"jax\.grad"):
         sg.measure({})
+
+
+def test_a_large_gradient_is_read_before_the_next_is_made():
+    def loss(weights):
+        h = jnp.ones((2, 160))
+        for weight in weights:
+            h = jnp.tanh(h @ weight)
+        return h.sum()
+
+    def step(weights):
+        grads = jax.grad(loss)(weights)
+        with wide():
+            figures = SINGLY([abs(g) for g in grads])
+        return [w - 0.1 * g for w, g in zip(weights, grads, strict=True)], figures
+
+    weights = [jax.ShapeDtypeStruct((160, 160), np.float32)] * 6
+    compiled = jax.jit(step).lower(weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4 * 160 * 160

@@ -55,7 +55,7 @@ def row_of(
         ``[figures, 2]`` uint32.
     """
     with wide():
-        engine = JaxEngine(splits(leaves, axes))
+        engine = JaxEngine(splits(leaves, axes), one_by_one=True)
         names = tuple(str(place) for place in range(len(leaves)))
         stats = measure(engine, _sizes(leaves) if apart else leaves, names, 2.0, full=True)
         facts = {**_outcome(engine, stats, leaves, left, head, clipped_by), **head}
