@@ -167,7 +167,8 @@ def compare(training: Training, work: Path, seeds: int, jobs: int) -> Result:
     rest = replace(grid, specs=tuple(spec for spec in specs if spec != "none"))
     ended |= run_forked(rest, jobs)
     cells = (*grid.cells, *rest.cells)
-    outcomes = sorted((measure(c, ended[c]) for c in cells), key=lambda o: specs.index(o.spec))
+    of_each = [outcome for cell in cells for outcome in measure(cell, ended[cell])]
+    outcomes = sorted(of_each, key=lambda outcome: specs.index(outcome.spec))
     if not all(outcome.steps for outcome in outcomes):
         raise SystemExit(f"{training.name}: a training recorded nothing; see the logs in {work}")
     found = judge(outcomes, [training.script, *training.arguments])

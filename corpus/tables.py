@@ -26,7 +26,7 @@ def sections(verdicts: list[Verdict], seconds: float, processes: int) -> dict[st
     held = sum(v.case.held_out for v in verdicts)
     summary = (
         f"{len(verdicts)} runs: {broken} broken, {len(verdicts) - broken} healthy, {held} of them "
-        f"held out; {seconds:.0f} s in {processes} processes."
+        f"held out; {seconds:.0f} s in {processes} process{'es' * (processes > 1)}."
     )
     scored = [v for v in verdicts if v.scores]
     if scored:
