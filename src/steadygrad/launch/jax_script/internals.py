@@ -63,6 +63,21 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 """What a network's layers are made of: before the last of them is no part of the loss proper."""
 
 
+def is_product(value: object) -> bool:
+    """Whether a traced matrix is a product of two, over more than one element each.
+
+    XLA makes such a one by itself, and fuses it with none of several that use it.
+    """
+    made = getattr(value, "parent", None)
+    while made is not None and str(made.primitive) in ("transpose", "stop_gradient"):
+        made = getattr(made.in_tracers[0], "parent", None)
+    if made is None or str(made.primitive) != "dot_general":
+        return False
+    (summed, _), (batch, _) = made.params["dimension_numbers"]
+    lengths = [made.in_tracers[0].shape[axis] for axis in summed]
+    return not batch and min([*lengths, *getattr(value, "shape", ())]) > 1
+
+
 def holds_root(value: object) -> bool:
     """Whether a traced loss is made from a square root that comes after the network's layers."""
     waiting, seen = [value], set()

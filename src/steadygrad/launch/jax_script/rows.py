@@ -18,8 +18,9 @@ from jax import lax
 from steadygrad.jax._varying import splits
 from steadygrad.jax._x64 import number, wide, widen
 from steadygrad.jax.engine import JaxEngine
+from steadygrad.jax.native import SMALL
 from steadygrad.launch.jax_script.flight import ClippedBy
-from steadygrad.launch.jax_script.internals import axis_sizes
+from steadygrad.launch.jax_script.internals import axis_sizes, is_product
 from steadygrad.launch.jax_script.track import HEAD
 from steadygrad.policies.base import coefficient
 from steadygrad.policies.stepping import CLIP, NONE, SKIP, compare, measure, unit_of
@@ -112,8 +113,15 @@ def _sizes(leaves: Sequence[jax.Array]) -> list[jax.Array]:
     not where something that it cannot fuse reads the gradient too: a custom call, a branch or
     a callback. An operation of a few instructions between the two, it makes twice instead. Not so
     where a clip by units has made their norms of the gradients: there it changed the bits.
+    A product of matrices is fused with nothing: to make a large one's magnitudes is spared.
     """
-    return [leaf.conj() if jnp.iscomplexobj(leaf) else abs(leaf) for leaf in leaves]
+    return [_size(leaf) for leaf in leaves]
+
+
+def _size(leaf: jax.Array) -> jax.Array:
+    if leaf.size > SMALL and is_product(leaf):
+        return leaf
+    return leaf.conj() if jnp.iscomplexobj(leaf) else abs(leaf)
 
 
 def _device(axes: Sequence[str]) -> jax.Array:
