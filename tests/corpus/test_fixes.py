@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -20,11 +21,13 @@ import pytest
 import torch
 from architectures import Task, digits
 from faults import FAULTS, in_order
+from pictures import SHOWN
 from torch import nn
 from torch.nn import functional as F
 from training import Script, Setup, run_case
 
 import steadygrad
+from steadygrad import rules
 from steadygrad.rules import Finding
 from steadygrad.torch import attach
 
@@ -353,12 +356,27 @@ REMEDIES = [
 ]
 
 
+def words(text: str) -> list[str]:
+    """What another processor, which rounds differently, says too."""
+    return [w for w in re.findall("[A-Za-z_]{2,}", text) if not w.endswith("illion")]
+
+
+def hold_to_its_page(remedy: Remedy, found: Finding) -> None:
+    """Where a rule's page shows this case, what it quotes is what is said of it."""
+    if SHOWN.get(remedy.rule, ())[:2] == (remedy.fault, remedy.architecture):
+        page = Path(rules.__file__).parent / "pages" / f"{remedy.rule}.md"
+        title, *evidence = [t[2:] for t in page.read_text().splitlines() if t.startswith("> ")]
+        assert words(title) == words(found.title), "type python -m corpus.pictures"
+        assert len(evidence) == len(found.evidence), "type python -m corpus.pictures"
+
+
 @pytest.mark.parametrize("remedy", REMEDIES, ids=lambda r: f"{r.rule}-{r.fault}")
 @pytest.mark.filterwarnings("ignore")
 def test_the_fault_is_gone_once_the_fix_is_typed_in(remedy: Remedy, tmp_path: Path) -> None:
     broken = FAULTS[remedy.fault].make(remedy.architecture, SEED)
     before = findings(remedy.architecture, broken, tmp_path / "before.db")
     assert before[0].id == remedy.rule, before[0].title
+    hold_to_its_page(remedy, before[0])
     fix = before[0].fixes[0]
     after = findings(remedy.architecture, remedy.mend(broken, fix), tmp_path / "after.db")
     graver = [f for f in after if f.severity != "info"]
