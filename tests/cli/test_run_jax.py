@@ -251,6 +251,37 @@ def by_hand(params, state, x, y):
     u, state = tx.update(g, state, params)
     return optax.apply_updates(params, u), state, loss, g
 train("sam by hand", tx, by_hand)
+# a clip that comes after the step, compiled or not; and one between two optimizers
+limit, plainly = optax.clip_by_global_norm(0.5), optax.sgd(1e-2)
+def behind(params, state, x, y):
+    (loss, _), g = vg(params, x, y)
+    u, state = plainly.update(g, state, params)
+    left, _ = limit.update(g, limit.init(params))
+    return optax.apply_updates(params, u), state, loss, g
+train("behind", plainly, jax.jit(behind))
+train("behind eager", plainly, behind)
+before, after = optax.sgd(1e-2), optax.sgd(2e-2)
+begun = before.init(fresh())
+def between(params, state, x, y):
+    loss, g = value_and_grad(loss_fn)(params, x, y)
+    params = optax.apply_updates(params, before.update(g, begun)[0])
+    u, state = after.update(limit.update(g, limit.init(params))[0], state, params)
+    return optax.apply_updates(params, u), state, loss, g
+SEEN["before"] = {}
+train("after", after, jax.jit(between))
+SEEN["before"] = SEEN["after"]
+# the state is made anew at every step, compiled with it or not
+renewing = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2))
+def renewed(params, state, x, y):
+    return stepper(renewing)(params, renewing.init(params), x, y)
+train("renewed", renewing, jax.jit(renewed))
+train("renewed eager", renewing, renewed)
+# the new weights are thrown away
+tx = clipped()
+def unmoved(params, state, x, y):
+    _, state, loss, g = stepper(tx)(params, state, x, y)
+    return params, state, loss, g
+train("unmoved", tx, unmoved)
 # a guard of optax drops the third step and the fifth
 params = fresh()
 guarding = optax.apply_if_finite(clipped(), 1)
@@ -266,7 +297,8 @@ SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(para
 print(json.dumps(SEEN))
 """
 
-FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "units": np.inf, "elements": 0.01,
+FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "behind": np.inf,
+         "behind eager": np.inf, "before": np.inf, "units": np.inf, "elements": 0.01,
          "parts": 0.03, "part twice": 0.03,
          "stored": np.inf, "rival": np.inf, "other": np.inf}  # fmt: skip
 """Thresholds of the trainings whose clip is not that of the others."""
@@ -398,6 +430,18 @@ def test_clips_of_parts_are_repeated_where_a_part_was_clipped_before(
         np.testing.assert_allclose(got["coef"] * got["norm"], 0.05, rtol=1e-5)
 
 
+def test_states_that_are_made_anew_and_weights_that_stay_are_counted(seen: Any) -> None:
+    plain, _, run = seen
+    counts = {each["index"]: each for each in run.info["loop"]["optimizers"]}
+    names = list(plain)
+    for key, rule, numbers in (
+        ("renewed", "SG610", {names.index("renewed"): 6, names.index("renewed eager"): 5}),
+        ("unmoved", "SG604", {names.index("unmoved"): 5}),
+    ):
+        assert {i: each[key] for i, each in counts.items() if each[key]} == numbers
+        assert {f.optimizer for f in steadygrad.diagnose(run) if f.id == rule} == set(numbers)
+
+
 def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any) -> None:
     plain, _, run = seen
     names = list(plain)
@@ -423,6 +467,11 @@ def test_clip_calls_are_placed_and_weights_read_before_the_first_step(seen: Any)
     assert thrown == {True}
     assert not any(call["discarded"] for call in calls["apart"])
     assert {c["count"] for c in run.info["clip_calls"] if c["discarded"]} == {6}
+    for name, late in (("behind", [1, 2, 3, 4, 5, 6]), ("behind eager", [1, 2, 3, 4, 5])):
+        assert [call["step"] for call in calls[name] if call["after_step"]] == late
+        told = [f.id for f in steadygrad.diagnose(run) if f.optimizer == names.index(name)]
+        assert told[:1] == ["SG405"]
+    assert not any(call["after_step"] for call in calls["before"] + calls["after"])
     at, deviations = run.samples("weight_std")
     first = [i for i, t in enumerate(run.tensors) if t.optimizer == 0 and t.name == "w1"]
     want = np.std(np.random.default_rng(1).standard_normal((8, 16)) * 0.4)

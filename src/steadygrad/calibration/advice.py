@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from steadygrad.calibration.estimate import Setback, loss_rise, two_digits
+from steadygrad.calibration.estimate import Setback, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
 from steadygrad.robust import Floats
 from steadygrad.text import percent, times
@@ -33,12 +33,18 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
     return Outcome(max_norm, rate, coef, verdict)
 
 
-def advise(c: Calibration, info: RunInfo, rows: Rows, back: Setback | None) -> Calibration:
+def advise(
+    c: Calibration,
+    info: RunInfo,
+    rows: Rows,
+    back: Setback | None,
+    rise: tuple[float, float] | None,
+) -> Calibration:
     """The calibration with its advice written."""
     clipped = float((rows["coef"] < 1).mean())
     sentences = [
         _what_to_type(c, info, clipped),
-        *(_set_back(c, back) if back else _failed(rows, info)),
+        *(_set_back(c, back) if back else _failed(rise, info)),
         *_moving(c, info),
         *_broken(c),
         *_defaults(c),
@@ -113,8 +119,7 @@ def _calm(c: Calibration, clipped: float) -> str:
     return f"Nothing in this run called for clipping: {no_spikes}."
 
 
-def _failed(rows: Rows, info: RunInfo) -> list[str]:
-    rise = loss_rise(rows["loss"])
+def _failed(rise: tuple[float, float] | None, info: RunInfo) -> list[str]:
     if rise is None:
         return []
     return [

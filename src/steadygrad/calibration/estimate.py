@@ -33,6 +33,8 @@ RESAMPLES, RESAMPLED_POINTS = 200, 20_000
 SETBACK_PLACES, MEDIAN_OF = 1024, 8192
 """How many places of a long run are asked whether the loss turned there, and by medians of what."""
 RISE, RISE_NOISE = 0.1, 3.0
+RIVAL_STEPS, RIVAL_BLOCKS, RIVALS = 100, 20, -0.6
+"""Steps and stretches by which two losses are compared, and their correlation as adversaries."""
 FELL, FELL_NOISE = 0.05, 6.0
 """A loss has fallen once it is 5 % lower, and by six standard errors of a median of 5."""
 
@@ -203,6 +205,27 @@ def setback(losses: Floats) -> Setback | None:
             least = int(np.argmin(medians[:turned]))
             return Setback(least + 5, first, float(medians[least]), after)
     return None
+
+
+def opposed(losses: Floats, others: Floats) -> bool:
+    """Whether one loss falls where the other rises, as those of two adversaries do.
+
+    Args:
+        losses: of one optimizer, a step each.
+        others: of another one, over the same time.
+
+    Example:
+        >>> wave = np.sin(np.arange(400) / 30)
+        >>> opposed(1 + wave, 2 - wave), opposed(1 + wave, 2 + wave)
+        (True, False)
+    """
+    if min(losses.size, others.size) < RIVAL_STEPS:
+        return False
+    mine, theirs = (
+        np.argsort(np.argsort(block_medians(_filled(each), RIVAL_BLOCKS)[1]))
+        for each in (losses, others)
+    )
+    return bool(np.corrcoef(mine, theirs)[0, 1] < RIVALS)
 
 
 def _filled(losses: Floats) -> Floats:

@@ -135,7 +135,7 @@ class _Basis:
         self.norms = used_rows["norm"][stretch].astype(np.float64)  # exp(log(x)) is not x
         self.logs = np.log(self.norms)
         self.norm_type = recorded_norm_type(run)
-        self.rise = estimate.loss_rise(rows["loss"])
+        self.rise = None if _has_rival(run, number) else estimate.loss_rise(rows["loss"])
         self.drift = estimate.drift(self.logs)
         self.figure = _middle if setback else estimate.log_threshold
 
@@ -182,7 +182,8 @@ def _guide(run: Run | str | os.PathLike[str], optimizer: int | None) -> _Basis:
     x = np.log(used_rows["norm"].astype(np.float64))
     end = estimate.divergence(x)
     diverged_at = None if end is None else int(used_rows["step"][end])
-    back = estimate.setback(np.asarray(rows["loss"], dtype=np.float64))
+    losses = np.asarray(rows["loss"], dtype=np.float64)
+    back = None if _has_rival(recorded, number) else estimate.setback(losses)
     calm = int(usable[: back.place].sum()) if back else 0
     if calm >= MIN_CALM:
         calm = calm if end is None else min(calm, end)
@@ -200,6 +201,15 @@ def _guide(run: Run | str | os.PathLike[str], optimizer: int | None) -> _Basis:
     basis = _Basis(recorded, number, rows, used_rows, stretch, diverged_at)
     basis.require_a_guide()
     return basis
+
+
+def _has_rival(run: Run, number: int) -> bool:
+    """Whether another optimizer's loss falls where this one's rises: neither has failed by that."""
+    losses = {
+        each: np.asarray(run.steps["loss"][part.rows], dtype=np.float64)
+        for each, part in run.parts.items()
+    }
+    return any(estimate.opposed(losses[number], losses[each]) for each in losses if each != number)
 
 
 def _require_steps(usable: int, rows: Rows) -> None:
@@ -322,7 +332,7 @@ def _conclude(basis: _Basis) -> Calibration:
         norm_type=basis.norm_type,
         optimizer=basis.number,
     )
-    return advise(evidence, basis.run.info, rows, basis.setback)
+    return advise(evidence, basis.run.info, rows, basis.setback, basis.rise)
 
 
 def _spec(threshold: float, norm_type: float) -> str:

@@ -227,6 +227,8 @@ def nothing_seen(session: EndedRun) -> str:
             "no optimizer stepped that can be seen. One of optax is seen where the observed cell "
             "makes it: optax.adam(...), its init and the loop belong into one cell"
         )
+    elif any(getattr(observer, "vmapped", False) for observer in session.observers):
+        reason = "the optimizer stands inside of jax.vmap, where it cannot be seen."
     elif "jax" in session.frameworks and "tensorflow" not in session.frameworks:
         reason = (
             "no optimizer of optax was called, and a JAX loop that updates its weights by itself "

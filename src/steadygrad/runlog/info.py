@@ -25,6 +25,8 @@ class LoopCounts(TypedDict, total=False):
     emptied: int
     passes: int
     undivided: int
+    renewed: int
+    unmoved: int
 
 
 class GroupFacts(TypedDict, total=False):

@@ -371,3 +371,14 @@ def test_json_tells_each_optimizer_by_itself(spiky: Any) -> None:
     assert (broken["optimizer"], "too few steps" in broken["refused"]) == (2, True)
     one = json.loads(show(run, optimizer=1, as_json=True))
     assert one == second
+
+
+@pytest.mark.parametrize(("rival", "needed"), [(True, False), (False, True)])
+def test_a_loss_that_an_adversary_takes_back_is_no_training_that_failed(rival, needed):
+    wave = np.sin(np.linspace(0, 12, 600))
+    losses = np.stack([1 + 0.4 * wave, 2 - 0.4 * wave if rival else 2 + 0.4 * wave], axis=1)
+    run = run_of(
+        np.repeat(log_normal(), 2), loss=losses.ravel(), optimizer=np.tile([0, 1], 600),
+        step=np.repeat(np.arange(600), 2),
+    )  # fmt: skip
+    assert calibrate(run, optimizer=0).needed == needed

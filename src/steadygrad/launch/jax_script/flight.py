@@ -116,6 +116,7 @@ class Flight:
         closes: 0-d, whether the call at hand ends a step; None where every call does.
         renews: the calls before it were moves to where its gradients were made, as those of a
             SAM, and no micro-batches.
+        fresh: the state that it steps on was made in the same trace.
         beyond: our policy has clipped other gradients than those that it steps on.
         calls: the clips that acted, in order.
     """
@@ -135,6 +136,7 @@ class Flight:
     acting: bool = False
     closes: ArrayLike | None = None
     renews: bool = False
+    fresh: bool = False
     beyond: bool = False
     calls: list[RepeatableClip] = field(default_factory=list)
     _places: dict[int, int] = field(init=False)

@@ -64,7 +64,7 @@ class LossOfGradients:
         return any(id(leaf) in ids for ref in self.gradients if (leaf := ref()) is not None)
 
 
-def _reference(leaf: object) -> Reference:
+def reference(leaf: object) -> Reference:
     """An array weakly; what knows no weak references, as it is."""
     try:
         return weakref.ref(leaf)
@@ -99,7 +99,7 @@ class Losses:
             self._latest, self.unread = None, True
             return
         self._latest = loss
-        refs = [_reference(leaf) for leaf in jax.tree.leaves(gradients)]
+        refs = [reference(leaf) for leaf in jax.tree.leaves(gradients)]
         self._untaken.append(LossOfGradients(loss, refs))
         if is_traced(loss):
             # as it is: an operation of ours could be fused with the loss, as the array is in which

@@ -11,7 +11,9 @@ import contextlib
 import functools
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar, cast
 
 import jax
@@ -40,12 +42,14 @@ from steadygrad.launch.jax_script.internals import (
     axis_sizes,
     current_trace,
     is_batched,
+    is_differentiated,
     is_traced,
 )
-from steadygrad.launch.jax_script.losses import Losses
+from steadygrad.launch.jax_script.losses import Losses, Reference, reference
 from steadygrad.launch.jax_script.rows import DROPPED, OUTCOME, eager_row_of, packed, row_of
 from steadygrad.launch.jax_script.track import Arrival, Book, JaxTrack
 from steadygrad.launch.jax_script.weights import Start, weights_of
+from steadygrad.launch.placements import Placement
 from steadygrad.policies.choice import Choice, resolve
 from steadygrad.policies.stepping import Stepped
 from steadygrad.runlog.records import TensorInfo
@@ -77,6 +81,9 @@ class Owner:
         self.tracks: dict[Structure, JaxTrack] = {}
 
 
+MOST_MADE = 8
+"""States made in traced code that are remembered until a step is taken on them."""
+
 LEFT_UNREAD = (
     "what the script's clip by units or tensors (adaptive_grad_clip, clip_by_block_rms) leaves of "
     "the gradients in compiled steps is not on record, nor which steps it clips: to read it could "
@@ -101,6 +108,7 @@ class JaxObserver:
     """
 
     backwards = 0
+    vmapped = False
 
     def __init__(self, session: RunContext, losses: Losses) -> None:
         self._session, self._losses = session, losses
@@ -134,19 +142,26 @@ class JaxObserver:
         if self._tracks:
             jax.effects_barrier()
             self._book.finish()
+            writer = self._session.writer()
+            counts = [count for track in self._tracks for count in track.loop_counts]
+            if writer is not None and counts:
+                writer.update_info(loop={"optimizers": counts})
 
     # -- what the patches of optax call --------------------------------------------------------
 
-    def starts(self, owner: Owner, params: object) -> None:
+    def starts(self, owner: Owner, params: object, state: PyTree) -> None:
         """The state of an optimizer is made: a training begins."""
         owner.initialised = True
+        made = [reference(leaf) for leaf in jax.tree.leaves(state) if is_traced(leaf)]
+        if made:
+            self._here.made.append(made)
         names, leaves, _ = floating_leaves(params)
         key = tuple((n, tuple(x.shape)) for n, x in zip(names, leaves, strict=True))
         self._begun[key] = owner, weights_of(leaves)
         if owner.tracks:
             jax.effects_barrier()  # the last steps of the training before
         for track in owner.tracks.values():
-            track.begins_anew()
+            track.begins_anew(bool(jax.tree.leaves(state)))
 
     def initialising(
         self,
@@ -162,7 +177,8 @@ class JaxObserver:
         finally:
             self._here.initialising = not outermost
         if outermost and args:
-            self._guarded("a JAX optimizer's start is not observed", self.starts, owner, args[0])
+            what = "a JAX optimizer's start is not observed"
+            self._guarded(what, self.starts, owner, args[0], state)
         return state
 
     @contextlib.contextmanager
@@ -201,8 +217,10 @@ class JaxObserver:
     ) -> tuple[PyTree, PyTree]:
         gradients = floating(args[0])
         flight = Flight(gradients, current_trace(), _scalar(kwargs.get("value")))
-        if self._here.alone is not None:
-            flight.continues(self._here.alone, gradients)
+        if self._here.alone is not None and flight.continues(self._here.alone, gradients):
+            self._here.withdraw()
+        inside = any(map(is_differentiated, gradients))  # of another training, as in MAML
+        flight.fresh = len(args) > 1 and not inside and self._here.has_made(args[1])
         self._here.alone, self._here.flight = None, flight
         try:
             with self._losses.muted():
@@ -215,8 +233,11 @@ class JaxObserver:
             self._here.flight = None
         if not flight.is_step:
             self._here.alone = flight
+            self._here.comes_behind(flight)
         elif step is None:
-            self._guarded("a JAX step is not observed", self._tell, owner, flight, args[0])
+            weights = args[2] if len(args) > 2 else kwargs.get("params")
+            what = "a JAX step is not observed"
+            self._guarded(what, self._tell, owner, flight, args[0], weights)
         else:
             self._guarded("a JAX step is not recorded", self._tell_clipped, step, flight)
         return result
@@ -260,13 +281,18 @@ class JaxObserver:
 
     # -- one step, observed --------------------------------------------------------------------
 
-    def _tell(self, owner: Owner, flight: Flight, updates: PyTree) -> None:
+    def _tell(self, owner: Owner, flight: Flight, updates: PyTree, weights: PyTree) -> None:
         names = floating_leaves(updates)[0]
         leaves = [lax.stop_gradient(leaf) for leaf in flight.gradients]
         if not leaves:
             return
         if any(is_batched(leaf) for leaf in leaves):
-            self._session.mention("an optimizer inside of jax.vmap is not observed")
+            self.vmapped = True
+            self._session.mention(
+                "an optimizer inside of jax.vmap is not observed: make the gradients there, and "
+                "call the optimizer once, outside, with all of them. Adam and others that work by "
+                "element step the same; a clip by norm then takes them together"
+            )
             return
         track = self._track(owner, flight.kind, names, leaves)
         for clip, change in flight.unseen:
@@ -285,6 +311,8 @@ class JaxObserver:
         if flight.dropped is not None:
             head[DROPPED] = flight.dropped
         reads_left = by == "parts" and flight.traces_on
+        if flight.closes is None and self._here.closes is None:  # no micro-batches
+            track.given([leaf for leaf in floating(weights) if not is_traced(leaf)])
         if any(is_traced(leaf) for leaf in leaves):
             if reads_left and not flight.is_repeatable:
                 self._session.mention(LEFT_UNREAD)
@@ -294,8 +322,21 @@ class JaxObserver:
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
         each = flight.closes is not None and not flight.renews
-        arrival = Arrival(fixed, placed=tuple(flight.placed), each=each, renews=flight.renews)
+        late, track.late = track.late, []
+        behind: list[Placement] = []
+        arrival = Arrival(
+            fixed,
+            (*late, *flight.placed),
+            behind,
+            fresh=flight.fresh,
+            each=each,
+            renews=flight.renews,
+        )
         self._send(track, row, arrival)
+        self._here.last = LastStep(
+            [reference(leaf) for leaf in flight.gradients],
+            behind if is_traced(row) else track.late,
+        )
 
     def _head(self, flight: Flight) -> tuple[dict[str, ArrayLike], dict[str, float]]:
         """A row's first numbers: those on the device, and those that only the host has."""
@@ -434,13 +475,63 @@ class ClippedStep(NamedTuple):
     may_skip: bool
 
 
+class LastStep(NamedTuple):
+    """The last step that was told.
+
+    Attributes:
+        gradients: those that it was given, none of which it keeps in memory.
+        behind: where to note a clip call that comes after it.
+    """
+
+    gradients: Sequence[Reference]
+    behind: list[Placement]
+
+
 class _Here(threading.local):
-    """What each thread is in the middle of: the `update` under way, and its micro-batch."""
+    """What each thread is in the middle of: the `update` under way, and its micro-batch.
+
+    Attributes:
+        flight: that `update`.
+        alone: a clip that was called by itself, and may belong to the step that follows.
+        last: the last step.
+        made: states that were made in traced code, the last ones.
+        noted: how many of the calls noted last are of the clip that was called by itself.
+    """
 
     flight: Flight | None = None
     alone: Flight | None = None
     initialising: bool = False
     closes: ArrayLike | None = None
+    last: LastStep | None = None
+    noted: int = 0
+
+    def __init__(self) -> None:
+        self.made: deque[list[Reference]] = deque(maxlen=MOST_MADE)
+
+    def has_made(self, state: PyTree) -> bool:
+        """Whether a state is one that the code which is being traced has just made."""
+        leaves = [leaf for leaf in jax.tree.leaves(state) if is_traced(leaf)]
+        return any(
+            len(made) == len(leaves)
+            and all(ref() is leaf for ref, leaf in zip(made, leaves, strict=True))
+            for made in self.made
+        )
+
+    def comes_behind(self, flight: Flight) -> None:
+        """Note a clip that is handed what the last step was given: it comes too late."""
+        self.noted = 0
+        if self.last is None or len(self.last.gradients) != len(flight.gradients):
+            return
+        pairs = zip(self.last.gradients, flight.gradients, strict=True)
+        if all(ref() is leaf for ref, leaf in pairs):
+            self.noted = len(flight.placed)
+            self.last.behind.extend(replace(placement, late=True) for placement in flight.placed)
+
+    def withdraw(self) -> None:
+        """The clip was called for another step, which has come."""
+        if self.last is not None and self.noted:
+            del self.last.behind[-self.noted :]
+        self.noted = 0
 
 
 def _note(

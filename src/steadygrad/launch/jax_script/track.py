@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from steadygrad.launch.jax_script.acting import HostMemory
-from steadygrad.launch.jax_script.losses import Losses
+from steadygrad.launch.jax_script.losses import Losses, Reference, reference
 from steadygrad.launch.placements import CallTime, Placement
 from steadygrad.launch.track import OptimizerBook, record_of
 from steadygrad.runlog.facts import versions_of
+from steadygrad.runlog.info import LoopCounts
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
+    import jax
     from jax.typing import ArrayLike
 
     from steadygrad.launch.contracts import RunContext
@@ -60,15 +62,19 @@ class Arrival(NamedTuple):
 
     Attributes:
         fixed: figures in place of the row's.
-        devices: how many of this process tell a row at each step.
         placed: the script's clip calls.
+        behind: those that come after the step, in the code that is traced with it.
+        devices: how many of this process tell a row at each step.
+        fresh: the state that it steps on is made by the same compiled code, before the step.
         each: they are made at every micro-batch, since they stand before `optax.MultiSteps`.
         renews: rows before it are of moves to where its gradients were made, and no micro-batches.
     """
 
     fixed: Mapping[str, float] = NOTHING
-    devices: int = 1
     placed: tuple[Placement, ...] = ()
+    behind: Sequence[Placement] = ()
+    devices: int = 1
+    fresh: bool = False
     each: bool = False
     renews: bool = False
 
@@ -83,27 +89,67 @@ class JaxTrack:
 
     Attributes:
         steps: how many have been taken.
+        renewed: how many of them were the first of a state that had just been made.
+        unmoved: how many were given the very weights of the step before.
         start: norms and standard deviations of the weights before the first; None where unknown.
         memory: that of a policy of ours, or None.
+        late: clip calls behind an eager step, which are told with the next one.
     """
 
     def __init__(self, book: Book, kind: str, infos: list[TensorInfo]) -> None:
         self.steps = 0
+        self.renewed = self.unmoved = 0
+        self._ended: list[LoopCounts] = []
+        self._weights: list[Reference] = []
         self.kind = kind
         self.memory: HostMemory | None = None
+        self.late: list[Placement] = []
         self.start: tuple[Figures, Figures] | None = None
         self._book, self._infos = book, infos
         self._index = -1
         self._ids: npt.NDArray[np.int64] | None = None
-        self._part = 0
+        self._part = self._since_made = 0
         self._queues: dict[int, deque[tuple[Head, Figures]]] = {}
         self._micro: list[float] = []
         self._calls: list[tuple[Head, tuple[Placement, ...]]] = []
 
-    def begins_anew(self) -> None:
-        """The optimizer's state was made again: what comes is another training."""
-        if self._part:
+    def begins_anew(self, has_memory: bool) -> None:
+        """The optimizer's state was made again: what comes is another training.
+
+        Not so where the state before has made one step alone: it is made at every step.
+
+        Args:
+            has_memory: whether there is anything in it, as of plain SGD there is not.
+        """
+        if self._since_made == 1:
+            self.renewed += has_memory
+        elif self._part:
+            self._ended, self.renewed, self.unmoved = self.loop_counts, 0, 0
             self._index, self._ids, self._part = -1, None, 0
+        self._since_made = 0
+
+    def given(self, weights: Sequence[jax.Array]) -> None:
+        """Note what an eager step was given as weights: arrays that never change.
+
+        Args:
+            weights: the arrays; none where the script hands over none.
+        """
+        if weights and len(weights) == len(self._weights):
+            pairs = zip(self._weights, weights, strict=True)
+            self.unmoved += all(ref() is leaf for ref, leaf in pairs)
+        self._weights = [reference(leaf) for leaf in weights]
+
+    @property
+    def loop_counts(self) -> list[LoopCounts]:
+        """What the run file says of the script's loop, of each training that has something."""
+        if not self.renewed and not self.unmoved:
+            return self._ended
+        count: LoopCounts = {
+            "index": self._index,
+            "renewed": self.renewed,
+            "unmoved": self.unmoved,
+        }
+        return [*self._ended, count]
 
     def arrive(self, bits: ArrayLike, arrival: Arrival) -> None:
         """A row has come to the host; called from a thread of JAX, which no error may reach.
@@ -131,7 +177,8 @@ class JaxTrack:
         if np.ptp(norms) > APART * norms[0]:
             self._book.session.mention(
                 "gradients differ between the devices of a pmap or shard_map when the optimizer "
-                "is called; those of the first device are on record"
+                "is called; those of the first device are on record. Where all devices hold the "
+                "same weights, average first: grads = jax.lax.pmean(grads, axis_name)"
             )
         losses = [head["loss"] for head, _ in rows]
         self._take({**rows[0][0], "loss": float(np.mean(losses))}, rows[0][1], arrival)
@@ -144,12 +191,13 @@ class JaxTrack:
         if arrival.each or head["steps"]:
             self._calls.append((head, arrival.placed))
         if head["steps"]:
-            self._write(head, figures)
+            self.renewed += arrival.fresh
+            self._write(head, figures, arrival.behind)
             self._calls = []
 
-    def _write(self, head: Head, figures: Figures) -> None:
+    def _write(self, head: Head, figures: Figures, behind: Sequence[Placement]) -> None:
         arrived = self._book.losses.since()
-        step, self._part = self._part, self._part + 1
+        step, self._part, self._since_made = self._part, self._part + 1, self._since_made + 1
         self.steps += 1
         writer = self._book.session.writer()
         if writer is None:
@@ -170,6 +218,9 @@ class JaxTrack:
             turn = CallTime(step, self._index, batch)
             for placement in placed:
                 self._write_call(writer, placement, turn, len(placed), figures_of)
+        for placement in behind:
+            turn = CallTime(step + 1, self._index)
+            self._write_call(writer, placement, turn, len(behind), head)
         self._write_start(writer, step)
 
     def _write_call(
@@ -180,7 +231,7 @@ class JaxTrack:
         if limit != limit and placement.depth == calls - 1 == 0 and head["threshold"] < math.inf:
             limit = head["threshold"]  # known to the device alone
         norm_known = placement.depth == 0 and placement.tensors == placement.of_tensors
-        alone = norm_known and calls == 1 and not placement.discarded
+        alone = norm_known and calls == 1 and not placement.without_effect
         figures = {
             "max_norm": limit,
             "norm": head["norm"] if norm_known else math.nan,

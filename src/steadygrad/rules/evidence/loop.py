@@ -35,6 +35,8 @@ class Loop:
         emptied: steps whose gradients were cleared between backward and step.
         passes: backward passes whose gradients a step sums up, the median.
         undivided: steps of several passes none of which began at a division.
+        unmoved: steps that were given the very weights of the step before.
+        renewed: steps whose optimizer had just been made, its state with it.
     """
 
     judged: int = 0
@@ -42,6 +44,8 @@ class Loop:
     emptied: int = 0
     passes: int = 0
     undivided: int = 0
+    renewed: int = 0
+    unmoved: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ def loop_of(view: View) -> Loop:
                 entry.get("emptied", 0),
                 entry.get("passes", 0),
                 entry.get("undivided", 0),
+                entry.get("renewed", 0),
+                entry.get("unmoved", 0),
             )
     return Loop()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -287,3 +289,42 @@ def test_what_keras_was_compiled_with_against_its_last_layer(make, backend):
     m.loss -= 1.0
     assert m.ids == ["SG609"]
     assert "target / 255" in m.findings[0].fixes[0]
+
+
+@pytest.mark.parametrize(("renewed", "fires"), [(119, True), (40, False)])
+def test_an_optimizer_whose_state_is_made_at_every_step(make, renewed, fires):
+    m = make()
+    m.info["loop"] = {"optimizers": [{"index": 0, "renewed": renewed}]}
+    assert m.ids == (["SG610"] if fires else [])
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind", "fires"), [(1, "Adam", True), (2, "Adam", False), (1, "SGD", False)]
+)
+def test_optimizers_that_take_one_step_each_are_one_that_is_made_anew(make, steps, kind, fires):
+    m = make(steps=20)
+    numbers = np.arange(m.steps) // steps
+    m.columns.update(optimizer=numbers, step=np.arange(m.steps) % steps)
+    m.info["optimizers"] = [{"index": i, "class": kind} for i in range(m.steps // steps)]
+    m.tensors = [replace(t, optimizer=i) for i in range(m.steps // steps) for t in m.tensors]
+    shape = (m.steps, len(m.tensors))
+    m.norms, m.max_abs, m.nonfinite, m.zeros = (
+        np.ones(shape),
+        np.ones(shape),
+        *np.zeros((2, *shape)),
+    )
+    assert ("SG610" in m.ids) == fires
+
+
+@pytest.mark.parametrize(
+    ("period", "noise", "unmoved", "fires"),
+    [(1, 0.0, 0, True), (10, 0.0, 0, True), (10, 1e-6, 0, False), (None, 0.0, 119, True),
+     (None, 0.0, 50, False)],
+)  # fmt: skip
+def test_weights_that_no_step_changes(make, period, noise, unmoved, fires):
+    m = make()
+    m.info["loop"] = {"optimizers": [{"index": 0, "unmoved": unmoved}]}
+    if period:
+        at = np.arange(m.steps) % period
+        m.norms, m.loss = m.norms[at], m.loss[at] + noise * np.arange(m.steps)
+    assert m.ids == (["SG604"] if fires else [])
