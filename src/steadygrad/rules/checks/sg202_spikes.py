@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,9 +21,14 @@ _CAUSES = (
     "a steep wall of the loss surface, as recurrent networks have",
     "an optimizer state that is stale after a change of data or learning rate",
 )
+_TARGETS = (
+    "targets that change at these steps: a target network is brought up to date, a task begins"
+)
 
 AROUND = 16
 """Steps before and after a spike over which the loss is compared."""
+LASTS, HIGH = 2, 4.0
+"""Steps for which what a change of targets brings lasts at least, and times the median by then."""
 NEXT_TO = 0.05
 """Share of the loss's jump at the spike that may be left of it afterwards."""
 MILD = 20.0
@@ -49,9 +55,36 @@ def _harmless_because(view: View, index: Array, places: Array) -> str:
     mild = norms[places].max() < MILD * median(norms)
     if len(index) == 1 and mild and _unnoticed(view, int(index[0])):
         return "the loss shows nothing of it"
+    interval = _interval(view, index)
+    if interval:
+        return f"they come every {interval} steps, where targets change, and each was learned away"
     if normalises(view) and all(_back_at_once(view, int(place)) for place in index):
         return "the optimizer's steps do not grow with them, and the loss was back at once"
     return ""
+
+
+def _interval(view: View, index: Array) -> int:
+    """Steps from spike to spike, where they are those of targets that change; 0 where not.
+
+    As where a target network is brought up to date: from there on norms and losses are high for
+    some steps, and come down before the next. An outlier that comes in every epoch is over at once.
+    """
+    begins = index[np.diff(index, prepend=-LASTS - 1) > LASTS]
+    gaps = np.diff(begins)
+    if len(begins) < 3 or gaps.min() < 2 * AROUND or (gaps % gaps.min()).any():
+        return 0
+    usual = median(view.norm[view.usable])
+    for place in begins:
+        after = view.norm[place + 1 : place + 1 + LASTS]
+        before = view.loss[max(0, place - AROUND) : place]
+        jumped = view.loss[place : place + LASTS].min() > median(before) + spread(before)
+        if len(after) < LASTS or not (after > HIGH * usual).all() or not jumped:
+            return 0
+    before_each = [median(view.loss[place - AROUND : place]) for place in begins]
+    came_back = all(
+        b <= a + spread(view.loss[begins[0] - AROUND : begins[0]]) for a, b in pairwise(before_each)
+    )
+    return int(gaps.min()) if came_back else 0
 
 
 def _unnoticed(view: View, place: int) -> bool:
@@ -106,7 +139,7 @@ def _finding(view: View, index: Array, norms: Array, harmless: str) -> Finding:
         ],
         steps=view.step[index],
         tensors=names,
-        causes=_CAUSES,
+        causes=(_TARGETS, *_CAUSES) if _interval(view, index) else _CAUSES,
         fixes=hold_norm(view, clip_code(view, "zclip")),
         figures={"factor": factor, "share": many},
     )

@@ -305,3 +305,23 @@ def test_a_score_without_a_floor_is_told_by_its_norms_where_no_weights_are_seen(
     assert ("SG201" in m.ids) == fires
     if fires:
         assert "the sign" in m.findings[0].fixes[0]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "lasts", "severity"),
+    [
+        ((100, 100), 6, "info"),
+        ((100, 200), 6, "info"),
+        ((100, 137), 6, "warning"),
+        ((100, 100), 1, "warning"),
+    ],
+)
+def test_spikes_where_targets_change_are_no_outliers(make, gaps, lasts, severity):
+    m = make(steps=600)
+    for begin in 200 + np.cumsum((0, *gaps)):
+        fading = 30.0 ** np.linspace(1, 0.5, lasts)[:, None]
+        m.norms[begin : begin + lasts] *= fading
+        m.loss[begin : begin + lasts] += 1.0
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG202", severity)
+    assert ("every 100 steps" in found.title) == (severity == "info")
