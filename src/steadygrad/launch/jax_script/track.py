@@ -128,7 +128,7 @@ class JaxTrack:
             self._index, self._ids, self._part = -1, None, 0
         self._since_made = 0
 
-    def given(self, weights: Sequence[jax.Array]) -> None:
+    def steps_on(self, weights: Sequence[jax.Array]) -> None:
         """Note what an eager step was given as weights: arrays that never change.
 
         Args:
