@@ -9,6 +9,7 @@ import numpy as np
 from steadygrad.robust import columns_median, median
 from steadygrad.rules.advice import code
 from steadygrad.rules.base import Rule, finding
+from steadygrad.rules.evidence.loop import reckoned_paces
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
@@ -25,10 +26,10 @@ next to nothing from the second on (measured with SGD and Adam on three models).
 def check(view: View) -> Iterator[Finding]:
     steps, ratios = view.sample("update_ratio")
     short = [i for i in view.weights if view.tensors[i].dtype in HALF_UNIT]
-    if len(steps) < 3 or not short or not view.enough:
+    if not short or not view.enough or 0 < len(steps) < 3:
         return
     columns = np.array(short, dtype=np.int64)
-    paces = columns_median(ratios[:, columns])
+    paces = columns_median(ratios[:, columns]) if len(steps) else reckoned_paces(view)[columns]
     limits = np.array([HALF_UNIT[view.tensors[i].dtype] for i in columns])
     lost = np.isfinite(paces) & (paces < MOST_LOST * limits)
     moves = (paces > SOME_LOST * limits).any()
@@ -70,7 +71,8 @@ def _finding(view: View, columns: Array, paces: Array, limit: float) -> Finding:
                 'with torch.autocast("cuda", dtype=torch.bfloat16):  # short in computing only\n'
                 "    loss = loss_fn(model(x), y)",
                 keras='keras.mixed_precision.set_global_policy("mixed_bfloat16")',
-                jax="params = jax.tree.map(lambda p: p.astype(jnp.float32), params)",
+                jax="params = jax.tree.map(lambda p: p.astype(jnp.float32), params)\n"
+                "# before optimizer.init; of Flax: param_dtype=jnp.float32, and dtype=jnp.bfloat16 to compute in",
             )
         ],
         figures={"update_ratio": float(np.median(paces)), "half_unit": limit},

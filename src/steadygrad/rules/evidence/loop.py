@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steadygrad.robust import median
+from steadygrad.robust import columns_median, median
+from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.update_sizes import move_alike
 from steadygrad.rules.evidence.view import View
 from steadygrad.runlog.info import GroupFacts, LoopFacts, SizeFacts, TargetFacts
 
 LEFT = 0.1
 """Share of the first loss that is left where it was brought down."""
+MOMENTUM = 10.0
+"""Times which a momentum of 0.9 lengthens steps that agree."""
 FEW = 4
 """Steps below which a habit of the loop is not taken for one."""
 NORMALISED = (
@@ -184,6 +187,22 @@ def first_pace(view: View) -> float:
     drawn = sum(_drawn(shape) for shape in shapes)
     weights = math.sqrt(np.nansum(sizes[0] ** 2)) if len(sizes) else math.sqrt(drawn)
     return abs(float(view.lr[first])) * length / weights if weights > 0 else math.nan
+
+
+def reckoned_paces(view: View) -> Array:
+    """About how far a step moves each tensor, as a part of its size; NaN where unknown.
+
+    For runs whose updates nobody sampled, of weights that are known before the first step. It is
+    the most that it may be: a plain step may be lengthened by momentum.
+    """
+    _, sizes = view.sample("weight_norm")
+    if not len(sizes):
+        return np.full(len(view.tensors), np.nan)
+    elements = np.sqrt([float(math.prod(tensor.shape)) for tensor in view.tensors])
+    norms = MOMENTUM * columns_median(view.healthy_norms)
+    lengths = elements if normalises(view) else norms
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.nanmedian(np.abs(view.lr)) * lengths / sizes[0])
 
 
 def _drawn(shape: tuple[int, ...]) -> float:

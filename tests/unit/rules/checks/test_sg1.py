@@ -197,3 +197,19 @@ def test_norms_that_the_first_steps_made_huge_are_the_rates_and_not_the_weights(
     found = m.findings[0]
     assert (found.id, title in found.title) == ("SG102", True)
     assert found.fixes[0].startswith("learning_rate =") is (first < 1e6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "kind", "fires"),
+    [("bfloat16", 2e-5, "Adam", True), ("float32", 2e-5, "Adam", False),
+     ("bfloat16", 2e-3, "Adam", False), ("bfloat16", 1e-5, "SGD", True),
+     ("bfloat16", 1e-2, "SGD", False)],
+)  # fmt: skip
+def test_updates_that_nobody_sampled_are_reckoned_from_the_rate(make, dtype, rate, kind, fires):
+    m = make()
+    m.tensors = [replace(tensor, dtype=dtype) for tensor in m.tensors]
+    m.info.update(framework="jax", optimizers=[{"index": 0, "class": kind}])
+    m.columns["lr"] = np.full(m.steps, rate)
+    m.sample("weight_norm", {t.name: 2.0 for t in m.tensors}, steps=(0,))
+    m.loss[:] = 2.3
+    assert ("SG108" in m.ids) == fires
