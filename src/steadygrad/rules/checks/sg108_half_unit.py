@@ -72,7 +72,7 @@ def _finding(view: View, columns: Array, paces: Array, limit: float) -> Finding:
                 "    loss = loss_fn(model(x), y)",
                 keras='keras.mixed_precision.set_global_policy("mixed_bfloat16")',
                 jax="params = jax.tree.map(lambda p: p.astype(jnp.float32), params)\n"
-                "# before optimizer.init; of Flax: param_dtype=jnp.float32, and dtype=jnp.bfloat16 to compute in",
+                "# before optimizer.init; Flax: dtype=jnp.bfloat16, param_dtype=jnp.float32",
             )
         ],
         figures={"update_ratio": float(np.median(paces)), "half_unit": limit},
