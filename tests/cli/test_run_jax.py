@@ -180,7 +180,7 @@ state = tx.init(eqx.filter(model, eqx.is_inexact_array))
 @eqx.filter_jit
 def eqx_step(model, state, x, y):
     loss, g = eqx.filter_value_and_grad(lambda m: jnp.mean((jax.vmap(m)(x) - y) ** 2))(model)
-    u, state = tx.update(g, state, eqx.filter(model, eqx.is_inexact_array))
+    u, state = tx.update(g, state, model)  # which holds functions, too
     return eqx.apply_updates(model, u), state, loss, g
 norms, losses = [], []
 for t in range(6):

@@ -312,7 +312,8 @@ class JaxObserver:
             head[DROPPED] = flight.dropped
         reads_left = by == "parts" and flight.traces_on
         if flight.closes is None and self._here.closes is None:  # no micro-batches
-            track.steps_on([leaf for leaf in floating(weights) if not is_traced(leaf)])
+            arrays = [x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array)]
+            track.steps_on([x for x in arrays if not is_traced(x)])  # Equinox has functions, too
         if any(is_traced(leaf) for leaf in leaves):
             if reads_left and not flight.is_repeatable:
                 self._session.mention(LEFT_UNREAD)

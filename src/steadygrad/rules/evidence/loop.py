@@ -15,6 +15,8 @@ from steadygrad.runlog.info import GroupFacts, LoopFacts, SizeFacts, TargetFacts
 
 LEFT = 0.1
 """Share of the first loss that is left where it was brought down."""
+UNDERFLOWN = 0.2
+"""Share of zeros from which a tensor's gradients may have been too small for their dtype."""
 MOMENTUM = 10.0
 """Times which a momentum of 0.9 lengthens steps that agree."""
 FEW = 4
@@ -190,17 +192,19 @@ def first_pace(view: View) -> float:
 
 
 def reckoned_paces(view: View) -> Array:
-    """About how far a step moves each tensor, as a part of its size; NaN where unknown.
+    """About how far a step of JAX moves each tensor, as a part of its size; NaN where unknown.
 
-    For runs whose updates nobody sampled, of weights that are known before the first step. It is
-    the most that it may be: a plain step may be lengthened by momentum.
+    Of updates that nobody sampled, where the weights are known before the first step. It is the
+    most that it may be: a plain step may be lengthened by momentum. Gradients that lie below what
+    their dtype can hold tell nothing of the rate.
     """
     _, sizes = view.sample("weight_norm")
-    if not len(sizes):
+    if not len(sizes) or view.framework != "jax":
         return np.full(len(view.tensors), np.nan)
     elements = np.sqrt([float(math.prod(tensor.shape)) for tensor in view.tensors])
     norms = MOMENTUM * columns_median(view.healthy_norms)
-    lengths = elements if normalises(view) else norms
+    gone = columns_median(view.zeros[view.good]) > UNDERFLOWN
+    lengths = elements if normalises(view) else np.where(gone, np.nan, norms)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.nanmedian(np.abs(view.lr)) * lengths / sizes[0])
 

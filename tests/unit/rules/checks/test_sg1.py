@@ -213,3 +213,5 @@ def test_updates_that_nobody_sampled_are_reckoned_from_the_rate(make, dtype, rat
     m.sample("weight_norm", {t.name: 2.0 for t in m.tensors}, steps=(0,))
     m.loss[:] = 2.3
     assert ("SG108" in m.ids) == fires
+    m.info["framework"] = "torch"
+    assert "SG108" not in m.ids  # there updates are sampled
