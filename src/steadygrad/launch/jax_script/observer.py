@@ -87,8 +87,8 @@ MOST_MADE = 8
 LEFT_UNREAD = (
     "what the script's clip by units or tensors (adaptive_grad_clip, clip_by_block_rms) leaves of "
     "the gradients in compiled steps is not on record, nor which steps it clips: to read it could "
-    "change the last bits of the weights. Where one compiled step calls such an optimizer twice, "
-    "even reading the gradients may"
+    "change the last bits of the weights. Even reading the gradients may, where one compiled step "
+    "calls such an optimizer twice or the model has layer norms"
 )
 
 
