@@ -11,7 +11,7 @@ import collections
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -141,7 +141,7 @@ class Census:
                 return f"{_label(root)}.{place.name}"
         return global_name(parameter) or ""
 
-    def note_order(self, leaves: dict[torch.Tensor, int]) -> None:
+    def note_order(self, leaves: Iterable[torch.Tensor]) -> None:
         """Keep the forward order of leaves, as `graph.leaves_of` gives it."""
         for leaf in leaves:
             if self.place_of(leaf) < 0:

@@ -15,15 +15,15 @@ import torch
 MOST_NODES = 200_000
 
 
-def leaves_of(roots: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
+def leaves_of(roots: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """The leaves that a backward from these tensors would reach.
 
     Args:
         roots: tensors with a graph.
 
     Returns:
-        ``{leaf: number of the first operation that used it}``, in that order. At most
-        `MOST_NODES` nodes are looked at.
+        They, in the order of the first operations that used them. At most `MOST_NODES` nodes are
+        looked at.
 
     Example:
         >>> a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
@@ -31,7 +31,9 @@ def leaves_of(roots: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
         >>> [leaf is b for leaf in leaves_of([loss])]
         [True, False]
     """
-    leaves: dict[torch.Tensor, int] = {}
+    # by ids: to hash a tensor is a call of Python's
+    leaves: dict[int, torch.Tensor] = {}
+    first: dict[int, int] = {}
     seen: set[Any] = set()
     waiting = [root.grad_fn for root in roots if root.grad_fn is not None]
     while waiting and len(seen) < MOST_NODES:
@@ -41,9 +43,12 @@ def leaves_of(roots: Iterable[torch.Tensor]) -> dict[torch.Tensor, int]:
         seen.add(node)
         number = node._sequence_nr()
         for following, _ in node.next_functions:
-            leaf = getattr(following, "variable", None)
-            if leaf is not None:
-                leaves[leaf] = min(number, leaves.get(leaf, number))
+            # asked of the type: a node of a function of the script's may hold what it likes
+            if hasattr(type(following), "variable"):
+                leaf: torch.Tensor = getattr(following, "variable")  # noqa: B009
+                key = id(leaf)
+                if number <= first.get(key, number):
+                    leaves[key], first[key] = leaf, number
             elif following is not None:
                 waiting.append(following)
-    return dict(sorted(leaves.items(), key=lambda item: item[1]))
+    return [leaves[key] for key in sorted(leaves, key=first.__getitem__)]

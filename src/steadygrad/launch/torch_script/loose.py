@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
+from operator import is_
 
 import torch
 
@@ -26,6 +28,7 @@ class LooseLeaves:
         self.by_hand = False
         self._seen: set[int] = set()
         self._looked_for_inputs = False
+        self._before: list[weakref.ref[torch.Tensor]] = []
 
     @property
     def any_seen(self) -> bool:
@@ -35,8 +38,20 @@ class LooseLeaves:
     def under(self, tensors: Sequence[object]) -> list[torch.Tensor]:
         """Those in the graph of some losses; their order in the forward pass is learned too."""
         leaves = leaves_of([t for t in tensors if isinstance(t, torch.Tensor)])
-        self._attachments.counted().note_order(leaves)
-        return self.of(leaves)
+        if self._are_those_before(leaves):
+            return leaves
+        census = self._attachments.counted()
+        census.note_order(leaves)
+        loose = self.of(leaves)
+        all_loose = self.by_hand and len(loose) == len(leaves) and not census.optimizers()
+        self._before = list(map(weakref.ref, leaves)) if all_loose else []
+        return loose
+
+    def _are_those_before(self, leaves: Sequence[torch.Tensor]) -> bool:
+        """Whether there is no optimizer, and these are loose as they were at the last backward."""
+        if len(leaves) != len(self._before) or self._attachments.counted().optimizers():
+            return False
+        return all(map(is_, leaves, [ref() for ref in self._before]))
 
     def of(self, leaves: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Those among some leaves."""

@@ -16,15 +16,24 @@ from typing import Any
 
 import torch
 
+from steadygrad.kernels import native
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.clip_calls.clips import ClipLog
 from steadygrad.torch.clip_calls.readings import GradientReading, read
 from steadygrad.torch.gradients.batch import GradientBatch
-from steadygrad.torch.record.journal import hand_over, record_of
+from steadygrad.torch.gradients.outcome import PassedStep
+from steadygrad.torch.record.journal import hand_over, number, record_of, seal
 from steadygrad.torch.record.recording import OptimizerRecorder
+from steadygrad.torch.record.sealed import MeasuredStep
 from steadygrad.torch.step.observing import Clipper, StepOutcome, summed_up
 
-PROBE = 8
+PROBE = 32
+"""Elements of a leaf by which it is told whether it was moved."""
+
+Probe = tuple[weakref.ref[torch.Tensor], int, int, bytes | None]
+"""A leaf, its version, where a few of its elements begin (`SPREAD` for here and there), and these;
+None where they are on a device."""
+SPREAD = -1
 
 
 @dataclass
@@ -40,7 +49,7 @@ class Pending:
     leaves: list[weakref.ref[torch.Tensor]]
     reading: GradientReading
     loss: Any
-    probe: list[tuple[weakref.ref[torch.Tensor], int, list[float]]]
+    probe: list[Probe]
     weights: list[torch.Tensor]
     outcome: StepOutcome | None = None
     returned: bool = False
@@ -106,7 +115,7 @@ class ManualLoop:
             leaves=[weakref.ref(leaf) for leaf in with_gradients],
             reading=reading,
             loss=loss,
-            probe=[_probe(leaf) for leaf in with_gradients[-2:]],
+            probe=[_probe(leaf, leaf.grad) for leaf in with_gradients[-2:]],
             weights=[leaf for leaf in with_gradients if id(leaf) in self._announced],
         )
 
@@ -123,7 +132,7 @@ class ManualLoop:
             leaves=[weakref.ref(leaf) for leaf in leaves],
             reading=read(leaves, 2.0, grads),
             loss=loss,
-            probe=[_probe(leaf) for leaf in leaves[-2:]],
+            probe=[_probe(*each) for each in list(zip(leaves, grads, strict=True))[-2:]],
             weights=[leaf for leaf in leaves if id(leaf) in self._announced],
             returned=True,
             summed=summed,
@@ -181,15 +190,18 @@ class ManualLoop:
         self.pending = None
 
     def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:
-        unknown = [leaf for leaf in leaves if id(leaf) not in self._infos]
-        if unknown:
-            self._infos.update(self._describe(unknown))
+        self._describe_all(leaves)
         return GradientBatch(
             grads=[leaf.grad for leaf in leaves if leaf.grad is not None],
             params=leaves,
             names=tuple(self._infos[id(leaf)].name for leaf in leaves),
             sizes=tuple(leaf.numel() for leaf in leaves),
         )
+
+    def _describe_all(self, leaves: list[torch.Tensor]) -> None:
+        unknown = [leaf for leaf in leaves if id(leaf) not in self._infos]
+        if unknown:
+            self._infos.update(self._describe(unknown))
 
     def _commit(self, pending: Pending, current: set[int]) -> None:
         if not _was_updated(pending):
@@ -207,39 +219,76 @@ class ManualLoop:
         if not weights:
             return
         leaves = [leaf for leaf, _ in weights]
-        batch = self._batch(leaves)
-        outcome = pending.outcome or summed_up(pending.reading.part(i for _, i in weights), batch)
+        reading = pending.reading.part(i for _, i in weights)
         self.taken_from_calls += pending.returned
-        self._record(outcome, leaves, pending.loss)
-
-    def _record(self, outcome: StepOutcome, leaves: list[torch.Tensor], loss: object) -> None:
         self._open = self._open or self._recorder()
         self._stepped(self.steps, leaves)
         if self._open is not None:
-            ids = [id(leaf) for leaf in leaves]
-            if ids != self._announced:
-                infos = [replace(self._infos[key], optimizer=self.index) for key in ids]
-                self._open.add_tensors(infos)
-                self._announced = ids
-            record = record_of(self.steps, outcome, loss, math.nan, optimizer=self.index)
-            hand_over(self._open, record, outcome.stats, None)
+            self._announce(self._open, leaves)
+            self._record(self._open, pending, reading, leaves)
             self._open.sample(self.steps, leaves)
         self.steps += 1
 
+    def _announce(self, file: OptimizerRecorder, leaves: list[torch.Tensor]) -> None:
+        ids = list(map(id, leaves))
+        if ids != self._announced:
+            self._describe_all(leaves)
+            infos = [replace(self._infos[key], optimizer=self.index) for key in ids]
+            file.add_tensors(infos)
+            self._announced = ids
 
-def _probe(leaf: torch.Tensor) -> tuple[weakref.ref[torch.Tensor], int, list[float]]:
-    values = leaf.detach().reshape(-1)[:PROBE].tolist() if leaf.device.type == "cpu" else []
-    return weakref.ref(leaf), leaf._version, values
+    def _record(
+        self,
+        file: OptimizerRecorder,
+        pending: Pending,
+        reading: GradientReading,
+        leaves: list[torch.Tensor],
+    ) -> None:
+        if pending.outcome is None and reading.sealed is not None and reading.is_usual:
+            passed = PassedStep(reading.sealed, number(reading.threshold), reading.factor)
+            facts = (self.steps, self.index, file.ids, reading.total, pending.loss, math.nan)
+            seal(file, MeasuredStep, *facts, reading.sealed, passed)
+            return
+        outcome = pending.outcome or summed_up(reading, self._batch(leaves))
+        record = record_of(self.steps, outcome, pending.loss, math.nan, optimizer=self.index)
+        hand_over(file, record, outcome.stats, None)
+
+
+def _probe(leaf: torch.Tensor, grad: torch.Tensor | None) -> Probe:
+    place = _place_to_look(leaf, grad) if leaf.is_cpu else SPREAD
+    return weakref.ref(leaf), leaf._version, place, _elements(leaf, place)
+
+
+def _place_to_look(leaf: torch.Tensor, grad: torch.Tensor | None) -> int:
+    """Where an update shows: of an embedding, a batch moves a few rows only."""
+    if grad is None or not grad.is_cpu:
+        return SPREAD
+    if grad.layout is torch.sparse_coo:
+        return int(grad._indices()[0, 0]) * leaf[0].numel() if grad._nnz() else SPREAD
+    parts = native.try_parts([grad], PROBE)
+    if parts is None or parts.any() or grad.layout is not torch.strided:
+        return SPREAD
+    return int(grad.abs().argmax())
+
+
+def _elements(leaf: torch.Tensor, place: int) -> bytes | None:
+    """A few of a leaf's elements; None where to look at them could take long."""
+    if not leaf.is_cpu:
+        return None
+    parts = native.try_parts([leaf], PROBE) if place == SPREAD else None
+    if parts is not None:
+        return parts.tobytes()
+    first = max(place, 0)
+    return repr(leaf.detach().reshape(-1)[first : first + PROBE].tolist()).encode()
 
 
 def _was_updated(pending: Pending) -> bool:
-    for ref, version, values in pending.probe:
+    for ref, version, place, elements in pending.probe:
         leaf = ref()
         if leaf is None:
             continue
-        if leaf._version != version or leaf.device.type != "cpu":
-            return True
-        if str(leaf.detach().reshape(-1)[:PROBE].tolist()) != str(values):  # NaN equals NaN
+        # ``leaf.data.add_(...)`` leaves the version as it is
+        if leaf._version != version or elements is None or _elements(leaf, place) != elements:
             return True
     return not pending.probe
 
@@ -249,10 +298,11 @@ def _was_reset(pending: Pending) -> bool:
     if pending.returned:
         return True
     reading = pending.reading
-    for ref, top, broken in zip(pending.leaves, reading.max_abs, reading.nonfinite, strict=False):
+    for place, ref in enumerate(pending.leaves):
         leaf = ref()
         if leaf is None or leaf.grad is None:
             return True
-        if isinstance(top, torch.Tensor) or top > 0 or broken:
+        top = reading.max_abs[place]  # its columns are opened here, in few loops
+        if isinstance(top, torch.Tensor) or top > 0 or reading.nonfinite[place]:
             return not bool(leaf.grad.any())
     return False

@@ -180,8 +180,11 @@ class GradientReading:
         self.threshold = self.threshold / by
 
     def part(self, where: Iterable[int]) -> GradientReading:
-        """Some of it, as a reading of its own."""
-        return joined([(self, place) for place in where])
+        """Some of it, as a reading of its own; itself where that is all of it, in its order."""
+        places = list(where)
+        if places == list(range(len(self.ids))):
+            return self
+        return joined([(self, place) for place in places])
 
 
 EVERY = slice(None)

@@ -194,20 +194,9 @@ class Journal:
             lr: as `file` has it.
             figures: what that kind needs beside these.
         """
-        recorder = self.recorder
-        assert recorder is not None
-        has_loss = loss is not None
-        loss = loss if type(loss) is float else number(loss)
-        lr = lr if type(lr) is float else number(lr)
-        now = time.time()
-        sealed = self.latest = kind(
-            (step, now, loss, has_loss, lr, self._index, tensor_ids, *figures)
-        )
-        writer = recorder.writer
-        # a loss that is NaN is an event of its own
-        if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, recorder.step_bytes):
-            writer.hand_over(sealed.opened())
-        recorder.sampler.notice(step, norm, loss)
+        assert self.recorder is not None
+        facts = (step, self._index, tensor_ids, norm, loss, lr)
+        self.latest = seal(self.recorder, kind, *facts, *figures)
 
     def write_event(self, kind: str, data: dict[str, object], step: int | None) -> None:
         """Write something that happened once; of a job, rank 0 writes it for all."""
@@ -262,6 +251,45 @@ class Journal:
 
 def _go_on() -> None:
     return None
+
+
+def seal(
+    recorder: OptimizerRecorder,
+    kind: type[SealedStep],
+    step: int,
+    optimizer: int,
+    tensor_ids: NDArray[np.int64],
+    norm: float,
+    loss: Any,
+    lr: Any,
+    *figures: object,
+) -> SealedStep:
+    """Queue one step of which the thread that writes makes the record.
+
+    Args:
+        recorder: knows the file.
+        kind: what makes the record then.
+        step: its number.
+        optimizer: number of the optimizer within the run.
+        tensor_ids: of its tensors in the run file.
+        norm: total norm of its gradients.
+        loss: its loss, a number or a tensor; None where nobody told it.
+        lr: the learning rate, likewise.
+        figures: what that kind needs beside these.
+
+    Returns:
+        The step.
+    """
+    has_loss = loss is not None
+    loss = loss if type(loss) is float else number(loss)
+    lr = lr if type(lr) is float else number(lr)
+    sealed = kind((step, time.time(), loss, has_loss, lr, optimizer, tensor_ids, *figures))
+    writer = recorder.writer
+    # a loss that is NaN is an event of its own
+    if (has_loss and loss != loss) or not writer.hand_over_sealed(sealed, recorder.step_bytes):
+        writer.hand_over(sealed.opened())
+    recorder.sampler.notice(step, norm, loss)
+    return sealed
 
 
 def hand_over(

@@ -33,8 +33,8 @@ def data(count: int = 16) -> torch.Tensor:
 
 
 def oracle_norm(parameters: Any) -> float:
-    grads = [p.grad.double().numpy().ravel() for p in parameters if p.grad is not None]
-    return float(np.linalg.norm(np.concatenate(grads)))
+    grads = [p.grad.to_dense().double() for p in parameters if p.grad is not None]
+    return float(np.linalg.norm(np.concatenate([grad.numpy().ravel() for grad in grads])))
 
 
 def test_norm_before_the_scripts_clip_and_loss_are_recorded(observe: Observe) -> None:
@@ -152,6 +152,46 @@ def test_steps_of_a_loop_without_an_optimizer_are_found(observe: Observe, kind: 
     np.testing.assert_allclose(steps.norm, norms, rtol=1e-12)
     assert steps.step.tolist() == [0, 1, 2, 3, 4]
     assert (np.diff(steps.loss) < 0).all()
+
+
+class Doubled(torch.autograd.Function):
+    """Its node holds what is called as a leaf's node calls its leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.variable = 5
+        return value * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0] * 2
+
+
+@pytest.mark.parametrize(("max_norm", "sparse"), [(0.25, False), (1e6, False), (1e6, True)])
+def test_a_loop_by_hand_that_clips_is_recorded_before_the_clip(
+    observe: Observe, max_norm: float, sparse: bool
+) -> None:
+    seen = observe()
+    rows = nn.Embedding(4000, 3, dtype=torch.float64, sparse=sparse)
+    norms, losses, coefs = [], [], []
+    for _ in range(6):
+        loss = (Doubled.apply(rows(torch.tensor([3030, 3031]))) - 1).pow(2).sum()
+        loss.backward()
+        norms.append(oracle_norm([rows.weight]))
+        if not sparse:
+            torch.nn.utils.clip_grad_norm_([rows.weight], max_norm)
+        coefs.append(oracle_norm([rows.weight]) / norms[-1])
+        losses.append(loss.item())
+        assert rows.weight.grad is not None
+        rows.weight.data.add_(rows.weight.grad, alpha=-0.01)  # most rows stay as they were
+        rows.weight.grad = None
+    run = seen.run()
+    np.testing.assert_allclose(run.steps.norm, norms, rtol=1e-12)
+    np.testing.assert_allclose(run.steps.coef, coefs, rtol=1e-6)
+    assert run.steps.loss.tolist() == losses
+    assert run.steps.threshold.tolist() == [math.inf if sparse else max_norm] * 6
+    assert run.steps.cosine.tolist() == [1.0] * 6
+    assert [t.name for t in run.tensors] == ["weight"]
 
 
 def test_a_loop_by_hand_awaits_no_optimizer_for_long(
