@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from steadygrad.robust import ENOUGH, median, order_agreement
-from steadygrad.rules.advice import code, hold_norm, in_model, jax_recurrent
+from steadygrad.rules.advice import code, hold_norm, in_model, jax_recurrent, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.tensors import is_cell
-from steadygrad.rules.evidence.through_time import Measured, measured, sentence
+from steadygrad.rules.evidence.through_time import (
+    Measured,
+    measured,
+    radii_at_start,
+    sentence,
+)
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent, times
 from steadygrad.rules.finding import Finding
@@ -21,7 +27,9 @@ GATED = ("LSTM", "GRU")
 
 FAR = 1e6
 """What a matrix multiplies by over all time steps that no sound training has."""
-OVER = 1.05
+SLIGHT = 0.05
+"""What a radius may be over 1 at the start, and what the first steps may add to it."""
+OVER = 1 + SLIGHT
 """Radius from which a matrix is too large at the start."""
 GROWN = 100.0
 """Factor over all time steps from which a gradient explodes on its way back."""
@@ -152,7 +160,13 @@ def _finding(
     first: float,
     sample: Measured | None = None,
 ) -> Finding:
-    name = view.tensors[column].name
+    name, start = view.tensors[column].name, float(radii_at_start(view)[column])
+    push = first - start
+    since = f"{number(start)} at the start, {number(first)}" if push > SLIGHT else number(first)
+    causes = [
+        "the recurrent matrix is initialised too large",
+        "training pushed it over 1, with no clipping to hold it",
+    ]
     power = length * np.log10(radius)
     grown = number(radius**length) if power < 300 else f"1e{power:.0f}"
     norms = view.norm[view.usable]
@@ -165,7 +179,7 @@ def _finding(
         f"Gradients explode through time: {name} has a spectral radius of {number(radius)}, and "
         f"{length} time steps multiply by up to {grown}.",
         evidence=[
-            f"Spectral radius: {number(first)} at the first sample, at most {number(radius)}.",
+            f"Spectral radius: {since} at the first sample, at most {number(radius)}.",
             f"{number(radius)} to the power {length} is {grown}.",
             *([sentence(sample)] if sample else []),
             f"Gradient norms: median {number(median(norms))}, highest {number(top)}; "
@@ -173,10 +187,7 @@ def _finding(
         ],
         steps=[int(view.step[int(np.argmax(np.where(view.usable, view.norm, -1.0)))])],
         tensors=[name],
-        causes=[
-            "the recurrent matrix is initialised too large",
-            "training pushed it over 1, with no clipping to hold it",
-        ],
+        causes=causes if start > OVER else causes[::-1],
         fixes=_in_order(
             view,
             code(
@@ -186,18 +197,24 @@ def _finding(
                 keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
                 jax=jax_recurrent(view, "SimpleCell"),
             ),
-            from_the_start=first > OVER,
+            from_the_start=start > OVER,
+            push=push,
         ),
         figures={"radius": radius, "length": length, "log10_product": power},
     )
 
 
-def _in_order(view: View, matrix: str, from_the_start: bool) -> list[str]:
+def _in_order(view: View, matrix: str, from_the_start: bool, push: float = 0.0) -> list[str]:
     """What mends the matrix, and a clip; a clip first where training pushed the matrix over 1.
 
-    One that is too large from the start multiplies whatever a clip lets through.
+    One that is too large from the start multiplies whatever a clip lets through. Where the first
+    steps add to the radius by ``push``, they would do so to a sound matrix: the rate comes first.
     """
     clips = hold_norm(view)
+    if push > SLIGHT:
+        slower = lower_lr(view, 10.0 ** min(max(round(math.log10(push / SLIGHT)), 1), 6))
+        both = f"{matrix}\n# and a rate at which the first steps leave it so:\n{slower}"
+        return [both, *clips] if from_the_start else [slower, *clips, matrix]
     return [matrix, *clips] if from_the_start else [clips[0], matrix, *clips[1:]]
 
 

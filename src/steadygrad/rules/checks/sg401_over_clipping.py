@@ -15,6 +15,7 @@ from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, share
 from steadygrad.rules.evidence.loop import normalises
 from steadygrad.rules.evidence.tensors import is_cell
+from steadygrad.rules.evidence.through_time import radii_at_start
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, percent
 from steadygrad.rules.finding import Finding
@@ -118,9 +119,6 @@ def _fixes(view: View, threshold: float, better: float, typical: float) -> list[
 
 def _at_the_source(view: View) -> list[str]:
     """Where a recurrent matrix makes the norms that are clipped: the matrix, not the threshold."""
-    _, radii = view.sample("spectral_radius")
-    if not len(radii):
-        return []
     return [
         code(
             view,
@@ -129,7 +127,7 @@ def _at_the_source(view: View) -> list[str]:
             keras='keras.layers.SimpleRNN(n, recurrent_initializer="orthogonal")',
             jax=jax_recurrent(view, "SimpleCell"),
         )
-        for column, radius in enumerate(radii[0])
+        for column, radius in enumerate(radii_at_start(view))
         if radius > WIDE and is_cell(view.tensors[column])
     ]
 

@@ -87,6 +87,31 @@ def measured(view: View) -> dict[int, list[Measured]]:
 _LISTS = ("positions", "norms")
 
 
+def radii_at_start(view: View) -> Array:
+    """The spectral radius of each matrix before the first step; NaN where none was measured.
+
+    Radii are first measured once a step is done, and at a high rate that step has moved them. The
+    size of the matrix, which is known from before, gives the radius of an orthogonal one exactly,
+    and that of one drawn at random nearly. It is believed where the first updates can have made
+    the difference.
+
+    Args:
+        view: the run.
+    """
+    steps, radii = view.sample("spectral_radius")
+    if not len(steps):
+        return np.full(len(view.tensors), math.nan)
+    size_steps, sizes = view.sample("weight_norm")
+    moved_steps, ratios = view.sample("update_ratio")
+    if not len(size_steps) or size_steps[0] >= steps[0]:
+        return radii[0]
+    moved = sizes[0] * ratios[moved_steps < steps[0]].sum(axis=0)
+    rows = np.array([max(1, *tensor.shape[:1]) for tensor in view.tensors])
+    start = sizes[0] / np.sqrt(rows)
+    with np.errstate(invalid="ignore"):
+        return np.where((start < radii[0]) & (radii[0] - start <= moved), start, radii[0])
+
+
 def sentence(sample: Measured) -> str:
     """What one sample shows, for evidence."""
     first, last = sample.norms[0], sample.norms[sample.norms > 0][-1]

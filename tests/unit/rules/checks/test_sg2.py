@@ -129,6 +129,33 @@ def test_growth_through_time_has_its_radius(make):
     assert any("1.2 to the power 50 is 9.1e+03" in s for s in found[0].evidence)
 
 
+@pytest.mark.parametrize(
+    ("size", "update", "told", "first"),
+    [
+        (4.0, 0.3, "Spectral radius: 1 at the start, 1.2 at the first sample", "for group in"),
+        (4.4, 0.3, "Spectral radius: 1.1 at the start, 1.2 at the first sample", "torch.nn.init"),
+        (4.0, 0.01, "Spectral radius: 1.2 at the first sample", "torch.nn.init"),
+        (4.8, 0.3, "Spectral radius: 1.2 at the first sample", "torch.nn.init"),
+    ],
+)
+def test_a_radius_that_the_first_step_has_made_asks_for_a_lower_rate(
+    make, size, update, told, first
+):
+    """What a matrix begins at is told by its size, where the first update can have moved it."""
+    m = make()
+    recurrent(m, 1.2)
+    m.samples["spectral_radius"] = (np.array([1, 2]), m.samples["spectral_radius"][1][:2])
+    m.sample("weight_norm", {"rnn.weight_hh_l0": size})  # over the root of its 16 rows
+    m.sample("update_ratio", {"rnn.weight_hh_l0": update})
+    m.norms[30] *= 300
+    m.break_from(60)
+    found = m.findings[0]
+    assert found.id == "SG204"
+    assert found.evidence[0].startswith(told)
+    assert found.fixes[0].startswith(first)
+    assert ("and a rate" in found.fixes[0]) == (size == 4.4)
+
+
 def test_a_nan_out_of_the_blue_is_not_the_radius_doing(make):
     m = make()
     recurrent(m, 1.2)

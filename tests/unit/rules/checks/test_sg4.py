@@ -84,6 +84,10 @@ def test_norms_that_a_recurrent_matrix_makes_are_mended_there(make, name, told):
     m.tensors[0] = type(m.tensors[0])(name, (16, 16), "float32", "RNN", 0)
     m.sample("spectral_radius", {name: 1.1})
     assert f"orthogonal_({told})" in m.findings[0].fixes[0]
+    m.samples["spectral_radius"] = (np.array([1]), m.samples["spectral_radius"][1][:1])
+    m.sample("weight_norm", {name: 4.0})  # of 16 rows: the radius began at 1
+    m.sample("update_ratio", {name: 0.1})
+    assert "orthogonal_" not in m.findings[0].fixes[0]
     m.sample("spectral_radius", {name: 0.9})
     assert "orthogonal_" not in m.findings[0].fixes[0]
 
