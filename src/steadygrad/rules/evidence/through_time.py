@@ -101,15 +101,17 @@ def radii_at_start(view: View) -> Array:
     steps, radii = view.sample("spectral_radius")
     if not len(steps):
         return np.full(len(view.tensors), math.nan)
+    first: Array = radii[0]
     size_steps, sizes = view.sample("weight_norm")
     moved_steps, ratios = view.sample("update_ratio")
     if not len(size_steps) or size_steps[0] >= steps[0]:
-        return radii[0]
+        return first
     moved = sizes[0] * ratios[moved_steps < steps[0]].sum(axis=0)
     rows = np.array([max(1, *tensor.shape[:1]) for tensor in view.tensors])
     start = sizes[0] / np.sqrt(rows)
     with np.errstate(invalid="ignore"):
-        return np.where((start < radii[0]) & (radii[0] - start <= moved), start, radii[0])
+        at_start: Array = np.where((start < first) & (first - start <= moved), start, first)
+    return at_start
 
 
 def sentence(sample: Measured) -> str:
