@@ -15,6 +15,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import CalibrationError, SteadyGradError
+from steadygrad.runlog.facts import BLOT
 from steadygrad.text import listed, printable
 
 if TYPE_CHECKING:
@@ -163,7 +164,10 @@ def _kind(session: EndedRun) -> str:
 def _again(session: EndedRun, spec: str) -> str:
     plan = session.plan
     words = ["steadygrad", "run", "--clip", spec, *(["-m"] if plan.as_module else []), plan.target]
-    return " ".join(map(shlex.quote, [*words, *plan.shown_arguments]))
+    arguments = plan.shown_arguments
+    if any(BLOT in argument for argument in arguments):
+        return " ".join(map(shlex.quote, words)) + " ...  # and its arguments, as before"
+    return " ".join(map(shlex.quote, [*words, *arguments]))
 
 
 def own_cost(run: Run, session: EndedRun) -> str:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from steadygrad.robust import median
-from steadygrad.rules.evidence.loop import first_pace
+from steadygrad.rules.evidence.loop import first_pace, optimizer_class
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number
 
@@ -38,7 +38,18 @@ def code(view: View, *, torch: str, keras: str, jax: str) -> str:
     """
     snippet = {"torch": torch, "jax": jax}.get(view.framework, keras)
     needs = "sg." in snippet and " as sg" not in snippet
-    return _PREFIX.get(view.framework, _PREFIX["keras"]) * needs + snippet
+    prefix = _PREFIX.get(view.framework, _PREFIX["keras"]) * needs
+    return prefix + _OPTIMIZER * (_is_by_hand(view) and "optimizer" in snippet) + snippet
+
+
+_OPTIMIZER = (
+    "optimizer = torch.optim.SGD(model.parameters(), lr=lr)\n"
+    "# optimizer.step() takes the place of the update by hand\n"
+)
+
+
+def _is_by_hand(view: View) -> bool:
+    return view.framework == "torch" and optimizer_class(view) == "by hand"
 
 
 def keeping_weights(view: View) -> str:
@@ -186,6 +197,8 @@ def lower_lr(view: View, factor: float | None = None) -> str:
     factor = _too_long(view) if factor is None else factor
     new = number(lr / factor) if math.isfinite(lr) and lr > 0 else f"lr / {factor:g}"
     was = f"  # was {number(lr)}" if math.isfinite(lr) and lr > 0 else ""
+    if _is_by_hand(view):
+        return f"lr = lr / {factor:g}"
     return code(
         view,
         torch=f'for group in optimizer.param_groups:\n    group["lr"] = {new}{was}',

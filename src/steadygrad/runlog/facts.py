@@ -29,6 +29,7 @@ _NUMBER = r"[-+]?\d{0,12}\.?\d{1,12}(?:e[-+]?\d{1,3})?"
 _HARMLESS = re.compile(
     rf"{_NUMBER}(?:,{_NUMBER}){{0,3}}"
     r"|[a-z]{1,12}(?:[-_][a-z]{1,12}){0,3}"  # adamw, mean-squared-error
+    r"|[A-Z]{1,8}(?:_[A-Z]{1,8})?|(?:[A-Z][a-z]{1,11}){1,2}[A-Z]{0,2}"  # RNN_TANH, ResNet, AdamW
     r"|True|False|None|(?:cuda|mps|xla|cpu|gpu|tpu):\d{1,2}|(?:bf|fp|tf|int|float|uint)\d{1,2}",
 )
 _OPTION = re.compile(
@@ -75,9 +76,9 @@ def versions_of(*packages: str) -> dict[str, str]:
 def without_secrets(command: Sequence[object], folder: str | os.PathLike[str] = ".") -> list[str]:
     """A command line of which only what is harmless by its form is left.
 
-    That is: the program, names of options, numbers, booleans, short lower-case words, and names
-    of files that are there; and none of these behind a name that speaks of a secret. A list of
-    what secrets look like could never be whole.
+    That is: the program, names of options, numbers, booleans, short words without digits, and
+    names of files that are there; and none of these behind a name that speaks of a secret. A list
+    of what secrets look like could never be whole.
 
     Args:
         command: the program and its arguments, as `sys.argv` has them.

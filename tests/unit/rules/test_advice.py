@@ -52,3 +52,15 @@ def test_a_rate_is_divided_until_a_step_has_a_usual_length(make, kind, rate, nor
     m.info["optimizers"] = [{"index": 0, "class": kind, "framework": "jax"}]
     m.sample("weight_norm", {t.name: 3.0 for t in m.tensors})
     assert lower_lr(view_of(m)) == said
+
+
+def test_fixes_of_a_loop_by_hand_make_an_optimizer_first(make):
+    m = make()
+    m.columns.update(lr=[float("nan")] * m.steps)
+    m.info["optimizers"] = [{"index": 0, "class": "by hand", "framework": "torch"}]
+    assert lower_lr(view_of(m)) == "lr = lr / 10"
+    made, _, attach = keeping_weights(view_of(m)).partition("torch.optim.SGD(")
+    assert made.endswith("as sg\noptimizer = ")
+    assert "sg.attach(optimizer" in attach
+    plain = code(view_of(m), torch="x = x / 2", keras="", jax="")
+    assert plain == "x = x / 2"

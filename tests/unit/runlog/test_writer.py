@@ -487,11 +487,22 @@ def test_only_what_is_harmless_by_its_form_is_written(
     secret = "S3CR3T9x"
     spelled = SPELLINGS.strip().replace("\n", "|").replace("@", secret).split("|")
     risky = [word.replace("§", " ") for words in spelled for word in words.split(" ")]
-    plain = ["--lr", "1e-3", "--opt=adamw", "--data", "data", "--bf16", "x.depth=4", "cuda:0"]
+    plain = [
+        "--lr",
+        "1e-3",
+        "--opt=AdamW",
+        "--model",
+        "RNN_TANH",
+        "--data",
+        "data",
+        "--bf16",
+        "x.depth=4",
+        "cuda:0",
+    ]
     command = ["train.py", *plain, *risky]
     RunWriter(tmp_path / "run.db", info={"command": command}).close()
     assert secret.encode() not in (tmp_path / "run.db").read_bytes()
-    assert open_run(tmp_path / "run.db").info["command"][:9] == ["train.py", *plain]
+    assert open_run(tmp_path / "run.db").info["command"][: len(plain) + 1] == ["train.py", *plain]
     kept = RunWriter(tmp_path / "all.db", info={"command": command}, record_arguments=True)
     kept.close()
     assert open_run(tmp_path / "all.db").info["command"] == command
