@@ -140,8 +140,8 @@ def _first_steps(view: View, pace: float) -> Finding:
         f"The first steps are too large: they move the weights by {number(pace)} of their size, "
         "and the first layers get next to no gradient since.",
         evidence=[
-            f"Median update over weight of the first samples: {number(pace)}; lr "
-            f"{number(median(view.lr))} from the first step on.",
+            f"Median update over weight of the first samples: {number(pace)}"
+            f"{_rate(median(view.lr), ' from the first step on')}.",
             "In the first two steps the layers got gradients of like size; the model normalises, "
             "so that its depth alone is no cause.",
             view.loss_sentence,
@@ -217,7 +217,7 @@ def _finding(view: View, typical: float, rows: Array) -> Finding:
         f"size, and the loss {how}.",
         evidence=[
             f"Median update over weight: {number(typical)} (usual: 0.0001 to 0.1); "
-            f"highest {number(float(np.nanmax(rows, initial=0.0)))}; lr {number(lr)}.",
+            f"highest {number(float(np.nanmax(rows, initial=0.0)))}{_rate(lr)}.",
             *said,
         ],
         steps=[int(view.step[0]), int(view.step[-1])],
@@ -233,6 +233,11 @@ def _line_search(view: View) -> list[str]:
     if not searches(view) or view.framework != "torch":
         return []
     return ['torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")']
+
+
+def _rate(lr: float, since: str = "") -> str:
+    """The rate, where it is known: that of updates by hand is not."""
+    return f"; lr {number(lr)}{since}" if np.isfinite(lr) else ""
 
 
 RULE = Rule(
