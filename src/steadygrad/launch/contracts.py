@@ -82,5 +82,9 @@ class EndedRun(RunContext, Protocol):
         """Names of the frameworks that the script imported."""
 
     @property
+    def exit(self) -> str | int:
+        """``ok``, an exit status, or the name of the exception by which the script ended."""
+
+    @property
     def troubles(self) -> Sequence[str]:
         """What went wrong on our side, as sentences."""

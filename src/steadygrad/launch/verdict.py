@@ -205,6 +205,8 @@ def nothing_seen(session: EndedRun) -> str:
             "no other optimizer stepped. Its steps are in the run file that "
             'attach(..., run="run.db") names; without run= they are in none.'
         )
+    elif isinstance(session.exit, str) and session.exit != "ok" and not seen:
+        reason = f"{session.exit} ended the {_kind(session)} before a backward pass or a step."
     elif "torch" in session.frameworks and seen:
         reason = (
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "

@@ -163,6 +163,15 @@ def test_no_steps_are_never_called_healthy(
     assert "Next:" not in words
 
 
+def test_a_script_that_an_error_ended_before_it_trained_is_told_so(tmp_path: Path) -> None:
+    session = Session(Plan("train.py", out=str(tmp_path / "run.db")))
+    session.frameworks, session.exit = ["torch"], "ModuleNotFoundError"
+    words = " ".join(last_words(session).split())
+    assert words.startswith("steadygrad: 0 steps seen")
+    assert "ModuleNotFoundError ended the script before a backward pass or a step" in words
+    assert "subprocess" not in words
+
+
 def test_a_clip_that_met_no_step_is_named(tmp_path: Path) -> None:
     session = Session(Plan("train.py", out=str(tmp_path / "run.db"), clip="norm:1.0"))
     words = " ".join(last_words(session).split())
