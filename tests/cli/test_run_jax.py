@@ -282,6 +282,9 @@ def unmoved(params, state, x, y):
     _, state, loss, g = stepper(tx)(params, state, x, y)
     return params, state, loss, g
 train("unmoved", tx, unmoved)
+# a mask that freezes nothing
+masked = optax.masked(optax.sgd(1e-2), {"b1": True, "w1": False, "w2": True})
+train("masked", masked, jax.jit(stepper(masked)))
 # a guard of optax drops the third step and the fifth
 params = fresh()
 guarding = optax.apply_if_finite(clipped(), 1)
@@ -298,7 +301,8 @@ print(json.dumps(SEEN))
 """
 
 FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "behind": np.inf,
-         "behind eager": np.inf, "before": np.inf, "units": np.inf, "elements": 0.01,
+         "masked": np.inf, "behind eager": np.inf, "before": np.inf, "units": np.inf,
+         "elements": 0.01,
          "parts": 0.03, "part twice": 0.03,
          "stored": np.inf, "rival": np.inf, "other": np.inf}  # fmt: skip
 """Thresholds of the trainings whose clip is not that of the others."""
@@ -437,6 +441,7 @@ def test_states_that_are_made_anew_and_weights_that_stay_are_counted(seen: Any) 
     for key, rule, numbers in (
         ("renewed", "SG610", {names.index("renewed"): 6, names.index("renewed eager"): 5}),
         ("unmoved", "SG604", {names.index("unmoved"): 5}),
+        ("raw", "SG502", {names.index("masked"): ["w1"]}),
     ):
         assert {i: each[key] for i, each in counts.items() if each[key]} == numbers
         assert {f.optimizer for f in steadygrad.diagnose(run) if f.id == rule} == set(numbers)

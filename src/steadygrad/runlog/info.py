@@ -27,6 +27,7 @@ class LoopCounts(TypedDict, total=False):
     undivided: int
     renewed: int
     unmoved: int
+    raw: list[str]
 
 
 class GroupFacts(TypedDict, total=False):

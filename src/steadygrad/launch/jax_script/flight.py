@@ -117,6 +117,7 @@ class Flight:
         renews: the calls before it were moves to where its gradients were made, as those of a
             SAM, and no micro-batches.
         fresh: the state that it steps on was made in the same trace.
+        raw: places of the gradients that it hands on as they are, to be added to the weights.
         beyond: our policy has clipped other gradients than those that it steps on.
         calls: the clips that acted, in order.
     """
@@ -137,6 +138,7 @@ class Flight:
     closes: ArrayLike | None = None
     renews: bool = False
     fresh: bool = False
+    raw: tuple[int, ...] = ()
     beyond: bool = False
     calls: list[RepeatableClip] = field(default_factory=list)
     _places: dict[int, int] = field(init=False)

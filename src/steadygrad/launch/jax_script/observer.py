@@ -231,6 +231,8 @@ class JaxObserver:
                     result = self._applied(owner, flight, step, original, args, kwargs)
         finally:
             self._here.flight = None
+        what = "what an optimizer hands on is not observed"
+        flight.raw = self._guarded(what, _handed_on, flight, result) or ()
         if not flight.is_step:
             self._here.alone = flight
             self._here.comes_behind(flight)
@@ -311,6 +313,7 @@ class JaxObserver:
         if flight.dropped is not None:
             head[DROPPED] = flight.dropped
         reads_left = by == "parts" and flight.traces_on
+        track.raw = [names[place] for place in flight.raw]
         if flight.closes is None and self._here.closes is None:  # no micro-batches
             arrays = [x for x in jax.tree.leaves(weights) if isinstance(x, jax.Array)]
             track.steps_on([x for x in arrays if not is_traced(x)])  # Equinox has functions, too
@@ -452,6 +455,16 @@ class JaxObserver:
             head.update({name: getattr(step.done, name) for name in OUTCOME})
             row = packed(head, step.done.stats, tuple(axis_sizes()))
         self._send(step.track, row, Arrival(fixed, renews=flight.renews))
+
+
+def _handed_on(flight: Flight, result: tuple[PyTree, PyTree]) -> tuple[int, ...]:
+    """Places of the updates that are gradients, in an optimizer that has updates of others."""
+    updates = floating(result[0])
+    if len(updates) != len(flight.left):
+        return ()
+    pairs = zip(updates, flight.left, strict=True)
+    same = tuple(place for place, (update, leaf) in enumerate(pairs) if update is leaf)
+    return same if len(same) < len(updates) else ()
 
 
 def _scalar(value: object) -> ArrayLike | None:

@@ -91,6 +91,7 @@ class JaxTrack:
         steps: how many have been taken.
         renewed: how many of them were the first of a state that had just been made.
         unmoved: how many were given the very weights of the step before.
+        raw: names of the tensors whose gradients it hands on as updates.
         start: norms and standard deviations of the weights before the first; None where unknown.
         memory: that of a policy of ours, or None.
         late: clip calls behind an eager step, which are told with the next one.
@@ -99,6 +100,7 @@ class JaxTrack:
     def __init__(self, book: Book, kind: str, infos: list[TensorInfo]) -> None:
         self.steps = 0
         self.renewed = self.unmoved = 0
+        self.raw: list[str] = []
         self._ended: list[LoopCounts] = []
         self._weights: list[Reference] = []
         self.kind = kind
@@ -142,12 +144,13 @@ class JaxTrack:
     @property
     def loop_counts(self) -> list[LoopCounts]:
         """What the run file says of the script's loop, of each training that has something."""
-        if not self.renewed and not self.unmoved:
+        if not self.renewed and not self.unmoved and not self.raw:
             return self._ended
         count: LoopCounts = {
             "index": self._index,
             "renewed": self.renewed,
             "unmoved": self.unmoved,
+            "raw": self.raw,
         }
         return [*self._ended, count]
 

@@ -89,7 +89,8 @@ def _fixes(view: View, triggers: set[str]) -> list[str]:
                 torch="import steadygrad.torch as sg\n"
                 'sg.attach(optimizer, recover="auto", find_nan=True)  # names the operation',
                 keras="assert np.isfinite(x).all() and np.isfinite(y).all()  # is it the data?",
-                jax="jax.config.update('jax_debug_nans', True)  # names the operation",
+                jax="jax.config.update('jax_debug_nans', True)  # stops at the operation\n"
+                "jax.config.update('jax_disable_jit', True)  # also in nnx.jit, eqx.filter_jit",
             )
         )
     if triggers - set(NONFINITE):

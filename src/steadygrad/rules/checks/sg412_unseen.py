@@ -14,6 +14,8 @@ from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number
 from steadygrad.rules.finding import Finding
 
+ALWAYS = 0.9
+"""Share of the steps from which a clip is what makes all of them."""
 MOSTLY = 0.7
 """Part of the norm that gradients would have with every element at the clamp."""
 
@@ -22,15 +24,23 @@ def check(view: View) -> Iterator[Finding]:
     clip = unseen_clip(view.run, view.optimizer)
     if clip is None:
         return
+    stuck = view.loss_trend.stalled and not normalises(view)
     signs = clip.by_value and _signs_alone(view, clip.level)
+    every = not clip.by_value and clip.share >= ALWAYS and stuck
     spec = f"{'value' if clip.by_value else 'norm'}:{clip.level:.3g}"
     yield finding(
         view,
         "SG412",
-        "warning" if signs and view.loss_trend.stalled and not normalises(view) else "info",
+        "warning" if every or (signs and stuck) else "info",
         0.9,
         f"Gradients are clipped out of sight, at {number(clip.level)}: "
-        + ("little but their signs is left." if signs else "norms on record are those after it."),
+        + (
+            "little but their signs is left."
+            if signs
+            else "every step is as long as that, and the loss stalls."
+            if every
+            else "norms on record are those after it."
+        ),
         evidence=[
             f"{clip.sentence}, to the last digits, while single tensors differ.",
             "No clip call and no policy is on record; what the gradients were before is not known.",
@@ -42,7 +52,10 @@ def check(view: View) -> Iterator[Finding]:
             "a library clips by itself, before the optimizer is called",
         ],
         fixes=[
-            *([clip_code(view, "norm:1.0") + "  # in place of the script's own clamp"] * signs),
+            *(
+                [clip_code(view, "norm:1.0") + "  # in place of the script's own"]
+                * (signs or every)
+            ),
             clip_code(view, spec) + "  # in place of the script's own",
         ],
         figures={"level": clip.level, "share": clip.share},

@@ -11,7 +11,7 @@ from steadygrad.rules.advice import clip_code, code, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
-from steadygrad.rules.evidence.loop import searches
+from steadygrad.rules.evidence.loop import loop_of, searches
 from steadygrad.rules.evidence.steps import Array
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import number, times
@@ -29,6 +29,9 @@ SLOW = 0.3
 
 
 def check(view: View) -> Iterator[Finding]:
+    raw = _raw(view)
+    if raw:
+        yield _added_as_they_are(view, raw)
     if _climbs(view):
         yield _uphill(view)
         return
@@ -51,6 +54,38 @@ def check(view: View) -> Iterator[Finding]:
         yield _first_steps(view, wrecked(view))
     elif _overshot(view, each):
         yield _first_step(view, each[0])
+
+
+def _raw(view: View) -> list[str]:
+    """Tensors whose gradients are added to the weights as they are, if there are any of note."""
+    left = [t.name in loop_of(view).raw for t in view.tensors]
+    moved = np.nanmax(np.where(view.good[:, None], view.norms, 0.0), axis=0, initial=0.0) > 0
+    return [
+        t.name
+        for t, is_raw, moves in zip(view.tensors, left, moved, strict=True)
+        if is_raw and moves
+    ]
+
+
+def _added_as_they_are(view: View, names: list[str]) -> Finding:
+    return finding(
+        view,
+        "SG502",
+        "error",
+        0.95,
+        f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)} go uphill: their gradients "
+        "are handed on as updates, and are added to the weights.",
+        evidence=["No transformation has touched them: not even the sign is turned."],
+        steps=[int(view.step[0])],
+        tensors=names[:8],
+        causes=["optax.masked leaves what its mask leaves out as it is: it freezes nothing"],
+        fixes=[
+            "# to freeze; labels has the shape of params, with a word for each leaf:\n"
+            'kinds = {"train": optimizer, "freeze": optax.set_to_zero()}\n'
+            "optimizer = optax.multi_transform(kinds, labels)"
+        ],
+        figures={"tensors": len(names)},
+    )
 
 
 def _climbs(view: View) -> bool:

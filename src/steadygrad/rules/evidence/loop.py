@@ -41,6 +41,7 @@ class Loop:
         passes: backward passes whose gradients a step sums up, the median.
         undivided: steps of several passes none of which began at a division.
         unmoved: steps that were given the very weights of the step before.
+        raw: names of the tensors whose gradients were handed on as updates.
         renewed: steps whose optimizer had just been made, its state with it.
     """
 
@@ -51,6 +52,7 @@ class Loop:
     undivided: int = 0
     renewed: int = 0
     unmoved: int = 0
+    raw: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def loop_of(view: View) -> Loop:
                 entry.get("undivided", 0),
                 entry.get("renewed", 0),
                 entry.get("unmoved", 0),
+                tuple(entry.get("raw") or ()),
             )
     return Loop()
 

@@ -190,6 +190,20 @@ def test_elements_that_end_at_a_number_people_type_are_clamped(make):
     assert m.ids == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "end", "severity"),
+    [("SGD", 2.0, "warning"), ("SGD", 0.5, "info"), ("Adam", 2.0, "info")],
+)
+def test_a_clip_out_of_sight_that_makes_every_step_may_hold_the_training(make, kind, end, severity):
+    m = make()
+    m.info["optimizers"] = [{"class": kind, "index": 0}]
+    m.loss = np.linspace(2.0, end, m.steps)
+    m.norms *= (1e-3 / m.total)[:, None]
+    (found,) = m.findings
+    assert (found.id, found.severity) == ("SG412", severity)
+    assert ('clip="norm:1.0"' in found.fixes[0]) == (severity == "warning")
+
+
 @pytest.mark.parametrize(("dtype", "fires"), [("float32", True), ("float16", False)])
 def test_a_clamp_may_be_small_where_float16_does_not_make_magnitudes_alike(make, dtype, fires):
     m = make()

@@ -216,3 +216,13 @@ def test_a_negative_rate_goes_uphill(make, rises, fires):
     assert ("SG502" in m.ids) == fires
     if fires:
         assert m.findings[0].fixes[0].startswith("optax.scale(-0.001)")
+
+
+@pytest.mark.parametrize(("moves", "fires"), [(True, True), (False, False)])
+def test_gradients_that_are_handed_on_as_updates(make, moves, fires):
+    m = make()
+    m.info.update(framework="jax", loop={"optimizers": [{"index": 0, "raw": ["0.weight"]}]})
+    m.norms[:, 0] *= moves
+    assert ("SG502" in m.ids) == fires
+    if fires:
+        assert "set_to_zero" in m.findings[0].fixes[0]
