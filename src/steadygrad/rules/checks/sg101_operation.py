@@ -36,6 +36,20 @@ def _fix(view: View) -> str:
     )
 
 
+_SCALED = "a step that overflowed under the loss scale, and was applied all the same"
+_DROPPED = (
+    "scale, is_finite, loss, grads = scale.value_and_grad(loss_fn)(params)\n"
+    "kept = functools.partial(jnp.where, is_finite)  # a step that overflows changes nothing\n"
+    "params = jax.tree.map(kept, new_params, params)\n"
+    "opt_state = jax.tree.map(kept, new_opt_state, opt_state)"
+)
+
+
+def _of_scale(view: View, story: Break) -> bool:
+    """Whether Flax's `DynamicScale` is at work, which leaves it to the script to drop a step."""
+    return view.framework == "jax" and view.amp and story.applied
+
+
 def _title(story: Break) -> str:
     tensor = f" in {story.tensors[0]}" if story.tensors else ""
     return (
@@ -57,8 +71,13 @@ def check(view: View) -> Iterator[Finding]:
         evidence=[*origins.sentences(view), *tell(view, story)],
         steps=[story.step],
         tensors=story.tensors[:8],
-        causes=_CAUSES,
-        fixes=[*origins.fixes(view), *origins.look(view), _fix(view)],
+        causes=(_SCALED, *_CAUSES) if _of_scale(view, story) else _CAUSES,
+        fixes=[
+            *([_DROPPED] if _of_scale(view, story) else []),
+            *origins.fixes(view),
+            *origins.look(view),
+            _fix(view),
+        ],
         figures={"growth_before": story.growth, "share": story.share},
     )
 

@@ -106,7 +106,7 @@ def _finding(view: View, story: Break, broken: list[str], near: float) -> Findin
                 "    loss = loss_fn(model(x), y)\n"
                 "# with float16: scaler = torch.amp.GradScaler(); scaler.scale(loss).backward()",
                 keras='keras.mixed_precision.set_global_policy("mixed_bfloat16")',
-                jax="policy: compute in bfloat16, keep params and gradients in float32",
+                jax="nn.Dense(n, dtype=jnp.bfloat16, param_dtype=jnp.float32)  # not float16",
             )
         ],
         figures={"largest": near, "loss_scale": scale},

@@ -64,7 +64,7 @@ def _finding(view: View, columns: Array, zeros: Array, largest: Array, total: in
                 "scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update()\n"
                 "# or torch.autocast(device_type, dtype=torch.bfloat16): it has float32's range",
                 keras="optimizer = keras.optimizers.LossScaleOptimizer(optimizer)",
-                jax="compute in bfloat16, which has float32's range; keep params in float32",
+                jax="nn.Dense(n, dtype=jnp.bfloat16, param_dtype=jnp.float32)  # float32's range",
             )
         ],
         figures={"zeros": float(np.median(zeros)), "largest": float(np.max(largest))},

@@ -215,3 +215,15 @@ def test_updates_that_nobody_sampled_are_reckoned_from_the_rate(make, dtype, rat
     assert ("SG108" in m.ids) == fires
     m.info["framework"] = "torch"
     assert "SG108" not in m.ids  # there updates are sampled
+
+
+def test_an_overflow_under_a_scale_of_flax_that_was_applied_is_to_be_dropped(make):
+    m = make()
+    m.info.update(framework="jax", amp=True)
+    m.columns["loss_scale"] = np.ones(m.steps)  # compiled code does not tell it
+    m.break_from(0)
+    m.loss[1:] = np.nan
+    found = m.findings[0]
+    assert (found.id, found.severity) == ("SG101", "error")
+    assert "jnp.where, is_finite" in found.fixes[0]
+    assert "SG503" not in m.ids
