@@ -15,7 +15,6 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import CalibrationError, SteadyGradError
-from steadygrad.runlog.facts import BLOT
 from steadygrad.text import listed, printable
 
 if TYPE_CHECKING:
@@ -162,6 +161,8 @@ def _kind(session: EndedRun) -> str:
 
 
 def _again(session: EndedRun, spec: str) -> str:
+    from steadygrad.runlog.facts import BLOT
+
     plan = session.plan
     words = ["steadygrad", "run", "--clip", spec, *(["-m"] if plan.as_module else []), plan.target]
     arguments = plan.shown_arguments
