@@ -29,7 +29,7 @@ def check(view: View) -> Iterator[Finding]:
 
 
 def _of_one_step(view: View) -> int:
-    """How many optimizers of like tensors took one step each, where next to no steps are others'.
+    """How many optimizers of one kind took one step each, where next to no steps are others'.
 
     Of plain SGD nothing is lost with them.
     """
@@ -37,9 +37,12 @@ def _of_one_step(view: View) -> int:
     ones = [number for number, part in view.run.parts.items() if len(part.rows) == 1]
     if len(ones) < MANY or len(ones) < MOST * sum(sizes) or optimizer_class(view) == "sgd":
         return 0
+    kinds = {o.get("index"): o.get("class") for o in view.info.get("optimizers") or ()}
     shapes = [tensor.shape for tensor in view.tensors]
-    alike = (shapes == _shapes(view, number) for number in ones)
-    return sum(alike)
+    return sum(
+        shapes == _shapes(view, number) and kinds.get(number) == kinds.get(view.optimizer)
+        for number in ones
+    )
 
 
 def _shapes(view: View, number: int) -> list[tuple[int, ...]]:

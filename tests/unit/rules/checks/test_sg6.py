@@ -299,13 +299,14 @@ def test_an_optimizer_whose_state_is_made_at_every_step(make, renewed, fires):
 
 
 @pytest.mark.parametrize(
-    ("steps", "kind", "fires"), [(1, "Adam", True), (2, "Adam", False), (1, "SGD", False)]
+    ("steps", "kind", "fires"),
+    [(1, "Adam", True), (2, "Adam", False), (1, "SGD", False), (1, "Adam{}", False)],
 )
 def test_optimizers_that_take_one_step_each_are_one_that_is_made_anew(make, steps, kind, fires):
     m = make(steps=20)
     numbers = np.arange(m.steps) // steps
     m.columns.update(optimizer=numbers, step=np.arange(m.steps) % steps)
-    m.info["optimizers"] = [{"index": i, "class": kind} for i in range(m.steps // steps)]
+    m.info["optimizers"] = [{"index": i, "class": kind.format(i)} for i in range(m.steps // steps)]
     m.tensors = [replace(t, optimizer=i) for i in range(m.steps // steps) for t in m.tensors]
     shape = (m.steps, len(m.tensors))
     m.norms, m.max_abs, m.nonfinite, m.zeros = (
