@@ -20,12 +20,15 @@ MANY = 8
 def check(view: View) -> Iterator[Finding]:
     renewed = loop_of(view).renewed
     if renewed >= max(FEW, MOST * (len(view) - 1)):
-        yield _finding(view, f"{renewed} of its {len(view)} steps began with a state just made.")
+        said = f"{renewed} of its {len(view)} steps began with a state just made."
+        yield _finding(view, "error", 0.95, said)
         return
     short = _of_one_step(view)
     if short >= MANY and view.optimizer == view.first_optimizer:
         rate = percent(short / len(view.run.steps))
-        yield _finding(view, f"{short} optimizers took one step each, {rate} of all steps.")
+        said = f"{short} optimizers took one step each, {rate} of all steps."
+        # a copy of the model for each task, as in meta-learning, is not told from one model
+        yield _finding(view, "warning", 0.75, said)
 
 
 def _of_one_step(view: View) -> int:
@@ -49,7 +52,7 @@ def _shapes(view: View, number: int) -> list[tuple[int, ...]]:
     return [view.run.tensors[column].shape for column in view.run.parts[number].columns]
 
 
-def _finding(view: View, said: str) -> Finding:
+def _finding(view: View, severity: str, confidence: float, said: str) -> Finding:
     made = code(
         view,
         torch="optimizer = torch.optim.Adam(model.parameters(), lr=lr)  # once, above the loop",
@@ -61,8 +64,8 @@ def _finding(view: View, said: str) -> Finding:
     return finding(
         view,
         "SG610",
-        "error",
-        0.95,
+        severity,
+        confidence,
         "The optimizer is made anew at every step: its averages and its schedule never begin.",
         evidence=[said, *([view.loss_sentence] if len(view) > 1 else [])],
         steps=[int(view.step[0])],
