@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MIN_STEPS = 20
 MIN_CALM = 10
 """Steps before a setback from which its norms can be judged."""
+MOST_RIVALS = 16
+"""Optimizers of many steps, beyond which none is asked whether another one is its adversary."""
 START_SHARE, START_STEPS = 0.05, 100
 COMMON = (0.5, 1.0, 5.0)
 ABSURD, TRAVELLED = 1e6, 1e3
@@ -205,11 +207,12 @@ def _guide(run: Run | str | os.PathLike[str], optimizer: int | None) -> _Basis:
 
 def _has_rival(run: Run, number: int) -> bool:
     """Whether another optimizer's loss falls where this one's rises: neither has failed by that."""
-    losses = {
-        each: np.asarray(run.steps["loss"][part.rows], dtype=np.float64)
-        for each, part in run.parts.items()
-    }
-    return any(estimate.opposed(losses[number], losses[each]) for each in losses if each != number)
+    long = {n: part.rows for n, part in run.parts.items() if part.rows.size >= estimate.RIVAL_STEPS}
+    if number not in long or len(long) > MOST_RIVALS:
+        return False
+    losses = np.asarray(run.steps["loss"], dtype=np.float64)
+    mine = losses[long.pop(number)]
+    return any(estimate.opposed(mine, losses[rows]) for rows in long.values())
 
 
 def _require_steps(usable: int, rows: Rows) -> None:
