@@ -383,7 +383,8 @@ def mended_nan(rank, path):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         scope = {"optimizer": optimizer, "model": model}
         scope["sg"] = types.SimpleNamespace(attach=functools.partial(sg.attach, run=run))
-        exec(f"steady = {fix}", scope)
+        call = fix.removeprefix("import steadygrad.torch as sg\n")  # here it is made with a file
+        exec(f"steady = {call}", scope)
         with scope["steady"]:
             for step in range(6):
                 optimizer.zero_grad()
