@@ -28,7 +28,8 @@ def write(writer: RunWriter, first: int, last: int, norm: float = 1.0) -> None:
     ids = writer.add_tensors([TensorInfo(HOSTILE, (2,))]) if first == 0 else [0]
     for step in range(first, last):
         value = norm * (1 + 0.1 * (step % 7))
-        writer.write_step(StepRecord(step, loss=1.0, norm=value), ids, [value], [value], [0], [0])
+        record = StepRecord(step, loss=1 + 1 / (step + 1), norm=value)
+        writer.write_step(record, ids, [value], [value], [0], [0])
     writer.flush()
 
 
