@@ -93,6 +93,23 @@ def jax_weights(view: View, initializer: str) -> str:
     return init + "w = init(key, (inputs, outputs))  # each matrix, with a key of its own"
 
 
+def jax_frozen(note: str, word: str) -> str:
+    """JAX code that leaves some weights as they are.
+
+    Args:
+        note: what they are meant to do, as a comment begins.
+        word: what they are called in it.
+
+    Returns:
+        The snippet.
+    """
+    return (
+        f"# {note}; labels has the shape of params, with a word for each leaf:\n"
+        f'kinds = {{"train": optimizer, "{word}": optax.set_to_zero()}}\n'
+        "optimizer = optax.multi_transform(kinds, labels)"
+    )
+
+
 def jax_recurrent(view: View, flax: str) -> str:
     """JAX code that draws a recurrent matrix with a spectral radius of 1.
 

@@ -268,7 +268,10 @@ def _place_to_look(leaf: torch.Tensor, grad: torch.Tensor | None) -> int:
     parts = native.try_parts([grad], PROBE)
     if parts is None or parts.any() or grad.layout is not torch.strided:
         return SPREAD
-    return int(grad.abs().argmax())
+    if grad.is_complex():
+        return int(grad.abs().argmax())
+    highest = int(grad.argmax())  # without a copy: it may be large
+    return highest if grad.reshape(-1)[highest] else int(grad.argmin())
 
 
 def _elements(leaf: torch.Tensor, place: int) -> bytes | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steadygrad.rules.advice import code
+from steadygrad.rules.advice import code, jax_frozen
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
@@ -71,9 +71,7 @@ def _fixes(view: View, names: list[str]) -> list[str]:
         torch=f"# meant to stay:\nfor name in ({listed.rstrip()}):{more}\n"
         "    dict(model.named_parameters())[name].requires_grad_(False)",
         keras="layer.trainable = False  # if meant to stay",
-        jax="# meant to stay; labels has the shape of params, with a word for each leaf:\n"
-        'kinds = {"train": optimizer, "stay": optax.set_to_zero()}\n'
-        "optimizer = optax.multi_transform(kinds, labels)",
+        jax=jax_frozen("meant to stay", "stay"),
     )
     return [meant_to_train, meant_to_stay]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from steadygrad.robust import ENOUGH, median
-from steadygrad.rules.advice import clip_code, code, keep_size, lower_lr
+from steadygrad.rules.advice import clip_code, code, jax_frozen, keep_size, lower_lr
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence.breaks import first_break
 from steadygrad.rules.evidence.depth import wrecked
@@ -79,11 +79,7 @@ def _added_as_they_are(view: View, names: list[str]) -> Finding:
         steps=[int(view.step[0])],
         tensors=names[:8],
         causes=["optax.masked leaves what its mask leaves out as it is: it freezes nothing"],
-        fixes=[
-            "# to freeze; labels has the shape of params, with a word for each leaf:\n"
-            'kinds = {"train": optimizer, "freeze": optax.set_to_zero()}\n'
-            "optimizer = optax.multi_transform(kinds, labels)"
-        ],
+        fixes=[jax_frozen("to freeze", "freeze")],
         figures={"tensors": len(names)},
     )
 

@@ -87,11 +87,13 @@ def _period(view: View) -> int:
     norms, losses = view.norm, view.loss
     if len(view) < REPEATS or not view.usable.all() or not np.isfinite(losses).all():
         return 0
+    if not norms[0] > 0 or losses[0] == 0:  # every step may be like the first: a look at each
+        return 0
     at = np.flatnonzero((norms == norms[0]) & (losses == losses[0]))
     for period in at[(at > 0) & (at <= len(view) // REPEATED)]:
         back = slice(None, -int(period))
         same = (norms[period:] == norms[back]) & (losses[period:] == losses[back])
-        if same.all() and norms[0] > 0 and losses[0] != 0:
+        if same.all():
             return int(period)
     return 0
 
