@@ -28,7 +28,8 @@ class Optimizer:
 
     def apply_gradients(self, grads_and_vars):
         gradients, variables = zip(*grads_and_vars)
-        gradients, _ = tf.clip_by_global_norm(gradients, self.global_clipnorm)
+        if self.global_clipnorm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.global_clipnorm)
         for gradient, variable in zip(gradients, variables):
             variable.assign_sub(self.learning_rate * gradient)
 
@@ -454,6 +455,67 @@ def test_the_fix_for_gradients_that_are_thrown_away_clips(tensorflow_forked: Wor
     moved, found = run("kept", found[0].fixes[0], "")
     assert moved == pytest.approx(0.01 * 0.5, rel=1e-3)
     assert "SG709" not in {f.id for f in found}
+
+
+CLIPPED_TF_KERAS = """
+import numpy as np, tensorflow as tf, tf_keras
+x = np.random.default_rng(0).standard_normal((8, 4)).astype("float32") * 30
+weight = tf.Variable(tf.ones([4, 1]))
+scaler = tf_keras.LossScaleOptimizerV3(tf_keras.SGD(1.0, global_clipnorm=0.125))
+
+def step(optimizer, factor, limit=None):
+    before = weight.numpy()
+    with tf.GradientTape() as tape:
+        loss = factor * tf.reduce_mean((x @ weight) ** 2)
+        scaled = optimizer.get_scaled_loss(loss) if optimizer is scaler else loss
+    grads = tape.gradient(scaled, [weight])
+    if limit is not None:
+        grads, _ = tf.clip_by_global_norm(grads, limit)
+    if optimizer is scaler:
+        grads = scaler.get_unscaled_gradients(grads)
+    optimizer.apply_gradients(zip(grads, [weight]))
+    print(float(np.linalg.norm(weight.numpy() - before)))
+
+sgd = tf_keras.SGD(1.0, global_clipnorm=0.125)
+step(sgd, 1.0)
+step(sgd, np.inf)
+print(sgd.global_clipnorm)
+step(scaler, 1.0, limit=0.125)
+step(scaler, np.inf)
+step(scaler, 1e-6)
+print(float(scaler.loss_scale))
+first = tf.compat.v1.train.GradientDescentOptimizer(1.0)
+compiled = tf.function(lambda grad: first.apply_gradients([(grad, weight)]))
+for grad in ([3.0, 4.0, 0.0, 0.0], [float("nan")] * 4):
+    before = weight.numpy()
+    compiled(tf.reshape(grad, [4, 1]))
+    print(float(np.linalg.norm(weight.numpy() - before)))
+"""
+
+
+def test_clip_reaches_optimizers_of_tf_keras(tensorflow_forked: Workbench) -> None:
+    tensorflow_forked.write("train.py", CLIPPED_TF_KERAS)
+    tensorflow_forked.write("tf_keras.py", TF_KERAS)
+    done = tensorflow_forked.steadygrad("run", "--clip", "norm:0.5", "--out", "run.db", "train.py")
+    assert done.returncode == 0, done.stderr
+    said = list(map(float, done.stdout.split()))
+    small = 0.5 if said[5] > 0.4 else said[5]
+    expected = [0.5, 0.0, 0.125, 0.5, 0.0, small, 512.0, 0.5, 0.0]
+    assert said == pytest.approx(expected, rel=1e-3)
+    words = " ".join(done.stderr.split())
+    assert "SGD's own global_clipnorm=0.125 was replaced by --clip" in words
+    assert "tf.clip_by_global_norm was replaced by --clip" in words
+    assert "not applied" not in words
+    run = steadygrad.open_run(tensorflow_forked.run_file())
+    of_keras, of_scaler, of_first = (run.steps[run.steps["optimizer"] == i] for i in range(3))
+    assert of_keras.action.tolist() == ["clip", "skip"]
+    assert of_scaler.action.tolist()[:2] == ["clip", "skip"]
+    assert of_scaler.loss_scale.tolist() == [1024.0, 1024.0, 512.0]
+    assert of_first.action.tolist() == ["clip", "skip"]
+    assert of_first.norm[0] == 5.0
+    for steps in (of_keras, of_scaler, of_first):
+        assert steps.threshold[0] == 0.5
+        assert steps.coef[0] == pytest.approx(0.5 / steps.norm[0], rel=1e-6)
 
 
 def test_a_jax_script_is_told_what_to_add(bench: Any) -> None:

@@ -177,51 +177,22 @@ class TensorFlowBackend:
         return bool(tf.executing_eagerly())
 
     def relike(self, gradient: Gradient, leaf: tf.Tensor) -> Gradient:
-        import tensorflow as tf
+        from steadygrad.tensorflow.engine import relike
 
-        from steadygrad.tensorflow.engine import merged
-
-        if not _is_sparse(gradient):
-            return leaf
-        return tf.IndexedSlices(leaf, merged(gradient).indices, gradient.dense_shape)
+        return relike(gradient, leaf)
 
     def reduced(self, gradients: Sequence[Gradient]) -> tuple[list[Gradient], bool]:
         """Gradients summed over the replicas: Keras itself would clip each replica's part."""
-        import tensorflow as tf
+        from steadygrad.tensorflow.replicas import reduced
 
-        from steadygrad.tensorflow.engine import densified
-
-        context = tf.distribute.get_replica_context()
-        if context is None or tf.distribute.get_strategy().num_replicas_in_sync == 1:
-            return list(gradients), False
-        dense = [densified(gradient) for gradient in gradients]
-        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, dense)), True
+        return reduced(gradients)
 
     def unless(
         self, skip: tf.Tensor, run: Callable[[], None], variables: Sequence[keras.Variable]
     ) -> None:
-        import tensorflow as tf
+        from steadygrad.tensorflow.replicas import unless
 
-        def go() -> tf.Operation:
-            run()
-            return tf.no_op()
-
-        context = tf.distribute.get_replica_context()
-        if context is None or not tf.distribute.has_strategy():
-            tf.cond(skip, tf.no_op, go)
-            return
-        # of a single replica too: Keras sums its gradients by a merge, which no branch may hold
-
-        def across(distribution: tf.distribute.Strategy, skips: tf.Tensor) -> None:
-            first = distribution.experimental_local_results(skips)[0]  # the same on all
-
-            def on_each() -> tf.Operation:
-                distribution.extended.call_for_each_replica(run)
-                return tf.no_op()
-
-            tf.cond(first, tf.no_op, on_each)
-
-        context.merge_call(across, args=(skip,))
+        unless(skip, run)
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         import tensorflow as tf

@@ -23,6 +23,7 @@ import keras
 from steadygrad.errors import AttachError, NonFiniteError
 from steadygrad.keras import engines
 from steadygrad.keras.idle import OptimizerUse
+from steadygrad.keras.internals import MOMENTS
 from steadygrad.keras.step_variables import StepVariables
 from steadygrad.policies import Policy
 from steadygrad.policies.choice import Choice, skips_by_itself
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 WAITS, STEPS, DROPPED = 0, 1, 2
 """What a micro-batch is: one that is added up, the last of a window, one left out of it."""
-
-MOMENTS = ("_velocities", "_accumulators")
-"""What Keras' optimizers call their running mean (Adagrad: sum) of squared gradients."""
 
 Gradients = list["Array | None"]
 """One a variable; None for those that the loss does not reach."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 DROPS_OF_SCALERS = ("_stateful_handle_non_finite_grads", "_stateless_handle_non_finite_grads")
 """What a `LossScaleOptimizer` calls where it drops a step, with variables and without."""
+
+MOMENTS = ("_velocities", "_accumulators")
+"""What Keras' optimizers call their running mean (Adagrad: sum) of squared gradients."""
+SLOTS = ("v", "rms", "accumulator")
+"""What the same is called by legacy optimizers of tf_keras."""
 
 
 def base_optimizer() -> type[keras.Optimizer]:
@@ -72,3 +78,47 @@ def name_scope(optimizer: keras.Optimizer) -> AbstractContextManager[None]:
     keras = sys.modules["keras"]
     scope: AbstractContextManager[None] = keras.name_scope(optimizer.name, caller=optimizer)
     return scope if scope is not None else nullcontext()
+
+
+class OfTfKeras(Protocol):
+    """What is asked of an optimizer of tf_keras; a legacy one has slots."""
+
+    iterations: tf.Variable
+    _index_dict: dict[str, int]
+
+    def build(self, var_list: Sequence[tf.Variable]) -> None:
+        """Make its variables."""
+
+    def _var_key(self, variable: tf.Variable) -> str:
+        """The name of a variable in ``_index_dict``."""
+
+    def get_slot_names(self) -> list[str]:
+        """What it keeps beside each variable."""
+
+    def get_slot(self, variable: tf.Variable, name: str) -> tf.Variable:
+        """One of these."""
+
+
+def built_moments(
+    optimizer: OfTfKeras, variables: Sequence[tf.Variable]
+) -> list[tf.Variable | None]:
+    """The running means of squared gradients that an optimizer of tf_keras keeps.
+
+    Args:
+        optimizer: it; its variables are made, as it would a moment later itself.
+        variables: some of those that it moves.
+
+    Returns:
+        One for each; None where there is none.
+    """
+    if hasattr(optimizer, "_create_all_weights"):
+        optimizer._create_all_weights(variables)
+        names = optimizer.get_slot_names()
+        slot = next((name for name in SLOTS if name in names), None)
+        return [None if slot is None else optimizer.get_slot(v, slot) for v in variables]
+    optimizer.build(variables)
+    moments = next((m for name in MOMENTS if (m := getattr(optimizer, name, None))), None)
+    if moments is None:
+        return [None] * len(variables)
+    places = optimizer._index_dict
+    return [moments[places[optimizer._var_key(variable)]] for variable in variables]

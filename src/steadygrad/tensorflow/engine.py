@@ -142,3 +142,10 @@ def merged(gradient: Gradient) -> Gradient:
     unique, places = tf.unique(gradient.indices)
     values = tf.math.unsorted_segment_sum(gradient.values, places, tf.size(unique))
     return tf.IndexedSlices(values, unique, gradient.dense_shape)
+
+
+def relike(gradient: Gradient, leaf: tf.Tensor) -> Gradient:
+    """New elements, of what `merged` returned, in the form of a gradient."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return leaf
+    return tf.IndexedSlices(leaf, merged(gradient).indices, gradient.dense_shape)

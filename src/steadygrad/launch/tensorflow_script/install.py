@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steadygrad.invisible import invisible
 from steadygrad.launch.blame import aside
+from steadygrad.launch.tensorflow_script.given import GivenStep, Pair, inner_of
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.clips import TensorFlowClipCall
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
+    from steadygrad.launch.tensorflow_script.takeover import ClippedStep
     from steadygrad.tensorflow.engine import Gradient
 
 CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
@@ -33,6 +38,9 @@ MOVES = ("assign", "assign_add", "assign_sub", "scatter_sub")
 """Methods by which a loop without an optimizer moves its variables."""
 VARIABLES = ("BaseResourceVariable", "ResourceVariable")
 """Both have some of them: TensorFlow puts its own around those of the second."""
+
+UNSUMMED = {"experimental_aggregate_gradients": False}
+"""Has an optimizer of tf_keras take gradients that are summed over replicas already."""
 
 Function = Callable[..., object]
 
@@ -47,7 +55,8 @@ class TensorFlowPatches:
     def __init__(self, session: RunContext) -> None:
         self._session = session
         self._observer: TensorFlowObserver | None = None
-        self._depth = 0
+        self._local = threading.local()
+        self._scaled: dict[int, _Scaled] = {}
 
     def observer(self) -> TensorFlowObserver:
         """The observer; nothing of ours that needs TensorFlow is loaded before."""
@@ -107,7 +116,7 @@ class TensorFlowPatches:
     def moving(self, variable: object, change: object) -> AbstractContextManager[object]:
         """A variable is about to be moved; a context to do it in, as `stepping`."""
         try:
-            if self._depth == 0:
+            if not self._around:
                 return self.observer().moved_by_hand(variable, change)
         except Exception as error:
             self._session.trouble("a TensorFlow step by hand is not observed", error)
@@ -128,35 +137,89 @@ class TensorFlowPatches:
 
         self._session.guarded("a clip call is not seen", note)
 
-    @contextlib.contextmanager
-    def stepping(
-        self, optimizer: object, grads_and_vars: Sequence[tuple[Gradient | None, tf.Variable]]
-    ) -> Iterator[None]:
-        """An optimizer is given gradients; one inside of another belongs to it."""
-        self._depth += 1
-        try:
-            with contextlib.ExitStack() as around:
-                if self._depth == 1:
-                    around.enter_context(self._observed_step(optimizer, grads_and_vars))
-                if self._observer is not None:
-                    around.enter_context(self._observer.log.muted())
-                yield
-        finally:
-            self._depth -= 1
+    def take(self, given: GivenStep, go: Callable[[list[Pair], bool], object]) -> object:
+        """An optimizer is given gradients; one inside of another belongs to it.
 
-    def _observed_step(
-        self, optimizer: object, grads_and_vars: Sequence[tuple[Gradient | None, tf.Variable]]
-    ) -> AbstractContextManager[object]:
-        """A context in which the step waits for its figures, where nothing else runs them."""
-        gradients = [gradient for gradient, _ in grads_and_vars]
-        variables = [variable for _, variable in grads_and_vars]
+        Args:
+            given: the step.
+            go: takes it, with these gradients, which are summed over replicas or not.
+
+        Returns:
+            What ``apply_gradients`` returns.
+        """
+        optimizer, inner = given.optimizer, inner_of(given.optimizer)
+        around, of_scaler = self._around, self._scaled.get(id(optimizer))
+        if any(one is optimizer for one in around):
+            return go(given.pairs, False)  # its base class
+        act = functools.partial(go, given.pairs, False)
+        clipped: ClippedStep | None = None
+        with contextlib.ExitStack() as stack:
+            if not around and of_scaler is None:
+                clipped = self._clipped_step(given)
+                if clipped is None:
+                    stack.enter_context(self._observed_step(given))
+                else:
+                    stack.enter_context(clipped.set_aside())
+                    act = functools.partial(go, clipped.pairs, clipped.is_summed)
+            if inner is not optimizer:
+                self._scaled[id(inner)] = _Scaled(clipped)
+                stack.callback(self._scaled.pop, id(inner), None)
+            stack.enter_context(self._at_work(optimizer))
+            if self._observer is not None:
+                stack.enter_context(self._observer.log.muted())
+            decided = clipped if of_scaler is None else of_scaler.clipped
+            if decided is not None and decided.guards(optimizer):
+                return decided.unless_skipped(functools.partial(self._elsewhere, optimizer, act))
+            return act()
+
+    @contextlib.contextmanager
+    def _at_work(self, optimizer: object) -> Iterator[None]:
+        """While an optimizer steps in this thread."""
+        self._around.append(optimizer)
         try:
-            return self.observer().step(optimizer, gradients, variables)
+            yield
+        finally:
+            self._around.pop()
+
+    def _elsewhere(self, optimizer: object, act: Callable[[], object]) -> object:
+        """Take a step in a thread of a replica, in which it has not begun."""
+        with self._at_work(optimizer):
+            return act()
+
+    @property
+    def _around(self) -> list[object]:
+        """The optimizers at work in this thread: replicas have one each."""
+        around: list[object] = self._local.__dict__.setdefault("around", [])
+        return around
+
+    def _clipped_step(self, given: GivenStep) -> ClippedStep | None:
+        """What an optimizer is to be handed; None where it keeps what it has."""
+        if self._session.plan.clip is None:
+            return None
+        try:
+            return self.observer().clipped_step(given)
+        except Exception as error:
+            if type(error).__name__ == "_RequestedStop":
+                raise  # so tf.distribute ends the threads of replicas
+            self._session.trouble("a TensorFlow step is not clipped", error)
+            return None
+
+    def _observed_step(self, given: GivenStep) -> AbstractContextManager[object]:
+        """A context in which the step waits for its figures, where nothing else runs them."""
+        try:
+            return self.observer().step(given)
         except Exception as error:
             if type(error).__name__ == "_RequestedStop":
                 raise  # so tf.distribute ends the threads of replicas
             self._session.trouble("a TensorFlow step is not observed", error)
         return nullcontext()
+
+
+@dataclass
+class _Scaled:
+    """What a `LossScaleOptimizer` hands to the one inside of it, in whichever thread."""
+
+    clipped: ClippedStep | None
 
 
 class _Optimizer(Protocol):
@@ -234,11 +297,24 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
         *args: object,
         **kwargs: object,
     ) -> object:
-        pairs = list(grads_and_vars)
-        with aside, patches.stepping(self, pairs):
+        def go(pairs: list[Pair], summed: bool) -> object:
+            if summed:
+                return original(self, pairs, *args[:1], **{**kwargs, **UNSUMMED})
             return original(self, pairs, *args, **kwargs)
 
+        pairs = list(grads_and_vars)
+        with aside:
+            return patches.take(GivenStep(self, pairs, _sums(original, args, kwargs)), go)
+
     replace(kind, "apply_gradients", apply_gradients)
+
+
+def _sums(original: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Whether a call of ``apply_gradients`` adds up the gradients of replicas."""
+    names = list(inspect.signature(original).parameters)[2:]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    summed = given.get("experimental_aggregate_gradients", True)
+    return bool(summed) and not given.get("skip_gradients_aggregation", False)
 
 
 def _watch_scaling(original: Function, patches: TensorFlowPatches) -> Function:

@@ -30,8 +30,10 @@ from steadygrad.launch.tensorflow_script.clips import (
     TensorFlowClipLog,
 )
 from steadygrad.launch.tensorflow_script.differentiated import DifferentiatedLosses
+from steadygrad.launch.tensorflow_script.given import GivenStep, inner_of
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
+from steadygrad.launch.tensorflow_script.takeover import ClippedStep, TensorFlowTakeover
 from steadygrad.launch.track import (
     HEAD_WIDTH,
     STEPS,
@@ -83,6 +85,9 @@ class TensorFlowObserver:
         self._of_optimizers: list[tuple[set[int], Track]] = []
         self._unseen: set[tuple[str, frozenset[int]]] = set()
         self._engine = TensorFlowEngine()
+        self._takeover: TensorFlowTakeover | None = None
+        if session.plan.clip is not None:
+            self._takeover = TensorFlowTakeover(session, session.plan.clip)
 
     @property
     def steps(self) -> int:
@@ -204,29 +209,56 @@ class TensorFlowObserver:
 
     # -- optimizers that are not Keras 3's -----------------------------------------------------
 
-    def step(
-        self, optimizer: object, gradients: Sequence[Gradient | None], variables: Sequence[Variable]
-    ) -> AbstractContextManager[object]:
-        """An optimizer of `tf.compat.v1` or tf_keras is given gradients.
+    def step(self, given: GivenStep) -> AbstractContextManager[object]:
+        """An optimizer of `tf.compat.v1` or tf_keras is given gradients, which stay as they are.
 
         Args:
-            optimizer: it; a `LossScaleOptimizer` of tf_keras is given them unscaled.
-            gradients: one for each variable, or None.
-            variables: what it is to move.
+            given: the step.
 
         Returns:
             A context to take the step in, so that a session runs what is added to its graph.
         """
         self.by_hand.forget()
-        kind = type(inner_of(optimizer)).__name__
-        return self._step(
-            optimizer,
-            gradients,
-            variables,
-            kind,
-            f"{kind}: optimizers of tf.compat.v1 and tf_keras are recorded only, and clip as the "
-            "script has it. Use one of Keras 3 to clip here",
-        )
+        gradients, variables = [g for g, _ in given.pairs], [v for _, v in given.pairs]
+        kind = type(inner_of(given.optimizer)).__name__
+        hinders = "" if self._takeover is None else self._takeover.hinders(given)
+        return self._step(given.optimizer, gradients, variables, kind, hinders)
+
+    def clipped_step(self, given: GivenStep) -> ClippedStep | None:
+        """As `step`, where ``--clip`` acts.
+
+        Args:
+            given: the step.
+
+        Returns:
+            What the optimizer is to be handed; None where ``--clip`` does not act.
+        """
+        there = [gradient for gradient, _ in given.pairs if gradient is not None]
+        if self._takeover is None or not there or self._takeover.hinders(given):
+            return None
+        self.by_hand.forget()
+        variables = [variable for _, variable in given.pairs]
+        places = [i for i, (gradient, _) in enumerate(given.pairs) if gradient is not None]
+        track = self._track(given.optimizer, variables, type(inner_of(given.optimizer)).__name__)
+        names = tuple(track.infos[i].name for i in places)
+        done, clipped = self._takeover.take(given, self._before_clips(there), names)
+        outcome = [done.threshold, done.coef, done.cosine, done.action]
+        loss = self.losses.take(variables)
+        row = self._row(given.optimizer, track, loss, done.stats, places, None, -1, outcome)
+        self.side.emit(track, row)
+        return clipped
+
+    def _before_clips(self, gradients: list[Gradient]) -> list[Gradient]:
+        """Gradients as they were before the script clipped them, and without a loss scale."""
+        before, scale, _ = self._as_scaled(gradients)
+        plain = cast("list[Gradient]", self.without_clips(before))
+        if scale is None:
+            return plain
+        by = 1.0 / tf.cast(scale, tf.float32)  # as tf_keras has it
+        return [
+            given if now is was else _times(now, by)
+            for given, was, now in zip(gradients, before, plain, strict=True)
+        ]
 
     def moved_by_hand(self, variable: object, change: object) -> AbstractContextManager[object]:
         """A variable is about to be moved, by no optimizer that is known.
@@ -286,7 +318,7 @@ class TensorFlowObserver:
         kind: str,
         unclipped: str,
     ) -> AbstractContextManager[object]:
-        """A step that is recorded, and never clipped here: ``unclipped`` says why."""
+        """A step that is recorded, and not clipped here: ``unclipped`` says why."""
         pairs = zip(gradients, variables, strict=True)
         present = {i: g for i, (g, _) in enumerate(pairs) if g is not None}
         if not present:
@@ -309,7 +341,7 @@ class TensorFlowObserver:
                 "summed"
             )
         handed_over = self.side.emit(track, row)
-        if self._session.plan.clip is not None:
+        if self._takeover is not None and unclipped:
             self._session.mention(f"--clip was not applied to {unclipped}")
         if track.ring is None and not tf.executing_eagerly():
             waits: AbstractContextManager[object] = tf.control_dependencies([handed_over])
@@ -433,11 +465,6 @@ def step_figures(
     return [outcome.threshold, outcome.coef, outcome.cosine, action]
 
 
-def inner_of(optimizer: object) -> object:
-    """The optimizer inside of a `LossScaleOptimizer`; any other is its own."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
 def rate_of(optimizer: object) -> object:
     """An optimizer's learning rate, wherever its class keeps it; NaN where it is not found."""
     for name in ("learning_rate", "_learning_rate", "_lr"):
@@ -454,3 +481,10 @@ def _described(variable: Variable, optimizer: int) -> TensorInfo:
         dtype=str(getattr(variable.dtype, "name", variable.dtype)).removesuffix("_ref"),
         optimizer=optimizer,
     )
+
+
+def _times(gradient: Gradient, factor: tf.Tensor) -> Gradient:
+    by = tf.cast(factor, gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * by, gradient.indices, gradient.dense_shape)
+    return gradient * by

@@ -11,6 +11,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,8 @@ from steadygrad.runlog.hidden import HiddenThread, stay_hidden
 RING = 512
 """Steps that are kept until the thread has read them."""
 POLL_SECONDS = 0.1
+
+Made = TypeVar("Made")
 
 
 class TensorFlowSide:
@@ -67,10 +70,7 @@ class TensorFlowSide:
         """Where rows of this width wait."""
         if in_sessions():
             return None
-        made: list[TensorFlowRing] = []
-        # a new thread is inside of no trace and of no strategy, which would mirror the variables
-        HiddenThread(lambda: made.append(TensorFlowRing(width))).join()
-        return made[0]
+        return made_apart(lambda: TensorFlowRing(width))
 
     def emit(self, track: Track, row: tf.Tensor) -> tf.Operation | None:
         """Hand a row over; returns what a session has to run for that, if anything."""
@@ -140,6 +140,14 @@ class TensorFlowRing:
         self._over.set()
         if self.reader is not None:
             self.reader.join()
+
+
+def made_apart(make: Callable[[], Made]) -> Made:
+    """What holds variables, made in a new thread: that is inside of no trace, and of no strategy,
+    which would mirror the variables."""
+    made: list[Made] = []
+    HiddenThread(lambda: made.append(make())).join()
+    return made[0]
 
 
 def in_sessions() -> bool:

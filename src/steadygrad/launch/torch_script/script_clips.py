@@ -97,29 +97,37 @@ class ScriptClips:
                 self.stepped(step, parameters, len(batch.grads), number)
 
         choice = resolve("none", self._context.plan.on_nonfinite)
-        self._follow_inside(optimizer, number)
         repeats = functools.partial(self._book.repeats, optimizer=number)
         steps = QuietSteps(self._log, functools.partial(self._write, number=number), repeats)
-        return ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps)
+        clipper = ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps)
+        if not type(optimizer).step.__module__.startswith("torch."):
+            self._follow_inside(optimizer, number, clipper)
+        return clipper
 
-    def _follow_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+    def _follow_inside(
+        self, optimizer: torch.optim.Optimizer, number: int, clipper: ObservingClipper
+    ) -> None:
         """Hear of clip calls inside an optimizer's `step`, where the script has written that.
 
-        Figures are read before a step, so that such calls seem to stand behind it.
+        Gradients are read before a step, so that such calls seem to stand behind it.
         """
-        if type(optimizer).step.__module__.startswith("torch."):
-            return
+        clipper.look_inside()
         followed: Steady = getattr(optimizer, HANDLE)
         steady = weakref.ref(followed)
 
         def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            if self._log.waiting and getattr(optimizer, HANDLE, None) is steady():
+            handle: Steady | None = getattr(optimizer, HANDLE, None)
+            if handle is None or handle is not steady() or handle.is_under_way:
+                return
+            if self._log.waiting:
                 what = "a clip call inside a step was not seen"
-                self._context.guarded(what, self._stepped_inside, optimizer, number)
+                self._context.guarded(what, self._stepped_inside, optimizer, number, clipper)
 
         optimizer.register_step_post_hook(UncopiedHook(eager(after)))
 
-    def _stepped_inside(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+    def _stepped_inside(
+        self, optimizer: torch.optim.Optimizer, number: int, clipper: ObservingClipper
+    ) -> None:
         steady: Steady = getattr(optimizer, HANDLE)
         parameters = parameters_of(optimizer)
         own = set(map(id, parameters))
@@ -130,12 +138,14 @@ class ScriptClips:
                 call.scale = None  # a GradScaler has divided it out before it called the step
         if inside:
             with_grad = sum(p.grad is not None for p in parameters)
-            self.stepped(max(steady.steps - 1, 0), parameters, with_grad, number)
-            self._context.mention(
-                f"the script's {type(optimizer).__name__} clips inside its own step(): norms on "
-                "record are those before it; its clips are told as clip calls, and steps as not "
-                "clipped"
-            )
+            step = max(steady.steps - 1, 0)
+            self.stepped(step, parameters, with_grad, number)
+            if not clipper.was_inside:
+                clipper.look_inside()  # from the next step on
+                self._context.mention(
+                    f"the script's {type(optimizer).__name__} clips inside its own step(): step "
+                    f"{step} is told as not clipped, with the norm before"
+                )
 
     def finish(self, step: int, owner_of: Callable[[frozenset[int]], int]) -> None:
         """The script is over: calls that no step has followed.

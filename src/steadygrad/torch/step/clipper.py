@@ -68,9 +68,11 @@ class Clipper:
         may_stop: whether a step may end in nothing: skipped, or by an error.
         quiet: says of which steps nothing is decided, so that they may go by without `process`;
             None where there are none.
+        waits: a step is recorded when it is over: what is in it may clip.
     """
 
     quiet: QuietSteps | None = None
+    waits = False
 
     def __init__(self, policy: Policy, on_nonfinite: OnNonfinite) -> None:
         self.policy = policy
@@ -79,6 +81,18 @@ class Clipper:
         self.memory = Memory(policy)
         self.may_skip = on_nonfinite == "skip" or skips_by_itself(policy)
         self.may_stop = self.may_skip or on_nonfinite == "raise"
+
+    def after_step(self, outcome: StepOutcome, batch: GradientBatch) -> StepOutcome:
+        """A step is over that `waits`.
+
+        Args:
+            outcome: what was found and done before it.
+            batch: its gradients, as they are now.
+
+        Returns:
+            What is to be recorded.
+        """
+        return outcome
 
     def process(
         self,

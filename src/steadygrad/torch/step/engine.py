@@ -347,6 +347,8 @@ class Engine:
         outcome = self.process(fold=self.recovery is None)
         if self._inner_hooks and self.steps < LOOKED_INTO and not step.bare:
             step.acted_on = [p.grad for p in self._table.params if p.grad is not None]
+        skips = outcome.skip is True
+        step.outcome = outcome if self.clipper.waits and not skips else None
         self._record(outcome, self.losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
         if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
@@ -373,6 +375,8 @@ class Engine:
         if step.depth > 0:
             return
         try:
+            if step.outcome is not None and self.clipper.waits and step.evaluations < 2:
+                self._look_back(step, step.outcome)
             if step.with_closure:
                 self._end_closure(step)
             self.abandon()
@@ -383,6 +387,13 @@ class Engine:
                 self._was_bare(step.with_closure)
         except Exception as error:
             self.fault(error)
+
+    def _look_back(self, step: StepInFlight, outcome: StepOutcome) -> None:
+        """What the optimizer's own code has clipped before it moved the weights."""
+        batch = self._table.batch(_carried_scale(self.optimizer), self.optimizer.state)
+        with np.errstate(all="ignore"):
+            step.outcome = self.clipper.after_step(outcome, batch)
+        self._stats = step.outcome.stats
 
     def _was_bare(self, with_closure: bool) -> None:
         """A step is over that had no gradients when they were looked for."""
@@ -428,8 +439,16 @@ class Engine:
         if self._folding.handed:
             self._folding.take_back()
         step, self.step = self.step, None
+        if step is not None and step.record is not None:
+            step.file()
         if step is not None and (step.put_back or step.snapshot or step.rates):
             step.finish()
+
+    def flush(self) -> None:
+        """Wait until every step, and the one that has raised, can be read from the run file."""
+        if self.step is not None:
+            self.step.file()
+        self.journal.flush()
 
     def process(self, fold: bool = False) -> StepOutcome:
         """Measure the gradients that are there, decide and act.
@@ -494,8 +513,16 @@ class Engine:
             self.journal.sample(step, self._table.params)
         groups = self.optimizer.param_groups
         lr = groups[0].get("lr") if groups else None
-        present = self._table.present if outcome.present is None else outcome.present
-        self.journal.file(step, outcome, loss, lr, self._loss_scale, present)
+        scale, present = self._loss_scale, self._table.present
+
+        def file(outcome: StepOutcome) -> None:
+            there = present if outcome.present is None else outcome.present
+            self.journal.file(step, outcome, loss, lr, scale, there)
+
+        if self.step is not None and not self.step.with_closure and self.step.outcome is not None:
+            self.step.record = file
+        else:
+            file(outcome)
         self.seconds += perf_counter() - started
         if self.steps % SPENT_EVERY == 0:
             self.journal.spent(self.seconds)

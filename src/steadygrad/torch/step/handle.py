@@ -156,7 +156,7 @@ class Steady(Handle):
 
     def flush(self) -> None:
         """Wait until every finished step can be read back from the run file."""
-        self._engine.journal.flush()
+        self._engine.flush()
 
     def _recorded_by(self) -> RunWriter | None:
         return self._engine.journal.writer
@@ -479,6 +479,12 @@ class Steady(Handle):
     def stepping(self) -> Callable[[], object]:
         """Refers weakly to what has a ``step`` while one is under way here."""
         return weakref.ref(self._engine)
+
+    @property
+    @internal
+    def is_under_way(self) -> bool:
+        """Whether a step is, or the ``step`` of a base class in it has just returned."""
+        return self._engine.step is not None
 
     @internal
     def contains_step_of(self, optimizer: torch.optim.Optimizer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class StepInFlight:
         policy_state: the policy's state before it.
         put_back: ends what was done for this step only; None for nothing.
         rates: learning rates as the script set them, where this step has lower ones.
+        record: files the step with an outcome, where that may change until it is over.
     """
 
     depth: int = 1
@@ -47,12 +49,19 @@ class StepInFlight:
     policy_state: State | None = None
     put_back: PutBack | None = None
     rates: list[tuple[dict[str, Any], Any]] | None = None
+    record: Callable[[StepOutcome], None] | None = None
 
     def slow_down(self, optimizer: torch.optim.Optimizer, factor: float) -> None:
         """Multiply the learning rates for this step only."""
         self.rates = [(g, g["lr"]) for g in optimizer.param_groups if "lr" in g]
         for group, rate in self.rates:
             group["lr"] = rate * factor
+
+    def file(self) -> None:
+        """Record it, where that was put off; a second call does nothing."""
+        record, self.record = self.record, None
+        if record is not None and self.outcome is not None:
+            record(self.outcome)
 
     def finish(self) -> None:
         """Undo what was done for this step only; a second call does nothing."""

@@ -7,6 +7,7 @@ is recorded as if a policy had done it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from steadygrad.torch.clip_calls.readings import GradientReading
 from steadygrad.torch.gradients.batch import GradientBatch
 from steadygrad.torch.gradients.measuring import namespace, total_of, unscaled
 from steadygrad.torch.gradients.outcome import (
+    UNTOUCHED,
     Applied,
     StepOutcome,
     compare,
@@ -43,6 +45,9 @@ class ObservingClipper(Clipper):
         reading_of: gives what gradients were before the script's calls; None where it made none.
         stepping: told of every step's number and gradients, after its figures were taken.
         quiet: see `Clipper.quiet`; `stepping` is not told of what goes by.
+
+    Attributes:
+        was_inside: a clip call inside the last step was seen, and is on record.
     """
 
     def __init__(
@@ -55,7 +60,22 @@ class ObservingClipper(Clipper):
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
         self._stepping = stepping
-        self.quiet = quiet if on_nonfinite == "propagate" else None
+        self.quiet = self._usually_quiet = quiet if on_nonfinite == "propagate" else None
+        self.was_inside = False
+
+    def look_inside(self) -> None:
+        """The optimizer's step may clip by itself: wait for its end."""
+        self.waits, self.quiet = True, None
+
+    def after_step(self, outcome: StepOutcome, batch: GradientBatch) -> StepOutcome:
+        own = batch.with_gradients()
+        reading = self._reading_of(own.params)
+        self.was_inside = reading is not None
+        if reading is None:  # steps go by as others do, until a clip call inside one is heard
+            self.waits, self.quiet = False, self._usually_quiet
+            return outcome
+        found = self._outcome_of(reading, batch, own)
+        return found if outcome.threshold == math.inf else _joined(outcome, found)
 
     def process(
         self,
@@ -73,11 +93,7 @@ class ObservingClipper(Clipper):
                 return super().process(batch, step, scaled, scale_, skip)
             if reading is None:  # there is nothing to decide
                 return StepOutcome(super().measure(batch))
-            if batch.scale is not None:
-                reading.unscale(batch.scale)
-            outcome = summed_up(reading, own)
-            if own is not batch:
-                outcome = self._of_all_ranks(outcome, reading, batch, own)
+            outcome = self._outcome_of(reading, batch, own)
             if guarded and bool(is_broken(outcome.stats)):
                 acted = super().process(batch, step, scaled, scale_)
                 return acted._replace(
@@ -96,6 +112,14 @@ class ObservingClipper(Clipper):
         if batch.scale is not None:
             reading.unscale(batch.scale)
         return summed_up(reading, batch).stats
+
+    def _outcome_of(
+        self, reading: GradientReading, batch: GradientBatch, own: GradientBatch
+    ) -> StepOutcome:
+        if batch.scale is not None:
+            reading.unscale(batch.scale)
+        outcome = summed_up(reading, own)
+        return outcome if own is batch else self._of_all_ranks(outcome, reading, batch, own)
 
     def _of_all_ranks(
         self,
@@ -116,6 +140,19 @@ class ObservingClipper(Clipper):
             own=None if after.own is None else unscaled(after.own, factor),
         )
         return outcome._replace(stats=stats)
+
+
+def _joined(before: StepOutcome, inside: StepOutcome) -> StepOutcome:
+    """What clip calls before a step and inside of it have left together."""
+    first, then = before.applied, inside.applied
+    applied = Applied(
+        first.coef * then.coef,
+        first.cosine if then.cosine is UNTOUCHED.cosine else math.nan,
+        first.clipped | then.clipped,
+    )
+    limits = namespace(before.stats.norms)
+    threshold = limits.minimum(limits.asarray(before.threshold), limits.asarray(inside.threshold))
+    return before._replace(threshold=threshold, applied=applied)
 
 
 def summed_up(reading: GradientReading, batch: GradientBatch) -> StepOutcome:
