@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from steadygrad.invisible import invisible
 from steadygrad.launch.blame import aside
-from steadygrad.launch.tensorflow_script.given import GivenStep, Pair, inner_of
+from steadygrad.launch.tensorflow_script.apply_call import ApplyCall, Pair, inner_of
 from steadygrad.launch.undoing import replace
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.launch.tensorflow_script.clips import TensorFlowClipCall
     from steadygrad.launch.tensorflow_script.observer import TensorFlowObserver
-    from steadygrad.launch.tensorflow_script.takeover import ClippedStep
+    from steadygrad.launch.tensorflow_script.takeover import ReplacedCall
     from steadygrad.tensorflow.engine import Gradient
 
 CLIPS = ("clip_by_global_norm", "clip_by_norm", "clip_by_value")
@@ -56,7 +56,7 @@ class TensorFlowPatches:
         self._session = session
         self._observer: TensorFlowObserver | None = None
         self._local = threading.local()
-        self._scaled: dict[int, _Scaled] = {}
+        self._scaled: dict[int, _InsideScaler] = {}
 
     def observer(self) -> TensorFlowObserver:
         """The observer; nothing of ours that needs TensorFlow is loaded before."""
@@ -137,32 +137,32 @@ class TensorFlowPatches:
 
         self._session.guarded("a clip call is not seen", note)
 
-    def take(self, given: GivenStep, go: Callable[[list[Pair], bool], object]) -> object:
+    def take(self, call: ApplyCall, go: Callable[[list[Pair], bool], object]) -> object:
         """An optimizer is given gradients; one inside of another belongs to it.
 
         Args:
-            given: the step.
+            call: what brings the step.
             go: takes it, with these gradients, which are summed over replicas or not.
 
         Returns:
             What ``apply_gradients`` returns.
         """
-        optimizer, inner = given.optimizer, inner_of(given.optimizer)
+        optimizer, inner = call.optimizer, inner_of(call.optimizer)
         around, of_scaler = self._around, self._scaled.get(id(optimizer))
         if any(one is optimizer for one in around):
-            return go(given.pairs, False)  # its base class
-        act = functools.partial(go, given.pairs, False)
-        clipped: ClippedStep | None = None
+            return go(call.pairs, False)  # its base class
+        act = functools.partial(go, call.pairs, False)
+        clipped: ReplacedCall | None = None
         with contextlib.ExitStack() as stack:
             if not around and of_scaler is None:
-                clipped = self._clipped_step(given)
+                clipped = self._clipped_step(call)
                 if clipped is None:
-                    stack.enter_context(self._observed_step(given))
+                    stack.enter_context(self._observed_step(call))
                 else:
                     stack.enter_context(clipped.set_aside())
                     act = functools.partial(go, clipped.pairs, clipped.is_summed)
             if inner is not optimizer:
-                self._scaled[id(inner)] = _Scaled(clipped)
+                self._scaled[id(inner)] = _InsideScaler(clipped)
                 stack.callback(self._scaled.pop, id(inner), None)
             stack.enter_context(self._at_work(optimizer))
             if self._observer is not None:
@@ -192,22 +192,22 @@ class TensorFlowPatches:
         around: list[object] = self._local.__dict__.setdefault("around", [])
         return around
 
-    def _clipped_step(self, given: GivenStep) -> ClippedStep | None:
+    def _clipped_step(self, call: ApplyCall) -> ReplacedCall | None:
         """What an optimizer is to be handed; None where it keeps what it has."""
         if self._session.plan.clip is None:
             return None
         try:
-            return self.observer().clipped_step(given)
+            return self.observer().clipped_step(call)
         except Exception as error:
             if type(error).__name__ == "_RequestedStop":
                 raise  # so tf.distribute ends the threads of replicas
             self._session.trouble("a TensorFlow step is not clipped", error)
             return None
 
-    def _observed_step(self, given: GivenStep) -> AbstractContextManager[object]:
+    def _observed_step(self, call: ApplyCall) -> AbstractContextManager[object]:
         """A context in which the step waits for its figures, where nothing else runs them."""
         try:
-            return self.observer().step(given)
+            return self.observer().step(call)
         except Exception as error:
             if type(error).__name__ == "_RequestedStop":
                 raise  # so tf.distribute ends the threads of replicas
@@ -216,10 +216,10 @@ class TensorFlowPatches:
 
 
 @dataclass
-class _Scaled:
+class _InsideScaler:
     """What a `LossScaleOptimizer` hands to the one inside of it, in whichever thread."""
 
-    clipped: ClippedStep | None
+    clipped: ReplacedCall | None
 
 
 class _Optimizer(Protocol):
@@ -304,7 +304,7 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
 
         pairs = list(grads_and_vars)
         with aside:
-            return patches.take(GivenStep(self, pairs, _sums(original, args, kwargs)), go)
+            return patches.take(ApplyCall(self, pairs, _sums(original, args, kwargs)), go)
 
     replace(kind, "apply_gradients", apply_gradients)
 
@@ -312,9 +312,9 @@ def patch_apply_gradients(kind: type[_Optimizer], patches: TensorFlowPatches) ->
 def _sums(original: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     """Whether a call of ``apply_gradients`` adds up the gradients of replicas."""
     names = list(inspect.signature(original).parameters)[2:]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    summed = given.get("experimental_aggregate_gradients", True)
-    return bool(summed) and not given.get("skip_gradients_aggregation", False)
+    every = {**dict(zip(names, args, strict=False)), **kwargs}
+    summed = every.get("experimental_aggregate_gradients", True)
+    return bool(summed) and not every.get("skip_gradients_aggregation", False)
 
 
 def _watch_scaling(original: Function, patches: TensorFlowPatches) -> Function:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
 from steadygrad.launch.placements import Placement
+from steadygrad.launch.tensorflow_script.apply_call import ApplyCall, inner_of
 from steadygrad.launch.tensorflow_script.by_hand import (
     AskedGradients,
     UpdatesByHand,
@@ -30,10 +31,9 @@ from steadygrad.launch.tensorflow_script.clips import (
     TensorFlowClipLog,
 )
 from steadygrad.launch.tensorflow_script.differentiated import DifferentiatedLosses
-from steadygrad.launch.tensorflow_script.given import GivenStep, inner_of
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
-from steadygrad.launch.tensorflow_script.takeover import ClippedStep, TensorFlowTakeover
+from steadygrad.launch.tensorflow_script.takeover import ReplacedCall, TensorFlowTakeover
 from steadygrad.launch.track import (
     HEAD_WIDTH,
     STEPS,
@@ -209,42 +209,42 @@ class TensorFlowObserver:
 
     # -- optimizers that are not Keras 3's -----------------------------------------------------
 
-    def step(self, given: GivenStep) -> AbstractContextManager[object]:
+    def step(self, call: ApplyCall) -> AbstractContextManager[object]:
         """An optimizer of `tf.compat.v1` or tf_keras is given gradients, which stay as they are.
 
         Args:
-            given: the step.
+            call: what brings the step.
 
         Returns:
             A context to take the step in, so that a session runs what is added to its graph.
         """
         self.by_hand.forget()
-        gradients, variables = [g for g, _ in given.pairs], [v for _, v in given.pairs]
-        kind = type(inner_of(given.optimizer)).__name__
-        hinders = "" if self._takeover is None else self._takeover.hinders(given)
-        return self._step(given.optimizer, gradients, variables, kind, hinders)
+        gradients, variables = [g for g, _ in call.pairs], [v for _, v in call.pairs]
+        kind = type(inner_of(call.optimizer)).__name__
+        hinders = "" if self._takeover is None else self._takeover.hinders(call)
+        return self._step(call.optimizer, gradients, variables, kind, hinders)
 
-    def clipped_step(self, given: GivenStep) -> ClippedStep | None:
+    def clipped_step(self, call: ApplyCall) -> ReplacedCall | None:
         """As `step`, where ``--clip`` acts.
 
         Args:
-            given: the step.
+            call: what brings the step.
 
         Returns:
             What the optimizer is to be handed; None where ``--clip`` does not act.
         """
-        there = [gradient for gradient, _ in given.pairs if gradient is not None]
-        if self._takeover is None or not there or self._takeover.hinders(given):
+        there = [gradient for gradient, _ in call.pairs if gradient is not None]
+        if self._takeover is None or not there or self._takeover.hinders(call):
             return None
         self.by_hand.forget()
-        variables = [variable for _, variable in given.pairs]
-        places = [i for i, (gradient, _) in enumerate(given.pairs) if gradient is not None]
-        track = self._track(given.optimizer, variables, type(inner_of(given.optimizer)).__name__)
+        variables = [variable for _, variable in call.pairs]
+        places = [i for i, (gradient, _) in enumerate(call.pairs) if gradient is not None]
+        track = self._track(call.optimizer, variables, type(inner_of(call.optimizer)).__name__)
         names = tuple(track.infos[i].name for i in places)
-        done, clipped = self._takeover.take(given, self._before_clips(there), names)
+        done, clipped = self._takeover.take(call, self._before_clips(there), names)
         outcome = [done.threshold, done.coef, done.cosine, done.action]
         loss = self.losses.take(variables)
-        row = self._row(given.optimizer, track, loss, done.stats, places, None, -1, outcome)
+        row = self._row(call.optimizer, track, loss, done.stats, places, None, -1, outcome)
         self.side.emit(track, row)
         return clipped
 
@@ -256,8 +256,8 @@ class TensorFlowObserver:
             return plain
         by = 1.0 / tf.cast(scale, tf.float32)  # as tf_keras has it
         return [
-            given if now is was else _times(now, by)
-            for given, was, now in zip(gradients, before, plain, strict=True)
+            gradient if now is was else _times(now, by)
+            for gradient, was, now in zip(gradients, before, plain, strict=True)
         ]
 
     def moved_by_hand(self, variable: object, change: object) -> AbstractContextManager[object]:

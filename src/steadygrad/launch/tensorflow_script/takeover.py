@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from steadygrad.keras.internals import OfTfKeras, built_moments
 from steadygrad.launch.keras_script.own_clip import SPECS
-from steadygrad.launch.tensorflow_script.given import GivenStep, Pair, inner_of
+from steadygrad.launch.tensorflow_script.apply_call import ApplyCall, Pair, inner_of
 from steadygrad.launch.tensorflow_script.outcome import values
 from steadygrad.launch.tensorflow_script.side import in_sessions, made_apart
 from steadygrad.policies import Policy
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class ClippedStep:
+class ReplacedCall:
     """What an optimizer is handed in place of that.
 
     Attributes:
@@ -126,9 +126,9 @@ class TensorFlowTakeover:
         )
 
     @staticmethod
-    def hinders(given: GivenStep) -> str:
+    def hinders(call: ApplyCall) -> str:
         """Why a step cannot be clipped, as a sentence; empty where it can."""
-        kind = type(inner_of(given.optimizer)).__name__
+        kind = type(inner_of(call.optimizer)).__name__
         if in_sessions():
             return (
                 f"{kind}: graphs that run in sessions, as TensorFlow 1 had them, are recorded "
@@ -136,7 +136,7 @@ class TensorFlowTakeover:
                 "in eager code or in a tf.function, to clip here"
             )
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        if several and not hasattr(given.optimizer, "iterations"):
+        if several and not hasattr(call.optimizer, "iterations"):
             return (
                 f"{kind}: optimizers of tf.compat.v1 add up the gradients of replicas by "
                 "themselves, and clip as the script has it. Use one of tf_keras or Keras 3"
@@ -144,25 +144,25 @@ class TensorFlowTakeover:
         return ""
 
     def take(
-        self, given: GivenStep, gradients: Sequence[Gradient], names: tuple[str, ...]
-    ) -> tuple[Stepped, ClippedStep]:
+        self, call: ApplyCall, gradients: Sequence[Gradient], names: tuple[str, ...]
+    ) -> tuple[Stepped, ReplacedCall]:
         """Measure, decide and act on one step.
 
         Args:
-            given: the step.
+            call: what brings the step.
             gradients: its own without None, before the script's clip calls.
             names: of their variables.
 
         Returns:
             What came of it, and what the optimizer is to be handed.
         """
-        inner = inner_of(given.optimizer)
+        inner = inner_of(call.optimizer)
         choice = self._choice(type(inner).__name__)
-        drops = inner is not given.optimizer and bool(getattr(given.optimizer, "dynamic", False))
+        drops = inner is not call.optimizer and bool(getattr(call.optimizer, "dynamic", False))
         if drops and not choice.only_observes:
             choice = Choice(choice.policy, "skip")  # it must see what has overflowed
-        summed, is_summed = reduced(gradients) if given.sums else (list(gradients), False)
-        variables = [variable for gradient, variable in given.pairs if gradient is not None]
+        summed, is_summed = reduced(gradients) if call.sums else (list(gradients), False)
+        variables = [variable for gradient, variable in call.pairs if gradient is not None]
         memory = self._memory(inner, choice.policy, names)
         leaves = [values(merged(gradient)) for gradient in summed]
         beside = self._beside(choice.policy, inner, variables)
@@ -177,13 +177,13 @@ class TensorFlowTakeover:
                     f"{type(inner).__name__}'s own {name}={value} was replaced by --clip"
                 )
         after = iter(summed if choice.only_observes else self._after(summed, done, drops))
-        pairs = [(None if g is None else next(after), v) for g, v in given.pairs]
+        pairs = [(None if g is None else next(after), v) for g, v in call.pairs]
         if drops:
             skip = done.skip if skips_by_itself(choice.policy) else None
         else:
             skip = done.skip if choice.may_skip else None
-        guarded = inner if drops else given.optimizer
-        return done, ClippedStep(pairs, guarded, skip, is_summed, inner)
+        guarded = inner if drops else call.optimizer
+        return done, ReplacedCall(pairs, guarded, skip, is_summed, inner)
 
     @staticmethod
     def _after(gradients: Sequence[Gradient], done: Stepped, drops: bool) -> list[Gradient]:

@@ -74,8 +74,8 @@ class ObservingClipper(Clipper):
         if reading is None:  # steps go by as others do, until a clip call inside one is heard
             self.waits, self.quiet = False, self._usually_quiet
             return outcome
-        found = self._outcome_of(reading, batch, own)
-        return found if outcome.threshold == math.inf else _joined(outcome, found)
+        inside = self._outcome_of(reading, batch, own)
+        return inside if outcome.threshold == math.inf else _joined(outcome, inside)
 
     def process(
         self,

@@ -14,7 +14,7 @@ Pair = tuple["Gradient | None", "tf.Variable"]
 
 
 @dataclass
-class GivenStep:
+class ApplyCall:
     """One call.
 
     Attributes:
