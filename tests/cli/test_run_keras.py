@@ -301,6 +301,36 @@ def test_a_clip_by_torch_before_a_step_of_keras_is_seen(forked: Workbench) -> No
     assert (calls["count"], calls["before_backward"], calls["per_micro_batch"]) == (5, False, False)
 
 
+SAM_BY_TORCH = """
+def gradients(start):
+    model.zero_grad()
+    ((model(x[start:start + 16]) - 10 * x[start:start + 16, :1]) ** 2).mean().backward()
+    return [weight.value.grad for weight in model.trainable_weights]
+
+for start in range(0, 64, 16):
+    first = gradients(start)
+    was = [weight.value.detach().clone() for weight in model.trainable_weights]
+    with torch.no_grad():
+        for weight, gradient in zip(model.trainable_weights, first):
+            weight.assign(weight.value + 0.01 * gradient)
+    there = gradients(start)
+    print(float(torch.nn.utils.get_total_norm(there)))
+    with torch.no_grad():
+        for weight, old in zip(model.trainable_weights, was):
+            weight.assign(old)
+        optimizer.apply(there, model.trainable_weights)
+"""
+
+
+def test_moves_to_another_point_are_no_steps_on_torch(forked: Workbench) -> None:
+    forked.write("train.py", BY_TORCH.partition("for _ in")[0] + SAM_BY_TORCH)
+    done = forked.steadygrad("run", "--out", "run.db", "train.py")
+    assert done.returncode == 0, done.stderr
+    run = steadygrad.open_run(forked.run_file())
+    assert [each["class"] for each in run.info["optimizers"]] == ["SGD"]
+    np.testing.assert_allclose(run.steps.norm, list(map(float, done.stdout.split())), rtol=1e-6)
+
+
 TWO_LIBRARIES = """
 import torch
 

@@ -6,6 +6,7 @@ One thread's loop is followed: to read a gradient that another one accumulates i
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -57,7 +58,9 @@ class LoopByHand:
             choice = resolve(plan.clip, plan.on_nonfinite)
             clipper = Clipper(choice.policy, choice.on_nonfinite)
         describe = self._seen.attachments.names
-        return ManualLoop(log, describe, self._recorder, self._stepped, clipper)
+        loop = ManualLoop(log, describe, self._recorder, self._stepped, clipper)
+        loop.holds = "keras" in sys.modules
+        return loop
 
     def before_backward(self, tensors: Sequence[object]) -> None:
         """A backward begins; to be called while `walks` is under `MOST_WALKS`, or `active`.
@@ -128,6 +131,10 @@ class LoopByHand:
         """An optimizer steps on these: that was no update by hand."""
         self.loop.forget(parameters)
 
+    def leave_to_others(self, parameters: Sequence[torch.Tensor]) -> None:
+        """An optimizer that is not torch's steps on these, now and from here on."""
+        self.loop.leave_to_others(parameters)
+
     def _moves_loose_weights(self) -> bool:
         """Whether the leaves that no optimizer holds are weights, and not inputs."""
         return self.loop.steps > 0 or not self._seen.attachments.counted().optimizers()
@@ -175,7 +182,10 @@ class LoopByHand:
         return OptimizerRecorder(writer, {})
 
     def _stepped(self, step: int, parameters: list[torch.Tensor]) -> None:
+        """A step is over; without parameters, it may be none."""
         self._seen.losses.of_step()
+        if not parameters:
+            return
         self._seen.clips.stepped(step, parameters, len(parameters), self.loop.index)
 
     def finish(self) -> None:

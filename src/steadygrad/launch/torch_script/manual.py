@@ -34,6 +34,8 @@ Probe = tuple[weakref.ref[torch.Tensor], int, int, bytes | None]
 """A leaf, its version, where a few of its elements begin (`SPREAD` for here and there), and these;
 None where they are on a device."""
 SPREAD = -1
+MOST_HELD = 8
+"""So many steps are held back at most."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class ManualLoop:
         unread: how many more, whose gradients are sums that only the script knows.
         index: number of this loop among the run's optimizers.
         pending: gradients that wait for an update by hand; None for none.
+        holds: an optimizer that is not torch's may yet be met: the first steps are held back, since
+            such a loop may move its weights to another point, as SAM does, before that steps.
 
     Args:
         log: the script's clip calls.
@@ -92,12 +96,15 @@ class ManualLoop:
         self._announced: list[int] = []
         self._open: OptimizerRecorder | None = None
         self.index = 0
+        self.holds = False
+        self._held: list[tuple[Pending, set[int]]] = []
+        self._of_others: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def before_backward(self, leaves: Sequence[torch.Tensor]) -> None:
         """A backward is about to reach these leaves, which no optimizer holds."""
         pending = self.pending
         if pending is not None and _was_reset(pending):
-            self._commit(pending, {id(leaf) for leaf in leaves})
+            self._commit_if_updated(pending, {id(leaf) for leaf in leaves})
             self.pending = None
         self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
 
@@ -126,7 +133,7 @@ class ManualLoop:
         pending, summed = self.pending, False
         if pending is not None:
             summed = pending.returned and not _was_updated(pending)
-            self._commit(pending, {id(leaf) for leaf in leaves})
+            self._commit_if_updated(pending, {id(leaf) for leaf in leaves})
         self._leaf_refs = {id(leaf): weakref.ref(leaf) for leaf in leaves}
         self.pending = Pending(
             leaves=[weakref.ref(leaf) for leaf in leaves],
@@ -142,6 +149,18 @@ class ManualLoop:
         """An optimizer has stepped on these: their gradients were no update by hand."""
         if self.pending is not None and any(id(p) in self._leaf_refs for p in parameters):
             self.pending = None
+
+    def leave_to_others(self, parameters: Sequence[torch.Tensor]) -> None:
+        """An optimizer that is not torch's steps on these: what else moves them takes no step."""
+        self.forget(parameters)
+        self._held = [each for each in self._held if not _is_of(each[0], parameters)]
+        if any(map(self._is_own, parameters)):
+            self._of_others.update((id(p), weakref.ref(p)) for p in parameters)
+
+    def _is_own(self, parameter: torch.Tensor) -> bool:
+        """Whether no optimizer elsewhere is known to move it."""
+        ref = self._of_others.get(id(parameter))
+        return ref is None or ref() is not parameter
 
     def rest(self) -> None:
         """Let go of gradients that were read before the first step: of inputs, as it seems now."""
@@ -185,9 +204,16 @@ class ManualLoop:
 
     def finish(self) -> None:
         """The script is over: the last backward has no successor."""
-        if self.pending is not None and self.steps and _was_updated(self.pending):
-            self._commit(self.pending, set(self._leaf_refs))
+        if self.pending is not None and (self.steps or self._held):
+            self._commit_if_updated(self.pending, set(self._leaf_refs))
         self.pending = None
+        self._release()
+
+    def _release(self) -> None:
+        """What was held back were steps."""
+        self.holds, held, self._held = False, self._held, []
+        for pending, current in held:
+            self._commit(pending, current)
 
     def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:
         self._describe_all(leaves)
@@ -203,9 +229,21 @@ class ManualLoop:
         if unknown:
             self._infos.update(self._describe(unknown))
 
-    def _commit(self, pending: Pending, current: set[int]) -> None:
+    def _commit_if_updated(self, pending: Pending, current: set[int]) -> None:
         if not _was_updated(pending):
             return
+        moved = [leaf for ref in pending.leaves if (leaf := ref()) is not None]
+        if not all(map(self._is_own, moved)):
+            self._stepped(self.steps, [])
+            return
+        if self.holds and len(self._held) < MOST_HELD:
+            self._held.append((pending, current))
+            self._stepped(self.steps, [])
+            return
+        self._release()
+        self._commit(pending, current)
+
+    def _commit(self, pending: Pending, current: set[int]) -> None:
         if pending.summed:
             self.unread += 1
             return
@@ -252,6 +290,11 @@ class ManualLoop:
         outcome = pending.outcome or summed_up(reading, self._batch(leaves))
         record = record_of(self.steps, outcome, pending.loss, math.nan, optimizer=self.index)
         hand_over(file, record, outcome.stats, None)
+
+
+def _is_of(pending: Pending, parameters: Sequence[torch.Tensor]) -> bool:
+    ids = set(map(id, parameters))
+    return any(id(ref()) in ids for ref in pending.leaves)
 
 
 def _probe(leaf: torch.Tensor, grad: torch.Tensor | None) -> Probe:

@@ -256,7 +256,7 @@ class TorchObserver:
 
     def kept_elsewhere(self, parameters: list[torch.Tensor]) -> float:
         """An optimizer that is none of torch's has stepped on these; returns that step's loss."""
-        self._by_hand.forget(parameters)
+        self._by_hand.leave_to_others(parameters)
         self._seen.steps_elsewhere += 1
         loss = self.losses.of_step()
         return math.nan if loss is None else float(loss)

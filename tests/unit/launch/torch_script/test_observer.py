@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -165,6 +167,23 @@ class Doubled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         return grads[0] * 2
+
+
+@pytest.mark.parametrize("steps", [3, 12])
+def test_a_loop_by_hand_beside_keras_is_recorded(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    # its first steps are held back: one of Keras' optimizers may come
+    monkeypatch.setitem(sys.modules, "keras", ModuleType("keras"))
+    seen, weight = observe(), nn.Parameter(torch.ones(4))
+    for step in range(steps):
+        weight.grad = None
+        ((step + 1.0) * weight.sum()).backward()
+        with torch.no_grad():
+            weight -= 1e-3 * weight.grad
+    run = seen.run()
+    assert run.steps.step.tolist() == list(range(steps))
+    assert run.steps.norm == pytest.approx([2.0 * (step + 1) for step in range(steps)])
 
 
 @pytest.mark.parametrize(("max_norm", "sparse"), [(0.25, False), (1e6, False), (1e6, True)])
