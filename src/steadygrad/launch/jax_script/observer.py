@@ -141,6 +141,8 @@ class JaxObserver:
         """Wait for what is still on its way; the run file is closed next."""
         if self._tracks:
             jax.effects_barrier()
+            for track in self._tracks:
+                track.release()
             self._book.finish()
             writer = self._session.writer()
             counts = [count for track in self._tracks for count in track.loop_counts]
@@ -221,6 +223,7 @@ class JaxObserver:
             self._here.withdraw()
         inside = any(map(is_differentiated, gradients))  # of another training, as in MAML
         flight.fresh = len(args) > 1 and not inside and self._here.has_made(args[1])
+        flight.count = _count_in(args[1]) if len(args) > 1 else None
         self._here.alone, self._here.flight = None, flight
         try:
             with self._losses.muted():
@@ -354,6 +357,8 @@ class JaxObserver:
         closes = self._here.closes if flight.closes is None else flight.closes
         if closes is not None:
             head["steps"] = closes
+        if flight.count is not None:
+            head["count"] = flight.count
         if isinstance(rate, (int, float)):
             return head, {"lr": float(rate)}
         return {**head, "lr": rate}, {}
@@ -465,6 +470,16 @@ def _handed_on(flight: Flight, result: tuple[PyTree, PyTree]) -> tuple[int, ...]
     pairs = zip(updates, flight.left, strict=True)
     same = tuple(place for place, (update, leaf) in enumerate(pairs) if update is leaf)
     return same if len(same) < len(updates) else ()
+
+
+def _count_in(state: PyTree) -> ArrayLike | None:
+    """How many steps an optimizer's state has taken, as most of optax count them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        named = bool(path) and getattr(path[-1], "name", "") == "count"
+        if named and np.shape(leaf) == () and jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+            count: ArrayLike = leaf
+            return count
+    return None
 
 
 def _scalar(value: object) -> ArrayLike | None:

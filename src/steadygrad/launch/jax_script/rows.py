@@ -70,7 +70,8 @@ def packed(
 ) -> jax.Array:
     """A row as pairs of 32-bit words; call it inside `wide`."""
     device = _device(axes)
-    usual = {"steps": 1, "device": device, "loss": math.nan, "told": 0, "lr": math.nan}
+    usual = {"steps": 1, "device": device, "loss": math.nan, "told": 0}
+    usual.update(lr=math.nan, count=math.nan)
     row = {**usual, "norm": stats.total_norm, **head}
     figures = [widen(x) for x in (stats.norms, stats.max_abs, stats.nonfinite, stats.zeros)]
     numbers = jnp.concatenate([jnp.stack([number(row[name]) for name in HEAD]), *figures])

@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from steadygrad.launch.placements import CallTime, Placement
 from steadygrad.launch.track import OptimizerBook, record_of
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.info import LoopCounts
-from steadygrad.runlog.records import TensorInfo
+from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import FIGURES
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from steadygrad.launch.contracts import RunContext
     from steadygrad.runlog import RunWriter
 
-HEAD = ("steps", "device", "loss", "told", "lr", "norm", "threshold", "coef", "cosine", "action")
+STEP = ("norm", "threshold", "coef", "cosine", "action")
+HEAD = ("steps", "device", "loss", "told", "lr", "count", *STEP)
 """What comes before the figures of the tensors; ``steps`` is 0 for a micro-batch, ``told`` 1
-where the row holds its own loss."""
+where the row holds its own loss, ``count`` how many steps the optimizer's state has taken."""
 APART = 1e-4
 """Relative difference between devices from which their norms are not one norm."""
 
@@ -55,6 +57,34 @@ class Book(OptimizerBook):
         super().__init__(session)
         self.losses = losses
         self.lock = threading.RLock()
+
+
+class UndecidedStep(NamedTuple):
+    """A step whose gradients or loss are not finite, until the next one tells what became of it.
+
+    Attributes:
+        record: it, as if it were taken.
+        figures: of its tensors.
+        taken: how many steps the state had taken that it stepped on; NaN where that is not known.
+        is_whole: no element of any gradient is finite.
+    """
+
+    record: StepRecord
+    figures: Figures
+    taken: float
+    is_whole: bool
+
+    def resolved(self, after: StepRecord | None, taken: float) -> StepRecord:
+        """The record: of a step that was dropped, where the next one shows that.
+
+        Args:
+            after: the next one; None where none followed.
+            taken: of that, as above.
+        """
+        unmoved = taken == self.taken  # the state did not move on
+        if math.isnan(self.taken):  # weights without a finite element give no finite gradient
+            unmoved = self.is_whole and after is not None and _is_finite(after)
+        return replace(self.record, action="skip") if unmoved else self.record
 
 
 class Arrival(NamedTuple):
@@ -114,6 +144,7 @@ class JaxTrack:
         self._queues: dict[int, deque[tuple[Head, Figures]]] = {}
         self._micro: list[float] = []
         self._calls: list[tuple[Head, tuple[Placement, ...]]] = []
+        self._undecided: UndecidedStep | None = None
 
     def begins_anew(self, has_memory: bool) -> None:
         """The optimizer's state was made again: what comes is another training.
@@ -123,6 +154,7 @@ class JaxTrack:
         Args:
             has_memory: whether there is anything in it, as of plain SGD there is not.
         """
+        self.release()
         if self._since_made == 1:
             self.renewed += has_memory
         elif self._part:
@@ -216,7 +248,13 @@ class JaxTrack:
         loss, self._micro = float(np.mean(self._micro or [arrived])), []
         has_loss = bool(head["told"]) or loss == loss
         record = record_of(step, self._index, {**head, "loss": loss}, figures, has_loss)
-        writer.write_step(record, self._ids, *figures)
+        self.release(record, head["count"])
+        if record.action == "none" and not _is_finite(record):
+            elements = sum(math.prod(info.shape) for info in self._infos)
+            whole = record.nonfinite == elements
+            self._undecided = UndecidedStep(record, figures, head["count"], whole)
+        else:
+            writer.write_step(record, self._ids, *figures)
         for batch, (figures_of, placed) in enumerate(self._calls, 1):
             turn = CallTime(step, self._index, batch)
             for placement in placed:
@@ -225,6 +263,22 @@ class JaxTrack:
             turn = CallTime(step + 1, self._index)
             self._write_call(writer, placement, turn, len(behind), head)
         self._write_start(writer, step)
+
+    def release(self, after: StepRecord | None = None, taken: float = math.nan) -> None:
+        """Write the step that was held back.
+
+        A guard of the script's own, ``jnp.where(finite, new, old)``, stands behind the optimizer,
+        and shows by the next step alone.
+
+        Args:
+            after: as `UndecidedStep.resolved` has it.
+            taken: likewise.
+        """
+        undecided, self._undecided = self._undecided, None
+        writer = self._book.session.writer()
+        if undecided is not None and writer is not None and self._ids is not None:
+            record = undecided.resolved(after, taken)
+            writer.write_step(record, self._ids, *undecided.figures)
 
     def _write_call(
         self, writer: RunWriter, placement: Placement, turn: CallTime, calls: int, head: Head
@@ -249,3 +303,7 @@ class JaxTrack:
             norms, deviations = start
             writer.write_sample("weight_norm", 0, self._ids, norms)
             writer.write_sample("weight_std", 0, self._ids, deviations)
+
+
+def _is_finite(record: StepRecord) -> bool:
+    return math.isfinite(record.norm) and not (record.loss_told and not math.isfinite(record.loss))

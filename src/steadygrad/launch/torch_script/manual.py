@@ -97,7 +97,7 @@ class ManualLoop:
         self._open: OptimizerRecorder | None = None
         self.index = 0
         self.holds = False
-        self._held: list[tuple[Pending, set[int]]] = []
+        self._undecided: list[tuple[Pending, set[int]]] = []
         self._of_others: dict[int, weakref.ref[torch.Tensor]] = {}
 
     def before_backward(self, leaves: Sequence[torch.Tensor]) -> None:
@@ -153,7 +153,7 @@ class ManualLoop:
     def leave_to_others(self, parameters: Sequence[torch.Tensor]) -> None:
         """An optimizer that is not torch's steps on these: what else moves them takes no step."""
         self.forget(parameters)
-        self._held = [each for each in self._held if not _is_of(each[0], parameters)]
+        self._undecided = [each for each in self._undecided if not _is_of(each[0], parameters)]
         if any(map(self._is_own, parameters)):
             self._of_others.update((id(p), weakref.ref(p)) for p in parameters)
 
@@ -204,15 +204,15 @@ class ManualLoop:
 
     def finish(self) -> None:
         """The script is over: the last backward has no successor."""
-        if self.pending is not None and (self.steps or self._held):
+        if self.pending is not None and (self.steps or self._undecided):
             self._commit_if_updated(self.pending, set(self._leaf_refs))
         self.pending = None
         self._release()
 
     def _release(self) -> None:
         """What was held back were steps."""
-        self.holds, held, self._held = False, self._held, []
-        for pending, current in held:
+        self.holds, undecided, self._undecided = False, self._undecided, []
+        for pending, current in undecided:
             self._commit(pending, current)
 
     def _batch(self, leaves: list[torch.Tensor]) -> GradientBatch:
@@ -236,8 +236,8 @@ class ManualLoop:
         if not all(map(self._is_own, moved)):
             self._stepped(self.steps, [])
             return
-        if self.holds and len(self._held) < MOST_HELD:
-            self._held.append((pending, current))
+        if self.holds and len(self._undecided) < MOST_HELD:
+            self._undecided.append((pending, current))
             self._stepped(self.steps, [])
             return
         self._release()
