@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 
 def with_suffix(path: str, suffix: str) -> str:
@@ -34,3 +35,19 @@ def next_free(path: str) -> str:
         number += 1
         free = with_suffix(path, str(number))
     return free
+
+
+def as_typed(path: str | os.PathLike[str] | None) -> str:
+    """A path as it is typed after a command: from the folder at hand, where it lies below that.
+
+    Args:
+        path: of a run file; None for a run that is in none.
+
+    Example:
+        >>> as_typed(os.path.abspath("my run.db")), as_typed(None)
+        ("'my run.db'", 'RUN.db')
+    """
+    if path is None:
+        return "RUN.db"
+    relative = os.path.relpath(path)
+    return shlex.quote(os.fspath(path) if relative.startswith("..") else relative)

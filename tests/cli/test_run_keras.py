@@ -536,6 +536,7 @@ def test_clip_reaches_optimizers_of_tf_keras(tensorflow_forked: Workbench) -> No
     assert "SGD's own global_clipnorm=0.125 was replaced by --clip" in words
     assert "tf.clip_by_global_norm was replaced by --clip" in words
     assert "not applied" not in words
+    assert "steadygrad diagnose run.db" in words  # too few steps for a threshold
     run = steadygrad.open_run(tensorflow_forked.run_file())
     of_keras, of_scaler, of_first = (run.steps[run.steps["optimizer"] == i] for i in range(3))
     assert of_keras.action.tolist() == ["clip", "skip"]

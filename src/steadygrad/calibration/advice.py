@@ -9,10 +9,12 @@ import numpy as np
 
 from steadygrad.calibration.estimate import Setback, two_digits
 from steadygrad.calibration.result import Calibration, Outcome
+from steadygrad.paths import as_typed
 from steadygrad.robust import Floats
 from steadygrad.text import percent, times
 
 if TYPE_CHECKING:
+    from steadygrad.runlog import Run
     from steadygrad.runlog.encode import Rows
     from steadygrad.runlog.info import RunInfo
 
@@ -35,18 +37,18 @@ def judge(norms: Floats, median: float, max_norm: float) -> Outcome:
 
 def advise(
     c: Calibration,
-    info: RunInfo,
+    run: Run,
     rows: Rows,
     back: Setback | None,
     rise: tuple[float, float] | None,
 ) -> Calibration:
     """The calibration with its advice written."""
-    clipped = float((rows["coef"] < 1).mean())
+    info, clipped = run.info, float((rows["coef"] < 1).mean())
     sentences = [
         _what_to_type(c, info, clipped),
         *(_set_back(c, back) if back else _failed(rise, info)),
         *_moving(c, info),
-        *_broken(c),
+        *_broken(c, as_typed(run.path)),
         *_defaults(c),
         *_was_clipped(clipped),
     ]
@@ -157,7 +159,7 @@ def _moving(c: Calibration, info: RunInfo) -> list[str]:
     ]
 
 
-def _broken(c: Calibration) -> list[str]:
+def _broken(c: Calibration, path: str) -> list[str]:
     sentences = []
     if c.diverged_at is not None:
         sentences.append(
@@ -169,7 +171,7 @@ def _broken(c: Calibration) -> list[str]:
         sentences.append(
             f"{c.nonfinite} steps had a NaN or inf norm and are left out: a clip cannot "
             "undo one that an operation has made. Find their origin with: "
-            "steadygrad diagnose RUN.db"
+            f"steadygrad diagnose {path}"
         )
     return sentences
 

@@ -18,6 +18,7 @@ from steadygrad.calibration.result import Calibration, Spike
 from steadygrad.calibration.source import open_steps, recorded_norm_type
 from steadygrad.calibration.unseen import clipped_before_policy, unseen_clip
 from steadygrad.errors import CalibrationError
+from steadygrad.paths import as_typed
 from steadygrad.robust import Floats, upper_sigma
 from steadygrad.text import times
 
@@ -179,7 +180,7 @@ def _guide(run: Run | str | os.PathLike[str], optimizer: int | None) -> _Basis:
     recorded, number, rows, _ = open_steps(run, optimizer)
     usable = np.isfinite(rows["norm"]) & (rows["norm"] > 0)
     used_rows = rows[usable]
-    _require_steps(used_rows.size, rows)
+    _require_steps(used_rows.size, rows, recorded)
     _require_norms_before_clipping(recorded, number)
     x = np.log(used_rows["norm"].astype(np.float64))
     end = estimate.divergence(x)
@@ -215,7 +216,7 @@ def _has_rival(run: Run, number: int) -> bool:
     return any(estimate.opposed(mine, losses[rows]) for rows in long.values())
 
 
-def _require_steps(usable: int, rows: Rows) -> None:
+def _require_steps(usable: int, rows: Rows, run: Run) -> None:
     if usable >= MIN_STEPS:
         return
     norm = rows["norm"]
@@ -225,7 +226,8 @@ def _require_steps(usable: int, rows: Rows) -> None:
     parts += [f"{zero} with norm 0"] if zero else []
     raise CalibrationError(
         f"too few steps for a threshold: {', '.join(parts)}; needed: {MIN_STEPS}. "
-        "Record a longer run, or find what breaks it with: steadygrad diagnose RUN.db"
+        "Record a longer run, or find what breaks it with: "
+        f"steadygrad diagnose {as_typed(run.path)}"
     )
 
 
@@ -335,7 +337,7 @@ def _conclude(basis: _Basis) -> Calibration:
         norm_type=basis.norm_type,
         optimizer=basis.number,
     )
-    return advise(evidence, basis.run.info, rows, basis.setback, basis.rise)
+    return advise(evidence, basis.run, rows, basis.setback, basis.rise)
 
 
 def _spec(threshold: float, norm_type: float) -> str:

@@ -15,6 +15,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from steadygrad.errors import CalibrationError, SteadyGradError
+from steadygrad.paths import as_typed
 from steadygrad.text import listed, printable
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def last_words(session: EndedRun) -> str:
     for what in session.troubles:
         lines += _wrapped(f"Mind: {what}", "  ", "    ")
     if path or others:
-        lines.append(f"Next: steadygrad report {_shown(path or others[0])}")
+        lines.append(f"Next: steadygrad report {as_typed(path or others[0])}")
     return str(printable("\n".join(["steadygrad: " + lines[0], *lines[1:]])))
 
 
@@ -78,7 +79,7 @@ def of_thinning(run: Run, whole: Run) -> str:
     return (
         f"The run has {len(whole):,} steps. To end soon, {len(run):,} were read for these words: "
         "the first and last, the largest norm, the first NaN or inf, and stretches between. "
-        f"All are read by: steadygrad diagnose {_shown(str(whole.path))}"
+        f"All are read by: steadygrad diagnose {as_typed(str(whole.path))}"
     )
 
 
@@ -265,13 +266,8 @@ def _other_files(session: EndedRun) -> list[str]:
 
 
 def _few(paths: list[str]) -> str:
-    shown = ", ".join(_shown(path) for path in paths[:4])
+    shown = ", ".join(as_typed(path) for path in paths[:4])
     return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
-
-
-def _shown(path: str) -> str:
-    relative = os.path.relpath(path)
-    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

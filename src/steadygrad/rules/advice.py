@@ -69,6 +69,14 @@ def keeping_weights(view: View) -> str:
     )
 
 
+def jax_stops_at_nan() -> str:
+    """Have JAX stop at the operation that makes a NaN."""
+    return (
+        "jax.config.update('jax_debug_nans', True)  # stops at the operation\n"
+        "jax.config.update('jax_disable_jit', True)  # in nnx.jit, eqx.filter_jit, too; slow\n"
+    )
+
+
 def jax_weights(view: View, initializer: str) -> str:
     """JAX code that draws a layer's weights, in the words of the library that holds them.
 

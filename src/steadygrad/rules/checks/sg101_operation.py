@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steadygrad.rules.advice import code, keeping_weights
+from steadygrad.rules.advice import code, jax_stops_at_nan, keeping_weights
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.breaks import Break, first_break, tell
@@ -26,9 +26,8 @@ def _fix(view: View) -> str:
             torch="assert torch.isfinite(batch).all()  # is it the data?\n"
             "torch.log(x.clamp_min(1e-6)); torch.sqrt(x + 1e-6)  # is it an operation?\n",
             keras="keras.ops.log(keras.ops.maximum(x, 1e-6)); keras.ops.sqrt(x + 1e-6)\n",
-            jax="jax.config.update('jax_debug_nans', True)  # stops at the operation\n"
-            "jax.config.update('jax_disable_jit', True)  # in nnx.jit, eqx.filter_jit, too; slow\n"
-            "safe = jnp.where(x > 0, x, 1.0); y = jnp.where(x > 0, jnp.log(safe), 0.0)\n"
+            jax=jax_stops_at_nan()
+            + "safe = jnp.where(x > 0, x, 1.0); y = jnp.where(x > 0, jnp.log(safe), 0.0)\n"
             "size = jnp.sqrt(jnp.sum(x**2, -1) + 1e-12)  # of a norm or a deviation that may be 0\n"
             "assert np.isfinite(batch).all()  # is it the data?\n",
         )

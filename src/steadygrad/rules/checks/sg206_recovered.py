@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from steadygrad.recovery.episodes import counted, episodes
 from steadygrad.recovery.events import ACCEPT, RESTART, RESTORE, STOP
 from steadygrad.recovery.triggers import NONFINITE
-from steadygrad.rules.advice import clip_code, code, lower_lr, recommended
+from steadygrad.rules.advice import clip_code, code, jax_stops_at_nan, lower_lr, recommended
 from steadygrad.rules.base import Rule, finding
 from steadygrad.rules.evidence import origins
 from steadygrad.rules.evidence.stability import of_view
@@ -89,8 +89,7 @@ def _fixes(view: View, triggers: set[str]) -> list[str]:
                 torch="import steadygrad.torch as sg\n"
                 'sg.attach(optimizer, recover="auto", find_nan=True)  # names the operation',
                 keras="assert np.isfinite(x).all() and np.isfinite(y).all()  # is it the data?",
-                jax="jax.config.update('jax_debug_nans', True)  # stops at the operation\n"
-                "jax.config.update('jax_disable_jit', True)  # also in nnx.jit, eqx.filter_jit",
+                jax=jax_stops_at_nan(),
             )
         )
     if triggers - set(NONFINITE):
