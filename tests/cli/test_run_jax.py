@@ -297,6 +297,14 @@ def guarded(params, state, x, y, scale):
 for t in range(5):
     params, state = guarded(params, state, *batch(t), [1.0, 1.0, np.nan, 1.0, np.inf][t])
 SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(params))}
+# a clip that the script has written itself
+def by_code():
+    def update(g, state, params=None):
+        most = jnp.minimum(1.0, 0.5 / optax.global_norm(g))
+        return jax.tree.map(lambda leaf: leaf * most, g), state
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+tx = optax.chain(by_code(), optax.sgd(1e-2))
+train("guarded by code", tx, jax.jit(stepper(tx)))
 # a guard by hand, behind an optimizer that counts its steps, and behind one that does not
 def kept(tx):
     @jax.jit
@@ -351,7 +359,9 @@ def steps_of(run: Run, name: str, plain: Any) -> dict[str, Any]:
 def test_observing_changes_no_bit(seen: Any) -> None:
     plain, observed, run = seen
     assert observed == plain
-    assert run.info["troubles"] == [LEFT_UNREAD]
+    left_unread, by_code = run.info["troubles"]
+    assert left_unread == LEFT_UNREAD
+    assert "the script's by_code clips by code of its own" in by_code
 
 
 def test_every_training_is_an_optimizer_of_its_own(seen: Any) -> None:

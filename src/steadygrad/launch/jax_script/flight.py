@@ -120,6 +120,7 @@ class Flight:
         raw: places of the gradients that it hands on as they are, to be added to the weights.
         beyond: our policy has clipped other gradients than those that it steps on.
         calls: the clips that acted, in order.
+        by_code: transformations of the script's own that clip the gradients.
         count: how many steps the state has taken, 0-d; None where it does not say.
     """
 
@@ -142,6 +143,7 @@ class Flight:
     raw: tuple[int, ...] = ()
     beyond: bool = False
     calls: list[RepeatableClip] = field(default_factory=list)
+    by_code: list[str] = field(default_factory=list)
     count: ArrayLike | None = None
     _places: dict[int, int] = field(init=False)
     _entered: Sequence[jax.Array] = ()

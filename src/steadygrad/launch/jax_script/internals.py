@@ -6,6 +6,7 @@ It loads `jax` alone: a script that does without optax must not be made to load 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -123,3 +124,26 @@ def made_by(function: Callable[..., object]) -> Made:
         with contextlib.suppress(ValueError):  # not filled yet: a function that names itself
             values[variable] = cell.cell_contents
     return Made(name.partition(".")[0], getattr(function, "__module__", "") or "", values)
+
+
+CLIPS_BY = ("clip", "global_norm", "minimum")
+"""Names that the code of a clip uses; its own name has the first of them."""
+
+
+def clips_by_code(update: Callable[..., object]) -> bool:
+    """Whether an `update` of the script's own, or what it is made in, looks like a clip.
+
+    Example:
+        >>> def unit_norm(updates, state, params=None):
+        ...     return jax.tree.map(lambda g: jax.numpy.clip(g, -1, 1), updates), state
+        >>> clips_by_code(unit_norm)
+        True
+    """
+    plain = inspect.unwrap(update)
+    code = getattr(plain, "__code__", None)
+    if code is None or "-packages" in code.co_filename:
+        return False
+    inner = [each for each in code.co_consts if hasattr(each, "co_names")]
+    names = {name for each in (code, *inner) for name in each.co_names}
+    named = CLIPS_BY[0] in getattr(plain, "__qualname__", "").lower()
+    return named or not names.isdisjoint(CLIPS_BY)

@@ -40,6 +40,7 @@ from steadygrad.launch.jax_script.flight import (
 from steadygrad.launch.jax_script.internals import (
     Made,
     axis_sizes,
+    clips_by_code,
     current_trace,
     is_batched,
     is_differentiated,
@@ -305,6 +306,11 @@ class JaxObserver:
                 f"the script's {clip} stands behind {change}: norms on record are those of the "
                 "gradients before both, and what that clip does to them is not on record"
             )
+        for name in flight.by_code:
+            self._session.mention(
+                f"the script's {name} clips by code of its own: norms on record are those before "
+                "it, and what it leaves is not on record; optax.clip_by_global_norm is followed"
+            )
         head, fixed = self._head(flight)
         by: ClippedBy = "nothing" if flight.own is not None else flight.clipped_by
         if flight.own is not None:
@@ -451,6 +457,8 @@ class JaxObserver:
     def _tell_clipped(self, step: ClippedStep, flight: Flight) -> None:
         head, fixed = self._head(flight)
         step.track.kind = flight.kind
+        for name in flight.by_code:
+            self._session.mention(f"the script's {name} still clips, behind --clip")
         if flight.beyond:
             self._session.mention(
                 "--clip reached the first gradients of a SAM alone: those that it asks for itself "
@@ -591,4 +599,6 @@ def _note(
         )
     elif made.maker == SAM:
         flight.moved(result[1])
+    elif flight.hands_gradients(before) and clips_by_code(original):
+        flight.by_code.append(made.maker)
     flight.ends(before, floating(result[0]))

@@ -93,7 +93,7 @@ def _patch_apply(
         if trainable_variables is not None:  # a generator, as Keras takes it, is read once
             trainable_variables = list(trainable_variables)
         observer.before_apply(self, grads, trainable_variables)
-        with aside, observer.at_work():
+        with aside, observer.at_work(self, grads):
             return original(self, grads, trainable_variables)
 
     replace(base, "apply", apply)

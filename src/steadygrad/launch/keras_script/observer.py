@@ -9,11 +9,10 @@ leave it too, without figures, and are joined to the step that they are part of.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -146,12 +145,12 @@ class KerasObserver:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """An optimizer takes its step: what it clips now is not the script's."""
+    def at_work(
+        self, optimizer: keras.Optimizer, gradients: Sequence[Array | None]
+    ) -> AbstractContextManager[None]:
+        """An optimizer takes its step: what it clips now is no call before that."""
         tensorflow = self.ground.tensorflow
-        with nullcontext() if tensorflow is None else tensorflow.log.muted():
-            yield
+        return nullcontext() if tensorflow is None else tensorflow.at_work(optimizer, gradients)
 
     def before_apply(
         self,

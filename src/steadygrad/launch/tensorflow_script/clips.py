@@ -126,6 +126,10 @@ class ClippedTensor:
     passed: Passed
 
 
+Inside = tuple[dict[int, "weakref.ref[Gradient]"], Callable[[str], object]]
+"""The gradients of the step under way, and who is told of clip calls on them."""
+
+
 @dataclass
 class TensorFlowClipLog:
     """Knows what clip calls returned, for as long as that is alive.
@@ -140,6 +144,7 @@ class TensorFlowClipLog:
     deaf: int = 0
     waiting: list[Passed] = field(default_factory=list)
     _steps: list[AppliedGradients] = field(default_factory=list)
+    _inside: Inside = field(default_factory=lambda: ({}, str))
     _links: dict[int, tuple[weakref.ref[Gradient], ClippedTensor]] = field(default_factory=dict)
 
     def note(
@@ -152,6 +157,8 @@ class TensorFlowClipLog:
             before: what it was given, without None.
             after: what it returned for each.
         """
+        if self.deaf:
+            self._hear_inside(call.function, before)
         if not before or self.deaf:
             return
         passed = Passed(call.function, call.limit, [weakref.ref(t) for t in before])
@@ -182,6 +189,33 @@ class TensorFlowClipLog:
             yield
         finally:
             self.deaf -= 1
+
+    @contextlib.contextmanager
+    def at_work(
+        self, gradients: Sequence[Gradient | None], tell: Callable[[str], None]
+    ) -> Iterator[None]:
+        """While an optimizer works.
+
+        Args:
+            gradients: what it was given.
+            tell: called with the function by which its own code clips these.
+        """
+        around = self._inside
+        refs = {
+            id(gradient): weakref.ref(gradient) for gradient in gradients if gradient is not None
+        }
+        self._inside = refs, tell
+        try:
+            with self.muted():
+                yield
+        finally:
+            self._inside = around
+
+    def _hear_inside(self, function: str, tensors: Sequence[Gradient]) -> None:
+        refs, tell = self._inside
+        handed_on = (each for tensor in tensors for each in _behind(tensor))
+        if refs and any(id(each) in refs and refs[id(each)]() is each for each in handed_on):
+            tell(function)
 
     def chain(self, gradient: Gradient) -> list[Link]:
         """The clip calls that a gradient has passed, the first one first.

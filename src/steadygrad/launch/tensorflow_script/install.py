@@ -166,7 +166,8 @@ class TensorFlowPatches:
                 stack.callback(self._scaled.pop, id(inner), None)
             stack.enter_context(self._at_work(optimizer))
             if self._observer is not None:
-                stack.enter_context(self._observer.log.muted())
+                pairs = call.pairs if clipped is None else clipped.pairs
+                stack.enter_context(self._observer.at_work(optimizer, [g for g, _ in pairs]))
             decided = clipped if of_scaler is None else of_scaler.clipped
             if decided is not None and decided.guards(optimizer):
                 return decided.unless_skipped(functools.partial(self._elsewhere, optimizer, act))

@@ -161,6 +161,27 @@ class TensorFlowObserver:
         if not self.log.deaf:
             self.by_hand.clipped(call.tensors, [after for _, after in there])
 
+    def at_work(
+        self, optimizer: object, gradients: Sequence[Gradient | None]
+    ) -> AbstractContextManager[None]:
+        """While an optimizer works: what it clips now is no call before its step.
+
+        Args:
+            optimizer: any, of Keras 3 too.
+            gradients: what it was given.
+        """
+        kind = getattr(type(optimizer), "plain", type(optimizer)).__name__
+        own = own_clip(inner_of(optimizer)) is not None
+
+        def tell(function: str) -> None:
+            if not own:
+                self._session.mention(
+                    f"the script's {kind} clips inside its own step, by tf.{function}: norms on "
+                    "record are those before it, and what it leaves is not on record"
+                )
+
+        return self.log.at_work(gradients, tell)
+
     def clipped(
         self, gradients: Sequence[Gradient], divided_by: float | tf.Tensor | None = None
     ) -> Clipped | None:
