@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.clips import MOST, Call, at, calls, figure, gradientless, share
+from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, gradientless
 from steadygrad.rules.evidence.placed import fixes
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.finding import Finding
@@ -17,6 +17,11 @@ def _empty(call: Call) -> bool:
     return gradientless(call) or (ran and figure(call, "params", 1) == 0)
 
 
+def _struck(group: list[Call]) -> bool:
+    """Whether a step's calls did nothing: one for a frozen part, beside others, is no fault."""
+    return all(map(_empty, group)) or any(call.get("on_gradients") for call in group)
+
+
 def _count(view: View) -> int:
     """How often such a call was made: events of calls that no step claims are sampled."""
     summed = view.info.get("clip_calls") or ()
@@ -25,11 +30,11 @@ def _count(view: View) -> int:
 
 
 def check(view: View) -> Iterator[Finding]:
-    clip_calls = calls(view)
-    empty = [call for call in clip_calls if _empty(call)]
-    rate = max(share(clip_calls, _empty), _count(view) / max(1, len(view)))
-    if not empty or rate < MOST:
+    groups = by_step(calls(view))
+    struck = sorted(step for step, group in groups.items() if _struck(group))
+    if not struck or len(struck) < MOST * len(groups):
         return
+    empty = [call for step in struck for call in groups[step] if _empty(call)]
     yield finding(
         view,
         "SG410",
@@ -40,7 +45,7 @@ def check(view: View) -> Iterator[Finding]:
             f"{max(len(empty), _count(view))} clip calls in {len(view)} steps found no parameter "
             "with a gradient, although backward() had run; they return a norm of 0.",
         ],
-        steps=at(clip_calls, _empty),
+        steps=struck[:50],
         tensors=[],
         causes=[
             "the gradients were passed: [p.grad for p in model.parameters()]",
@@ -48,7 +53,7 @@ def check(view: View) -> Iterator[Finding]:
             "the parameters of another model, or of a copy",
         ],
         fixes=fixes(view, empty[-1]),
-        figures={"share": min(rate, 1.0)},
+        figures={"share": len(struck) / len(groups)},
     )
 
 

@@ -334,6 +334,20 @@ def test_nothing_to_clip(make, given):
     assert m.ids == ["SG410"]
 
 
+@pytest.mark.parametrize("beside", [{"params": 0, "passed": 1}, {"params": 0, "passed": 0}])
+def test_a_call_for_a_frozen_part_beside_others_is_no_fault(make, beside):
+    """`for p in model.parameters(): clip_grad_norm_(p, 1)`, or a group that is empty."""
+    m = make()
+    kinds = [{"count": m.steps, "no_gradients": True}, {"count": m.steps}]
+    for step in range(m.steps):
+        m.call(step)
+        m.call(step, **beside)
+    m.info["clip_calls"] = kinds
+    assert m.ids == []
+    calls(m, on_gradients=True, params=0)
+    assert m.ids == ["SG410"]
+
+
 def test_an_infinite_threshold(make):
     m = make()
     calls(m, max_norm=float("inf"))
