@@ -32,7 +32,7 @@ from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.inlay import Arguments
 from steadygrad.torch.internals.quiet import CallTerms
-from steadygrad.torch.record.losses import Heard, LossMeter
+from steadygrad.torch.record.losses import LossMeter
 from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
 
 
@@ -134,8 +134,10 @@ class TorchObserver:
             self.backwards += 1
             self._loop.before_backward((), self._attachments.census)
             self._loop.after_backward()
-            # of several, the script alone knows how it adds them up
-            self.losses.take(call.loss if len(calls) == 1 else Heard(math.nan, call.loss.scale))
+            if len(calls) == 1:
+                self.losses.take(call.loss)
+            else:  # the script alone knows how it adds them up
+                self.losses.lost(call.loss.scale)
 
     # -- optimizers ----------------------------------------------------------------------------
 

@@ -256,7 +256,7 @@ class ClipLog:
             with_grad=len(with_grads),
             on_gradients=bool(owners)
             and not with_grads
-            and not any(p.requires_grad for p in owners),
+            and not any(p.requires_grad or isinstance(p, torch.nn.Parameter) for p in owners),
         )
         self._place(call, ids, with_grads)
         if reads:

@@ -109,8 +109,17 @@ class LossMeter(threading.local):
             self._leave_out_dropped(self._clip_norm)
         if not self._fresh:
             self._sum, self._fresh = total, True
-        else:
+        elif self._sum is not None:  # not so where a part of it is unknown
             self._sum = self._sum + total
+
+    def lost(self, scale: object) -> None:
+        """Count a backward pass whose part in the loss is unknown, and with it the step's loss.
+
+        Args:
+            scale: the loss scale that it carried, or None.
+        """
+        self.backwards += 1
+        self.scale, self._sum, self._fresh = scale, None, True
 
     def clipped_at(self, norm: object) -> None:
         """The gradients of the losses so far were clipped at this norm.

@@ -137,6 +137,10 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def one_by_one_some_frozen(self) -> None:
+        self.net[0].bias.requires_grad_(False)
+        self.one_by_one()
+
 
 PLACES = {
     "before_backward": "SG404",
@@ -179,6 +183,10 @@ def test_a_well_placed_clip_is_not_told_of(observe: Observe, place: str) -> None
     calls = STEPS * (2 if place == "at_two_weights" else 1)
     assert (kind["count"], kind["first_step"], kind["last_step"]) == (calls, 0, STEPS - 1)
     assert (run.steps.threshold == 0.5).all()
+
+
+def test_a_frozen_parameter_that_is_clipped_by_itself_is_no_gradient(observe: Observe) -> None:
+    assert misplaced(observed(observe, "one_by_one_some_frozen")) == set()
 
 
 def test_a_clip_of_each_parameter_by_itself_is_no_over_clipping(observe: Observe) -> None:
