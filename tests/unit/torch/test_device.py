@@ -14,6 +14,7 @@ import steadygrad.torch as sg
 from steadygrad import kernels, open_run
 from steadygrad.errors import NonFiniteError
 from steadygrad.kernels import Read
+from steadygrad.torch.internals import eager
 
 READING = {"aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::nonzero"}
 
@@ -32,13 +33,18 @@ class Reads(TorchDispatchMode):
             self.count += tensor.numel() > 1  # smaller ones are dispatched as an item
             return tolist(tensor)
 
-        self.patch = mock.patch.object(torch.Tensor, "tolist", counted)
-        self.patch.start()
+        self.patches = (
+            mock.patch.object(torch.Tensor, "tolist", counted),
+            mock.patch.object(eager, "are_on", return_value=False),
+        )  # a mode sees nothing of ours otherwise
+        for patch in self.patches:
+            patch.start()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        self.patch.stop()
+        for patch in self.patches:
+            patch.stop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func._schema.name in READING

@@ -1,4 +1,4 @@
-"""Keeping our own Python out of `torch.compile`'s graphs.
+"""Keeping our own Python out of `torch.compile`'s graphs, and from the script's modes.
 
 What is done here reads pointers, clocks and NumPy figures, which a tracer would turn
 into constants of the graph. torch has a decorator for that, but using it imports the
@@ -18,6 +18,8 @@ import torch
 
 from steadygrad.invisible import invisible
 from steadygrad.kernels import native
+from steadygrad.torch.internals.inlay import Visit
+from steadygrad.torch.internals.modes import are_on, unseen
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -54,8 +56,23 @@ if not owns_what_it_returns(_tracer):
     _tracer = _loaded
 
 
+def _watcher() -> object:
+    """What would see into a call: a tracer, or a mode of the script; None for nothing."""
+    return (are_on() or None) if (tracer := _tracer()) is None else tracer
+
+
+class _Unseen(Visit):
+    """A visit that no mode sees into."""
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit.arguments)
+        self.replaced, self.result = visit.replaced, visit.result
+        self.returns = unseen(visit.returns)  # type: ignore[method-assign]
+        self.ends = unseen(visit.ends)  # type: ignore[method-assign]
+
+
 def eager(function: Function) -> Function:
-    """A function that is called, never traced.
+    """A function that is called, never traced, and into which no mode of the script sees.
 
     Args:
         function: any function or bound method.
@@ -69,18 +86,24 @@ def eager(function: Function) -> Function:
     """
     disabled: list[Callable[..., object]] = []
 
+    def hidden(*args: object, **kwargs: object) -> Any:
+        answer = unseen(function)(*args, **kwargs)
+        return _Unseen(answer) if isinstance(answer, Visit) and are_on() else answer
+
     @invisible  # else the tracer would look into this one
-    def traced(*args: object, **kwargs: object) -> Any:
+    def watched(*args: object, **kwargs: object) -> Any:
+        if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
+            return hidden(*args, **kwargs)
         if not disabled:
-            disabled.append(torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+            disabled.append(torch.compiler.disable(hidden))  # type: ignore[no-untyped-call]
         return disabled[0](*args, **kwargs)
 
     @functools.wraps(function)
     @invisible
     def call(*args: object, **kwargs: object) -> Any:
-        if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
+        if not torch.compiler.is_dynamo_compiling() and _watcher() is None:
             return function(*args, **kwargs)
-        return traced(*args, **kwargs)
+        return watched(*args, **kwargs)
 
-    gate = call if native.GATE is None else native.GATE(function, traced, _tracer)
+    gate = call if native.GATE is None else native.GATE(function, watched, _watcher)
     return cast("Function", gate)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from steadygrad.kernels import native
+from steadygrad.torch.internals.modes import unseen
 from steadygrad.torch.internals.module_hooks import ModuleHooks, is_traced
 from steadygrad.torch.internals.private import CONVOLUTION
 from steadygrad.torch.record.through_time import ThroughTime
@@ -93,6 +94,7 @@ class ActivationWatch:
         return {**{p: n for p, n in self._calls.items() if n > FEW}, **self._lengths}
 
     def _timed(self, note: Callable[..., None]) -> Callable[..., None]:
+        note = unseen(note)
         seen_by = weakref.ref(self)  # torch's list of hooks would keep it for good
 
         def hook(module: torch.nn.Module, *rest: object) -> None:

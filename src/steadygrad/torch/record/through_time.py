@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from steadygrad.torch.internals.modes import unseen
+
 POSITIONS = 64
 """Time steps of which the norm is kept."""
 ROWS = 16
@@ -308,11 +310,11 @@ def _one_way(
     def into_outputs(grad: torch.Tensor) -> None:
         seen.into_outputs = as_read(rows.of_sequence(grad)[..., part])
 
-    rows.data.register_hook(into_outputs)  # type: ignore[no-untyped-call]
+    rows.data.register_hook(unseen(into_outputs))  # type: ignore[no-untyped-call]
     for name, value in zip("hc", last, strict=False):
         if value.requires_grad:
             keeper = _keeper(seen, name, lambda g: rows.of_last(g)[place])
-            value.register_hook(keeper)  # type: ignore[no-untyped-call]
+            value.register_hook(unseen(keeper))  # type: ignore[no-untyped-call]
     return seen
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_ as imported_early
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steadygrad
 import steadygrad.torch as sg
-from steadygrad.kernels import native
 from steadygrad.torch.internals.scaler import HANDLE
 
 Observe = Callable[..., Any]
@@ -299,22 +299,56 @@ class _Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
-def test_a_mode_of_the_scripts_sees_no_operation_of_ours_in_its_clip_calls(
-    observe: Observe,
+class _Calls(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(str(getattr(function, "__name__", function)))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode_of", [_Operations, _Calls])
+def test_a_mode_of_the_scripts_sees_no_operation_of_ours(
+    observe: Observe, mode_of: type[_Operations] | type[_Calls]
 ) -> None:
+    """Else one that counts has other counts, and one that draws has other random numbers."""
+
     def operations() -> list[str]:
-        loop, mode = Loop(), _Operations()
-        for limit in (torch.tensor(0.5), 0.5, 0.5):
-            loop.loss().backward()
-            with mode:
-                clip(loop.net.parameters(), limit)
-            loop.optimizer.step()
+        loop, mode = Loop(), mode_of()
+        rnn = nn.LSTM(4, 4)
+        loop.optimizer.add_param_group({"params": list(rnn.parameters())})
+        with mode:
+            for _ in range(6):
+                loop.right()
+                states, (last, cell) = rnn(torch.randn(5, 2, 4))
+                (states.sum() + last.sum() + cell.sum()).backward()
+                loop.after_unscale()
+                loss = loop.loss()
+                for weight, grad in zip(
+                    loop.net.parameters(),
+                    torch.autograd.grad(loss, list(loop.net.parameters())),
+                    strict=True,
+                ):
+                    weight.grad = grad
+                loop.optimizer.step()
+            hand = nn.Linear(2, 1)
+            for _ in range(6):
+                hand.zero_grad()
+                hand(torch.ones(3, 2)).sum().backward()
+                for weight in hand.parameters():
+                    if weight.grad is not None:
+                        weight.data.sub_(weight.grad, alpha=1e-3)
+        assert (len(mode.names) > 100, torch._C._len_torch_function_stack()) == (True, 0)
         return mode.names
 
     plain = operations()
-    observe()
+    seen = observe()
     assert operations() == plain
+    assert len(seen.run().steps) >= 18
 
 
 def test_torchs_own_warnings_and_errors_still_name_the_script(observe: Observe) -> None:
