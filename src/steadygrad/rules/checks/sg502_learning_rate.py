@@ -24,6 +24,8 @@ REPLACED, DWARFS = 10.0, 1e3
 is, from which that step has thrown the training away."""
 LITTLE = 0.3
 """Fall of the loss up to which next to nothing was learned."""
+LEARNED = 0.1
+"""Share of its first value that the loss ends below where first steps have done no harm."""
 SLOW = 0.3
 """The same where the loss only stalls, which a small rate does as well."""
 
@@ -115,10 +117,16 @@ def _uphill(view: View) -> Finding:
 
 
 def _thrown(view: View, each: list[float]) -> bool:
-    """Whether the first steps replaced the weights, and the loss jumped with them."""
-    losses = view.loss[:4]
-    return max(each[:2], default=0.0) > 1 and bool(
-        np.nanmax(losses, initial=-np.inf) > losses[0] + 0.5 * abs(losses[0])
+    """Whether the first steps replaced the weights, the loss jumped with them, and little is left.
+
+    A small linear model overshoots so, too, and then learns what there is.
+    """
+    losses, trend = view.loss[:4], view.loss_trend
+    learned = trend.recorded and trend.end < LEARNED * trend.first
+    return (
+        max(each[:2], default=0.0) > 1
+        and not learned
+        and bool(np.nanmax(losses, initial=-np.inf) > losses[0] + 0.5 * abs(losses[0]))
     )
 
 

@@ -7,6 +7,7 @@ draws random numbers (for noise, for faults) would draw others than without us.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -23,30 +24,56 @@ Taken = tuple[list[Any], list[Any]]
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 
 
+class _Hidden(threading.local):
+    """How many function modes of this thread are off just now."""
+
+    modes = 0
+
+
+_hidden = _Hidden()
+
+
+def hidden() -> int:
+    """How many function modes of the script are taken off in this thread."""
+    return _hidden.modes
+
+
 def are_on() -> bool:
-    """Whether a mode of this thread would see what is done now; the default device's is none.
+    """Whether a mode of the script would see what is done now in this thread.
 
     Example:
         >>> are_on()
         False
     """
-    depth = modes()
-    return bool(_dispatch_modes() or depth > 1 or (depth and not _of_device()))
+    return bool((modes() and _is_of_script(modes())) or (_dispatch_modes() and _top() is not None))
 
 
-def _of_device() -> bool:
-    return type(mode_at(0)) is DeviceContext
+def _is_of_script(depth: int) -> bool:
+    """Whether the function mode on top is: not so for the default device, or one of ours."""
+    kind = type(mode_at(depth - 1))
+    return not (depth == 1 and kind is DeviceContext) and not _is_ours(kind)
+
+
+def _top() -> Any:
+    """The dispatch mode on top, if it is of the script; torch's own tracing stays where it is."""
+    top: Any = dispatch._get_current_dispatch_mode()
+    infra = top is None or getattr(top, "is_infra_mode", _no)()
+    return None if infra or _is_ours(type(top)) else top
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("steadygrad.")
 
 
 def take_off() -> Taken:
-    """Take the script's modes off; those of torch's own tracing stay, and all below them."""
-    functions = [pop_mode() for _ in range(modes() - (modes() > 0 and _of_device()))]
+    """Take the script's modes off, as far as none of ours or of torch's own stands above them."""
+    functions: list[Any] = []
+    while (depth := modes()) and _is_of_script(depth):
+        functions.append(pop_mode())
     dispatched: list[Any] = []
-    while _dispatch_modes():
-        top: Any = dispatch._get_current_dispatch_mode()
-        if top is None or getattr(top, "is_infra_mode", _no)():
-            break
+    while _dispatch_modes() and _top() is not None:
         dispatched.append(dispatch._pop_mode())
+    _hidden.modes += len(functions)
     return functions, dispatched
 
 
@@ -57,6 +84,7 @@ def _no() -> bool:
 def put_back(taken: Taken) -> None:
     """Put up again what `take_off` has taken."""
     functions, dispatched = taken
+    _hidden.modes -= len(functions)
     for mode in reversed(dispatched):
         dispatch._push_mode(mode)
     for mode in reversed(functions):

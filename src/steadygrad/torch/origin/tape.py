@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from steadygrad.invisible import invisible
 from steadygrad.kernels import native
+from steadygrad.torch.internals.modes import hidden
 from steadygrad.torch.internals.private import (
     casts,
     default_device_mode,
@@ -167,7 +168,7 @@ class Tape:
 
         A mode of the user's that is entered and left by ``with`` pops whatever is on top.
         """
-        if self._on:
+        if self._on or hidden():
             return
         below = modes()
         if below == 0 or (below == 1 and _is_default_device()):

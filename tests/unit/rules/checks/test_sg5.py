@@ -52,6 +52,15 @@ def test_a_first_step_that_throws_the_weights_away(make):
     assert "SG502" not in m.ids
 
 
+@pytest.mark.parametrize(("end", "ids"), [(0.7, ["SG502"]), (0.01, [])])
+def test_first_steps_that_overshoot_and_do_no_harm(make, end, ids):
+    m = make()
+    m.loss = np.concatenate([[1.0, 2.0, 1.5, 1.2], np.geomspace(1.0, end, m.steps - 4)])
+    moved = np.array([0.8, 3.0, 1.1, 0.2, 0.1, 0.01])[:, None] * np.ones(len(m.tensors))
+    m.samples["update_ratio"] = (np.array([0, 1, 2, 4, 8, 64]), moved)
+    assert m.ids == ids
+
+
 def test_a_search_goes_as_far_as_it_likes(make):
     m = make()
     m.info["optimizers"] = [{"class": "LBFGS", "index": 0}]
