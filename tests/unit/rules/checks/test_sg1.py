@@ -217,13 +217,22 @@ def test_updates_that_nobody_sampled_are_reckoned_from_the_rate(make, dtype, rat
     assert "SG108" not in m.ids  # there updates are sampled
 
 
-def test_an_overflow_under_a_scale_of_flax_that_was_applied_is_to_be_dropped(make):
+@pytest.mark.parametrize(
+    ("framework", "dropped", "told"),
+    [("jax", False, True), ("torch", False, False), ("jax", True, False)],
+)
+def test_an_overflow_under_a_scale_of_flax_that_was_applied_is_to_be_dropped(
+    make, framework, dropped, told
+):
     m = make()
-    m.info.update(framework="jax", amp=True)
+    m.info.update(framework=framework, amp=True)
     m.columns["loss_scale"] = np.ones(m.steps)  # compiled code does not tell it
-    m.break_from(0)
-    m.loss[1:] = np.nan
+    m.break_from(0, 60 if dropped else None)
+    if dropped:
+        m.columns["action"] = np.where(np.arange(m.steps) < 60, "skip", "none")
+    else:
+        m.loss[1:] = np.nan
     found = m.findings[0]
-    assert (found.id, found.severity) == ("SG101", "error")
-    assert "jnp.where, is_finite" in found.fixes[0]
+    assert (found.id, found.severity) == ("SG101", "warning" if dropped else "error")
+    assert ("jnp.where, is_finite" in found.fixes[0]) == told
     assert "SG503" not in m.ids

@@ -191,14 +191,22 @@ def test_elements_that_end_at_a_number_people_type_are_clamped(make):
 
 
 @pytest.mark.parametrize(
-    ("kind", "end", "severity"),
-    [("SGD", 2.0, "warning"), ("SGD", 0.5, "info"), ("Adam", 2.0, "info")],
+    ("kind", "end", "clipped", "severity"),
+    [
+        ("SGD", 2.0, 1.0, "warning"),
+        ("SGD", 0.5, 1.0, "info"),
+        ("Adam", 2.0, 1.0, "info"),
+        ("SGD", 2.0, 0.7, "info"),  # some steps are as long as they are
+    ],
 )
-def test_a_clip_out_of_sight_that_makes_every_step_may_hold_the_training(make, kind, end, severity):
+def test_a_clip_out_of_sight_that_makes_every_step_may_hold_the_training(
+    make, kind, end, clipped, severity
+):
     m = make()
     m.info["optimizers"] = [{"class": kind, "index": 0}]
     m.loss = np.linspace(2.0, end, m.steps)
-    m.norms *= (1e-3 / m.total)[:, None]
+    size = np.where(np.arange(m.steps) < clipped * m.steps, 1.0, np.linspace(0.9, 0.5, m.steps))
+    m.norms *= (1e-3 * size / m.total)[:, None]
     (found,) = m.findings
     assert (found.id, found.severity) == ("SG412", severity)
     assert ('clip="norm:1.0"' in found.fixes[0]) == (severity == "warning")

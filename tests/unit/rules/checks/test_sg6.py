@@ -295,26 +295,50 @@ def test_what_keras_was_compiled_with_against_its_last_layer(make, backend):
 def test_an_optimizer_whose_state_is_made_at_every_step(make, renewed, fires):
     m = make()
     m.info["loop"] = {"optimizers": [{"index": 0, "renewed": renewed}]}
-    assert m.ids == (["SG610"] if fires else [])
+    assert [(f.id, f.severity) for f in m.findings] == ([("SG610", "error")] if fires else [])
 
 
 @pytest.mark.parametrize(
-    ("steps", "kind", "fires"),
-    [(1, "Adam", True), (2, "Adam", False), (1, "SGD", False), (1, "Adam{}", False)],
+    ("steps", "kind", "shape", "fires"),
+    [
+        (1, "Adam", (16,), True),
+        (2, "Adam", (16,), False),
+        (1, "SGD", (16,), False),
+        (1, "Adam{}", (16,), False),
+        (1, "Adam", None, False),  # each for a tensor of another size
+    ],
 )
-def test_optimizers_that_take_one_step_each_are_one_that_is_made_anew(make, steps, kind, fires):
+def test_optimizers_that_take_one_step_each_are_one_that_is_made_anew(
+    make, steps, kind, shape, fires
+):
     m = make(steps=20)
     numbers = np.arange(m.steps) // steps
     m.columns.update(optimizer=numbers, step=np.arange(m.steps) % steps)
     m.info["optimizers"] = [{"index": i, "class": kind.format(i)} for i in range(m.steps // steps)]
-    m.tensors = [replace(t, optimizer=i) for i in range(m.steps // steps) for t in m.tensors]
+    m.tensors = [
+        replace(t, optimizer=i, shape=shape or (i + 1,))
+        for i in range(m.steps // steps)
+        for t in m.tensors
+    ]
     shape = (m.steps, len(m.tensors))
     m.norms, m.max_abs, m.nonfinite, m.zeros = (
         np.ones(shape),
         np.ones(shape),
         *np.zeros((2, *shape)),
     )
-    assert ("SG610" in m.ids) == fires
+    told = {f.id: f.severity for f in m.findings}
+    assert told.get("SG610") == ("warning" if fires else None)
+
+
+def test_steps_that_repeat_since_they_are_not_meant_to_change_anything(make):
+    m = make()
+    m.norms, m.loss = m.norms[np.zeros(m.steps, int)], np.full(m.steps, 2.0)
+    assert "SG604" in m.ids
+    m.columns["lr"] = np.zeros(m.steps)
+    assert "SG604" not in m.ids
+    del m.columns["lr"]
+    m.columns["action"] = np.full(m.steps, "skip")
+    assert "SG604" not in m.ids
 
 
 @pytest.mark.parametrize(
