@@ -61,7 +61,7 @@ def _watcher() -> object:
     return (are_on() or None) if (tracer := _tracer()) is None else tracer
 
 
-class _Unseen(Visit):
+class _UnseenVisit(Visit):
     """A visit that no mode sees into."""
 
     def __init__(self, visit: Visit) -> None:
@@ -88,7 +88,7 @@ def eager(function: Function) -> Function:
 
     def hidden(*args: object, **kwargs: object) -> Any:
         answer = unseen(function)(*args, **kwargs)
-        return _Unseen(answer) if isinstance(answer, Visit) and are_on() else answer
+        return _UnseenVisit(answer) if isinstance(answer, Visit) and are_on() else answer
 
     @invisible  # else the tracer would look into this one
     def watched(*args: object, **kwargs: object) -> Any:
