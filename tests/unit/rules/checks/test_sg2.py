@@ -352,3 +352,22 @@ def test_spikes_where_targets_change_are_no_outliers(make, gaps, lasts, severity
     (found,) = m.findings
     assert (found.id, found.severity) == ("SG202", severity)
     assert ("every 100 steps" in found.title) == (severity == "info")
+
+
+@pytest.mark.parametrize(
+    ("gap", "lasts", "costs", "stays", "fires"),
+    [
+        (100, 6, 6, 0.0, True),
+        (100, 1, 6, 0.0, False),  # the norm is down again at once
+        (100, 6, 0, 0.0, False),  # the loss does not see it
+        (100, 6, 6, 1.0, False),  # what was lost is not learned again
+        (20, 6, 6, 0.0, False),  # too near to each other to tell
+    ],
+)
+def test_what_tells_targets_that_change(make, gap, lasts, costs, stays, fires):
+    m = make(steps=600)
+    for begin in range(200, 200 + 3 * gap, gap):
+        m.norms[begin : begin + lasts] *= 20.0
+        m.loss[begin : begin + costs] += 1.0
+        m.loss[begin:] += stays
+    assert any(f"every {gap} steps" in found.title for found in m.findings) == fires

@@ -215,12 +215,14 @@ def test_outputs_a_thousand_times_unit_size(make):
     assert "SG507" not in m.ids
 
 
-@pytest.mark.parametrize(("rises", "fires"), [(True, True), (False, False)])
-def test_a_negative_rate_goes_uphill(make, rises, fires):
+@pytest.mark.parametrize(
+    ("rises", "below", "fires"), [(True, 0, True), (False, 0, False), (True, 2, False)]
+)
+def test_a_negative_rate_goes_uphill(make, rises, below, fires):
     m = make()
     m.info["framework"] = "jax"
     m.columns["lr"] = np.full(m.steps, -0.001)
-    m.loss = np.geomspace(1.0, 1000.0, m.steps)[:: 1 if rises else -1]
+    m.loss = np.geomspace(1.0, 1000.0, m.steps)[:: 1 if rises else -1] - below  # as a score is
     m.norms *= np.geomspace(1, 50, m.steps)[:, None]
     assert ("SG502" in m.ids) == fires
     if fires:
