@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,22 @@ SMALL = 1 << 14
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
+TELL = "steadygrad_tell"
+
 Figures = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+class Queue(Protocol):
+    """What the custom call `TELL` was handed, until it is taken; one a process."""
+
+    def take(self) -> list[tuple[int, float, int, bytes]]:
+        """All that waits, oldest first: who told, when, how much had been told before, and what."""
+
+    def count(self) -> int:
+        """How much was ever told."""
+
+    def lost(self) -> int:
+        """How much was lost since the last call, for want of memory."""
 
 
 def serves(leaves: Sequence[jax.Array]) -> bool:
@@ -44,6 +59,20 @@ def serves(leaves: Sequence[jax.Array]) -> bool:
         that it does not know.
     """
     return bool(leaves) and _registered() and all(map(_is_known, leaves))
+
+
+@functools.cache
+def queue() -> Queue | None:
+    """Where compiled code can tell things by `TELL`; None where custom calls do not serve."""
+    if not _registered():
+        return None
+    made: Queue | None = extensions.load(extensions.XLA)
+    return made
+
+
+def knows(dtype: object) -> bool:
+    """Whether `TELL` takes arrays of a dtype."""
+    return str(dtype) in (*DTYPES, "uint32")
 
 
 def _is_known(leaf: jax.Array) -> bool:

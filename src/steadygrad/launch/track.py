@@ -107,13 +107,16 @@ def record_of(
     Args:
         step: its number.
         optimizer: that of its optimizer.
-        numbers: ``loss``, ``lr`` and those of `STEP`, by name; ``loss_scale`` where there is one.
+        numbers: ``loss``, ``lr`` and those of `STEP`, by name; ``loss_scale`` and ``time`` where
+            they are known.
         figures: of the tensors, ``[figures, tensors]``; NaN for tensors without a gradient.
         loss_told: somebody told the loss, so that a NaN is what it was.
     """
+    nonfinite = figures[FIGURES.index("nonfinite")]
+    count = nonfinite.sum()
     return StepRecord(
         step=step,
-        time=time.time(),
+        time=numbers.get("time") or time.time(),
         loss=numbers["loss"],
         norm=numbers["norm"],
         threshold=numbers["threshold"],
@@ -122,7 +125,7 @@ def record_of(
         action=ACTIONS[int(numbers["action"])],
         lr=numbers["lr"],
         loss_scale=numbers.get("loss_scale", 1.0),
-        nonfinite=int(np.nan_to_num(figures[FIGURES.index("nonfinite")]).sum()),
+        nonfinite=int(count if count == count else np.nan_to_num(nonfinite).sum()),
         optimizer=optimizer,
         loss_told=loss_told,
     )

@@ -6,12 +6,16 @@ It loads `jax` alone: a script that does without optax must not be made to load 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jax import lax
+from numpy.typing import ArrayLike
 
 
 class JaxTrace(NamedTuple):
@@ -147,3 +151,113 @@ def clips_by_code(update: Callable[..., object]) -> bool:
     names = {name for each in (code, *inner) for name in each.co_names}
     named = CLIPS_BY[0] in getattr(plain, "__qualname__", "").lower()
     return named or not names.isdisjoint(CLIPS_BY)
+
+
+Hear = Callable[[ArrayLike], None]
+Tell = Callable[[jax.Array, int, Hear], None]
+"""Hands a traced value to a custom call, with a number, when the compiled code runs; the function
+hears of it where the code turns out not to be compiled for this process's CPU."""
+
+
+@functools.cache
+def teller(call: str) -> Tell | None:
+    """What a compiled step tells, at no cost to its start.
+
+    JAX starts whatever has effects by a slow way, since it has to wait for them at the end. The
+    primitive made here has one all the same, so that no transformation takes it for dead code; it
+    is left out where JAX counts the effects of a program that is about to be compiled. For
+    transformations it is a debug callback.
+
+    Args:
+        call: name of the custom call, of a uint32 and a value.
+
+    Returns:
+        None where this JAX does not have all that it takes.
+    """
+    try:
+        return _made_teller(call)
+    except Exception:  # other names in another release
+        return None
+
+
+def _made_teller(call: str) -> Tell:
+    from jax._src import debugging, effects
+    from jax._src.interpreters import partial_eval
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
+
+    class Told(effects.Effect):  # type: ignore[misc]
+        """The effect of having told something."""
+
+    effect, count = Told(), effects.ordered_effects.filter_not_in
+    staged_like = partial_eval.partial_eval_jaxpr_custom_rules[debugging.debug_callback_p]
+    primitive = Primitive(call)
+    primitive.multiple_results = True
+
+    @primitive.def_impl  # type: ignore[untyped-decorator]
+    def heard(value: jax.Array, *, number: int, hear: Hear) -> list[jax.Array]:
+        del number
+        hear(value)
+        return []
+
+    @primitive.def_effectful_abstract_eval  # type: ignore[untyped-decorator]
+    def shapes(value: object, **_: object) -> tuple[list[object], set[Told]]:
+        return [], {effect}
+
+    def each(
+        values: Sequence[jax.Array], axes: Sequence[int], **params: object
+    ) -> tuple[list[jax.Array], list[int]]:
+        (value,), (axis,) = values, axes
+        for place in range(value.shape[axis]):
+            primitive.bind(lax.index_in_dim(value, place, axis, keepdims=False), **params)
+        return [], []
+
+    def derived(
+        values: Sequence[jax.Array], tangents: Sequence[object], **params: object
+    ) -> tuple[list[jax.Array], list[object]]:
+        return primitive.bind(*values, **params), []
+
+    def sent(value: jax.Array, *, number: int, hear: Hear) -> list[jax.Array]:
+        return list(jax.ffi.ffi_call(call, (), has_side_effect=True)(np.uint32(number), value))
+
+    def bound(ctx: mlir.LoweringRuleContext, *values: object, **params: object) -> object:
+        ctx.module_context.add_keepalive(_Bound())
+        return mlir.lower_fun(sent, multiple_results=True)(ctx, *values, **params)
+
+    def called_back(value: jax.Array, *, number: int, hear: Hear) -> list[jax.Array]:
+        jax.debug.callback(hear, value)
+        return []
+
+    batching.primitive_batchers[primitive] = each
+    ad.primitive_jvps[primitive] = derived
+    ad.primitive_transposes[primitive] = lambda _, *values, **params: [None for _ in values]
+    partial_eval.partial_eval_jaxpr_custom_rules[primitive] = staged_like
+    mlir.register_lowering(primitive, mlir.lower_fun(called_back, multiple_results=True))
+    mlir.register_lowering(primitive, bound, platform="cpu")
+    for kinds in (
+        effects.lowerable_effects,
+        effects.control_flow_allowed_effects,
+        effects.custom_derivatives_allowed_effects,
+        effects.remat_allowed_effects,
+        effects.partial_eval_kept_effects,
+    ):
+        kinds.add_type(Told)
+    # of no other effect does this say anything, so it may stay when a notebook's cell is over
+    effects.ordered_effects.filter_not_in = lambda those: [
+        one for one in count(those) if one is not effect
+    ]
+
+    def tell(value: jax.Array, number: int, hear: Hear) -> None:
+        primitive.bind(value, number=number, hear=hear)
+
+    jax.jit(lambda value: tell(value, 0, print)).lower(np.zeros(1, np.uint32))  # it serves
+    return tell
+
+
+class _Bound:
+    """Stands in what is compiled for this process alone: another one has nobody who hears it."""
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a step that steadygrad run observes cannot be serialized: save it without `run`"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 import weakref
 from collections import deque
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 
     from jax.typing import ArrayLike
 
+    from steadygrad.launch.jax_script.telling import Moment
     from steadygrad.typing import PyTree
 
 MOST_LOSSES = 8
+MOST_ARRIVED = 64
+"""Losses of eager code that wait for a step, where none may ever come."""
 
 Differentiate = Callable[..., Callable[..., "tuple[PyTree, PyTree]"]]
 """A function to one that gives its value and its gradients."""
@@ -85,7 +89,7 @@ class Losses:
         self.wanted = self.unread = self.scaled = False
         self._latest: ArrayLike | None = None
         self._untaken: deque[LossOfGradients] = deque(maxlen=MOST_LOSSES)
-        self._arrived: list[ArrayLike] = []
+        self._arrived: list[tuple[ArrayLike, int]] = []
         self._sum, self._count = 0.0, 0
         self._lock = threading.Lock()
         self._nesting = threading.local()
@@ -98,15 +102,19 @@ class Losses:
             # XLA divides by a root otherwise where the root itself is needed too
             self._latest, self.unread = None, True
             return
+        from steadygrad.launch.jax_script.telling import MAIL, tell, told_so_far  # loads optax
+
         self._latest = loss
         refs = [reference(leaf) for leaf in jax.tree.leaves(gradients)]
         self._untaken.append(LossOfGradients(loss, refs))
         if is_traced(loss):
             # as it is: an operation of ours could be fused with the loss, as the array is in which
             # lax.scan gathers losses, and XLA would make the sums inside of it apart for both
-            jax.debug.callback(self.arrive, loss)
+            tell(self.arrive, loss)
         else:
-            self._arrived = [*self._arrived[-63:], loss]
+            if len(self._arrived) == MOST_ARRIVED:
+                MAIL.empty()
+            self._arrived = [*self._arrived[1 - MOST_ARRIVED :], (loss, told_so_far())]
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
@@ -118,8 +126,9 @@ class Losses:
         finally:
             self._nesting.inside = before
 
-    def arrive(self, loss: ArrayLike) -> None:
+    def arrive(self, loss: ArrayLike, moment: Moment | None = None) -> None:
         """A loss has come to the host: an operation of JAX here could wait for ever."""
+        del moment  # they are heard in their order
         value = float(np.real(np.asarray(loss)))
         with self._lock:
             self._sum, self._count = self._sum + value, self._count + 1
@@ -137,15 +146,21 @@ class Losses:
         own = next((one for one in reversed(self._untaken) if one.is_of(gradients)), None)
         if own is not None and trace.reaches(own.loss):
             self._untaken.remove(own)
-            self._arrived = [loss for loss in self._arrived if loss is not own.loss]
+            self._arrived = [one for one in self._arrived if one[0] is not own.loss]
             return own.loss
         return self._latest if is_traced(self._latest) and trace.reaches(self._latest) else None
 
-    def since(self) -> float:
-        """The mean of the losses that came since the last call; NaN for none."""
-        arrived, self._arrived = self._arrived, []
-        for loss in arrived:
-            self.arrive(loss)
+    def since(self, number: float = math.inf) -> float:
+        """The mean of the losses that came since the last call; NaN for none.
+
+        Args:
+            number: those of eager code alone that came when the queue had taken no more than this.
+        """
+        arrived = self._arrived
+        self._arrived = [one for one in arrived if one[1] > number]
+        for loss, place in arrived:
+            if place <= number:
+                self.arrive(loss)
         with self._lock:
             mean = self._sum / self._count if self._count else float("nan")
             self._sum, self._count = 0.0, 0

@@ -1,7 +1,7 @@
 """Observing a JAX script: every optimizer of optax, at the outermost call of its `update`.
 
 The call is traced once and then runs compiled, so what is read of the gradients becomes part
-of the compiled step and leaves it through a debug callback. Nothing is put into the
+of the compiled step and leaves it as `telling` says. Nothing is put into the
 optimizer's state, and the gradients handed on are the script's own arrays.
 """
 
@@ -48,6 +48,7 @@ from steadygrad.launch.jax_script.internals import (
 )
 from steadygrad.launch.jax_script.losses import Losses, Reference, reference
 from steadygrad.launch.jax_script.rows import DROPPED, OUTCOME, eager_row_of, packed, row_of
+from steadygrad.launch.jax_script.telling import MAIL, lost, now, settle, tell
 from steadygrad.launch.jax_script.track import Arrival, Book, JaxTrack
 from steadygrad.launch.jax_script.weights import Start, weights_of
 from steadygrad.launch.placements import Placement
@@ -141,9 +142,13 @@ class JaxObserver:
     def finish(self) -> None:
         """Wait for what is still on its way; the run file is closed next."""
         if self._tracks:
-            jax.effects_barrier()
+            settle()
             for track in self._tracks:
                 track.release()
+            if missing := lost():
+                self._session.mention(
+                    f"{missing} steps or losses are not on record: there was no memory for them"
+                )
             self._book.finish()
             writer = self._session.writer()
             counts = [count for track in self._tracks for count in track.loop_counts]
@@ -162,7 +167,7 @@ class JaxObserver:
         key = tuple((n, tuple(x.shape)) for n, x in zip(names, leaves, strict=True))
         self._begun[key] = owner, weights_of(leaves)
         if owner.tracks:
-            jax.effects_barrier()  # the last steps of the training before
+            settle()  # the last steps of the training before
         for track in owner.tracks.values():
             track.begins_anew(bool(jax.tree.leaves(state)))
 
@@ -373,9 +378,11 @@ class JaxObserver:
         if is_traced(row):
             whole = math.prod(axis_sizes().values())
             arrival = arrival._replace(devices=min(whole, jax.local_device_count()))
-            jax.debug.callback(functools.partial(track.arrive, arrival=arrival), row)
-        else:
-            track.arrive(row, arrival)  # at once, while the losses of the next step are not here
+            tell(functools.partial(track.arrive, arrival=arrival), row)
+        else:  # at once, while the losses of the next step are not here
+            figures = np.asarray(row)
+            MAIL.empty()
+            track.arrive(figures, now(), arrival)
 
     def _track(
         self, owner: Owner, kind: str, names: tuple[str, ...], leaves: Sequence[jax.Array]

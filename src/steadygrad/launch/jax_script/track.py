@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from steadygrad.launch.jax_script.acting import HostMemory
 from steadygrad.launch.jax_script.losses import Losses, Reference, reference
+from steadygrad.launch.jax_script.telling import Moment
 from steadygrad.launch.placements import CallTime, Placement
 from steadygrad.launch.track import OptimizerBook, record_of
 from steadygrad.runlog.facts import versions_of
 from steadygrad.runlog.info import LoopCounts
+from steadygrad.runlog.items import StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.vocabulary import FIGURES
 
@@ -186,16 +188,18 @@ class JaxTrack:
         }
         return [*self._ended, count]
 
-    def arrive(self, bits: ArrayLike, arrival: Arrival) -> None:
-        """A row has come to the host; called from a thread of JAX, which no error may reach.
+    def arrive(self, bits: ArrayLike, moment: Moment, arrival: Arrival) -> None:
+        """A row has come to the host; called from a thread of JAX or ours: no error may reach it.
 
         Args:
             bits: the row, float64 as pairs of uint32.
+            moment: when it was told.
             arrival: what the host knows beside it.
         """
         try:
             row = np.ascontiguousarray(np.asarray(bits)).view(np.float64).ravel()
-            head = {**dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True)), **arrival.fixed}
+            numbers = dict(zip(HEAD, row[: len(HEAD)].tolist(), strict=True))
+            head = {**numbers, **arrival.fixed, "time": moment.time, "number": moment.number}
             with self._book.lock, np.errstate(all="ignore"):  # figures may be inf
                 self._sort(head, row[len(HEAD) :].reshape(len(FIGURES), -1), arrival)
         except Exception as error:
@@ -203,6 +207,9 @@ class JaxTrack:
 
     def _sort(self, head: Head, figures: Figures, arrival: Arrival) -> None:
         """Take a row, once all devices of a `pmap` or `shard_map` have told theirs."""
+        if head["number"] < math.inf:  # by the queue come those of one device
+            self._take(head, figures, arrival)
+            return
         queue = self._queues.setdefault(int(head["device"]), deque())
         queue.append((head, figures))
         if len(self._queues) < arrival.devices or not all(self._queues.values()):
@@ -231,7 +238,7 @@ class JaxTrack:
             self._calls = []
 
     def _write(self, head: Head, figures: Figures, behind: Sequence[Placement]) -> None:
-        arrived = self._book.losses.since()
+        arrived = self._book.losses.since(head["number"])
         step, self._part, self._since_made = self._part, self._part + 1, self._since_made + 1
         self.steps += 1
         writer = self._book.session.writer()
@@ -245,7 +252,8 @@ class JaxTrack:
                 TensorInfo(i.name, i.shape, i.dtype, optimizer=self._index) for i in self._infos
             ]
             self._ids = np.asarray(writer.add_tensors(infos), np.int64)
-        loss, self._micro = float(np.mean(self._micro or [arrived])), []
+        losses, self._micro = self._micro or [arrived], []
+        loss = losses[0] if len(losses) == 1 else float(np.mean(losses))
         has_loss = bool(head["told"]) or loss == loss
         record = record_of(step, self._index, {**head, "loss": loss}, figures, has_loss)
         self.release(record, head["count"])
@@ -254,7 +262,7 @@ class JaxTrack:
             whole = record.nonfinite == elements
             self._undecided = UndecidedStep(record, figures, head["count"], whole)
         else:
-            writer.write_step(record, self._ids, *figures)
+            writer.hand_over(StepItem(record, record.time, self._ids, *figures))
         for batch, (figures_of, placed) in enumerate(self._calls, 1):
             turn = CallTime(step, self._index, batch)
             for placement in placed:
@@ -278,7 +286,7 @@ class JaxTrack:
         writer = self._book.session.writer()
         if undecided is not None and writer is not None and self._ids is not None:
             record = undecided.resolved(after, taken)
-            writer.write_step(record, self._ids, *undecided.figures)
+            writer.hand_over(StepItem(record, record.time, self._ids, *undecided.figures))
 
     def _write_call(
         self, writer: RunWriter, placement: Placement, turn: CallTime, calls: int, head: Head
