@@ -7,81 +7,10 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include "_quiet.h"
-#include "_gate.h"
+#include "_terms.h"
 
 #include <math.h>
 #include <string.h>
-
-enum {
-    STEP,
-    STEPS,
-    SECONDS,
-    SEALED,
-    DEPTH,
-    GRAD_SCALE,
-    DICT,
-    GROUPS,
-    STATE,
-    LR,
-    BACKWARDS,
-    CLIPS,
-    STEPPED,
-    STEPPED_AT,
-    LATEST,
-    BOUNDS,
-    IDLE_BEFORE,
-    SCALED,
-    FRESH,
-    SCALE,
-    SUM,
-    NAMES
-};
-
-/* Attributes of what is in the terms. */
-static const char *const NAME_OF[NAMES] = {
-    "step",         "steps",  "seconds",     "sealed",    "depth",  "grad_scale", "__dict__",
-    "param_groups", "state",  "lr",          "backwards", "clips",  "stepped",    "stepped_at",
-    "latest",       "bounds", "idle_before", "_scaled",   "_fresh", "scale",      "_sum",
-};
-
-/* ---- terms: they hold, they do not, or asking raised ---- */
-
-enum { RAISED = -1, NO, YES };
-
-static int is_attribute(PyObject *owner, PyObject *name, PyObject *expected)
-{
-    PyObject *now = PyObject_GetAttr(owner, name);
-    int is = now ? now == expected : RAISED;
-    Py_XDECREF(now);
-    return is;
-}
-
-/* Whether the attribute is the value, for all (owner, name, value) in a tuple. */
-static int all_same(PyObject *triples)
-{
-    Py_ssize_t n = PyTuple_Size(triples);
-    int same = YES;
-    for (Py_ssize_t i = 0; same == YES && i < n; i++) {
-        PyObject *triple = PyTuple_GetItem(triples, i); /* borrowed */
-        same = is_attribute(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1),
-                            PyTuple_GetItem(triple, 2));
-    }
-    return same;
-}
-
-/* Whether what the attribute holds is empty, for all (owner, name) in a tuple. */
-static int all_empty(PyObject *pairs)
-{
-    Py_ssize_t n = PyTuple_Size(pairs);
-    int empty = YES;
-    for (Py_ssize_t i = 0; empty == YES && i < n; i++) {
-        PyObject *pair = PyTuple_GetItem(pairs, i); /* borrowed */
-        PyObject *now = PyObject_GetAttr(PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
-        empty = now ? PyObject_Not(now) : RAISED;
-        Py_XDECREF(now);
-    }
-    return empty;
-}
 
 /* Whether one of the weak references is to this object. */
 static int among(PyObject *references, PyObject *object)
@@ -96,131 +25,19 @@ static int among(PyObject *references, PyObject *object)
     return found;
 }
 
-/* Add one to a count; its new value, or -1. */
-static long count_up(PyObject *owner, PyObject *name)
-{
-    PyObject *old = PyObject_GetAttr(owner, name);
-    long value = old ? PyLong_AsLong(old) + 1 : 0;
-    PyObject *new = value > 0 ? PyLong_FromLong(value) : NULL;
-    int failed = !new || PyObject_SetAttr(owner, name, new) != 0;
-    Py_XDECREF(old);
-    Py_XDECREF(new);
-    return failed ? -1 : value;
-}
-
-/* ---- what all types are ---- */
-
-typedef struct {
-    PyObject_HEAD PyObject *otherwise; /* what every other call goes to */
-    PyObject *prepare;                 /* gives terms, a tuple, or None for none now */
-    PyObject *fault;                   /* is told of an exception of ours */
-    PyObject *terms;                   /* NULL for none */
-    PyObject *names[NAMES];
-} quiet;
-
-static int visit(PyObject *self, visitproc visit, void *arg)
-{
-    quiet *q = (quiet *)self;
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(q->otherwise);
-    Py_VISIT(q->prepare);
-    Py_VISIT(q->fault);
-    Py_VISIT(q->terms);
-    return 0;
-}
-
-static int clear(PyObject *self)
-{
-    quiet *q = (quiet *)self;
-    Py_CLEAR(q->otherwise);
-    Py_CLEAR(q->prepare);
-    Py_CLEAR(q->fault);
-    Py_CLEAR(q->terms);
-    for (int i = 0; i < NAMES; i++)
-        Py_CLEAR(q->names[i]);
-    return 0;
-}
-
-static void end(PyObject *self) { sg_end(self, clear); }
-
-static int begin(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"otherwise", "prepare", "fault", NULL};
-    PyObject *otherwise, *prepare, *fault;
-    quiet *q = (quiet *)self;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO", names, &otherwise, &prepare, &fault))
-        return -1;
-    clear(self);
-    for (int i = 0; i < NAMES; i++)
-        if (!(q->names[i] = PyUnicode_InternFromString(NAME_OF[i])))
-            return -1;
-    q->otherwise = Py_NewRef(otherwise);
-    q->prepare = Py_NewRef(prepare);
-    q->fault = Py_NewRef(fault);
-    return 0;
-}
-
-/* Ask for terms; whoever stands behind the call has just done it whole. -1 raised. */
-static int agree(quiet *q)
-{
-    PyObject *terms = PyObject_CallNoArgs(q->prepare);
-    int failed = !terms;
-    if (terms && terms != Py_None && !PyTuple_Check(terms)) {
-        PyErr_SetString(PyExc_TypeError, "terms are a tuple, or None");
-        failed = 1;
-    }
-    PyObject *old = q->terms;
-    q->terms = failed || terms == Py_None ? NULL : Py_NewRef(terms);
-    Py_XDECREF(old);
-    Py_XDECREF(terms);
-    return failed ? -1 : 0;
-}
-
-/* Tell Python of an exception of ours; -1 where it is to be raised. */
-static int tell(const quiet *q)
-{
-    PyObject *type, *error, *trace, *answer;
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
-        return -1;
-    PyErr_Fetch(&type, &error, &trace);
-    PyErr_NormalizeException(&type, &error, &trace);
-    if (trace)
-        PyException_SetTraceback(error, trace); /* tells whose fault it is */
-    answer = PyObject_CallFunctionObjArgs(q->fault, error, NULL);
-    Py_XDECREF(type);
-    Py_XDECREF(error);
-    Py_XDECREF(trace);
-    Py_XDECREF(answer);
-    return answer ? 0 : -1;
-}
-
-/* What became of a call. */
-enum { FAILED = -1, DONE, NOT_THIS_ONE, CHANGED };
-
 typedef int (*taker)(quiet *q, PyObject *terms, PyObject *args);
 
 static PyObject *call(PyObject *self, PyObject *args, PyObject *kwargs, taker take)
 {
     quiet *q = (quiet *)self;
-    if (!q->otherwise) {
-        PyErr_SetString(PyExc_RuntimeError, "nothing stands behind this call");
+    if (!sg_is_ready(q))
         return NULL;
-    }
     Py_INCREF(self); /* what Python does may let go of this */
-    PyObject *terms = q->terms, *result = NULL;
+    PyObject *terms = q->terms;
     Py_XINCREF(terms);
     int outcome = terms ? take(q, terms, args) : NOT_THIS_ONE;
     Py_XDECREF(terms);
-    if (outcome == CHANGED || outcome == FAILED)
-        Py_CLEAR(q->terms);
-    if (outcome == FAILED)
-        outcome = tell(q) == 0 ? DONE : FAILED;
-    if (outcome == DONE)
-        result = Py_NewRef(Py_None);
-    else if (outcome != FAILED)
-        result = PyObject_Call(q->otherwise, args, kwargs);
-    if (result && outcome != DONE && !q->terms && agree(q) != 0 && tell(q) != 0)
-        Py_CLEAR(result);
+    PyObject *result = sg_conclude(q, outcome, NULL, args, kwargs);
     Py_DECREF(self);
     return result;
 }
@@ -238,7 +55,7 @@ static int all_idle(const quiet *q, PyObject *references)
         PyObject *owner = PyObject_CallNoArgs(PyTuple_GetItem(references, i));
         if (!owner)
             return RAISED;
-        idle = owner == Py_None || is_attribute(owner, q->names[STEP], Py_None);
+        idle = owner == Py_None || sg_is_attribute(owner, q->names[STEP], Py_None);
         Py_DECREF(owner);
     }
     return idle;
@@ -250,8 +67,8 @@ static int take_call(quiet *q, PyObject *terms, PyObject *args)
     if (PyTuple_Size(terms) != CALL_TERMS || PyTuple_Size(args) < 1)
         return NOT_THIS_ONE;
     if ((held = among(PyTuple_GetItem(terms, OPTIMIZERS), PyTuple_GetItem(args, 0))) != YES ||
-        (held = all_same(PyTuple_GetItem(terms, SAME))) != YES ||
-        (held = all_empty(PyTuple_GetItem(terms, EMPTY))) != YES)
+        (held = sg_all_same(PyTuple_GetItem(terms, SAME))) != YES ||
+        (held = sg_all_empty(PyTuple_GetItem(terms, EMPTY))) != YES)
         return held == NO ? CHANGED : FAILED;
     if ((held = all_idle(q, PyTuple_GetItem(terms, IDLE))) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
@@ -263,7 +80,7 @@ static int take_call(quiet *q, PyObject *terms, PyObject *args)
             return FAILED;
     }
     PyObject *owner = PyTuple_GetItem(terms, OWNER);
-    if (owner != Py_None && count_up(owner, PyTuple_GetItem(terms, COUNT)) < 0)
+    if (owner != Py_None && sg_count_up(owner, PyTuple_GetItem(terms, COUNT)) < 0)
         return FAILED;
     return DONE;
 }
@@ -356,7 +173,7 @@ static int move_clocks(const quiet *q, PyObject *terms)
         PyObject *clock = PyTuple_GetItem(clocks, i), *answer = NULL;
         PyObject *clips = PyObject_GetAttr(clock, q->names[CLIPS]);
         int none = clips ? PyObject_Not(clips) : RAISED;
-        int stepped = none == YES ? is_attribute(clock, q->names[STEPPED], Py_True) : none;
+        int stepped = none == YES ? sg_is_attribute(clock, q->names[STEPPED], Py_True) : none;
         Py_XDECREF(clips);
         if (stepped == YES) /* nothing but the time has changed since the last one */
             failed = PyObject_SetAttr(clock, q->names[STEP], now) != 0;
@@ -374,7 +191,7 @@ static int move_clocks(const quiet *q, PyObject *terms)
  */
 static PyObject *passed_by(PyObject *terms, PyObject *step, int *at_rest)
 {
-    int rests = all_empty(PyTuple_GetItem(terms, REST_EMPTY));
+    int rests = sg_all_empty(PyTuple_GetItem(terms, REST_EMPTY));
     *at_rest = rests == YES;
     if (rests == RAISED)
         return NULL;
@@ -447,7 +264,7 @@ static int is_plain(PyObject *terms, PyObject *loss, PyObject *lr)
         return NO;
     if (PyObject_Size(queue) >= PyLong_AsSsize_t(PyTuple_GetItem(terms, ROOM)))
         return PyErr_Occurred() ? RAISED : NO;
-    return all_empty(PyTuple_GetItem(terms, SHUT));
+    return sg_all_empty(PyTuple_GetItem(terms, SHUT));
 }
 
 /* `FILE_STEP` for a plain step. -1 raised. */
@@ -570,7 +387,7 @@ static int account(const quiet *q, PyObject *terms, PyObject *began, long steps)
 static int keep_as_next(const quiet *q, PyObject *terms, PyObject *groups, PyObject *passed,
                         PyObject *figures, PyObject *began)
 {
-    long steps = count_up(PyTuple_GetItem(terms, ENGINE), q->names[STEPS]);
+    long steps = sg_count_up(PyTuple_GetItem(terms, ENGINE), q->names[STEPS]);
     PyObject *step = steps < 0 ? NULL : PyLong_FromLong(steps - 1);
     int failed = !step || keep(q, terms, groups, step, passed, figures) != 0;
     Py_XDECREF(step);
@@ -612,10 +429,10 @@ static int take_step(quiet *q, PyObject *terms, PyObject *args)
     held = own ? own == optimizer : RAISED;
     Py_XDECREF(own);
     if (held != YES || (held = is_usual(q, terms, optimizer, args)) != YES ||
-        (held = all_same(PyTuple_GetItem(terms, NOW))) != YES)
+        (held = sg_all_same(PyTuple_GetItem(terms, NOW))) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
-    if ((held = all_same(PyTuple_GetItem(terms, STEP_SAME))) == YES &&
-        (held = all_empty(PyTuple_GetItem(terms, STEP_EMPTY))) == YES)
+    if ((held = sg_all_same(PyTuple_GetItem(terms, STEP_SAME))) == YES &&
+        (held = sg_all_empty(PyTuple_GetItem(terms, STEP_EMPTY))) == YES)
         held = moves_the_same(q, terms, optimizer, &groups);
     int outcome = held == YES ? take_gradients(q, terms, groups) : held == NO ? CHANGED : FAILED;
     Py_XDECREF(groups);
@@ -652,8 +469,8 @@ static int is_outside(PyObject *task)
 /* Whether a loss is the first since the last step, and none that a GradScaler made. */
 static int is_first(const quiet *q, PyObject *losses)
 {
-    int is = is_attribute(losses, q->names[SCALED], Py_None);
-    return is == YES ? is_attribute(losses, q->names[FRESH], Py_False) : is;
+    int is = sg_is_attribute(losses, q->names[SCALED], Py_None);
+    return is == YES ? sg_is_attribute(losses, q->names[FRESH], Py_False) : is;
 }
 
 /* -1 raised. */
@@ -663,7 +480,7 @@ static int hear(const quiet *q, PyObject *losses, PyObject *loss)
         PyObject_SetAttr(losses, q->names[SUM], loss) != 0 ||
         PyObject_SetAttr(losses, q->names[FRESH], Py_True) != 0)
         return -1;
-    return count_up(losses, q->names[BACKWARDS]) < 0 ? -1 : 0;
+    return sg_count_up(losses, q->names[BACKWARDS]) < 0 ? -1 : 0;
 }
 
 static int take_pass(quiet *q, PyObject *terms, PyObject *args)
@@ -677,9 +494,9 @@ static int take_pass(quiet *q, PyObject *terms, PyObject *args)
     if ((PyObject *)Py_TYPE(root) != PyTuple_GetItem(terms, TENSOR) ||
         PyTuple_GetItem(given, 1) != Py_None)
         return NOT_THIS_ONE;
-    if ((held = all_same(PyTuple_GetItem(terms, PASS_SAME))) != YES)
+    if ((held = sg_all_same(PyTuple_GetItem(terms, PASS_SAME))) != YES)
         return held == NO ? CHANGED : FAILED;
-    if ((held = all_same(PyTuple_GetItem(terms, PASS_NOW))) != YES ||
+    if ((held = sg_all_same(PyTuple_GetItem(terms, PASS_NOW))) != YES ||
         (held = is_outside(PyTuple_GetItem(terms, TASK))) != YES ||
         (held = is_first(q, losses)) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
@@ -688,7 +505,7 @@ static int take_pass(quiet *q, PyObject *terms, PyObject *args)
     int outcome = loss == Py_None ? NOT_THIS_ONE : loss ? DONE : FAILED;
     if (outcome == DONE &&
         (hear(q, losses, loss) != 0 ||
-         count_up(PyTuple_GetItem(terms, PASSED), PyTuple_GetItem(terms, PASS_COUNT)) < 0))
+         sg_count_up(PyTuple_GetItem(terms, PASSED), PyTuple_GetItem(terms, PASS_COUNT)) < 0))
         outcome = FAILED;
     Py_XDECREF(loss);
     return outcome;
@@ -713,7 +530,7 @@ static int take_grad(quiet *q, PyObject *terms, PyObject *args)
         PyTuple_Size(given) < 2 ||
         (PyObject *)Py_TYPE(PyTuple_GetItem(given, 1)) != PyTuple_GetItem(terms, BY))
         return NOT_THIS_ONE;
-    int held = all_same(PyTuple_GetItem(terms, GRAD_SAME));
+    int held = sg_all_same(PyTuple_GetItem(terms, GRAD_SAME));
     return held == YES ? DONE : held == NO ? CHANGED : FAILED;
 }
 
@@ -724,22 +541,10 @@ static PyObject *call_grad(PyObject *self, PyObject *args, PyObject *kwargs)
 
 /* ---- the types ---- */
 
-#define SLOTS(NAME, CALL, TEXT)                                  \
-    static PyType_Slot NAME[] = {                                \
-        {Py_tp_doc, TEXT},       {Py_tp_new, PyType_GenericNew}, \
-        {Py_tp_init, begin},     {Py_tp_call, CALL},             \
-        {Py_tp_traverse, visit}, {Py_tp_clear, clear},           \
-        {Py_tp_dealloc, end},    {0, NULL},                      \
-    }
-
 SLOTS(unless_slots, call_unless, "QuietCall(otherwise, prepare, fault)");
 SLOTS(step_slots, call_step, "QuietStep(otherwise, prepare, fault)");
 SLOTS(pass_slots, call_pass, "QuietPass(otherwise, prepare, fault)");
 SLOTS(grad_slots, call_grad, "QuietGrad(otherwise, prepare, fault)");
-
-#define SPEC(NAME, SLOTS)                                                                         \
-    {"steadygrad.kernels._read." NAME, sizeof(quiet), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, \
-     SLOTS}
 
 static PyType_Spec specs[] = {
     SPEC("QuietCall", unless_slots),

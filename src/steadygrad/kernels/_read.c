@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "core.h"
+#include "_clips.h"
 #include "_gate.h"
 #include "_quiet.h"
 
@@ -320,18 +321,32 @@ static PyObject *read_objects(PyObject *self, PyObject *args)
     return result;
 }
 
-/* The gradients of parameters, each with a reference of ours; NULL with an exception. */
-static PyObject *gradients_of(PyObject *parameters, PyObject *name)
+PyObject *sg_gradients_of(PyObject *module, PyObject *parameters)
 {
+    PyObject *name = ((const bound *)PyModule_GetState(module))->grad;
     Py_ssize_t n = PyList_Size(parameters); /* raises for anything but a list */
     PyObject *all = n < 0 ? NULL : PyList_New(n);
     for (Py_ssize_t i = 0; all && i < n; i++) {
         PyObject *parameter = PyList_GetItem(parameters, i); /* borrowed */
-        PyObject *grad = parameter ? PyObject_GetAttr(parameter, name) : NULL;
+        PyObject *grad = NULL;
+        if (parameter) /* without the exchange table nothing was bound */
+            grad = name ? PyObject_GetAttr(parameter, name)
+                        : PyObject_GetAttrString(parameter, "grad");
         if (!grad || PyList_SetItem(all, i, grad) != 0)
             Py_CLEAR(all);
     }
     return all;
+}
+
+int sg_are_plain(PyObject *module, PyObject *list)
+{
+    const source *s = &((const bound *)PyModule_GetState(module))->source;
+    for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
+        PyObject *type = (PyObject *)Py_TYPE(PyList_GetItem(list, i));
+        if (type != s->plain && type != s->parameter)
+            return 0;
+    }
+    return 1;
 }
 
 /* How many threads for so many elements; -1 with an exception. */
@@ -405,7 +420,7 @@ static int describe_sparse(const source *s, PyObject *object, PyObject *alive, s
     return failed ? -1 : 0;
 }
 
-PyObject *sg_read_gradients(PyObject *module, PyObject *parameters, int any_sparse)
+PyObject *sg_read_list(PyObject *module, PyObject *grads, int any_sparse)
 {
     PyObject *alive, *result = NULL;
     int served = 1;
@@ -414,9 +429,6 @@ PyObject *sg_read_gradients(PyObject *module, PyObject *parameters, int any_spar
     const source *s = &b->source;
     if (!s->exchange)
         return Py_NewRef(Py_None);
-    PyObject *grads = gradients_of(parameters, b->grad);
-    if (!grads)
-        return NULL;
     Py_ssize_t n = PyList_Size(grads);
     sg_tensor *tensors = malloc((size_t)(n + 1) * sizeof *tensors);
     stand_in *ins = calloc((size_t)(n + 1), sizeof *ins);
@@ -443,7 +455,16 @@ PyObject *sg_read_gradients(PyObject *module, PyObject *parameters, int any_spar
     free(ins);
     free(tensors);
     Py_XDECREF(alive);
-    Py_DECREF(grads);
+    return result;
+}
+
+PyObject *sg_read_gradients(PyObject *module, PyObject *parameters, int any_sparse)
+{
+    if (!((const bound *)PyModule_GetState(module))->source.exchange)
+        return Py_NewRef(Py_None);
+    PyObject *grads = sg_gradients_of(module, parameters);
+    PyObject *result = grads ? sg_read_list(module, grads, any_sparse) : NULL;
+    Py_XDECREF(grads);
     return result;
 }
 
@@ -710,7 +731,8 @@ static int fill(PyObject *module)
 {
     int failed = PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
     failed = failed ? failed : sg_add_gate(module);
-    return failed ? failed : sg_add_quiet(module);
+    failed = failed ? failed : sg_add_quiet(module);
+    return failed ? failed : sg_add_clips(module);
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill}, {0, NULL}};

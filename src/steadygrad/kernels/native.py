@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ ROW = np.dtype(
         ("type", "i4"),
     ]
 )
+_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 _NOTHING_READ = Read(*(np.empty(0) for _ in range(4)))
 _SETS: list[str] = _read.instruction_sets() if _read else []
@@ -157,12 +159,38 @@ Empty = tuple[tuple[object, str], ...]
 
 QUIET: dict[str, Any] = {
     kind: getattr(_read, kind)
-    for kind in ("QuietCall", "QuietStep", "QuietPass", "QuietGrad")
+    for kind in ("QuietCall", "QuietStep", "QuietPass", "QuietGrad", "QuietClip")
     if hasattr(_read, kind)
 }
 """Types of C, made as ``(otherwise, prepare, fault)``: see `steadygrad.torch.internals.quiet`."""
 
 holds: Callable[[list[dict[str, Any]], list[torch.Tensor]], bool] = getattr(_read, "holds", _hold)
+
+
+def _are_those(
+    parameters: list[torch.Tensor],
+    references: list[weakref.ref[torch.Tensor]],
+    versions: list[int],
+) -> bool:
+    """Whether the gradients of parameters are those referred to, at these versions.
+
+    Example:
+        >>> weight = torch.zeros(2, requires_grad=True)
+        >>> weight.grad = torch.ones(2)
+        >>> known = [weight], [weakref.ref(weight.grad)], [weight.grad._version]
+        >>> are_those(*known), weight.grad.add_(1) is None, are_those(*known)
+        (True, False, False)
+    """
+    grads = list(map(_GRAD, parameters))
+    if len(grads) != len(references) or type(None) in map(type, grads):
+        return False  # a reference to what is gone gives None
+    same = all(map(is_, [reference() for reference in references], grads))
+    return same and versions == list(map(_VERSION, grads))
+
+
+are_those: Callable[[list[torch.Tensor], list[weakref.ref[torch.Tensor]], list[int]], bool] = (
+    getattr(_read, "are_those", _are_those)
+)
 
 
 def opened(rows: bytearray) -> Read:

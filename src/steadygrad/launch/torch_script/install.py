@@ -38,9 +38,11 @@ from steadygrad.torch.internals.patches import PatchSet
 from steadygrad.torch.internals.private import graph_task
 from steadygrad.torch.internals.quiet import (
     CallTerms,
+    ClipTerms,
     GradTerms,
     PassTerms,
     quiet_call,
+    quiet_clip,
     quiet_grad,
     quiet_pass,
 )
@@ -169,7 +171,10 @@ class TorchPatches:
         patches.add(sites.BACKWARD.listen(backward))
         patches.add(sites.GRAD.listen(quiet_grad(self._grad, self._quiet_grads, self._fault)))
         for function in CLIP_FUNCTIONS:
-            patches.add(function.site.listen(self._clips(function)))
+            begins = self._clips(function)
+            if function.kind == "norm" and not function.exact:
+                begins = quiet_clip(begins, self._quiet_clips, self._fault)
+            patches.add(function.site.listen(begins))
         patches.add(sites.SCALE.listen(self._scale))
         patches.add(sites.UNSCALE.listen(self._unscale))
         patches.add(sites.SCALER_STEP.listen(self._scaler_step))
@@ -257,6 +262,12 @@ class TorchPatches:
         if observer is None or not observer.has_stepped:
             return None
         return GradTerms((*self._stays, (observer, "has_stepped", True)), torch.Tensor)
+
+    def _quiet_clips(self) -> ClipTerms | None:
+        """The terms on which a clip call is like the one before."""
+        observer = self._observer
+        terms = None if observer is None else observer.quiet_clips()
+        return None if terms is None else terms._replace(same=(*self._stays, *terms.same))
 
     @property
     def _stays(self) -> Same:

@@ -27,11 +27,12 @@ from steadygrad.launch.torch_script.script_clips import ScriptClips
 from steadygrad.launch.torch_script.seen import SeenScript
 from steadygrad.torch.clip_calls.clipcall import Call
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, Unscaling
-from steadygrad.torch.clip_calls.usual import UsualCalls, UsualVisit
+from steadygrad.torch.clip_calls.readings import GradientReading
+from steadygrad.torch.clip_calls.usual import Pattern, UsualCalls, UsualVisit
 from steadygrad.torch.gradients.parameters import parameters_of
 from steadygrad.torch.internals import scaler, sites
 from steadygrad.torch.internals.inlay import Arguments
-from steadygrad.torch.internals.quiet import CallTerms
+from steadygrad.torch.internals.quiet import CallTerms, ClipTerms
 from steadygrad.torch.record.losses import LossMeter
 from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
 
@@ -320,9 +321,24 @@ class TorchObserver:
             self._usual.begin, exact, parameters, arguments, self._has_clipped
         )
 
-    def _has_clipped(self, visit: UsualVisit, result: object) -> None:
+    def quiet_clips(self) -> ClipTerms | None:
+        """The terms on which C does what `clips_as_before` does."""
+        if self._usual is None:
+            return None
+        terms = self._usual.terms(self._entry, self._has_clipped)
+        if terms is None:
+            return None
+        return terms._replace(empty=(*terms.empty, (self._grads, "waiting")))
+
+    def _has_clipped(
+        self,
+        pattern: Pattern,
+        reading: GradientReading,
+        grads: list[torch.Tensor],
+        result: object,
+    ) -> None:
         assert self._usual is not None
-        norm = self._entry.inside(self._usual.end, visit, result)
+        norm = self._entry.inside(self._usual.end, pattern, reading, grads, result)
         if norm is not None:
             self.losses.clipped_at(norm)
 

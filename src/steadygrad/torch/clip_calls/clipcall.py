@@ -110,7 +110,7 @@ def listed(arguments: Arguments) -> tuple[list[Any], Arguments]:
     try:
         items.extend(parameters)
     except Exception as error:  # the script's: for torch to meet where it reads them
-        return [], (_failing(items, error), *arguments[1:])
+        return [], (failing_after(items, error), *arguments[1:])
     # torch warns of an exhausted generator, and of nothing else
     spent = isinstance(parameters, types.GeneratorType) and not items
     again: Any = (item for item in items) if spent else list(items)
@@ -150,10 +150,13 @@ class Replacement(Visit):
 
 
 @invisible
-def _failing(items: list[object], error: Exception) -> Iterator[object]:
+def failing_after(items: list[Any], error: Exception) -> Iterator[Any]:
+    """What gives some items, and then raises, as a generator of the script's did."""
     yield from items
-    assert error.__traceback__ is not None
-    raise error.with_traceback(error.__traceback__.tb_next)
+    trace, ours = error.__traceback__, (listed.__code__, failing_after.__code__)
+    while trace is not None and trace.tb_frame.f_code in ours:  # those who have read it before
+        trace = trace.tb_next
+    raise error.with_traceback(trace)
 
 
 def inside_another(kind: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable, Sequence
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,12 +123,7 @@ class GradientReading:
 
     def holds(self, params: Sequence[torch.Tensor]) -> bool:
         """Whether nothing has touched these parameters' gradients, all of the reading's."""
-        grads = list(map(_GRAD, params))
-        read = [ref() for ref in self._grads]
-        same = len(grads) == len(read) and all(map(is_, read, grads))
-        if not same or type(None) in map(type, grads):  # a reference to what is gone gives None
-            return False
-        return self._versions == list(map(_VERSION, grads))
+        return native.are_those(list(params), self._grads, self._versions)
 
     def holds_one(self, place: int, parameter: torch.Tensor) -> bool:
         """Whether nothing has touched one of them."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
+import sys
+import types
 from collections.abc import Callable
 from operator import attrgetter, is_
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
 from steadygrad import kernels
 from steadygrad.kernels import native
-from steadygrad.torch.clip_calls.clipcall import Call
+from steadygrad.torch.clip_calls.clipcall import Call, failing_after
 from steadygrad.torch.clip_calls.clips import (
     ClipCall,
     ClipLog,
@@ -26,8 +30,10 @@ from steadygrad.torch.clip_calls.clips import (
 from steadygrad.torch.clip_calls.clocks import Clock, WeightAtCall
 from steadygrad.torch.clip_calls.readings import EVERY, GradientReading, Part
 from steadygrad.torch.distributed.layout import NOWHERE
-from steadygrad.torch.distributed.ownership import spread_of_some
+from steadygrad.torch.distributed.ownership import FSDP1, spread_of_some
 from steadygrad.torch.internals.inlay import Arguments, Visit
+from steadygrad.torch.internals.quiet import ClipPattern, ClipTerms
+from steadygrad.torch.internals.trying import NOBODY_TRIES
 
 _GRAD = attrgetter("grad")
 _FIXED = {int, float, bool, type(None)}
@@ -65,7 +71,7 @@ class UsualVisit(Visit):
         pattern: of the call before it.
         reading: of the gradients before it.
         grads: these.
-        over: told of this and of what the function has returned.
+        over: told of its end, as `UsualCalls.end` is.
     """
 
     def __init__(
@@ -80,11 +86,11 @@ class UsualVisit(Visit):
         self.reading, self.grads = reading, grads
 
     def returns(self, result: object) -> object:
-        self._over(self, result)
+        self._over(self.pattern, self.reading, self.grads, result)
         return result
 
 
-Over = Callable[[UsualVisit, object], None]
+Over = Callable[[Pattern, GradientReading, list[torch.Tensor], object], None]
 
 
 class UsualCalls:
@@ -114,7 +120,7 @@ class UsualCalls:
             exact: as `Call` has it.
             parameters: likewise.
             arguments: likewise.
-            over: told of the visit and of what the function has returned.
+            over: told of what `end` is told of.
 
         Returns:
             The call; None, and nothing done, for any other.
@@ -146,30 +152,43 @@ class UsualCalls:
         clock.clipped_at(now, WeightAtCall.of(parameters[0]))
         return UsualVisit(arguments, pattern, reading, grads, over)
 
-    def end(self, visit: UsualVisit, result: object) -> object:
+    def end(
+        self,
+        pattern: Pattern,
+        reading: GradientReading,
+        grads: list[torch.Tensor],
+        result: object,
+    ) -> object:
         """What `ClipLog.after` does for such a call.
+
+        Args:
+            pattern: of the call before it.
+            reading: of the gradients before it.
+            grads: these.
+            result: what the function has returned.
 
         Returns:
             The norm that it notes.
         """
-        pattern, reading, log = visit.pattern, visit.reading, self._log
+        log = self._log
         note = ClipCall(**pattern.facts, like=pattern)
         norm = native.try_number(result)
         if norm is None or not math.isfinite(norm):
-            note.parts, note.clocks = [Part(reading, EVERY, visit.grads)], pattern.shared
+            note.parts, note.clocks = [Part(reading, EVERY, grads)], pattern.shared
             log.after(note, result, pattern.exact)
             return note.norm
         coefficient_of = exact_coefficient if pattern.exact else torch_coefficient
         note.norm, note.coef = norm, coefficient_of(note.max_norm, norm)
         reading.factor, reading.threshold = note.coef, note.max_norm
-        reading.mark(visit.grads, EVERY)
+        reading.mark(grads, EVERY)
         log.waiting.append(note)
         return norm
 
     def learn(self, call: Call) -> None:
         """A call is over that was none of these: those after it may be like it."""
         note, log, ids = call.note, self._log, tuple(map(id, call.parameters))
-        self._patterns.pop(ids, None)
+        # another dict: C is told of the patterns in the one that it knows
+        self._patterns = {key: each for key, each in self._patterns.items() if key != ids}
         if note is None or call.kind != "norm":
             return
         shared = log.clocks.sharing.get(ids)
@@ -185,3 +204,60 @@ class UsualCalls:
             del self._patterns[next(iter(self._patterns))]
         facts = {name: getattr(note, name) for name in _FACTS}
         self._patterns[ids] = Pattern(call.exact, call.arguments[1:], shared, facts)
+
+    def terms(self, entry: object, over: Over) -> ClipTerms | None:
+        """The terms on which C does what `begin` and `end` do; None where it knows no such calls.
+
+        Args:
+            entry: has the ``seconds`` spent.
+            over: told of the end of a call that left no finite norm.
+        """
+        log, sparse = self._log, kernels.sparse_seen()
+        sharing = log.clocks.sharing
+        patterns = tuple(
+            _for_c(ids, pattern)
+            for ids, pattern in self._patterns.items()
+            if not pattern.exact and sharing.get(ids) is pattern.shared
+        )
+        if not patterns:
+            return None
+        return ClipTerms(
+            same=(
+                (self, "_patterns", self._patterns),
+                (log, "clocks", log.clocks),
+                (log.clocks, "sharing", sharing),
+                sparse,
+            ),
+            empty=((log, "readings"), *NOBODY_TRIES),
+            log=log,
+            losses=log.losses,
+            entry=entry,
+            timer=perf_counter,
+            modules=sys.modules,
+            flat=FSDP1,
+            distributed=torch.distributed.is_initialized,
+            generator=types.GeneratorType,
+            failing=failing_after,
+            reading=GradientReading,
+            of_reading=vars(GradientReading((), (), bytearray(8), 2.0)),
+            weight=WeightAtCall,
+            note=ClipCall,
+            over=over,
+            sparse=sparse[2],
+            patterns=patterns,
+        )
+
+
+def _for_c(ids: tuple[int, ...], pattern: Pattern) -> ClipPattern:
+    max_norm = pattern.facts["max_norm"]
+    return ClipPattern(
+        pattern=pattern,
+        addresses=struct.pack(f"{len(ids)}P", *ids),
+        ids=list(ids),
+        behind=pattern.rest,
+        clock=pattern.shared[0],
+        since=pattern.facts["backward_since_step"],
+        limit=float(max_norm),
+        max_norm=max_norm,
+        facts=vars(ClipCall(**pattern.facts, like=pattern)),
+    )

@@ -150,7 +150,78 @@ class GradTerms(NamedTuple):
     by: type
 
 
-Terms = StepTerms | CallTerms | PassTerms | GradTerms
+class ClipPattern(NamedTuple):
+    """What C knows of clip calls that are alike; see `steadygrad.torch.clip_calls.usual`.
+
+    Attributes:
+        pattern: of these calls, as `over` wants it.
+        addresses: of the parameters, in order.
+        ids: the same numbers, as a reading has them.
+        behind: the arguments behind the parameters.
+        clock: of all of them.
+        since: backward passes between their last step and such a call.
+        limit: the threshold.
+        max_norm: the same, as the script gave it.
+        facts: attributes of such a call, but for its norm and coefficient.
+    """
+
+    pattern: object
+    addresses: bytes
+    ids: list[int]
+    behind: tuple[object, ...]
+    clock: object
+    since: int
+    limit: float
+    max_norm: object
+    facts: dict[str, Any]
+
+
+class ClipTerms(NamedTuple):
+    """Terms on which a clip call is like the one before, as C knows them.
+
+    Attributes:
+        same: what holds as long as these terms do.
+        empty: what must be beside, and may not at one call alone.
+        log: a `ClipLog`.
+        losses: a `LossMeter`.
+        entry: has ``seconds``.
+        timer: gives them.
+        modules: where `flat` is among them, parameters may be pieces of others,
+        flat: a module's name,
+        distributed: if this says so.
+        generator: the type of what can be read only once.
+        failing: gives the like of such a one that raised an exception after some items.
+        reading: a `GradientReading`'s type.
+        of_reading: attributes of one at such a call.
+        weight: a `WeightAtCall`'s type.
+        note: a `ClipCall`'s type.
+        over: told of the end of a call that left no finite norm: its pattern, its reading, the
+            gradients and what the function returns.
+        sparse: some gradients may be.
+        patterns: of the calls.
+    """
+
+    same: Same
+    empty: Empty
+    log: object
+    losses: object
+    entry: object
+    timer: Callable[[], float]
+    modules: dict[str, Any]
+    flat: str
+    distributed: Callable[[], bool]
+    generator: type
+    failing: Callable[[list[Any], Exception], object]
+    reading: type
+    of_reading: dict[str, Any]
+    weight: type[tuple[Any, ...]]
+    note: type
+    over: Callable[..., object]
+    sparse: bool
+    patterns: tuple[ClipPattern, ...]
+
+
+Terms = StepTerms | CallTerms | PassTerms | GradTerms | ClipTerms
 Hook = Callable[..., Any]
 Fault = Callable[[Exception], None]
 
@@ -182,6 +253,11 @@ def quiet_pass(otherwise: Hook, prepare: Callable[[], PassTerms | None], fault: 
 def quiet_grad(otherwise: Hook, prepare: Callable[[], GradTerms | None], fault: Fault) -> Hook:
     """The same for what is told of `torch.autograd.grad`."""
     return _by_c("QuietGrad", otherwise, prepare, fault)
+
+
+def quiet_clip(otherwise: Hook, prepare: Callable[[], ClipTerms | None], fault: Fault) -> Hook:
+    """The same for what is told of `torch.nn.utils.clip_grad_norm_`."""
+    return _by_c("QuietClip", otherwise, prepare, fault)
 
 
 def _by_c(kind: str, otherwise: Hook, prepare: Callable[[], Terms | None], fault: Fault) -> Hook:

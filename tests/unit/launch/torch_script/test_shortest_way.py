@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -232,6 +234,38 @@ def _clipping_alike(clip: Callable[..., Any], other: Callable[..., Any]) -> Trai
     return train
 
 
+def _clipping_otherwise(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """The same call at all steps, of what can be read only once; at some it does not return."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 3)) - 1).square().mean()
+    (loss * float("nan") if step in (20, 21) else loss).backward()
+
+    def weights() -> Iterator[nn.Parameter]:
+        for place, weight in enumerate(model.parameters()):
+            if (step, place) == (30, 2):
+                raise LookupError("the script's own")
+            yield weight
+
+    try:
+        nn.utils.clip_grad_norm_(weights(), _LIMIT, _P, True)
+    except LookupError as error:
+        assert traceback.extract_tb(error.__traceback__)[-1].name == "weights"
+    except RuntimeError:
+        if step == 20:
+            optimizer.zero_grad()
+    if step % 8 == 3:
+        spent = weights()
+        list(spent)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            nn.utils.clip_grad_norm_(spent, _LIMIT, _P, True)
+        assert len(warned) == hasattr(nn.utils, "get_total_norm")
+    optimizer.step()
+    for weight in model.parameters():
+        weight.data.nan_to_num_(0.1)
+
+
 def _given(step: int) -> tuple[object, ...]:
     """Threshold, and where they are not the usual ones p and whether a NaN raises."""
     inf, nan_raises, by_sum = (_INF,), (_LIMIT, 2.0, True), (_LIMIT, 1.0)
@@ -311,26 +345,43 @@ def test_both_ways_give_the_same_record(
 
 
 @pytest.mark.filterwarnings("ignore::steadygrad.errors.NoGradientsWarning")
-@pytest.mark.parametrize("torchs", [True, False])
+@pytest.mark.parametrize(
+    ("train", "short", "by_c"),
+    [
+        (_clipping_alike(nn.utils.clip_grad_norm_, clip_grad_norm_), 55, 45),
+        (_clipping_alike(clip_grad_norm_, nn.utils.clip_grad_norm_), 55, 0),
+        (_clipping_otherwise, 75, 75),
+    ],
+    ids=["torch's", "ours", "once"],
+)
 def test_a_clip_call_like_the_one_before_is_recorded_alike(
-    torchs: bool, observe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    train: Train,
+    short: int,
+    by_c: int,
+    observe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    short: list[UsualVisit | None] = []
+    asked: list[UsualVisit | None] = []
     begin = UsualCalls.begin
 
     def counted(usual: UsualCalls, *arguments: Any) -> UsualVisit | None:
-        short.append(begin(usual, *arguments))
-        return short[-1]
+        asked.append(begin(usual, *arguments))
+        return asked[-1]
 
-    clip, other = nn.utils.clip_grad_norm_, clip_grad_norm_
-    train = _clipping_alike(clip, other) if torchs else _clipping_alike(other, clip)
     monkeypatch.setattr(UsualCalls, "begin", counted)
-    one = _recorded(observe, train, 110)
-    assert sum(visit is not None for visit in short) >= 55
+    first = _recorded(observe, train, 110)
+    left_to_python = len(asked)
+    asked.clear()
+    without = {kind: each for kind, each in native.QUIET.items() if kind != "QuietClip"}
+    monkeypatch.setattr(native, "QUIET", without)
+    by_python = _recorded(observe, train, 110)
+    assert sum(visit is not None for visit in asked) >= short
+    assert len(asked) - left_to_python >= by_c * native.AVAILABLE
     monkeypatch.setattr(UsualCalls, "begin", lambda *_: None)
-    two = _recorded(observe, train, 110)
-    for name in one:
-        np.testing.assert_equal(one[name], two[name], name)
+    long = _recorded(observe, train, 110)
+    for name in long:
+        np.testing.assert_equal(first[name], long[name], name)
+        np.testing.assert_equal(by_python[name], long[name], name)
 
 
 @pytest.mark.skipif(not native.AVAILABLE, reason="the extension is not built")
