@@ -40,6 +40,7 @@ enum {
     PATTERN,
     ADDRESSES, /* of the parameters, as bytes, */
     NUMBERS,   /* and as a list of numbers */
+    OTHERS,    /* such lists of others, none of whose parameters are these */
     BEHIND,    /* the arguments behind the parameters */
     HAND,      /* their clock */
     SINCE,     /* backward passes since its last step */
@@ -197,6 +198,22 @@ static int stands_there(const quiet *q, PyObject *clock, PyObject *since, PyObje
     return there;
 }
 
+/* Whether there is no reading but those of other parameters. */
+static int are_unread(const quiet *q, PyObject *log, PyObject *others)
+{
+    PyObject *readings = PyObject_GetAttr(log, q->names[READINGS]);
+    int unread = readings ? YES : RAISED;
+    for (Py_ssize_t i = 0; unread == YES && i < PyList_Size(readings); i++) {
+        PyObject *ids = PyObject_GetAttr(PyList_GetItem(readings, i), q->names[IDENTITIES]);
+        unread = ids ? NO : RAISED;
+        for (Py_ssize_t k = 0; unread == NO && k < PyTuple_Size(others); k++)
+            unread = PyTuple_GetItem(others, k) == ids;
+        Py_XDECREF(ids);
+    }
+    Py_XDECREF(readings);
+    return unread;
+}
+
 /* A list of what `of` gives for each of these. */
 static PyObject *each(const quiet *q, PyObject *grads, PyObject *(*of)(const quiet *, PyObject *))
 {
@@ -347,6 +364,8 @@ static int take_clip(quiet *q, PyObject *terms, PyObject *given, PyObject *param
         return NOT_THIS_ONE;
     if ((held = sg_all_empty(PyTuple_GetItem(terms, EMPTY))) != YES ||
         (held = sg_is_attribute(PyTuple_GetItem(terms, LOSSES), q->names[SCALE], Py_None)) != YES)
+        return held == NO ? NOT_THIS_ONE : FAILED;
+    if ((held = are_unread(q, PyTuple_GetItem(terms, LOG), PyTuple_GetItem(pattern, OTHERS))) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
     if ((held = may_be_pieces(terms)) != NO)
         return held == YES ? NOT_THIS_ONE : FAILED;

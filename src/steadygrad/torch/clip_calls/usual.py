@@ -214,11 +214,13 @@ class UsualCalls:
         """
         log, sparse = self._log, kernels.sparse_seen()
         sharing = log.clocks.sharing
-        patterns = tuple(
-            _for_c(ids, pattern)
+        by_ids = {
+            ids: pattern
             for ids, pattern in self._patterns.items()
             if not pattern.exact and sharing.get(ids) is pattern.shared
-        )
+        }
+        lists = {ids: list(ids) for ids in by_ids}
+        patterns = tuple(_for_c(ids, pattern, lists) for ids, pattern in by_ids.items())
         if not patterns:
             return None
         return ClipTerms(
@@ -228,7 +230,7 @@ class UsualCalls:
                 (log.clocks, "sharing", sharing),
                 sparse,
             ),
-            empty=((log, "readings"), *NOBODY_TRIES),
+            empty=NOBODY_TRIES,
             log=log,
             losses=log.losses,
             entry=entry,
@@ -248,12 +250,15 @@ class UsualCalls:
         )
 
 
-def _for_c(ids: tuple[int, ...], pattern: Pattern) -> ClipPattern:
+def _for_c(
+    ids: tuple[int, ...], pattern: Pattern, lists: dict[tuple[int, ...], list[int]]
+) -> ClipPattern:
     max_norm = pattern.facts["max_norm"]
     return ClipPattern(
         pattern=pattern,
         addresses=struct.pack(f"{len(ids)}P", *ids),
-        ids=list(ids),
+        ids=lists[ids],
+        others=tuple(each for key, each in lists.items() if set(ids).isdisjoint(key)),
         behind=pattern.rest,
         clock=pattern.shared[0],
         since=pattern.facts["backward_since_step"],

@@ -157,6 +157,7 @@ class ClipPattern(NamedTuple):
         pattern: of these calls, as `over` wants it.
         addresses: of the parameters, in order.
         ids: the same numbers, as a reading has them.
+        others: the ids of other patterns, of other parameters.
         behind: the arguments behind the parameters.
         clock: of all of them.
         since: backward passes between their last step and such a call.
@@ -168,6 +169,7 @@ class ClipPattern(NamedTuple):
     pattern: object
     addresses: bytes
     ids: list[int]
+    others: tuple[list[int], ...]
     behind: tuple[object, ...]
     clock: object
     since: int

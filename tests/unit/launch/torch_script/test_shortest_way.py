@@ -241,19 +241,25 @@ def _clipping_otherwise(model: nn.Module, optimizer: torch.optim.Optimizer, step
     loss = (model(torch.randn(8, 3)) - 1).square().mean()
     (loss * float("nan") if step in (20, 21) else loss).backward()
 
+    others = [nn.Parameter(torch.ones(2)) for _ in model.parameters()]
+    for other in others:
+        other.grad = torch.ones(2)
+
     def weights() -> Iterator[nn.Parameter]:
         for place, weight in enumerate(model.parameters()):
             if (step, place) == (30, 2):
                 raise LookupError("the script's own")
-            yield weight
+            yield others[place] if step == 105 else weight
 
+    innermost = "weights"
     try:
         nn.utils.clip_grad_norm_(weights(), _LIMIT, _P, True)
     except LookupError as error:
-        assert traceback.extract_tb(error.__traceback__)[-1].name == "weights"
+        innermost = traceback.extract_tb(error.__traceback__)[-1].name
     except RuntimeError:
         if step == 20:
             optimizer.zero_grad()
+    assert innermost == "weights"
     if step % 8 == 3:
         spent = weights()
         list(spent)
@@ -261,6 +267,27 @@ def _clipping_otherwise(model: nn.Module, optimizer: torch.optim.Optimizer, step
             warnings.simplefilter("always")
             nn.utils.clip_grad_norm_(spent, _LIMIT, _P, True)
         assert len(warned) == hasattr(nn.utils, "get_total_norm")
+    if step in (22, 40):
+        (model(torch.randn(8, 3)) - 1).square().mean().backward()
+        nn.utils.clip_grad_norm_(weights(), _LIMIT, _P, True)
+    optimizer.step()
+    for weight in model.parameters():
+        weight.data.nan_to_num_(0.1)
+
+
+def _clipping_two(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Two halves are clipped one after the other; at some steps all is, or one of them twice."""
+    torch.manual_seed(step)
+    optimizer.zero_grad()
+    loss = (model(torch.randn(8, 3)) - 1).square().mean()
+    (loss * float("nan") if step == 60 else loss).backward()
+    first, last = list(model[0].parameters()), tuple(model[2].parameters())
+    parts = {20: [first, first], 40: [[*first, *last]], 41: [[*last, *first]]}
+    for part in parts.get(step, [first, last]):
+        nn.utils.clip_grad_norm_(part, _LIMIT, _P)
+    if step == 62:
+        (model(torch.randn(8, 3)) - 1).square().mean().backward()
+        nn.utils.clip_grad_norm_(last, _LIMIT, _P)
     optimizer.step()
     for weight in model.parameters():
         weight.data.nan_to_num_(0.1)
@@ -351,8 +378,9 @@ def test_both_ways_give_the_same_record(
         (_clipping_alike(nn.utils.clip_grad_norm_, clip_grad_norm_), 55, 45),
         (_clipping_alike(clip_grad_norm_, nn.utils.clip_grad_norm_), 55, 0),
         (_clipping_otherwise, 75, 75),
+        (_clipping_two, 200, 150),
     ],
-    ids=["torch's", "ours", "once"],
+    ids=["torch's", "ours", "once", "two"],
 )
 def test_a_clip_call_like_the_one_before_is_recorded_alike(
     train: Train,
