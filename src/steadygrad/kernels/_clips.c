@@ -601,6 +601,7 @@ int sg_add_clips(PyObject *module)
     PyObject *usual = PyType_FromModuleAndSpec(module, &usual_spec, NULL);
     PyObject *clip = usual ? PyType_FromModuleAndSpec(module, &clip_spec, NULL) : NULL;
     int failed = !clip || PyObject_SetAttrString(usual, "replaced", Py_False) != 0 ||
+                 PyObject_SetAttrString(usual, "result", Py_None) != 0 ||
                  PyModule_AddObjectRef(module, "UsualClip", usual) != 0 ||
                  PyModule_AddObjectRef(module, "QuietClip", clip) != 0 ||
                  PyModule_AddFunctions(module, functions) != 0;

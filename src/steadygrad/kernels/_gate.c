@@ -1,6 +1,6 @@
 /* A callable that stands before a function of ours in a training's way.
  *
- * What is called at every step asks first whether torch traces. In Python that is a frame, a tuple
+ * What is called at every step asks first whether torch traces, or a mode of the script is on. In Python that is a frame, a tuple
  * and a dict more a call, which the training's own work puts out of the caches in between.
  */
 #define PY_SSIZE_T_CLEAN
@@ -18,9 +18,9 @@ void sg_end(PyObject *self, inquiry clear)
 }
 
 typedef struct {
-    PyObject_HEAD PyObject *function; /* called where `tracer` gives None, */
-    PyObject *traced;                 /* and this where it does not */
-    PyObject *tracer;
+    PyObject_HEAD PyObject *function; /* called where all `watchers` give None or 0, */
+    PyObject *watched;                /* and this where one does not */
+    PyObject *watchers;
 } gate;
 
 static int visit(PyObject *self, visitproc visit, void *arg)
@@ -28,8 +28,8 @@ static int visit(PyObject *self, visitproc visit, void *arg)
     gate *g = (gate *)self;
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(g->function);
-    Py_VISIT(g->traced);
-    Py_VISIT(g->tracer);
+    Py_VISIT(g->watched);
+    Py_VISIT(g->watchers);
     return 0;
 }
 
@@ -37,8 +37,8 @@ static int clear(PyObject *self)
 {
     gate *g = (gate *)self;
     Py_CLEAR(g->function);
-    Py_CLEAR(g->traced);
-    Py_CLEAR(g->tracer);
+    Py_CLEAR(g->watched);
+    Py_CLEAR(g->watchers);
     return 0;
 }
 
@@ -46,43 +46,58 @@ static void end(PyObject *self) { sg_end(self, clear); }
 
 static int begin(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"function", "traced", "tracer", NULL};
-    PyObject *function, *traced, *tracer;
+    static char *names[] = {"function", "watched", "watchers", NULL};
+    PyObject *function, *watched, *watchers;
     gate *g = (gate *)self;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO", names, &function, &traced, &tracer))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO!", names, &function, &watched,
+                                     &PyTuple_Type, &watchers))
         return -1;
     clear(self);
     g->function = Py_NewRef(function);
-    g->traced = Py_NewRef(traced);
-    g->tracer = Py_NewRef(tracer);
+    g->watched = Py_NewRef(watched);
+    g->watchers = Py_NewRef(watchers);
     return 0;
+}
+
+/* Whether one of the watchers sees into what is called now; -1 raised. */
+static int is_watched(PyObject *watchers)
+{
+    int watched = 0;
+    for (Py_ssize_t i = 0; !watched && i < PyTuple_Size(watchers); i++) {
+        PyObject *seer = PyObject_CallNoArgs(PyTuple_GetItem(watchers, i));
+        if (!seer)
+            return -1;
+        int none = seer == Py_None || (PyLong_CheckExact(seer) && PyObject_Not(seer) == 1);
+        watched = !none;
+        Py_DECREF(seer);
+    }
+    return watched;
 }
 
 static PyObject *call(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     gate *g = (gate *)self;
-    if (!g->function || !g->tracer) {
+    if (!g->function || !g->watchers) {
         PyErr_SetString(PyExc_RuntimeError, "a gate without a function");
         return NULL;
     }
-    PyObject *tracer = PyObject_CallNoArgs(g->tracer);
-    if (!tracer)
+    int watched = is_watched(g->watchers);
+    if (watched < 0)
         return NULL;
     /* a reference of our own: the function may put another in its place */
-    PyObject *function = Py_NewRef(tracer == Py_None ? g->function : g->traced);
+    PyObject *function = Py_NewRef(watched ? g->watched : g->function);
     PyObject *result = PyObject_Call(function, args, kwargs);
     Py_DECREF(function);
-    Py_DECREF(tracer);
     return result;
 }
 
 static PyMemberDef members[] = {
-    {"function", T_OBJECT, offsetof(gate, function), 0, "Called where nothing is traced."},
+    {"function", T_OBJECT, offsetof(gate, function), 0, "Called where nobody sees into it."},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_doc, "Gate(function, traced, tracer)"},
+    {Py_tp_doc, "Gate(function, watched, watchers)"},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_init, begin},
     {Py_tp_call, call},

@@ -149,7 +149,11 @@ def _hold(groups: list[dict[str, Any]], parameters: list[torch.Tensor]) -> bool:
 
 
 GATE: Any = getattr(_read, "Gate", None)
-"""``GATE(function, traced, tracer)`` calls the first; the second while the third gives a tracer."""
+"""``GATE(function, watched, watchers)`` calls the first; the second where one of the third gives
+neither None nor 0."""
+
+USUAL_CLIP: Any = getattr(_read, "UsualClip", None)
+"""What follows a clip call that C has begun to its end: see `steadygrad.torch.internals.quiet`."""
 
 Same = tuple[tuple[object, str, object], ...]
 """Owners, names of attributes, and the very objects that these are."""

@@ -19,7 +19,8 @@ import torch
 from steadygrad.invisible import invisible
 from steadygrad.kernels import native
 from steadygrad.torch.internals.inlay import Visit
-from steadygrad.torch.internals.modes import are_on, unseen
+from steadygrad.torch.internals.modes import are_on, dispatch_modes, unseen
+from steadygrad.torch.internals.private import modes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -56,9 +57,9 @@ if not owns_what_it_returns(_tracer):
     _tracer = _loaded
 
 
-def _watcher() -> object:
-    """What would see into a call: a tracer, or a mode of the script; None for nothing."""
-    return (are_on() or None) if (tracer := _tracer()) is None else tracer
+_WATCHERS = (_tracer, modes, dispatch_modes)
+"""What would see into a call: a tracer, or modes, of which there are none mostly."""
+_VISITS = (Visit,) if native.USUAL_CLIP is None else (Visit, native.USUAL_CLIP)
 
 
 class _UnseenVisit(Visit):
@@ -88,12 +89,12 @@ def eager(function: Function) -> Function:
 
     def hidden(*args: object, **kwargs: object) -> Any:
         answer = unseen(function)(*args, **kwargs)
-        return _UnseenVisit(answer) if isinstance(answer, Visit) and are_on() else answer
+        return _UnseenVisit(answer) if isinstance(answer, _VISITS) and are_on() else answer
 
     @invisible  # else the tracer would look into this one
     def watched(*args: object, **kwargs: object) -> Any:
         if not torch.compiler.is_dynamo_compiling() and _tracer() is None:
-            return hidden(*args, **kwargs)
+            return hidden(*args, **kwargs) if are_on() else function(*args, **kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(hidden))  # type: ignore[no-untyped-call]
         return disabled[0](*args, **kwargs)
@@ -101,9 +102,9 @@ def eager(function: Function) -> Function:
     @functools.wraps(function)
     @invisible
     def call(*args: object, **kwargs: object) -> Any:
-        if not torch.compiler.is_dynamo_compiling() and _watcher() is None:
+        if not torch.compiler.is_dynamo_compiling() and _tracer() is None and not are_on():
             return function(*args, **kwargs)
         return watched(*args, **kwargs)
 
-    gate = call if native.GATE is None else native.GATE(function, watched, _watcher)
+    gate = call if native.GATE is None else native.GATE(function, watched, _WATCHERS)
     return cast("Function", gate)

@@ -21,7 +21,8 @@ from steadygrad.torch.internals.private import mode_at, modes, pop_mode, push_mo
 Function = TypeVar("Function", bound=Callable[..., Any])
 Taken = tuple[list[Any], list[Any]]
 
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes this thread has on its stack."""
 
 
 class _Hidden(threading.local):
@@ -45,7 +46,7 @@ def are_on() -> bool:
         >>> are_on()
         False
     """
-    return bool((modes() and _is_of_script(modes())) or (_dispatch_modes() and _top() is not None))
+    return bool((modes() and _is_of_script(modes())) or (dispatch_modes() and _top() is not None))
 
 
 def _is_of_script(depth: int) -> bool:
@@ -71,7 +72,7 @@ def take_off() -> Taken:
     while (depth := modes()) and _is_of_script(depth):
         functions.append(pop_mode())
     dispatched: list[Any] = []
-    while _dispatch_modes() and _top() is not None:
+    while dispatch_modes() and _top() is not None:
         dispatched.append(dispatch._pop_mode())
     _hidden.modes += len(functions)
     return functions, dispatched

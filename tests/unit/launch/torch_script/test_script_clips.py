@@ -335,6 +335,9 @@ def test_a_mode_of_the_scripts_sees_no_operation_of_ours(
                 ):
                     weight.grad = grad
                 loop.optimizer.step()
+            alike = Loop()
+            for _ in range(6):
+                alike.right()
             hand = nn.Linear(2, 1)
             for _ in range(6):
                 hand.zero_grad()

@@ -117,6 +117,7 @@ def test_what_is_called_goes_on_to_the_function_while_nothing_traces(
     called: list[str] = []
     tracer: list[object] = [None]
     monkeypatch.setattr(eager, "_tracer", lambda: tracer[0])
+    monkeypatch.setattr(eager, "_WATCHERS", (eager._tracer, lambda: 0))
     monkeypatch.setattr(torch.compiler, "disable", lambda function: lambda: called.append("apart"))
     call = eager.eager(lambda: called.append("here"))
     call()
@@ -136,7 +137,7 @@ def test_a_gate_lets_another_function_take_its_place_and_is_freed_in_a_cycle() -
             gate.function = lambda: 2
             return 1
 
-        gate = native.GATE(first, first, lambda: None)
+        gate = native.GATE(first, first, (lambda: None,))
         assert [gate(), gate()] == [1, 2]
         gate.function = first
         return weakref.ref(first)
