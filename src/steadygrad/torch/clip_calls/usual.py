@@ -187,8 +187,9 @@ class UsualCalls:
     def learn(self, call: Call) -> None:
         """A call is over that was none of these: those after it may be like it."""
         note, log, ids = call.note, self._log, tuple(map(id, call.parameters))
-        # another dict: C is told of the patterns in the one that it knows
-        self._patterns = {key: each for key, each in self._patterns.items() if key != ids}
+        # another dict whenever it changes: what C knows is what is in this one
+        if ids in self._patterns:
+            self._patterns = {key: each for key, each in self._patterns.items() if key != ids}
         if note is None or call.kind != "norm":
             return
         shared = log.clocks.sharing.get(ids)
@@ -200,10 +201,12 @@ class UsualCalls:
             return
         if note.repeated or note.renewals or note.scale is not None or not note.backward_since_step:
             return
-        while len(self._patterns) >= MOST_PATTERNS:
-            del self._patterns[next(iter(self._patterns))]
         facts = {name: getattr(note, name) for name in _FACTS}
-        self._patterns[ids] = Pattern(call.exact, call.arguments[1:], shared, facts)
+        latest = list(self._patterns.items())[1 - MOST_PATTERNS :]
+        self._patterns = {
+            **dict(latest),
+            ids: Pattern(call.exact, call.arguments[1:], shared, facts),
+        }
 
     def terms(self, entry: object, over: Over) -> ClipTerms | None:
         """The terms on which C does what `begin` and `end` do; None where it knows no such calls.
@@ -237,7 +240,7 @@ class UsualCalls:
             timer=perf_counter,
             modules=sys.modules,
             flat=FSDP1,
-            distributed=torch.distributed.is_initialized,
+            distributed=_is_distributed,
             generator=types.GeneratorType,
             failing=failing_after,
             reading=GradientReading,
@@ -248,6 +251,10 @@ class UsualCalls:
             sparse=sparse[2],
             patterns=patterns,
         )
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_initialized()  # not there in every build of torch
 
 
 def _for_c(
