@@ -46,7 +46,7 @@ enum {
     SINCE,     /* backward passes since its last step */
     LIMIT,     /* the threshold, */
     MAX_NORM,  /* and as the script gave it */
-    FACTS, /* the attributes of such a call */
+    FACTS,     /* the attributes of such a call */
     PATTERN_TERMS
 };
 
@@ -176,7 +176,8 @@ static PyObject *pattern_of(PyObject *patterns, PyObject *given, PyObject *param
 static int may_be_pieces(PyObject *terms)
 {
     int loaded = PyDict_Contains(PyTuple_GetItem(terms, MODULES), PyTuple_GetItem(terms, FLAT));
-    PyObject *answer = loaded == YES ? PyObject_CallNoArgs(PyTuple_GetItem(terms, DISTRIBUTED)) : NULL;
+    PyObject *answer =
+        loaded == YES ? PyObject_CallNoArgs(PyTuple_GetItem(terms, DISTRIBUTED)) : NULL;
     if (loaded == YES)
         loaded = answer ? PyObject_IsTrue(answer) : RAISED;
     Py_XDECREF(answer);
@@ -293,8 +294,8 @@ static PyObject *visit_of(quiet *q, PyObject *terms, PyObject *pattern, PyObject
     PyObject *module = PyType_GetModule(Py_TYPE((PyObject *)q));
     PyObject *type = module ? PyObject_GetAttrString(module, "UsualClip") : NULL, *visit = NULL;
     if (type)
-        visit = ((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))(
-            (PyTypeObject *)type, 0);
+        visit =
+            ((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))((PyTypeObject *)type, 0);
     if (visit) {
         usual *u = (usual *)visit;
         u->arguments = Py_NewRef(given);
@@ -365,7 +366,8 @@ static int take_clip(quiet *q, PyObject *terms, PyObject *given, PyObject *param
     if ((held = sg_all_empty(PyTuple_GetItem(terms, EMPTY))) != YES ||
         (held = sg_is_attribute(PyTuple_GetItem(terms, LOSSES), q->names[SCALE], Py_None)) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
-    if ((held = are_unread(q, PyTuple_GetItem(terms, LOG), PyTuple_GetItem(pattern, OTHERS))) != YES)
+    if ((held = are_unread(q, PyTuple_GetItem(terms, LOG), PyTuple_GetItem(pattern, OTHERS))) !=
+        YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
     if ((held = may_be_pieces(terms)) != NO)
         return held == YES ? NOT_THIS_ONE : FAILED;
@@ -485,7 +487,8 @@ static int note(const quiet *q, const usual *u, PyObject *norm)
         Py_CLEAR(attributes);
     call = made(q, PyTuple_GetItem(u->terms, NOTE), attributes);
     failed = !call || PyObject_SetAttr(u->reading, q->names[FACTOR], coef) != 0 ||
-             PyObject_SetAttr(u->reading, q->names[THRESHOLD], PyTuple_GetItem(u->pattern, MAX_NORM)) != 0 ||
+             PyObject_SetAttr(u->reading, q->names[THRESHOLD],
+                              PyTuple_GetItem(u->pattern, MAX_NORM)) != 0 ||
              set(u->reading, q->names[VERSIONS], each(q, u->grads, version_of)) != 0 ||
              append(log, q->names[WAITING_CALLS], call) != 0 ||
              PyObject_SetAttr(losses, q->names[CLIP_NORM], norm) != 0;
@@ -549,9 +552,8 @@ static PyObject *are_those(PyObject *module, PyObject *args)
         same = grad != Py_None && PyWeakref_GetObject(PyList_GetItem(references, i)) == grad;
         if (same == YES) {
             version = PyObject_GetAttrString(grad, "_version");
-            same = version
-                       ? PyObject_RichCompareBool(version, PyList_GetItem(versions, i), Py_EQ)
-                       : RAISED;
+            same = version ? PyObject_RichCompareBool(version, PyList_GetItem(versions, i), Py_EQ)
+                           : RAISED;
             Py_XDECREF(version);
         }
     }
@@ -582,9 +584,8 @@ static PyType_Slot usual_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec usual_spec = {
-    "steadygrad.kernels._read.UsualClip", sizeof(usual), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    usual_slots};
+static PyType_Spec usual_spec = {"steadygrad.kernels._read.UsualClip", sizeof(usual), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC, usual_slots};
 
 SLOTS(clip_slots, call_clip, "QuietClip(otherwise, prepare, fault)");
 

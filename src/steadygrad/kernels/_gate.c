@@ -1,7 +1,8 @@
 /* A callable that stands before a function of ours in a training's way.
  *
- * What is called at every step asks first whether torch traces, or a mode of the script is on. In Python that is a frame, a tuple
- * and a dict more a call, which the training's own work puts out of the caches in between.
+ * What is called at every step asks first whether torch traces, or a mode of the script is on. In
+ * Python that is a frame, a tuple and a dict more a call, which the training's own work puts out of
+ * the caches in between.
  */
 #define PY_SSIZE_T_CLEAN
 #include "_gate.h"

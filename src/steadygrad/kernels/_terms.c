@@ -4,42 +4,12 @@
 #include "_gate.h"
 
 static const char *const NAME_OF[NAMES] = {
-    "step",
-    "steps",
-    "seconds",
-    "sealed",
-    "depth",
-    "grad_scale",
-    "__dict__",
-    "param_groups",
-    "state",
-    "lr",
-    "backwards",
-    "clips",
-    "stepped",
-    "stepped_at",
-    "latest",
-    "bounds",
-    "idle_before",
-    "_scaled",
-    "_fresh",
-    "scale",
-    "_sum",
-    "waiting",
-    "readings",
-    "clip",
-    "mark",
-    "broken",
-    "_clip_norm",
-    "norm",
-    "coef",
-    "factor",
-    "threshold",
-    "ids",
-    "total",
-    "_grads",
-    "_versions",
-    "_version",
+    "step",      "steps",        "seconds",    "sealed",  "depth",       "grad_scale",
+    "__dict__",  "param_groups", "state",      "lr",      "backwards",   "clips",
+    "stepped",   "stepped_at",   "latest",     "bounds",  "idle_before", "_scaled",
+    "_fresh",    "scale",        "_sum",       "waiting", "readings",    "clip",
+    "mark",      "broken",       "_clip_norm", "norm",    "coef",        "factor",
+    "threshold", "ids",          "total",      "_grads",  "_versions",   "_version",
 };
 
 int sg_is_attribute(PyObject *owner, PyObject *name, PyObject *expected)
@@ -58,7 +28,7 @@ int sg_all_same(PyObject *triples)
     for (Py_ssize_t i = 0; same == YES && i < n; i++) {
         PyObject *triple = PyTuple_GetItem(triples, i); /* borrowed */
         same = sg_is_attribute(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1),
-                            PyTuple_GetItem(triple, 2));
+                               PyTuple_GetItem(triple, 2));
     }
     return same;
 }

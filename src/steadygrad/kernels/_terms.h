@@ -87,12 +87,12 @@ int sg_is_ready(const quiet *q);
 PyObject *sg_conclude(quiet *q, int outcome, PyObject *answer, PyObject *args, PyObject *kwargs);
 
 /* The slots of such a type. */
-#define SLOTS(NAME, CALL, TEXT)                                     \
-    static PyType_Slot NAME[] = {                                   \
-        {Py_tp_doc, TEXT},          {Py_tp_new, PyType_GenericNew}, \
-        {Py_tp_init, sg_begin},     {Py_tp_call, CALL},             \
-        {Py_tp_traverse, sg_visit}, {Py_tp_clear, sg_clear},        \
-        {Py_tp_dealloc, sg_dealloc}, {0, NULL},                     \
+#define SLOTS(NAME, CALL, TEXT)                                      \
+    static PyType_Slot NAME[] = {                                    \
+        {Py_tp_doc, TEXT},           {Py_tp_new, PyType_GenericNew}, \
+        {Py_tp_init, sg_begin},      {Py_tp_call, CALL},             \
+        {Py_tp_traverse, sg_visit},  {Py_tp_clear, sg_clear},        \
+        {Py_tp_dealloc, sg_dealloc}, {0, NULL},                      \
     }
 
 #define SPEC(NAME, SLOTS)                                                                         \
