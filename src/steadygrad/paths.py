@@ -46,8 +46,16 @@ def as_typed(path: str | os.PathLike[str] | None) -> str:
     Example:
         >>> as_typed(os.path.abspath("my run.db")), as_typed(None)
         ("'my run.db'", 'RUN.db')
+        >>> print(as_typed("it's \\udcff.db"))
+        $'it\\'s \\xff.db'
     """
     if path is None:
         return "RUN.db"
     relative = os.path.relpath(path)
-    return shlex.quote(os.fspath(path) if relative.startswith("..") else relative)
+    shown = os.fspath(path) if relative.startswith("..") else relative
+    try:
+        shown.encode()
+    except UnicodeEncodeError:  # bytes that are no text, as shells are told of them
+        spelled = os.fsencode(shown.replace("\\", "\\\\").replace("'", "\\'"))
+        return f"$'{spelled.decode('utf-8', 'backslashreplace')}'"
+    return shlex.quote(shown)

@@ -59,6 +59,10 @@ class RunContext(Protocol):
         """Call ``act``; what it raises is a trouble of ours, not the script's."""
 
     @property
+    def frameworks(self) -> Sequence[str]:
+        """Names of the frameworks that the script imported."""
+
+    @property
     def observers(self) -> Sequence[Observer]:
         """What observes the frameworks in use."""
 
@@ -76,10 +80,6 @@ class EndedRun(RunContext, Protocol):
     @property
     def began(self) -> float:
         """When it began, in seconds since the epoch."""
-
-    @property
-    def frameworks(self) -> Sequence[str]:
-        """Names of the frameworks that the script imported."""
 
     @property
     def exit(self) -> str | int:

@@ -6,7 +6,6 @@ One thread's loop is followed: to read a gradient that another one accumulates i
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -59,7 +58,7 @@ class LoopByHand:
             clipper = Clipper(choice.policy, choice.on_nonfinite)
         describe = self._seen.attachments.names
         loop = ManualLoop(log, describe, self._recorder, self._stepped, clipper)
-        loop.holds = "keras" in sys.modules
+        loop.holds = clipper is None and "keras" in self._seen.context.frameworks
         return loop
 
     def before_backward(self, tensors: Sequence[object]) -> None:
