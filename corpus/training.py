@@ -194,6 +194,7 @@ class Context:
     def __init__(self, writer: RunWriter) -> None:
         self.plan = Plan("corpus")
         self.overhead = 0.0
+        self.frameworks = ("torch",)
         self.optimizers = OptimizerList(self.writer)
         self._writer = writer
 
