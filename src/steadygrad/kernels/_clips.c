@@ -127,15 +127,10 @@ static int append(PyObject *owner, PyObject *name, PyObject *item)
 /* Add up what was spent; -1 raised. */
 static int spend(const quiet *q, PyObject *terms, PyObject *began)
 {
-    PyObject *entry = PyTuple_GetItem(terms, ENTRY);
-    PyObject *now = PyObject_CallNoArgs(PyTuple_GetItem(terms, TIMER));
-    PyObject *spent = now ? PyNumber_Subtract(now, began) : NULL;
-    PyObject *before = spent ? PyObject_GetAttr(entry, q->names[SECONDS]) : NULL;
-    int failed = !before || set(entry, q->names[SECONDS], PyNumber_Add(before, spent)) != 0;
-    Py_XDECREF(now);
-    Py_XDECREF(spent);
-    Py_XDECREF(before);
-    return failed ? -1 : 0;
+    PyObject *after =
+        sg_spend(q, PyTuple_GetItem(terms, ENTRY), PyTuple_GetItem(terms, TIMER), began);
+    Py_XDECREF(after);
+    return after ? 0 : -1;
 }
 
 /* ---- its start ---- */
@@ -243,14 +238,11 @@ static PyObject *weakly(const quiet *q, PyObject *object)
 static PyObject *reading_of(const quiet *q, PyObject *terms, PyObject *pattern, PyObject *grads,
                             PyObject *figures)
 {
-    double total;
     PyObject *attributes = PyDict_Copy(PyTuple_GetItem(terms, OF_READING));
-    Py_ssize_t size = PyByteArray_Size(figures);
-    memcpy(&total, PyByteArray_AsString(figures) + size - (Py_ssize_t)sizeof total, sizeof total);
     int failed =
         put(attributes, q->names[SEALED], figures) != 0 ||
         put(attributes, q->names[IDENTITIES], Py_NewRef(PyTuple_GetItem(pattern, NUMBERS))) != 0 ||
-        put(attributes, q->names[TOTAL], PyFloat_FromDouble(total)) != 0 ||
+        put(attributes, q->names[TOTAL], sg_total_of(figures)) != 0 ||
         put(attributes, q->names[REFERENCES], each(q, grads, weakly)) != 0 ||
         put(attributes, q->names[VERSIONS], each(q, grads, version_of)) != 0;
     if (failed)

@@ -305,19 +305,11 @@ static int sample(const quiet *q, PyObject *terms, PyObject *step)
     return answer ? 0 : -1;
 }
 
-static PyObject *total_of(PyObject *figures)
-{
-    double total;
-    Py_ssize_t size = PyByteArray_Size(figures);
-    memcpy(&total, PyByteArray_AsString(figures) + size - (Py_ssize_t)sizeof total, sizeof total);
-    return PyFloat_FromDouble(total);
-}
-
 /* Hand over a step whose gradients were read. -1 raised. */
 static int file_step(const quiet *q, PyObject *terms, PyObject *step, PyObject *loss, PyObject *lr,
                      PyObject *figures, PyObject *passed)
 {
-    PyObject *norm = sample(q, terms, step) == 0 ? total_of(figures) : NULL, *answer;
+    PyObject *norm = sample(q, terms, step) == 0 ? sg_total_of(figures) : NULL, *answer;
     int plain = norm ? is_plain(terms, loss, lr) : RAISED, failed = plain == RAISED;
     if (plain == YES)
         failed = queue_up(q, terms, step, norm, loss, lr, figures, passed);
@@ -366,19 +358,13 @@ static int keep(const quiet *q, PyObject *terms, PyObject *groups, PyObject *ste
 static int account(const quiet *q, PyObject *terms, PyObject *began, long steps)
 {
     PyObject *engine = PyTuple_GetItem(terms, ENGINE);
-    PyObject *now = PyObject_CallNoArgs(PyTuple_GetItem(terms, CLOCK));
-    PyObject *before = now ? PyObject_GetAttr(engine, q->names[SECONDS]) : NULL;
-    PyObject *after = before ? PyFloat_FromDouble(PyFloat_AsDouble(before) + PyFloat_AsDouble(now) -
-                                                  PyFloat_AsDouble(began))
-                             : NULL;
-    int failed = !after || PyObject_SetAttr(engine, q->names[SECONDS], after) != 0;
+    PyObject *after = sg_spend(q, engine, PyTuple_GetItem(terms, CLOCK), began);
+    int failed = !after;
     if (!failed && steps % PyLong_AsLong(PyTuple_GetItem(terms, EVERY)) == 0) {
         PyObject *answer = PyObject_CallFunctionObjArgs(PyTuple_GetItem(terms, SPENT), after, NULL);
         failed = !answer;
         Py_XDECREF(answer);
     }
-    Py_XDECREF(now);
-    Py_XDECREF(before);
     Py_XDECREF(after);
     return failed ? -1 : 0;
 }

@@ -3,6 +3,8 @@
 #include "_terms.h"
 #include "_gate.h"
 
+#include <string.h>
+
 static const char *const NAME_OF[NAMES] = {
     "step",      "steps",        "seconds",    "sealed",  "depth",       "grad_scale",
     "__dict__",  "param_groups", "state",      "lr",      "backwards",   "clips",
@@ -132,6 +134,28 @@ int sg_tell(const quiet *q)
     Py_XDECREF(trace);
     Py_XDECREF(answer);
     return answer ? 0 : -1;
+}
+
+PyObject *sg_total_of(PyObject *figures)
+{
+    double total;
+    Py_ssize_t size = PyByteArray_Size(figures);
+    memcpy(&total, PyByteArray_AsString(figures) + size - (Py_ssize_t)sizeof total, sizeof total);
+    return PyFloat_FromDouble(total);
+}
+
+PyObject *sg_spend(const quiet *q, PyObject *owner, PyObject *clock, PyObject *began)
+{
+    PyObject *now = PyObject_CallNoArgs(clock);
+    PyObject *before = now ? PyObject_GetAttr(owner, q->names[SECONDS]) : NULL;
+    PyObject *after = before ? PyFloat_FromDouble(PyFloat_AsDouble(before) + PyFloat_AsDouble(now) -
+                                                  PyFloat_AsDouble(began))
+                             : NULL;
+    if (after && PyObject_SetAttr(owner, q->names[SECONDS], after) != 0)
+        Py_CLEAR(after);
+    Py_XDECREF(now);
+    Py_XDECREF(before);
+    return after;
 }
 
 int sg_is_ready(const quiet *q)

@@ -76,6 +76,12 @@ int sg_all_empty(PyObject *pairs);
 /* Add one to a count; its new value, or -1. */
 long sg_count_up(PyObject *owner, PyObject *name);
 
+/* The norm of all tensors together, from figures that were read. */
+PyObject *sg_total_of(PyObject *figures);
+
+/* Add to an owner's `seconds` what has gone by since `began`; the new sum, NULL raised. */
+PyObject *sg_spend(const quiet *q, PyObject *owner, PyObject *clock, PyObject *began);
+
 /* Tell Python of an exception of ours; -1 where it is to be raised. */
 int sg_tell(const quiet *q);
 

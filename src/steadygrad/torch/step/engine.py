@@ -351,7 +351,7 @@ class Engine:
         step.outcome = outcome if self.clipper.waits and not skips else None
         self._record(outcome, self.losses.take(None))
         # an optimizer that a GradScaler leaves an overflow to heeds the scaler's own flag
-        if not (outcome.skip is True and self.clipper.may_stop and self.skipping):
+        if not (skips and self.clipper.may_stop and self.skipping):
             return None
         step.skip = True
         stand_in, step.put_back = self.skipping.whole(self.optimizer)
