@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,20 @@ def tell(plain: bool) -> None:
 
     register_optimizer_step_post_hook(after)
     atexit.register(write)
+    _write_every_snapshot()
+
+
+def _write_every_snapshot() -> None:
+    """Have steps wait for snapshots on disk.
+
+    One that is due while another is being written is left out, so that a training may go on from
+    an earlier step where the machine is busy: both runs are to go on from the same.
+    """
+    start = threading.Thread.start
+
+    def start_and_end(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "steadygrad-snapshot":
+            thread.join()
+
+    threading.Thread.start = start_and_end  # type: ignore[method-assign]
