@@ -21,7 +21,7 @@ PURE = sys.platform == "win32" or os.environ.get("STEADYGRAD_PURE") == "1"
 PACKAGE = Path("src/steadygrad")
 
 KERNELS = "src/steadygrad/kernels/"
-FACE = ("read", "gate", "terms", "quiet", "clips")
+FACE = ("read", "gate", "stamped", "terms", "quiet", "clips")
 CORE = (
     "core",
     "others",

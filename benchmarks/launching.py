@@ -1,10 +1,10 @@
 """`steadygrad run` against the plain script: its start, and the steps of trainings.
 
 Each script is a process of its own. Starts are plain and observed in turn. Of a training a plain
-and an observed process live side by side on one core and take turns block by block, so that
-a change of the machine's pace hits neighbouring blocks alike; what is compared is the processor
-time of all threads of each, between turns too, where the observed one may still be writing. The
-first block is left out: in it modules are loaded, and what those cost is in the start.
+and an observed process live side by side on one core and take turns of a few steps, so that
+a change of the machine's pace hits both alike; what is compared is the processor time of all
+threads of each in blocks of such turns, between turns too, where the observed one may still be
+writing. The first block is left out: in it modules are loaded, and what those cost is in the start.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.timing import Contender
 ALLOWED_SHARE, ALLOWED_START = 1.03, 0.5  # of a step; seconds
 ALLOWED_ODD = 1.05  # of a step of those in `ODD`, which take a few milliseconds, and in JAX
 BLOCK = 64  # steps: as many as from one sampled step to the next, early in a run
+TURN = 16  # steps: short, so that what else goes on in the machine meets both processes
 IMPORTS = """
 import math
 import sys
@@ -38,7 +39,7 @@ torch.set_num_threads({threads})
 """
 TURNS = """
 while sys.stdin.readline():
-    for _ in range({block}):
+    for _ in range({steps}):
 {turn}
     print(time.process_time(), flush=True)
 """
@@ -209,17 +210,18 @@ def blocks_in_turn(script: Path, blocks: int) -> list[tuple[float, float]]:
             for observed in (False, True)
         ]
         ends: list[list[float]] = [[], []]
-        for number in range(blocks + 1):
+        for number in range((blocks + 1) * BLOCK // TURN):
             for one in (0, 1) if number % 2 else (1, 0):
-                ends[one].append(end_of_block(processes[one]))
+                ends[one].append(end_of_turn(processes[one]))
         for process in processes:
             process.communicate()
-    plain, observed = ([b - a for a, b in itertools.pairwise(times)] for times in ends)
+    a_block = slice(BLOCK // TURN - 1, None, BLOCK // TURN)
+    plain, observed = ([b - a for a, b in itertools.pairwise(times[a_block])] for times in ends)
     return list(zip(plain, observed, strict=True))
 
 
-def end_of_block(process: subprocess.Popen[str]) -> float:
-    """Let a process run one block; seconds of processor time it has used at the end of it."""
+def end_of_turn(process: subprocess.Popen[str]) -> float:
+    """Let a process take its turn; seconds of processor time it has used at the end of it."""
     assert process.stdin is not None
     assert process.stdout is not None
     print(file=process.stdin, flush=True)
@@ -246,7 +248,7 @@ def all_rows(threads: int, steps: int, pairs: int) -> Iterator[Row]:
             threads, "steadygrad run", "a script of two steps", contenders(target), whole
         )
         for name, (setup, turn) in TRAININGS.items():
-            turns = TURNS.format(block=BLOCK, turn=textwrap.indent(turn, " " * 8))
+            turns = TURNS.format(steps=TURN, turn=textwrap.indent(turn, " " * 8))
             script.write_text(f"{head}{setup}{turns}")
             found = [
                 seconds

@@ -350,7 +350,7 @@ static int take_clip(quiet *q, PyObject *terms, PyObject *given, PyObject *param
     PyObject *module = PyType_GetModule(Py_TYPE((PyObject *)q));
     if (!module || PyTuple_Size(terms) != CLIP_TERMS)
         return module ? NOT_THIS_ONE : FAILED;
-    if ((held = sg_all_same(PyTuple_GetItem(terms, SAME))) != YES)
+    if ((held = sg_still_same(q, PyTuple_GetItem(terms, SAME))) != YES)
         return held == NO ? CHANGED : FAILED;
     PyObject *pattern = pattern_of(PyTuple_GetItem(terms, PATTERNS), given, parameters);
     if (!pattern || !sg_are_plain(module, parameters))

@@ -44,7 +44,7 @@ static PyObject *call(PyObject *self, PyObject *args, PyObject *kwargs, taker ta
 
 /* ---- a call that needs no answer on some terms ---- */
 
-enum { OPTIMIZERS, IDLE, SAME, EMPTY, SETS, OWNER, COUNT, CALL_TERMS };
+enum { OPTIMIZERS, IDLE, SAME, CALL_NOW, EMPTY, SETS, OWNER, COUNT, CALL_TERMS };
 
 /* Whether no step is under way in any of those that are alive. */
 static int all_idle(const quiet *q, PyObject *references)
@@ -67,7 +67,8 @@ static int take_call(quiet *q, PyObject *terms, PyObject *args)
     if (PyTuple_Size(terms) != CALL_TERMS || PyTuple_Size(args) < 1)
         return NOT_THIS_ONE;
     if ((held = among(PyTuple_GetItem(terms, OPTIMIZERS), PyTuple_GetItem(args, 0))) != YES ||
-        (held = sg_all_same(PyTuple_GetItem(terms, SAME))) != YES ||
+        (held = sg_still_same(q, PyTuple_GetItem(terms, SAME))) != YES ||
+        (held = sg_all_same(PyTuple_GetItem(terms, CALL_NOW))) != YES ||
         (held = sg_all_empty(PyTuple_GetItem(terms, EMPTY))) != YES)
         return held == NO ? CHANGED : FAILED;
     if ((held = all_idle(q, PyTuple_GetItem(terms, IDLE))) != YES)
@@ -417,7 +418,7 @@ static int take_step(quiet *q, PyObject *terms, PyObject *args)
     if (held != YES || (held = is_usual(q, terms, optimizer, args)) != YES ||
         (held = sg_all_same(PyTuple_GetItem(terms, NOW))) != YES)
         return held == NO ? NOT_THIS_ONE : FAILED;
-    if ((held = sg_all_same(PyTuple_GetItem(terms, STEP_SAME))) == YES &&
+    if ((held = sg_still_same(q, PyTuple_GetItem(terms, STEP_SAME))) == YES &&
         (held = sg_all_empty(PyTuple_GetItem(terms, STEP_EMPTY))) == YES)
         held = moves_the_same(q, terms, optimizer, &groups);
     int outcome = held == YES ? take_gradients(q, terms, groups) : held == NO ? CHANGED : FAILED;
@@ -480,7 +481,7 @@ static int take_pass(quiet *q, PyObject *terms, PyObject *args)
     if ((PyObject *)Py_TYPE(root) != PyTuple_GetItem(terms, TENSOR) ||
         PyTuple_GetItem(given, 1) != Py_None)
         return NOT_THIS_ONE;
-    if ((held = sg_all_same(PyTuple_GetItem(terms, PASS_SAME))) != YES)
+    if ((held = sg_still_same(q, PyTuple_GetItem(terms, PASS_SAME))) != YES)
         return held == NO ? CHANGED : FAILED;
     if ((held = sg_all_same(PyTuple_GetItem(terms, PASS_NOW))) != YES ||
         (held = is_outside(PyTuple_GetItem(terms, TASK))) != YES ||
@@ -511,12 +512,11 @@ enum {
 static int take_grad(quiet *q, PyObject *terms, PyObject *args)
 {
     PyObject *given = PyTuple_Size(args) == 1 ? PyTuple_GetItem(args, 0) : NULL;
-    (void)q;
     if (!given || !PyTuple_Check(given) || PyTuple_Size(terms) != GRAD_TERMS ||
         PyTuple_Size(given) < 2 ||
         (PyObject *)Py_TYPE(PyTuple_GetItem(given, 1)) != PyTuple_GetItem(terms, BY))
         return NOT_THIS_ONE;
-    int held = sg_all_same(PyTuple_GetItem(terms, GRAD_SAME));
+    int held = sg_still_same(q, PyTuple_GetItem(terms, GRAD_SAME));
     return held == YES ? DONE : held == NO ? CHANGED : FAILED;
 }
 

@@ -15,6 +15,7 @@
 #include "_clips.h"
 #include "_gate.h"
 #include "_quiet.h"
+#include "_stamped.h"
 
 /* ---- what DLPack's exchange table promises, version 1 ---- */
 
@@ -731,6 +732,7 @@ static int fill(PyObject *module)
 {
     int failed = PyModule_AddStringConstant(module, "BUILT_FROM", SG_SOURCES);
     failed = failed ? failed : sg_add_gate(module);
+    failed = failed ? failed : sg_add_stamped(module);
     failed = failed ? failed : sg_add_quiet(module);
     return failed ? failed : sg_add_clips(module);
 }

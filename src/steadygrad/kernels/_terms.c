@@ -2,6 +2,7 @@
 #define PY_SSIZE_T_CLEAN
 #include "_terms.h"
 #include "_gate.h"
+#include "_stamped.h"
 
 #include <string.h>
 
@@ -32,6 +33,36 @@ int sg_all_same(PyObject *triples)
         same = sg_is_attribute(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1),
                                PyTuple_GetItem(triple, 2));
     }
+    return same;
+}
+
+/* Those of the triples whose changes nobody counts; NULL raised. */
+static PyObject *uncounted_of(PyObject *triples)
+{
+    PyObject *list = PyList_New(0), *all = NULL;
+    int counts = list ? 0 : RAISED;
+    for (Py_ssize_t i = 0; counts >= 0 && i < PyTuple_Size(triples); i++) {
+        PyObject *triple = PyTuple_GetItem(triples, i); /* borrowed */
+        counts = sg_counts(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1));
+        if (counts == 0 && PyList_Append(list, triple) != 0)
+            counts = RAISED;
+    }
+    if (counts >= 0)
+        all = PyList_AsTuple(list);
+    Py_XDECREF(list);
+    return all;
+}
+
+int sg_still_same(quiet *q, PyObject *triples)
+{
+    unsigned long long now = sg_changes();
+    if (q->uncounted && q->as_of == now)
+        return sg_all_same(q->uncounted);
+    if (!q->uncounted && !(q->uncounted = uncounted_of(triples)))
+        return RAISED;
+    int same = sg_all_same(triples);
+    if (same == YES)
+        q->as_of = now;
     return same;
 }
 
@@ -68,6 +99,7 @@ int sg_visit(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(q->prepare);
     Py_VISIT(q->fault);
     Py_VISIT(q->terms);
+    Py_VISIT(q->uncounted);
     return 0;
 }
 
@@ -78,6 +110,7 @@ int sg_clear(PyObject *self)
     Py_CLEAR(q->prepare);
     Py_CLEAR(q->fault);
     Py_CLEAR(q->terms);
+    Py_CLEAR(q->uncounted);
     for (int i = 0; i < NAMES; i++)
         Py_CLEAR(q->names[i]);
     return 0;
@@ -111,6 +144,7 @@ static int agree(quiet *q)
         PyErr_SetString(PyExc_TypeError, "terms are a tuple, or None");
         failed = 1;
     }
+    Py_CLEAR(q->uncounted);
     PyObject *old = q->terms;
     q->terms = failed || terms == Py_None ? NULL : Py_NewRef(terms);
     Py_XDECREF(old);

@@ -56,6 +56,8 @@ typedef struct {
     PyObject *prepare;                 /* gives terms, a tuple, or None for none now */
     PyObject *fault;                   /* is told of an exception of ours */
     PyObject *terms;                   /* NULL for none */
+    PyObject *uncounted;               /* what holds them and has to be looked at each time */
+    unsigned long long as_of;          /* how many changes there had been when all of it held */
     PyObject *names[NAMES];
 } quiet;
 
@@ -69,6 +71,9 @@ int sg_is_attribute(PyObject *owner, PyObject *name, PyObject *expected);
 
 /* Whether the attribute is the value, for all (owner, name, value) in a tuple. */
 int sg_all_same(PyObject *triples);
+
+/* The same of what holds the terms: all of it the first time, and after changes. */
+int sg_still_same(quiet *q, PyObject *triples);
 
 /* Whether what the attribute holds is empty, for all (owner, name) in a tuple. */
 int sg_all_empty(PyObject *pairs);

@@ -27,6 +27,14 @@ class Form(Protocol):
     def scale_(self, tensors: Sequence[torch.Tensor], coefs: object) -> None: ...
 
 
+class _Sparse(native.Stamped):
+    """Whether this process has sparse tensors: C takes a millisecond to refuse one."""
+
+    def __init__(self) -> None:
+        self.met = False
+
+
+_SPARSE = _Sparse()
 _GRAD = attrgetter("grad")
 _LAYOUT, _STRIDED = attrgetter("layout"), {torch.strided}
 _FORMS: dict[str, Form] = {"reference": reference, **native.FORMS}
@@ -55,13 +63,13 @@ def read(tensors: Sequence[torch.Tensor], norm_type: float = 2.0, *, form: str =
     """
     if form != "auto":
         return _pick(form).read(tensors, norm_type)
-    sparse = _Sparse.met and _any_sparse(tensors)
+    sparse = _SPARSE.met and _any_sparse(tensors)
     if native.AVAILABLE and not sparse:
         figures, refused = native.try_read(list(tensors), norm_type)
         if refused == native.ALL_SERVED:
             return figures
         sparse = _any_sparse(tensors)
-        _Sparse.met = _Sparse.met or sparse
+        _SPARSE.met = _SPARSE.met or sparse
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return _read_device(tensors, norm_type)
     if not native.AVAILABLE:
@@ -137,12 +145,6 @@ def require_triton() -> Any:
     return form
 
 
-class _Sparse:
-    """Whether this process has sparse tensors: C takes a millisecond to refuse one."""
-
-    met = False
-
-
 def _any_sparse(tensors: Sequence[torch.Tensor]) -> bool:
     return not set(map(_LAYOUT, tensors)) <= _STRIDED
 
@@ -157,7 +159,7 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         What `native.opened` opens; None where C does not serve one of the tensors, or was not
         built.
     """
-    if not _Sparse.met:
+    if not _SPARSE.met:
         figures = native.try_seal(tensors)
         if figures is not None or not native.AVAILABLE:
             return figures
@@ -171,8 +173,8 @@ def seal(tensors: list[torch.Tensor]) -> bytearray | None:
         else:
             dense.append(tensor)
     if not_stored:
-        _Sparse.met = True
-    elif not _Sparse.met:
+        _SPARSE.met = True
+    elif not _SPARSE.met:
         return None
     figures = native.try_seal(dense)
     if figures is not None and not_stored:
@@ -191,7 +193,7 @@ def seal_gradients(parameters: list[torch.Tensor]) -> bytearray | None:
     Returns:
         As `seal`.
     """
-    figures = native.try_seal_gradients(parameters, _Sparse.met)
+    figures = native.try_seal_gradients(parameters, _SPARSE.met)
     return seal(list(map(_GRAD, parameters))) if figures is None else figures
 
 
@@ -203,7 +205,7 @@ def sparse_seen() -> tuple[object, str, bool]:
         >>> getattr(owner, name) is seen
         True
     """
-    return _Sparse, "met", _Sparse.met
+    return _SPARSE, "met", _SPARSE.met
 
 
 def _read_stored(tensors: Sequence[torch.Tensor], p: float) -> Read:

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,8 +155,17 @@ neither None nor 0."""
 USUAL_CLIP: Any = getattr(_read, "UsualClip", None)
 """What follows a clip call that C has begun to its end: see `steadygrad.torch.internals.quiet`."""
 
+if TYPE_CHECKING or not hasattr(_read, "Stamped"):
+
+    class Stamped:
+        """An object whose changes C counts, where terms rest on them."""
+
+else:
+    Stamped = _read.Stamped
+
 Same = tuple[tuple[object, str, object], ...]
-"""Owners, names of attributes, and the very objects that these are."""
+"""Owners, names of attributes, and the very objects that these are. Where an owner is `Stamped`, C
+looks at its attributes again after a change only."""
 
 Empty = tuple[tuple[object, str], ...]
 """Owners, and names of attributes in which there is nothing."""

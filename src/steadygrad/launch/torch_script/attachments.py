@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from steadygrad.errors import AttachError, UsageError
+from steadygrad.kernels.native import Stamped
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.policies.choice import resolve
@@ -39,7 +40,7 @@ FEW = 8
 _NONE: Mapping[str, float] = {}
 
 
-class Attachments:
+class Attachments(Stamped):
     """Attaches to optimizers, and gives each a number and its parameters names.
 
     Args:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from steadygrad.kernels.native import Stamped
 from steadygrad.launch.torch_script.entry import figures
 from steadygrad.launch.torch_script.grad_calls import Pairs
 from steadygrad.launch.torch_script.loose import LooseLeaves
@@ -28,7 +29,7 @@ MOST_WALKS = 16
 """Backward passes whose graphs are walked for weights that no optimizer holds."""
 
 
-class LoopByHand:
+class LoopByHand(Stamped):
     """Follows the loop that updates weights without an optimizer, where the script has one.
 
     Args:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from steadygrad.kernels.native import Same
+from steadygrad.kernels.native import Same, Stamped
 from steadygrad.launch.imports import watch
 from steadygrad.launch.undoing import note
 from steadygrad.torch.clip_calls.clipcall import (
@@ -76,7 +76,7 @@ class _Thread(threading.local):
     inside = False
 
 
-class TorchPatches:
+class TorchPatches(Stamped):
     """What is observed of torch in one process; makes the observer at its first use.
 
     Args:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from steadygrad.kernels.native import Stamped
 from steadygrad.launch.torch_script.census import Census
 from steadygrad.launch.torch_script.chains import chains_of
 from steadygrad.launch.torch_script.ownership import Ownership
@@ -23,7 +24,7 @@ LOOK_AT = 3
 """The step, counted from 1, at which it is settled who holds which parameters."""
 
 
-class LoopWatch:
+class LoopWatch(Stamped):
     """What the first steps show of the script's loop.
 
     Attributes:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from steadygrad.kernels import native
+from steadygrad.kernels.native import Stamped
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.clip_calls.clips import ClipLog
 from steadygrad.torch.clip_calls.readings import GradientReading, read
@@ -58,7 +59,7 @@ class Pending:
     summed: bool = False
 
 
-class ManualLoop:
+class ManualLoop(Stamped):
     """Finds the steps of a loop that updates by hand.
 
     Attributes:

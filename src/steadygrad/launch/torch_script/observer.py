@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from steadygrad.kernels.native import Same
+from steadygrad.kernels.native import Same, Stamped
 from steadygrad.launch.contracts import RunContext
 from steadygrad.launch.torch_script.attachments import Attachments
 from steadygrad.launch.torch_script.by_hand import MOST_WALKS, LoopByHand
@@ -37,7 +37,7 @@ from steadygrad.torch.record.losses import LossMeter
 from steadygrad.torch.step.observing import Steady, StepArguments, StepOutcome
 
 
-class TorchObserver:
+class TorchObserver(Stamped):
     """Follows one process.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from steadygrad.kernels import native
-from steadygrad.kernels.native import Empty, Same
+from steadygrad.kernels.native import Empty, Same, Stamped
 from steadygrad.policies.base import coefficient
 from steadygrad.runlog.clip_calls import number
 from steadygrad.torch.clip_calls.clocks import Clock, Clocks, WeightAtCall
@@ -201,7 +201,7 @@ class QuietSteps:
         self._sharing = log.clocks.sharing
 
 
-class ClipLog:
+class ClipLog(Stamped):
     """Keeps what clip calls found and did, until the step that follows them.
 
     Args:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from steadygrad.kernels.native import Stamped
+
 
 class WeightAtCall(NamedTuple):
     """A weight and its gradient at a clip call, held weakly."""
@@ -85,7 +87,7 @@ class Clock:
         self.clip, self.clips, self.mark, self.broken = now, self.clips + 1, mark, False
 
 
-class Clocks:
+class Clocks(Stamped):
     """The clocks of all parameters.
 
     Example:

@@ -20,6 +20,7 @@ import torch
 
 from steadygrad import kernels
 from steadygrad.kernels import native
+from steadygrad.kernels.native import Stamped
 from steadygrad.torch.clip_calls.clipcall import Call, failing_after
 from steadygrad.torch.clip_calls.clips import (
     ClipCall,
@@ -93,7 +94,7 @@ class UsualVisit(Visit):
 Over = Callable[[Pattern, GradientReading, list[torch.Tensor], object], None]
 
 
-class UsualCalls:
+class UsualCalls(Stamped):
     """Calls that clip by norm, as long as each is like the one before on the same parameters.
 
     Args:

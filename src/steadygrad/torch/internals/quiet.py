@@ -101,6 +101,7 @@ class CallTerms(NamedTuple):
         optimizers: refer to those weakly whose steps these are.
         idle: refer weakly to engines, none of which has a step under way.
         same: what holds as long as these terms do.
+        now: the same, of what changes from call to call.
         empty: likewise.
         sets: what is set by such a call: owners, names, values.
         owner: has a count of the calls; None for none.
@@ -110,6 +111,7 @@ class CallTerms(NamedTuple):
     optimizers: tuple[Callable[[], object], ...]
     idle: tuple[Callable[[], object], ...] = ()
     same: Same = ()
+    now: Same = ()
     empty: Empty = ()
     sets: Same = ()
     owner: object = None

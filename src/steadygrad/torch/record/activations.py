@@ -54,6 +54,8 @@ class ActivationWatch:
         self.through_time = ThroughTime()
         self._hooks = ModuleHooks()
         weakref.finalize(self, self._hooks.remove).atexit = False
+        own = type(self)
+        self._around = self._timed(own._enter), self._timed(own._leave)
         self._clear()
 
     def _clear(self) -> None:
@@ -78,8 +80,7 @@ class ActivationWatch:
         """
         self._clear()
         self._own = None if params is None else set(map(id, params))
-        own = type(self)
-        self._hooks.put(self._timed(own._enter), self._timed(own._leave))
+        self._hooks.put(*self._around)
 
     def stop(self) -> None:
         """Take the hooks off; what was seen stays until the next start."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steadygrad.kernels.native import Empty, Same
+from steadygrad.kernels.native import Empty, Same, Stamped
 from steadygrad.runlog.items import SealedStep, StepItem
 from steadygrad.runlog.records import StepRecord, TensorInfo
 from steadygrad.runlog.run import Floats
@@ -32,7 +32,7 @@ from steadygrad.torch.record.recording import OptimizerRecorder, facts_of
 from steadygrad.vocabulary import Action, OnNonfinite
 
 
-class Journal:
+class Journal(Stamped):
     """Takes finished steps of one optimizer; without a run file it keeps the last one's record.
 
     Args:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from steadygrad.kernels import native
+from steadygrad.kernels.native import Stamped
 from steadygrad.torch.gradients.pieces import whole
 from steadygrad.torch.internals import sites
 from steadygrad.torch.internals.inlay import Arguments, Visit
@@ -177,7 +178,7 @@ def _of_subclass(tensor: torch.Tensor, scale: object) -> Any:
         return None
 
 
-class StepLosses:
+class StepLosses(Stamped):
     """The loss of the step under way, from whoever knows it.
 
     Attributes:

@@ -19,6 +19,7 @@ import torch
 
 from steadygrad.errors import NonFiniteError, UsageError
 from steadygrad.kernels import native, seal_gradients, sparse_seen
+from steadygrad.kernels.native import Stamped
 from steadygrad.policies import NoClip, Policy, State
 from steadygrad.recovery.judge import StepVerdict
 from steadygrad.recovery.ladder import Ladder
@@ -72,7 +73,7 @@ REFUSED_FOR = 64
 _GRAD = attrgetter("grad")
 
 
-class Engine:
+class Engine(Stamped):
     """What is done at each step of one optimizer.
 
     Args:
@@ -326,7 +327,7 @@ class Engine:
         """The terms on which there is nothing to do after a step but to note its end."""
         return CallTerms(
             optimizers=(self._optimizer,),
-            same=((self, "step", self._looked_at), (self._looked_at, "depth", 1)),
+            now=((self, "step", self._looked_at), (self._looked_at, "depth", 1)),
             empty=self.journal.stopping,
             sets=((self, "step", None),),
         )

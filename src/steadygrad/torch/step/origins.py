@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from steadygrad.errors import NaNOriginWarning
+from steadygrad.kernels.native import Stamped
 from steadygrad.runlog.origin import Origin
 from steadygrad.stats import GradientStats
 from steadygrad.torch.internals.warn import warn_user
@@ -18,7 +19,7 @@ from steadygrad.vocabulary import NAN_ORIGIN
 WriteEvent = Callable[[str, dict[str, Any], int | None], None]
 
 
-class OriginSearch:
+class OriginSearch(Stamped):
     """Does nothing until `find`.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from steadygrad.kernels.native import holds
+from steadygrad.kernels.native import Stamped, holds
 from steadygrad.runlog.records import TensorInfo
 from steadygrad.torch.distributed.exchange import Tell, warn_of_replicas
 from steadygrad.torch.distributed.layout import NOWHERE, Spread
@@ -24,7 +24,7 @@ from steadygrad.torch.step.naming import Names, lookup
 _GRAD = attrgetter("grad")
 
 
-class ParameterTable:
+class ParameterTable(Stamped):
     """Parameters in the order of the optimizer's groups.
 
     Attributes:

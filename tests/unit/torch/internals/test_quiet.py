@@ -50,9 +50,30 @@ class Behind:
         self.faults.append(f"{type(error).__name__}: {error}")
 
 
-def test_a_call_is_python_s_until_its_terms_are_known_and_while_they_do_not_hold() -> None:
+class Place(native.Stamped):
+    """What terms rest on, whose changes are counted.
+
+    Args:
+        attributes: its own.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        self.reads = 0
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "rests":
+            self.reads += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("kind", [SimpleNamespace, Place])
+def test_a_call_is_python_s_until_its_terms_are_known_and_while_they_do_not_hold(
+    kind: Callable[..., Any],
+) -> None:
     optimizer, other, state = Optimizer(), Optimizer(), SimpleNamespace(step=None)
-    place = SimpleNamespace(rests=True, waiting=[], steps=7, last=None)
+    place = kind(rests=True, waiting=[], steps=7, last=None)
     engine = Optimizer()
     engine.step = None  # type: ignore[attr-defined]
     behind = Behind(quiet_call, None)
@@ -85,6 +106,44 @@ def test_a_call_is_python_s_until_its_terms_are_known_and_while_they_do_not_hold
     assert behind.hook(optimizer) is None
     assert behind.hook(Optimizer()) == "python"
     assert (behind.calls, place.steps, behind.faults) == (6, 12, [])
+
+
+def test_what_counts_its_changes_is_looked_at_after_one_only() -> None:
+    optimizer, place, loose = Optimizer(), Place(rests=True, size=1), SimpleNamespace(open=True)
+    same = ((place, "rests", True), (loose, "open", True))
+    behind = Behind(quiet_call, CallTerms((weakref.ref(optimizer),), same=same))
+    behind.hook(optimizer)
+    assert [behind.hook(optimizer) for _ in range(3)] == [None] * 3
+    assert place.reads == 1
+    place.size = 2  # no terms rest on this
+    assert [behind.hook(optimizer), place.reads] == [None, 1]
+    place.rests = True
+    assert [behind.hook(optimizer), behind.hook(optimizer), place.reads] == [None, None, 2]
+    loose.open = False  # nobody counts this
+    assert behind.hook(optimizer) == "python"
+    loose.open = True
+    assert behind.hook(optimizer) is None
+    del place.rests
+    assert behind.hook(optimizer) is None
+    assert "rests" in behind.faults[0]
+
+
+def test_what_a_property_gives_is_looked_at_each_time() -> None:
+    class Door(native.Stamped):
+        def __init__(self) -> None:
+            self.locks: list[int] = []
+
+        @property
+        def opens(self) -> bool:
+            return not self.locks
+
+    optimizer, door = Optimizer(), Door()
+    terms = CallTerms((weakref.ref(optimizer),), same=((door, "opens", True),))
+    behind = Behind(quiet_call, terms)
+    behind.hook(optimizer)
+    assert [behind.hook(optimizer), behind.hook(optimizer)] == [None, None]
+    door.locks.append(1)
+    assert behind.hook(optimizer) == "python"
 
 
 def test_an_exception_on_the_way_is_told_and_the_call_goes_by() -> None:
