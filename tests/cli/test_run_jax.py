@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import steadygrad
-from steadygrad.launch.jax_script.observer import LEFT_UNREAD, LOSS_UNREAD
+from steadygrad.launch.jax_script.observer import HAND_UNREAD, LEFT_UNREAD, LOSS_UNREAD
 from steadygrad.runlog import Run
 
 pytestmark = pytest.mark.timeout(600)  # all trainings compile in a set-up
@@ -297,14 +297,30 @@ def guarded(params, state, x, y, scale):
 for t in range(5):
     params, state = guarded(params, state, *batch(t), [1.0, 1.0, np.nan, 1.0, np.inf][t])
 SEEN["guarded"] = {"norms": [], "losses": [], "digest": str(jax.tree.leaves(params))}
-# a clip that the script has written itself
-def by_code():
+# clips that the script has written itself: as transformations, and in front of the optimizer
+def by_code(bound):
     def update(g, state, params=None):
-        most = jnp.minimum(1.0, 0.5 / optax.global_norm(g))
+        most = jnp.minimum(1.0, bound(optax.global_norm(g)))
         return jax.tree.map(lambda leaf: leaf * most, g), state
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-tx = optax.chain(by_code(), optax.sgd(1e-2))
+tx = optax.chain(by_code(lambda norm: jnp.exp(-norm)), optax.sgd(1e-2))
 train("guarded by code", tx, jax.jit(stepper(tx)))
+tx = optax.chain(by_code(lambda norm: 0.5 / norm), optax.sgd(1e-2))
+train("by code", tx, jax.jit(stepper(tx)))
+def clipping(by):
+    tx = optax.adam(1e-2)
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, x, y):
+        loss, g = value_and_grad(loss_fn)(params, x, y)
+        u, state = tx.update(by(g), state, params)
+        return optax.apply_updates(params, u), state, loss, g
+    return tx, step
+def whole(g): return jax.tree.map(lambda v: v * jnp.minimum(1, 0.5 / optax.global_norm(g)), g)
+def apiece(g): return jax.tree.map(lambda v: v * jnp.minimum(1, 0.1 / jnp.linalg.norm(v)), g)
+train("by hand", *clipping(whole))
+def elements(g): return {name: jnp.clip(v, -0.01, 0.01) for name, v in g.items()}
+train("by hand in elements", *clipping(elements))
+train("by hand apiece", *clipping(apiece))
 # a guard by hand, behind an optimizer that counts its steps, and behind one that does not
 def kept(tx):
     @jax.jit
@@ -328,6 +344,7 @@ FIXED = {"eager": 0.02, "scan": np.inf, "thrown": np.inf, "behind": np.inf,
          "masked": np.inf, "behind eager": np.inf, "before": np.inf, "units": np.inf,
          "elements": 0.01,
          "parts": 0.03, "part twice": 0.03,
+         "by hand in elements": 0.01, "by hand apiece": np.inf,
          "stored": np.inf, "rival": np.inf, "other": np.inf}  # fmt: skip
 """Thresholds of the trainings whose clip is not that of the others."""
 
@@ -359,8 +376,8 @@ def steps_of(run: Run, name: str, plain: Any) -> dict[str, Any]:
 def test_observing_changes_no_bit(seen: Any) -> None:
     plain, observed, run = seen
     assert observed == plain
-    left_unread, by_code = run.info["troubles"]
-    assert left_unread == LEFT_UNREAD
+    left_unread, by_code, apiece = run.info["troubles"]
+    assert (left_unread, apiece) == (LEFT_UNREAD, HAND_UNREAD)
     assert "the script's by_code clips by code of its own" in by_code
 
 
@@ -437,7 +454,13 @@ def test_a_clip_by_value_tells_what_it_left(seen: Any) -> None:
     most = 0.02 * np.sqrt(8 * 16 + 16 + 16) / got["norm"]  # all elements at the limit
     assert ((got["coef"] > 0.5 * most) & (got["coef"] <= most)).all()
     assert (got["action"] == "clip").all()
-    for name in ("elements", "units"):  # compiled: to read what they left could change bits
+    got = steps_of(run, "by hand in elements", plain)
+    assert ((got["coef"] < 0.5) & (got["action"] == "clip")).all()
+    for name in (
+        "elements",
+        "units",
+        "by hand apiece",
+    ):  # compiled: to read what they left could change bits
         got = steps_of(run, name, plain)
         assert np.isnan(got["coef"]).all()
         assert (got["action"] == "none").all()
@@ -609,26 +632,36 @@ CLIPPED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 
-tx = optax.chain(optax.clip_by_global_norm(float(sys.argv[1])), optax.sgd(0.1))
+limit, by_hand = float(sys.argv[1]), sys.argv[-1] == "hand"
+tx = optax.sgd(0.1)
+tx = tx if by_hand else optax.chain(optax.clip_by_global_norm(limit), tx)
 params = {"w": jnp.array([3.0, 4.0])}
 state = tx.init(params)
 
 @jax.jit
 def step(params, state, scale):
     g = jax.grad(lambda p: 0.5 * scale * jnp.sum(p["w"] ** 2))(params)
-    u, state = tx.update(g, state, params)
+    norm = jnp.linalg.norm(g["w"])
+    handed = {"w": jnp.where(norm > limit, g["w"] * limit / norm, g["w"])} if by_hand else g
+    u, state = tx.update(handed, state, params)
     return optax.apply_updates(params, u), state
 
-for scale in map(float, sys.argv[2:]):
+for scale in map(float, sys.argv[2:-1]):
     params, state = step(params, state, scale)
 print(*params["w"].tolist())
 """
 
 
-@pytest.mark.parametrize("spec", ["norm:0.25", "norm-schedule:0.25,to=0.25,over=9"])
-def test_clip_replaces_the_scripts_own_and_drops_broken_steps(bench: Any, spec: str) -> None:
+@pytest.mark.parametrize(
+    ("spec", "own"),
+    [("norm:0.25", "clip_by_global_norm"), ("norm:0.25", "clip by hand"),
+     ("norm-schedule:0.25,to=0.25,over=9", "clip_by_global_norm")],
+)  # fmt: skip
+def test_clip_replaces_the_scripts_own_and_drops_broken_steps(
+    bench: Any, spec: str, own: str
+) -> None:
     bench.write("clipped.py", CLIPPED)
-    want = bench.python("clipped.py", "0.25", "1", "1")
+    want = bench.python("clipped.py", "0.25", "1", "1", "optax")
     done = bench.steadygrad(
         "run",
         "-q",
@@ -642,6 +675,7 @@ def test_clip_replaces_the_scripts_own_and_drops_broken_steps(bench: Any, spec: 
         "1",
         "nan",
         "1",
+        own[-4:],
     )
     assert done.returncode == 0, done.stderr
     got, expected = (np.array(text.stdout.split(), float) for text in (done, want))
@@ -650,7 +684,7 @@ def test_clip_replaces_the_scripts_own_and_drops_broken_steps(bench: Any, spec: 
     assert run.steps.action.tolist() == ["clip", "skip", "clip"]
     assert run.steps.threshold.tolist() == [0.25] * 3
     np.testing.assert_allclose(run.steps.norm[[0, 2]], [5.0, 4.975], rtol=1e-6)
-    assert run.info["troubles"] == ["the script's own clip_by_global_norm was replaced by --clip"]
+    assert run.info["troubles"] == [f"the script's own {own} was replaced by --clip"]
 
 
 ASKING = """

@@ -19,7 +19,12 @@ import optax
 from jax import lax
 
 from steadygrad.jax.transform import ClipState, GuardState
-from steadygrad.launch.jax_script.internals import JaxTrace, Made
+from steadygrad.launch.jax_script.by_hand import (
+    HandClip,
+    clipped_by_hand,
+    values_bound,
+)
+from steadygrad.launch.jax_script.internals import JaxTrace, Made, clips_by_code
 from steadygrad.launch.placements import Placement
 
 if TYPE_CHECKING:
@@ -46,6 +51,9 @@ PER_TENSOR = ("clip_by_block_rms", "adaptive_grad_clip")
 
 ALONE = {*LIMITS, "ema", "identity", "zero_nans", "centralize", "add_noise", ""}
 """Transformations that are no optimizer where nothing else is inside of them."""
+
+BY_HAND = "by hand"
+"""A clip by the script's own code whose threshold is not known."""
 
 PREPARES = ("zero_nans", "centralize", "add_noise", "ema")
 """Those that change gradients before a clip; the first leaves finite ones as they are."""
@@ -235,6 +243,67 @@ class Flight:
         self.calls = list(before.calls)
         return True
 
+    def hears(self, leaves: Sequence[jax.Array]) -> bool:
+        """Whether the script's own code has clipped these leaves, which it hands to an optimizer.
+
+        Then the gradients are those before that.
+        """
+        hand = clipped_by_hand(leaves)
+        if hand is None:
+            return False
+        self.gradients = self.handed = hand.before
+        self._places.update((id(leaf), place) for place, leaf in enumerate(hand.before))
+        for clip in hand.clips:
+            self._by_hand(clip, BY_HAND, clip.places, hand.before, leaves)
+        return True
+
+    def clipped_inside(
+        self, update: Update, maker: str, before: Sequence[jax.Array], after: Sequence[jax.Array]
+    ) -> None:
+        """A transformation of the script's own was given gradients."""
+        hand = clipped_by_hand(after)
+        is_clear = hand is not None and all(math.isfinite(clip.limit) for clip in hand.clips)
+        if hand is None or not is_clear or list(map(id, hand.before)) != list(map(id, before)):
+            if clips_by_code(update):
+                self.by_code.append(maker)
+            return
+        places = [self._places[id(leaf)] for leaf in before]
+        for clip in hand.clips:
+            there = [places[place] for place in clip.places]
+            self._by_hand(clip, maker, there, before, after)
+
+    def _by_hand(
+        self,
+        clip: HandClip,
+        name: str,
+        places: Sequence[int],
+        before: Sequence[jax.Array],
+        after: Sequence[jax.Array],
+    ) -> None:
+        """The script's own code has clipped: ``places`` are those of the step."""
+        self.placed.append(
+            Placement(
+                function=name,
+                tensors=len(places),
+                passed=len(places),
+                of_tensors=len(self.gradients),
+                by_value=clip.kind == "value",
+                per_tensor=clip.kind == "tensor",
+                depth=max(self.depths[place] for place in places),
+                max_norm=clip.limit,
+            )
+        )
+        handed, left = ([leaves[place] for place in clip.places] for leaves in (before, after))
+        maker, update = BY_HAND, values_bound(clip)
+        if math.isfinite(clip.limit) and (clip.whole or clip.kind == "value"):
+            maker = BY_NORM if clip.kind == "norm" else "clip"
+            self.threshold = min(clip.limit, self.threshold)
+        self.calls.append(RepeatableClip(maker, update, (handed,), left))
+        for place, leaf in zip(places, left, strict=True):
+            self._places[id(leaf)] = place
+            self.left[place] = leaf
+            self.depths[place] += 1
+
     def hands_gradients(self, leaves: Sequence[jax.Array]) -> bool:
         """Whether all leaves are gradients, as they were or as clips have left them."""
         return bool(leaves) and all(id(leaf) in self._places for leaf in leaves)
@@ -354,10 +423,16 @@ class Flight:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the clips can be made again in compiled code without a change of the script's.
+        """Whether the clips can be made again in compiled code without a change of the script's."""
+        return self.is_apart and not any(call.maker == BY_HAND for call in self.calls)
 
-        A bound for each unit or tensor cannot: XLA shares the norms of the units between both, and
-        rounds otherwise for it. Seen with `optax.adaptive_grad_clip` and weight decay in the loss.
+    @property
+    def is_apart(self) -> bool:
+        """Whether the gradients may be read by way of an operation of ours.
+
+        A bound for each unit or tensor forbids it: XLA shares the norms of the units between both,
+        and rounds otherwise for it. Seen with `optax.adaptive_grad_clip` and weight decay in the
+        loss.
         """
         return not any(call.maker in PER_TENSOR for call in self.calls)
 

@@ -9,8 +9,8 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, cast
 
 import jax
 import numpy as np
@@ -98,6 +98,98 @@ def holds_root(value: object) -> bool:
     return False
 
 
+class Equation(NamedTuple):
+    """One operation of traced code.
+
+    Attributes:
+        primitive: its name.
+        inputs: tracers, or variables where it is inside of a function that the code calls.
+        outvars: variables that stand for what it makes.
+        params: those of the primitive.
+        source: what JAX keeps of it.
+        place: which of its results is meant.
+    """
+
+    primitive: str
+    inputs: Sequence[object]
+    outvars: Sequence[object]
+    params: Mapping[str, object]
+    source: object
+    place: int = 0
+
+
+class Inside(NamedTuple):
+    """A function that traced code calls: its variables, and what it does."""
+
+    inputs: Sequence[object]
+    equations: Sequence[Equation]
+    results: Sequence[object]
+
+
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call")
+"""Primitives that call a function."""
+
+
+def equation_of(value: object) -> Equation | None:
+    """What has made a tracer; None for what the traced code is given."""
+    made = getattr(value, "parent", None)
+    if made is None:
+        return None
+    outvars = list(made.outvars)
+    place = outvars.index(getattr(value, "val", None))
+    return Equation(str(made.primitive), made.in_tracers, outvars, made.params, made, place)
+
+
+def is_literal(value: object) -> bool:
+    """Whether a variable stands for a constant, known or not."""
+    return type(value).__name__ == "Literal"
+
+
+def literal_of(value: object) -> float | None:
+    """The number that a tracer or a variable stands for, where it is known; else None."""
+    literal = value if is_literal(value) else getattr(value, "val", None)
+    if not is_literal(literal):
+        return None
+    number = np.asarray(getattr(literal, "val", None))
+    return float(number) if number.shape == () and number.dtype.kind in "biuf" else None
+
+
+def bodies_of(equation: Equation) -> list[Inside]:
+    """The functions that an operation calls: one, the branches of a condition, or none."""
+    params = equation.params
+    if equation.primitive == "cond":
+        closed = list(cast("Sequence[object]", params["branches"]))
+    elif equation.primitive in CALLS:
+        closed = [params.get("jaxpr", params.get("call_jaxpr"))]
+    else:
+        return []
+    return [
+        _inside(cast("_Jaxpr", getattr(one, "jaxpr", one))) for one in closed if one is not None
+    ]
+
+
+class _Operation(Protocol):
+    """What is asked of one of JAX's equations."""
+
+    primitive: object
+    invars: Sequence[object]
+    outvars: Sequence[object]
+    params: Mapping[str, object]
+
+
+class _Jaxpr(Protocol):
+    invars: Sequence[object]
+    outvars: Sequence[object]
+    eqns: Sequence[_Operation]
+
+
+def _inside(jaxpr: _Jaxpr) -> Inside:
+    equations = [
+        Equation(str(one.primitive), one.invars, one.outvars, one.params, one) for one in jaxpr.eqns
+    ]
+    return Inside(jaxpr.invars, equations, jaxpr.outvars)
+
+
 class Made(NamedTuple):
     """A function that another one has made.
 
@@ -130,6 +222,12 @@ def made_by(function: Callable[..., object]) -> Made:
     return Made(name.partition(".")[0], getattr(function, "__module__", "") or "", values)
 
 
+def is_of_script(function: Callable[..., object]) -> bool:
+    """Whether the script has written a function, and no library that is installed."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and "-packages" not in code.co_filename
+
+
 CLIPS_BY = ("clip", "global_norm", "minimum")
 """Names that the code of a clip uses; its own name has the first of them."""
 
@@ -145,7 +243,7 @@ def clips_by_code(update: Callable[..., object]) -> bool:
     """
     plain = inspect.unwrap(update)
     code = getattr(plain, "__code__", None)
-    if code is None or "-packages" in code.co_filename:
+    if code is None or not is_of_script(update):
         return False
     inner = [each for each in code.co_consts if hasattr(each, "co_names")]
     names = {name for each in (code, *inner) for name in each.co_names}

@@ -27,6 +27,7 @@ from steadygrad.jax.engine import floating_leaves
 from steadygrad.launch.jax_script.acting import HostMemory, clip_by, clips_here
 from steadygrad.launch.jax_script.flight import (
     ALONE,
+    BY_HAND,
     LIMITS,
     PREPARES,
     SAM,
@@ -40,10 +41,10 @@ from steadygrad.launch.jax_script.flight import (
 from steadygrad.launch.jax_script.internals import (
     Made,
     axis_sizes,
-    clips_by_code,
     current_trace,
     is_batched,
     is_differentiated,
+    is_of_script,
     is_traced,
 )
 from steadygrad.launch.jax_script.losses import Losses, Reference, reference
@@ -93,6 +94,11 @@ LEFT_UNREAD = (
     "calls such an optimizer twice or the model has layer norms"
 )
 
+
+HAND_UNREAD = (
+    "the script's own code scales or clips gradients tensor by tensor, or by a bound that only the "
+    "running code knows: norms on record are those before it, and what it leaves is not on record"
+)
 
 LOSS_UNREAD = (
     "the loss of a jax.grad in compiled code is not on record: it holds a square root, and to "
@@ -227,6 +233,9 @@ class JaxObserver:
         flight = Flight(gradients, current_trace(), _scalar(kwargs.get("value")))
         if self._here.alone is not None and flight.continues(self._here.alone, gradients):
             self._here.withdraw()
+        elif owner.made.maker not in ALONE:
+            what = "a clip of the script's own code is not observed"
+            self._guarded(what, flight.hears, gradients)
         inside = any(map(is_differentiated, gradients))  # of another training, as in MAML
         flight.fresh = len(args) > 1 and not inside and self._here.has_made(args[1])
         flight.count = _count_in(args[1]) if len(args) > 1 else None
@@ -333,10 +342,10 @@ class JaxObserver:
             track.steps_on([x for x in arrays if not is_traced(x)])  # Equinox has functions, too
         if any(is_traced(leaf) for leaf in leaves):
             if reads_left and not flight.is_repeatable:
-                self._session.mention(LEFT_UNREAD)
+                self._session.mention(HAND_UNREAD if flight.is_apart else LEFT_UNREAD)
             again = reads_left and flight.is_repeatable
             leaves, left = flight.again() if again else (leaves, [])
-            row = row_of(leaves, left, head, by, tuple(axis_sizes()), flight.is_repeatable)
+            row = row_of(leaves, left, head, by, tuple(axis_sizes()), flight.is_apart)
         else:
             row = eager_row_of(leaves, flight.left if reads_left else [], head, by)
         each = flight.closes is not None and not flight.renews
@@ -429,14 +438,25 @@ class JaxObserver:
 
     def _clip(self, owner: Owner, flight: Flight, args: tuple[PyTree, ...]) -> ClippedStep:
         assert self._choice is not None
-        names, leaves, _ = floating_leaves(args[0])
+        names, leaves, rebuild = floating_leaves(args[0])
         track = self._track(owner, "", names, leaves)
+        if BY_HAND in {placement.function for placement in flight.placed}:
+            args = (rebuild(self._as_before(flight, leaves)), *args[1:])
         if track.memory is None:
             track.memory = HostMemory(self._choice.policy)
         counts = 1 if self._here.closes is None else self._here.closes
         done, updates = clip_by(self._choice, track.memory, counts, args, tuple(axis_sizes()))
         flight.replaced(floating(updates))
         return ClippedStep(track, done, updates, self._choice.may_skip)
+
+    def _as_before(self, flight: Flight, leaves: list[jax.Array]) -> list[jax.Array]:
+        """The gradients before the script's own code has clipped them, where it has."""
+        if not all(math.isfinite(placement.max_norm) for placement in flight.placed):
+            self._session.mention("the script's own code still clips or scales, before --clip")
+            return leaves
+        self._session.mention("the script's own clip by hand was replaced by --clip")
+        pairs = zip(flight.gradients, leaves, strict=True)
+        return [before.astype(leaf.dtype) for before, leaf in pairs]
 
     def _applied(
         self,
@@ -606,6 +626,6 @@ def _note(
         )
     elif made.maker == SAM:
         flight.moved(result[1])
-    elif flight.hands_gradients(before) and clips_by_code(original):
-        flight.by_code.append(made.maker)
+    elif flight.hands_gradients(before) and is_of_script(original):
+        flight.clipped_inside(original, made.maker, before, floating(result[0]))
     flight.ends(before, floating(result[0]))
