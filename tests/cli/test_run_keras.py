@@ -414,7 +414,12 @@ model.fit(x * np.nan, y, batch_size=8, verbose=0)
 print(np.isfinite(model.get_weights()[0]).all(), len(model.optimizer.get_config()))
 model.save_weights("model.weights.h5")
 import tensorflow as tf
-sgd = keras.optimizers.SGD(1.0)
+
+class Inside(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(tf.clip_by_value(gradient, -1e9, 1e9), variable, learning_rate)
+
+sgd = Inside(1.0)
 
 @tf.function
 def step():
@@ -440,6 +445,7 @@ def test_clip_reaches_keras_optimizers(tensorflow_forked: Workbench) -> None:
     said = " ".join(done.stderr.split())
     assert "SGD's own global_clipnorm=100.0 was replaced by --clip" in said
     assert "tf.clip_by_global_norm was replaced" in said
+    assert "Inside still clips inside its own step, by tf.clip_by_value, behind --clip" in said
     run = steadygrad.open_run(tensorflow_forked.run_file())
     assert run.steps.action.tolist() == ["clip", "skip", *["clip"] * len(by_tape)]
     assert run.steps.threshold[0] == 0.5

@@ -213,7 +213,7 @@ class TensorFlowClipLog:
 
     def _hear_inside(self, function: str, tensors: Sequence[Gradient]) -> None:
         refs, tell = self._inside
-        handed_on = (each for tensor in tensors for each in _behind(tensor))
+        handed_on = (each for tensor in tensors for each in _behind_branches(tensor))
         if refs and any(id(each) in refs and refs[id(each)]() is each for each in handed_on):
             tell(function)
 
@@ -334,3 +334,17 @@ def _behind(tensor: Gradient) -> Iterator[Gradient]:
             return
         tensor = operation.inputs[tensor.value_index if operation.type == "IdentityN" else 0]
         yield tensor
+
+
+def _behind_branches(tensor: Gradient) -> Iterator[Gradient]:
+    """As `_behind`, and out of the branch of a `tf.cond` that the tensor is in."""
+    for _ in range(MOST_HOPS):
+        last = tensor
+        for last in _behind(tensor):
+            yield last
+        outside = [
+            outer for outer, inner in getattr(_graph_of(last), "captures", ()) if inner is last
+        ]
+        if not outside:
+            return
+        tensor = outside[0]

@@ -174,7 +174,12 @@ class TensorFlowObserver:
         own = own_clip(inner_of(optimizer)) is not None
 
         def tell(function: str) -> None:
-            if not own:
+            if not own and self._session.plan.clip is not None:
+                self._session.mention(
+                    f"the script's {kind} still clips inside its own step, by tf.{function}, "
+                    "behind --clip: take that out of its update_step to clip by --clip alone"
+                )
+            elif not own:
                 self._session.mention(
                     f"the script's {kind} clips inside its own step, by tf.{function}: norms on "
                     "record are those before it, and what it leaves is not on record"
