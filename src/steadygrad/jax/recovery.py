@@ -128,6 +128,7 @@ class Recovery:
             self._writer = run.writer if isinstance(run, Recorder) else open_writer(run)
         self._training = _Training()
         self._recovery = CompiledRecovery(parse_ladder(recover), self._training, self._write_event)
+        self._recovery.run = None if self._writer is None else self._writer.path
         self._judged = 0
         self._ahead = Ahead()
 

@@ -430,6 +430,8 @@ class Steady(Handle):
             model: the compiled model.
         """
         self._recovery = KerasRecovery(ladder, model, self.optimizer, self.hook, self._write_event)
+        if self.writer is not None:
+            self._recovery.record_in(self.writer.path)
 
     def _write_event(
         self, kind: str, data: Mapping[str, str | int | None], step: int | None

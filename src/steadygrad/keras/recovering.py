@@ -5,6 +5,7 @@ It acts between two steps, from `Steady.record`, which `GradientMonitor` calls a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -156,6 +157,10 @@ class KerasRecovery:
     def acts(self) -> list[RecoveryEvent]:
         """What was done so far."""
         return self._recovery.acts
+
+    def record_in(self, run: os.PathLike[str]) -> None:
+        """Say where the run file is."""
+        self._recovery.run = run
 
     def after_step(self, figures: FinishedStep, again: Again | None = None) -> None:
         """A step is over.

@@ -178,7 +178,8 @@ def own_cost(run: Run, session: EndedRun) -> str:
     if math.isnan(overhead):
         whose = f"{_kind(session)}'s own steps"
         return f"What observing cost is not known: its work is a part of the {whose}."
-    own = float(run.info.get("wall_seconds", 0.0)) - overhead
+    # a thread of ours may have waited for longer than the script ran
+    own = max(float(run.info.get("wall_seconds", 0.0)) - overhead, 0.0)
     if session.plan.cell:  # short ones are not: what is loaded once would be their greatest part
         return f"Observing took {overhead:.1f} s beside the cell's own {own:.1f} s."
     if own < SHORT:

@@ -9,6 +9,7 @@ the training goes back to a snapshot from before.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -100,6 +101,7 @@ class CompiledRecovery(Generic[Content]):
 
     Attributes:
         acts: what was done so far.
+        run: the run file; None without one.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class CompiledRecovery(Generic[Content]):
         if ladder.folder:
             raise UsageError(NO_FOLDER.format(ladder.folder))
         self.acts: list[RecoveryEvent] = []
+        self.run: os.PathLike[str] | None = None
         self._training, self._write_event, self._index = training, write_event, index
         self._judge = Judge(ladder)
         self._ring: Ring[Content] = Ring(ladder.keep, ladder.memory or half_of_memory())
@@ -193,7 +196,7 @@ class CompiledRecovery(Generic[Content]):
             self._training.put_back(snapshot.content)
             self._ring.drop_after(snapshot.step)
         if stops or snapshot is None:
-            raise given_up(step, verdict, to)
+            raise given_up(step, verdict, to, self.run)
         self._restored = snapshot
         self._judge.rolled_back(step, snapshot.step)
         self._pace.agree(step, self._pace.stride)

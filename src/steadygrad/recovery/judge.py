@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import enum
 import math
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 from steadygrad.errors import RecoveryError
+from steadygrad.paths import as_typed
 from steadygrad.recovery import events
 from steadygrad.recovery.beginning import LOOK, Beginning, Gone
 from steadygrad.recovery.ladder import Ladder
@@ -82,20 +84,26 @@ class StepVerdict(NamedTuple):
 SOUND = StepVerdict(Act.NONE)
 
 
-def given_up(step: int, verdict: StepVerdict, to: int | None) -> RecoveryError:
+def given_up(
+    step: int, verdict: StepVerdict, to: int | None, run: os.PathLike[str] | None
+) -> RecoveryError:
     """The error that ends a training.
 
     Args:
         step: the one that was struck.
         verdict: says by what, and why nothing is left to do.
         to: the last good step, whose weights are back in place; None for none.
+        run: the run file; None for none.
     """
     last = "there is no good snapshot" if to is None else f"the last good step is {to}"
     back = "" if to is None else ", whose weights are back in place"
     reason = verdict.reason or "nothing can be gone back to"
+    look = f"look for what struck with: steadygrad diagnose {as_typed(run)}"
+    if run is None:
+        look = 'record the training with run="run.db", and type: steadygrad diagnose run.db'
     return RecoveryError(
         f"step {step}: {verdict.trigger}: {reason}; {last}{back}. Lower the learning rate, "
-        "clip harder, or look for what struck with: steadygrad diagnose RUN.db"
+        f"clip harder, or {look}"
     )
 
 

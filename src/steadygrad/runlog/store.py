@@ -25,6 +25,7 @@ from urllib.parse import quote
 import numpy as np
 
 from steadygrad.runlog.coded import CodedFigures, CodedSteps
+from steadygrad.runlog.descriptors import OwnDescriptors
 from steadygrad.runlog.encode import Rows, encode_steps, pack
 from steadygrad.runlog.filesystem import journal_mode
 from steadygrad.runlog.items import (
@@ -95,6 +96,7 @@ class Store:
 
     def __init__(self, path: Path, mode: str | None = None, goes_on: bool = False) -> None:
         self.mode = mode or journal_mode(path)
+        self._descriptors = OwnDescriptors(path, SIDE_FILES)
         self._connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=1.0
         )
@@ -120,6 +122,7 @@ class Store:
         except sqlite3.Error:
             self._connection.close()
             raise
+        self._descriptors.note()
 
     def _set_journal(self) -> None:
         run = self._connection.execute
@@ -169,6 +172,7 @@ class Store:
         """
         if self._is_gone():
             raise FileNotFoundError("somebody has removed or replaced the run file")
+        self._require_descriptors()
         self._retry("BEGIN IMMEDIATE")
         try:
             self._write_all(items)
@@ -178,6 +182,11 @@ class Store:
             raise
         self._retry("COMMIT")
         self.committed_rows = self._rows
+
+    def _require_descriptors(self) -> None:
+        """Write nothing where SQLite's descriptors are of other files now, as a script's."""
+        if self._descriptors.taken():
+            raise OSError("somebody has closed the run file, as os.close does in a loop")
 
     def _is_gone(self) -> bool:
         now = _identity(self._path)
@@ -216,11 +225,13 @@ class Store:
 
     def finish(self) -> None:
         """Join the fresh chunks and leave one self-contained file."""
+        self._require_descriptors()
         self._retry("BEGIN IMMEDIATE")
         self._join_fresh(everything=True)
         self._retry("COMMIT")
         self._leave_wal()
         self._connection.close()
+        self._descriptors.forget()
 
     def _leave_wal(self) -> None:
         # as a plain file it opens in a read-only folder; with a reader still inside, WAL stays
@@ -240,6 +251,10 @@ class Store:
 
     def abandon(self) -> None:
         """Close after a failure, whatever state the file is in."""
+        if self._descriptors.taken():  # to close it is to close, and write to, what is not ours
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            return
+        self._descriptors.forget()
         try:
             self._connection.close()
         except sqlite3.Error:
@@ -253,7 +268,7 @@ class Store:
         Returns:
             Whether they are in the file.
         """
-        if self._is_gone():
+        if self._is_gone() or self._descriptors.taken():
             return False
         address = f"file:{quote(os.fsencode(self._path))}?mode=rw"
         try:

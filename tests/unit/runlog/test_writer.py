@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
@@ -532,3 +533,35 @@ def test_a_file_that_is_removed_is_told_at_once(tmp_path: Path, replaced: bool) 
             writer._pump.flush()
         assert not writer.recording
     assert (tmp_path / "run.db").exists() == replaced
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system does not list descriptors")
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_script_that_closes_all_files_gets_nothing_of_ours_into_its_next_ones(
+    tmp_path: Path, at_once: bool
+) -> None:
+    writer = RunWriter(tmp_path / "run.db")
+    ids = writer.add_tensors([TensorInfo("w", (3,))])
+    writer.write_step(StepRecord(0), ids, [1.0], [1.0], [0], [0])
+    assert writer.flush()
+    assert writer._recorder.store is not None
+    own = sorted(writer._recorder.store._descriptors.numbers())
+    assert len(own) == 3  # of the file, its journal and its index
+    for number in own:
+        if at_once:
+            os.closerange(number, number + 1)
+        else:
+            os.close(number)
+    script = [(tmp_path / f"{place}.bin").open("w+b", buffering=0) for place in range(8)]
+    writer.write_step(StepRecord(1), ids, [1.0], [1.0], [0], [0])
+    with (
+        contextlib.nullcontext()
+        if at_once
+        else pytest.warns(RecordingWarning, match="closed the run file")
+    ):
+        writer._pump.flush()
+    writer.close()
+    for file in script:
+        assert file.read() == b""
+        file.close()
+    assert len(open_run(tmp_path / "run.db").steps) == 1 + at_once

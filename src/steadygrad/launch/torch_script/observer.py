@@ -22,6 +22,7 @@ from steadygrad.launch.torch_script.attachments import Attachments
 from steadygrad.launch.torch_script.by_hand import MOST_WALKS, LoopByHand
 from steadygrad.launch.torch_script.entry import Entry, figures
 from steadygrad.launch.torch_script.grad_calls import GradCalls, weights_of
+from steadygrad.launch.torch_script.hand_changes import HandWatch
 from steadygrad.launch.torch_script.loop_facts import LoopWatch
 from steadygrad.launch.torch_script.script_clips import ScriptClips
 from steadygrad.launch.torch_script.seen import SeenScript
@@ -58,7 +59,8 @@ class TorchObserver(Stamped):
         self._usual = UsualCalls(self.log) if context.plan.clip is None else None
         self._attachments = Attachments(context)
         self._loop = LoopWatch()
-        clips = ScriptClips(context, self.log)
+        self._hands = HandWatch(context)
+        clips = ScriptClips(context, self.log, self._hands)
         self._seen = SeenScript(context, self._attachments, losses, self._loop, clips)
         self._by_hand = LoopByHand(self._seen, self.log)
         self._grads = GradCalls()
@@ -80,6 +82,8 @@ class TorchObserver(Stamped):
         began = time.perf_counter()
         try:
             self.backwards += 1
+            if not self._hands.rests:
+                self._hands.before_backward()
             # first what this backward ends: a step by hand, which has the losses so far
             if by_hand.walks < MOST_WALKS or by_hand.active:
                 by_hand.before_backward(tensors)
@@ -95,13 +99,19 @@ class TorchObserver(Stamped):
         finally:
             entry.seconds += time.perf_counter() - began
             entry.lock.release()
-        return by_hand.active or not loop.rests
+        return by_hand.active or not loop.rests or not self._hands.rests
 
     def after_backward(self) -> None:
         """That backward is done."""
         with self._entry:
             self._loop.after_backward()
             self._by_hand.after_backward()
+            if not self._hands.rests:
+                self._hands.after_backward(self._optimizers(), self.losses.scale, self.has_stepped)
+
+    def _optimizers(self) -> Iterable[torch.optim.Optimizer]:
+        """Those that step, or may."""
+        return self._attachments if self.has_stepped else self._attachments.counted().optimizers()
 
     def after_grad(self, outputs: object, inputs: object, weights: object, results: object) -> None:
         """The script has called `torch.autograd.grad`."""
@@ -131,6 +141,7 @@ class TorchObserver(Stamped):
         if not self._grads:
             return
         calls = self._grads.taken(parameters, self.log.alone(parameters))
+        self._hands.forget()
         for call in calls:
             self.backwards += 1
             self._loop.before_backward((), self._attachments.census)
@@ -210,10 +221,10 @@ class TorchObserver(Stamped):
 
     def quiet_passes(self) -> Same | None:
         """What stays so as long as `before_backward` only hears a loss; None where it does more."""
-        loop, by_hand = self._loop, self._by_hand
-        if not loop.rests or by_hand.active or by_hand.walks < MOST_WALKS:
+        loop, by_hand, hands = self._loop, self._by_hand, self._hands
+        if not (loop.rests and hands.rests) or by_hand.active or by_hand.walks < MOST_WALKS:
             return None
-        return ((loop, "rests", True), (by_hand, "active", False))
+        return ((loop, "rests", True), (by_hand, "active", False), (hands, "rests", True))
 
     def quiet_steps(self) -> CallTerms | None:
         """The terms on which `before_step` only counts a step."""

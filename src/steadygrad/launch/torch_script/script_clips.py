@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable
 
 import torch
 
 from steadygrad.launch.contracts import RunContext
+from steadygrad.launch.torch_script.hand_changes import HandWatch
 from steadygrad.policies.choice import resolve
 from steadygrad.runlog.clip_calls import CallBook, Count
+from steadygrad.torch.clip_calls.arithmetic import HandChanges
 from steadygrad.torch.clip_calls.calls import new_events
 from steadygrad.torch.clip_calls.clips import ClipCall, ClipLog, QuietSteps
 from steadygrad.torch.gradients.batch import GradientBatch
@@ -33,11 +36,13 @@ class ScriptClips:
     Args:
         context: the run.
         log: what those calls found and did.
+        by_hand: finds clips that are no calls.
     """
 
-    def __init__(self, context: RunContext, log: ClipLog) -> None:
-        self._context, self._log = context, log
+    def __init__(self, context: RunContext, log: ClipLog, by_hand: HandWatch) -> None:
+        self._context, self._log, self._by_hand = context, log, by_hand
         self._book = CallBook()
+        self._limits: dict[str, HandChanges] = {}
 
     def stepped(
         self, step: int, parameters: list[torch.Tensor], of_params: int, number: int
@@ -99,8 +104,12 @@ class ScriptClips:
         choice = resolve("none", self._context.plan.on_nonfinite)
         repeats = functools.partial(self._book.repeats, optimizer=number)
         steps = QuietSteps(self._log, functools.partial(self._write, number=number), repeats)
-        clipper = ObservingClipper(choice.on_nonfinite, self._log.reading_of, stepping, steps)
+        clipper = ObservingClipper(
+            choice.on_nonfinite, self._log.reading_of, stepping, steps, self._by_hand.of(optimizer)
+        )
         if not type(optimizer).step.__module__.startswith("torch."):
+            for name in limits_of(optimizer):
+                self._limits[f"{type(optimizer).__name__} has {name}"] = self._by_hand.of(optimizer)
             self._follow_inside(optimizer, number, clipper)
         return clipper
 
@@ -156,6 +165,13 @@ class ScriptClips:
         """
         for call in self._log.waiting if step else ():
             self._write([call], step, 0, owner_of(call.ids))
+        for name, changes in self._limits.items():
+            if step and not changes.has_clipped and not self.summary():
+                self._context.mention(
+                    f"the script's {name}, and no clip of it was seen: what step() clips in copies "
+                    "of gradients is told as not clipped, with the norm before. Where it shall be "
+                    "seen, type torch.nn.utils.clip_grad_norm_ before step()"
+                )
 
     def summary(self) -> list[Count]:
         """All calls so far, counted, for the run file."""
@@ -166,3 +182,21 @@ class ScriptClips:
         for event in new_events(self._book, calls, step, of_params, number):
             if writer is not None:
                 writer.write_event(SCRIPT_CLIP, event, step)
+
+
+def limits_of(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Settings of an optimizer that by their names are limits of a clip, as a script sets them.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> limits_of(torch.optim.SGD([{"params": [weight], "max_grad_norm": 1.0}], lr=0.1))
+        ['max_grad_norm=1']
+    """
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    return [
+        f"{name}={value:g}"
+        for name, value in group.items()
+        if re.search(r"clip(?!.*thresh)|max_?(grad)?.*norm", name)
+        and type(value) in (int, float)
+        and 0 < value < float("inf")
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,20 @@ _PARTS = frozenset({"weights", "optimizer", "buffers", "partners", "policy", "ge
 """What a snapshot on disk holds."""
 
 
+class _Content(NamedTuple):
+    """A snapshot to be written.
+
+    Attributes:
+        step: before which it was taken.
+        parts: what it holds.
+        names: of the partners.
+    """
+
+    step: int
+    parts: dict[str, Any]
+    names: Collection[str]
+
+
 class SnapshotFolder:
     """This rank's and optimizer's part of a folder of snapshots.
 
@@ -47,6 +61,9 @@ class SnapshotFolder:
         self._own = _own_part(self.whole, index) if self.whole else None
         claim(self._own, self)
         self._writing: threading.Thread | None = None
+        self._lock = threading.Lock()  # around the two that follow
+        self._busy = False
+        self._late: _Content | None = None
         self._readable = False  # whether a snapshot was seen to be read again
 
     def write(
@@ -56,7 +73,9 @@ class SnapshotFolder:
         state: TrainingState,
         names: Collection[str],
     ) -> None:
-        """Write a snapshot by a thread; not while an earlier one is being written.
+        """Write a snapshot by a thread, after the one that is being written.
+
+        Of those that come meanwhile the newest is written.
 
         Args:
             optimizer: whose training.
@@ -67,9 +86,7 @@ class SnapshotFolder:
         if self._own is None:
             return
         params = parameters_of(optimizer)
-        busy = self._writing is not None and self._writing.is_alive()
-        if largest(int(busy), params[0].device) if is_job() else busy:
-            return  # on all ranks: a step that one of them lacks is no snapshot
+        waits = is_job() and bool(largest(int(self._busy), params[0].device))
         try:
             content = portable(optimizer, _places(params), params, state.weights) | {
                 "buffers": state.buffers,
@@ -82,11 +99,26 @@ class SnapshotFolder:
         except Exception as error:  # a state that cannot be copied: training goes on
             warn(f"recover: no snapshot was written: {error!r}", SteadyGradWarning)
             return
+        due = _Content(step, content, names)
+        with self._lock:
+            self._late = due if waits or self._busy else None
+            if self._late is not None:
+                return  # in a job on all ranks: a step that one of them lacks is no snapshot
+            self._busy = True
         writing = threading.Thread(
-            target=self._write, args=(self._own, step, content, names), name="steadygrad-snapshot"
+            target=self._write_in_turn, args=(self._own, due, is_job()), name="steadygrad-snapshot"
         )
         self._writing = writing
         writing.start()
+
+    def _write_in_turn(self, folder: Path, due: _Content, in_job: bool) -> None:
+        following: _Content | None = due
+        while following is not None:
+            self._write(folder, *following)
+            with self._lock:
+                following = None if in_job else self._late
+                self._late = self._late if in_job else None
+                self._busy = following is not None
 
     def _write(
         self, folder: Path, step: int, content: dict[str, Any], names: Collection[str]
@@ -114,6 +146,9 @@ class SnapshotFolder:
     def drop_after(self, step: int) -> None:
         """Remove what was written of later steps, which have been taken back."""
         if self._own is not None:
+            with self._lock:
+                if self._late is not None and self._late.step > step:
+                    self._late = None
             self.wait()
             drop_after(self._own, step)
 
@@ -125,6 +160,9 @@ class SnapshotFolder:
     def close(self) -> None:
         """Let another training write here."""
         self.wait()
+        late, self._late = self._late, None
+        if late is not None and self._own is not None:
+            self._write(self._own, *late)
         release(self._own, self)
 
     def restore(

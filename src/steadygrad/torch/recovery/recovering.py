@@ -8,6 +8,7 @@ when a snapshot is taken. A rollback waits until the step is over.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -64,6 +65,7 @@ class Recovering:
         snapshots: as given.
         again: runs a step once more.
         acts: what was done so far.
+        run: the run file; None without one.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Recovering:
         index: int,
     ) -> None:
         self.acts: list[RecoveryEvent] = []
+        self.run: os.PathLike[str] | None = None
         self.snapshots = snapshots
         self.again = StepAgain(optimizer)
         self._judge = Judge(ladder)
@@ -303,7 +306,7 @@ class Recovering:
             return
         if snapshot is not None:
             self.snapshots.put_back(optimizer, snapshot.content)
-        raise given_up(step, verdict, to)
+        raise given_up(step, verdict, to, self.run)
 
     def _cool(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Lower a rate that led astray, unless going back has put back the one before it."""

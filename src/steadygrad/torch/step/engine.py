@@ -189,6 +189,8 @@ class Engine(Stamped):
         snapshots = Snapshots(ladder, optimizer, model, clipper.memory, self.index)
         write_event = self.journal.write_event
         self.recovery = Recovering(ladder, optimizer, snapshots, write_event, self.index)
+        writer = self.journal.writer
+        self.recovery.run = None if writer is None else writer.path
         clipper.may_skip = clipper.may_stop = True
         self.skipping = skipping_of(optimizer)
 

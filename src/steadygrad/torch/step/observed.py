@@ -17,6 +17,7 @@ import torch
 from steadygrad import kernels
 from steadygrad.policies import NoClip
 from steadygrad.stats import GradientStats
+from steadygrad.torch.clip_calls.arithmetic import HandChanges
 from steadygrad.torch.clip_calls.clips import QuietSteps
 from steadygrad.torch.clip_calls.readings import GradientReading
 from steadygrad.torch.gradients.batch import GradientBatch
@@ -45,6 +46,7 @@ class ObservingClipper(Clipper):
         reading_of: gives what gradients were before the script's calls; None where it made none.
         stepping: told of every step's number and gradients, after its figures were taken.
         quiet: see `Clipper.quiet`; `stepping` is not told of what goes by.
+        by_hand: finds clips that are no calls; None to look for none.
 
     Attributes:
         was_inside: a clip call inside the last step was seen, and is on record.
@@ -56,12 +58,21 @@ class ObservingClipper(Clipper):
         reading_of: Callable[[Sequence[torch.Tensor]], GradientReading | None],
         stepping: Callable[[int, GradientBatch], None] = _say_nothing,
         quiet: QuietSteps | None = None,
+        by_hand: HandChanges | None = None,
     ) -> None:
         super().__init__(NoClip(), on_nonfinite)
         self._reading_of = reading_of
         self._stepping = stepping
-        self.quiet = self._usually_quiet = quiet if on_nonfinite == "propagate" else None
+        self._usually_quiet = quiet if on_nonfinite == "propagate" else None
+        self._by_hand = by_hand
+        self.quiet = None
+        self._may_rest()
         self.was_inside = False
+
+    def _may_rest(self) -> None:
+        """Steps go by quietly where there is nothing to look for."""
+        looks = self.waits or (self._by_hand is not None and self._by_hand.looks)
+        self.quiet = None if looks else self._usually_quiet
 
     def look_inside(self) -> None:
         """The optimizer's step may clip by itself: wait for its end."""
@@ -72,10 +83,32 @@ class ObservingClipper(Clipper):
         reading = self._reading_of(own.params)
         self.was_inside = reading is not None
         if reading is None:  # steps go by as others do, until a clip call inside one is heard
-            self.waits, self.quiet = False, self._usually_quiet
+            outcome = self._changed_inside(outcome, batch)
+            self.waits = self._by_hand is not None and self._by_hand.looks_inside
+            self._may_rest()
             return outcome
         inside = self._outcome_of(reading, batch, own)
         return inside if outcome.threshold == math.inf else _joined(outcome, inside)
+
+    def _changed_inside(self, outcome: StepOutcome, batch: GradientBatch) -> StepOutcome:
+        """The same, with what arithmetic inside the step has clipped."""
+        by_hand = self._by_hand
+        if by_hand is None or batch.spread.pieces or batch.scale is not None or not batch.grads:
+            return outcome
+        after = super().measure(batch)
+        limit, applied = by_hand.inside(batch.params, outcome.stats, after)
+        if outcome.threshold != math.inf or limit == math.inf:
+            return outcome
+        return outcome._replace(threshold=limit, applied=applied)
+
+    def _changed_between(self, outcome: StepOutcome, own: GradientBatch) -> StepOutcome:
+        """The same, before arithmetic that has clipped it."""
+        by_hand = self._by_hand
+        if by_hand is None or own.spread.pieces or own.scale is not None:
+            return outcome
+        stats, limit, applied = by_hand.between(own.params, outcome.stats)
+        self._may_rest()
+        return outcome._replace(stats=stats, threshold=limit, applied=applied)
 
     def process(
         self,
@@ -90,9 +123,13 @@ class ObservingClipper(Clipper):
             reading = self._reading_of(own.params)
             guarded = scaled or self.on_nonfinite != "propagate"
             if reading is None and guarded:
-                return super().process(batch, step, scaled, scale_, skip)
+                acted = super().process(batch, step, scaled, scale_, skip)
+                return acted if acted.applied.clipped else self._changed_between(acted, own)
             if reading is None:  # there is nothing to decide
-                return StepOutcome(super().measure(batch))
+                return self._changed_between(StepOutcome(super().measure(batch)), own)
+            if self._by_hand is not None:
+                self._by_hand.stepped()
+                self._may_rest()
             outcome = self._outcome_of(reading, batch, own)
             if guarded and bool(is_broken(outcome.stats)):
                 acted = super().process(batch, step, scaled, scale_)

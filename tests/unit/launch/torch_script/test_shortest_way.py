@@ -22,6 +22,7 @@ from steadygrad.launch.undoing import undo_all
 from steadygrad.runlog import open_run
 from steadygrad.runlog.pump import Pump
 from steadygrad.torch import clip_grad_norm_, clip_grad_value_
+from steadygrad.torch.clip_calls import arithmetic
 from steadygrad.torch.clip_calls.clips import ClipLog
 from steadygrad.torch.clip_calls.usual import UsualCalls, UsualVisit
 from steadygrad.torch.record.journal import Journal
@@ -29,6 +30,13 @@ from steadygrad.torch.step import copies
 from steadygrad.torch.step.engine import Engine
 
 Train = Callable[[nn.Module, torch.optim.Optimizer, int], None]
+
+
+@pytest.fixture(autouse=True)
+def no_look_at_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few steps are left to Python."""
+    monkeypatch.setattr(arithmetic, "LOOKED_AT", 0)
+    monkeypatch.setattr(arithmetic.HandChanges, "after_backward", lambda *_: None)
 
 
 def _plain(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

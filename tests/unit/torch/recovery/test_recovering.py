@@ -19,9 +19,11 @@ import steadygrad
 import steadygrad.torch as sg
 from steadygrad.errors import RecoveryError, SteadyGradWarning, UsageError
 from steadygrad.launch.resuming import NOT_TAKEN, hand_over, trouble_at_the_end
+from steadygrad.paths import as_typed
 from steadygrad.recovery import events_of
 from steadygrad.recovery.files import write_snapshot
 from steadygrad.recovery.resuming import RESUME
+from steadygrad.torch.recovery import on_disk
 from steadygrad.torch.recovery.again import StepAgain
 from steadygrad.torch.recovery.beside_state import load_in_place
 from steadygrad.torch.recovery.buffers import Buffers, all_finite
@@ -294,15 +296,17 @@ def test_inputs_that_running_statistics_alone_show_are_dropped(
     assert float(model[1].running_var.max()) < 10.0
 
 
-def test_the_budget_ends_with_the_last_good_step() -> None:
-    training = Training("SGD", "rollback:1+snapshots:stride=5")
+def test_the_budget_ends_with_the_last_good_step(tmp_path: Path) -> None:
+    run = tmp_path / "of it.db"
+    training = Training("SGD", "rollback:1+snapshots:stride=5", run)
 
     def again(step: int, model: torch.nn.Module, inputs: torch.Tensor) -> None:
         if step in (30, 40):
             broken_weight(40, model, inputs)
 
-    with pytest.raises(RecoveryError, match=r"last good step is \d+"):
+    with pytest.raises(RecoveryError, match=r"last good step is \d+") as ended:
         training.train(0, STEPS, again)
+    assert str(ended.value).endswith(f"steadygrad diagnose {as_typed(run)}")
     assert all(bool(each.isfinite().all()) for each in training.end().values())
 
 
@@ -653,3 +657,23 @@ def test_optimizers_that_share_groups_and_state_do_so_when_one_is_restored() -> 
     load_in_place([outer, inner], inner, saved)
     assert outer.param_groups is inner.param_groups
     assert outer.param_groups[0]["lr"] == 0.5
+
+
+def test_the_newest_snapshot_is_written_that_was_due_while_another_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, go_on = [], threading.Event()
+
+    def write(folder: Path, step: int, content: bytes, keep: int) -> None:
+        go_on.wait(20)
+        steps.append(step)
+
+    monkeypatch.setattr(on_disk, "write_snapshot", write)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with sg.attach(optimizer, clip="none", recover=f"auto+snapshots:{tmp_path},stride=1"):
+        for _ in range(5):
+            weight.grad = torch.ones(2)
+            optimizer.step()
+        go_on.set()
+    assert steps == [0, 4]

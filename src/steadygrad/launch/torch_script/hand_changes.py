@@ -1,0 +1,84 @@
+"""Where a script's optimizers are looked at for clips that are no calls."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+
+import torch
+
+from steadygrad.launch.contracts import RunContext
+from steadygrad.torch.clip_calls.arithmetic import HandChanges
+from steadygrad.torch.gradients.parameters import parameters_of
+
+
+class HandWatch:
+    """Reads gradients after the first backward passes, and after all where a script clips by hand.
+
+    Where several threads train nothing is read: another one may be adding to those gradients.
+
+    Args:
+        context: the run.
+
+    Attributes:
+        rests: there is nothing to be read, unless another optimizer comes.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._of: weakref.WeakKeyDictionary[torch.optim.Optimizer, HandChanges]
+        self._of = weakref.WeakKeyDictionary()
+        # under --clip the script's clips are ours to replace, or stay beside
+        self.rests = self._ended = context.plan.clip is not None
+        self._thread = 0
+
+    def of(self, optimizer: torch.optim.Optimizer) -> HandChanges:
+        """What looks at one optimizer's gradients."""
+        changes = self._of.get(optimizer)
+        if changes is None:
+            changes = HandChanges(self._context.mention, type(optimizer).__name__)
+            self._of[optimizer] = changes
+        self.rests = self._ended
+        return changes
+
+    def before_backward(self) -> None:
+        """The script calls backward."""
+        self._thread = self._thread or threading.get_ident()
+        if self._thread != threading.get_ident():
+            self._end()
+
+    def _end(self) -> None:
+        self.rests = self._ended = True
+        self.forget()
+
+    def after_backward(
+        self,
+        optimizers: Iterable[torch.optim.Optimizer],
+        loss_scale: object,
+        any_stepped: bool,
+    ) -> None:
+        """A backward is over.
+
+        Args:
+            optimizers: those whose gradients it may have reached.
+            loss_scale: what these gradients carry, and what will be divided out; None for none.
+            any_stepped: whether an optimizer of the script has stepped before.
+        """
+        if loss_scale is not None:
+            self._end()
+            return
+        looking = [(each, self.of(each)) for each in optimizers]
+        # this thread's; before the first step every backward was seen to be of this one
+        own = (0, threading.get_ident()) if not any_stepped else (threading.get_ident(),)
+        looking = [
+            (each, changes) for each, changes in looking if changes.looks and changes.thread in own
+        ]
+        for optimizer, changes in looking:
+            changes.after_backward(parameters_of(optimizer))
+        self.rests = not any(changes.looks for _, changes in looking)
+
+    def forget(self) -> None:
+        """Gradients come from elsewhere now than from the last backward."""
+        for changes in self._of.values():
+            changes.forget()
