@@ -215,7 +215,8 @@ def nothing_seen(session: EndedRun) -> str:
             f"{seen} backward passes were seen, but no optimizer step and no update by hand after "
             "them. Weights that are made anew at each step (w = w - lr * grad) cannot be followed: "
             "update them in place, under torch.no_grad(). Nor can optimizers that move each weight "
-            "during backward, as LOMO does."
+            "during backward, as LOMO does. Nor is a step that is called by its class, as in "
+            "torch.optim.SGD.step(optimizer): type optimizer.step()."
         )
     elif "tensorflow" in session.frameworks and seen:
         reason = (

@@ -23,6 +23,7 @@ class HandWatch:
 
     Attributes:
         rests: there is nothing to be read, unless another optimizer comes.
+        has_rested: that was so before.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -31,6 +32,7 @@ class HandWatch:
         self._of = weakref.WeakKeyDictionary()
         # under --clip the script's clips are ours to replace, or stay beside
         self.rests = self._ended = context.plan.clip is not None
+        self.has_rested = False
         self._thread = 0
 
     def of(self, optimizer: torch.optim.Optimizer) -> HandChanges:
@@ -53,30 +55,27 @@ class HandWatch:
         self.forget()
 
     def after_backward(
-        self,
-        optimizers: Iterable[torch.optim.Optimizer],
-        loss_scale: object,
-        any_stepped: bool,
+        self, optimizers: Iterable[torch.optim.Optimizer], loss_scale: object
     ) -> None:
         """A backward is over.
 
         Args:
             optimizers: those whose gradients it may have reached.
             loss_scale: what these gradients carry, and what will be divided out; None for none.
-            any_stepped: whether an optimizer of the script has stepped before.
         """
         if loss_scale is not None:
             self._end()
             return
         looking = [(each, self.of(each)) for each in optimizers]
-        # this thread's; before the first step every backward was seen to be of this one
-        own = (0, threading.get_ident()) if not any_stepped else (threading.get_ident(),)
+        # this thread's, and as long as every backward was seen those that have not stepped yet
+        own = (self._thread,) if self.has_rested else (0, self._thread)
         looking = [
             (each, changes) for each, changes in looking if changes.looks and changes.thread in own
         ]
         for optimizer, changes in looking:
             changes.after_backward(parameters_of(optimizer))
         self.rests = not any(changes.looks for _, changes in looking)
+        self.has_rested = self.has_rested or self.rests
 
     def forget(self) -> None:
         """Gradients come from elsewhere now than from the last backward."""

@@ -107,11 +107,15 @@ class TorchObserver(Stamped):
             self._loop.after_backward()
             self._by_hand.after_backward()
             if not self._hands.rests:
-                self._hands.after_backward(self._optimizers(), self.losses.scale, self.has_stepped)
+                self._hands.after_backward(self._optimizers(), self.losses.scale)
 
     def _optimizers(self) -> Iterable[torch.optim.Optimizer]:
         """Those that step, or may."""
-        return self._attachments if self.has_stepped else self._attachments.counted().optimizers()
+        return (
+            self._attachments
+            if self._hands.has_rested
+            else self._attachments.counted().optimizers()
+        )
 
     def after_grad(self, outputs: object, inputs: object, weights: object, results: object) -> None:
         """The script has called `torch.autograd.grad`."""

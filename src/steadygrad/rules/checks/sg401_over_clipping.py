@@ -44,6 +44,10 @@ def _usual_rate(view: View) -> float:
     acted = [call for call in calls(view) if figure(call, "coef", 1.0) < 1]
     if share(acted, _bounds_each) > MOST:
         return 1.0
+    clipped = view.usable & (view.coef < 1)
+    unknown = clipped & np.isnan(view.cosine)
+    if not acted and unknown.sum() > MOST * clipped.sum():
+        return 1.0  # a clip by arithmetic that has not scaled all gradients alike
     try:
         return parse(str(view.info.get("policy", "none"))).usual_clip_rate
     except SpecError:  # a policy of the user's own: held to what a fixed threshold is held to

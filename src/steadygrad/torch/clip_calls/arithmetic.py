@@ -111,14 +111,15 @@ class HandChanges:
         """A backward is over, which may have reached these."""
         with_grads = [p for p in parameters if p.grad is not None]
         self._reading = None
+        self._read += 1
         if not with_grads:
+            self._may_rest()
             return
         sealed = kernels.seal([p.grad for p in with_grads if p.grad is not None])
         if sealed is None:  # on a device, or in pieces: what is there is not compared
             self.looks = False
             return
         self._reading = list(map(id, with_grads)), sealed
-        self._read += 1
         self._may_rest()
 
     @property

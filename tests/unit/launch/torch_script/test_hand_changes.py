@@ -143,3 +143,17 @@ def test_a_limit_whose_clip_is_not_seen_is_named(observe: Callable[..., Any]) ->
     seen.session._conclude()
     (told,) = seen.session.troubles
     assert "ClipsInside has max_grad_norm=0.5, and no clip of it was seen" in told
+
+
+def test_the_first_step_of_a_second_optimizer_is_looked_at_too(observe: Callable[..., Any]) -> None:
+    seen = observe()
+    weights = [nn.Parameter(torch.full((3,), 2.0)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([weight], lr=0.1) for weight in weights]
+    for _ in range(3):
+        for weight, optimizer in zip(weights, optimizers, strict=True):
+            optimizer.zero_grad()
+            weight.square().sum().backward()
+            assert weight.grad is not None
+            weight.grad.mul_(_factor([weight.grad]))
+            optimizer.step()
+    assert set(seen.run().steps.action) == {"clip"}

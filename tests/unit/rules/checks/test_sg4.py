@@ -21,6 +21,13 @@ def test_over_clipping(make):
     assert dict(found[0].figures)["clip_rate"] == 1.0
 
 
+def test_a_clip_by_arithmetic_that_bounds_each_tensor_may_act_at_every_step(make):
+    m = make()
+    m.clip(0.1)
+    m.columns["cosine"] = np.full(len(m.loss), math.nan)
+    assert "SG401" not in m.ids
+
+
 @pytest.mark.parametrize(
     ("optimizer", "severity"),
     [("SGD", "warning"), ("AdamW", "info"), ("RMSprop", "info"), ("Adagrad", "info"),
