@@ -103,26 +103,30 @@ class ClippedByHand(NamedTuple):
     clips: list[HandClip]
 
 
-def clipped_by_hand(leaves: Sequence[jax.Array]) -> ClippedByHand | None:
+def clipped_by_hand(
+    leaves: Sequence[jax.Array], is_gradient: Callable[[object], bool] = lambda value: False
+) -> ClippedByHand | None:
     """The clips of the script's own code that some gradients have passed.
 
     Args:
         leaves: what an optimizer is handed.
+        is_gradient: whether a value is known to be a gradient before any clip.
 
     Returns:
         None where there are none, or not all that was done to the gradients is understood.
     """
     if not leaves or not all(map(is_traced, leaves)):
         return None
-    flow = DataFlow()
-    behind = [_behind(flow, leaf) for leaf in leaves]
+    flow = _Code()
+    behind = [_behind(flow, leaf, is_gradient) for leaf in leaves]
     before, groups = list(leaves), dict[object, list[int]]()
     for place, one in enumerate(behind):
         if one is None:
             continue
-        if not is_traced(one.base) or _shape(one.base) != leaves[place].shape:
-            return None  # what a function that the script calls has made cannot be read
-        before[place] = cast("jax.Array", one.base)
+        base = flow.outside(one.base)
+        if not is_traced(base) or _shape(base) != leaves[place].shape:
+            return None  # what is inside of a function that the script calls cannot be read
+        before[place] = cast("jax.Array", base)
         key = (one.norm.of if one.norm is not None else None), str(one.limit)
         groups.setdefault(key, []).append(place)
     if not groups:
@@ -133,6 +137,8 @@ def clipped_by_hand(leaves: Sequence[jax.Array]) -> ClippedByHand | None:
         bases = len(places) if first.norm is None else len(first.norm.of)
         kind: Kind = "tensor" if bases == 1 < len(leaves) else "norm"
         whole = bases == len(places) == len(leaves)
+        if bases != len(places) < len(leaves) and kind == "norm":
+            return None  # of some that the norm was made of it is not seen what became of them
         clips.append(
             HandClip("value" if first.norm is None else kind, tuple(places), first.limit, whole)
         )
@@ -176,16 +182,33 @@ class _Found:
     limit: float
 
 
-def _behind(flow: DataFlow, leaf: jax.Array) -> _Found | None:
+class _Code(DataFlow):
+    """The traced code, and the norms that were found in it; one is used by all gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._norms: dict[int, _Norm | None] = {}
+
+    def norm(self, value: object, root: Operation) -> _Norm | None:
+        """The norm that a root is; None where it is none."""
+        if id(value) not in self._norms:
+            self._norms[id(value)] = _norm_of(self, value, root)
+        return self._norms[id(value)]
+
+
+def _behind(flow: _Code, leaf: jax.Array, is_gradient: Callable[[object], bool]) -> _Found | None:
     """The clip that one gradient has passed; None for none."""
     handed = flow.resolved(leaf)
-    norm = _nearest_norm(flow, handed)
-    if norm is not None:
-        base = _base_in(flow, handed, norm)
-        if base is None:
-            return None
-        limit = _norm_limit(flow, handed, base, norm)
-        return None if limit == math.inf else _Found(base, norm, limit)
+    norms = _norms_in(flow, handed)
+    for norm in norms:
+        base, is_alone = _base_in(flow, handed, norm)
+        if base is not None and (is_alone or is_gradient(flow.outside(base))):
+            limit = _norm_limit(flow, handed, base, norm)
+            alone = _shape(handed) == () and len(norm.of) == 1  # which of two numbers is it?
+            is_clip = limit < math.inf or (math.isnan(limit) and not alone)
+            return _Found(base, norm, limit) if is_clip else None
+    if norms:
+        return None
     bounded = _without_bounds(flow, handed)
     if bounded is None:
         return None
@@ -201,8 +224,9 @@ def _operands(operation: Operation | None) -> Sequence[object]:
     return operation.inputs if name in (*ELEMENTWISE, *SAME, *others) else ()
 
 
-def _nearest_norm(flow: DataFlow, handed: object) -> _Norm | None:
-    """The first root of a sum of squares that a gradient was multiplied or divided by."""
+def _norms_in(flow: _Code, handed: object) -> list[_Norm]:
+    """Roots of sums of squares that a gradient was multiplied or divided by, nearest first."""
+    norms: list[_Norm] = []
     waiting, seen = deque([handed]), set[int]()
     while waiting and len(seen) < MOST_OPERATIONS:
         value = waiting.popleft()
@@ -213,12 +237,12 @@ def _nearest_norm(flow: DataFlow, handed: object) -> _Norm | None:
         if operation is None:
             continue
         if operation.name in ("sqrt", "rsqrt") and _shape(value) == ():
-            norm = _norm_of(flow, value, operation)
+            norm = flow.norm(value, operation)
             if norm is not None:
-                return norm
+                norms.append(norm)
             continue
         waiting.extend(_operands(operation))
-    return None
+    return norms
 
 
 def _norm_of(flow: DataFlow, value: object, root: Operation) -> _Norm | None:
@@ -282,9 +306,15 @@ def _add_bases(flow: DataFlow, value: object, norm: _Norm) -> None:
     norm.names.update(map(id, names))
 
 
-def _base_in(flow: DataFlow, handed: object, norm: _Norm) -> object | None:
-    """The gradient of a norm that an operation on elements has made another one of."""
+def _base_in(flow: DataFlow, handed: object, norm: _Norm) -> tuple[object | None, bool]:
+    """The gradient of a norm that operations on elements have made another one of.
+
+    Returns:
+        It, if any; and whether they were given nothing else that has elements: a penalty on
+        weights adds what has a norm to the gradient.
+    """
     waiting, seen, bases = deque([handed]), set[int](), dict[int, object]()
+    is_alone = True
     while waiting and len(seen) < MOST_OPERATIONS:
         value = waiting.popleft()
         if id(value) in seen or value is norm.value or literal_of(value) is not None:
@@ -293,8 +323,10 @@ def _base_in(flow: DataFlow, handed: object, norm: _Norm) -> object | None:
         if id(value) in norm.names:
             bases[id(_stripped(flow, value)[-1])] = value
             continue
-        waiting.extend(_operands(flow.operation(value)))
-    return next(iter(bases.values())) if len(bases) == 1 else None
+        operands = _operands(flow.operation(value))
+        is_alone = is_alone and (bool(operands) or _shape(value) == ())
+        waiting.extend(operands)
+    return (next(iter(bases.values())) if len(bases) == 1 else None), is_alone
 
 
 def _without_bounds(flow: DataFlow, handed: object) -> object | None:

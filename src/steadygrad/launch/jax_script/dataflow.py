@@ -75,10 +75,16 @@ class DataFlow:
 
     def __init__(self) -> None:
         self._bodies: dict[tuple[int, int], tuple[object, list[Called]]] = {}
+        self._outside: dict[int, tuple[object, object]] = {}
 
     def resolved(self, value: object) -> object:
         """The value itself, not the name that a called function gives it."""
+        outside = None
         while True:
+            if not isinstance(value, Inner):
+                outside = value
+            elif outside is not None:
+                self._outside.setdefault(id(value), (value, outside))
             equation = self._equation(value)
             if equation is None or equation.primitive == BRANCHES:
                 return value
@@ -87,6 +93,10 @@ class DataFlow:
                 return value
             body, results = bodies[0]
             value = body.value(results[equation.place])
+
+    def outside(self, value: object) -> object:
+        """What the traced code itself calls a value that a called function has returned."""
+        return self._outside[id(value)][1] if id(value) in self._outside else value
 
     def operation(self, value: object) -> Operation | None:
         """What a resolved value was made by; None for what the traced code is given."""

@@ -243,12 +243,16 @@ class Flight:
         self.calls = list(before.calls)
         return True
 
-    def hears(self, leaves: Sequence[jax.Array]) -> bool:
+    def hears(self, leaves: Sequence[jax.Array], is_gradient: Callable[[object], bool]) -> bool:
         """Whether the script's own code has clipped these leaves, which it hands to an optimizer.
 
         Then the gradients are those before that.
+
+        Args:
+            leaves: they.
+            is_gradient: whether a value is as differentiation has left it.
         """
-        hand = clipped_by_hand(leaves)
+        hand = clipped_by_hand(leaves, is_gradient)
         if hand is None:
             return False
         self.gradients = self.handed = hand.before

@@ -96,8 +96,8 @@ LEFT_UNREAD = (
 
 
 HAND_UNREAD = (
-    "the script's own code scales or clips gradients tensor by tensor, or by a bound that only the "
-    "running code knows: norms on record are those before it, and what it leaves is not on record"
+    "the script's own code clips or scales gradients by more than one constant bound: norms on "
+    "record are those before it, and what it leaves is not on record"
 )
 
 LOSS_UNREAD = (
@@ -233,9 +233,9 @@ class JaxObserver:
         flight = Flight(gradients, current_trace(), _scalar(kwargs.get("value")))
         if self._here.alone is not None and flight.continues(self._here.alone, gradients):
             self._here.withdraw()
-        elif owner.made.maker not in ALONE:
+        elif owner.made.maker not in ALONE and not any(map(self._losses.is_gradient, gradients)):
             what = "a clip of the script's own code is not observed"
-            self._guarded(what, flight.hears, gradients)
+            self._guarded(what, flight.hears, gradients, self._losses.is_gradient)
         inside = any(map(is_differentiated, gradients))  # of another training, as in MAML
         flight.fresh = len(args) > 1 and not inside and self._here.has_made(args[1])
         flight.count = _count_in(args[1]) if len(args) > 1 else None

@@ -70,15 +70,21 @@ def single(g: Any) -> Any:
     return each(lambda leaf: leaf * jnp.minimum(1, 0.3 / jnp.linalg.norm(leaf)), g)
 
 
-def before_and_after(clip: Clip) -> tuple[ClippedByHand | None, list[jax.Array]]:
+def before_and_after(
+    clip: Clip, known: bool = False
+) -> tuple[ClippedByHand | None, list[jax.Array]]:
+    """What is found behind the gradients that a clip has left, and these before it."""
     seen: list[tuple[ClippedByHand | None, list[jax.Array]]] = []
 
     def step(p: Any) -> Any:
         def loss(p: Any) -> jax.Array:
             return jnp.mean((jnp.tanh(p["w"] + p["b"]) @ p["v"] * p["s"]) ** 2)
 
-        g = jax.grad(loss)(p)
-        seen.append((clipped_by_hand(jax.tree.leaves(clip(g))), jax.tree.leaves(g)))
+        g = jax.jit(jax.grad(loss))(p)
+        leaves = jax.tree.leaves(g)
+        ids = set(map(id, leaves)) if known else ()
+        found = clipped_by_hand(jax.tree.leaves(clip(g)), lambda value: id(value) in ids)
+        seen.append((found, leaves))
         return g
 
     p = {"w": jnp.ones((3, 4)), "b": jnp.ones(4), "v": jnp.ones((4, 2)), "s": jnp.array(2.0)}
@@ -111,11 +117,33 @@ def test_what_only_the_running_code_knows_has_no_threshold() -> None:
     def to_unit(g: Any) -> Any:
         return each(lambda leaf: leaf / optax.global_norm(g), g)
 
-    for clip in (adapting, to_unit, lambda g: each(lambda leaf: jnp.clip(leaf, -1, 2), g)):
+    def by_trust(g: Any) -> Any:
+        weights = each(lambda leaf: jnp.cumsum(jnp.ones(leaf.size)).reshape(leaf.shape), g)
+        return each(lambda leaf, w: leaf * (jnp.linalg.norm(w) / jnp.linalg.norm(leaf)), g, weights)
+
+    for clip in (
+        adapting,
+        to_unit,
+        by_trust,
+        lambda g: each(lambda leaf: jnp.clip(leaf, -1, 2), g),
+    ):
         found, gradients = before_and_after(clip)
         assert found is not None
-        assert [a is b for a, b in zip(found.before, gradients, strict=True)] == [True] * 4
+        pairs = zip(found.before, gradients, strict=True)
+        assert [a is b for a, b in pairs] == [True, clip is not by_trust, True, True]
         assert all(math.isnan(one.limit) for one in found.clips)
+
+
+def test_what_comes_behind_a_clip_hides_it_where_gradients_are_not_known() -> None:
+    def decayed(g: Any) -> Any:
+        weights = each(lambda leaf: jnp.cumsum(jnp.ones(leaf.size)).reshape(leaf.shape), g)
+        return each(lambda leaf, w: leaf + 0.1 * w, scaled(g), weights)
+
+    found, gradients = before_and_after(decayed, known=True)
+    assert found is not None
+    assert [a is b for a, b in zip(found.before, gradients, strict=True)] == [True] * 4
+    assert math.isnan(found.clips[0].limit)
+    assert before_and_after(decayed)[0] is None
 
 
 def test_other_work_on_gradients_is_no_clip() -> None:
@@ -126,6 +154,11 @@ def test_other_work_on_gradients_is_no_clip() -> None:
     def decayed(g: Any) -> Any:
         return each(lambda leaf: 0.5 * leaf + 0.1, g)
 
-    for work in (lambda g: g, dropped, decayed):
+    def penalised(g: Any) -> Any:  # by the length of weights, which are no gradients
+        weights = each(jnp.ones_like, g)
+        noise = each(lambda leaf: jnp.cumsum(leaf.ravel()).reshape(leaf.shape), weights)
+        return each(lambda leaf, w: leaf + 0.1 * w / jnp.linalg.norm(w), g, noise)
+
+    for work in (lambda g: g, dropped, decayed, penalised):
         assert before_and_after(work)[0] is None
     assert clipped_by_hand([jnp.ones(3)]) is None  # nothing is traced

@@ -21,7 +21,9 @@ def test_each_step_has_the_loss_of_its_own_gradients(compiled: bool) -> None:
             value_and_grad(lambda v, by=by: by * jnp.sum(v["w"] ** 2))({"w": x})
             for by in (1.0, 2.0)
         ]
+        assert all(losses.is_gradient(g["w"]) for _, g in made)
         found = [losses.here(current_trace(), jax.tree.leaves(g)) for _, g in made]
+        assert not losses.is_gradient(-made[0][1]["w"])
         assert [one is loss for one, (loss, _) in zip(found, made, strict=True)] == [True, True]
         scaled = jax.tree.leaves(jax.tree.map(lambda leaf: 0.5 * leaf, made[0][1]))
         latest = losses.here(current_trace(), scaled)  # no longer known: the latest
