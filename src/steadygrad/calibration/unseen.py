@@ -112,13 +112,13 @@ def _read(run: Run, optimizer: int, rows: NDArray[np.intp], figure: str) -> Floa
     return np.asarray(table, dtype=np.float64)
 
 
-def _parts_vary(run: Run, optimizer: int, at: NDArray[np.intp]) -> bool:
+def _parts_vary(run: Run, optimizer: int, at: NDArray[np.intp], by: float = VARIES) -> bool:
     """Whether single tensors differ from step to step: a constant gradient has a constant norm."""
     table = _read(run, optimizer, at, "norms")
     if table.size == 0 or table.shape[1] < 2:
         return False
     low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
-    return bool((high - low > VARIES * np.nanmax(high)).any())
+    return bool((high - low > by * np.nanmax(high)).any())
 
 
 def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip | None:
@@ -133,6 +133,8 @@ def _clamped(run: Run, optimizer: int, usable: NDArray[np.intp]) -> UnseenClip |
     halves = any(run.tensors[i].dtype == "float16" for i in _columns(run, optimizer))
     typed = level >= LEAST_CLAMP * halves and abs(level - highest) <= KEPT * level
     if not typed or not _often(rows[both], rows):
+        return None
+    if not _parts_vary(run, optimizer, rows[both], 2 * KEPT):  # the same gradients at every step
         return None
     return _clip_at_level(run, rows[both], rows, level, by_value=True)
 
