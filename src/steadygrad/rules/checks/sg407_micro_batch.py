@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from steadygrad.robust import median
 from steadygrad.rules.base import Rule, finding
-from steadygrad.rules.evidence.clips import MOST, Call, by_step, calls, figure, gradientless
+from steadygrad.rules.evidence.clips import (
+    MOST,
+    Call,
+    by_step,
+    calls,
+    figure,
+    gradientless,
+    used_up,
+)
 from steadygrad.rules.evidence.placed import fixes
 from steadygrad.rules.evidence.view import View
 from steadygrad.rules.evidence.wording import percent, times
@@ -28,7 +36,9 @@ def _each(group: list[Call]) -> bool:
 
 
 def check(view: View) -> Iterator[Finding]:
-    groups = by_step([call for call in calls(view) if not gradientless(call)])
+    clip_calls = [call for call in calls(view) if not gradientless(call)]
+    old = used_up(view, clip_calls)
+    groups = by_step([call for call in clip_calls if id(call) not in old])
     faulty = [step for step, group in groups.items() if _each(group)]
     if not faulty or len(faulty) < MOST * len(groups):
         return

@@ -16,6 +16,8 @@ from steadygrad.vocabulary import SCRIPT_CLIP
 
 Call = Mapping[str, Any]
 MOST = 0.6
+SAME = 1e-5
+"""Relative distance of norms of the same gradients."""
 
 
 def calls(view: View) -> list[Call]:
@@ -70,6 +72,26 @@ def unfilled(call: Call) -> bool:
     return bool(call.get("after_step")) or figure(call, "backward_since_step", 1) == 0
 
 
+def used_up(view: View, clip_calls: list[Call]) -> set[int]:
+    """Ids of those on gradients that the step before has used, though others had a backward since.
+
+    Their norm is the one that this step has left, and the next step is given other gradients.
+    """
+    rows = {int(step): row for row, step in enumerate(view.step)}
+    old: set[int] = set()
+    for step, group in by_step(clip_calls).items():
+        row, before = rows.get(step, 0), rows.get(step - 1)
+        if before is None or math.isfinite(view.threshold[row]):
+            continue
+        left = float(view.norm[before] * view.coef[before])
+        for call in group:
+            if not math.isclose(figure(call, "norm"), left, rel_tol=SAME):
+                break
+            old.add(id(call))
+            left *= figure(call, "coef", 1.0)
+    return old
+
+
 def gradientless(call: Call) -> bool:
     """Whether the call was given no parameters at all: gradients, or a used-up generator."""
     return bool(call.get("on_gradients")) or call.get("passed") == 0
@@ -79,7 +101,9 @@ def before_first_backward(view: View, clip_calls: list[Call]) -> bool:
     """Whether a call stood before the very first backward: above it in the loop, not below."""
     first = min((int(call["step"]) for call in clip_calls), default=-1)
     return first == int(view.step[0]) and any(
-        unfilled(call) for call in clip_calls if int(call["step"]) == first
+        unfilled(call) or figure(call, "params", 1) == 0
+        for call in clip_calls
+        if int(call["step"]) == first
     )
 
 

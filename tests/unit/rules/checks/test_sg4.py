@@ -287,6 +287,16 @@ def test_before_backward(make):
     assert m.ids == ["SG404"]
 
 
+def test_gradients_of_the_step_before_where_another_optimizer_has_had_a_backward(make):
+    m = make()
+    m.call(0, params=0)
+    for step in range(1, m.steps):
+        for place in range(2):
+            m.call(step, norm=m.total[step - 1], backward_since_step=place + 1, repeated=place)
+    assert m.ids == ["SG404"]
+    assert "of these parameters" in m.findings[0].evidence[0]
+
+
 def test_after_the_step(make):
     m = make()
     calls(m, first=1, **STALE)
