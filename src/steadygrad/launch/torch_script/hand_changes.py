@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 import torch
 
+from steadygrad.kernels.native import Stamped
 from steadygrad.launch.contracts import RunContext
 from steadygrad.torch.clip_calls.arithmetic import HandChanges
 from steadygrad.torch.gradients.parameters import parameters_of
 
 
-class HandWatch:
+class HandWatch(Stamped):
     """Reads gradients after the first backward passes, and after all where a script clips by hand.
 
     Where several threads train nothing is read: another one may be adding to those gradients.

@@ -161,12 +161,11 @@ class HandChanges:
         before = None
         if reading is not None and reading[0] == list(map(id, params)):
             before = _opened(reading[1], after)
-        nothing = after, self._between.limit, UNTOUCHED
-        if before is None or not isinstance(after.total_norm, float):
-            return nothing
-        change = self._judged(self._between, before, after, params)
-        if change is None:
-            return nothing
+        change = None
+        if before is not None and isinstance(after.total_norm, float):
+            change = self._judged(self._between, before, after, params)
+        if before is None or change is None:
+            return after, self._between.limit, UNTOUCHED
         return before, change.limit, _applied(change, before, after)
 
     def inside(
@@ -183,12 +182,11 @@ class HandChanges:
             The limit of a clip in it, and what that left.
         """
         self._may_rest()
-        nothing = self._inside.limit, UNTOUCHED
-        if not isinstance(before.total_norm, float) or before.names != after.names:
-            return nothing
-        change = self._judged(self._inside, before, after, params)
+        change = None
+        if isinstance(before.total_norm, float) and before.names == after.names:
+            change = self._judged(self._inside, before, after, params)
         if change is None:
-            return nothing
+            return self._inside.limit, UNTOUCHED
         return change.limit, _applied(change, before, after)
 
     def _judged(
@@ -232,13 +230,14 @@ class _Kind:
         last, self._last = self._last, change
         if math.isnan(change.limit):
             return False
-        typed = math.isnan(change.factor) or _typed(change.limit, near) != change.limit
-        if not typed and math.isclose(change.factor, last.factor, rel_tol=near):
-            self.is_clip = False
+        ends_alike = math.isclose(change.limit, last.limit, rel_tol=near)
+        if math.isclose(change.factor, last.factor, rel_tol=near) and not ends_alike:
+            self.is_clip, self.limit = False, math.inf  # one of these norms was round by chance
         elif not self.is_clip:
-            ends_alike = math.isclose(change.limit, last.limit, rel_tol=near)
+            may_be = math.isnan(change.factor) or not _divides(change.factor)
+            is_typed = math.isnan(change.factor) or _typed(change.limit, near) != change.limit
             is_first = math.isnan(last.factor)
-            self.is_clip = typed or ends_alike or (is_first and not _divides(change.factor))
+            self.is_clip = ends_alike or (may_be and (is_typed or is_first))
         if self.is_clip and not math.isclose(change.limit, self.limit, rel_tol=near):
             self.limit = _typed(change.limit, near)
         return self.is_clip

@@ -133,6 +133,24 @@ def test_what_is_no_clip_is_recorded_as_the_step_got_it(
     assert set(steps.action) == {"none"}
 
 
+@pytest.mark.parametrize("factor", [1 / 1024, 0.37])
+def test_one_factor_at_every_step_is_no_clip_where_a_norm_is_round_by_chance(
+    factor: float, observe: Callable[..., Any]
+) -> None:
+    seen = observe()
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    for left in (0.5, 0.3217, 0.4123, 0.25, 0.7771):
+        optimizer.zero_grad()
+        (weight * (left / factor)).sum().backward()
+        assert weight.grad is not None
+        weight.grad.mul_(factor)
+        optimizer.step()
+    steps = seen.run().steps
+    assert set(steps.action[1:]) == {"none"}
+    assert np.isinf(steps.threshold[1:]).all()
+
+
 def test_a_limit_whose_clip_is_not_seen_is_named(observe: Callable[..., Any]) -> None:
     seen = observe()
     weight = nn.Parameter(torch.ones(3))
