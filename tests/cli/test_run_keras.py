@@ -269,6 +269,51 @@ for _ in range(5):
 """
 
 
+BY_HAND_ON_JAX = """
+import os
+os.environ["KERAS_BACKEND"] = "jax"
+import keras, jax, jax.numpy as jnp
+
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+x = keras.random.normal((64, 4))
+
+def loss(weights):
+    return jnp.mean((model.stateless_call(weights, [], x)[0] - 10 * x[:, :1]) ** 2)
+
+def root(grads): return jnp.sqrt(sum(jnp.sum(g**2) for g in grads))
+def whole(grads): return [g * jnp.minimum(1.0, 0.5 / root(grads)) for g in grads]
+def elements(grads): return [jnp.clip(g, -0.5, 0.5) for g in grads]
+for clip in whole, elements:
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(model.trainable_variables)
+
+    @jax.jit
+    def step(weights, state):
+        grads = jax.grad(loss)(weights)
+        return *optimizer.stateless_apply(state, clip(grads), weights), grads
+
+    weights, state = ([v.value for v in one.variables] for one in (model, optimizer))
+    for _ in range(3):
+        weights, state, grads = step(weights, state)
+        print(float(root(grads)), float(root(clip(grads))), float(root(weights)))
+"""
+
+
+def test_a_clip_by_hand_before_a_step_of_keras_on_jax_is_seen(bench: Workbench) -> None:
+    bench.write("train.py", BY_HAND_ON_JAX)
+    plain, observed = bench.both("train.py")
+    assert plain.returncode == 0, plain.stderr
+    assert observed.stdout == plain.stdout
+    run = steadygrad.open_run(bench.run_file())
+    said = np.array([line.split() for line in plain.stdout.splitlines()], float)
+    np.testing.assert_allclose(run.steps.norm, said[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(run.steps.coef, said[:, 1] / said[:, 0], rtol=1e-3)
+    assert run.steps.threshold.tolist() == [0.5] * 6
+    by_value = {(call["optimizer"], call["by_value"]) for call in run.info["clip_calls"]}
+    assert by_value == {(0, False), (1, True)}
+
+
 REFUSED = """
 import traceback
 

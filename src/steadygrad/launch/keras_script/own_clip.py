@@ -26,7 +26,7 @@ class OwnClip:
     """What an optimizer clips by.
 
     Attributes:
-        keyword: one of `SPECS`.
+        keyword: one of `SPECS`; another name where the script clips in front of the optimizer.
         value: the threshold.
         policy: what does the same.
     """
@@ -50,10 +50,10 @@ class OwnClip:
             tensors=tensors,
             passed=tensors,
             of_tensors=tensors,
-            by_value=self.keyword == "clipvalue",
-            per_tensor=self.keyword == "clipnorm",
+            by_value=self.policy.elementwise,
+            per_tensor=self.policy.name == "tensor-norm",
             depth=depth,
-            own=True,
+            own=self.keyword in SPECS,
             max_norm=self.value,
         )
 
@@ -78,3 +78,17 @@ def own_clip(optimizer: object) -> OwnClip | None:
         if value and value > 0:
             return OwnClip(keyword, float(value), parse(f"{spec}:{float(value)}"))
     return None
+
+
+KINDS = {"norm": "norm", "tensor": "tensor-norm", "value": "value"}
+"""What the script's own code clips by, to spec."""
+
+
+def by_hand(kind: str, limit: float) -> OwnClip:
+    """What the script's own code clips by.
+
+    Args:
+        kind: one of `KINDS`.
+        limit: the threshold.
+    """
+    return OwnClip("by hand", limit, parse(f"{KINDS[kind]}:{limit}"))

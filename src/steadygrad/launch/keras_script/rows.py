@@ -8,10 +8,10 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from steadygrad.keras.internals import index_of, iterations, name_scope
-from steadygrad.launch.keras_script.own_clip import OwnClip, own_clip
+from steadygrad.launch.keras_script.own_clip import OwnClip, by_hand, own_clip
 from steadygrad.launch.keras_script.side import Side
 from steadygrad.launch.track import DROPPED, STEPS, WAITS, Track, body_width
 from steadygrad.policies.choice import Choice
@@ -75,6 +75,13 @@ class ScaledStep:
         return self.scaler.dynamic_scale if self.scale is None else self.scale
 
 
+class ClipByHand(NamedTuple):
+    """A clip by the script's own code: the gradients before it, and what it does."""
+
+    before: Sequence[Array]
+    clip: OwnClip
+
+
 class StepRows:
     """Makes the rows of every optimizer's steps.
 
@@ -134,11 +141,14 @@ class StepRows:
             inputs: what it was given.
             variables: all of its own.
         """
-        clipped, place = self._script_clips(track, inputs)
+        by_hand = self._clip_by_hand(inputs)
+        clipped, place = self._script_clips(track, inputs, by_hand)
         by_torch = self._clips_by_torch(track, inputs)
         applied, kind = self._averaged(inputs, variables)
         if clipped is not None and kind is None:
             before = self._divided(clipped.before, clipped.scale)
+        elif by_hand is not None:
+            before = self._divided(by_hand.before, None)
         else:
             before = applied
         head = self._head(inputs, kind, applied[0], place, clipped)
@@ -148,7 +158,7 @@ class StepRows:
                 if by_torch is not None:
                     stats, outcome = by_torch
                     return self._body(track, stats, inputs.places, cast("list[Array]", outcome))
-                return self._body_of(track, inputs, before, applied, clipped)
+                return self._body_of(track, inputs, before, applied, clipped, by_hand)
 
         width = body_width(len(track.infos))
         rest = body() if kind is None else self._side.when(kind, body, width)
@@ -218,10 +228,29 @@ class StepRows:
             return gradients
         return [self._backend.quotient(gradient, scale) for gradient in gradients]
 
-    def _script_clips(self, track: Track, inputs: StepGiven) -> tuple[Clipped | None, int]:
+    def _clip_by_hand(self, inputs: StepGiven) -> ClipByHand | None:
+        """What the script's own code has clipped by in front of the optimizer, on JAX."""
+        optimizer = inputs.optimizer
+        summed = optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps
+        if self._ground.name != "jax" or self._scaled or summed or own_clip(optimizer):
+            return None
+        from steadygrad.launch.jax_script.by_hand import clipped_by_hand
+
+        hand = clipped_by_hand(inputs.gradients)
+        if hand is None or len(hand.clips) > 1 or not math.isfinite(hand.clips[0].limit):
+            return None
+        ((kind, places, limit, whole),) = hand.clips
+        if len(places) < len(inputs.gradients) or (kind == "norm" and not whole):
+            return None
+        return ClipByHand(hand.before, by_hand(kind, limit))
+
+    def _script_clips(
+        self, track: Track, inputs: StepGiven, by_hand: ClipByHand | None
+    ) -> tuple[Clipped | None, int]:
         """The script's own clip calls on these gradients, where they can be followed."""
         own = own_clip(inputs.optimizer)
         if self._ground.tensorflow is None:
+            own = own if by_hand is None else by_hand.clip
             places = [] if own is None else [own.placement(len(inputs.places), 0)]
             return None, track.placements.enter(places)
         clipped = None
@@ -258,9 +287,11 @@ class StepRows:
         before: Sequence[Array],
         applied: Sequence[Array],
         clipped: Clipped | None,
+        by_hand: ClipByHand | None,
     ) -> Array:
         """The figures of a step: before clipping, and what the script's and Keras' own left."""
         (before, summed), own = self._backend.reduced(before), own_clip(inputs.optimizer)
+        own = own if by_hand is None else by_hand.clip
         names = tuple(track.infos[i].name for i in inputs.places)
         leaves = [self._backend.leaf(gradient) for gradient in before]
         if clipped is None and own is not None:
