@@ -312,6 +312,10 @@ def test_a_clip_by_hand_before_a_step_of_keras_on_jax_is_seen(bench: Workbench) 
     assert run.steps.threshold.tolist() == [0.5] * 6
     by_value = {(call["optimizer"], call["by_value"]) for call in run.info["clip_calls"]}
     assert by_value == {(0, False), (1, True)}
+    done = bench.steadygrad("run", "-q", "--clip", "norm:0.3", "--out", "other.db", "train.py")
+    other = steadygrad.open_run(bench.run_file("other.db"))
+    assert other.steps.norm[0] == pytest.approx(said[0, 0], rel=1e-6), done.stderr
+    assert other.info["troubles"] == ["the script's own clip by hand was replaced by --clip"]
 
 
 REFUSED = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,9 +101,26 @@ class Takeover:
         tensorflow = self._observer.ground.tensorflow
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         hook = classes.hook_of(inner)
-        if tensorflow is None or hook is None or hook.watcher is None:
+        if hook is None or hook.watcher is None:
             return list(gradients)
+        if tensorflow is None:
+            is_jax = self._observer.ground.name == "jax"
+            return self._before_by_hand(gradients) if is_jax else list(gradients)
         return tensorflow.without_clips(gradients)
+
+    def _before_by_hand(self, gradients: Sequence[Array | None]) -> list[Array | None]:
+        """The gradients before the script's own code has clipped them, on JAX."""
+        from steadygrad.launch.jax_script.by_hand import clipped_by_hand
+
+        hand = clipped_by_hand([gradient for gradient in gradients if gradient is not None])
+        if hand is None:
+            return list(gradients)
+        if not all(math.isfinite(clip.limit) for clip in hand.clips):
+            self._session.mention("the script's own code still clips or scales, before --clip")
+            return list(gradients)
+        self._session.mention("the script's own clip by hand was replaced by --clip")
+        before = iter(hand.before)
+        return [None if g is None else next(before).astype(g.dtype) for g in gradients]
 
     def _take_over(self, optimizer: keras.Optimizer) -> bool:
         outer, inner = unwrap(optimizer)
