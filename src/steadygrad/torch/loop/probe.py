@@ -6,6 +6,7 @@ each look waits for it.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ PROBES = 2
 _DIVIDED = ("DivBackward", "MulBackward")
 _ALIKE = 0.999
 """Cosine over which two gradients are one but for a factor."""
+_NEAR = 1e-3
+"""How far two factors may be from each other, relatively, that are meant to be the same."""
 
 Samples = list[tuple[weakref.ref[torch.Tensor], torch.Tensor]]
 """Parameters, and elements of their gradients."""
@@ -57,6 +60,7 @@ class GradientProbe:
     _divided: bool = False
     _filled: bool = False
     _passed: bool = False
+    _factor: float = 1.0
 
     @property
     def looks(self) -> bool:
@@ -92,7 +96,8 @@ class GradientProbe:
             self.uncleared += not self._cleared and bool(self._samples)
             self.emptied += self._filled and not now
             self.passes.append(self._summed)
-            self.undivided += self._summed > 1 and not self._divided
+            divides = self._divides_by_hand(now)
+            self.undivided += self._summed > 1 and not self._divided and not divides
         self.steps += 1
         self._samples, self._cleared, self._filled = now, not now, False
         # what is never cleared is summed up all the same: count the passes of this step alone
@@ -116,6 +121,26 @@ class GradientProbe:
             return False
         others = all(ref() is not grad for ref, grad in zip(self._left, grads, strict=True))
         return others and not _alike(self._samples, now)
+
+    def _divides_by_hand(self, now: Samples) -> bool:
+        """Whether the script has divided the gradients, by the passes or as at the step before.
+
+        A clip's factor is another one at each step, and a loss scale is a power of two.
+        """
+        if not now or len(now) != len(self._samples) or not _alike(self._samples, now):
+            return False
+        before, after = (
+            math.hypot(*(float(sample.double().norm()) for _, sample in part))
+            for part in (self._samples, now)
+        )
+        last, self._factor = self._factor, after / before
+        if not 0.0 < self._factor < math.inf:
+            return False
+        if math.isclose(self._factor * self._summed, 1.0, rel_tol=_NEAR):
+            return True
+        doublings = math.log2(self._factor)
+        is_scale = math.isclose(doublings, round(doublings), abs_tol=_NEAR)
+        return not is_scale and math.isclose(self._factor, last, rel_tol=_NEAR)
 
     def _still_there(self) -> bool:
         if not self._samples:

@@ -122,18 +122,41 @@ def test_cleared_between_backward_and_step(parts: Any, way: str) -> None:
     assert watched.first()["held"] == 0
 
 
-@pytest.mark.parametrize("divided", [True, False])
-def test_accumulation_is_counted_and_is_not_held(parts: Any, divided: bool) -> None:
+@pytest.mark.parametrize("place", ["loss", "gradients", "nowhere"])
+@pytest.mark.parametrize("by", [4, 1000])
+def test_accumulation_is_counted_and_is_not_held(parts: Any, place: str, by: int) -> None:
     _, optimizer, loss = parts
     watched = Watched()
     for _ in range(STEPS):
         optimizer.zero_grad()
         for _ in range(4):
-            watched.backward(loss() / 4 if divided else loss())
+            watched.backward(loss() / by if place == "loss" else loss())
+        grads = [p.grad for p in optimizer.param_groups[0]["params"]]
+        torch._foreach_div_(grads, by if place == "gradients" else 1)
         watched.step(optimizer)
+    # that any number but that of the passes is the same one again is seen at the second step
+    judged = {"loss": 0, "gradients": 0, "nowhere": STEPS - 1}[place]
     assert watched.first()["passes"] == 4
-    assert watched.first()["undivided"] == (0 if divided else STEPS - 1)
+    assert watched.first()["undivided"] in (judged, judged + (by == 1000 and place == "gradients"))
     assert watched.first()["held"] == 0
+
+
+@pytest.mark.parametrize("change", ["clip", "scale", "break"])
+def test_what_is_no_division_of_gradients_is_none(parts: Any, change: str) -> None:
+    model, optimizer, loss = parts
+    watched = Watched()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(4):
+            watched.backward(loss())
+        if change == "clip":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01 / (step + 1))
+        elif change == "scale":
+            torch._foreach_div_([p.grad for p in model.parameters()], 1024.0)
+        elif step == STEPS - 1:
+            torch._foreach_mul_([p.grad for p in model.parameters()], float("inf"))
+        watched.step(optimizer)
+    assert watched.first()["undivided"] == STEPS - 1
 
 
 def test_a_gan_whose_generator_adds_to_the_critics_gradients() -> None:
