@@ -670,3 +670,64 @@ def test_graphs_in_sessions_are_observed_and_keep_their_own_clip(
     np.testing.assert_allclose(run.steps.coef, 1 / said[:, 0], rtol=1e-5)
     assert set(run.steps.threshold) == {1.0}
     assert [tensor.name for tensor in run.tensors] == ["weight", "bias"]
+
+
+ARITHMETIC = """
+import hashlib
+import tensorflow as tf
+import keras
+
+x, y = tf.random.stateless_normal((16, 4), (1, 2)), 3 * tf.ones((16, 1))
+
+def clipped(gradients):
+    norm = tf.sqrt(tf.add_n([tf.reduce_sum(each * each) for each in gradients]))
+    return [each * tf.minimum(1.0, 0.25 / (norm + 1e-6)) for each in gradients], norm
+
+def divided(gradients):
+    return [each / 8.0 for each in gradients], tf.linalg.global_norm(gradients) / 8.0
+
+def train(around, optimizer, change):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1),
+    ])
+    weights = model.trainable_variables
+    if not isinstance(optimizer, keras.Optimizer):
+        weights = [weight._value for weight in weights]
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        gradients, norm = change(tape.gradient(loss, weights))
+        optimizer.apply_gradients(zip(gradients, weights))
+        return norm
+
+    step = around(step)
+    for _ in range(4):
+        print(float(step()))
+    print(hashlib.sha256(b"".join(each.numpy().tobytes() for each in weights)).hexdigest())
+
+train(lambda step: step, keras.optimizers.Adam(0.01), clipped)
+train(tf.function, keras.optimizers.Adam(0.01), clipped)
+train(tf.function, tf.compat.v1.train.MomentumOptimizer(0.01, 0.9), clipped)
+train(tf.function, keras.optimizers.SGD(0.01), divided)
+"""
+
+
+def test_a_clip_by_arithmetic_in_tensorflow_is_seen(tensorflow_forked: Workbench) -> None:
+    tensorflow_forked.write("train.py", ARITHMETIC)
+    plain, observed = tensorflow_forked.both("train.py")
+    assert plain.returncode == 0, plain.stderr
+    assert (observed.stdout, observed.returncode) == (plain.stdout, 0), observed.stderr
+    run = steadygrad.open_run(tensorflow_forked.run_file())
+    assert "troubles" not in run.info
+    lines = np.array(plain.stdout.split()).reshape(4, 5)
+    for number, said in enumerate(lines[:, :4].astype(float)):
+        steps = run.steps[run.steps["optimizer"] == number]
+        np.testing.assert_allclose(steps["norm"], said, rtol=1e-5)
+        if number < 3:
+            assert set(steps["action"]) == {"clip"}
+            np.testing.assert_allclose(steps["threshold"], 0.25)
+            np.testing.assert_allclose(steps["coef"], 0.25 / said, rtol=1e-5)
+        else:
+            assert set(steps["action"]) == {"none"}

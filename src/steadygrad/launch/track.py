@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from steadygrad.launch.arithmetic_clips import STEP, ArithmeticClips
 from steadygrad.launch.placements import CallTime, PlacementTable
 from steadygrad.runlog.clip_calls import CallBook
 from steadygrad.runlog.records import StepRecord, TensorInfo
@@ -34,9 +35,9 @@ MOST_CALLS = 4
 """So many clip calls a step have figures."""
 MOST_HELD = 8
 """So many moves by hand may come with each step of an optimizer."""
-STEP = ("norm", "threshold", "coef", "cosine", "action")
-WAITS, STEPS, DROPPED = 0, 1, 2
-"""What a micro-batch is: one that is added up, the last of a window, one left out of it."""
+WAITS, STEPS, DROPPED, BEFORE = 0, 1, 2, 3
+"""What a micro-batch is: one that is added up, the last of a window, one left out of it. The last
+is none: it tells of the gradients that those of the next row were made of by arithmetic."""
 
 HEAD_WIDTH = len(BATCH) + MOST_CALLS * len(CALL)
 
@@ -147,6 +148,7 @@ class Track:
         ring: where rows wait; None where they are handed over at once.
         ids: the tensors' numbers in the run file; None before the first step.
         placements: the clip calls that rows refer to.
+        arithmetic: tells clips that are no calls.
     """
 
     def __init__(
@@ -164,6 +166,8 @@ class Track:
         self.ids: NDArray[np.int64] | None = None
         self._session, self._settle, self._book = session, settle, book
         self.placements = PlacementTable()
+        self.arithmetic = ArithmeticClips(infos)
+        self._was: NDArray[np.float64] | None = None
         self._rows: deque[NDArray[np.float64]] = deque()
         self._losses: list[float] = []
         self._calls: list[tuple[int, int, NDArray[np.float64]]] = []
@@ -182,8 +186,9 @@ class Track:
         return self.steps
 
     def push(self, row: ArrayLike) -> None:
-        """Take one step's row; called from whichever thread the backend has."""
-        self._rows.append(np.asarray(row, np.float64))
+        """Take a row, or several behind each other; from whichever thread the backend has."""
+        rows = np.asarray(row, np.float64)
+        self._rows.extend(rows.reshape(-1, HEAD_WIDTH + body_width(len(self.infos))))
         self.drain()
 
     def drain(self) -> None:
@@ -205,6 +210,9 @@ class Track:
         """Tell a step from a micro-batch, and keep or write it."""
         head = dict(zip(BATCH, row[: len(BATCH)].tolist(), strict=True))
         kind, place = int(head.pop("kind")), int(head.pop("place"))
+        if kind == BEFORE:
+            self._was = row[HEAD_WIDTH:]
+            return
         self._batches += 1
         if kind != DROPPED:
             self._losses.append(head["loss"])
@@ -220,6 +228,9 @@ class Track:
     def _write_step(self, head: dict[str, float], body: NDArray[np.float64]) -> None:
         writer = self.writer
         step, self.steps = self.steps, self.steps + 1
+        before, self._was = self._was, None
+        if before is not None:
+            body = self.arithmetic.judged(before, body)
         if writer is None:
             return
         if self.ids is None:

@@ -144,6 +144,7 @@ class StepRows:
         by_hand = self._clip_by_hand(inputs)
         clipped, place = self._script_clips(track, inputs, by_hand)
         by_torch = self._clips_by_torch(track, inputs)
+        taped = self._before_arithmetic(track, inputs, clipped)
         applied, kind = self._averaged(inputs, variables)
         if clipped is not None and kind is None:
             before = self._divided(clipped.before, clipped.scale)
@@ -163,7 +164,10 @@ class StepRows:
         width = body_width(len(track.infos))
         rest = body() if kind is None else self._side.when(kind, body, width)
         with self._backend.engine.scope():
-            self._side.emit(track, self._side.joined(head, rest))
+            row = self._side.joined(head, rest)
+            if self._ground.tensorflow is not None:
+                row = self._ground.tensorflow.with_before(track, row, taped, inputs.places)
+            self._side.emit(track, row)
 
     def tell(
         self,
@@ -266,6 +270,18 @@ class StepRows:
         depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
         places = [] if own is None else [own.placement(len(inputs.places), depth)]
         return clipped, self._ground.tensorflow.placements(track, inputs.gradients, clipped, places)
+
+    def _before_arithmetic(
+        self, track: Track, inputs: StepGiven, clipped: Clipped | None
+    ) -> list[Array] | None:
+        """On TensorFlow, what a step's gradients are made of by what is no clip call."""
+        if self._ground.tensorflow is None:
+            return None
+        taped = self._ground.tensorflow.before_arithmetic(track, inputs.variables, inputs.gradients)
+        optimizer = inputs.optimizer
+        summed = optimizer.loss_scale_factor or optimizer.gradient_accumulation_steps
+        hidden = clipped is not None or self._scaled or summed or own_clip(optimizer)
+        return None if hidden else taped
 
     def _clips_by_torch(
         self, track: Track, inputs: StepGiven

@@ -91,13 +91,7 @@ class UpdatesByHand:
 
     def differentiated(self, sources: object, gradients: object) -> None:
         """A tape has returned these gradients of these sources."""
-        pairs = [
-            (cast("Variable", variable), cast("Gradient", gradient))
-            for variable, gradient in zip(
-                map(raw_variable, _flat(sources)), _flat(gradients), strict=False
-            )
-            if isinstance(variable, tf.Variable) and gradient is not None
-        ]
+        pairs = gradients_of(sources, gradients)
         if not pairs:
             return
         variables = [variable for variable, _ in pairs]
@@ -131,6 +125,16 @@ class UpdatesByHand:
     def waits(self) -> bool:
         """Whether gradients wait to be applied."""
         return bool(self._waiting)
+
+
+def gradients_of(sources: object, gradients: object) -> list[tuple[Variable, Gradient]]:
+    """TensorFlow's variables among what was differentiated by, each with its gradient."""
+    pairs = zip(map(raw_variable, _flat(sources)), _flat(gradients), strict=False)
+    return [
+        (cast("Variable", variable), cast("Gradient", gradient))
+        for variable, gradient in pairs
+        if isinstance(variable, tf.Variable) and gradient is not None
+    ]
 
 
 def variables_in(sources: object) -> list[Variable]:

@@ -170,7 +170,7 @@ class TensorFlowClipLog:
                 self._remember(returned, ClippedTensor(call, original, passed))
 
     def _remember(self, returned: Gradient, row: ClippedTensor) -> None:
-        graph = _graph_of(returned)
+        graph = graph_of(returned)
         if graph is not None:  # kept by the graph, which lives as long as its tensors may be used
             links = getattr(graph, LINKS, None)
             if links is None:  # a graph has no __dict__
@@ -236,8 +236,8 @@ class TensorFlowClipLog:
         return chain[::-1]
 
     def _rows_behind(self, gradient: Gradient) -> Iterator[tuple[Gradient, ClippedTensor]]:
-        for tensor in _behind(gradient):
-            graph = _graph_of(tensor)
+        for tensor in behind(gradient):
+            graph = graph_of(tensor)
             links = self._links if graph is None else getattr(graph, LINKS, {})
             link = links.get(id(tensor))
             if link is not None and link[0]() is tensor:
@@ -279,6 +279,11 @@ class TensorFlowClipLog:
                 return True
         return False
 
+    def waits_for(self, gradients: Sequence[Gradient]) -> bool:
+        """Whether a call was given one of these, and no step what it returned."""
+        ids = set(map(id, gradients))
+        return any(passed.among(ids) and not passed.used for passed in self.waiting)
+
     def lost(self) -> list[str]:
         """Names of functions whose results reached no step, as far as can be seen."""
         lost = [p for p in self.waiting if not p.used and not p.placed]
@@ -317,13 +322,13 @@ def _as_one(placements: Sequence[Placement]) -> list[Placement]:
     return joined
 
 
-def _graph_of(gradient: Gradient) -> tf.Graph | None:
+def graph_of(gradient: Gradient) -> tf.Graph | None:
     """The graph that is being traced; None for what has a value."""
     tensor = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     return None if hasattr(tensor, "numpy") else getattr(tensor, "graph", None)
 
 
-def _behind(tensor: Gradient) -> Iterator[Gradient]:
+def behind(tensor: Gradient) -> Iterator[Gradient]:
     """A tensor, and those that it is a copy of in the graph."""
     yield tensor
     for _ in range(MOST_HOPS):
@@ -337,13 +342,13 @@ def _behind(tensor: Gradient) -> Iterator[Gradient]:
 
 
 def _behind_branches(tensor: Gradient) -> Iterator[Gradient]:
-    """As `_behind`, and out of the branch of a `tf.cond` that the tensor is in."""
+    """As `behind`, and out of the branch of a `tf.cond` that the tensor is in."""
     for _ in range(MOST_HOPS):
         last = tensor
-        for last in _behind(tensor):
+        for last in behind(tensor):
             yield last
         outside = [
-            outer for outer, inner in getattr(_graph_of(last), "captures", ()) if inner is last
+            outer for outer, inner in getattr(graph_of(last), "captures", ()) if inner is last
         ]
         if not outside:
             return

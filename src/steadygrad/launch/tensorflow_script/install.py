@@ -108,6 +108,14 @@ class TensorFlowPatches:
             lambda: self.observer().differentiated(sources, gradients),
         )
 
+    def computed(self, pairs: Sequence[Pair]) -> None:
+        """An optimizer has returned these gradients and their variables."""
+        gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
+        self._session.guarded(
+            "a clip by arithmetic is not seen",
+            lambda: self.observer().returned(variables, gradients),
+        )
+
     @property
     def waits(self) -> bool:
         """Whether gradients were asked for that nothing was moved by yet."""
@@ -240,7 +248,7 @@ def install(patches: TensorFlowPatches, tensorflow: ModuleType) -> None:
     tape = tensorflow.GradientTape
     replace(tape, "gradient", _watch_tape(tape.gradient, patches))
     first = tensorflow.compat.v1.train.Optimizer
-    replace(first, "compute_gradients", _watch_gradient(first.compute_gradients, patches))
+    replace(first, "compute_gradients", _watch_compute(first.compute_gradients, patches))
     patch_apply_gradients(first, patches)
     _patch_variables(patches)
 
@@ -357,6 +365,20 @@ def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:
         return result
 
     return gradient
+
+
+def _watch_compute(original: Function, patches: TensorFlowPatches) -> Function:
+    heard = _watch_gradient(original, patches)
+
+    @functools.wraps(original)
+    @invisible
+    def compute_gradients(self: object, *args: object, **kwargs: object) -> object:
+        with aside:
+            result = heard(self, *args, **kwargs)
+        patches.computed(cast("Sequence[Pair]", result))
+        return result
+
+    return compute_gradients
 
 
 def _watch_move(original: Function, patches: TensorFlowPatches) -> Function:

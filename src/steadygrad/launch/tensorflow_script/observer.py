@@ -34,7 +34,9 @@ from steadygrad.launch.tensorflow_script.differentiated import DifferentiatedLos
 from steadygrad.launch.tensorflow_script.outcome import Clipped, values
 from steadygrad.launch.tensorflow_script.side import TensorFlowSide, reached
 from steadygrad.launch.tensorflow_script.takeover import ReplacedCall, TensorFlowTakeover
+from steadygrad.launch.tensorflow_script.taped import TapedGradients
 from steadygrad.launch.track import (
+    BEFORE,
     HEAD_WIDTH,
     STEPS,
     TentativeTrack,
@@ -78,6 +80,7 @@ class TensorFlowObserver:
         self.tracks = Tracks(session)
         self.side = TensorFlowSide()
         self.losses = DifferentiatedLosses()
+        self._taped = TapedGradients()
         self.backwards = 0
         self._unscaled: tuple[list[tuple[Gradient, Gradient]], tf.Tensor | None] = ([], None)
         self._own: weakref.WeakKeyDictionary[object, Track] = weakref.WeakKeyDictionary()
@@ -122,6 +125,12 @@ class TensorFlowObserver:
         """A tape has returned these gradients of what was heard."""
         self.losses.heard_for(variables_in(sources))
         self.by_hand.differentiated(sources, gradients)
+        self.returned(sources, gradients)
+
+    def returned(self, sources: object, gradients: object) -> None:
+        """These gradients of these variables were computed."""
+        if self._takeover is None and self.replicas == 1:
+            self._taped.differentiated(sources, gradients)
 
     def unscaled(
         self, scaled: Sequence[object], unscaled: Sequence[object], scale: tf.Tensor
@@ -232,6 +241,51 @@ class TensorFlowObserver:
 
         self.log.stepped(AppliedGradients(refs, tell))
         return number
+
+    # -- clips by arithmetic -------------------------------------------------------------------
+
+    def before_arithmetic(
+        self, track: Track, variables: Sequence[object], gradients: Sequence[Gradient]
+    ) -> list[Gradient] | None:
+        """The gradients that a step's are made of by what is no clip call.
+
+        Args:
+            track: the optimizer's.
+            variables: TensorFlow's or Keras', which have a gradient.
+            gradients: what the step was given for them.
+
+        Returns:
+            One for each; None where there are none, or where they need not be looked at.
+        """
+        taken = self._taped.taken(variables, gradients)
+        if taken is None or self.log.waits_for(taken):
+            return None
+        return None if tf.executing_eagerly() and track.arithmetic.rests else taken
+
+    def with_before(
+        self, track: Track, row: tf.Tensor, before: Sequence[Gradient] | None, places: Sequence[int]
+    ) -> tf.Tensor:
+        """A step's row behind that of the gradients which its own are made of.
+
+        Args:
+            track: the optimizer's.
+            row: it.
+            before: as `before_arithmetic` returned them.
+            places: of their variables.
+
+        Returns:
+            Both behind each other; the row alone where there are no such gradients.
+        """
+        if before is None:
+            return row
+        names = tuple(track.infos[i].name for i in places)
+        stats = measure(self._engine, self._leaves(before, None), names, 2.0, full=True)
+        one, number = tf.ones_like(stats.total_norm), self.side.number
+        batch = [number(figure) for figure in (math.nan, math.nan, 1.0, BEFORE, -1)]
+        figures = [getattr(stats, name) for name in FIGURES]
+        outcome = [stats.total_norm, one * math.inf, one, one, one * NONE]
+        body = self.side.body(outcome, figures, places, len(track.infos))
+        return tf.concat([self.side.joined(self.side.head(batch, []), body), row], 0)
 
     # -- optimizers that are not Keras 3's -----------------------------------------------------
 
@@ -352,13 +406,21 @@ class TensorFlowObserver:
         track = self._track(optimizer, variables, kind)
         places, own = list(present), own_clip(inner_of(optimizer))
         there, scale, clipped = self._as_scaled(list(present.values()))
+        taped = self.before_arithmetic(track, [variables[i] for i in places], there)
+        by_hand = isinstance(track, TentativeTrack)
+        if (
+            clipped is not None
+            or own is not None
+            or by_hand
+            or inner_of(optimizer) is not optimizer
+        ):
+            taped = None
         depth = 0 if clipped is None else 1 + max(group.depth for group in clipped.groups)
         owns = [] if own is None else [own.placement(len(there), depth)]
         place = self.placements(track, there, clipped, owns)
         before = there if clipped is None else clipped.before
         names = [track.infos[i].name for i in places]
         stats, outcome = self._left(self._leaves(before, scale), clipped, own, names)
-        by_hand = isinstance(track, TentativeTrack)
         loss = self.losses.lend(variables) if by_hand else self.losses.take(variables)
         row = self._row(optimizer, track, loss, stats, places, clipped, place, outcome)
         if self.replicas > 1:
@@ -366,7 +428,7 @@ class TensorFlowObserver:
                 f"norms on record of {kind} are those of one replica's gradients, before they are "
                 "summed"
             )
-        handed_over = self.side.emit(track, row)
+        handed_over = self.side.emit(track, self.with_before(track, row, taped, places))
         if self._takeover is not None and unclipped:
             self._session.mention(f"--clip was not applied to {unclipped}")
         if track.ring is None and not tf.executing_eagerly():

@@ -73,7 +73,11 @@ class TensorFlowSide:
         return made_apart(lambda: TensorFlowRing(width))
 
     def emit(self, track: Track, row: tf.Tensor) -> tf.Operation | None:
-        """Hand a row over; returns what a session has to run for that, if anything."""
+        """Hand over a row, or several behind each other.
+
+        Returns:
+            What a session has to run for that, if anything.
+        """
         ring = track.ring
         if not isinstance(ring, TensorFlowRing):
             handed_over: tf.Operation = tf.numpy_function(track.push, [row], [])
@@ -109,11 +113,13 @@ class TensorFlowRing:
         self.reader: HiddenThread | None = None
 
     def put(self, row: tf.Tensor) -> None:
-        """Add a row; becomes part of the function that is being traced."""
-        place = tf.reshape(self._count % RING, [1])
-        written = self._rows.scatter_update(tf.IndexedSlices(row[None], place))
+        """Add a row, or several behind each other; becomes part of the code that is traced."""
+        rows = tf.reshape(row, [-1, self._rows.shape[1]])
+        many = int(rows.shape[0])
+        places = (self._count + tf.range(many, dtype=tf.int64)) % RING
+        written = self._rows.scatter_update(tf.IndexedSlices(rows, places))
         with tf.control_dependencies([written]):
-            self._count.assign_add(1)
+            self._count.assign_add(many)
 
     def read(self) -> list[NDArray[np.float64]]:
         """The rows since the last call, those that were overwritten left out."""
