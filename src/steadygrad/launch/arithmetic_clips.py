@@ -61,7 +61,9 @@ class ArithmeticClips:
         self._steps += 1
         was, now = self._stats(before), self._stats(after)
         change = change_of(was, now, self._near)
-        if change is not None and self._changes.accepts(change, self._near):
+        if change is None:
+            self._changes.left_alone(float(was.total_norm))
+        elif self._changes.accepts(change, self._near):
             left = left_by(change, was, now)
             body = before.copy()
             body[1 : len(STEP)] = self._changes.limit, left.coef, left.cosine, CLIP

@@ -32,10 +32,12 @@ class Change(NamedTuple):
     Attributes:
         limit: over which they, or their parts, were cut; NaN where that is not what was done.
         factor: what all were multiplied by; NaN where they were not treated alike.
+        parts: how many tensors were cut at the limit, where not all were treated alike.
     """
 
     limit: float = math.nan
     factor: float = math.nan
+    parts: int = 0
 
 
 def change_of(before: GradientStats, after: GradientStats, near: float = FINE) -> Change | None:
@@ -54,9 +56,9 @@ def change_of(before: GradientStats, after: GradientStats, near: float = FINE) -
         ...     ("a", "b"), np.array(norms), np.array(norms), np.zeros(2), np.zeros(2), (1, 1),
         ...     float(np.linalg.norm(norms)))
         >>> change_of(figures(3.0, 4.0), figures(0.6, 0.8))
-        Change(limit=1.0, factor=0.2)
+        Change(limit=1.0, factor=0.2, parts=0)
         >>> change_of(figures(3.0, 1.0), figures(2.0, 1.0))
-        Change(limit=2.0, factor=nan)
+        Change(limit=2.0, factor=nan, parts=1)
         >>> change_of(figures(3.0, 4.0), figures(3.0, 4.0)) is None
         True
     """
@@ -77,15 +79,32 @@ def change_of(before: GradientStats, after: GradientStats, near: float = FINE) -
     alike &= np.isclose(most_now, most_was * factor, rtol=near, atol=near * most_now.max())
     if alike.all():
         return Change(left if factor < 1 else math.nan, factor)
-    for figures, earlier in ((most_now, most_was), (now, was)):  # by value, or each tensor's norm
+    by_value, by_norm = (most_now, most_was), (now, was)
+    for figures, earlier in (by_value, by_norm) if _is_bound(before, after, near) else (by_norm,):
         limit = float(figures[moved].max())
         cut = np.isclose(figures[moved], limit, rtol=near, atol=0) & (earlier[moved] >= limit)
         if figures is now:  # all of a tensor is scaled
             scaled = most_was[moved] * now[moved] / np.where(was[moved] > 0, was[moved], 1.0)
             cut &= np.isclose(most_now[moved], scaled, rtol=near, atol=0)
         if cut.all() and (figures <= limit * (1 + near)).all():
-            return Change(limit)
+            return Change(limit, parts=len(cut))
     return Change()
+
+
+def _is_bound(before: GradientStats, after: GradientStats, near: float) -> bool:
+    """Whether a bound on elements leaves such figures.
+
+    It lets small elements be: signs alone end at one value all, and the elements of a tensor that
+    is divided by its largest one shrink alike.
+    """
+    was, now = np.asarray(before.norms), np.asarray(after.norms)
+    most_was, most_now = np.asarray(before.max_abs), np.asarray(after.max_abs)
+    sizes = np.asarray(after.sizes)
+    with np.errstate(all="ignore"):
+        all_at_it = now >= most_now * np.sqrt(sizes) * (1 - near)
+        alike = np.isclose(now / was, most_now / most_was, rtol=near, atol=0)
+    moved = (now < was) & (sizes > 1)
+    return not moved.any() or not (all_at_it | alike)[moved].all()
 
 
 class Left(NamedTuple):
@@ -129,50 +148,72 @@ class ChangesOfOnePlace:
     """What gradients were changed by between the same two places of a script, so far.
 
     Attributes:
-        is_clip: they are clipped there.
-        limit: by which; inf where they are not.
+        is_clip: the last one was a clip.
+        limit: its limit; inf before any.
+        only_divides: all gradients were divided by a whole number, or by one number so far.
     """
 
     def __init__(self) -> None:
         self.is_clip = False
         self.limit = math.inf
+        self.only_divides = True
         self._last = Change()
+        self._changes = self._alike = 0
+        self._varies = False
+        self._left = math.inf
+
+    def left_alone(self, norm: float) -> None:
+        """Gradients of this norm were not changed."""
+        self._left = norm
 
     def accepts(self, change: Change, near: float) -> bool:
         """Take note of a change; whether it is a clip.
 
-        One factor for all may be a mean over micro-batches: that is one over a whole number, and
-        the same at every step. A clip leaves the same norm at every step.
+        One factor for all may be a mean over samples, or a rate. A clip leaves the same norm at
+        every step, or cuts several tensors to one figure. One whose limit varies lets steps
+        between those that it cuts pass, and the norms of these are below the limit.
         """
         last, self._last = self._last, change
-        if math.isnan(change.limit):
-            return False
+        left, self._left = self._left, math.inf
+        self._changes += 1
+        is_one = math.isclose(change.factor, last.factor, rel_tol=near)
+        divides = not math.isnan(change.factor) and _divides(change.factor)
+        self.only_divides = divides or is_one or (self._changes == 1 and change.factor > 0)
         ends_alike = math.isclose(change.limit, last.limit, rel_tol=near)
-        if math.isclose(change.factor, last.factor, rel_tol=near) and not ends_alike:
-            self.is_clip, self.limit = False, math.inf  # one of these norms was round by chance
-        elif not self.is_clip:
-            may_be = math.isnan(change.factor) or not _divides(change.factor)
-            is_typed = math.isnan(change.factor) or _typed(change.limit, near) != change.limit
-            is_first = math.isnan(last.factor)
-            self.is_clip = ends_alike or (may_be and (is_typed or is_first))
-        if self.is_clip and not math.isclose(change.limit, self.limit, rel_tol=near):
-            self.limit = _typed(change.limit, near)
+        if math.isnan(change.limit) or (is_one and not ends_alike):
+            self._alike, self._varies = 0, False  # one of these norms was round by chance
+            self.is_clip, self.limit = False, math.inf
+            return False
+        limits = sorted((change.limit, last.limit))
+        if change.factor < 1 and left <= limits[1] < 1.5 * limits[0]:
+            self._varies = True
+        was_clear = self._alike > 1
+        self._alike = self._alike + 1 if ends_alike else 0
+        sure = near / 10 if near < COARSE else COARSE  # a norm may be round by chance
+        is_typed = _typed(change.limit, sure) is not None and not divides
+        self.is_clip = (
+            ends_alike
+            or was_clear  # the limit is another one from here on: the next step tells
+            or change.parts > 1
+            or self._varies
+            or (self._changes == 1 and is_typed)
+        )
+        if not self.is_clip:
+            self.limit = math.inf
+        elif not math.isclose(change.limit, self.limit, rel_tol=near):
+            self.limit = _typed(change.limit, near) or change.limit
         return self.is_clip
 
-    def only_divides(self, change: Change) -> bool:
-        """Whether all were multiplied by one factor, which no clip need be."""
-        return not math.isnan(change.factor)
 
-
-def _typed(limit: float, near: float) -> float:
-    """The number of two digits that a person has typed for a limit; itself where none is near.
+def _typed(limit: float, near: float) -> float | None:
+    """The number of two digits that a person has typed for a limit; None where none is near.
 
     Example:
         >>> _typed(0.99999, 1e-4), _typed(0.2500001, 1e-4), _typed(1.234, 1e-4)
-        (1.0, 0.25, 1.234)
+        (1.0, 0.25, None)
     """
     short = float(f"{limit:.1e}")
-    return short if near < COARSE and math.isclose(limit, short, rel_tol=near) else limit
+    return short if near < COARSE and math.isclose(limit, short, rel_tol=near) else None
 
 
 def _divides(factor: float) -> bool:

@@ -143,14 +143,16 @@ class HandChanges:
         coarse = any(p.grad is not None and p.grad.element_size() < 4 for p in params)
         change = change_of(before, after, COARSE if coarse else FINE)
         if change is None:
+            kind.left_alone(float(before.total_norm))
             return None
         if kind.accepts(change, COARSE if coarse else FINE):
             self._may_rest()
             return change._replace(limit=kind.limit)
-        if kind is self._between and after.total_norm and not kind.only_divides(change):
+        if kind is self._between and after.total_norm and not kind.only_divides:
             self._tell(
                 f"the script changes the gradients of its {self._name} by itself between "
-                "backward() and step(), and not as a clip does: norms on record are those after. "
+                "backward() and step(), in a way that is not followed: norms on record are those "
+                "after it. "
                 "Where that is meant to clip, type torch.nn.utils.clip_grad_norm_ in its place"
             )
         return None
