@@ -318,6 +318,8 @@ def clipping(by):
 def whole(g): return jax.tree.map(lambda v: v * jnp.minimum(1, 0.5 / optax.global_norm(g)), g)
 def apiece(g): return jax.tree.map(lambda v: v * jnp.minimum(1, 0.1 / jnp.linalg.norm(v)), g)
 train("by hand", *clipping(whole))
+tx = optax.chain(optax.stateless(lambda g, params: whole(g)), optax.sgd(1e-2))
+train("by hand in a function", tx, jax.jit(stepper(tx)))
 def elements(g): return {name: jnp.clip(v, -0.01, 0.01) for name, v in g.items()}
 train("by hand in elements", *clipping(elements))
 train("by hand apiece", *clipping(apiece))

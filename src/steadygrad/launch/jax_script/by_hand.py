@@ -202,7 +202,7 @@ def _behind(flow: _Code, leaf: jax.Array, is_gradient: Callable[[object], bool])
     norms = _norms_in(flow, handed)
     for norm in norms:
         base, is_alone = _base_in(flow, handed, norm)
-        if base is not None and (is_alone or is_gradient(flow.outside(base))):
+        if base is not None and (is_alone or (len(norms) == 1 and is_gradient(flow.outside(base)))):
             limit = _norm_limit(flow, handed, base, norm)
             alone = _shape(handed) == () and len(norm.of) == 1  # which of two numbers is it?
             is_clip = limit < math.inf or (math.isnan(limit) and not alone)

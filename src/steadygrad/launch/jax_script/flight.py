@@ -58,6 +58,9 @@ BY_HAND = "by hand"
 PREPARES = ("zero_nans", "centralize", "add_noise", "ema")
 """Those that change gradients before a clip; the first leaves finite ones as they are."""
 
+AROUND_A_FUNCTION = ("stateless", "stateless_with_tree_map")
+"""Those that are nothing but a function of the script's."""
+
 SAM = "sam"
 """optax's, which steps on gradients at another point than that of the weights."""
 

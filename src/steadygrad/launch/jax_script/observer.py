@@ -27,6 +27,7 @@ from steadygrad.jax.engine import floating_leaves
 from steadygrad.launch.jax_script.acting import HostMemory, clip_by, clips_here
 from steadygrad.launch.jax_script.flight import (
     ALONE,
+    AROUND_A_FUNCTION,
     BY_HAND,
     LIMITS,
     PREPARES,
@@ -626,6 +627,10 @@ def _note(
         )
     elif made.maker == SAM:
         flight.moved(result[1])
-    elif flight.hands_gradients(before) and is_of_script(original):
-        flight.clipped_inside(original, made.maker, before, floating(result[0]))
+    elif flight.hands_gradients(before):
+        of_script = original
+        if made.maker in AROUND_A_FUNCTION:
+            of_script = cast("Update", made.values.get("f", original))
+        if is_of_script(of_script):
+            flight.clipped_inside(of_script, made.maker, before, floating(result[0]))
     flight.ends(before, floating(result[0]))

@@ -146,6 +146,14 @@ def test_what_comes_behind_a_clip_hides_it_where_gradients_are_not_known() -> No
     assert before_and_after(decayed)[0] is None
 
 
+def test_of_several_norms_it_is_not_known_which_is_the_step_s() -> None:
+    def of_micro_batches(g: Any) -> Any:  # each clipped by itself, and their mean
+        other = scaled(each(lambda leaf: jnp.cumsum(leaf.ravel()).reshape(leaf.shape), g))
+        return each(lambda one, two: (one + two) / 2, scaled(g), other)
+
+    assert before_and_after(of_micro_batches, known=True)[0] is None
+
+
 def test_other_work_on_gradients_is_no_clip() -> None:
     def dropped(g: Any) -> Any:
         finite = jnp.isfinite(optax.global_norm(g))
