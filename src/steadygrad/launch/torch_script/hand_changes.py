@@ -13,6 +13,9 @@ from steadygrad.launch.contracts import RunContext
 from steadygrad.torch.clip_calls.arithmetic import HandChanges
 from steadygrad.torch.gradients.parameters import parameters_of
 
+MOST_TOLD = 64
+"""Optimizers of which the last words tell what was not followed."""
+
 
 class HandWatch(Stamped):
     """Reads gradients after the first backward passes, and after all where a script clips by hand.
@@ -31,6 +34,7 @@ class HandWatch(Stamped):
         self._context = context
         self._of: weakref.WeakKeyDictionary[torch.optim.Optimizer, HandChanges]
         self._of = weakref.WeakKeyDictionary()
+        self._all: list[HandChanges] = []
         # under --clip the script's clips are ours to replace, or stay beside
         self.rests = self._ended = context.plan.clip is not None
         self.has_rested = False
@@ -40,8 +44,10 @@ class HandWatch(Stamped):
         """What looks at one optimizer's gradients."""
         changes = self._of.get(optimizer)
         if changes is None:
-            changes = HandChanges(self._context.mention, type(optimizer).__name__)
+            changes = HandChanges(type(optimizer).__name__)
             self._of[optimizer] = changes
+            if len(self._all) < MOST_TOLD:  # a script may make an optimizer at every step
+                self._all.append(changes)
         self.rests = self._ended
         return changes
 
@@ -77,6 +83,12 @@ class HandWatch(Stamped):
             changes.after_backward(parameters_of(optimizer))
         self.rests = not any(changes.looks for _, changes in looking)
         self.has_rested = self.has_rested or self.rests
+
+    def finish(self) -> None:
+        """The script is over: say what was not followed."""
+        for sentence in dict.fromkeys(changes.sentence() for changes in self._all):
+            if sentence:
+                self._context.mention(sentence)
 
     def forget(self) -> None:
         """Gradients come from elsewhere now than from the last backward."""

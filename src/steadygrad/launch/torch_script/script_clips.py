@@ -165,6 +165,7 @@ class ScriptClips:
         """
         for call in self._log.waiting if step else ():
             self._write([call], step, 0, owner_of(call.ids))
+        self._by_hand.finish()
         for name, changes in self._limits.items():
             if step and not changes.has_clipped and not self.summary():
                 self._context.mention(

@@ -8,7 +8,7 @@ division by the number of micro-batches, from noise and from weight decay.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -33,7 +33,6 @@ class HandChanges:
     """Whether a script changes the gradients of one optimizer by arithmetic, and how.
 
     Args:
-        tell: given a sentence, where they are changed otherwise than by a clip.
         name: of the optimizer's class.
 
     Attributes:
@@ -42,10 +41,10 @@ class HandChanges:
         looks_inside: they are to be compared after the optimizer's own step.
     """
 
-    def __init__(self, tell: Callable[[str], None], name: str) -> None:
-        self._tell, self._name = tell, name
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._reading: tuple[list[int], bytearray] | None = None
-        self._steps = self._read = 0
+        self._steps = self._read = self._not_followed = 0
         self._between, self._inside = ChangesOfOnePlace(), ChangesOfOnePlace()
         self.looks = self.looks_inside = True
         self.thread = 0
@@ -149,13 +148,23 @@ class HandChanges:
             self._may_rest()
             return change._replace(limit=kind.limit)
         if kind is self._between and after.total_norm and not kind.only_divides:
-            self._tell(
-                f"the script changes the gradients of its {self._name} by itself between "
-                "backward() and step(), in a way that is not followed: norms on record are those "
-                "after it. "
-                "Where that is meant to clip, type torch.nn.utils.clip_grad_norm_ in its place"
-            )
+            self._not_followed = self._steps
         return None
+
+    def sentence(self) -> str:
+        """What to say of gradients that were changed otherwise than by a clip; empty for none."""
+        if not self._not_followed:
+            return ""
+        changes = f"the gradients of its {self._name} by itself between backward() and step()"
+        if self._between.is_clip:
+            first = f"of its first {self._not_followed} steps" if self._not_followed > 1 else ""
+            first = first or "of its first step"
+            return f"the script clips {changes}: norms on record {first} are those after that"
+        return (
+            f"the script changes {changes}, in a way that is not followed: norms on record are "
+            "those after it. Where that is meant to clip, type torch.nn.utils.clip_grad_norm_ in "
+            "its place"
+        )
 
 
 def _opened(sealed: bytearray, like: GradientStats) -> GradientStats:

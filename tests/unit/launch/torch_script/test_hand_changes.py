@@ -184,6 +184,26 @@ def test_one_factor_at_every_step_is_no_clip_where_a_norm_is_round_by_chance(
     assert np.isinf(steps.threshold[1:]).all()
 
 
+def test_of_a_clip_that_is_known_late_the_steps_before_are_told(
+    observe: Callable[..., Any],
+) -> None:
+    seen = observe()
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    sizes = [8.0, 6.0, 7.0, 0.2, 9.0, 5.0, 0.3, 4.0]
+    for step, size in enumerate(sizes):
+        optimizer.zero_grad()
+        (weight * torch.tensor([1.0, 2.0, 2.0]) * size / 3).sum().backward()
+        assert weight.grad is not None
+        weight.grad.mul_(_factor([weight.grad], 1.1 + 0.0137 * step))
+        optimizer.step()
+    seen.session._conclude()
+    (told,) = seen.session.troubles
+    assert "norms on record of its first 3 steps are those after that" in told
+    seen.session.troubles.clear()
+    np.testing.assert_allclose(seen.run().steps.norm[3:], sizes[3:], rtol=1e-6)
+
+
 def test_a_limit_whose_clip_is_not_seen_is_named(observe: Callable[..., Any]) -> None:
     seen = observe()
     weight = nn.Parameter(torch.ones(3))
