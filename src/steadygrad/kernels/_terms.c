@@ -56,8 +56,12 @@ static PyObject *uncounted_of(PyObject *triples)
 int sg_still_same(quiet *q, PyObject *triples)
 {
     unsigned long long now = sg_changes();
-    if (q->uncounted && q->as_of == now)
-        return sg_all_same(q->uncounted);
+    if (q->uncounted && q->as_of == now) {
+        PyObject *uncounted = Py_NewRef(q->uncounted); /* what Python does may let go of this */
+        int same = sg_all_same(uncounted);
+        Py_DECREF(uncounted);
+        return same;
+    }
     if (!q->uncounted && !(q->uncounted = uncounted_of(triples)))
         return RAISED;
     int same = sg_all_same(triples);
