@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +38,7 @@ class ArithmeticClips:
 
     def __init__(self, infos: Sequence[TensorInfo]) -> None:
         self._names = tuple(info.name for info in infos)
+        self._sizes = tuple(math.prod(info.shape) for info in infos)
         coarse = any(info.dtype in _OF_TWO_BYTES for info in infos)
         self._near = COARSE if coarse else FINE
         self._changes = ChangesOfOnePlace()
@@ -76,8 +79,8 @@ class ArithmeticClips:
     def _stats(self, body: NDArray[np.float64]) -> GradientStats:
         figures = body[len(STEP) :].reshape(len(FIGURES), len(self._names))
         there = ~np.isnan(figures[FIGURES.index("zeros")])
-        names = tuple(name for name, is_there in zip(self._names, there, strict=True) if is_there)
+        names = tuple(itertools.compress(self._names, there))
         norm = float(body[STEP.index("norm")])
         norms, max_abs, nonfinite, zeros = figures[:, there]
-        sizes = (0,) * len(names)  # they are the same, and nobody asks
+        sizes = tuple(itertools.compress(self._sizes, there))
         return GradientStats(names, norms, max_abs, nonfinite, zeros, sizes, scalar(norm))

@@ -104,7 +104,8 @@ def _is_bound(before: GradientStats, after: GradientStats, near: float) -> bool:
         all_at_it = now >= most_now * np.sqrt(sizes) * (1 - near)
         alike = np.isclose(now / was, most_now / most_was, rtol=near, atol=0)
     moved = (now < was) & (sizes > 1)
-    return not moved.any() or not (all_at_it | alike)[moved].all()
+    never_grew = bool((now <= was * (1 + near)).all())
+    return never_grew and not (moved.any() and (all_at_it | alike)[moved].all())
 
 
 class Left(NamedTuple):
