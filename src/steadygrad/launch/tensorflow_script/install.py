@@ -101,15 +101,19 @@ class TensorFlowPatches:
             lambda: self.observer().unscaled(scaled, unscaled, scaler.loss_scale),
         )
 
-    def differentiated(self, sources: object, gradients: object) -> None:
-        """A tape has returned these gradients."""
+    def differentiated(
+        self, args: Sequence[object], kwargs: Mapping[str, object], gradients: object
+    ) -> None:
+        """A tape that was called with these arguments has returned these gradients."""
+        sources = args[1] if len(args) > 1 else kwargs["sources"]
         self._session.guarded(
             "a loop's gradients are not seen",
             lambda: self.observer().differentiated(sources, gradients),
         )
 
-    def computed(self, pairs: Sequence[Pair]) -> None:
-        """An optimizer has returned these gradients and their variables."""
+    def computed(self, args: object, kwargs: object, result: object) -> None:
+        """An optimizer has returned gradients and their variables."""
+        pairs = cast("Sequence[Pair]", result)
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         self._session.guarded(
             "a clip by arithmetic is not seen",
@@ -246,9 +250,10 @@ def install(patches: TensorFlowPatches, tensorflow: ModuleType) -> None:
         original = getattr(tensorflow, name)
         _replace_everywhere(name, original, _watch_clip(name, original, patches))
     tape = tensorflow.GradientTape
-    replace(tape, "gradient", _watch_tape(tape.gradient, patches))
+    replace(tape, "gradient", _watch_result(tape.gradient, patches, patches.differentiated))
     first = tensorflow.compat.v1.train.Optimizer
-    replace(first, "compute_gradients", _watch_compute(first.compute_gradients, patches))
+    computes = _watch_result(first.compute_gradients, patches, patches.computed)
+    replace(first, "compute_gradients", computes)
     patch_apply_gradients(first, patches)
     _patch_variables(patches)
 
@@ -353,32 +358,23 @@ def _watch_unscaling(original: Function, patches: TensorFlowPatches) -> Function
     return get_unscaled_gradients
 
 
-def _watch_tape(original: Function, patches: TensorFlowPatches) -> Function:
+def _watch_result(
+    original: Function,
+    patches: TensorFlowPatches,
+    tell: Callable[[Sequence[object], Mapping[str, object], object], None],
+) -> Function:
+    """A method that differentiates, whose arguments and result are told."""
     heard = _watch_gradient(original, patches)
 
     @functools.wraps(original)
     @invisible
-    def gradient(self: object, *args: object, **kwargs: object) -> object:
+    def watched(self: object, *args: object, **kwargs: object) -> object:
         with aside:
             result = heard(self, *args, **kwargs)
-        patches.differentiated(args[1] if len(args) > 1 else kwargs["sources"], result)
+        tell(args, kwargs, result)
         return result
 
-    return gradient
-
-
-def _watch_compute(original: Function, patches: TensorFlowPatches) -> Function:
-    heard = _watch_gradient(original, patches)
-
-    @functools.wraps(original)
-    @invisible
-    def compute_gradients(self: object, *args: object, **kwargs: object) -> object:
-        with aside:
-            result = heard(self, *args, **kwargs)
-        patches.computed(cast("Sequence[Pair]", result))
-        return result
-
-    return compute_gradients
+    return watched
 
 
 def _watch_move(original: Function, patches: TensorFlowPatches) -> Function:
