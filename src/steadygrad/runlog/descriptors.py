@@ -33,8 +33,8 @@ class OwnDescriptors:
 
     def note(self) -> None:
         """They are open now."""
-        wanted = set(map(_named, self._paths)) - {None}
-        opened = ((number, _of(number)) for number in _open_now() - self._before)
+        wanted = set(map(_file_of, self._paths)) - {None}
+        opened = ((number, _file_of(number)) for number in _open_now() - self._before)
         self._own = {number: file for number, file in opened if file and file in wanted}
         if self._own:
             _IN_USE.add(self)
@@ -46,7 +46,7 @@ class OwnDescriptors:
 
     def taken(self) -> bool:
         """Whether one of them is closed, or another file's."""
-        return any(_of(number) != file for number, file in self._own.items())
+        return any(_file_of(number) != file for number, file in self._own.items())
 
     def forget(self) -> None:
         """They are closed."""
@@ -57,20 +57,13 @@ def _open_now() -> set[int]:
     folder = next(filter(os.path.isdir, _FOLDERS), None)
     listed = [] if folder is None else os.listdir(folder)
     # the descriptor by which the folder was read is among them
-    return {int(each) for each in listed if each.isdigit() and _of(int(each)) is not None}
+    return {int(each) for each in listed if each.isdigit() and _file_of(int(each)) is not None}
 
 
-def _of(number: int) -> tuple[int, int] | None:
+def _file_of(place: int | Path) -> tuple[int, int] | None:
+    """Device and number of the file at a descriptor or path; None where there is none."""
     try:
-        status = os.fstat(number)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _named(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
+        status = os.stat(place)
     except OSError:
         return None
     return status.st_dev, status.st_ino
